@@ -1,0 +1,67 @@
+# Every target does its own set-up in .venv: Python 3.11+, make and a network are all that is needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The embedded Redis of `make run` keeps its data here.
+export OSSA_REGISTRY_DATA_DIR ?= .data
+PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint format type proto proto-check bench clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the project (editable) and the tools
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ossa-registry needs Python 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once)..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@touch $@
+
+run: $(STAMP) ## Serve gRPC on :50051 and HTTP on :3002 with an embedded Redis
+	@exec $(BIN)/ossa-registry serve
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint type proto-check test ## All that CI runs
+
+lint: $(STAMP) ## Lint and check the format of Python and protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code --path protos/ossa
+
+format: $(STAMP) ## Format Python and protos, apply safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format --write --path protos/ossa
+
+type: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+define protoc
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	  --python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	  --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) protos/ossa/registry/v1/registry_service.proto
+endef
+
+proto: $(STAMP) ## Generate generated/ from protos/
+	$(call protoc,generated)
+
+proto-check: $(STAMP) ## Fail if generated/ is not what protos/ give
+	@rm -rf build/proto && mkdir -p build/proto
+	$(call protoc,build/proto)
+	diff --recursive --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ build/proto generated
+
+bench: $(STAMP) ## Run the benchmarks
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the targets made, except .data
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Import root of the generated protobuf packages."""
