@@ -1,0 +1,184 @@
+"""The composition root: builds the parts, starts them, drains them. Nothing else constructs parts."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+import structlog
+
+from registry_server import __version__
+from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
+from registry_server.clock import system_clock
+from registry_server.config import EMBEDDED, Settings
+from registry_server.errors import ConfigurationError
+from registry_server.gateway import HttpServer
+from registry_server.health import LeaseSweeper
+from registry_server.registry import ServiceRegistry
+from registry_server.rpc import RpcServer
+from registry_server.store import RedisStore
+from registry_server.store.embedded import EmbeddedRedis
+from registry_server.telemetry.logs import configure_logging
+
+log = structlog.get_logger(__name__)
+
+
+class Parts(NamedTuple):
+    """What runs in one process."""
+
+    registry: ServiceRegistry
+    hub: WatchHub
+    follower: Follower
+    loaded: asyncio.Event
+    """Set once the catalog holds the state of the store."""
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: It cannot be served as it is configured.
+    """
+    configure_logging(settings.log)
+    if sys.implementation.name == "cpython":
+        import uvloop  # noqa: PLC0415 - only there on CPython
+
+        uvloop.run(serve(settings))
+    else:
+        asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; see ``run``."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_stop() -> None:
+        stop.set()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):  # the second one ends the process at once
+            loop.remove_signal_handler(signal_number)
+
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, begin_stop)
+    failure: BaseException | None = None
+    try:
+        async with open_parts(settings) as parts:
+            await _serve(settings, parts, stop)
+    except* ConfigurationError as group:  # from any of the tasks
+        failure = _first(group)
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Builds and starts everything below the transports; ends it on leaving.
+
+    Raises:
+        ConfigurationError: It cannot be run as it is configured.
+    """
+    async with AsyncExitStack() as stack:
+        url = settings.redis.url.get_secret_value()
+        if url == EMBEDDED:
+            embedded = await stack.enter_async_context(EmbeddedRedis(settings.data_dir))
+            url = embedded.url
+            log.info("embedded Redis started", version=embedded.version, data_dir=str(settings.data_dir))
+        else:
+            log.info("using Redis", url=settings.redis.safe_url)
+        store = RedisStore(
+            url,
+            key_prefix=settings.redis.key_prefix,
+            timeout=settings.redis.timeout_ms / 1000,
+            events_max_length=settings.redis.events_max_length,
+            sweep_interval=settings.lease.sweep_interval_ms / 1000,
+        )
+        stack.push_async_callback(store.close)
+        replica = Replica(settings.redis.events_max_length)
+        discovery = Discovery(replica)
+        hub = WatchHub(
+            replica,
+            discovery,
+            buffer_events=settings.watch.buffer_events,
+            buffer_bytes=settings.watch.buffer_bytes,
+        )
+        loaded = asyncio.Event()
+
+        def on_connection(*, connected: bool) -> None:
+            discovery.set_stale(stale=not connected)
+            if connected:
+                loaded.set()
+
+        follower = Follower(
+            store,
+            replica,
+            clock=system_clock,
+            on_connection=on_connection,
+            on_start_over=hub.start_over,
+            fits_one_message=fits_one_message,
+        )
+        registry = ServiceRegistry(
+            store=store,
+            replica=replica,
+            discovery=discovery,
+            hub=hub,
+            follower=follower,
+            clock=system_clock,
+            default_ttl=settings.service_ttl_seconds,
+        )
+        sweeper = LeaseSweeper(
+            store, interval=settings.lease.sweep_interval_ms / 1000, restore=registry.restore_documents
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(follower.run(), name="follower"),
+                group.create_task(_after(loaded, sweeper.run), name="lease-sweeper"),
+            ]
+            try:
+                yield Parts(registry, hub, follower, loaded)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+
+async def _serve(settings: Settings, parts: Parts, stop: asyncio.Event) -> None:
+    rpc = RpcServer(parts.registry, settings.grpc)
+    http = HttpServer(parts.registry, settings.http)
+    log.info("gRPC listens", address=await rpc.start(), reflection=settings.grpc.reflection)
+    try:
+        log.info("HTTP listens", health=f"http://{await http.start()}/health")
+        if await _either(parts.loaded, stop):
+            await rpc.set_serving(serving=True)
+            log.info("ossa-registry serves", version=__version__)
+        await stop.wait()
+        log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
+    finally:
+        http.begin_drain()
+        parts.hub.drain()
+        await rpc.drain(settings.shutdown.grace_seconds)
+        await http.stop()
+    log.info("stopped")
+
+
+async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    await event.wait()
+    await work()
+
+
+async def _either(event: asyncio.Event, stop: asyncio.Event) -> bool:
+    """Waits for one of two events; tells whether the first is set."""
+    waits = [asyncio.create_task(event.wait()), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set()
+
+
+def _first(group: BaseExceptionGroup[ConfigurationError]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

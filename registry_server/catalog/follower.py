@@ -1,0 +1,275 @@
+"""``Follower``: carries the store's event stream into the replica, and notices when history breaks."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from registry_server.catalog.change import Change
+from registry_server.catalog.replica import Replica
+from registry_server.clock import Clock
+from registry_server.errors import StoreUnavailable
+from registry_server.model.normal import update_type
+from registry_server.model.record import Record
+from registry_server.store import Position, RedisStore, StoredEvent
+
+_FIRST_RETRY = 0.05
+_LAST_RETRY = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class ConnectionListener(Protocol):
+    """Is told whether the store is connected."""
+
+    def __call__(self, *, connected: bool) -> None:
+        """Takes the news; must not block."""
+
+
+class _HistoryBroken(Exception):
+    """The store's stream does not go on where the replica stands."""
+
+
+class Follower:
+    """Keeps the replica equal to the store.
+
+    One task owns it. Revisions are dense, so a missing one shows at once; epochs are in every event, so another history
+    with the same numbers shows too. Either way the state is loaded anew and the difference is published.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        replica: Replica,
+        *,
+        clock: Clock,
+        on_connection: ConnectionListener,
+        on_start_over: Callable[[], None],
+        fits_one_message: Callable[[list[Change]], bool],
+    ) -> None:
+        """Prepares the follower.
+
+        Args:
+            store: Where changes come from.
+            replica: Where they go.
+            clock: Wall clock, for changes that a resync finds.
+            on_connection: Told whether the store is connected, each time that this changes.
+            on_start_over: Called when a resync's difference is too large to be told to watchers.
+            fits_one_message: Decides on that.
+        """
+        self._store = store
+        self._replica = replica
+        self._clock = clock
+        self._on_connection = on_connection
+        self._on_start_over = on_start_over
+        self._fits_one_message = fits_one_message
+        self._stands_still = False
+        self._last_contact = time.monotonic()
+        self._broken: str | None = None
+        self.loaded = False
+        """The replica holds the state of the store: reads can be answered."""
+        self.connected = False
+        """The store answered last time."""
+        self.resyncs = 0
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the replica was last known to be level with the store; 0 while it follows."""
+        return 0.0 if self.connected else time.monotonic() - self._last_contact
+
+    def suspect(self, why: str) -> None:
+        """Says that history may have broken, when somebody else notices first."""
+        self._broken = why
+
+    async def run(self) -> None:
+        """Follows for ever; cancel it to stop."""
+        delay = _FIRST_RETRY
+        while True:
+            try:
+                if not self.loaded:
+                    await self._store.open()
+                    await self._load()
+                elif not self.connected:
+                    await self._store.reconnect()
+                    await self._verify()
+                while True:
+                    await self._step()
+                    self._set_connected(connected=True)
+                    delay = _FIRST_RETRY
+            except StoreUnavailable as error:
+                self._set_connected(connected=False, why=str(error.__cause__ or error))
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                delay = min(delay * 2, _LAST_RETRY)
+
+    async def _verify(self) -> None:
+        """After the store was away: looks whether our newest revision is still the change that we know.
+
+        A store that came back older may have taken other changes since, and more of them than it lost: then its newest
+        revision alone tells nothing.
+        """
+        newest = self._replica.history.newest
+        if newest is None:
+            return
+        stored = await self._store.event(newest.revision)
+        if stored is None or (stored.name, stored.at_ms) != (newest.name, newest.at_ms):
+            self._broken = f"revision {newest.revision} is not the change that it was"
+
+    async def _step(self) -> None:
+        """Waits for events and applies them; looks whether history still goes on when there are none."""
+        if self._broken is None:
+            try:
+                events = await self._store.tail(self._replica.revision)
+                for event in events:
+                    self._apply(event)
+                if not events:
+                    await self._look()
+            except _HistoryBroken as error:
+                self._broken = str(error)
+        if self._broken is not None:  # also when the store went away before the resync was done
+            await self._resync(self._broken)
+            self._broken = None
+
+    async def _look(self) -> None:
+        known = self._replica.position
+        head = await self._store.head(known)
+        if head.epoch != known.epoch:
+            raise _HistoryBroken(f"epoch {known.epoch} was followed by {head.epoch}")
+        if head.revision < known.revision:
+            raise _HistoryBroken(f"revision went back from {known.revision} to {head.revision}")
+        # A revision committed since the read is in the stream by now: not finding it twice means that it is not there.
+        behind = head.revision > known.revision
+        if behind and self._stands_still:
+            raise _HistoryBroken(f"the stream lacks revisions {known.revision + 1} to {head.revision}")
+        self._stands_still = behind
+
+    def _apply(self, event: StoredEvent) -> None:
+        position = self._replica.position
+        if event.epoch != position.epoch or event.revision != position.revision + 1:
+            raise _HistoryBroken(f"{position} is followed by {event.epoch}, {event.revision}")
+        self._stands_still = False
+        self._replica.apply(_change(event, self._replica.records.get(event.name)))
+
+    async def _load(self) -> None:
+        records, past, position = await self._read_all()
+        self._replica.load(records, past, position)
+        self.loaded = True
+        log.info("catalog loaded", services=len(records), revision=position.revision, epoch=position.epoch)
+
+    async def _resync(self, why: str) -> None:
+        self.resyncs += 1
+        before = self._replica.position
+        records, _, position = await self._read_all()
+        changes = self._difference(records, position)
+        fits = self._fits_one_message(changes)
+        log.warning(
+            "resynchronised with the store",
+            why=why,
+            before=before.revision,
+            after=position.revision,
+            same_epoch=before.epoch == position.epoch,
+            differences=len(changes),
+        )
+        if not fits:
+            self._on_start_over()
+        self._replica.resync(changes, position)
+
+    async def _read_all(self) -> tuple[list[Record], list[Change], Position]:
+        """Reads state and past, both of one position, without stopping the store.
+
+        Records are read in pages while changes go on; then the stream since the beginning brings each of them level.
+        """
+        while True:
+            # Told what we know, the store begins a new epoch if it is behind that.
+            low = await self._store.head(self._replica.position if self.loaded else None)
+            records: dict[str, Record] = {}
+            async for page in self._store.records():
+                for wire in page:
+                    record = Record(wire)
+                    if (known := records.get(record.name)) is None or known.revision < record.revision:
+                        records[record.name] = record
+                await asyncio.sleep(0)
+            high = await self._store.head()
+            past = await self._read_past(high)
+            first = past[0].revision if past else high.revision + 1
+            if high.epoch != low.epoch or first > low.revision + 1:
+                continue  # reading took longer than the stream keeps its events
+            newest = {change.name: change for change in past if change.revision > low.revision}
+            for name, change in newest.items():
+                if change.after is None:
+                    if name in records and records[name].revision < change.revision:
+                        del records[name]
+                elif name not in records or records[name].revision < change.revision:
+                    records[name] = change.after
+            return list(records.values()), past, high
+
+    async def _read_past(self, high: Position) -> list[Change]:
+        """Reads what the stream holds up to ``high``: the longest run without a gap."""
+        past: list[Change] = []
+        async for page in self._store.events():
+            for event in page:
+                if event.revision > high.revision:
+                    return past
+                if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
+                    past.clear()
+                if event.epoch == high.epoch:
+                    past.append(_change(event, None))
+        if past and past[-1].revision != high.revision:
+            past.clear()
+        return past
+
+    def _difference(self, records: Iterable[Record], position: Position) -> list[Change]:
+        at_ms = self._clock() // 1_000_000
+        gone = dict(self._replica.records)
+        changes: list[Change] = []
+
+        def add(type_: EventType.ValueType, before: Record | None, after: Record | None) -> None:
+            changes.append(
+                Change(
+                    revision=position.revision,
+                    type=type_,
+                    reason=EventReason.EVENT_REASON_RESYNC,
+                    at_ms=at_ms,
+                    before=before,
+                    after=after,
+                )
+            )
+
+        for record in records:
+            before = gone.pop(record.name, None)
+            if before is None:
+                add(EventType.EVENT_TYPE_SERVICE_REGISTERED, None, record)
+            elif before.framed != record.framed:
+                add(update_type(before.message(), record.message()), before, record)
+        for before in gone.values():
+            add(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, before, None)
+        return changes
+
+    def _set_connected(self, *, connected: bool, why: str = "") -> None:
+        if connected:
+            self._last_contact = time.monotonic()
+        if connected == self.connected:
+            return
+        self.connected = connected
+        if connected:
+            log.info("following the store", revision=self._replica.revision)
+        else:
+            log.warning("store away: reads go on from memory, writes are refused", why=why)
+        self._on_connection(connected=connected)
+
+
+def _change(event: StoredEvent, before: Record | None) -> Change:
+    """Makes a change of an event; ``before`` is what the replica holds, if it holds anything."""
+    if before is None and event.before:
+        before = Record(event.before)
+    return Change(
+        revision=event.revision,
+        type=event.type,
+        reason=event.reason,
+        at_ms=event.at_ms,
+        before=before,
+        after=Record(event.after) if event.after else None,
+    )

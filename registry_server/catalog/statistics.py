@@ -1,0 +1,85 @@
+"""Counts and summaries of what is registered, from the index alone."""
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
+from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.catalog.change import Change
+from registry_server.catalog.replica import Replica
+from registry_server.model.record import capability_term, health_term
+
+MOST_SERVICE_NAMES = 1_000
+_MOST_LOOKED_AT = 100  # services that are parsed in search of a description
+
+
+def stats(replica: Replica) -> RegistryStats:
+    """Counts the services."""
+    total = len(replica.records)
+    index = replica.index
+
+    def having(status: HealthStatus.ValueType) -> int:
+        return index.count(health_term(status))
+
+    return RegistryStats(
+        total_services=total,
+        healthy_services=having(HealthStatus.HEALTH_STATUS_HEALTHY),
+        unhealthy_services=having(HealthStatus.HEALTH_STATUS_UNHEALTHY),
+        degraded_services=having(HealthStatus.HEALTH_STATUS_DEGRADED),
+        unknown_services=having(HealthStatus.HEALTH_STATUS_UNKNOWN),
+        services_in_maintenance=having(HealthStatus.HEALTH_STATUS_MAINTENANCE),
+        unique_capabilities=index.distinct("c"),
+        total_capabilities=replica.total_capabilities,
+        unique_versions=index.distinct("v"),
+        unique_tags=index.distinct("t"),
+        average_capabilities_per_service=replica.total_capabilities / total if total else 0.0,
+    )
+
+
+class Capabilities:
+    """Summaries of capabilities, each kept until a service that offers it changes."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._summaries: dict[str, CapabilitySummary] = {}
+        self._names: list[str] | None = None
+        replica.on_applied.append(self._forget)
+
+    def page(self, after: str, size: int) -> tuple[Sequence[CapabilitySummary], bool]:
+        """Summaries of the capabilities after a name, and whether there are more."""
+        if self._names is None:
+            self._names = sorted(self._replica.index.values("c"))
+        names = self._names
+        start = bisect_right(names, after)
+        shown = names[start : start + size]
+        return [self._summary(name) for name in shown], start + size < len(names)
+
+    def _summary(self, capability: str) -> CapabilitySummary:
+        summary = self._summaries.get(capability)
+        if summary is None:
+            index = self._replica.index
+            offering = index.names(capability_term(capability))
+            first = heapq.nsmallest(MOST_SERVICE_NAMES, offering)
+            summary = self._summaries[capability] = CapabilitySummary(
+                name=capability,
+                versions=sorted(version for version in index.capability_versions(capability) if version),
+                service_names=first,
+                service_count=len(offering),
+                description=self._description(capability, first),
+            )
+        return summary
+
+    def _description(self, capability: str, names: Sequence[str]) -> str:
+        for name in names[:_MOST_LOOKED_AT]:
+            for offered in self._replica.records[name].message().capabilities:
+                if offered.name == capability and offered.description:
+                    return offered.description
+        return ""
+
+    def _forget(self, change: Change) -> None:
+        self._names = None
+        for record in (change.before, change.after):
+            for term in record.terms if record else ():
+                if term[0] == "c":
+                    self._summaries.pop(term[2:], None)

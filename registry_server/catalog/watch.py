@@ -1,0 +1,287 @@
+"""Watches: every change that matches, to everyone who asked, in revision order."""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from typing import Self
+
+from ossa.registry.v1.event_pb2 import EventType
+from registry_server.catalog.change import Change, snapshot_event
+from registry_server.catalog.discovery import Discovery
+from registry_server.catalog.replica import Replica
+from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
+from registry_server.model.filters import Filter
+from registry_server.model.record import Record
+from registry_server.model.tokens import Cursor, encode_cursor
+from registry_server.model.wire import bytes_field, integer_field
+from registry_server.store import Position
+
+# Fields of WatchEventsResponse; `events` (1) is how changes are framed.
+_CURSOR, _REVISION, _SNAPSHOT_COMPLETE = 2, 3, 4
+
+_MESSAGE_BYTES = 1 << 20
+"""A message is closed once it has this much, unless one revision has more: clients take 4 MiB by default."""
+_SNAPSHOT_MESSAGE_BYTES = 256 << 10
+"""Snapshots come in smaller messages, so that the first services arrive early."""
+_RESYNC_BYTES = 2 << 20
+"""A difference found by a resync is one revision, so one message; if it is larger than this, watchers start over."""
+_UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
+
+
+class Watcher:
+    """One stream of serialised ``WatchEventsResponse``: what waits for it, and where it stands.
+
+    An async iterator and a context manager; who takes it must leave it. ``offer`` is called by whoever changes the
+    replica and never waits, so a reader that stalls costs its bounded buffer and nothing else.
+    """
+
+    def __init__(self, hub: "WatchHub", group: "WatchGroup", types: Collection[int], bookmark_interval: float) -> None:
+        self._hub = hub
+        self._group = group
+        self._types = frozenset(types)
+        self._bookmark_interval = bookmark_interval
+        self._opening: Iterator[bytes] = iter(())
+        self._waiting: deque[tuple[Position, bytes]] = deque()
+        self._waiting_bytes = 0
+        self._wake = asyncio.Event()
+        self._end: RegistryError | None = None
+        self._end_at_once = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hub.leave(self._group, self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Waits for the next message.
+
+        Raises:
+            RegistryError: Why the watch ends.
+        """
+        if self._end is not None and self._end_at_once:
+            raise self._end
+        if (message := next(self._opening, None)) is not None:
+            return message
+        try:
+            async with asyncio.timeout(self._bookmark_interval):
+                while not self._waiting:
+                    if self._end is not None:
+                        raise self._end
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            return _message((), self._hub.replica.position)
+        return self._take()
+
+    def open_with_snapshot(self, names: Sequence[str], start: Position) -> None:
+        """Begins with the services as they are at ``start``, which is now."""
+        records = [self._hub.replica.records[name] for name in names]
+        self._opening = self._snapshot(records, start)
+
+    def open_with_past(self, past: Sequence[Change], start: Position) -> None:
+        """Begins with the changes that led to ``start``, which is now."""
+        self._opening = self._past(past, start)
+
+    def offer(self, position: Position, type_: int, frame: bytes) -> None:
+        """Adds an event to what waits; ends the watch if that is too much."""
+        if self._end is not None or not self._wants(type_):
+            return
+        self._waiting.append((position, frame))
+        self._waiting_bytes += len(frame)
+        if len(self._waiting) > self._hub.buffer_events or self._waiting_bytes > self._hub.buffer_bytes:
+            self.end(WatcherTooSlow(len(self._waiting)), at_once=True)
+        self._wake.set()
+
+    def end(self, reason: RegistryError, *, at_once: bool = False) -> None:
+        """Ends the watch, after what waits is sent or ``at_once``."""
+        if self._end is None:
+            self._end, self._end_at_once = reason, at_once
+        if at_once:
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        self._wake.set()
+
+    def _wants(self, type_: int) -> bool:
+        return not self._types or type_ in self._types
+
+    def _take(self) -> bytes:
+        """Takes what waits, up to a message's size and to the end of a revision."""
+        frames: list[bytes] = []
+        size, position = 0, self._hub.replica.position
+        while self._waiting and (size < _MESSAGE_BYTES or self._waiting[0][0] == position):
+            position, frame = self._waiting.popleft()
+            frames.append(frame)
+            size += len(frame)
+        self._waiting_bytes -= size
+        # With nothing left to send the watcher has seen all that is applied, also what does not match: its cursor stays
+        # young while other services change.
+        return _message(frames, position if self._waiting else self._hub.replica.position)
+
+    @staticmethod
+    def _snapshot(records: Sequence[Record], start: Position) -> Iterator[bytes]:
+        frames: list[bytes] = []
+        size = 0
+        for record in records:
+            frames.append(snapshot_event(record))
+            size += len(frames[-1])
+            if size >= _SNAPSHOT_MESSAGE_BYTES:
+                yield _message(frames, start, resumable=False)
+                frames, size = [], 0
+        if frames:
+            yield _message(frames, start, resumable=False)
+        yield _message((), start, snapshot_complete=True)
+
+    def _past(self, past: Sequence[Change], start: Position) -> Iterator[bytes]:
+        frames: list[bytes] = []
+        size = 0
+        for change in past:
+            event = self._group.event_for(change)
+            if event is None or not self._wants(event[0]):
+                continue
+            frames.append(event[1])
+            size += len(event[1])
+            if size >= _MESSAGE_BYTES:
+                yield _message(frames, Position(start.epoch, change.revision))
+                frames, size = [], 0
+        # Also without events: it tells the client at once that it watches now, and from where.
+        yield _message(frames, start)
+
+
+class WatchGroup:
+    """All watchers with the same filter: it is matched once for them."""
+
+    def __init__(self, filter_: Filter, replica: Replica) -> None:
+        self.filter = filter_
+        self._replica = replica
+        self.watchers: dict[Watcher, None] = {}
+
+    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
+        """Offers the change to every watcher."""
+        type_, frame = _event_of(change, matched=matched, matches=matches)
+        position = self._replica.position
+        for watcher in self.watchers:
+            watcher.offer(position, type_, frame)
+
+    def event_for(self, change: Change) -> tuple[int, bytes] | None:
+        """What a watcher of this group gets of a change: type and frame, or nothing."""
+        matched = change.before is not None and self.filter.matches(change.before)
+        matches = change.after is not None and self.filter.matches(change.after)
+        return _event_of(change, matched=matched, matches=matches) if matched or matches else None
+
+
+class WatchHub:
+    """Lets watchers join and leave, and ends them all when the server drains."""
+
+    def __init__(self, replica: Replica, discovery: Discovery, *, buffer_events: int, buffer_bytes: int) -> None:
+        self.replica = replica
+        self.buffer_events = buffer_events
+        self.buffer_bytes = buffer_bytes
+        self._discovery = discovery
+        self._groups: dict[bytes, WatchGroup] = {}
+        self._draining = False
+
+    @property
+    def watchers(self) -> int:
+        """How many watch now."""
+        return sum(len(group.watchers) for group in self._groups.values())
+
+    async def join(
+        self,
+        filter_: Filter,
+        *,
+        types: Collection[int] = (),
+        cursor: Cursor | None = None,
+        snapshot: bool = False,
+        bookmark_interval: float = 30.0,
+    ) -> Watcher:
+        """Begins a watch. The first message comes at once; the caller must leave the watcher (``with``).
+
+        Args:
+            filter_: Which services.
+            types: ``EventType`` values; empty = all.
+            cursor: Where to go on; ``None`` = from now.
+            snapshot: Without a cursor: send the state first.
+            bookmark_interval: Seconds after which a quiet stream gets an empty message.
+
+        Raises:
+            CursorExpired: What came after the cursor is no longer all at hand.
+            ShuttingDown: The server drains.
+        """
+        names = await self._discovery.matching(filter_) if snapshot and cursor is None else None
+        # From here on nothing is awaited: state, past and joining are of one position.
+        start = self.replica.position
+        past = self._since(cursor) if cursor else ()
+        if self._draining:
+            raise ShuttingDown
+        group = self._groups.get(filter_.key)
+        if group is None:
+            group = self._groups[filter_.key] = WatchGroup(filter_, self.replica)
+            self.replica.interests.add(group)
+        watcher = Watcher(self, group, types, bookmark_interval)
+        if names is not None:
+            watcher.open_with_snapshot(names, start)
+        else:
+            watcher.open_with_past(past, start)
+        group.watchers[watcher] = None
+        return watcher
+
+    def leave(self, group: WatchGroup, watcher: Watcher) -> None:
+        """Forgets a watcher."""
+        group.watchers.pop(watcher, None)
+        if not group.watchers and self._groups.get(group.filter.key) is group:
+            del self._groups[group.filter.key]
+            self.replica.interests.discard(group)
+
+    def start_over(self) -> None:
+        """Ends every watch: what happened is too much to tell."""
+        for watcher in self._everyone():
+            watcher.end(CursorExpired("the store was replaced"), at_once=True)
+
+    def drain(self) -> None:
+        """Ends every watch once it has sent what waits, and lets nobody join."""
+        self._draining = True
+        for watcher in self._everyone():
+            watcher.end(ShuttingDown())
+
+    def _everyone(self) -> list[Watcher]:
+        return [watcher for group in self._groups.values() for watcher in group.watchers]
+
+    def _since(self, cursor: Cursor) -> Sequence[Change]:
+        position = self.replica.position
+        if not cursor.resumable:
+            raise CursorExpired("the cursor is of an unfinished snapshot")
+        if cursor.epoch != position.epoch:
+            raise CursorExpired("the cursor is of another epoch of the store")
+        past = self.replica.history.since(cursor.revision)
+        if past is None:
+            raise CursorExpired(f"changes after revision {cursor.revision} are no longer all kept")
+        return past
+
+
+def fits_one_message(changes: Sequence[Change]) -> bool:
+    """Whether a resync's difference can be told in the one message that it must be."""
+    return sum(change.size for change in changes) <= _RESYNC_BYTES
+
+
+def _event_of(change: Change, *, matched: bool, matches: bool) -> tuple[int, bytes]:
+    if matched and not matches and change.after is not None:
+        return _UNMATCHED, change.unmatched()
+    return change.type, change.event()
+
+
+def _message(
+    frames: Collection[bytes], position: Position, *, resumable: bool = True, snapshot_complete: bool = False
+) -> bytes:
+    cursor = encode_cursor(Cursor(position.epoch, position.revision, resumable=resumable))
+    return b"".join(
+        (
+            *frames,
+            bytes_field(_CURSOR, cursor.encode()),
+            integer_field(_REVISION, position.revision),
+            integer_field(_SNAPSHOT_COMPLETE, int(snapshot_complete)),
+        )
+    )

@@ -1,0 +1,33 @@
+"""Settings of a server, and where they come from."""
+
+from registry_server.config.addresses import EMBEDDED, HostPort, RedisUrl
+from registry_server.config.loading import load_settings
+from registry_server.config.models import (
+    GrpcSettings,
+    HealthCheckSettings,
+    HttpSettings,
+    LeaseSettings,
+    LogSettings,
+    RedisSettings,
+    Settings,
+    ShutdownSettings,
+    WatchSettings,
+)
+from registry_server.config.usage import usage
+
+__all__ = [
+    "EMBEDDED",
+    "GrpcSettings",
+    "HealthCheckSettings",
+    "HostPort",
+    "HttpSettings",
+    "LeaseSettings",
+    "LogSettings",
+    "RedisSettings",
+    "RedisUrl",
+    "Settings",
+    "ShutdownSettings",
+    "WatchSettings",
+    "load_settings",
+    "usage",
+]

@@ -1,0 +1,254 @@
+"""The settings: one class per concern, a docstring under each field, which is its help too."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import platformdirs
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from registry_server.config.addresses import (
+    EMBEDDED,
+    HostPort,
+    RedisUrl,
+    bad_setting,
+    check_listen_address,
+    check_redis_url,
+    check_tcp_address,
+    split_host_port,
+)
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+# Longer is a mistake of the unit, and the numbers stay within the 32 bits that gRPC has for milliseconds.
+_DAY_MS = 24 * 60 * 60 * 1000
+_KEY_PREFIX = re.compile(r"[A-Za-z0-9{}._:/-]{1,128}")
+_ONE_HASH_TAG = re.compile(r"[^{}]*\{[^{}]+\}[^{}]*")
+
+
+class Metavar(NamedTuple):
+    """What stands for the value of a setting in the help."""
+
+    text: str
+
+
+def _not_bool(value: object) -> object:
+    # To pydantic `true` in a TOML file is the number 1.
+    if isinstance(value, bool):
+        raise bad_setting("must be a whole number")
+    return value
+
+
+def _directory(value: object) -> object:
+    # An empty path would mean the working directory. No shell expands '~' in a variable or a file.
+    if not isinstance(value, str):
+        return value
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        path = None
+    if not value or path is None:
+        raise bad_setting("must be the path of a directory")
+    return path
+
+
+Number = Annotated[int, BeforeValidator(_not_bool)]
+Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        validate_default=True,  # a default may contradict another setting that was given
+    )
+
+
+class GrpcSettings(_Group):
+    """gRPC."""
+
+    address: Annotated[str, AfterValidator(check_listen_address), Metavar("ADDRESS")] = "127.0.0.1:50051"
+    """Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one."""
+    max_message_bytes: Annotated[Number, Field(ge=64 * _KIB, le=64 * _MIB)] = 4 * _MIB
+    """Largest message that is taken or sent, in bytes."""
+    reflection: bool = True
+    """Whether clients may ask which services there are, as grpcurl does."""
+    keepalive_time_ms: Milliseconds = 30_000
+    """Time without traffic after which the server pings a client, in milliseconds."""
+    keepalive_timeout_ms: Milliseconds = 10_000
+    """How long the server waits for the answer to its ping before it drops the client, in milliseconds."""
+    min_ping_interval_ms: Milliseconds = 5_000
+    """How often a client may ping, in milliseconds; one that pings more often is sent away."""
+
+
+class HttpSettings(_Group):
+    """HTTP (REST, events, health, metrics)."""
+
+    address: Annotated[str, AfterValidator(check_tcp_address), Metavar("ADDRESS")] = "127.0.0.1:3002"
+    """Where to listen: HOST:PORT or [IPV6]:PORT. Port 0 takes a free one."""
+
+    @property
+    def host_port(self) -> HostPort:
+        """The address in parts."""
+        parts = split_host_port(self.address)
+        if parts is None:
+            raise ValueError("the address was not validated")
+        return parts
+
+
+class RedisSettings(_Group):
+    """Redis."""
+
+    url: Annotated[RedisUrl, AfterValidator(check_redis_url), Metavar("URL")] = RedisUrl(EMBEDDED)
+    """Where the registry is kept: 'embedded' for a private redis-server under the data directory, or a URL that starts
+    with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. A password is better given by the
+    environment or the file than by the flag, which other users of the machine can see."""
+    key_prefix: str = "ossa:services"
+    """What the keys start with, 1 to 128 characters of A-Z a-z 0-9 { } . _ : / -, without a colon at the end. With
+    redis+cluster:// it needs one hash tag, as in {ossa}:services."""
+    timeout_ms: Milliseconds = 2_000
+    """Longest wait for an answer of Redis, in milliseconds."""
+    events_max_length: Annotated[Number, Field(ge=100, le=10_000_000)] = 10_000
+    """How many events the stream in Redis and each process keep, so that a watch can go on where it ended."""
+
+    @property
+    def safe_url(self) -> str:
+        """The URL for people to read: passwords are masked."""
+        return str(self.url)
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _check_key_prefix(cls, prefix: str, info: ValidationInfo) -> str:
+        if not _KEY_PREFIX.fullmatch(prefix) or prefix.endswith(":"):
+            raise bad_setting("must be 1 to 128 characters of A-Z a-z 0-9 { } . _ : / - without a colon at the end")
+        url = info.data.get("url")
+        if isinstance(url, RedisUrl) and url.is_cluster and not _ONE_HASH_TAG.fullmatch(prefix):
+            # One script writes all keys of a change, and a cluster runs it only if one slot holds them all.
+            raise bad_setting(
+                "must have one hash tag, as in '{ossa}:services', for the Redis Cluster of {other}", other="redis.url"
+            )
+        return prefix
+
+
+class HealthCheckSettings(_Group):
+    """Health checks: what counts for a service that does not say otherwise."""
+
+    enabled: bool = True
+    """Whether this process probes services. Reports and heartbeats are taken in any case."""
+    interval_ms: Annotated[Number, Field(ge=10, le=_DAY_MS)] = 30_000
+    """Time between two probes of a service, in milliseconds."""
+    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = 5_000
+    """Longest time for one probe, in milliseconds; not longer than the interval."""
+    failure_threshold: Annotated[Number, Field(ge=1, le=100)] = 3
+    """Failed probes in a row that make a service unhealthy."""
+    success_threshold: Annotated[Number, Field(ge=1, le=100)] = 2
+    """Successful probes in a row that make it healthy again."""
+
+    @field_validator("timeout_ms")
+    @classmethod
+    def _check_timeout(cls, timeout: int, info: ValidationInfo) -> int:
+        interval = info.data.get("interval_ms", timeout)
+        if timeout > interval:
+            raise bad_setting("must be at most {other} ({limit})", other="health_check.interval_ms", limit=interval)
+        return timeout
+
+
+class LeaseSettings(_Group):
+    """Leases."""
+
+    sweep_interval_ms: Milliseconds = 1_000
+    """How often services whose lease has ended are removed, in milliseconds."""
+
+
+class WatchSettings(_Group):
+    """Watches: how much may wait for one slow reader before its stream is ended."""
+
+    buffer_events: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
+    """Most events that wait for one watcher."""
+    # An event holds a service, and that may have 64 KiB.
+    buffer_bytes: Annotated[Number, Field(ge=128 * _KIB, le=1024 * _MIB)] = 8 * _MIB
+    """Most bytes that wait for one watcher."""
+
+
+class LogSettings(_Group):
+    """Logs, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    format: Literal["auto", "console", "json"] = "auto"
+    """Form of the lines; auto is console on a terminal and json elsewhere."""
+
+
+class ShutdownSettings(_Group):
+    """Shutdown."""
+
+    grace_seconds: Annotated[Number, Field(ge=0, le=3600)] = 10
+    """How long calls in flight may go on after SIGTERM, in seconds."""
+
+
+class Settings(BaseSettings):
+    """All settings of a server.
+
+    Made directly it takes only its arguments, so that tests and embedders do not depend on the environment;
+    ``load_settings`` reads flags, environment and file.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OSSA_REGISTRY_",
+        env_nested_delimiter="__",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Annotated[Path, BeforeValidator(_directory), Metavar("DIR")] = Field(
+        default_factory=lambda: platformdirs.user_state_path("ossa-registry")
+    )
+    """Directory of the embedded Redis' data."""
+    service_ttl_seconds: Annotated[Number, Field(ge=5, le=24 * 60 * 60)] = 300
+    """Length of the lease of a service that does not say otherwise, in seconds."""
+    workers: Annotated[Number, Field(ge=1)] = 1
+    """Number of processes. This version has one only."""
+    grpc: GrpcSettings = GrpcSettings()
+    http: HttpSettings = HttpSettings()
+    redis: RedisSettings = RedisSettings()
+    health_check: HealthCheckSettings = HealthCheckSettings()
+    lease: LeaseSettings = LeaseSettings()
+    watch: WatchSettings = WatchSettings()
+    log: LogSettings = LogSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+
+    @field_validator("workers")
+    @classmethod
+    def _one_worker(cls, workers: int) -> int:
+        if workers > 1:
+            raise bad_setting("must be 1, the only number that this version supports")
+        return workers
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the names are pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leaves only the arguments as a source."""
+        return (init_settings,)
+
+    @classmethod
+    def from_sources(cls, sources: tuple[PydanticBaseSettingsSource, ...]) -> Self:
+        """Validates what the sources give together.
+
+        Args:
+            sources: The first one that has a value for a setting wins.
+
+        Raises:
+            pydantic.ValidationError: A value is bad.
+        """
+        # mypy takes the constructor to have the fields alone.
+        return cls(_build_sources=(sources, {}))  # type: ignore[call-arg]

@@ -1,0 +1,86 @@
+"""The help of ``serve``, made from the settings themselves."""
+
+import os
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, get_args
+
+from registry_server.config.models import Metavar, Settings
+from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, SETTINGS, Setting
+
+_INTRODUCTION = """
+Runs a registry until SIGTERM or SIGINT ends it.
+
+Each setting can be given as a flag, as an environment variable or in a TOML file, where `[grpc]` with `address = "..."`
+is --grpc.address and names have underscores. A flag wins over the variable, that over the file, that over the default.
+Unknown names are errors.
+"""
+
+
+def usage(program: str, width: int = 100) -> str:
+    """Describes every flag of a server: meaning, default and environment variable, grouped by concern.
+
+    Args:
+        program: How the command is called.
+        width: Longest line, in characters.
+    """
+    paragraphs = [f"Usage: {program} [FLAG]...", *_INTRODUCTION.strip().split("\n\n")]
+    lines = "\n\n".join(textwrap.fill(_one_line(text), width) for text in paragraphs).splitlines()
+    lines += ["", "General:"]
+    lines += _entry(f"{CONFIG_FLAG} FILE", "TOML file with settings.", f"Environment: {CONFIG_VARIABLE}", width)
+    lines += _entry("-h, --help", "Shows this and ends.", "", width)
+    for group, settings in groupby(SETTINGS, key=lambda setting: setting.path[:-1]):
+        if group:
+            lines += ["", f"{_heading(group[0])}:"]
+        for setting in settings:
+            facts = f"Default: {_default(setting)}{_range(setting)}. Environment: {setting.variable}"
+            lines += _entry(f"{setting.flag} {_metavar(setting)}", setting.field.description or "", facts, width)
+    return "\n".join(lines) + "\n"
+
+
+def _entry(head: str, description: str, facts: str, width: int) -> Iterator[str]:
+    yield f"  {head}"
+    for text in filter(None, (description, facts)):
+        yield from textwrap.wrap(
+            _one_line(text), width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+        )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _heading(group: str) -> str:
+    annotation: Any = Settings.model_fields[group].annotation
+    return str(annotation.__doc__).removesuffix(".")
+
+
+def _metavar(setting: Setting) -> str:
+    for metavar in setting.field.metadata:
+        if isinstance(metavar, Metavar):
+            return metavar.text
+    if setting.field.annotation is bool:
+        return "[true|false]"
+    if choices := get_args(setting.field.annotation):
+        return "|".join(choices)
+    return "NUMBER" if setting.field.annotation is int else "TEXT"
+
+
+def _default(setting: Setting) -> str:
+    value = setting.field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, bool):
+        return str(value).lower()
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    return str(value).replace(f"{home}/", "~/", 1) if isinstance(value, Path) else str(value)
+
+
+def _range(setting: Setting) -> str:
+    limits = {
+        name: getattr(limit, name) for limit in setting.field.metadata for name in ("ge", "le") if hasattr(limit, name)
+    }
+    least, most = limits.get("ge"), limits.get("le")
+    if least is None:
+        return ""
+    return f" ({least} to {most})" if most is not None else f" (at least {least})"

@@ -1,0 +1,167 @@
+"""Everything that the registry refuses or fails at, as one tree.
+
+::
+
+    RegistryError                  what a caller may meet; transports map each class to a status
+    ├── InvalidRequest             the caller's input; carries every violation
+    ├── ServiceNotFound
+    ├── ServiceExists
+    ├── RevisionMismatch           a precondition on the revision does not hold
+    ├── WriteConflict              lost the race against other writers too often; safe to repeat
+    ├── RevisionNotReached         the wanted revision did not arrive within the deadline
+    ├── CursorExpired              the watch cannot go on without a gap
+    ├── WatcherTooSlow             the watcher's buffer is full
+    ├── StoreUnavailable           Redis does not answer; safe to repeat
+    ├── ShuttingDown               this process drains; go to another or come back
+    └── ProbingDisabled            this server does not probe
+    ConfigurationError             the server cannot start as it is configured
+
+``reason`` is the UPPER_SNAKE word that clients may switch on (``google.rpc.ErrorInfo.reason``, ``error.code`` in REST).
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class Violation(NamedTuple):
+    """One bad field: its path in the request, such as ``service.capabilities[1].name``, and what is wrong."""
+
+    field: str
+    description: str
+
+
+class RegistryError(Exception):
+    """Root of what a caller may meet."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Facts for programs: keys in lowerCamelCase, values as text."""
+        return {}
+
+
+class InvalidRequest(RegistryError):
+    """The request breaks the contract; ``violations`` names every bad field, not only the first."""
+
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        if not violations:
+            raise ValueError("an invalid request has at least one violation")
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{field}: {description}" for field, description in self.violations))
+
+
+class ServiceNotFound(RegistryError):
+    """No service has this name."""
+
+    reason = "SERVICE_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"service {name!r} is not registered")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The name that was asked for."""
+        return {"name": self.name}
+
+
+class ServiceExists(RegistryError):
+    """The name is taken and the caller asked to create only."""
+
+    reason = "SERVICE_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"service {name!r} is registered already")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The name that is taken."""
+        return {"name": self.name}
+
+
+class RevisionMismatch(RegistryError):
+    """The service is not at the revision that the caller expected."""
+
+    reason = "REVISION_MISMATCH"
+
+    def __init__(self, name: str, expected: int, actual: int) -> None:
+        self.name, self.expected, self.actual = name, expected, actual
+        super().__init__(f"service {name!r} is at revision {actual}, not {expected}")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Name, expected and actual revision."""
+        return {"name": self.name, "expectedRevision": str(self.expected), "actualRevision": str(self.actual)}
+
+
+class WriteConflict(RegistryError):
+    """Other writers changed the service each time this write was tried. Safe to repeat."""
+
+    reason = "WRITE_CONFLICT"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"service {name!r} is being changed by others; try again")
+
+
+class RevisionNotReached(RegistryError):
+    """This process did not hold the wanted revision in time."""
+
+    reason = "REVISION_NOT_REACHED"
+
+    def __init__(self, wanted: int, held: int) -> None:
+        super().__init__(f"revision {wanted} was not reached in time; this process holds {held}")
+
+
+class CursorExpired(RegistryError):
+    """The changes after this cursor are no longer all at hand: start over with a snapshot."""
+
+    reason = "CURSOR_EXPIRED"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; start over with include_snapshot")
+
+
+class WatcherTooSlow(RegistryError):
+    """The watcher does not read as fast as changes happen; its last cursor is good to resume from."""
+
+    reason = "WATCHER_TOO_SLOW"
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"the watcher fell behind: {waiting} events were waiting; resume from the last cursor")
+
+
+class StoreUnavailable(RegistryError):
+    """Redis does not answer. A write that failed so may or may not have been committed; it is safe to repeat."""
+
+    reason = "STORE_UNAVAILABLE"
+    retry_after: ClassVar[float] = 1.0
+
+    def __init__(self, why: str = "the store does not answer") -> None:
+        super().__init__(f"{why}; the write may be repeated")
+
+
+class ShuttingDown(RegistryError):
+    """This process drains."""
+
+    reason = "SHUTTING_DOWN"
+    retry_after: ClassVar[float] = 0.5
+
+    def __init__(self) -> None:
+        super().__init__("this server is shutting down; go on with another or try again")
+
+
+class ProbingDisabled(RegistryError):
+    """This server does not probe services."""
+
+    reason = "PROBING_DISABLED"
+
+    def __init__(self) -> None:
+        super().__init__("this server does not probe services")
+
+
+class ConfigurationError(Exception):
+    """The server cannot start as it is configured; the message names the setting."""

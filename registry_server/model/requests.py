@@ -1,0 +1,86 @@
+"""Checks of the small fields that several requests share."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+
+from ossa.registry.v1.event_pb2 import EventType
+from registry_server.errors import InvalidRequest, Violation
+from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token
+from registry_server.model.validation import duration_violations, name_violations
+
+DEFAULT_PAGE_SIZE = 100
+LARGEST_PAGE = 1_000
+MOST_NAMES = 10_000
+LARGEST_BATCH = 500
+DEFAULT_BOOKMARK_INTERVAL = 30.0
+_BOOKMARK_INTERVAL = (timedelta(milliseconds=100), timedelta(hours=1))
+_MOST_REPORTED = 100
+
+
+def refuse(violations: Sequence[Violation]) -> None:
+    """Raises ``InvalidRequest`` if there are violations."""
+    if violations:
+        raise InvalidRequest(violations[:_MOST_REPORTED])
+
+
+def check_not_negative(value: int, at: str, violations: list[Violation]) -> None:
+    """Refuses negative revisions and sizes."""
+    if value < 0:
+        violations.append(Violation(at, f"is {value}; must not be negative"))
+
+
+def check_names(names: Sequence[str], at: str = "names") -> None:
+    """Refuses an empty or too long list, and names that no service can have."""
+    if not names:
+        raise InvalidRequest([Violation(at, "is empty; name at least one service")])
+    if len(names) > MOST_NAMES:
+        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MOST_NAMES}")])
+    refuse([violation for i, name in enumerate(names) for violation in name_violations(name, f"{at}[{i}]")])
+
+
+def page_size(wanted: int, violations: list[Violation]) -> int:
+    """Gives the size of a page: the default for 0, the largest for more (https://google.aip.dev/158)."""
+    check_not_negative(wanted, "page_size", violations)
+    return min(wanted, LARGEST_PAGE) or DEFAULT_PAGE_SIZE
+
+
+def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
+    """Gives the name after which the page begins; empty for the first page."""
+    if not token:
+        return ""
+    try:
+        return decode_page_token(scope, token)
+    except ValueError as error:
+        violations.append(Violation("page_token", str(error)))
+        return ""
+
+
+def cursor(text: str, violations: list[Violation]) -> Cursor | None:
+    """Reads a cursor; ``None`` if none is given."""
+    if not text:
+        return None
+    try:
+        return decode_cursor(text)
+    except ValueError as error:
+        violations.append(Violation("cursor", str(error)))
+        return None
+
+
+def check_types(types: Sequence[int], violations: list[Violation]) -> None:
+    """Refuses kinds of event that are never sent."""
+    for i, type_ in enumerate(types[:_MOST_REPORTED]):
+        if type_ not in EventType.values():
+            violations.append(Violation(f"types[{i}]", f"{type_} is not an EventType"))
+        elif type_ == EventType.EVENT_TYPE_UNSPECIFIED:
+            violations.append(Violation(f"types[{i}]", "EVENT_TYPE_UNSPECIFIED is never sent; leave it out"))
+
+
+def bookmark_interval(wanted: Duration | None, violations: list[Violation]) -> float:
+    """Gives the interval of bookmarks in seconds."""
+    if wanted is None:
+        return DEFAULT_BOOKMARK_INTERVAL
+    found = duration_violations(wanted, "bookmark_interval", *_BOOKMARK_INTERVAL)
+    violations.extend(found)
+    return DEFAULT_BOOKMARK_INTERVAL if found else wanted.seconds + wanted.nanos / 1e9

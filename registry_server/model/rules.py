@@ -1,0 +1,336 @@
+"""Rules for single values: names, text, durations, structs, endpoints.
+
+Every function adds to ``found`` what is wrong and says nothing of what is right, so that a whole message is checked
+with one list and no joining: registration runs through here.
+"""
+
+import ipaddress
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+from urllib.parse import urlsplit
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from registry_server.errors import Violation
+
+# Used with ``fullmatch`` only: ``$`` would let a trailing line break through.
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+CAPABILITY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+LABEL_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+ENDPOINT_SCHEMES: Final = ("http", "https", "grpc", "grpcs", "tcp", "ws", "wss")
+MAX_ENDPOINT_LENGTH: Final = 2_048
+MAX_ERROR_LENGTH: Final = 1_024
+MAX_DETAILS_BYTES: Final = 4_096
+# The top struct is the first level. Not to be raised: a protobuf parser gives up at 100 nested messages, each struct
+# level takes three, and in a watch answer the struct lies four deep. 32 levels just fit.
+MAX_STRUCT_DEPTH: Final = 32
+# An answer with more would not help anyone, and a hostile request must not make a huge one.
+MAX_VIOLATIONS: Final = 100
+
+_MAX_QUOTED = 64
+_NAME_PARTS = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+_CAPABILITY_NAME_PARTS = "1 to 128 of A-Z a-z 0-9 . _ : / -, the first a letter or digit"
+_LABEL_KEY_PARTS = "1 to 128 of A-Z a-z 0-9 . _ / -, the first a letter or digit"
+
+_NANOS = 1_000_000_000
+# https://protobuf.dev/reference/protobuf/google.protobuf: what the well-known types may hold.
+MAX_DURATION_SECONDS: Final = 315_576_000_000
+_MIN_TIMESTAMP_SECONDS, _MAX_TIMESTAMP_SECONDS = -62_135_596_800, 253_402_300_799
+
+_NOT_VISIBLE_ASCII = re.compile(r"[^\x21-\x7e]|\\")
+_NOT_IN_PATH = re.compile(r"[^\x21-\x7e]|[\\#]")
+_NOT_IN_HEADER_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_PORT = re.compile(r"[0-9]{1,5}")
+# Underscores are no host name by RFC 952, and yet what container networks hand out.
+_HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?:{_HOST_LABEL}\.)*{_HOST_LABEL}\.?")
+_MAX_HOST_LENGTH = 253
+# Resolvers and browsers read a host that ends in a number as an IPv4 address, in octal and hexadecimal too.
+_NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
+
+# Tags of ``Value.struct_value`` and ``Value.list_value``: each level below the first has one of them on the wire.
+_LEVEL_TAGS = (b"\x2a", b"\x32")
+
+
+def quoted(value: str) -> str:
+    """The value as a literal, cut at about 64 characters."""
+    return repr(value) if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]!r}..."
+
+
+def keyed(at: str, key: str) -> str:
+    """Path of a map's entry, such as ``service.metadata.labels["team"]``; a long key is cut."""
+    return f"{at}[{json.dumps(key[:_MAX_QUOTED])}]"
+
+
+def check_name(name: str, at: str, found: list[Violation]) -> None:
+    """A service or group name that is required."""
+    if not NAME.fullmatch(name):
+        found.append(_not_a(name, at, "name", _NAME_PARTS))
+
+
+def check_capability_name(name: str, at: str, found: list[Violation]) -> None:
+    """The name of a capability."""
+    if not CAPABILITY_NAME.fullmatch(name):
+        found.append(_not_a(name, at, "capability name", _CAPABILITY_NAME_PARTS))
+
+
+def check_label_key(key: str, at: str, found: list[Violation]) -> None:
+    """The key of a label."""
+    if not LABEL_KEY.fullmatch(key):
+        found.append(_not_a(key, at, "label key", _LABEL_KEY_PARTS))
+
+
+def _not_a(value: str, at: str, kind: str, parts: str) -> Violation:
+    if not value:
+        return Violation(at, f"is required: {parts}")
+    return Violation(at, f"{quoted(value)} is not a {kind}: {parts}")
+
+
+def check_length(value: str, at: str, limit: int, found: list[Violation]) -> None:
+    """Text of at most ``limit`` characters."""
+    if len(value) > limit:
+        found.append(Violation(at, f"has {len(value)} characters; at most {limit} are allowed"))
+
+
+def check_printable(value: str, at: str, limit: int, found: list[Violation]) -> None:
+    """Text of at most ``limit`` printable characters."""
+    if len(value) > limit:
+        check_length(value, at, limit, found)
+    elif not value.isprintable():
+        found.append(Violation(at, f"{quoted(value)} has control or other unprintable characters; leave them out"))
+
+
+def check_count(count: int, at: str, limit: int, what: str, found: list[Violation]) -> bool:
+    """At most ``limit`` things; tells whether that holds."""
+    if count <= limit:
+        return True
+    found.append(Violation(at, f"has {count} {what}; at most {limit} are allowed"))
+    return False
+
+
+def check_header(name: str, value: str, at: str, limit: int, found: list[Violation]) -> None:
+    """An HTTP header (RFC 9110, 5.5 and 5.6.2): the name a token, the value without anything that ends a line."""
+    if not HEADER_NAME.fullmatch(name):
+        found.append(Violation(at, f"{quoted(name)} is not an HTTP header name: letters, digits and !#$%&'*+-.^_`|~"))
+    if _NOT_IN_HEADER_VALUE.search(value):
+        found.append(Violation(at, "the value has line breaks or other control characters; leave them out"))
+    check_length(value, at, limit, found)
+
+
+def check_path(path: str, at: str, limit: int, found: list[Violation]) -> None:
+    """The path of a probe: ``path-absolute`` of RFC 3986, 3.3, with a query if need be.
+
+    Two slashes at its start would make it a reference to another host once it is joined to the endpoint.
+    """
+    check_length(path, at, limit, found)
+    if not path.startswith("/") or path.startswith("//"):
+        found.append(Violation(at, f"{quoted(path)} is not an absolute path; it begins with one slash, as in /health"))
+    stray = _NOT_IN_PATH.search(path)
+    if stray:
+        found.append(
+            Violation(at, f"has {stray.group()!r} at position {stray.start()}; percent-encode it, or leave it out")
+        )
+
+
+def check_timestamp(timestamp: Timestamp, at: str, found: list[Violation]) -> None:
+    """A timestamp that the well-known type allows."""
+    if not _MIN_TIMESTAMP_SECONDS <= timestamp.seconds <= _MAX_TIMESTAMP_SECONDS or not 0 <= timestamp.nanos < _NANOS:
+        found.append(
+            Violation(
+                at,
+                f"{timestamp.seconds} s and {timestamp.nanos} ns are not a valid timestamp: "
+                "years 1 to 9999, nanos 0 to 999999999",
+            )
+        )
+
+
+def check_duration(
+    duration: Duration,
+    at: str,
+    minimum: timedelta,
+    maximum: timedelta | None,
+    found: list[Violation],
+    *,
+    otherwise: str = "",
+) -> None:
+    """A valid duration from ``minimum`` to ``maximum``, both included; ``otherwise`` tells what else would do."""
+    seconds, nanos = duration.seconds, duration.nanos
+    if not _is_duration(seconds, nanos):
+        found.append(
+            Violation(
+                at,
+                f"{seconds} s and {nanos} ns are not a valid duration: at most 10,000 years, "
+                "nanos below one second and of the same sign as seconds",
+            )
+        )
+        return
+    total = seconds * _NANOS + nanos
+    if total < _nanos(minimum) or (maximum is not None and total > _nanos(maximum)):
+        span = f"at least {_span(minimum)}" if maximum is None else f"from {_span(minimum)} to {_span(maximum)}"
+        found.append(Violation(at, f"is {total / _NANOS:.10g} s; must be {span}{otherwise}"))
+
+
+def _is_duration(seconds: int, nanos: int) -> bool:
+    """Tells whether ``google.protobuf.Duration`` allows these."""
+    return -MAX_DURATION_SECONDS <= seconds <= MAX_DURATION_SECONDS and (
+        0 <= nanos < _NANOS if seconds > 0 else -_NANOS < nanos <= 0 if seconds < 0 else -_NANOS < nanos < _NANOS
+    )
+
+
+def _nanos(span: timedelta) -> int:
+    return (span.days * 86_400 + span.seconds) * _NANOS + span.microseconds * 1_000
+
+
+def _span(span: timedelta) -> str:
+    seconds = span.total_seconds()
+    for size, unit in ((3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds * 1_000:g} ms" if seconds else "0 s"
+
+
+def check_struct(struct: Struct, at: str, found: list[Violation]) -> None:
+    """A struct whose numbers are finite and which is not too deep.
+
+    The wire bytes tell nearly always that all is well, at a tenth of the price of a walk: the last byte of an infinity
+    or a NaN is 0x7f or 0xff, and a level below the first has the tag of a struct or list in a value. Those bytes may
+    also stand for something else; then the walk decides.
+    """
+    wire = struct.SerializeToString()
+    if (
+        b"\x7f" in wire
+        or b"\xff" in wire
+        or wire.count(_LEVEL_TAGS[0]) + wire.count(_LEVEL_TAGS[1]) >= MAX_STRUCT_DEPTH
+    ):
+        _walk_fields(struct.fields, [], at, found)
+
+
+def _walk_fields(fields: Mapping[str, Value], trail: list[str], at: str, found: list[Violation]) -> None:
+    if not _fits(trail, at, found):
+        return
+    for key in sorted(fields):
+        _walk_value(fields[key], key, trail, at, found)
+
+
+def _walk_items(items: Iterable[Value], trail: list[str], at: str, found: list[Violation]) -> None:
+    if not _fits(trail, at, found):
+        return
+    for index, item in enumerate(items):
+        _walk_value(item, str(index), trail, at, found)
+
+
+def _walk_value(value: Value, key: str, trail: list[str], at: str, found: list[Violation]) -> None:
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        if not math.isfinite(value.number_value) and len(found) < MAX_VIOLATIONS:
+            where = quoted("/".join((*trail, key)))
+            found.append(Violation(at, f"the number at {where} is {value.number_value}; numbers must be finite"))
+    elif kind in {"struct_value", "list_value"}:
+        trail.append(key)
+        if kind == "struct_value":
+            _walk_fields(value.struct_value.fields, trail, at, found)
+        else:
+            _walk_items(value.list_value.values, trail, at, found)
+        trail.pop()
+
+
+def _fits(trail: Sequence[str], at: str, found: list[Violation]) -> bool:
+    if len(trail) < MAX_STRUCT_DEPTH:
+        return True
+    too_deep = Violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; make it flatter")
+    if too_deep not in found:
+        found.append(too_deep)
+    return False
+
+
+def check_details(details: Struct, at: str, found: list[Violation]) -> None:
+    """Details of a health status: a small struct."""
+    size = details.ByteSize()
+    if size > MAX_DETAILS_BYTES:
+        found.append(Violation(at, f"takes {size} bytes on the wire; at most {MAX_DETAILS_BYTES} are allowed"))
+    else:
+        check_struct(details, at, found)
+
+
+def check_endpoint(endpoint: str, at: str, found: list[Violation]) -> None:
+    """The URL of a service."""
+    fault: str | None
+    if not endpoint:
+        fault = "is required: an absolute URL such as https://host:8080"
+    elif len(endpoint) > MAX_ENDPOINT_LENGTH:
+        fault = f"has {len(endpoint)} characters; at most {MAX_ENDPOINT_LENGTH} are allowed"
+    # Before parsing: urlsplit drops line breaks and leading spaces without a word.
+    elif stray := _NOT_VISIBLE_ASCII.search(endpoint):
+        fault = f"has {stray.group()!r} at position {stray.start()}; a URL is visible ASCII without backslashes"
+    else:
+        fault = _url_fault(endpoint)
+    if fault:
+        found.append(Violation(at, fault))
+
+
+def _url_fault(endpoint: str) -> str | None:
+    try:
+        parts = urlsplit(endpoint)
+    except ValueError:
+        return "is not a URL: the brackets of its host do not hold an IPv6 address"
+    if parts.scheme not in ENDPOINT_SCHEMES:
+        scheme = f"{quoted(parts.scheme)} is no scheme for an endpoint" if parts.scheme else "has no scheme"
+        return f"{scheme}; use one of {', '.join(ENDPOINT_SCHEMES)}, as in https://host:8080"
+    if not parts.netloc:
+        return f"has no host; write {parts.scheme}://host:port"
+    # Never quoted: the value may hold a password.
+    if "@" in parts.netloc:
+        return "has a user name or password; leave it out, every reader of the registry sees this field"
+    return _authority_fault(parts.netloc, port_required=parts.scheme == "tcp")
+
+
+def _authority_fault(authority: str, *, port_required: bool) -> str | None:
+    if authority.startswith("["):
+        host, bracket, rest = authority[1:].partition("]")
+        if not bracket or not _is_ipv6(host):
+            return f"{quoted(authority)} does not hold an IPv6 address in brackets"
+        if rest and not rest.startswith(":"):
+            return f"{quoted(rest)} after the brackets is not a port"
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = authority.partition(":")
+        if not _is_host(host):
+            return f"{quoted(host)} is not a host: a DNS name, an IPv4 address or an IPv6 address in brackets"
+    if not colon:
+        return "has no port; tcp has no default, write tcp://host:port" if port_required else None
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65_535:  # noqa: PLR2004 - what 16 bits hold
+        return f"{quoted(port)} is not a port: 1 to 65535"
+    return None
+
+
+def _is_host(host: str) -> bool:
+    if len(host) - host.endswith(".") > _MAX_HOST_LENGTH or not _HOST.fullmatch(host):
+        return False
+    return not _NUMERIC_HOST.fullmatch(host) or _is_ipv4(host)
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ipv6(host: str) -> bool:
+    # A zone (``fe80::1%eth0``) has meaning on one host only, and no place in a registry.
+    if "%" in host:
+        return False
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""Opaque tokens that clients keep for us: cursors of watches, and page tokens."""
+
+import base64
+import binascii
+import hashlib
+from typing import NamedTuple
+
+_RESUMABLE = "r"
+_WITHIN_SNAPSHOT = "s"
+_LONGEST = 1024
+
+
+class Cursor(NamedTuple):
+    """Where a watch stands."""
+
+    epoch: str
+    revision: int
+    resumable: bool = True
+    """False within a snapshot: going on from there would skip the rest of it."""
+
+
+def encode_cursor(cursor: Cursor) -> str:
+    """Makes the text that clients get."""
+    kind = _RESUMABLE if cursor.resumable else _WITHIN_SNAPSHOT
+    return _encode(f"{kind}{cursor.revision:x}.{cursor.epoch}".encode())
+
+
+def decode_cursor(text: str) -> Cursor:
+    """Reads a cursor back.
+
+    Raises:
+        ValueError: This server never made it.
+    """
+    try:
+        plain = _decode(text).decode("ascii")
+        revision, dot, epoch = plain[1:].partition(".")
+        if plain[:1] not in (_RESUMABLE, _WITHIN_SNAPSHOT) or not dot or not epoch:
+            raise ValueError(text)
+        return Cursor(epoch, int(revision, 16), resumable=plain[0] == _RESUMABLE)
+    except ValueError as error:  # also UnicodeDecodeError and binascii.Error
+        raise ValueError("is not a cursor of this registry") from error
+
+
+def encode_page_token(scope: bytes, last: str) -> str:
+    """Makes the token of the page after ``last``, good only for the same ``scope`` (what was asked for)."""
+    return _encode(_digest(scope) + last.encode())
+
+
+def decode_page_token(scope: bytes, token: str) -> str:
+    """Reads the name after which the page begins.
+
+    Raises:
+        ValueError: The token is not of this scope, or no token at all.
+    """
+    try:
+        plain = _decode(token)
+        if plain[:8] != _digest(scope):
+            raise ValueError(token)
+        return plain[8:].decode()
+    except ValueError as error:
+        raise ValueError("is not a token of this query; repeat it without one") from error
+
+
+def _digest(scope: bytes) -> bytes:
+    return hashlib.blake2b(scope, digest_size=8).digest()
+
+
+def _encode(plain: bytes) -> str:
+    return base64.urlsafe_b64encode(plain).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    if len(text) > _LONGEST:
+        raise ValueError("too long")
+    try:
+        return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error

@@ -1,0 +1,381 @@
+"""What the comments in ``protos/`` demand of a message, checked all at once.
+
+Every function returns all violations, at most ``MAX_VIOLATIONS``; an empty list means valid. Output-only fields are
+never looked at: a service that was read may be sent back as it is.
+"""
+
+from collections.abc import Mapping, MutableSequence
+from datetime import timedelta
+from itertools import islice
+from typing import Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import EncodeError
+from google.protobuf.struct_pb2 import Struct
+
+from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
+from registry_server.errors import Violation
+from registry_server.model import rules
+from registry_server.model.rules import (
+    CAPABILITY_NAME,
+    ENDPOINT_SCHEMES,
+    LABEL_KEY,
+    MAX_DETAILS_BYTES,
+    MAX_ENDPOINT_LENGTH,
+    MAX_ERROR_LENGTH,
+    MAX_STRUCT_DEPTH,
+    MAX_VIOLATIONS,
+    NAME,
+)
+
+__all__ = [
+    "CAPABILITY_NAME",
+    "ENDPOINT_SCHEMES",
+    "LABEL_KEY",
+    "MAX_AUTHOR_LENGTH",
+    "MAX_CAPABILITIES",
+    "MAX_DESCRIPTION_LENGTH",
+    "MAX_DETAILS_BYTES",
+    "MAX_DOCUMENTATION_LENGTH",
+    "MAX_ENDPOINT_LENGTH",
+    "MAX_ENVIRONMENT_LENGTH",
+    "MAX_ERROR_LENGTH",
+    "MAX_LABELS",
+    "MAX_LABEL_VALUE_LENGTH",
+    "MAX_SERVICE_BYTES",
+    "MAX_STRUCT_DEPTH",
+    "MAX_TAGS",
+    "MAX_TAG_LENGTH",
+    "MAX_TTL",
+    "MAX_VERSION_LENGTH",
+    "MAX_VIOLATIONS",
+    "MIN_TTL",
+    "NAME",
+    "details_violations",
+    "duration_violations",
+    "error_text_violations",
+    "name_violations",
+    "service_violations",
+    "status_violations",
+    "update_mask_violations",
+]
+
+MAX_SERVICE_BYTES: Final = 65_536
+MAX_CAPABILITIES: Final = 64
+MAX_TAGS: Final = 64
+MAX_LABELS: Final = 64
+MAX_VERSION_LENGTH: Final = 128
+MAX_DESCRIPTION_LENGTH: Final = 4_096
+MAX_TAG_LENGTH: Final = 128
+MAX_AUTHOR_LENGTH: Final = 256
+MAX_DOCUMENTATION_LENGTH: Final = 2_048
+MAX_ENVIRONMENT_LENGTH: Final = 128
+MAX_LABEL_VALUE_LENGTH: Final = 256
+MIN_TTL: Final = timedelta(seconds=5)
+MAX_TTL: Final = timedelta(hours=24)
+
+_MAX_PATH_LENGTH = 1_024
+_MAX_HEADERS = 16
+_MAX_HEADER_VALUE_LENGTH = 1_024
+_MAX_EXPECTED_STATUSES = 32
+_MAX_GRPC_SERVICE_LENGTH = 256
+_MAX_THRESHOLD = 100
+_METHODS = ("GET", "HEAD", "POST")
+_LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
+_INTERVAL = (timedelta(seconds=1), timedelta(hours=24))
+_TIMEOUT = (timedelta(milliseconds=10), timedelta(minutes=5))
+_DEGRADED_AFTER = (timedelta(milliseconds=1), timedelta(minutes=5))
+_ZERO = timedelta()
+
+_STATUSES: Final[Mapping[int, str]] = {
+    number: name.removeprefix("HEALTH_STATUS_") for name, number in HealthStatus.items()
+}
+
+
+def service_violations(service: Service, at: str = "service") -> list[Violation]:
+    """Checks everything that a client may set in a service.
+
+    Args:
+        service: What is to be registered, or what an update would make.
+        at: Path of the service in the request.
+
+    Returns:
+        What is wrong with it.
+    """
+    found: list[Violation] = []
+    # What is too large is not searched: a request may be far larger than a service.
+    searchable = _check_size(service, at, found)
+    rules.check_name(service.name, f"{at}.name", found)
+    rules.check_endpoint(service.endpoint, f"{at}.endpoint", found)
+    if not service.version:
+        found.append(Violation(f"{at}.version", "is required: SemVer such as 1.4.2 is recommended"))
+    rules.check_printable(service.version, f"{at}.version", MAX_VERSION_LENGTH, found)
+    if service.group:
+        rules.check_name(service.group, f"{at}.group", found)
+    if service.capabilities:
+        _check_capabilities(service.capabilities, f"{at}.capabilities", found, searchable=searchable)
+    if service.HasField("metadata"):
+        _check_metadata(service.metadata, f"{at}.metadata", found)
+    if service.HasField("health"):
+        _check_health(service.health, f"{at}.health", found)
+    if service.HasField("health_check"):
+        _check_health_check(service.health_check, f"{at}.health_check", found)
+    if service.HasField("ttl") and (service.ttl.seconds or service.ttl.nanos):
+        rules.check_duration(service.ttl, f"{at}.ttl", MIN_TTL, MAX_TTL, found, otherwise=", or 0 s = permanent")
+    return found[:MAX_VIOLATIONS]
+
+
+def name_violations(name: str, at: str) -> list[Violation]:
+    """Checks the name of a service or group; an empty one is a violation."""
+    found: list[Violation] = []
+    rules.check_name(name, at, found)
+    return found
+
+
+def status_violations(status: int, at: str) -> list[Violation]:
+    """Checks a status that must be given and known."""
+    found: list[Violation] = []
+    if status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
+        found.append(Violation(at, f"is required: one of {_known_statuses()}"))
+    _check_status(status, at, found)
+    return found
+
+
+def details_violations(details: Struct, at: str = "details") -> list[Violation]:
+    """Checks the details of a health status: their size, their depth and their numbers."""
+    found: list[Violation] = []
+    rules.check_details(details, at, found)
+    return found[:MAX_VIOLATIONS]
+
+
+def error_text_violations(error: str, at: str = "error") -> list[Violation]:
+    """Checks the text that says why a status is not HEALTHY."""
+    found: list[Violation] = []
+    rules.check_length(error, at, MAX_ERROR_LENGTH, found)
+    return found
+
+
+def duration_violations(
+    duration: Duration, at: str, minimum: timedelta, maximum: timedelta | None = None
+) -> list[Violation]:
+    """Checks that a duration is valid and lies from ``minimum`` to ``maximum``, both included; None = no upper end."""
+    found: list[Violation] = []
+    rules.check_duration(duration, at, minimum, maximum, found)
+    return found
+
+
+def update_mask_violations(mask: FieldMask, at: str = "update_mask") -> list[Violation]:
+    """Checks that every path of a mask names something of ``Service`` that a client may set.
+
+    Args:
+        mask: Paths as in ``metadata.tags``, or ``*`` alone. An empty mask is valid.
+        at: Path of the mask in the request.
+
+    Returns:
+        One violation for each bad path.
+    """
+    found: list[Violation] = []
+    for index, path in enumerate(mask.paths):
+        fault = _path_fault(path, alone=len(mask.paths) == 1)
+        if fault:
+            found.append(Violation(f"{at}.paths[{index}]", fault))
+            if len(found) == MAX_VIOLATIONS:
+                break
+    return found
+
+
+def _check_size(service: Service, at: str, found: list[Violation]) -> bool:
+    """Tells whether the structs of the service may be looked through."""
+    try:
+        size = service.ByteSize()
+        if size > MAX_SERVICE_BYTES:
+            content = Service()
+            content.CopyFrom(service)
+            for field in ("registered_at", "updated_at", "revision"):
+                content.ClearField(field)
+            if content.HasField("health"):
+                content.health.ClearField("status_changed_at")
+            size = content.ByteSize()
+    except EncodeError:
+        found.append(Violation(at, "is nested too deep to be sent"))
+        return False
+    if size > MAX_SERVICE_BYTES:
+        found.append(Violation(at, f"takes {size} bytes on the wire; at most {MAX_SERVICE_BYTES} are allowed"))
+        return False
+    return True
+
+
+def _check_capabilities(
+    capabilities: MutableSequence[Capability], at: str, found: list[Violation], *, searchable: bool
+) -> None:
+    rules.check_count(len(capabilities), at, MAX_CAPABILITIES, "capabilities", found)
+    seen: dict[tuple[str, str], int] = {}
+    # Past the limit nothing is looked at: the work stays bounded whatever is sent.
+    for index, capability in enumerate(islice(capabilities, MAX_CAPABILITIES)):
+        here = f"{at}[{index}]"
+        name, version = capability.name, capability.version
+        rules.check_capability_name(name, f"{here}.name", found)
+        if version:
+            rules.check_printable(version, f"{here}.version", MAX_VERSION_LENGTH, found)
+        rules.check_length(capability.description, f"{here}.description", MAX_DESCRIPTION_LENGTH, found)
+        if searchable and capability.HasField("inputs"):
+            rules.check_struct(capability.inputs, f"{here}.inputs", found)
+        if searchable and capability.HasField("outputs"):
+            rules.check_struct(capability.outputs, f"{here}.outputs", found)
+        first = seen.setdefault((name, version), index)
+        if first != index:
+            found.append(
+                Violation(here, f"has the name and version of capabilities[{first}]; give each version of a name once")
+            )
+
+
+def _check_metadata(metadata: Metadata, at: str, found: list[Violation]) -> None:
+    rules.check_length(metadata.description, f"{at}.description", MAX_DESCRIPTION_LENGTH, found)
+    rules.check_length(metadata.author, f"{at}.author", MAX_AUTHOR_LENGTH, found)
+    rules.check_length(metadata.documentation, f"{at}.documentation", MAX_DOCUMENTATION_LENGTH, found)
+    rules.check_printable(metadata.environment, f"{at}.environment", MAX_ENVIRONMENT_LENGTH, found)
+    if metadata.tags:
+        _check_tags(metadata.tags, f"{at}.tags", found)
+    if metadata.labels:
+        _check_labels(metadata.labels, f"{at}.labels", found)
+
+
+def _check_tags(tags: MutableSequence[str], at: str, found: list[Violation]) -> None:
+    rules.check_count(len(tags), at, MAX_TAGS, "tags", found)
+    seen: dict[str, int] = {}
+    for index, tag in enumerate(islice(tags, MAX_TAGS)):
+        here = f"{at}[{index}]"
+        if not tag:
+            found.append(Violation(here, "is empty; a tag has 1 to 128 characters"))
+        elif "," in tag:
+            found.append(Violation(here, f"{rules.quoted(tag)} has a comma; make it two tags"))
+        rules.check_printable(tag, here, MAX_TAG_LENGTH, found)
+        first = seen.setdefault(tag, index)
+        if first != index:
+            found.append(Violation(here, f"{rules.quoted(tag)} is the same as tags[{first}]; give each tag once"))
+
+
+def _check_labels(labels: Mapping[str, str], at: str, found: list[Violation]) -> None:
+    rules.check_count(len(labels), at, MAX_LABELS, "labels", found)
+    # A protobuf map has no order of its own, an answer should.
+    for key in sorted(islice(labels, MAX_LABELS)):
+        here = rules.keyed(at, key)
+        rules.check_label_key(key, here, found)
+        rules.check_length(labels[key], here, MAX_LABEL_VALUE_LENGTH, found)
+
+
+def _check_health(health: Health, at: str, found: list[Violation]) -> None:
+    _check_status(health.status, f"{at}.status", found)
+    if health.HasField("last_check"):
+        rules.check_timestamp(health.last_check, f"{at}.last_check", found)
+    if health.HasField("response_time"):
+        rules.check_duration(health.response_time, f"{at}.response_time", _ZERO, None, found)
+    if health.HasField("details"):
+        rules.check_details(health.details, f"{at}.details", found)
+    rules.check_length(health.error, f"{at}.error", MAX_ERROR_LENGTH, found)
+
+
+def _check_status(status: int, at: str, found: list[Violation]) -> None:
+    if status not in _STATUSES:
+        found.append(Violation(at, f"{status} is not a known status; use one of {_known_statuses()}"))
+
+
+def _known_statuses() -> str:
+    return ", ".join(name for number, name in _STATUSES.items() if number)
+
+
+def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> None:
+    if check.HasField("http"):
+        _check_http_probe(check.http, f"{at}.http", found)
+    elif check.HasField("grpc"):
+        rules.check_length(check.grpc.service, f"{at}.grpc.service", _MAX_GRPC_SERVICE_LENGTH, found)
+    before = len(found)
+    if check.HasField("interval"):
+        rules.check_duration(check.interval, f"{at}.interval", *_INTERVAL, found)
+    if check.HasField("timeout"):
+        rules.check_duration(check.timeout, f"{at}.timeout", *_TIMEOUT, found)
+    if (
+        check.HasField("interval")
+        and check.HasField("timeout")
+        and len(found) == before
+        and _order(check.timeout) > _order(check.interval)
+    ):
+        found.append(Violation(f"{at}.timeout", "is longer than `interval`; a probe must end before the next begins"))
+    if check.HasField("degraded_after"):
+        rules.check_duration(check.degraded_after, f"{at}.degraded_after", *_DEGRADED_AFTER, found)
+    for field, threshold in (
+        ("failure_threshold", check.failure_threshold),
+        ("success_threshold", check.success_threshold),
+    ):
+        if not 0 <= threshold <= _MAX_THRESHOLD:
+            found.append(Violation(f"{at}.{field}", f"is {threshold}; must be 1 to {_MAX_THRESHOLD}, 0 = the default"))
+
+
+def _order(duration: Duration) -> tuple[int, int]:
+    return duration.seconds, duration.nanos
+
+
+def _check_http_probe(probe: HealthCheck.HttpProbe, at: str, found: list[Violation]) -> None:
+    if probe.path:
+        rules.check_path(probe.path, f"{at}.path", _MAX_PATH_LENGTH, found)
+    if probe.method and probe.method not in _METHODS:
+        found.append(Violation(f"{at}.method", f"{rules.quoted(probe.method)} is not one of {', '.join(_METHODS)}"))
+    rules.check_count(len(probe.headers), f"{at}.headers", _MAX_HEADERS, "headers", found)
+    for name in sorted(islice(probe.headers, _MAX_HEADERS)):
+        here = rules.keyed(f"{at}.headers", name)
+        rules.check_header(name, probe.headers[name], here, _MAX_HEADER_VALUE_LENGTH, found)
+    statuses = probe.expected_statuses
+    rules.check_count(len(statuses), f"{at}.expected_statuses", _MAX_EXPECTED_STATUSES, "status codes", found)
+    for index, status in enumerate(islice(statuses, _MAX_EXPECTED_STATUSES)):
+        if not _LOWEST_STATUS <= status <= _HIGHEST_STATUS:
+            found.append(
+                Violation(
+                    f"{at}.expected_statuses[{index}]",
+                    f"{status} is not an HTTP status code: {_LOWEST_STATUS} to {_HIGHEST_STATUS}",
+                )
+            )
+
+
+_OUTPUT_ONLY = frozenset({"registered_at", "updated_at", "revision", "health.status_changed_at"})
+
+
+def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
+    """Every path of a message; the value tells whether a path may go on below it."""
+    paths: dict[str, bool] = {}
+    for field in message.fields:
+        path = prefix + field.name
+        inner = _inner(field)
+        paths[path] = inner is not None
+        if inner is not None:
+            paths.update(_paths_below(inner, f"{path}."))
+    return paths
+
+
+def _inner(field: FieldDescriptor) -> Descriptor | None:
+    """The message that a path may lead into: not that of a repeated field, of a map or a well-known type."""
+    inner: Descriptor | None = field.message_type
+    if field.is_repeated or inner is None or inner.full_name.startswith("google.protobuf."):
+        return None
+    return inner
+
+
+_PATHS: Final = _paths_below(Service.DESCRIPTOR)
+_DEEPEST: Final = max(path.count(".") for path in _PATHS) + 1
+
+
+def _path_fault(path: str, *, alone: bool) -> str | None:
+    if path == "*":
+        return None if alone else "`*` stands for every field; give it alone or leave it out"
+    if path in _PATHS and path not in _OUTPUT_ONLY:
+        return None
+    # The longest beginning that is a path tells what is wrong with the rest.
+    parts = path.split(".", _DEEPEST)[:_DEEPEST]
+    beginnings = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    known = next((beginning for beginning in beginnings if beginning in _PATHS), "")
+    if known in _OUTPUT_ONLY:
+        return f"{rules.quoted(path)} is output only; the registry alone sets it"
+    if known and not _PATHS[known]:
+        return f"{rules.quoted(path)} goes on below {known!r}, which changes as a whole; give {known!r}"
+    return f"{rules.quoted(path)} is not a field of a service"

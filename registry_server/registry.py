@@ -1,0 +1,549 @@
+"""``ServiceRegistry``: the use cases. Transports and embedders call this and nothing below it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.registry_service_pb2 import (
+    Consistency,
+    DiscoverServicesRequest,
+    GetRegistryHealthResponse,
+    ListCapabilitiesResponse,
+    RegistryStats,
+    WatchEventsRequest,
+)
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
+from registry_server.catalog import Capabilities, Discovery, Follower, Replica, Watcher, WatchHub, stats
+from registry_server.clock import Clock, timestamp
+from registry_server.errors import (
+    InvalidRequest,
+    ProbingDisabled,
+    RegistryError,
+    RevisionMismatch,
+    RevisionNotReached,
+    ServiceExists,
+    ServiceNotFound,
+    StoreUnavailable,
+    Violation,
+    WriteConflict,
+)
+from registry_server.model import normal, requests
+from registry_server.model.filters import compile_filter
+from registry_server.model.record import Record
+from registry_server.model.tokens import encode_page_token
+from registry_server.model.validation import (
+    details_violations,
+    error_text_violations,
+    name_violations,
+    service_violations,
+    status_violations,
+    update_mask_violations,
+)
+from registry_server.store import Conflict, EpochChanged, RedisStore
+
+PATIENCE: Final = 5.0
+"""Seconds that a write waits for this process to see what the store has; longer means that it is away."""
+_ATTEMPTS: Final = 16
+_CAPABILITIES: Final = b"capabilities"
+
+_T = TypeVar("_T")
+
+
+class ServiceRegistry:
+    """Register services, keep them alive, find them, watch them.
+
+    Values are the messages of ``ossa.registry.v1``. Every method raises only ``RegistryError``; those that change
+    something raise ``StoreUnavailable`` while Redis is away, those that read go on from memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RedisStore,
+        replica: Replica,
+        discovery: Discovery,
+        hub: WatchHub,
+        follower: Follower,
+        clock: Clock,
+        default_ttl: float,
+    ) -> None:
+        """Puts the parts together; ``registry_server.app`` makes and owns them.
+
+        Args:
+            store: Where changes go.
+            replica: Where reads come from.
+            discovery: Queries over the replica.
+            hub: Watches over the replica.
+            follower: Keeps the replica level with the store.
+            clock: Wall clock.
+            default_ttl: Seconds that a lease lasts if the service does not say.
+        """
+        self._store = store
+        self._replica = replica
+        self._discovery = discovery
+        self._hub = hub
+        self._follower = follower
+        self._clock = clock
+        self._default_ttl = default_ttl
+        self._capabilities = Capabilities(replica)
+
+    # Registration.
+
+    async def register(self, service: Service, *, create_only: bool = False) -> Service:
+        """Registers a service or takes its new content; renews its lease.
+
+        Raises:
+            InvalidRequest: The service breaks the contract.
+            ServiceExists: With ``create_only``, the name is taken.
+            WriteConflict: Others changed it each time.
+        """
+        requests.refuse(service_violations(service))
+
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            if current is not None and create_only:
+                raise ServiceExists(service.name)
+            before = current.message() if current else None
+            now = self._now()
+            after = normal.registered(service, before, now)
+            if before is not None and after == before:
+                return await self._touch(before, renew=True)
+            type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
+            return await self._put(before, normal.stamped(after, now), type_, renew=True)
+
+        return await self._write(service.name, attempt)
+
+    async def register_batch(self, services: Sequence[Service]) -> list[Service | RegistryError]:
+        """Registers many services; each stands alone, in order.
+
+        Raises:
+            InvalidRequest: There are none, or too many.
+        """
+        if not 1 <= len(services) <= requests.LARGEST_BATCH:
+            raise InvalidRequest(
+                [Violation("services", f"has {len(services)} services; 1 to {requests.LARGEST_BATCH} are taken")]
+            )
+        results: list[Service | RegistryError] = [WriteConflict("")] * len(services)
+        by_name: dict[str, list[int]] = {}
+        for i, service in enumerate(services):
+            by_name.setdefault(service.name, []).append(i)
+
+        async def one_after_another(positions: Iterable[int]) -> None:
+            for i in positions:
+                try:
+                    results[i] = await self.register(services[i])
+                except InvalidRequest as error:
+                    at = f"services[{i}]"
+                    moved = [Violation(at + v.field.removeprefix("service"), v.description) for v in error.violations]
+                    results[i] = InvalidRequest(moved)
+                except RegistryError as error:
+                    results[i] = error
+
+        # Different names share round trips; the same name twice must not overtake itself.
+        async with asyncio.TaskGroup() as group:
+            for positions in by_name.values():
+                group.create_task(one_after_another(positions))
+        return results
+
+    async def update_service(
+        self, service: Service, mask: FieldMask | None = None, *, expected_revision: int = 0
+    ) -> Service:
+        """Changes the fields in ``mask`` to what they are in ``service``; see ``UpdateServiceRequest``.
+
+        Raises:
+            InvalidRequest: The mask, or what would come of it, breaks the contract.
+            ServiceNotFound: No such service.
+            RevisionMismatch: It is not at ``expected_revision`` (0 = any).
+            WriteConflict: Others changed it each time.
+        """
+        mask = mask or FieldMask()
+        violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
+        requests.check_not_negative(expected_revision, "expected_revision", violations)
+        requests.refuse(violations)
+
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            before = _existing(service.name, current, expected_revision).message()
+            now = self._now()
+            after = normal.updated(service, mask, before, now)
+            requests.refuse(service_violations(after))
+            if after == before:
+                return before
+            return await self._put(before, normal.stamped(after, now), normal.update_type(before, after), renew=False)
+
+        return await self._write(service.name, attempt)
+
+    async def unregister(self, name: str, *, expected_revision: int = 0) -> Service:
+        """Removes a service and gives its last state.
+
+        Raises:
+            ServiceNotFound: No such service.
+            RevisionMismatch: It is not at ``expected_revision`` (0 = any).
+            WriteConflict: Others changed it each time.
+        """
+        violations = name_violations(name, "name")
+        requests.check_not_negative(expected_revision, "expected_revision", violations)
+        requests.refuse(violations)
+
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            record = _existing(name, current, expected_revision)
+            outcome = await self._store.delete(
+                name,
+                epoch=self._replica.position.epoch,
+                expected=record.revision,
+                reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+            )
+            if not isinstance(outcome, int):
+                return outcome
+            await self._applied(outcome)
+            return record.message()
+
+        return await self._write(name, attempt)
+
+    # Leases and health.
+
+    async def heartbeat(self, names: Sequence[str]) -> tuple[int, list[str]]:
+        """Renews leases.
+
+        Returns:
+            How many were renewed, and the names that are not registered, in the order given.
+        """
+        requests.check_names(names)
+        self._must_be_loaded()
+        distinct = list(dict.fromkeys(names))
+        renewed = await self._store.renew(distinct)
+        if renewed.bare:
+            await self.restore_documents(renewed.bare)
+        return len(distinct) - len(renewed.unknown), renewed.unknown
+
+    async def restore_documents(self, names: Sequence[str]) -> None:
+        """Writes the JSON documents of services again that Redis dropped before their lease was renewed or moved."""
+        records = [record for name in names if (record := self._replica.records.get(name))]
+        await asyncio.gather(*(self._touch(record.message(), renew=False) for record in records))
+
+    async def health(self, name: str) -> tuple[Health, Timestamp | None]:
+        """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away).
+
+        Raises:
+            ServiceNotFound: No such service.
+        """
+        record = await self.get(name)
+        health = record.message().health
+        if not self._follower.connected:
+            return health, None
+        try:
+            wire, lease_ends = await self._store.read_check(name)
+        except StoreUnavailable:
+            return health, None
+        if wire is not None:
+            check = Health.FromString(wire)
+            # A check that was written just before a transition tells of the time before it.
+            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(health.last_check):
+                check.status_changed_at.CopyFrom(health.status_changed_at)
+                health = check
+        return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+
+    async def report_health(
+        self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
+    ) -> Health:
+        """Takes a reported status; an event only if it differs.
+
+        Raises:
+            ServiceNotFound: No such service.
+            WriteConflict: Others changed it each time.
+        """
+        violations = name_violations(name, "name") + error_text_violations(error, "error")
+        violations += status_violations(status, "status")
+        if details is not None:
+            violations += details_violations(details, "details")
+        requests.refuse(violations)
+
+        async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
+            before = _existing(name, current).message()
+            now = self._now()
+            after = normal.with_health(before, Health(status=status, last_check=now, details=details, error=error), now)
+            if after.health.status == before.health.status:
+                if not await self._store.write_check(name, after.health.SerializeToString()):
+                    raise ServiceNotFound(name)
+                return after.health
+            outcome = await self._put(
+                before,
+                normal.stamped(after, now),
+                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
+                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
+                renew=False,
+            )
+            return outcome.health if isinstance(outcome, Service) else outcome
+
+        return await self._write(name, attempt)
+
+    async def check_health(self, name: str) -> Health:
+        """Probes a service now.
+
+        Raises:
+            ServiceNotFound: No such service.
+            ProbingDisabled: This server does not probe.
+        """
+        await self.get(name)
+        raise ProbingDisabled
+
+    async def cleanup(self) -> list[str]:
+        """Removes services whose lease has run out; gives their names."""
+        self._must_be_loaded()
+        removed: list[str] = []
+        while True:
+            sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP)
+            removed += sweep.removed
+            if sweep.bare:
+                await self.restore_documents(sweep.bare)
+            if not sweep.removed:
+                break
+        if removed:
+            await self._level()
+        return removed
+
+    # Reading.
+
+    async def get(self, name: str, *, min_revision: int = 0, within: float = PATIENCE) -> Record:
+        """Reads a service.
+
+        Args:
+            name: Its name.
+            min_revision: Wait for this revision.
+            within: Seconds to wait at the most.
+
+        Raises:
+            ServiceNotFound: No such service.
+            RevisionNotReached: ``min_revision`` did not come in time.
+        """
+        record = self._replica.records.get(name)
+        if record is not None and 0 <= min_revision <= self._replica.revision:
+            return record
+        violations = name_violations(name, "name")
+        requests.check_not_negative(min_revision, "min_revision", violations)
+        requests.refuse(violations)
+        self._must_be_loaded()
+        await self._replica.reached(min_revision, within)
+        return _existing(name, self._replica.records.get(name))
+
+    def ready_answer(self, request: bytes) -> bytes | None:
+        """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""
+        return self._discovery.ready(request)
+
+    async def discover_page(
+        self, request: DiscoverServicesRequest, *, wire: bytes | None = None, within: float = PATIENCE
+    ) -> bytes:
+        """Finds services.
+
+        Args:
+            request: What is wanted.
+            wire: ``request`` serialised, if ``ready_answer`` may answer its like from now on.
+            within: Seconds to wait for a revision at the most.
+
+        Returns:
+            A serialised ``DiscoverServicesResponse``.
+
+        Raises:
+            RevisionNotReached: The wanted revision did not come in time.
+        """
+        violations: list[Violation] = []
+        filter_ = compile_filter(request.filter, "filter", violations)
+        size = requests.page_size(request.page_size, violations)
+        after = requests.page_start(filter_.key, request.page_token, violations)
+        requests.check_not_negative(request.min_revision, "min_revision", violations)
+        if request.consistency not in Consistency.values():
+            violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
+        requests.refuse(violations)
+        self._must_be_loaded()
+        if request.consistency == Consistency.CONSISTENCY_STRONG:
+            await self._level(within)
+        await self._replica.reached(request.min_revision, within)
+        plain = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
+        return await self._discovery.answer(filter_, size, after, wire if plain else None)
+
+    async def discover(self, filter_: ServiceFilter | None = None) -> list[Service]:
+        """Finds all services that match, ordered by name."""
+        violations: list[Violation] = []
+        compiled = compile_filter(filter_ or ServiceFilter(), "filter", violations)
+        requests.refuse(violations)
+        self._must_be_loaded()
+        names = await self._discovery.matching(compiled)
+        return [self._replica.records[name].message() for name in names]
+
+    async def watch(self, request: WatchEventsRequest) -> Watcher:
+        """Begins a watch; iterate over the watcher within ``with``.
+
+        Raises:
+            CursorExpired: What came after the cursor is no longer all at hand.
+            ShuttingDown: The server drains.
+        """
+        violations: list[Violation] = []
+        filter_ = compile_filter(request.filter, "filter", violations)
+        requests.check_types(request.types, violations)
+        cursor = requests.cursor(request.cursor, violations)
+        wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
+        interval = requests.bookmark_interval(wanted, violations)
+        requests.refuse(violations)
+        self._must_be_loaded()
+        return await self._hub.join(
+            filter_,
+            types=request.types,
+            cursor=cursor,
+            snapshot=request.include_snapshot,
+            bookmark_interval=interval,
+        )
+
+    def list_capabilities(self, page_size: int = 0, page_token: str = "") -> ListCapabilitiesResponse:
+        """Lists the distinct capabilities, ordered by name."""
+        violations: list[Violation] = []
+        size = requests.page_size(page_size, violations)
+        after = requests.page_start(_CAPABILITIES, page_token, violations)
+        requests.refuse(violations)
+        self._must_be_loaded()
+        summaries, more = self._capabilities.page(after, size)
+        token = encode_page_token(_CAPABILITIES, summaries[-1].name) if more else ""
+        return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
+
+    def get_stats(self) -> RegistryStats:
+        """Counts what is registered."""
+        self._must_be_loaded()
+        return stats(self._replica)
+
+    def registry_health(self) -> GetRegistryHealthResponse:
+        """Tells how the registry is; never raises."""
+        counts = stats(self._replica)
+        if not self._follower.loaded:
+            status = HealthStatus.HEALTH_STATUS_UNHEALTHY
+        elif counts.unhealthy_services or not self._follower.connected:
+            status = HealthStatus.HEALTH_STATUS_DEGRADED
+        else:
+            status = HealthStatus.HEALTH_STATUS_HEALTHY
+        health = GetRegistryHealthResponse(
+            status=status,
+            checked_at=self._now(),
+            stats=counts,
+            store_connected=self._follower.connected,
+            revision=self._replica.revision,
+        )
+        health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
+        return health
+
+    # How a write is made.
+
+    async def _write(
+        self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
+    ) -> _T:
+        """Tries a write on what this process knows of a service until its knowledge was true when it was committed."""
+        self._must_be_loaded()
+        level = False
+        for _ in range(_ATTEMPTS):
+            epoch = self._replica.position.epoch
+            try:
+                outcome = await attempt(self._replica.records.get(name))
+            except (ServiceExists, ServiceNotFound, RevisionMismatch):
+                if level:
+                    raise
+                # What this process knows may be milliseconds old: refuse only on what is true.
+                level = True
+                await self._level()
+                continue
+            match outcome:
+                case Conflict(newest):
+                    await self._applied(newest)
+                case EpochChanged():
+                    await self._next_epoch(epoch)
+                case _:
+                    return outcome
+        raise WriteConflict(name)
+
+    async def _put(
+        self,
+        before: Service | None,
+        after: Service,
+        type_: EventType.ValueType,
+        *,
+        renew: bool,
+        reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
+    ) -> Service | Conflict | EpochChanged:
+        outcome = await self._store.put(
+            after,
+            epoch=self._replica.position.epoch,
+            expected=before.revision if before else 0,
+            type=type_,
+            reason=reason,
+            ttl=self._ttl(after),
+            renew=renew,
+            # What was checked before is no longer how the service is.
+            forget_check=before is not None
+            and (before.endpoint != after.endpoint or before.health.status != after.health.status),
+        )
+        if not isinstance(outcome, int):
+            return outcome
+        await self._applied(outcome)
+        after.revision = outcome
+        return after
+
+    async def _touch(self, service: Service, *, renew: bool) -> Service | Conflict | EpochChanged:
+        outcome = await self._store.touch(
+            service,
+            epoch=self._replica.position.epoch,
+            expected=service.revision,
+            ttl=self._ttl(service),
+            renew=renew,
+        )
+        return service if isinstance(outcome, int) else outcome
+
+    async def _applied(self, revision: int) -> None:
+        try:
+            await self._replica.reached(revision, PATIENCE)
+        except RevisionNotReached:
+            raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
+
+    async def _level(self, within: float = PATIENCE) -> None:
+        """Waits until this process holds all that was committed when the call arrived."""
+        head = await self._store.head()
+        if head.epoch != self._replica.position.epoch:
+            await self._next_epoch(self._replica.position.epoch)
+        await self._replica.reached(head.revision, within)
+
+    async def _next_epoch(self, epoch: str) -> None:
+        """Waits until the follower has left an epoch that the store has left."""
+        if self._replica.position.epoch != epoch:
+            return
+        self._follower.suspect("a write found the store in another epoch")
+        moved = asyncio.Event()
+        self._replica.on_moved.append(moved.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self._replica.position.epoch == epoch:
+                    await moved.wait()
+                    moved.clear()
+        except TimeoutError:
+            raise StoreUnavailable("the store was replaced and is being read again") from None
+        finally:
+            self._replica.on_moved.remove(moved.set)
+
+    def _must_be_loaded(self) -> None:
+        if not self._follower.loaded:
+            raise StoreUnavailable("the registry has not reached its store yet")
+
+    def _ttl(self, service: Service) -> float:
+        return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl
+
+    def _now(self) -> Timestamp:
+        return timestamp(self._clock())
+
+
+def _existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
+    if record is None:
+        raise ServiceNotFound(name)
+    if expected_revision and record.revision != expected_revision:
+        raise RevisionMismatch(name, expected_revision, record.revision)
+    return record
+
+
+def _nanoseconds(time: Timestamp) -> int:
+    return time.seconds * 1_000_000_000 + time.nanos

@@ -1,0 +1,156 @@
+"""``RpcServer``: the gRPC server with everything on it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.config import GrpcSettings
+from registry_server.errors import ConfigurationError
+from registry_server.registry import ServiceRegistry
+from registry_server.rpc.codec import Context, parse
+from registry_server.rpc.drain import Drain
+from registry_server.rpc.service import RegistryRpc
+from registry_server.rpc.status import code_of, status_of, trailers_of
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
+
+_Unary: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
+
+log = structlog.get_logger(__name__)
+
+
+class RpcServer:
+    """Serves ``RegistryService``, ``grpc.health.v1`` and reflection."""
+
+    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings) -> None:
+        self._settings = settings
+        self._drain = Drain()
+        self._health = HealthServicer()
+        self._server = grpc.aio.server(options=_options(settings))
+        rpc = RegistryRpc(registry, self._drain)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain)),)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if settings.reflection:
+            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> str:
+        """Begins to serve; gives the address with the port that was taken.
+
+        Raises:
+            ConfigurationError: The address cannot be listened on.
+        """
+        address = self._settings.address
+        await self.set_serving(serving=False)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigurationError(f"grpc.address: cannot listen on {address}; is it in use?") from error
+        await self._server.start()
+        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Tells health watchers whether calls can be served."""
+        response = health_pb2.HealthCheckResponse
+        status = response.SERVING if serving else response.NOT_SERVING
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+    async def drain(self, grace: float) -> None:
+        """Shuts down: refuses new calls, lets those under way finish, cuts what is left after ``grace`` seconds."""
+        await self._health.enter_graceful_shutdown()
+        self._drain.begin()
+        stopping = asyncio.create_task(self._server.stop(grace))
+        if not await self._drain.finished(grace):
+            log.warning("calls were cut at shutdown", grace_seconds=grace)
+        # What is left are streams of other services (health, reflection), which end only when they are cut.
+        await self._server.stop(0)
+        await stopping
+
+
+def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Two servers on one port by accident would each get half of the calls.
+        ("grpc.so_reuseport", 0),
+        # Our own pings find peers that are gone without a word.
+        ("grpc.keepalive_time_ms", settings.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+        # Agents ping to keep their connection through NATs and balancers, also while they have nothing to say.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", settings.min_ping_interval_ms),
+    ]
+
+
+def _handlers(rpc: RegistryRpc, drain: Drain) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
+    raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
+    decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
+        "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
+        "BatchRegisterServices": (rpc.batch_register_services, pb.BatchRegisterServicesRequest),
+        "UpdateService": (rpc.update_service, pb.UpdateServiceRequest),
+        "UnregisterService": (rpc.unregister_service, pb.UnregisterServiceRequest),
+        "GetServiceHealth": (rpc.get_service_health, pb.GetServiceHealthRequest),
+        "ReportServiceHealth": (rpc.report_service_health, pb.ReportServiceHealthRequest),
+        "CheckServiceHealth": (rpc.check_service_health, pb.CheckServiceHealthRequest),
+        "Heartbeat": (rpc.heartbeat, pb.HeartbeatRequest),
+        "ListCapabilities": (rpc.list_capabilities, pb.ListCapabilitiesRequest),
+        "GetStats": (rpc.get_stats, pb.GetStatsRequest),
+        "GetRegistryHealth": (rpc.get_registry_health, pb.GetRegistryHealthRequest),
+        "Cleanup": (rpc.cleanup, pb.CleanupRequest),
+    }
+    methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
+    return {
+        **{name: grpc.unary_unary_rpc_method_handler(_unary(method, drain)) for name, method in methods.items()},
+        "KeepAlive": grpc.stream_stream_rpc_method_handler(_stream(rpc.keep_alive, drain)),
+        "WatchEvents": grpc.unary_stream_rpc_method_handler(_stream(rpc.watch_events, drain)),
+    }
+
+
+def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
+    async def handler(wire: bytes, context: Context) -> bytes:
+        return (await method(parse(kind, wire), context)).SerializeToString()
+
+    return handler
+
+
+def _unary(method: _Unary, drain: Drain) -> Any:
+    async def handler(wire: bytes, context: Context) -> bytes:
+        with drain.call():
+            try:
+                return await method(wire, context)
+            except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
+                await _abort(context, error)
+
+    return handler
+
+
+def _stream(method: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: Drain) -> Any:
+    async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
+        with drain.call():
+            try:
+                # Closed by us: a stream that the client has left must not wait for the garbage collector.
+                async with aclosing(method(request, context)) as messages:
+                    async for message in messages:
+                        yield message
+            except Exception as error:  # noqa: BLE001 - as above
+                await _abort(context, error)
+
+    return handler
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    status = status_of(error)
+    await context.abort(code_of(status), status.message, trailers_of(status))

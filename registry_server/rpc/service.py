@@ -1,0 +1,117 @@
+"""The RPCs of ``RegistryService``: decode, call, encode."""
+
+# ruff: noqa: D102 - what each RPC does is told in the proto, once
+
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.errors import RegistryError
+from registry_server.registry import ServiceRegistry
+from registry_server.rpc.codec import Context, parse
+from registry_server.rpc.drain import Drain
+from registry_server.rpc.status import status_of
+
+LONGEST_WAIT = 30.0
+"""Seconds that a call without a deadline waits for a revision."""
+
+
+class RegistryRpc:
+    """One method for each RPC, named like it.
+
+    Those that are called most take and give bytes: an answer that is ready under the bytes of its request is not
+    decoded nor encoded at all.
+    """
+
+    def __init__(self, registry: ServiceRegistry, drain: Drain) -> None:
+        self._registry = registry
+        self._drain = drain
+
+    async def register_service(self, request: pb.RegisterServiceRequest, _: Context) -> pb.RegisterServiceResponse:
+        service = await self._registry.register(request.service, create_only=request.create_only)
+        return pb.RegisterServiceResponse(service=service)
+
+    async def batch_register_services(
+        self, request: pb.BatchRegisterServicesRequest, _: Context
+    ) -> pb.BatchRegisterServicesResponse:
+        response = pb.BatchRegisterServicesResponse()
+        for result in await self._registry.register_batch(request.services):
+            if isinstance(result, RegistryError):
+                response.results.add(status=status_of(result))
+            else:
+                response.results.add(service=result)
+        return response
+
+    async def get_service(self, wire: bytes, context: Context) -> bytes:
+        request = parse(pb.GetServiceRequest, wire)
+        within = _patience(context) if request.min_revision else 0
+        record = await self._registry.get(request.name, min_revision=request.min_revision, within=within)
+        return record.framed
+
+    async def discover_services(self, wire: bytes, context: Context) -> bytes:
+        answer = self._registry.ready_answer(wire)
+        if answer is not None:
+            return answer
+        request = parse(pb.DiscoverServicesRequest, wire)
+        return await self._registry.discover_page(request, wire=wire, within=_patience(context))
+
+    async def update_service(self, request: pb.UpdateServiceRequest, _: Context) -> pb.UpdateServiceResponse:
+        service = await self._registry.update_service(
+            request.service, request.update_mask, expected_revision=request.expected_revision
+        )
+        return pb.UpdateServiceResponse(service=service)
+
+    async def unregister_service(
+        self, request: pb.UnregisterServiceRequest, _: Context
+    ) -> pb.UnregisterServiceResponse:
+        service = await self._registry.unregister(request.name, expected_revision=request.expected_revision)
+        return pb.UnregisterServiceResponse(service=service)
+
+    async def get_service_health(self, request: pb.GetServiceHealthRequest, _: Context) -> pb.GetServiceHealthResponse:
+        health, lease_ends = await self._registry.health(request.name)
+        return pb.GetServiceHealthResponse(health=health, lease_expires_at=lease_ends)
+
+    async def report_service_health(
+        self, request: pb.ReportServiceHealthRequest, _: Context
+    ) -> pb.ReportServiceHealthResponse:
+        details = request.details if request.HasField("details") else None
+        health = await self._registry.report_health(request.name, request.status, details, request.error)
+        return pb.ReportServiceHealthResponse(health=health)
+
+    async def check_service_health(
+        self, request: pb.CheckServiceHealthRequest, _: Context
+    ) -> pb.CheckServiceHealthResponse:
+        return pb.CheckServiceHealthResponse(health=await self._registry.check_health(request.name))
+
+    async def heartbeat(self, request: pb.HeartbeatRequest, _: Context) -> pb.HeartbeatResponse:
+        renewed, unknown = await self._registry.heartbeat(request.names)
+        return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
+
+    async def keep_alive(self, wires: AsyncIterator[bytes], _: Context) -> AsyncGenerator[bytes, None]:
+        async for wire in self._drain.until_drained(wires):
+            request = parse(pb.KeepAliveRequest, wire)
+            renewed, unknown = await self._registry.heartbeat(request.names)
+            yield pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown).SerializeToString()
+
+    async def watch_events(self, wire: bytes, _: Context) -> AsyncGenerator[bytes, None]:
+        with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
+            async for message in watcher:
+                yield message
+
+    async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: Context) -> pb.ListCapabilitiesResponse:
+        return self._registry.list_capabilities(request.page_size, request.page_token)
+
+    async def get_stats(self, _: pb.GetStatsRequest, __: Context) -> pb.GetStatsResponse:
+        return pb.GetStatsResponse(stats=self._registry.get_stats())
+
+    async def get_registry_health(self, _: pb.GetRegistryHealthRequest, __: Context) -> pb.GetRegistryHealthResponse:
+        return self._registry.registry_health()
+
+    async def cleanup(self, _: pb.CleanupRequest, __: Context) -> pb.CleanupResponse:
+        names = await self._registry.cleanup()
+        return pb.CleanupResponse(services_removed=len(names), names=names)
+
+
+def _patience(context: Context) -> float:
+    """Seconds that a call may wait: what is left until its deadline, within reason."""
+    remaining: float | None = context.time_remaining()  # the stubs leave None out
+    return LONGEST_WAIT if remaining is None else min(remaining, LONGEST_WAIT)

@@ -1,0 +1,13 @@
+"""The only place that talks to Redis."""
+
+from registry_server.store.redis_store import (
+    Conflict,
+    EpochChanged,
+    Position,
+    RedisStore,
+    Renewed,
+    StoredEvent,
+    Sweep,
+)
+
+__all__ = ["Conflict", "EpochChanged", "Position", "RedisStore", "Renewed", "StoredEvent", "Sweep"]

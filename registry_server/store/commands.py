@@ -1,0 +1,98 @@
+"""Group commit: commands given while a round trip is under way share the next one."""
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from registry_server.errors import StoreUnavailable
+from registry_server.store.failures import as_unavailable, translated
+from registry_server.store.lua import Scripts
+
+_LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
+_MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
+
+
+class Commands:
+    """Sends the commands of many tasks over one connection, in the order in which they were given.
+
+    Nothing is sent twice on its own: a command whose connection broke may have been carried out, and only the caller
+    knows whether it may be repeated.
+    """
+
+    def __init__(self, client: Redis, scripts: Scripts) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def run(self, *command: Any) -> Any:
+        """Runs one command.
+
+        Args:
+            command: Name and arguments, as for redis-cli.
+
+        Raises:
+            StoreUnavailable: Redis did not answer; the command may or may not have been carried out.
+            redis.exceptions.ResponseError: Redis refuses the command: a bug of ours.
+        """
+        if len(self._waiting) >= _MOST_WAITING:
+            raise StoreUnavailable("too many writes are waiting for the store")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, future))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_all(), name="store-commands")
+        return await future
+
+    async def script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
+        """Runs a Lua script by its name; errors as in ``run``."""
+        return await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+
+    async def load_scripts(self) -> None:
+        """Makes the scripts known to Redis; needed once for each start of a Redis."""
+        with translated():
+            pipeline = self._client.pipeline(transaction=False)
+            for source in self._scripts.sources.values():
+                pipeline.script_load(source)
+            await pipeline.execute()
+
+    async def close(self) -> None:
+        """Waits for what was given so far."""
+        if self._sender is not None:
+            await self._sender
+
+    async def _send_all(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                await self._send(batch)
+        finally:
+            self._sender = None
+
+    async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+        try:
+            results = await self._round_trip([command for command, _ in batch])
+            missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
+            if missing:  # Redis was restarted: those commands were not carried out
+                await self.load_scripts()
+                again = await self._round_trip([batch[i][0] for i in missing])
+                for i, result in zip(missing, again, strict=True):
+                    results[i] = result
+        except (RedisError, OSError, StoreUnavailable) as error:
+            failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
+            results = [failure] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():  # its caller was cancelled
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(as_unavailable(result) or result)
+            else:
+                future.set_result(result)
+
+    async def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        results: list[Any] = await pipeline.execute(raise_on_error=False)
+        return results

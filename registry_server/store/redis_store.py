@@ -1,0 +1,362 @@
+"""``RedisStore``: every question to Redis and every change of it."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.errors import ConfigurationError
+from registry_server.model.document import encode_document_open
+from registry_server.store.commands import Commands
+from registry_server.store.failures import translated
+from registry_server.store.keys import Keys
+from registry_server.store.lua import Scripts
+
+OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
+PAGE: Final = 1000
+RENEW_BATCH: Final = 1000
+SWEEP_BATCH: Final = 500
+TAIL_BLOCK: Final = 0.5
+"""Seconds that one blocking read of the stream waits: so often a quiet follower looks whether history still goes on."""
+
+
+class Position(NamedTuple):
+    """A point in the history of changes. Revisions of different epochs have nothing to do with each other."""
+
+    epoch: str
+    revision: int
+
+
+class StoredEvent(NamedTuple):
+    """One entry of the event stream."""
+
+    epoch: str
+    revision: int
+    type: EventType.ValueType
+    reason: EventReason.ValueType
+    at_ms: int
+    """When it was committed, by the clock of Redis."""
+    name: str
+    after: bytes
+    """Serialised ``Service`` after the change; empty if it is gone."""
+    before: bytes
+    """Serialised ``Service`` before the change; empty if there was none."""
+
+
+class Conflict(NamedTuple):
+    """A change was refused: the service is not at the revision that the change rests on."""
+
+    newest: int
+    """Revision of the registry when it was refused: who has applied it sees why."""
+
+
+class EpochChanged:
+    """A change was refused: the store has begun another epoch than the one that the change rests on."""
+
+
+class Renewed(NamedTuple):
+    """Outcome of a renewal."""
+
+    unknown: list[str]
+    """Names without a lease, in the order given."""
+    bare: list[str]
+    """Renewed names whose document had expired a moment before: it must be written again."""
+
+
+class Sweep(NamedTuple):
+    """Outcome of a sweep."""
+
+    removed: list[str]
+    next_in: float | None
+    """Seconds until the next lease ends; ``None`` if none will."""
+    moved: float
+    """Seconds by which all leases were moved, for a time in which nobody swept."""
+    bare: list[str]
+    """Names whose document must be written again."""
+
+
+class RedisStore:
+    """The registry's data in Redis.
+
+    Methods raise ``StoreUnavailable`` while Redis does not answer; a change that failed so may have been made.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key_prefix: str = "ossa:services",
+        timeout: float = 2.0,
+        events_max_length: int = 10_000,
+        sweep_interval: float = 1.0,
+    ) -> None:
+        """Prepares the clients; nothing is connected yet.
+
+        Args:
+            url: ``redis://``, ``rediss://`` or ``unix://``.
+            key_prefix: See ``Keys.under``.
+            timeout: Seconds that one answer of Redis may take.
+            events_max_length: How many events the stream keeps at the least.
+            sweep_interval: Seconds between two sweeps.
+        """
+        self.keys = Keys.under(key_prefix)
+        self._script_keys = (
+            self.keys.revision,
+            self.keys.epoch,
+            self.keys.records,
+            self.keys.leases,
+            self.keys.ttls,
+            self.keys.events,
+            self.keys.checks,
+            self.keys.sweep,
+        )
+        self._events_max_length = events_max_length
+        self._sweep_ms = round(sweep_interval * 1000)
+        self._client = _client(url, timeout)
+        # Reads of its own, since a blocking read holds its connection.
+        self._tail = _client(url, timeout + TAIL_BLOCK)
+        self._commands = Commands(self._client, Scripts())
+
+    async def open(self) -> None:
+        """Checks that this Redis can serve and makes the scripts known to it.
+
+        Raises:
+            ConfigurationError: Redis is too old.
+            StoreUnavailable: Redis does not answer.
+        """
+        with translated():
+            info = await self._client.info("server")
+        version = str(info["redis_version"])
+        if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+            raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
+        await self._commands.load_scripts()
+
+    async def reconnect(self) -> None:
+        """Drops connections that were made before Redis went away, so that no write is the first to notice.
+
+        Raises:
+            StoreUnavailable: Redis does not answer yet.
+        """
+        await self._client.connection_pool.disconnect(inuse_connections=False)
+        await self._commands.load_scripts()
+
+    async def close(self) -> None:
+        """Lets commands that are under way finish and closes all connections."""
+        await self._commands.close()
+        await self._client.aclose()
+        await self._tail.aclose()
+
+    # Reading: the follower's side.
+
+    async def head(self, known: Position | None = None) -> Position:
+        """Reads the newest position; begins a new epoch if ``known`` shows that history cannot go on."""
+        epoch, revision = await self._commands.script(
+            "head",
+            self._script_keys,
+            secrets.token_hex(8),
+            known.epoch if known else "",
+            known.revision if known else 0,
+        )
+        return Position(epoch.decode(), revision)
+
+    async def records(self) -> AsyncIterator[list[bytes]]:
+        """Reads all records, serialised, in pages. What changes meanwhile may be in or not; a name may come twice."""
+        cursor = 0
+        while True:
+            with translated():
+                answer: Any = await self._tail.hscan(self.keys.records, cursor, count=PAGE)
+            cursor, page = answer
+            yield list(page.values())
+            if cursor == 0:
+                return
+
+    async def events(self, after: int = 0) -> AsyncIterator[list[StoredEvent]]:
+        """Reads the events that the stream holds after a revision, in pages, oldest first."""
+        start = f"({after}-0" if after else "-"
+        while True:
+            with translated():
+                page: Any = await self._tail.xrange(self.keys.events, start, "+", count=PAGE)
+            if not page:
+                return
+            yield [_event(entry_id, fields) for entry_id, fields in page]
+            start = f"({page[-1][0].decode()}"
+
+    async def event(self, revision: int) -> StoredEvent | None:
+        """Reads the event of a revision, if the stream still holds it."""
+        with translated():
+            page: Any = await self._tail.xrange(self.keys.events, f"{revision}-0", f"{revision}-0")
+        return _event(*page[0]) if page else None
+
+    async def tail(self, after: int) -> list[StoredEvent]:
+        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds."""
+        with translated():
+            answer: Any = await self._tail.xread(
+                {self.keys.events: f"{after}-0"}, count=PAGE, block=round(TAIL_BLOCK * 1000)
+            )
+        return [_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+
+    # Writing.
+
+    async def put(
+        self,
+        service: Service,
+        *,
+        epoch: str,
+        expected: int,
+        type: EventType.ValueType,  # noqa: A002 - the field's name in the contract
+        reason: EventReason.ValueType,
+        ttl: float,
+        renew: bool,
+        forget_check: bool = False,
+    ) -> int | Conflict | EpochChanged:
+        """Commits a service as it shall be.
+
+        Args:
+            service: The new state; its ``revision`` is ignored.
+            epoch: Epoch that the caller's knowledge is of.
+            expected: Revision of the service that is replaced; 0 = it must not exist.
+            type: Event that the change is.
+            reason: Why it happens.
+            ttl: Seconds that the lease lasts; 0 = permanent.
+            renew: Begin a new lease; else the lease goes on, unless ``ttl`` differs from before.
+            forget_check: Drop the newest check, which was of another endpoint.
+
+        Returns:
+            The revision of the change, or why there is none.
+        """
+        service.ClearField("revision")
+        args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
+        return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check)
+
+    async def touch(
+        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool
+    ) -> int | Conflict | EpochChanged:
+        """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is."""
+        args = ("touch", 0, 0, b"", encode_document_open(service))
+        return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=False)
+
+    async def delete(
+        self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType
+    ) -> int | Conflict | EpochChanged:
+        """Removes a service; arguments and result as for ``put``."""
+        args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
+        return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False)
+
+    async def renew(self, names: Sequence[str]) -> Renewed:
+        """Renews leases for their full length."""
+        batches = [names[i : i + RENEW_BATCH] for i in range(0, len(names), RENEW_BATCH)]
+        answers = await asyncio.gather(
+            *(self._commands.script("renew", self._script_keys, self.keys.document_prefix, *batch) for batch in batches)
+        )
+        renewed = Renewed([], [])
+        for batch, (unknown, bare) in zip(batches, answers, strict=True):
+            renewed.unknown.extend(batch[i] for i in unknown)
+            renewed.bare.extend(batch[i] for i in bare)
+        return renewed
+
+    async def sweep(self, reason: EventReason.ValueType) -> Sweep:
+        """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage."""
+        answer = await self._commands.script(
+            "sweep",
+            self._script_keys,
+            self.keys.document_prefix,
+            self._sweep_ms,
+            SWEEP_BATCH,
+            EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
+            reason,
+            self._events_max_length,
+        )
+        if answer[0] == b"moved":
+            return Sweep([], None, answer[1] / 1000, _texts(answer[2]))
+        return Sweep(_texts(answer[1]), None if answer[2] < 0 else answer[2] / 1000, 0.0, [])
+
+    async def write_check(self, name: str, health: bytes) -> bool:
+        """Keeps the newest check of a service: soft data, no event. False if the service is unknown to Redis."""
+        return bool(await self._commands.script("check", self._script_keys, name, health))
+
+    async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
+        """Reads the newest check of a service and the end of its lease.
+
+        Returns:
+            Serialised ``Health`` or ``None``; ms since the epoch by the clock of Redis, ``None`` if it never ends.
+        """
+        check, deadline = await asyncio.gather(
+            self._commands.run("HGET", self.keys.checks, name), self._commands.run("ZSCORE", self.keys.leases, name)
+        )
+        ends = None if deadline is None else float(deadline)
+        return check, None if ends is None or ends == float("inf") else int(ends)
+
+    async def _commit(
+        self,
+        epoch: str,
+        name: str,
+        expected: int,
+        args: tuple[Any, ...],
+        ttl: float,
+        *,
+        renew: bool,
+        forget_check: bool,
+    ) -> int | Conflict | EpochChanged:
+        op, type_, reason, record, document = args
+        answer = await self._commands.script(
+            "commit",
+            (*self._script_keys, self.keys.document_prefix + name),
+            epoch,
+            name,
+            expected,
+            op,
+            type_,
+            reason,
+            record,
+            document,
+            round(ttl * 1000),
+            int(renew),
+            int(forget_check),
+            self._events_max_length,
+        )
+        match answer[0]:
+            case b"ok":
+                return int(answer[1])
+            case b"conflict":
+                return Conflict(answer[1])
+            case _:
+                return EpochChanged()
+
+
+def _client(url: str, timeout: float) -> Redis:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigurationError(
+            f"redis.url: {url.partition(':')[0]}:// is not supported by this version; use redis://, rediss:// or unix://"
+        )
+    return Redis.from_url(
+        url,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        socket_keepalive=True,
+        # A repeated commit could meet its own first try; who may repeat is decided by the callers.
+        retry=Retry(NoBackoff(), 0),
+        client_name="ossa-registry",
+    )
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
+    return StoredEvent(
+        epoch=fields[b"e"].decode(),
+        revision=int(entry_id.partition(b"-")[0]),
+        type=cast("EventType.ValueType", int(fields[b"k"])),
+        reason=cast("EventReason.ValueType", int(fields[b"r"])),
+        at_ms=int(fields[b"t"]),
+        name=fields[b"n"].decode(),
+        after=fields[b"s"],
+        before=fields[b"b"],
+    )
+
+
+def _texts(values: Iterable[bytes]) -> list[str]:
+    return [value.decode() for value in values]

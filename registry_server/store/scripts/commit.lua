@@ -1,0 +1,41 @@
+-- Changes one service, or nothing: revision + 1, both forms of the record, its lease and its event.
+-- KEYS[9]  the service's document
+-- ARGV     1 epoch  2 name  3 expected revision (0 = absent)  4 put | touch | delete  5 event type  6 reason
+--          7 record without its revision  8 document up to its revision  9 ttl in ms (0 = permanent)
+--          10 1 = a new lease, 0 = keep the lease if its ttl stays  11 1 = forget the newest check  12 stream bound
+-- Gives    {'ok', revision} or {'conflict', newest revision} or {'epoch'}
+local document = KEYS[9]
+local name, op, ttl = ARGV[2], ARGV[4], tonumber(ARGV[9])
+
+if redis.call('GET', EPOCH) ~= ARGV[1] then return {'epoch'} end
+local before = redis.call('HGET', RECORDS, name)
+local current = before and revision_of(before) or 0
+if current ~= tonumber(ARGV[3]) then return {'conflict', head()} end
+
+local now = now_ms()
+local revision = current
+if op == 'delete' then
+  revision = publish(ARGV[12], now, ARGV[5], ARGV[6], name, nil, before)
+  forget(name, document)
+  return {'ok', revision}
+end
+if op == 'put' then
+  local record
+  revision, record = publish(ARGV[12], now, ARGV[5], ARGV[6], name, ARGV[7], before)
+  redis.call('HSET', RECORDS, name, record)
+end
+if ARGV[11] == '1' then redis.call('HDEL', CHECKS, name) end
+
+local deadline = redis.call('ZSCORE', LEASES, name)
+if ARGV[10] == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ARGV[9] then
+  deadline = ttl == 0 and '+inf' or int(now + ttl)
+  redis.call('ZADD', LEASES, deadline, name)
+  redis.call('HSET', TTLS, name, ARGV[9])
+end
+local json = ARGV[8] .. int(revision) .. '}'
+if ttl == 0 then
+  redis.call('SET', document, json)
+else
+  redis.call('SET', document, json, 'PXAT', int(tonumber(deadline)))
+end
+return {'ok', revision}

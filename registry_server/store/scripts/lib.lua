@@ -1,0 +1,60 @@
+-- Shared by the scripts that change something; put in front of each of them when it is loaded.
+-- Every script takes the same KEYS, so that a cluster can tell that they are in one slot:
+local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+
+-- Milliseconds by the clock of Redis: the one clock that all processes share.
+local function now_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+-- Integers above 2^31 would be written as 1.7e+12 without this.
+local function int(n)
+  return string.format('%.0f', n)
+end
+
+local function head()
+  return tonumber(redis.call('GET', REVISION) or '0')
+end
+
+-- Appends the field `revision` (number 9, varint) to a serialised Service.
+local function with_revision(record, revision)
+  local out = '\72'
+  while revision > 127 do
+    out = out .. string.char(revision % 128 + 128)
+    revision = math.floor(revision / 128)
+  end
+  return record .. out .. string.char(revision)
+end
+
+-- Reads that field back. All bytes of a varint but its last have the high bit set and the tag (72) has not: read from
+-- the end, the field has one meaning only.
+local function revision_of(record)
+  local revision, i = string.byte(record, -1), #record - 1
+  while string.byte(record, i) > 127 do
+    revision = revision * 128 + string.byte(record, i) - 128
+    i = i - 1
+  end
+  return revision
+end
+
+-- Adds the event of the next revision and makes it the newest. This is the first write of every change: if Redis is
+-- out of memory it is refused here, before anything else is written.
+local function publish(maxlen, now, kind, reason, name, record, before)
+  local revision = head() + 1
+  local epoch = redis.call('GET', EPOCH)
+  if record then record = with_revision(record, revision) end
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', maxlen, int(revision) .. '-0', 'e', epoch, 'k', kind, 'r', reason,
+    't', int(now), 'n', name, 's', record or '', 'b', before or '')
+  redis.call('SET', REVISION, int(revision))
+  return revision, record
+end
+
+local function forget(name, document)
+  redis.call('HDEL', RECORDS, name)
+  redis.call('ZREM', LEASES, name)
+  redis.call('HDEL', TTLS, name)
+  redis.call('HDEL', CHECKS, name)
+  redis.call('DEL', document)
+end

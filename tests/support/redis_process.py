@@ -1,0 +1,152 @@
+"""A real redis-server on a TCP port, for tests that kill, pause and restart it themselves."""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from registry_server.store.embedded import GuardedProcess, find_redis_server
+
+START_TIMEOUT = 30.0
+STOP_GRACE = 5.0
+# Below the ephemeral ports of Linux and macOS: nobody's outgoing connection takes the port while we restart.
+PORTS = range(20_000, 32_000)
+
+
+class RedisProcess:
+    """One redis-server with its append-only file in ``directory``; ends with the test process, even by kill -9.
+
+    Port and data stay the same from one start to the next.
+
+    Args:
+        directory: Where the data and ``redis.log`` go; made if missing.
+        *args: Further arguments, such as ``"--maxmemory", "1mb"``.
+        appendfsync: ``always`` if a test must find every acknowledged write after a ``kill`` of the machine's kind;
+            after a SIGKILL alone, ``everysec`` loses none either.
+        binary: The server to run instead of the one that the registry would choose.
+    """
+
+    def __init__(self, directory: Path, *args: str, appendfsync: str = "everysec", binary: Path | None = None) -> None:
+        self._directory, self._args, self._appendfsync = directory, args, appendfsync
+        self._binary = binary or find_redis_server()
+        self._process: GuardedProcess | None = None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        """TCP port on 127.0.0.1, known from the first start on."""
+        assert self._port, "not started yet"
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The pid of redis-server itself."""
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Returns once the data is loaded and the server answers."""
+        assert self._process is None, "runs already; see restart"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        fixed = bool(self._port)
+        async with asyncio.timeout(START_TIMEOUT):
+            while not await self._try_port(self._port or _free_port()):
+                if "Address already in use" not in (log := self._log()):
+                    raise RuntimeError(f"redis-server does not start:\n{log}")
+                if fixed:
+                    await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        """Ends it gracefully, also when it is paused; by force after five seconds. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
+            await process.stop(STOP_GRACE)
+
+    async def restart(self) -> None:
+        """Stops it, unless it is dead, and starts it on the same port with the same data."""
+        await self.stop()
+        await self.start()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and the kernel accepts new ones, but nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _try_port(self, port: int) -> bool:
+        output = os.open(self._directory / "redis.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            process = await GuardedProcess.start(
+                *(self._binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", self._directory.absolute()),
+                *("--appendonly", "yes", "--appendfsync", self._appendfsync, "--save", "", *self._args),
+                output=output,
+            )
+        finally:
+            os.close(output)
+        try:
+            while process.returncode is None:
+                if await _serving_pid(port) == process.pid:
+                    self._process, self._port = process, port
+                    return True
+                await asyncio.sleep(0.01)
+        finally:
+            if self._process is not process:
+                await process.stop(STOP_GRACE)
+        return False
+
+    def _log(self) -> str:
+        return (self._directory / "redis.log").read_text(errors="replace")
+
+
+def _free_port() -> int:
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port found")
+
+
+async def _serving_pid(port: int) -> int | None:
+    """The pid of the redis-server that has loaded its data and answers there: on a clash, it is not ours."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return None
+    try:
+        writer.write(b"INFO\r\n")
+        length = int((await reader.readline())[1:] or 0)
+        info = await reader.readexactly(length)
+    except (OSError, ValueError, asyncio.IncompleteReadError):
+        return None
+    finally:
+        writer.close()
+    pid = re.search(rb"\bprocess_id:(\d+)", info)
+    return int(pid[1]) if pid and b"\nloading:0" in info else None

@@ -1,0 +1,160 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_server.model.versions import MAX_FILTER_LENGTH, VersionFilter, parse_version_filter
+
+# Answers of node-semver 7, which defines the notation; those with pre-releases are where other libraries go wrong.
+RANGES = [
+    (">=1.2 <2", "1.2.0 1.9.9 v1.5 1.2", "1.1.9 2.0.0 2 1.5.0-rc.1 2.0.0-rc.1"),
+    ("^1.4", "1.4.0 1.99.0 1.4", "1.3.9 2.0.0 1.4.0-rc.1 2.0.0-alpha"),
+    ("^1.2.3", "1.2.3 1.2.4 1.3 1.2.3+build.7", "1.2.2 2.0.0"),
+    ("^0.2.3", "0.2.3 0.2.9", "0.2.2 0.3.0 1.0.0"),
+    ("^0.0.3", "0.0.3", "0.0.2 0.0.4 0.1.0"),
+    ("^0.0", "0.0.0 0.0.9", "0.1.0"),
+    ("^0", "0.0.0 0.9.9", "1.0.0"),
+    ("^0.x", "0.5.0", "1.0.0"),
+    ("~2.1", "2.1.0 2.1.9", "2.0.9 2.2.0"),
+    ("~2", "2.0.0 2.9.0", "1.9.9 3.0.0"),
+    ("~1.2.3", "1.2.3 1.2.9", "1.2.2 1.3.0"),
+    ("~>1.2.3", "1.2.9", "1.3.0"),
+    ("1.x", "1.0.0 1.9.0 1", "0.9.0 2.0.0"),
+    ("1.2.X", "1.2.0 1.2.9", "1.3.0"),
+    ("v1.x", "1.0.0", "2.0.0"),
+    ("1.x.3", "1.0.0 1.9.9", "2.0.3"),
+    ("*", "0.0.0 1.2.3 99.0.0", "1.0.0-rc.1"),
+    ("^*", "1.2.3", "1.2.3-rc.1"),
+    (">=*", "1.2.3", "1.2.3-rc.1"),
+    ("<1 || >=3", "0.9.9 3.0.0 4.0.0", "1.0.0 2.9.9 1.0.0-rc.1"),
+    ("<1||>=3", "0.9.9 3.0.0", "1.0.0"),
+    ("1.2 - 2.3", "1.2.0 2.0.0 2.3.9", "1.1.9 2.4.0"),
+    ("1.2.3 - 2", "1.2.3 2.9.9", "1.2.2 3.0.0"),
+    ("1.2.3 - 2.3.4", "1.2.3 2.3.4", "2.3.5"),
+    ("=1.2.3", "1.2.3 v1.2.3 1.2.3+linux", "1.2.4 1.2.3-rc.1"),
+    ("=1.2", "1.2.0 1.2.9", "1.3.0"),
+    (">1", "2.0.0", "1.0.0 1.9.9"),
+    (">1.2", "1.3.0", "1.2.9"),
+    ("<=1", "1.9.9 0.1.0", "2.0.0"),
+    ("<=1.2", "1.2.9", "1.3.0"),
+    ("<1.2", "1.1.9", "1.2.0"),
+    (">1.2.3", "1.2.4", "1.2.3"),
+    ("<=1.2.3", "1.2.3", "1.2.4"),
+    (">= 1.2  < 2", "1.2.0", "2.0.0"),
+    (">=v1.2", "1.2.0", "1.1.0"),
+    (">=1.2.3-rc.1", "1.2.3-rc.1 1.2.3-rc.2 1.2.3-rc.10 1.2.3 1.3.0", "1.2.3-beta 1.2.4-rc.2"),
+    (">=1.2.3-rc.1 <1.2.3", "1.2.3-rc.1 1.2.3-rc.2", "1.2.3 1.2.2"),
+    ("<2.0.0-rc.1", "2.0.0-beta 2.0.0-rc.0 1.9.9", "2.0.0-rc.1 2.0.0-rc.2 2.0.0 1.9.9-rc.1"),
+    ("=1.2.3-rc.1", "1.2.3-rc.1", "1.2.3 1.2.3-rc.2"),
+    ("~1.2.0-rc.1", "1.2.0-rc.1 1.2.0-rc.2 1.2.0 1.2.9", "1.2.0-alpha 1.3.0 1.2.1-rc.1"),
+    ("^1.2.3-beta.2", "1.2.3-beta.2 1.2.3-beta.4 1.2.3 1.9.0", "1.2.3-beta.1 1.2.4-beta.2 2.0.0-alpha"),
+    (">=1.0.0-rc.1 <2.0.0-rc.1", "1.0.0-rc.2 1.5.0 2.0.0-beta", "2.0.0 1.5.0-rc.1"),
+    (">=0.0.0 <=0.0.0-rc.2", "0.0.0-rc.1", "0.0.0"),
+    (">=1.0.0-2", "1.0.0-2 1.0.0-10 1.0.0-alpha", "1.0.0-1"),
+]
+
+
+@pytest.mark.parametrize(("text", "inside", "outside"), RANGES, ids=[text for text, _, _ in RANGES])
+def test_a_range_matches_what_npm_says(text: str, inside: str, outside: str) -> None:
+    version_filter = parse_version_filter(text)
+    assert version_filter.exact is None
+    assert [version for version in inside.split() if not version_filter.matches(version)] == []
+    assert [version for version in outside.split() if version_filter.matches(version)] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1.2", "1.2.3", "v1.2.3", "1.2.3-rc.1", "2026-11", "linux.x", "latest", "x", "1.2.3-x.1"]
+)
+def test_text_without_range_characters_is_exact(text: str) -> None:
+    version_filter = parse_version_filter(text)
+    assert version_filter.exact == text
+    assert version_filter.matches(text)
+    assert not version_filter.matches(f"v{text}")
+    assert not version_filter.matches(f"{text}.0")
+
+
+@pytest.mark.parametrize(
+    "version", ["", "latest", "1.2.3.4", "01.2.3", "1.2.3-01", "1.2.3-", "1.2.3-a..b", "1.x", "\uff11.2.3", "1.2.3\n"]
+)
+def test_what_is_not_semver_lies_in_no_range(version: str) -> None:
+    assert not parse_version_filter(">=0 || *").matches(version)
+
+
+def test_a_version_equal_to_the_text_of_a_range_matches() -> None:
+    assert parse_version_filter("1.x").matches("1.x")
+    assert parse_version_filter(">=1 <2").matches(">=1 <2")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (">=", "is not a version range"),
+        (">=1.2,<2", "is not a version range"),
+        ("> =1", "is not a version range"),
+        ("!=1.2 *", "is not a version range"),
+        ("^01.2", "is not a version range"),
+        ("^1.2.3.4", "is not a version range"),
+        ("a - b", "is not a version range"),
+        (">=1 - 2", "is not a version range"),
+        ("1 - 2 - 3", "is not a version range"),
+        (">=1.2.3-a..b", "is not a version range"),
+        (">=1.2-rc", "is not a version range"),
+        ("one two", "is not a version range"),
+        ("~1.2.x-rc", "has a pre-release without a full version"),
+        ("<*", "matches no version"),
+        (">x", "matches no version"),
+        (">=1\t<2", "control"),
+        ("1.2.3\x00", "control"),
+        ("1" * (MAX_FILTER_LENGTH + 1), "at most 128"),
+    ],
+)
+def test_what_is_no_filter_is_refused_in_plain_words(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        parse_version_filter(text)
+
+
+def test_a_very_long_version_is_not_read() -> None:
+    assert not parse_version_filter("*").matches("1." * 100_000)
+    assert not parse_version_filter("*").matches("9" * 5_000)
+
+
+def test_the_longest_numbers_are_compared() -> None:
+    assert parse_version_filter(">=1").matches("9" * MAX_FILTER_LENGTH)
+
+
+@given(st.text(max_size=40) | st.text("0123456789.xX*v<>=^~|-+ ab", max_size=40), st.text(max_size=20))
+def test_no_text_crashes(text: str, version: str) -> None:
+    try:
+        version_filter = parse_version_filter(text)
+    except ValueError:
+        return
+    assert version_filter.matches(version) in {True, False}
+    assert version_filter.matches(text)
+
+
+numbers = st.integers(0, 12)
+triples = st.tuples(numbers, numbers, numbers)
+
+
+def spelt(triple: tuple[int, int, int]) -> str:
+    return ".".join(map(str, triple))
+
+
+@given(triples, triples, triples)
+def test_releases_compare_as_their_numbers_do(
+    version: tuple[int, int, int], low: tuple[int, int, int], high: tuple[int, int, int]
+) -> None:
+    def matches(text: str) -> bool:
+        return parse_version_filter(text).matches(spelt(version))
+
+    assert matches(f">={spelt(low)} <{spelt(high)}") == (low <= version < high)
+    assert matches(f"{spelt(low)} - {spelt(high)}") == (low <= version <= high)
+    assert matches(f"<{spelt(low)} || >{spelt(high)}") == (version < low or version > high)
+    assert matches(f"~{spelt(low)}") == (version[:2] == low[:2] and version >= low)
+
+
+def test_filters_of_equal_text_are_equal() -> None:
+    assert parse_version_filter("^1.2") == parse_version_filter("^1.2")
+    assert isinstance(parse_version_filter("^1.2"), VersionFilter)
+    assert hash(parse_version_filter("1.2")) == hash(parse_version_filter("1.2"))

@@ -1,0 +1,139 @@
+"""The command line: what it prints, and its exit codes."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+from registry_cli.main import main
+from registry_server.__main__ import serve
+from registry_server.config import Settings
+from registry_server.config.sources import SETTINGS
+from registry_server.errors import ConfigurationError
+
+COMMAND = [str(Path(sys.executable).with_name("ossa-registry"))]
+SERVE = [*COMMAND, "serve"]
+MODULE = [sys.executable, "-m", "registry_server"]
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")}
+    return subprocess.run(
+        command, env=environ | variables, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+    )
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """Puts a recorder where the server would start."""
+    for name in [name for name in os.environ if name.startswith("OSSA_REGISTRY_")]:
+        monkeypatch.delenv(name)
+    calls: list[Settings] = []
+    app = ModuleType("registry_server.app")
+    app.run = calls.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, app.__name__, app)
+    return calls
+
+
+def test_version() -> None:
+    done = run([*COMMAND, "--version"])
+    assert (done.returncode, done.stdout) == (0, f"ossa-registry, version {version('ossa-registry')}\n")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_commands(flag: str) -> None:
+    done = run([*COMMAND, flag])
+    assert done.returncode == 0
+    assert "serve" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "program"), [(SERVE, "ossa-registry serve"), (MODULE, "python -m registry_server")]
+)
+def test_the_help_of_serve_tells_every_setting(command: list[str], program: str) -> None:
+    done = run([*command, "--help"], COLUMNS="100")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: {program} ")
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    for setting in SETTINGS:
+        assert setting.flag in done.stdout
+        assert setting.variable in done.stdout
+
+
+@pytest.mark.parametrize("command", [SERVE, MODULE])
+@pytest.mark.parametrize(
+    ("args", "variables", "expected"),
+    [
+        (["--grpc.adress=h:1"], {}, "--grpc.adress: unknown flag; did you mean --grpc.address?"),
+        (["--config", "no.toml"], {}, "--config: cannot read 'no.toml': No such file or directory"),
+        ([], {"OSSA_REGISTRY_WORKERS": "x"}, "OSSA_REGISTRY_WORKERS: must be a whole number, not 'x'"),
+        ([], {"OSSA_REGISTRY_COLOUR": "x"}, "OSSA_REGISTRY_COLOUR: unknown variable"),
+    ],
+)
+def test_a_configuration_error_is_a_plain_line_and_exit_code_2(
+    command: list[str], args: list[str], variables: dict[str, str], expected: str
+) -> None:
+    done = run([*command, *args], **variables)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"ossa-registry: {expected}\n")
+
+
+def test_every_problem_has_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "registry.toml"
+    file.write_text("colour = 1\nworkers = 3\n", encoding="utf-8")
+    done = run([*SERVE, "--config", str(file), "--redis.url", "redis://:hun/ter2@h"])
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "ter2" not in done.stderr
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        ["ossa-registry", f"colour in {file}"],
+        ["ossa-registry", f"workers in {file}"],
+        ["ossa-registry", "--redis.url"],
+    ]
+
+
+def test_an_unknown_command_is_told() -> None:
+    done = run([*COMMAND, "sevre"])
+    assert done.returncode == 2
+    assert "No such command 'sevre'" in done.stderr
+
+
+def test_the_command_line_does_not_load_the_server() -> None:
+    code = (
+        "import sys, registry_cli.main;"
+        "print({name.split('.')[0] for name in sys.modules} & {'registry_server', 'grpc', 'aiohttp', 'redis'})"
+    )
+    assert run([sys.executable, "-c", code]).stdout == "set()\n"
+
+
+def test_serve_runs_the_server_with_the_settings_of_its_flags(started: list[Settings]) -> None:
+    args = ["serve", "--grpc.address", "127.0.0.1:0", "--health-check.enabled=false", "--grpc.reflection"]
+    result = CliRunner(env={"OSSA_REGISTRY_HTTP__ADDRESS": "127.0.0.1:0"}).invoke(main, args)
+    assert (result.exit_code, result.output) == (0, "")
+    (settings,) = started
+    assert settings.grpc.address == settings.http.address == "127.0.0.1:0"
+    assert not settings.health_check.enabled
+
+
+def test_bad_settings_start_nothing(started: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(["--workers=2"]) == 2
+    assert started == []
+    assert capsys.readouterr().err == (
+        "ossa-registry: --workers: must be 1, the only number that this version supports, not '2'\n"
+    )
+
+
+def test_what_the_server_finds_wrong_with_its_settings_is_told_in_the_same_way(
+    started: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_settings: Settings) -> None:
+        raise ConfigurationError("grpc.address: in use")
+
+    monkeypatch.setattr(sys.modules["registry_server.app"], "run", refuse)
+    assert serve([]) == 2
+    assert started == []
+    assert capsys.readouterr().err == "ossa-registry: grpc.address: in use\n"

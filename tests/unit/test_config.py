@@ -1,0 +1,450 @@
+"""Settings: sources, precedence, and what is said about bad ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from registry_server.config import RedisUrl, Settings, load_settings, usage
+from registry_server.config.sources import SETTINGS, Setting
+from registry_server.errors import ConfigurationError
+
+# key: (default, another value as text, that value)
+TABLE: dict[str, tuple[object, str, object]] = {
+    "service_ttl_seconds": (300, "60", 60),
+    "workers": (1, "1", 1),
+    "data_dir": (None, "/srv/registry", Path("/srv/registry")),
+    "grpc.address": ("127.0.0.1:50051", "[::]:0", "[::]:0"),
+    "grpc.max_message_bytes": (4194304, "65536", 65536),
+    "grpc.reflection": (True, "false", False),
+    "grpc.keepalive_time_ms": (30000, "1000", 1000),
+    "grpc.keepalive_timeout_ms": (10000, "1001", 1001),
+    "grpc.min_ping_interval_ms": (5000, "1002", 1002),
+    "http.address": ("127.0.0.1:3002", "localhost:80", "localhost:80"),
+    "redis.url": (RedisUrl("embedded"), "redis://h:1/2", RedisUrl("redis://h:1/2")),
+    "redis.key_prefix": ("ossa:services", "a", "a"),
+    "redis.timeout_ms": (2000, "3000", 3000),
+    "redis.events_max_length": (10000, "100", 100),
+    "health_check.enabled": (True, "false", False),
+    "health_check.interval_ms": (30000, "5000", 5000),
+    "health_check.timeout_ms": (5000, "30000", 30000),
+    "health_check.failure_threshold": (3, "1", 1),
+    "health_check.success_threshold": (2, "1", 1),
+    "lease.sweep_interval_ms": (1000, "20", 20),
+    "watch.buffer_events": (10000, "1", 1),
+    "watch.buffer_bytes": (8388608, "131072", 131072),
+    "log.level": ("info", "debug", "debug"),
+    "log.format": ("auto", "json", "json"),
+    "shutdown.grace_seconds": (10, "0", 0),
+}
+BY_KEY = {setting.key: setting for setting in SETTINGS}
+
+
+def value_of(settings: Settings, setting: Setting) -> object:
+    value: object = settings
+    for name in setting.path:
+        value = getattr(value, name)
+    return value
+
+
+def problems_of(args: list[str], environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(args, environ or {})
+    return str(caught.value).splitlines()
+
+
+def toml_file(directory: Path, text: str) -> str:
+    file = directory / "registry.toml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+def test_the_settings_are_those_of_the_table() -> None:
+    assert sorted(BY_KEY) == sorted(TABLE)
+
+
+@pytest.mark.parametrize("key", sorted(TABLE.keys() - {"data_dir"}))
+def test_without_any_source_the_default_counts(key: str) -> None:
+    settings = load_settings([], {})
+    assert value_of(settings, BY_KEY[key]) == TABLE[key][0]
+    assert settings == Settings()
+
+
+def test_the_data_directory_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert load_settings([], {}).data_dir.name == "ossa-registry"
+    assert load_settings([], {}).data_dir.is_relative_to(tmp_path)
+    assert load_settings(["--data-dir", "~/x"], {}).data_dir == tmp_path / "x"
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_every_setting_can_come_from_a_flag(key: str) -> None:
+    setting, (_, text, value) = BY_KEY[key], TABLE[key]
+    assert value_of(load_settings([setting.flag, text], {}), setting) == value
+    assert value_of(load_settings([f"{setting.flag}={text}"], {}), setting) == value
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_every_setting_can_come_from_the_environment(key: str) -> None:
+    setting, (_, text, value) = BY_KEY[key], TABLE[key]
+    assert value_of(load_settings([], {setting.variable: text}), setting) == value
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_every_setting_can_come_from_the_file(key: str, tmp_path: Path) -> None:
+    setting, (_, text, value) = BY_KEY[key], TABLE[key]
+    written = text if isinstance(value, int) else f'"{text}"'
+    file = toml_file(tmp_path, f"{key} = {written}")
+    assert value_of(load_settings(["--config", file], {}), setting) == value
+
+
+@pytest.mark.parametrize(
+    ("key", "flag", "variable"),
+    [
+        ("grpc.address", "--grpc.address", "OSSA_REGISTRY_GRPC__ADDRESS"),
+        ("health_check.interval_ms", "--health-check.interval-ms", "OSSA_REGISTRY_HEALTH_CHECK__INTERVAL_MS"),
+        ("service_ttl_seconds", "--service-ttl-seconds", "OSSA_REGISTRY_SERVICE_TTL_SECONDS"),
+    ],
+)
+def test_names_follow_the_contract(key: str, flag: str, variable: str) -> None:
+    assert (BY_KEY[key].flag, BY_KEY[key].variable) == (flag, variable)
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "file", "expected"),
+    [
+        (None, None, None, "info"),
+        (None, None, "debug", "debug"),
+        (None, "warning", None, "warning"),
+        (None, "warning", "debug", "warning"),
+        ("error", None, "debug", "error"),
+        ("error", "warning", None, "error"),
+        ("error", "warning", "debug", "error"),
+    ],
+)
+def test_a_flag_wins_over_the_environment_that_over_the_file(
+    flag: str | None, variable: str | None, file: str | None, expected: str, tmp_path: Path
+) -> None:
+    args = [f"--log.level={flag}"] if flag else []
+    if file:
+        args += ["--config", toml_file(tmp_path, f'log.level = "{file}"')]
+    environ = {"OSSA_REGISTRY_LOG__LEVEL": variable} if variable else {}
+    assert load_settings(args, environ).log.level == expected
+
+
+def test_one_group_can_come_from_several_sources(tmp_path: Path) -> None:
+    file = toml_file(tmp_path, "[health_check]\ninterval_ms = 1000\ntimeout_ms = 500\nfailure_threshold = 7")
+    environ = {"OSSA_REGISTRY_HEALTH_CHECK__TIMEOUT_MS": "600"}
+    got = load_settings(["--config", file, "--health-check.success-threshold", "9"], environ).health_check
+    assert (got.interval_ms, got.timeout_ms, got.failure_threshold, got.success_threshold) == (1000, 600, 7, 9)
+
+
+def test_the_variable_names_a_file_and_the_flag_wins_over_it(tmp_path: Path) -> None:
+    file = toml_file(tmp_path, "service_ttl_seconds = 60")
+    assert load_settings([], {"OSSA_REGISTRY_CONFIG": file}).service_ttl_seconds == 60
+    assert load_settings([f"--config={file}"], {"OSSA_REGISTRY_CONFIG": "missing.toml"}).service_ttl_seconds == 60
+
+
+@pytest.mark.parametrize("text", ["true", "True", "1", "yes", "on"])
+def test_a_yes_can_be_written_in_the_usual_ways(text: str) -> None:
+    environ = {"OSSA_REGISTRY_GRPC__REFLECTION": "false"}
+    assert load_settings(["--grpc.reflection", text], environ).grpc.reflection
+
+
+def test_a_flag_of_a_yes_no_setting_needs_no_value() -> None:
+    environ = {"OSSA_REGISTRY_GRPC__REFLECTION": "false", "OSSA_REGISTRY_HEALTH_CHECK__ENABLED": "false"}
+    settings = load_settings(["--grpc.reflection", "--health-check.enabled"], environ)
+    assert settings.grpc.reflection
+    assert settings.health_check.enabled
+
+
+def test_of_a_repeated_flag_the_last_one_counts() -> None:
+    assert load_settings(["--log.level=debug", "--log.level=error"], {}).log.level == "error"
+
+
+def test_the_environment_of_the_process_is_read_only_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": "/home/me", "OSSA_REGISTRY_SERVICE_TTL_SECONDS": "77"})
+    assert load_settings().service_ttl_seconds == 77
+    assert load_settings([], {}).service_ttl_seconds == 300
+    assert Settings().service_ttl_seconds == 300
+
+
+def test_settings_do_not_change() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.workers = 2
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.grpc.reflection = False
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "expected"),
+    [
+        (["--grpc.adress", "h:1"], {}, "--grpc.adress: unknown flag; did you mean --grpc.address?"),
+        (["--grpc-address=h:1"], {}, "--grpc-address: unknown flag; did you mean --grpc.address?"),
+        (["--conf", "x"], {}, "--conf: unknown flag; did you mean --config?"),
+        (["--zebra"], {}, "--zebra: unknown flag"),
+        (["-w", "2"], {}, "-w: unknown flag"),
+        (["start"], {}, "start: unexpected argument"),
+        (["--log.level"], {}, "--log.level: needs a value"),
+        (["--config"], {}, "--config: needs a value"),
+        (["--log.level", "--grpc.reflection"], {}, "--log.level: needs a value"),
+        (["--config="], {}, "--config: must be the path of a TOML file, not ''"),
+        (["--config", "no.toml"], {}, "--config: cannot read 'no.toml': No such file or directory"),
+        ([], {"OSSA_REGISTRY_CONFIG": "/"}, "OSSA_REGISTRY_CONFIG: cannot read '/': Is a directory"),
+        ([], {"OSSA_REGISTRY_ZEBRA": "1"}, "OSSA_REGISTRY_ZEBRA: unknown variable"),
+        ([], {"OSSA_REGISTRY_GRPC": "{}"}, "OSSA_REGISTRY_GRPC: unknown variable"),
+        (
+            [],
+            {"OSSA_REGISTRY_REDIS_URL": "redis://h"},
+            "OSSA_REGISTRY_REDIS_URL: unknown variable; did you mean OSSA_REGISTRY_REDIS__URL?",
+        ),
+    ],
+)
+def test_an_unknown_or_empty_name_is_told(args: list[str], environ: dict[str, str], expected: str) -> None:
+    assert problems_of(args, environ) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("grpc.adress = 'h:1'", "grpc.adress in {file}: unknown setting; did you mean grpc.address?"),
+        ("[gprc]\naddress = 'h:1'", "gprc in {file}: unknown setting; did you mean grpc?"),
+        ("[log]\n'for mat' = 1", 'log."for mat" in {file}: unknown setting; did you mean log.format?'),
+        ("config = 'x'", "config in {file}: unknown setting"),
+        ("grpc = 5", "grpc in {file}: must be a table"),
+        ("[[grpc]]\naddress = 'h:1'", "grpc in {file}: must be a table"),
+        ("[workers]\nx = 1", "workers in {file}: must be a whole number, not a table"),
+        ("workers = true", "workers in {file}: must be a whole number, not True"),
+        ("workers = 1.5", "workers in {file}: must be a whole number, not 1.5"),
+        ("grpc.address = 50051", "grpc.address in {file}: must be text, not 50051"),
+        ("data_dir = 5", "data_dir in {file}: must be the path of a directory, not 5"),
+        ("grpc.reflection = 'maybe'", "grpc.reflection in {file}: must be true or false, not 'maybe'"),
+        ("grpc.reflection = []", "grpc.reflection in {file}: must be true or false, not []"),
+        ("a = ", "--config: '{file}' is not a TOML file: Invalid value (at end of document)"),
+    ],
+)
+def test_a_bad_file_is_told(text: str, expected: str, tmp_path: Path) -> None:
+    file = toml_file(tmp_path, text)
+    assert problems_of(["--config", file]) == [expected.format(file=file)]
+
+
+def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "registry.toml"
+    file.write_bytes(b"a = '\xff'")
+    assert problems_of(["--config", str(file)]) == [
+        f"--config: '{file}' is not UTF-8 text: invalid start byte at byte 5"
+    ]
+
+
+KEY_PREFIX_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 { } . _ : / - without a colon at the end"
+LISTEN_RULE = "must be HOST:PORT, [IPV6]:PORT or unix:PATH (0.0.0.0:PORT or [::]:PORT for all interfaces)"
+TCP_RULE = "must be HOST:PORT or [IPV6]:PORT (0.0.0.0:PORT or [::]:PORT for all interfaces)"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "rule"),
+    [
+        ("service_ttl_seconds", "4", "must be at least 5"),
+        ("service_ttl_seconds", "86401", "must be at most 86400"),
+        ("service_ttl_seconds", "5m", "must be a whole number"),
+        ("service_ttl_seconds", "", "must be a whole number"),
+        ("service_ttl_seconds", "9" * 30, "must be at most 86400"),
+        ("workers", "0", "must be at least 1"),
+        ("workers", "2", "must be 1, the only number that this version supports"),
+        ("data_dir", "", "must be the path of a directory"),
+        ("data_dir", "~no-such-user/x", "must be the path of a directory"),
+        ("grpc.max_message_bytes", "65535", "must be at least 65536"),
+        ("grpc.max_message_bytes", "67108865", "must be at most 67108864"),
+        ("grpc.keepalive_time_ms", "0", "must be at least 1"),
+        ("grpc.reflection", "maybe", "must be true or false"),
+        ("redis.events_max_length", "99", "must be at least 100"),
+        ("health_check.timeout_ms", "30001", "must be at most health_check.interval_ms (30000)"),
+        ("watch.buffer_bytes", "65536", "must be at least 131072"),
+        ("log.level", "trace", "must be 'debug', 'info', 'warning' or 'error'"),
+        ("log.format", "xml", "must be 'auto', 'console' or 'json'"),
+        ("shutdown.grace_seconds", "-1", "must be at least 0"),
+        *[("redis.key_prefix", text, KEY_PREFIX_RULE) for text in ("", "a:", "a b", "a*", "é", "a\n", "x" * 129)],
+        *[
+            ("grpc.address", text, LISTEN_RULE)
+            for text in ("", "h", ":1", "h:", "h:x", "h:65536", "h:1:2", "::1:1", "[::1]", "[x]:1", "a b:1", "unix:")
+        ],
+        *[("http.address", text, TCP_RULE) for text in ("", "3002", "*:1", "http://h:1", "unix:/x", "[::1]1")],
+    ],
+)
+def test_a_bad_value_is_told_under_the_name_that_it_was_given(key: str, text: str, rule: str, tmp_path: Path) -> None:
+    setting = BY_KEY[key]
+    shown = repr(text) if len(repr(text)) <= 80 else repr(text)[:77] + "..."
+    problem = f"{rule}, not {shown}"
+    assert problems_of([f"{setting.flag}={text}"]) == [f"{setting.flag}: {problem}"]
+    assert problems_of([], {setting.variable: text}) == [f"{setting.variable}: {problem}"]
+    written = text.replace("\n", "\\n")
+    file = toml_file(tmp_path, f'{key} = "{written}"')
+    assert problems_of(["--config", file]) == [f"{key} in {file}: {problem}"]
+
+
+@pytest.mark.parametrize("address", ["h:1", "127.0.0.1:0", "a-b.c_d.:65535", "[::1]:1", "[fe80::1%eth0]:1"])
+def test_good_addresses(address: str) -> None:
+    assert load_settings(["--grpc.address", address], {}).grpc.address == address
+    host, _, port = address.rpartition(":")
+    got = load_settings(["--http.address", address], {}).http.host_port
+    assert got == (host.strip("[]"), int(port))
+
+
+@pytest.mark.parametrize("address", ["unix:/run/ossa.sock", "unix:ossa.sock", "unix:///run/ossa.sock"])
+def test_grpc_can_listen_on_a_unix_socket(address: str) -> None:
+    assert load_settings(["--grpc.address", address], {}).grpc.address == address
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    file = toml_file(tmp_path, "colour = 1\nservice_ttl_seconds = 1")
+    environ = {"OSSA_REGISTRY_LOG__LEVEL": "x", "OSSA_REGISTRY_FOO": "1"}
+    problems = problems_of(["--config", file, "--workers=2", "--foo"], environ)
+    assert [problem.split(": ")[0] for problem in problems] == [
+        "--foo",
+        "OSSA_REGISTRY_FOO",
+        f"colour in {file}",
+        f"service_ttl_seconds in {file}",
+        "--workers",
+        "OSSA_REGISTRY_LOG__LEVEL",
+    ]
+
+
+def test_a_default_that_contradicts_what_was_given_names_what_was_given() -> None:
+    assert problems_of(["--health-check.interval-ms", "1000"]) == [
+        "health_check.timeout_ms (default): must be at most --health-check.interval-ms (1000), not 5000"
+    ]
+
+
+def test_a_cluster_needs_a_key_prefix_with_one_hash_tag() -> None:
+    url = {"OSSA_REGISTRY_REDIS__URL": "redis+cluster://:hunter2@h:7000,i:7000"}
+    rule = "must have one hash tag, as in '{ossa}:services', for the Redis Cluster of OSSA_REGISTRY_REDIS__URL"
+    assert problems_of([], url) == [f"redis.key_prefix (default): {rule}, not 'ossa:services'"]
+    for bad in ("a:{}", "{a}:{b}", "{a", "a}", "}a{"):
+        assert problems_of([f"--redis.key-prefix={bad}"], url) == [f"--redis.key-prefix: {rule}, not {bad!r}"]
+    for good in ("{ossa}:services", "a:{b}"):
+        assert load_settings([f"--redis.key-prefix={good}"], url).redis.key_prefix == good
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("embedded", "embedded"),
+        ("redis://h", "redis://h"),
+        ("rediss://:hunter2@h:6379/0", "rediss://:***@h:6379/0"),
+        ("redis://me:hunter2@[::1]:6379/5?protocol=3", "redis://me:***@[::1]:6379/5?protocol=3"),
+        ("redis://h/?password=hunter2&protocol=3", "redis://h/?password=***&protocol=3"),
+        ("redis://me@h", "redis://me@h"),
+        ("redis://me:hunter2%40%2F:x@h", "redis://me:***@h"),
+        ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        ("unix://me:hunter2@/run/redis.sock", "unix://me:***@/run/redis.sock"),
+        ("redis+sentinel://:hunter2@a:26379,b/main", "redis+sentinel://:***@a:26379,b/main"),
+        ("redis+sentinel://a/main/3?sentinel_password=hunter2", "redis+sentinel://a/main/3?sentinel_password=***"),
+        ("redis+cluster://:hunter2@a:7000,[::1]:7001/0", "redis+cluster://:***@a:7000,[::1]:7001/0"),
+    ],
+)
+def test_a_password_shows_in_no_text_form(url: str, safe: str) -> None:
+    settings = load_settings(["--redis.url", url, "--redis.key-prefix={a}"], {})
+    assert settings.redis.url.get_secret_value() == url
+    assert settings.redis.safe_url == safe
+    forms = [repr(settings), str(settings), repr(settings.redis), f"{settings.redis.url}", settings.model_dump_json()]
+    forms += [str(settings.model_dump()), repr(settings.redis.url)]
+    assert not any("hunter2" in form for form in forms)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "hunter2",
+        "localhost:6379",
+        "http://:hunter2@h",
+        "redis:/h",
+        "redis://",
+        "redis://:hunter2@",
+        "redis:///0",
+        "redis://a,b",
+        "redis://h:x",
+        "redis://h:65536",
+        "redis://h/main",
+        "redis://h/0#hunter2",
+        "redis://:hun/ter2@h",
+        "redis://:hun?ter2@h",
+        "redis://:hun#ter2@h",
+        "redis://:hunter2@x@h",
+        "redis://:12/hunter2@h",
+        "redis://:12?hunter2@h",
+        "redis://:hun ter2@h",
+        "unix://",
+        "unix:///",
+        "unix://run/redis.sock",
+        "redis+sentinel://a",
+        "redis+sentinel://a,/main",
+        "redis+cluster://a/1",
+        "redis+cluster://",
+    ],
+)
+def test_a_bad_redis_url_is_told_but_never_shown(url: str) -> None:
+    (problem,) = problems_of([f"--redis.url={url}"])
+    assert problem.startswith("--redis.url: must be ")
+    assert "hun" not in problem
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"redis": {"url": url}})
+    assert "hun" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["redis://:hunter2@h"],
+        ["--redis.ulr=redis://:hunter2@h"],
+        ["--redis.ulr", "redis://:hunter2@h"],
+        ["--redis.key-prefix=redis://:hunter2@h"],
+        ["--grpc.address", "redis://h?password=hunter2"],
+        ["--log.level", "unix://me:hun ter2@h"],
+    ],
+)
+def test_a_password_given_in_the_wrong_place_is_not_shown(args: list[str]) -> None:
+    problems = problems_of(args)
+    assert problems
+    assert not any("hun" in problem for problem in problems)
+
+
+def service_link(service: str) -> dict[str, str]:
+    return {
+        f"{service}_SERVICE_HOST": "10.0.0.1",
+        f"{service}_SERVICE_PORT": "50051",
+        f"{service}_SERVICE_PORT_GRPC": "50051",
+        f"{service}_PORT": "tcp://10.0.0.1:50051",
+        f"{service}_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        f"{service}_PORT_50051_TCP_PROTO": "tcp",
+        f"{service}_PORT_50051_TCP_PORT": "50051",
+        f"{service}_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }
+
+
+@pytest.mark.parametrize("service", ["OSSA_REGISTRY", "OSSA_REGISTRY_REDIS", "OSSA_REGISTRY_SERVICE"])
+def test_variables_that_kubernetes_makes_are_no_settings(service: str) -> None:
+    assert load_settings([], service_link(service)) == Settings()
+
+
+def test_a_variable_that_only_looks_like_kubernetes_is_unknown() -> None:
+    assert problems_of([], {"OSSA_REGISTRY_PORT": "50051"}) == ["OSSA_REGISTRY_PORT: unknown variable"]
+
+
+def test_control_characters_in_a_name_cannot_fake_a_line() -> None:
+    assert problems_of(["--a\nb"]) == ["'--a\\nb': unknown flag"]
+
+
+def test_the_help_tells_every_setting_within_the_width() -> None:
+    lines = usage("ossa-registry serve", 100).splitlines()
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    for setting in SETTINGS:
+        assert f"  {setting.flag} " in text
+        assert f"Environment: {setting.variable}\n" in text + "\n"
+        assert setting.field.description, f"{setting.key} has no docstring"
+    assert "--log.level debug|info|warning|error\n" in text
+    assert "Default: 300 (5 to 86400). Environment: OSSA_REGISTRY_SERVICE_TTL_SECONDS" in text
