@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -33,6 +34,16 @@ class Parts(NamedTuple):
     follower: Follower
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
+
+
+class Serving(NamedTuple):
+    """A server that takes calls."""
+
+    parts: Parts
+    grpc_address: str
+    """HOST:PORT with the port that was taken, or ``unix:PATH``."""
+    http_address: str
+    """HOST:PORT with the port that was taken."""
 
 
 def run(settings: Settings) -> None:
@@ -64,12 +75,43 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(signal_number, begin_stop)
     failure: BaseException | None = None
     try:
-        async with open_parts(settings) as parts:
-            await _serve(settings, parts, stop)
+        async with serving(settings) as server:
+            if await _either(server.parts.loaded, stop):
+                log.info("ossa-registry serves", version=__version__)
+            await stop.wait()
+            log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
+        log.info("stopped")
     except* ConfigurationError as group:  # from any of the tasks
         failure = _first(group)
     if failure is not None:
         raise failure
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Serving]:
+    """Starts everything; drains on leaving.
+
+    Calls are taken at once; until the catalog is loaded they are answered with UNAVAILABLE and health says NOT_SERVING.
+
+    Raises:
+        ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
+    """
+    async with open_parts(settings) as parts:
+        rpc = RpcServer(parts.registry, settings.grpc)
+        http = HttpServer(parts.registry, settings.http)
+        ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
+        try:
+            grpc_address = await rpc.start()
+            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection)
+            http_address = await http.start()
+            log.info("HTTP listens", address=http_address, health=f"http://{http_address}/health")
+            yield Serving(parts, grpc_address, http_address)
+        finally:
+            ready.cancel()
+            http.begin_drain()
+            parts.hub.drain()
+            await rpc.drain(settings.shutdown.grace_seconds)
+            await http.stop()
 
 
 @asynccontextmanager
@@ -140,25 +182,6 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             finally:
                 for task in tasks:
                     task.cancel()
-
-
-async def _serve(settings: Settings, parts: Parts, stop: asyncio.Event) -> None:
-    rpc = RpcServer(parts.registry, settings.grpc)
-    http = HttpServer(parts.registry, settings.http)
-    log.info("gRPC listens", address=await rpc.start(), reflection=settings.grpc.reflection)
-    try:
-        log.info("HTTP listens", health=f"http://{await http.start()}/health")
-        if await _either(parts.loaded, stop):
-            await rpc.set_serving(serving=True)
-            log.info("ossa-registry serves", version=__version__)
-        await stop.wait()
-        log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
-    finally:
-        http.begin_drain()
-        parts.hub.drain()
-        await rpc.drain(settings.shutdown.grace_seconds)
-        await http.stop()
-    log.info("stopped")
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

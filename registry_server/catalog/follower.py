@@ -97,9 +97,9 @@ class Follower:
                     await self._store.reconnect()
                     await self._verify()
                 while True:
-                    await self._step()
                     self._set_connected(connected=True)
                     delay = _FIRST_RETRY
+                    await self._step()
             except StoreUnavailable as error:
                 self._set_connected(connected=False, why=str(error.__cause__ or error))
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret

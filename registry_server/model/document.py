@@ -123,14 +123,11 @@ def service_from_document(document: object, at: str = "") -> Service:
     Raises:
         InvalidRequest: Fields that are unknown or of the wrong type, all of them, with their paths in camelCase.
     """
-    reader = JsonReader()
+    reader = JsonReader("service")
     service = Service()
     if document is None:
-        reader.note(at or "service", "is required: a JSON object")
-    elif not isinstance(document, dict):
-        reader.mapping(document, at or "service")
-    else:
-        _read_service(reader, document, at, service)
+        reader.note(at, "is required: a JSON object")
+    _read_service(reader, document, at, service)
     if reader.violations:
         raise InvalidRequest(reader.violations)
     return service
@@ -281,9 +278,8 @@ def _read_service(reader: JsonReader, document: object, at: str, service: Servic
     service.endpoint = reader.text(fields.get("endpoint"), member(at, "endpoint"))
     service.version = reader.text(fields.get("version"), member(at, "version"))
     service.group = reader.text(fields.get("group"), member(at, "group"))
-    here = member(at, "capabilities")
-    for index, item in enumerate(reader.array(fields.get("capabilities"), here)):
-        _read_capability(reader, item, f"{here}[{index}]", service.capabilities.add())
+    for here, item in reader.items(fields.get("capabilities"), member(at, "capabilities")):
+        _read_capability(reader, item, here, service.capabilities.add())
     if "health" in fields:
         service.health.SetInParent()
         _read_health(reader, fields["health"], member(at, "health"), service.health)
@@ -297,8 +293,6 @@ def _read_service(reader: JsonReader, document: object, at: str, service: Servic
 
 
 def _read_capability(reader: JsonReader, document: object, at: str, capability: Capability) -> None:
-    if document is None:
-        reader.note(at, "must be an object, not null")
     fields = reader.members(document, at, _CAPABILITY_KEYS)
     capability.name = reader.text(fields.get("name"), member(at, "name"))
     capability.version = reader.text(fields.get("version"), member(at, "version"))
@@ -329,7 +323,7 @@ def _read_metadata(reader: JsonReader, document: object, at: str, metadata: Meta
     metadata.author = reader.text(fields.get("author"), member(at, "author"))
     metadata.documentation = reader.text(fields.get("documentation"), member(at, "documentation"))
     metadata.environment = reader.text(fields.get("environment"), member(at, "environment"))
-    metadata.tags.extend(reader.text_array(fields.get("tags"), member(at, "tags")))
+    metadata.tags.extend(reader.text(tag, here) for here, tag in reader.items(fields.get("tags"), member(at, "tags")))
     metadata.labels.update(reader.texts(fields.get("labels"), member(at, "labels")))
 
 
@@ -351,11 +345,8 @@ def _read_probe(reader: JsonReader, fields: dict[str, object], at: str, check: H
             check.http.path = reader.text(fields.get("path"), member(at, "path"))
             check.http.method = reader.text(fields.get("method"), member(at, "method"))
             check.http.headers.update(reader.texts(fields.get("headers"), member(at, "headers")))
-            here = member(at, "expectedStatuses")
-            check.http.expected_statuses.extend(
-                reader.int32(status, f"{here}[{index}]")
-                for index, status in enumerate(reader.array(fields.get("expectedStatuses"), here))
-            )
+            statuses = reader.items(fields.get("expectedStatuses"), member(at, "expectedStatuses"))
+            check.http.expected_statuses.extend(reader.int32(status, here) for here, status in statuses)
         case "grpc":
             check.grpc.SetInParent()
             check.grpc.service = reader.text(fields.get("service"), member(at, "service"))

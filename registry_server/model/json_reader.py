@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -33,14 +33,16 @@ def member(at: str, key: str) -> str:
 class JsonReader:
     """Takes values out of parsed JSON. ``null`` is the same as absent; absent gives the empty value of the type."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: str) -> None:
+        self._whole = whole
+        """What the document itself is called, whose path is empty."""
         self.violations: list[Violation] = []
         """What was wrong with the values read so far; those past ``MAX_VIOLATIONS`` are dropped."""
 
     def note(self, at: str, description: str) -> None:
         """Takes down a violation."""
         if len(self.violations) < MAX_VIOLATIONS:
-            self.violations.append(Violation(at, description))
+            self.violations.append(Violation(at or self._whole, description))
 
     def members(self, value: object, at: str, known: Collection[str]) -> dict[str, object]:
         """Members of an object that are not null; one that is not ``known`` is a violation."""
@@ -63,14 +65,17 @@ class JsonReader:
                 return {}
         return value
 
-    def array(self, value: object, at: str) -> Sequence[object]:
-        """An array."""
-        if value is None:
-            return ()
-        if not isinstance(value, list | tuple):
+    def items(self, value: object, at: str) -> Iterator[tuple[str, object]]:
+        """Path and value of each item of an array; none of them may be null."""
+        if value is not None and not isinstance(value, list | tuple):
             self.note(at, f"must be an array, not {_kind(value)}")
-            return ()
-        return value
+            return
+        for index, item in enumerate(value or ()):
+            here = f"{at}[{index}]"
+            if item is None:
+                self.note(here, "must not be null")
+            else:
+                yield here, item
 
     def text(self, value: object, at: str) -> str:
         """Text."""
@@ -86,19 +91,14 @@ class JsonReader:
 
     def texts(self, value: object, at: str) -> dict[str, str]:
         """An object whose members are all text."""
-        return {
-            self.text(key, keyed(at, key)): self._required_text(item, keyed(at, key))
-            for key, item in self.mapping(value, at).items()
-        }
-
-    def text_array(self, value: object, at: str) -> list[str]:
-        """An array of text."""
-        return [self._required_text(item, f"{at}[{index}]") for index, item in enumerate(self.array(value, at))]
-
-    def _required_text(self, value: object, at: str) -> str:
-        if value is None:
-            self.note(at, "must be text, not null")
-        return self.text(value, at)
+        texts: dict[str, str] = {}
+        for key, item in self.mapping(value, at).items():
+            here = keyed(at, key)
+            if item is None:
+                self.note(here, "must not be null")
+            else:
+                texts[self.text(key, here)] = self.text(item, here)
+        return texts
 
     def int32(self, value: object, at: str) -> int:
         """A whole number of 32 bits; JSON does not tell 3 from 3.0."""

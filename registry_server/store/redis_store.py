@@ -338,7 +338,6 @@ def _client(url: str, timeout: float) -> Redis:
         url,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        socket_keepalive=True,
         # A repeated commit could meet its own first try; who may repeat is decided by the callers.
         retry=Retry(NoBackoff(), 0),
         client_name="ossa-registry",

@@ -1,0 +1,164 @@
+"""Servers for tests: in the test's own event loop, or as processes of their own."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import grpc
+
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from registry_server.app import Parts, serving
+from registry_server.config import GrpcSettings, HttpSettings, RedisSettings, RedisUrl, Settings
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
+
+START_PATIENCE = 30.0
+
+
+class Server(NamedTuple):
+    """A server in the test's event loop, and a client of it."""
+
+    stub: "RegistryServiceAsyncStub"
+    channel: grpc.aio.Channel
+    parts: Parts
+    grpc_address: str
+    http: str
+    """Base URL of the HTTP server."""
+
+
+def settings(redis_url: str, **sections: Mapping[str, Any]) -> Settings:
+    """Settings of a server on free ports; ``sections`` such as ``watch={"buffer_events": 3}`` change the rest."""
+    values: dict[str, Any] = {"shutdown": {"grace_seconds": 2}, **sections}
+    redis = {"url": RedisUrl(redis_url), **values.pop("redis", {})}
+    return Settings(
+        redis=RedisSettings(**redis),
+        grpc=GrpcSettings(**{"address": "127.0.0.1:0", **values.pop("grpc", {})}),
+        http=HttpSettings(**{"address": "127.0.0.1:0", **values.pop("http", {})}),
+        **values,
+    )
+
+
+@asynccontextmanager
+async def running(redis_url: str, **sections: Mapping[str, Any]) -> AsyncIterator[Server]:
+    """Runs a server in this event loop until the context is left."""
+    async with serving(settings(redis_url, **sections)) as served:
+        async with asyncio.timeout(START_PATIENCE):
+            await served.parts.loaded.wait()
+        async with connected(served.grpc_address) as (channel, stub):
+            yield Server(stub, channel, served.parts, served.grpc_address, f"http://{served.http_address}")
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator["tuple[grpc.aio.Channel, RegistryServiceAsyncStub]"]:
+    """A channel of its own connection: channels with equal arguments would share one."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield channel, RegistryServiceStub(channel)
+
+
+class ServerProcess:
+    """``python -m registry_server`` as a process: for signals, kills and several at a time."""
+
+    def __init__(self, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        self._flags = flags
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("OSSA_REGISTRY_")} | dict(env or {})
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        self.log: list[dict[str, Any]] = []
+        """What it logged so far; lines that are not JSON as ``{"event": line}``."""
+        self.grpc_address = ""
+        self.http_address = ""
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Starts it and waits until it serves."""
+        self.log.clear()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "registry_server",
+            "--grpc.address=127.0.0.1:0",
+            "--http.address=127.0.0.1:0",
+            *self._flags,
+            env=self._env,
+            cwd=Path(__file__).parents[2],
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._reader = asyncio.create_task(self._read())
+        self.grpc_address = (await self.logged("gRPC listens"))["address"]
+        self.http_address = (await self.logged("HTTP listens"))["address"]
+        await self.logged("ossa-registry serves")
+
+    async def logged(self, event: str, within: float = START_PATIENCE) -> dict[str, Any]:
+        """Waits until an event is in the log; gives its first occurrence."""
+        async with asyncio.timeout(within):
+            while True:
+                for line in self.log:
+                    if line.get("event") == event:
+                        return line
+                if self._reader is None or self._reader.done():
+                    raise AssertionError(f"the server ended without logging {event!r}: {self.log}")
+                self._news.clear()
+                await self._news.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def wait(self, within: float = 20.0) -> int:
+        """Waits for its end; gives the exit code."""
+        assert self._process is not None
+        async with asyncio.timeout(within):
+            code = await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+        return code
+
+    async def stop(self) -> int:
+        """Ends it with SIGTERM; kills it if that takes too long."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+        try:
+            return await self.wait()
+        except TimeoutError:
+            self.signal(signal.SIGKILL)
+            return await self.wait()
+
+    async def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        self.signal(signal.SIGKILL)
+        await self.wait()
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            try:
+                self.log.append(json.loads(line))
+            except ValueError:
+                self.log.append({"event": line.decode(errors="replace").rstrip()})
+            self._news.set()
+        self._news.set()
