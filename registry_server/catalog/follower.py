@@ -1,6 +1,7 @@
 """``Follower``: carries the store's event stream into the replica, and notices when history breaks."""
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -154,8 +155,15 @@ class Follower:
         self._replica.apply(_change(event, self._replica.records.get(event.name)))
 
     async def _load(self) -> None:
-        records, past, position = await self._read_all()
-        self._replica.load(records, past, position)
+        # Millions of objects are made and none dies: without this the collector looks at all of them again and again,
+        # now (40 % of the time) and at every full collection from then on (0.1 s of standstill for 100,000 services).
+        gc.disable()
+        try:
+            records, past, position = await self._read_all()
+            self._replica.load(records, past, position)
+        finally:
+            gc.enable()
+        gc.freeze()
         self.loaded = True
         log.info("catalog loaded", services=len(records), revision=position.revision, epoch=position.epoch)
 

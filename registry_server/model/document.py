@@ -46,6 +46,7 @@ _CHECK_KEYS = (
     "type", *_HTTP_KEYS, "service", "intervalMs", "timeoutMs", "failureThreshold", "successThreshold",
     "degradedAfterMs",
 )  # fmt: skip
+_KIND_OF_KEY = {**dict.fromkeys(_HTTP_KEYS, "http"), "service": "grpc"}
 _PROBE_TYPES = ("http", "grpc", "tcp", "heartbeat", "none")
 
 # At most about 8 MiB, whatever is registered.
@@ -360,10 +361,11 @@ def _read_probe(reader: JsonReader, fields: dict[str, object], at: str, check: H
             reader.note(
                 member(at, "type"), f"{quoted(kind)} is not a kind of probe; use one of {', '.join(_PROBE_TYPES)}"
             )
+            return
         case _:
             pass
     # What belongs to another kind would be lost without a word.
-    for key, needed in (*((key, "http") for key in _HTTP_KEYS), ("service", "grpc")):
+    for key, needed in _KIND_OF_KEY.items():
         if key in fields and kind != needed:
             reader.note(member(at, key), f'goes with "type":"{needed}" only')
 

@@ -6,6 +6,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
 from registry_server.errors import Violation
 from registry_server.model import record as terms_of
 from registry_server.model.record import Record
+from registry_server.model.rules import check_length, keyed
 from registry_server.model.validation import LABEL_KEY
 from registry_server.model.versions import VersionFilter, parse_version_filter
 
@@ -100,9 +101,9 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
     required: list[str] = []
     any_of: list[tuple[str, ...]] = []
 
-    def text(value: str, field: str, limit: int = MAX_VALUE_LENGTH) -> str:
-        if len(value) > limit or not value.isprintable():
-            violations.append(Violation(f"{at}.{field}", f"must be at most {limit} printable characters"))
+    def text(value: str, field: str) -> str:
+        if len(value) > MAX_VALUE_LENGTH or not value.isprintable():
+            violations.append(Violation(f"{at}.{field}", f"must be at most {MAX_VALUE_LENGTH} printable characters"))
         return value
 
     capability = text(message.capability, "capability")
@@ -128,8 +129,8 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
         violations.append(Violation(f"{at}.labels", f"has {len(message.labels)} labels; at most {MAX_LABELS}"))
     for key, value in sorted(message.labels.items())[:MAX_LABELS]:
         if not LABEL_KEY.fullmatch(key):
-            violations.append(Violation(f"{at}.labels[{key[:64]!r}]", f"key must match {LABEL_KEY.pattern}"))
-        text(value, f"labels[{key[:64]!r}]", MAX_LABEL_VALUE_LENGTH)
+            violations.append(Violation(keyed(f"{at}.labels", key), f"key must match {LABEL_KEY.pattern}"))
+        check_length(value, keyed(f"{at}.labels", key), MAX_LABEL_VALUE_LENGTH, violations)
         required.append(terms_of.label_term(key, value))
 
     if len(message.tags) > MAX_TAGS:

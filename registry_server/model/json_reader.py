@@ -21,6 +21,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
+_NOT_FINITE = "must be a finite number that a 64-bit float holds"
 _MAX_SHOWN = 1e15
 _INT32 = range(-(2**31), 2**31)
 
@@ -167,9 +168,10 @@ class JsonReader:
         elif isinstance(item, bool):
             value.bool_value = item
         elif isinstance(item, int | float):
-            number = self._finite(item, _inside(at, key))
-            if number is not None:
-                value.number_value = number
+            if _is_finite(item):
+                value.number_value = item
+            else:
+                self.note(_inside(at, key), _NOT_FINITE)
         elif isinstance(item, Mapping | list | tuple):
             self._fill_container(item, _inside(at, key), value, depth + 1)
         else:
@@ -192,12 +194,8 @@ class JsonReader:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.note(at, f"must be a number, not {_kind(value)}")
             return None
-        try:
-            finite = math.isfinite(value)
-        except OverflowError:  # a whole number beyond what a double holds
-            finite = False
-        if not finite:
-            self.note(at, "must be a finite number that a 64-bit float holds")
+        if not _is_finite(value):
+            self.note(at, _NOT_FINITE)
             return None
         return value
 
@@ -206,6 +204,13 @@ def _inside(at: str, key: str | int) -> str:
     if isinstance(key, int):
         return f"{at}[{key}]"
     return member(at, key) if _PLAIN_KEY.fullmatch(key) else keyed(at, key)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond what a double holds
+        return False
 
 
 def _is_unicode(text: str) -> bool:

@@ -70,7 +70,9 @@ def cursor(text: str, violations: list[Violation]) -> Cursor | None:
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:
     """Refuses kinds of event that are never sent."""
-    for i, type_ in enumerate(types[:_MOST_REPORTED]):
+    for i, type_ in enumerate(types):
+        if len(violations) >= _MOST_REPORTED:
+            break
         if type_ not in EventType.values():
             violations.append(Violation(f"types[{i}]", f"{type_} is not an EventType"))
         elif type_ == EventType.EVENT_TYPE_UNSPECIFIED:

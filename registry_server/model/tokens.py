@@ -3,11 +3,14 @@
 import base64
 import binascii
 import hashlib
+import re
 from typing import NamedTuple
 
 _RESUMABLE = "r"
 _WITHIN_SNAPSHOT = "s"
 _LONGEST = 1024
+# Not left to int(): that takes signs, spaces and underscores too.
+_CURSOR = re.compile(rf"([{_RESUMABLE}{_WITHIN_SNAPSHOT}])([0-9a-f]{{1,16}})\.(.+)")
 
 
 class Cursor(NamedTuple):
@@ -32,13 +35,13 @@ def decode_cursor(text: str) -> Cursor:
         ValueError: This server never made it.
     """
     try:
-        plain = _decode(text).decode("ascii")
-        revision, dot, epoch = plain[1:].partition(".")
-        if plain[:1] not in (_RESUMABLE, _WITHIN_SNAPSHOT) or not dot or not epoch:
+        match = _CURSOR.fullmatch(_decode(text).decode("ascii"))
+        if match is None:
             raise ValueError(text)
-        return Cursor(epoch, int(revision, 16), resumable=plain[0] == _RESUMABLE)
     except ValueError as error:  # also UnicodeDecodeError and binascii.Error
         raise ValueError("is not a cursor of this registry") from error
+    kind, revision, epoch = match.groups()
+    return Cursor(epoch, int(revision, 16), resumable=kind == _RESUMABLE)
 
 
 def encode_page_token(scope: bytes, last: str) -> str:

@@ -29,9 +29,11 @@ CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
     errors.ProbingDisabled: grpc.StatusCode.UNIMPLEMENTED,
 }
 
-# Details travel in a trailer, in base64; clients refuse more than 8 KiB of those by default.
-_MOST_DETAIL_BYTES = 4_000
-_MOST_FIELD_BYTES = 5_000
+# Clients refuse trailers of more than 8 KiB by default, as they are on the wire: the details in base64, and the message
+# percent-encoded (three bytes for one that is not ASCII) and again in the details. These leave 200 bytes to spare.
+_MOST_MESSAGE_BYTES = 512
+_MOST_VIOLATION_BYTES = 3_800
+_VIOLATION_OVERHEAD = 8
 
 log = structlog.get_logger(__name__)
 
@@ -71,17 +73,18 @@ _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 def _bad_request(error: errors.InvalidRequest) -> BadRequest:
     """Names every bad field, as far as a trailer holds them; what is wrong with each, as far as there is room."""
     details = BadRequest()
-    size = 0
-    for field, description in error.violations:
-        size += len(field.encode()) + 8
-        if size > _MOST_FIELD_BYTES:
+    room = _MOST_VIOLATION_BYTES
+    for field, _ in error.violations:
+        room -= len(field.encode()) + _VIOLATION_OVERHEAD
+        if room < 0:
             details.field_violations.add(field="...", description="and more")
             break
-        if size + len(description.encode()) <= _MOST_DETAIL_BYTES:
-            size += len(description.encode())
-        else:
-            description = ""  # noqa: PLW2901 - the name alone still helps
-        details.field_violations.add(field=field, description=description)
+        details.field_violations.add(field=field)
+    for violation, (_, description) in zip(details.field_violations, error.violations, strict=False):
+        size = len(description.encode())
+        if size <= room and not violation.description:
+            violation.description = description
+            room -= size
     return details
 
 
@@ -94,5 +97,8 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> Stat
     return status
 
 
-def _short(message: str, limit: int = 512) -> str:
-    return message if len(message) <= limit else message[: limit - 3] + "..."
+def _short(message: str) -> str:
+    encoded = message.encode()
+    if len(encoded) <= _MOST_MESSAGE_BYTES:
+        return message
+    return encoded[: _MOST_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."

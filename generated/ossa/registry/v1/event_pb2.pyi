@@ -125,7 +125,10 @@ class Event(_message.Message):
     previous_health: _service_pb2.HealthStatus.ValueType
     """Status before the change; UNSPECIFIED where there was no service before."""
     revision: _builtins.int
-    """Registry revision of the change. For SERVICE_SNAPSHOT, the revision of the service."""
+    """Registry revision of the change; grows by one with each change of the registry. For SERVICE_SNAPSHOT, the revision
+    of the service. Events with reason RESYNC are one difference and share one revision; it may be lower than those
+    before, since a store that was replaced by an older or empty one counts anew.
+    """
     reason: Global___EventReason.ValueType
     """Why it happened."""
     error: _builtins.str

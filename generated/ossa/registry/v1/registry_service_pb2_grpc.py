@@ -217,7 +217,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Streams every change that matches, in revision order, with no gap and no repeat.
+        """Streams every change that matches, in revision order, with no gap and no repeat. The first message comes at once.
         Errors: INVALID_ARGUMENT; OUT_OF_RANGE (reason CURSOR_EXPIRED): start over with a snapshot; RESOURCE_EXHAUSTED
         (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server drains): resume from the last cursor.
         """

@@ -79,7 +79,7 @@ class RegistryServiceStub:
     Errors: as `Heartbeat`; the stream ends with the first one.
     """
     WatchEvents: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchEventsRequest, _registry_service_pb2.WatchEventsResponse]
-    """Streams every change that matches, in revision order, with no gap and no repeat.
+    """Streams every change that matches, in revision order, with no gap and no repeat. The first message comes at once.
     Errors: INVALID_ARGUMENT; OUT_OF_RANGE (reason CURSOR_EXPIRED): start over with a snapshot; RESOURCE_EXHAUSTED
     (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server drains): resume from the last cursor.
     """
@@ -143,7 +143,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: as `Heartbeat`; the stream ends with the first one.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchEventsRequest, _registry_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
-    """Streams every change that matches, in revision order, with no gap and no repeat.
+    """Streams every change that matches, in revision order, with no gap and no repeat. The first message comes at once.
     Errors: INVALID_ARGUMENT; OUT_OF_RANGE (reason CURSOR_EXPIRED): start over with a snapshot; RESOURCE_EXHAUSTED
     (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server drains): resume from the last cursor.
     """
@@ -276,7 +276,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.WatchEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_registry_service_pb2.WatchEventsResponse]]:
-        """Streams every change that matches, in revision order, with no gap and no repeat.
+        """Streams every change that matches, in revision order, with no gap and no repeat. The first message comes at once.
         Errors: INVALID_ARGUMENT; OUT_OF_RANGE (reason CURSOR_EXPIRED): start over with a snapshot; RESOURCE_EXHAUSTED
         (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server drains): resume from the last cursor.
         """

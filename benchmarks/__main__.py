@@ -1,0 +1,32 @@
+"""Runs the benchmarks and prints one line for each figure."""
+
+import argparse
+import asyncio
+import logging
+import sys
+
+import structlog
+
+from benchmarks import catalog, discover
+from benchmarks.report import Report
+
+SCENARIOS = {"catalog": catalog.run, "discover": discover.run}
+
+
+def main() -> int:
+    """Runs what the command line names; gives 1 if a bound was not kept."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
+    parser.add_argument("--services", type=int, default=100_000, help="services in the catalog scenario")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of a comparison")
+    args = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    report = Report()
+    report.machine()
+    for name in args.scenario or SCENARIOS:
+        asyncio.run(SCENARIOS[name](report, args))
+    return report.failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The catalog in one process: loading, memory, and discovery without the network."""
+
+import argparse
+import asyncio
+import gc
+import statistics
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from benchmarks.fleet import MATCHES, query, services
+from benchmarks.report import Report
+from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
+from registry_server.app import open_parts
+from registry_server.config import Settings
+from registry_server.registry import ServiceRegistry
+
+_BATCH = 500
+
+
+async def run(report: Report, args: argparse.Namespace) -> None:
+    """Registers a fleet, starts a second registry on it, and asks."""
+    count: int = args.services
+    with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
+        settings = Settings(data_dir=Path(folder))
+        report.title(f"Catalog of {count:,} services in one process")
+        async with open_parts(settings) as parts:
+            await parts.loaded.wait()
+            start = time.perf_counter()
+            fleet = services(count)
+            while batch := list(islice(fleet, _BATCH)):
+                failed = [
+                    result for result in await parts.registry.register_batch(batch) if isinstance(result, Exception)
+                ]
+                assert not failed, failed[0]
+            report.line("registered (batches of 500, embedded)", f"{count / (time.perf_counter() - start):,.0f}/s")
+        gc.unfreeze()
+        gc.collect()
+        before, start = _resident(), time.perf_counter()
+        async with open_parts(settings) as parts:
+            redis_up = time.perf_counter()
+            await parts.loaded.wait()
+            loaded = time.perf_counter()
+            report.line("embedded Redis read its file in", f"{redis_up - start:.2f} s")
+            report.at_most(f"load {count:,} services", loaded - redis_up, 5, "s")
+            gc.collect()
+            report.at_most("memory a service", (_resident() - before) / count / 1024, 5, "KB")
+            await _discovery(report, parts.registry, count)
+
+
+async def _discovery(report: Report, registry: ServiceRegistry, count: int) -> None:
+    async def ask(wire: bytes) -> bytes:
+        return registry.ready_answer(wire) or await registry.discover_page(
+            DiscoverServicesRequest.FromString(wire), wire=wire
+        )
+
+    queries = [query(i).SerializeToString() for i in range(min(400, count // (2 * MATCHES)))]
+    uncached = []
+    for wire in queries:
+        start = time.perf_counter()
+        answer = await ask(wire)
+        uncached.append(time.perf_counter() - start)
+        assert len(DiscoverServicesResponse.FromString(answer).services) == MATCHES
+    cached = []
+    for wire in queries * 20:
+        start = time.perf_counter()
+        await ask(wire)
+        cached.append(time.perf_counter() - start)
+    what = f"capability + health + tag, {MATCHES} services"
+    report.at_most(f"{what}, uncached, p50", statistics.median(uncached) * 1000, 2, "ms")
+    report.at_most(f"{what}, cached, p50", statistics.median(cached) * 1e6, 50, "us")
+    await asyncio.sleep(0)
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds."""
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * 4096

@@ -1,0 +1,31 @@
+"""The floor: a bare grpc.aio server that answers every call with the same bytes. ``python -m benchmarks.echo FILE``."""
+
+import sys
+from pathlib import Path
+
+import grpc
+import uvloop
+
+
+class _Echo(grpc.GenericRpcHandler):
+    def __init__(self, answer: bytes) -> None:
+        async def call(_: bytes, __: object) -> bytes:
+            return answer
+
+        self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(call)
+
+    def service(self, _: object) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        return self._handler
+
+
+async def _main(answer: bytes) -> None:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((_Echo(answer),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main(Path(sys.argv[1]).read_bytes()))

@@ -1,0 +1,52 @@
+"""The services that benchmarks register: like the seed's example, spread over capabilities, tags and health."""
+
+from collections.abc import Iterator
+
+from google.protobuf.json_format import ParseDict
+
+from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest
+from ossa.registry.v1.service_pb2 import HealthStatus, Service
+
+_SCHEMA = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 5000}}, "required": ["text"]}
+MATCHES = 50
+"""Services that one query finds, however large the fleet is."""
+
+
+def services(count: int) -> Iterator[Service]:
+    """Makes a fleet in which ``query(i)`` finds exactly 50 healthy services of twice as many with that capability."""
+    template = ParseDict(
+        {
+            "version": "2.1.0",
+            "capabilities": [
+                {
+                    "name": "?",
+                    "version": "2.0.0",
+                    "description": "Text analysis",
+                    "inputs": _SCHEMA,
+                    "outputs": _SCHEMA,
+                },
+                {"name": "translate", "version": "1.4.2", "inputs": _SCHEMA},
+            ],
+            "metadata": {"environment": "production", "labels": {"region": "eu", "tier": "gold"}},
+            "ttl": "0s",
+        },
+        Service(),
+    )
+    for i in range(count):
+        service = Service()
+        service.CopyFrom(template)
+        service.name = f"agent-{i:07d}"
+        service.endpoint = f"https://{service.name}.example.com:8080"
+        service.capabilities[0].name = f"capability-{i // (2 * MATCHES)}"
+        service.metadata.tags.extend(["ai", f"team-{i % 7}"])
+        service.health.status = HealthStatus.HEALTH_STATUS_HEALTHY if i % 2 else HealthStatus.HEALTH_STATUS_UNHEALTHY
+        yield service
+
+
+def query(capability: int) -> DiscoverServicesRequest:
+    """Asks for the healthy services with one capability and the tag that all have."""
+    request = DiscoverServicesRequest(page_size=MATCHES)
+    request.filter.capability = f"capability-{capability}"
+    request.filter.health.append(HealthStatus.HEALTH_STATUS_HEALTHY)
+    request.filter.tags.append("ai")
+    return request

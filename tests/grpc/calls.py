@@ -1,0 +1,268 @@
+"""What the tests through gRPC share: short calls, errors taken apart, watches read to the end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from redis.asyncio import Redis
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.event_pb2 import Event, EventType
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
+from tests.support.redis_process import RedisProcess
+from tests.support.server import Server
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+
+HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
+UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
+DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
+UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
+MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
+UNSPECIFIED = HealthStatus.HEALTH_STATUS_UNSPECIFIED
+
+REGISTERED = EventType.EVENT_TYPE_SERVICE_REGISTERED
+UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
+UNREGISTERED = EventType.EVENT_TYPE_SERVICE_UNREGISTERED
+HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+SNAPSHOT = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
+UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
+
+PATIENCE = 20.0
+"""Seconds until what must come is given up: far more than it takes, also on a busy machine."""
+
+
+# Calls.
+
+
+async def register(server: Server, service: Service, *, create_only: bool = False) -> Service:
+    request = pb.RegisterServiceRequest(service=service, create_only=create_only)
+    return (await server.stub.RegisterService(request)).service
+
+
+async def register_all(server: Server, services: Iterable[Service]) -> list[Service]:
+    """Registers any number, by batches; all must succeed."""
+    registered: list[Service] = []
+    waiting = list(services)
+    while waiting:
+        batch, waiting = waiting[:500], waiting[500:]
+        answer = await server.stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=batch))
+        assert [result.status for result in answer.results if result.HasField("status")] == []
+        registered += [result.service for result in answer.results]
+    return registered
+
+
+async def update(server: Server, service: Service, *paths: str, expected_revision: int = 0) -> Service:
+    request = pb.UpdateServiceRequest(
+        service=service, update_mask=FieldMask(paths=paths), expected_revision=expected_revision
+    )
+    return (await server.stub.UpdateService(request)).service
+
+
+async def unregister(server: Server, name: str, *, expected_revision: int = 0) -> Service:
+    request = pb.UnregisterServiceRequest(name=name, expected_revision=expected_revision)
+    return (await server.stub.UnregisterService(request)).service
+
+
+async def get(server: Server, name: str, *, min_revision: int = 0) -> Service:
+    return (await server.stub.GetService(pb.GetServiceRequest(name=name, min_revision=min_revision))).service
+
+
+async def discover(server: Server, **fields: Any) -> pb.DiscoverServicesResponse:
+    return await server.stub.DiscoverServices(pb.DiscoverServicesRequest(**fields))
+
+
+async def found(server: Server, filter_: ServiceFilter) -> list[str]:
+    """Names of all services that match: by pages, so that no size of an answer limits it."""
+    names: list[str] = []
+    token = ""
+    while True:
+        page = await discover(server, filter=filter_, page_size=1000, page_token=token)
+        names += [service.name for service in page.services]
+        token = page.next_page_token
+        if not token:
+            return names
+
+
+async def report(server: Server, name: str, status: HealthStatus.ValueType, **fields: Any) -> Health:
+    request = pb.ReportServiceHealthRequest(name=name, status=status, **fields)
+    return (await server.stub.ReportServiceHealth(request)).health
+
+
+async def health_of(server: Server, name: str) -> pb.GetServiceHealthResponse:
+    return await server.stub.GetServiceHealth(pb.GetServiceHealthRequest(name=name))
+
+
+async def heartbeat(server: Server, *names: str) -> pb.HeartbeatResponse:
+    return await server.stub.Heartbeat(pb.HeartbeatRequest(names=names))
+
+
+# Errors.
+
+
+class Failure(NamedTuple):
+    """A call's error, taken apart."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: dict[str, str]
+    fields: list[str]
+    """Paths of the bad fields, as ``BadRequest`` has them."""
+    message: str
+
+
+async def failure(call: Awaitable[object]) -> Failure:
+    """Awaits a call that must fail; checks the form that every error has."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return failure_of(raised.value)
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    assert status.code == error.code().value[0], "code and details disagree"
+    assert status.message == error.details(), "message and details disagree"
+    return failure_in(status)
+
+
+def failure_in(status: Status) -> Failure:
+    """The same of a status that an answer carries."""
+    info, bad = ErrorInfo(), BadRequest()
+    assert status.details[0].Unpack(info), "ErrorInfo is missing"
+    assert info.domain == "registry.ossa"
+    for detail in status.details:
+        detail.Unpack(bad)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        assert bad.field_violations, "which field is bad is not told"
+    fields = [violation.field for violation in bad.field_violations]
+    return Failure(code, info.reason, dict(info.metadata), fields, status.message)
+
+
+# Watches.
+
+
+class Watch:
+    """One stream of ``WatchEvents``. Reading checks what holds for every stream: revisions go up, cursors are there."""
+
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[pb.WatchEventsRequest, pb.WatchEventsResponse]") -> None:
+        self.call = call
+        self.messages: list[pb.WatchEventsResponse] = []
+
+    @property
+    def cursor(self) -> str:
+        """Where the stream stands."""
+        return self.messages[-1].cursor
+
+    async def message(self) -> pb.WatchEventsResponse:
+        """Reads the next message, which must come."""
+        async with asyncio.timeout(PATIENCE):
+            message = await self.call.read()
+        assert isinstance(message, pb.WatchEventsResponse), "the stream ended without an error"
+        assert message.cursor
+        stood = self.messages[-1].revision if self.messages else 0
+        assert message.revision >= stood
+        for event in message.events:
+            assert event.revision <= message.revision
+            assert event.type == SNAPSHOT or event.revision > stood, "the cursor before stood past this event"
+        self.messages.append(message)
+        return message
+
+    async def events(self, count: int = 1) -> list[Event]:
+        """Reads until there are ``count`` more events; there must not be more."""
+        events: list[Event] = []
+        while len(events) < count:
+            events += (await self.message()).events
+        assert len(events) == count
+        return events
+
+    async def event(self) -> Event:
+        """Reads the next event, which must come alone."""
+        return (await self.events())[0]
+
+    async def until(self, revision: int) -> list[Event]:
+        """Reads until the stream stands at a revision; gives the events on the way."""
+        events: list[Event] = []
+        while not self.messages or self.messages[-1].revision < revision:
+            events += (await self.message()).events
+        return events
+
+    async def snapshot(self) -> list[Event]:
+        """Reads until the snapshot is complete."""
+        events: list[Event] = []
+        while True:
+            message = await self.message()
+            events += message.events
+            if message.snapshot_complete:
+                assert not message.events
+                return events
+
+    async def failure(self) -> Failure:
+        """Reads until the stream fails; what comes before is in ``messages``."""
+        while True:
+            try:
+                await self.message()
+            except grpc.aio.AioRpcError as error:
+                return failure_of(error)
+
+
+@asynccontextmanager
+async def watching(server: Server, **fields: Any) -> AsyncIterator[Watch]:
+    """A watch that has begun: its first message is read, unless it brings a snapshot or the past."""
+    async with watching_by(server.stub, **fields) as watch:
+        if not fields.get("include_snapshot") and not fields.get("cursor"):
+            assert not (await watch.message()).events
+        yield watch
+
+
+@asynccontextmanager
+async def watching_by(stub: "RegistryServiceAsyncStub", **fields: Any) -> AsyncIterator[Watch]:
+    """A watch of which nothing is read yet."""
+    call = stub.WatchEvents(pb.WatchEventsRequest(**fields))
+    try:
+        yield Watch(call)
+    finally:
+        call.cancel()
+
+
+def told(event: Event) -> tuple[str, str]:
+    """Kind and name, as a short form for comparisons."""
+    return EventType.Name(event.type).removeprefix("EVENT_TYPE_SERVICE_"), event.service.name
+
+
+# Redis and time.
+
+
+@asynccontextmanager
+async def redis_client(redis: RedisProcess) -> AsyncIterator["Redis"]:
+    """A client of the store, to look behind the registry and to let leases age."""
+    client = Redis.from_url(redis.url)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def age_lease(client: Redis, name: str, seconds_left: float) -> None:
+    """Lets a lease be as old as if only ``seconds_left`` of it were left (negative: it has run out)."""
+    seconds, microseconds = await client.time()
+    deadline = seconds * 1000 + microseconds // 1000 + round(seconds_left * 1000)
+    await client.zadd("ossa:registry:leases", {name: deadline}, xx=True)
+    await client.pexpireat(f"ossa:services:{name}", deadline)
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Waits until something holds."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not await holds():  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"in {PATIENCE} s it never held that {what}")

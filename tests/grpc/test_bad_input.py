@@ -1,0 +1,274 @@
+"""Every request that breaks the contract is refused as the contract says, soon, and leaves nothing behind."""
+
+import base64
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc.aio import Metadata
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from redis.asyncio import Redis
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import Service, ServiceFilter
+from tests.grpc.bad_inputs import BENIGN, EMPTY, INVALID, OK, STOCK, STOCK_FILTER, STOCKED, GivenOut, Row
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import Server, running
+
+SERVICE = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
+SOON = 5.0
+"""Seconds that any answer may take; thousands of times what it does take."""
+LARGEST_TRAILERS = 8192
+"""Bytes that gRPC clients take by default, as HTTP/2 counts them (RFC 9113, 6.5.2)."""
+
+
+NO_PROBES = {"enabled": False}
+"""A probe would change what must stay."""
+
+_M = TypeVar("_M", bound=Message)
+
+
+@dataclass
+class Outcome:
+    """What became of one row."""
+
+    code: grpc.StatusCode
+    message: str
+    status: Status | None
+    """``grpc-status-details-bin``."""
+    trailer_bytes: int
+    seconds: float
+    revision: int
+    """Of the registry afterwards."""
+
+
+@dataclass
+class Played:
+    """What became of all rows, and of the two registries that were played them."""
+
+    outcomes: dict[str, Outcome]
+    empty_keys: set[str]
+    """Keys in Redis of the registry without services."""
+    stock_before: Mapping[str, bytes]
+    stock_after: Mapping[str, bytes]
+    """Serialised keys of the registry with services, without the time of the newest sweep."""
+    serving: list[bool]
+    found_after: list[list[str]]
+    """What each registry finds after one good registration more."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def played(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Played]:
+    """All rows, played in order to one server without services and to one with."""
+    async with (
+        RedisProcess(tmp_path_factory.mktemp("redis")) as redis,
+        running(redis.url, redis={"key_prefix": "ossa:services"}, health_check=NO_PROBES) as empty,
+        running(redis.url, redis={"key_prefix": "stock:services"}, health_check=NO_PROBES) as stocked,
+        Redis.from_url(redis.url) as client,
+    ):
+        for service in STOCK:
+            await stocked.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+        given = await given_out(stocked, empty)
+        before = await keys(client, "stock:*")
+
+        outcomes = {row.id: await play(empty, row, given) for row in EMPTY}
+        outcomes |= {row.id: await play(stocked, row, given) for row in (*STOCKED, *BENIGN)}
+
+        yield Played(
+            outcomes,
+            set(await keys(client, "ossa:*")),
+            before,
+            await keys(client, "stock:*"),
+            [await is_serving(server) for server in (empty, stocked)],
+            [await found_after_one_more(server) for server in (empty, stocked)],
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "revision"),
+    [
+        *(pytest.param(row, 0, id=row.id) for row in EMPTY),
+        *(pytest.param(row, len(STOCK), id=row.id) for row in STOCKED),
+    ],
+)
+def test_it_is_refused_with_every_bad_field_and_nothing_is_stored(played: Played, row: Row, revision: int) -> None:
+    outcome = played.outcomes[row.id]
+
+    assert outcome.code == row.code, outcome.message
+    if row.reason is not None:
+        assert outcome.status is not None
+        assert (outcome.status.code, outcome.status.message) == (outcome.code.value[0], outcome.message)
+        assert [(info.domain, info.reason) for info in details(outcome.status, ErrorInfo)] == [
+            ("registry.ossa", row.reason)
+        ]
+        assert len(details(outcome.status, BadRequest)) == (row.code is INVALID)
+        assert bad_fields(outcome.status) == row.fields
+    assert outcome.trailer_bytes <= LARGEST_TRAILERS
+    assert outcome.revision == revision
+    assert outcome.seconds < SOON
+
+
+@pytest.mark.parametrize("row", BENIGN, ids=lambda row: row.id)
+def test_it_only_looks_bad_and_is_answered_soon(played: Played, row: Row) -> None:
+    outcome = played.outcomes[row.id]
+    assert outcome.code == OK, outcome.message
+    assert outcome.revision == len(STOCK)
+    assert outcome.seconds < SOON
+
+
+def test_no_row_finds_a_hole(played: Played) -> None:
+    holes = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+    assert [id_ for id_, outcome in played.outcomes.items() if outcome.code in holes] == []
+
+
+def test_nothing_is_stored_in_an_empty_registry(played: Played) -> None:
+    assert played.empty_keys <= {"ossa:registry:epoch", "ossa:registry:sweep"}
+
+
+def test_nothing_is_changed_in_a_registry_with_services(played: Played) -> None:
+    assert played.stock_after == played.stock_before
+
+
+def test_the_servers_serve_on(played: Played) -> None:
+    assert played.serving == [True, True]
+    assert played.found_after == [["one-more"], sorted([*(service.name for service in STOCK), "one-more"])]
+
+
+async def test_in_a_batch_each_bad_service_is_refused_on_its_own(server: Server) -> None:
+    good, nothing = small_service("good"), Service()
+    bad = small_service("bad", endpoint="ftp://h", capabilities=[{"name": "a"}, {"name": "-"}])
+    large = small_service("large", metadata={"documentation": "a" * 70_000})
+
+    answer = await server.stub.BatchRegisterServices(
+        pb.BatchRegisterServicesRequest(services=[good, nothing, bad, large])
+    )
+
+    assert [result.WhichOneof("result") for result in answer.results] == ["service", "status", "status", "status"]
+    statuses = [result.status for result in answer.results][1:]
+    assert {status.code for status in statuses} == {INVALID.value[0]}
+    assert [bad_fields(status) for status in statuses] == [
+        {"services[1].name", "services[1].endpoint", "services[1].version"},
+        {"services[2].endpoint", "services[2].capabilities[1].name"},
+        {"services[3]", "services[3].metadata.documentation"},
+    ]
+    assert [(info.domain, info.reason) for status in statuses for info in details(status, ErrorInfo)] == [
+        ("registry.ossa", "INVALID_REQUEST")
+    ] * 3
+    assert await revision(server) == 1
+
+
+async def test_a_bad_message_ends_a_stream_after_the_answers_to_the_good_ones(server: Server) -> None:
+    requests = [pb.KeepAliveRequest(names=["a", "b"]), pb.KeepAliveRequest(names=["c"]), pb.KeepAliveRequest()]
+    answers = aiter(server.stub.KeepAlive(iter([*requests, *requests])))
+
+    assert [list((await anext(answers)).unknown_names) for _ in range(2)] == [["a", "b"], ["c"]]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(answers)
+    assert caught.value.code() is INVALID
+
+
+async def given_out(stocked: Server, empty: Server) -> GivenOut:
+    """Collects what a client of these registries may hold."""
+    page = pb.DiscoverServicesRequest(filter=STOCK_FILTER, page_size=1)
+    capabilities = pb.ListCapabilitiesRequest(page_size=1)
+    snapshot = [message async for message in opening(stocked)]
+    return GivenOut(
+        page_token=(await stocked.stub.DiscoverServices(page)).next_page_token,
+        capabilities_token=(await stocked.stub.ListCapabilities(capabilities)).next_page_token,
+        cursor=snapshot[-1].cursor,
+        snapshot_cursor=snapshot[0].cursor,
+        foreign_cursor=[message.cursor async for message in opening(empty)][-1],
+    )
+
+
+async def opening(server: Server) -> AsyncIterator[pb.WatchEventsResponse]:
+    """The messages of a watch up to the end of its snapshot."""
+    call = server.stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
+    async for message in call:
+        yield message
+        if message.snapshot_complete:
+            call.cancel()
+            return
+
+
+async def play(server: Server, row: Row, given: GivenOut) -> Outcome:
+    """Sends one row."""
+    request = row.request(given) if callable(row.request) else row.request
+    wire = request.SerializeToString() if isinstance(request, Message) else request
+    path = f"/{SERVICE}/{row.rpc}"
+    channel: Any = server.channel  # typed for messages, not for bytes
+    started = time.perf_counter()
+    code, message, trailers = OK, "", Metadata()
+    try:
+        match row.rpc:
+            case "KeepAlive":
+                async for _ in channel.stream_stream(path)(iter([wire]), timeout=row.timeout):
+                    pass
+            case "WatchEvents":
+                async for _ in channel.unary_stream(path)(wire, timeout=row.timeout):
+                    break
+            case _:
+                await channel.unary_unary(path)(wire, timeout=row.timeout)
+    except grpc.aio.AioRpcError as error:
+        code, message, trailers = error.code(), error.details() or "", error.trailing_metadata()
+    took = time.perf_counter() - started
+    packed = dict(trailers).get("grpc-status-details-bin")
+    status = Status.FromString(packed) if isinstance(packed, bytes) else None
+    return Outcome(code, message, status, size_of(message, trailers), took, await revision(server))
+
+
+def size_of(message: str, trailers: Metadata) -> int:
+    """Bytes of the trailers on the wire, with what HTTP/2 adds for each field."""
+    fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "99")]
+    fields += [("grpc-message", quote(message)), *((key, text_of(value)) for key, value in trailers)]
+    return sum(len(key) + len(value) + 32 for key, value in fields)
+
+
+def text_of(value: str | bytes) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def details(status: Status, kind: type[_M]) -> list[_M]:
+    """What a status carries of one kind."""
+    found = []
+    for packed in status.details:
+        message = kind()
+        if packed.Unpack(message):
+            found.append(message)
+    return found
+
+
+def bad_fields(status: Status) -> set[str]:
+    return {violation.field for bad in details(status, BadRequest) for violation in bad.field_violations}
+
+
+async def revision(server: Server) -> int:
+    return (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).revision
+
+
+async def keys(client: Redis, pattern: str) -> dict[str, bytes]:
+    """Everything under these keys, as Redis serialises it."""
+    found = [key async for key in client.scan_iter(pattern, count=1000) if not key.endswith(b":sweep")]
+    return {key.decode(): await client.dump(key) or b"" for key in found}
+
+
+async def is_serving(server: Server) -> bool:
+    stub: Any = HealthStub(server.channel)  # its stubs name no methods
+    health = await stub.Check(HealthCheckRequest(service=SERVICE))
+    return bool(health.status == HealthCheckResponse.SERVING)
+
+
+async def found_after_one_more(server: Server) -> list[str]:
+    await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service("one-more")))
+    found = await server.stub.DiscoverServices(pb.DiscoverServicesRequest(filter=ServiceFilter(version="1.0.0")))
+    return [service.name for service in found.services]

@@ -1,0 +1,151 @@
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import ServiceFilter
+from registry_server.catalog.change import Change
+from registry_server.catalog.index import Index
+from registry_server.catalog.interests import InterestTable
+from registry_server.errors import Violation
+from registry_server.model.filters import Filter, compile_filter
+from registry_server.model.record import Record
+from tests.support.samples import small_service
+
+
+class Told:
+    """An interest that writes down what it is told."""
+
+    def __init__(self, **fields: Any) -> None:
+        violations = list[Violation]()
+        self._filter = compile_filter(ServiceFilter(**fields), "filter", violations)
+        assert not violations
+        self.heard: list[tuple[Change, bool, bool]] = []
+
+    @property
+    def filter(self) -> Filter:
+        return self._filter
+
+    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
+        self.heard.append((change, matched, matches))
+
+
+def record(name: str, **fields: Any) -> Record:
+    return Record(small_service(name, **{"group": name, **fields}).SerializeToString())
+
+
+def change(before: Record | None, after: Record | None) -> Change:
+    return Change(
+        revision=1,
+        type=EventType.EVENT_TYPE_SERVICE_UPDATED,
+        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+        at_ms=0,
+        before=before,
+        after=after,
+    )
+
+
+STATES = st.none() | st.builds(
+    record,
+    st.just("a"),
+    metadata=st.fixed_dictionaries({"tags": st.lists(st.sampled_from("xyz"), unique=True)}),
+    health=st.fixed_dictionaries({"status": st.integers(1, 3)}),
+)
+CHANGES = st.builds(change, STATES, STATES.filter(bool)) | st.builds(change, STATES.filter(bool), STATES)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "tags": st.lists(st.sampled_from("xyz"), max_size=2),
+        "health": st.lists(st.integers(1, 3), max_size=2),
+        "name_pattern": st.sampled_from(["a", "b"]),
+        "group": st.sampled_from(["a", "b"]),
+    },
+)
+
+
+@given(st.lists(FIELDS, max_size=6), st.lists(CHANGES, max_size=6))
+@settings(deadline=None)
+def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any], changes: list[Change]) -> None:
+    table = InterestTable(Index())
+    interests = [Told(**fields) for fields in wanted]
+    for interest in interests:
+        table.add(interest)
+
+    for each in changes:
+        table.publish(each)
+
+    for interest in interests:
+        expected = []
+        for each in changes:
+            matched = each.before is not None and interest.filter.matches(each.before)
+            matches = each.after is not None and interest.filter.matches(each.after)
+            if matched or matches:
+                expected.append((each, matched, matches))
+        assert interest.heard == expected
+
+
+def test_an_interest_hears_of_services_that_came_after_it() -> None:
+    table, interest = InterestTable(Index()), Told(tags=["rare"])
+    table.add(interest)
+    arrival = change(None, record("a", metadata={"tags": ["rare"]}))
+
+    table.publish(arrival)
+
+    assert interest.heard == [(arrival, False, True)]
+
+
+def test_an_interest_under_several_terms_is_told_once() -> None:
+    table, interest = InterestTable(Index()), Told(tags=["x", "y"])
+    table.add(interest)
+
+    table.publish(change(record("a", metadata={"tags": ["x", "y"]}), record("a", metadata={"tags": ["y", "x"]})))
+
+    assert len(interest.heard) == 1
+
+
+def test_a_change_looks_only_at_interests_that_it_could_touch() -> None:
+    table = InterestTable(Index())
+    near, far = Told(group="a"), Told(group="b")
+    for interest in (near, far):
+        table.add(interest)
+
+    assert list(table._near(change(None, record("a")))) == [near]
+
+
+@given(st.lists(FIELDS, max_size=6))
+def test_what_is_discarded_is_told_nothing_and_leaves_nothing(wanted: list[Any]) -> None:
+    table = InterestTable(Index())
+    interests = [Told(**fields) for fields in wanted]
+    for interest in interests:
+        table.add(interest)
+    assert len(table) == len(interests)
+
+    for interest in interests:
+        table.discard(interest)
+        table.discard(interest)  # twice does no harm
+    table.publish(change(None, record("a", metadata={"tags": ["x", "y", "z"]}, health={"status": 1})))
+
+    assert not any(interest.heard for interest in interests)
+    assert len(table) == 0
+    assert not table._by_term
+    assert not table._unanchored
+
+
+def test_an_interest_may_leave_while_it_is_told() -> None:
+    table = InterestTable(Index())
+
+    class Leaving(Told):
+        def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
+            super().on_change(change, matched=matched, matches=matches)
+            table.discard(self)
+
+    leaving, staying = Leaving(), Told()
+    for interest in (leaving, staying):
+        table.add(interest)
+
+    for _ in range(2):
+        table.publish(change(None, record("a")))
+
+    assert len(leaving.heard) == 1
+    assert len(staying.heard) == 2

@@ -1,0 +1,238 @@
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import ServiceFilter
+from registry_server.catalog.change import Change
+from registry_server.catalog.replica import Replica
+from registry_server.errors import RevisionNotReached, Violation
+from registry_server.model.filters import Filter, compile_filter
+from registry_server.model.record import Record, tag_term
+from registry_server.store import Position
+from tests.support.samples import small_service
+
+EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
+LONG = 30.0
+
+
+class Interest:
+    """Writes down what it is told, and what the replica is when it is told."""
+
+    filter: Filter = EVERYTHING
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self.heard: list[tuple[str, Position, list[str]]] = []
+
+    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
+        del matched, matches
+        self.heard.append((change.name, self._replica.position, sorted(self._replica.records)))
+
+
+def record(name: str, revision: int = 1, **fields: Any) -> Record:
+    service = small_service(name, **{"group": name, "revision": revision, **fields})
+    return Record(service.SerializeToString())
+
+
+def change(revision: int, before: Record | None, after: Record | None) -> Change:
+    return Change(
+        revision=revision,
+        type=EventType.EVENT_TYPE_SERVICE_UPDATED,
+        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+        at_ms=0,
+        before=before,
+        after=after,
+    )
+
+
+def loaded(*records: Record, past: Sequence[Change] = (), revision: int = 0) -> Replica:
+    replica = Replica(history_length=100)
+    replica.load(records, past, Position("epoch", revision))
+    return replica
+
+
+def apply(replica: Replica, name: str, after: Record | None) -> Change:
+    made = change(replica.revision + 1, replica.records.get(name), after)
+    replica.apply(made)
+    return made
+
+
+STATES = st.none() | st.builds(
+    record,
+    st.just("?"),
+    metadata=st.fixed_dictionaries({"tags": st.lists(st.sampled_from("xy"), unique=True)}),
+    capabilities=st.lists(st.fixed_dictionaries({"name": st.sampled_from(["read", "write"])}), max_size=1),
+)
+
+
+def named(name: str, state: Record | None) -> Record | None:
+    if state is None:
+        return None
+    service = state.message()
+    service.name = name
+    return Record(service.SerializeToString())
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), STATES)), st.booleans())
+def test_the_replica_holds_what_the_changes_say(steps: list[tuple[str, Record | None]], at_once: bool) -> None:  # noqa: FBT001
+    replica, held = loaded(), dict[str, Record]()
+    changes: list[Change] = []
+    for name, state in steps:
+        before, after = held.get(name), named(name, state)
+        if before is None and after is None:
+            continue
+        changes.append(change(len(changes) + 1, before, after))
+        if after is None:
+            del held[name]
+        else:
+            held[name] = after
+
+    if at_once:
+        replica.resync(changes, Position("another", 70))
+    else:
+        for each in changes:
+            replica.apply(each)
+
+    assert replica.records == held
+    for tag in "xy":
+        tagged = {name for name, each in held.items() if tag_term(tag) in each.terms}
+        assert set(replica.index.names(tag_term(tag))) == tagged
+    assert replica.total_capabilities == sum(len(each.message().capabilities) for each in held.values())
+    assert replica.position == (Position("another", 70) if at_once else Position("epoch", len(changes)))
+
+
+def test_a_load_brings_records_past_and_position() -> None:
+    kept = record("a", 7, capabilities=[{"name": "read"}, {"name": "write"}])
+    past = [change(6, None, record("b", 6)), change(7, None, kept)]
+
+    replica = loaded(kept, past=past, revision=7)
+
+    assert replica.records == {"a": kept}
+    assert replica.position == Position("epoch", 7)
+    assert replica.total_capabilities == 2
+    assert replica.history.since(5) == past
+    assert replica.history.since(4) is None
+
+
+def test_a_load_without_past_goes_on_from_its_position() -> None:
+    replica = loaded(record("a", 7), revision=7)
+
+    later = apply(replica, "a", record("a", 8))
+
+    assert replica.history.since(7) == [later]
+    assert replica.history.since(6) is None
+
+
+def test_history_starts_anew_at_a_resync() -> None:
+    replica = loaded()
+    apply(replica, "a", record("a", 1))
+
+    replica.resync([change(5, None, record("b", 5))], Position("epoch", 5))
+
+    assert replica.history.since(1) is None
+    assert replica.history.since(5) == []
+
+
+def test_whoever_is_told_of_a_change_finds_it_applied() -> None:
+    replica = loaded()
+    interest = Interest(replica)
+    replica.interests.add(interest)
+
+    apply(replica, "a", record("a", 1))
+    apply(replica, "a", None)
+
+    assert interest.heard == [("a", Position("epoch", 1), ["a"]), ("a", Position("epoch", 2), [])]
+
+
+def test_whoever_is_told_of_a_resync_finds_all_of_it_applied() -> None:
+    replica = loaded()
+    apply(replica, "old", record("old", 1))
+    interest = Interest(replica)
+    replica.interests.add(interest)
+    difference = [change(9, replica.records["old"], None), change(9, None, record("new", 9))]
+
+    replica.resync(difference, Position("another", 9))
+
+    position = Position("another", 9)
+    assert interest.heard == [("old", position, ["new"]), ("new", position, ["new"])]
+
+
+def test_callbacks_hear_of_every_change_and_every_move() -> None:
+    replica = loaded()
+    applied, moved = list[Change](), list[int]()
+    replica.on_applied.append(applied.append)
+    replica.on_moved.append(lambda: moved.append(replica.revision))
+
+    first = apply(replica, "a", record("a", 1))
+    difference = [change(8, first.after, None), change(8, None, record("b", 8))]
+    replica.resync(difference, Position("another", 8))
+
+    assert applied == [first, *difference]
+    assert moved == [1, 8]
+
+
+def test_a_revision_out_of_order_is_refused() -> None:
+    replica = loaded()
+
+    with pytest.raises(ValueError, match="does not follow"):
+        replica.apply(change(2, None, record("a", 2)))
+
+
+async def test_a_revision_that_is_held_is_reached_at_once() -> None:
+    replica = loaded(revision=5)
+
+    await replica.reached(5, within=0)
+    await replica.reached(0, within=0)
+
+
+async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> None:
+    replica = loaded()
+    waits = {
+        revision: [asyncio.create_task(replica.reached(revision, LONG)) for _ in range(2)] for revision in (3, 1, 2)
+    }
+    await asyncio.sleep(0)
+
+    for revision in (1, 2, 3):
+        apply(replica, "a", record("a", revision))
+        await asyncio.gather(*waits.pop(revision))
+        assert not any(wait.done() for later in waits.values() for wait in later)
+
+    assert not replica._waiters
+
+
+async def test_a_resync_also_reaches_revisions() -> None:
+    replica = loaded()
+    wait = asyncio.create_task(replica.reached(40, LONG))
+    await asyncio.sleep(0)
+
+    replica.resync([], Position("another", 50))
+
+    await wait
+
+
+async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
+    replica = loaded(revision=5)
+
+    with pytest.raises(RevisionNotReached, match="revision 7 was not reached in time; this process holds 5"):
+        await replica.reached(7, within=0.01)
+
+    assert not replica._waiters
+
+
+async def test_who_stops_waiting_leaves_the_others_waiting() -> None:
+    replica = loaded()
+    waits = [asyncio.create_task(replica.reached(revision, LONG)) for revision in (1, 2, 2, 3)]
+    await asyncio.sleep(0)
+
+    waits[1].cancel()
+    await asyncio.wait([waits[1]])
+
+    assert len(replica._waiters) == 3
+    for revision in (1, 2, 3):
+        apply(replica, "a", record("a", revision))
+    await asyncio.gather(waits[0], waits[2], waits[3])

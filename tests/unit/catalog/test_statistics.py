@@ -1,0 +1,183 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
+from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.catalog import statistics
+from registry_server.catalog.change import Change
+from registry_server.catalog.replica import Replica
+from registry_server.catalog.statistics import Capabilities, stats
+from registry_server.model.record import Record
+from registry_server.store import Position
+from tests.support.samples import small_service
+
+
+def offering(*capabilities: str, **fields: Any) -> dict[str, Any]:
+    """Fields of a service with capabilities given as ``name``, ``name@version`` or ``name@version description``."""
+    offered = []
+    for text in capabilities:
+        head, _, description = text.partition(" ")
+        name, _, version = head.partition("@")
+        offered.append({"name": name, "version": version, "description": description})
+    return {"capabilities": offered, **fields}
+
+
+class Catalog:
+    """A replica, changed by hand."""
+
+    def __init__(self) -> None:
+        self.replica = Replica(history_length=10)
+        self.replica.load([], [], Position("epoch", 0))
+        self.capabilities = Capabilities(self.replica)
+
+    def put(self, name: str, **fields: Any) -> None:
+        revision = self.replica.revision + 1
+        service = small_service(name, **{"group": name, "revision": revision, **fields})
+        self._apply(name, Record(service.SerializeToString()))
+
+    def delete(self, name: str) -> None:
+        self._apply(name, None)
+
+    def _apply(self, name: str, after: Record | None) -> None:
+        self.replica.apply(
+            Change(
+                revision=self.replica.revision + 1,
+                type=EventType.EVENT_TYPE_SERVICE_UPDATED,
+                reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+                at_ms=0,
+                before=self.replica.records.get(name),
+                after=after,
+            )
+        )
+
+    def summary(self, capability: str) -> CapabilitySummary:
+        page, _ = self.capabilities.page("", 1000)
+        return next(summary for summary in page if summary.name == capability)
+
+
+SERVICES = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.fixed_dictionaries(
+        {
+            "version": st.sampled_from(["1", "2", "3"]),
+            "health": st.fixed_dictionaries({"status": st.integers(1, 5)}),
+            "metadata": st.fixed_dictionaries({"tags": st.lists(st.sampled_from("xyz"), unique=True)}),
+            "capabilities": st.lists(
+                st.tuples(st.sampled_from(["read", "write"]), st.sampled_from("12")), unique=True
+            ).map(lambda offered: [{"name": name, "version": version} for name, version in offered]),
+        }
+    ),
+)
+
+
+@given(SERVICES, st.sets(st.sampled_from("abcdef")))
+def test_stats_are_what_counting_all_services_gives(services: dict[str, Any], gone: set[str]) -> None:
+    catalog = Catalog()
+    for name, fields in services.items():
+        catalog.put(name, **fields)
+    for name in gone & services.keys():
+        catalog.delete(name)
+
+    left = [fields for name, fields in services.items() if name not in gone]
+    statuses = [fields["health"]["status"] for fields in left]
+    offered = [capability["name"] for fields in left for capability in fields["capabilities"]]
+    assert stats(catalog.replica) == RegistryStats(
+        total_services=len(left),
+        healthy_services=statuses.count(HealthStatus.HEALTH_STATUS_HEALTHY),
+        unhealthy_services=statuses.count(HealthStatus.HEALTH_STATUS_UNHEALTHY),
+        degraded_services=statuses.count(HealthStatus.HEALTH_STATUS_DEGRADED),
+        unknown_services=statuses.count(HealthStatus.HEALTH_STATUS_UNKNOWN),
+        services_in_maintenance=statuses.count(HealthStatus.HEALTH_STATUS_MAINTENANCE),
+        unique_capabilities=len(set(offered)),
+        total_capabilities=len(offered),
+        unique_versions=len({fields["version"] for fields in left}),
+        unique_tags=len({tag for fields in left for tag in fields["metadata"]["tags"]}),
+        average_capabilities_per_service=len(offered) / len(left) if left else 0.0,
+    )
+
+
+def test_a_summary_tells_versions_and_services_in_order() -> None:
+    catalog = Catalog()
+    catalog.put("c", **offering("read@2.0.0"))
+    catalog.put("a", **offering("read@10.0.0", "read", "write"))
+    catalog.put("b", **offering("read@2.0.0"))
+
+    assert catalog.summary("read") == CapabilitySummary(
+        name="read", versions=["10.0.0", "2.0.0"], service_names=["a", "b", "c"], service_count=3
+    )
+
+
+def test_the_description_is_that_of_the_first_service_that_gives_one() -> None:
+    catalog = Catalog()
+    catalog.put("a", **offering("read@1"))
+    catalog.put("c", **offering("read@1 of-c"))
+    catalog.put("b", **offering("write@1 no", "read@1", "read@2 of-b"))
+
+    assert catalog.summary("read").description == "of-b"
+
+
+def test_pages_follow_each_other_without_gap_or_repeat() -> None:
+    catalog = Catalog()
+    catalog.put("a", **offering("e", "c", "a"))
+    catalog.put("b", **offering("d", "b"))
+
+    names, after, more = list[str](), "", True
+    while more:
+        page, more = catalog.capabilities.page(after, 2)
+        names += [summary.name for summary in page]
+        after = names[-1]
+
+    assert names == ["a", "b", "c", "d", "e"]
+    assert catalog.capabilities.page("e", 2) == ([], False)
+
+
+def test_a_full_last_page_is_the_last() -> None:
+    catalog = Catalog()
+    catalog.put("a", **offering("one", "two"))
+
+    assert catalog.capabilities.page("", 2)[1] is False
+
+
+def test_a_summary_lists_a_bounded_number_of_services_and_counts_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_SERVICE_NAMES", 2)
+    catalog = Catalog()
+    for name in "dbca":
+        catalog.put(name, **offering("read@1"))
+
+    summary = catalog.summary("read")
+
+    assert list(summary.service_names) == ["a", "b"]
+    assert summary.service_count == 4
+
+
+def test_summaries_follow_changes() -> None:
+    catalog = Catalog()
+    catalog.put("a", **offering("read@1 old"))
+    assert catalog.summary("read").description == "old"
+
+    catalog.put("a", **offering("read@2 new", "write@1"))
+    assert catalog.summary("read") == CapabilitySummary(
+        name="read", versions=["2"], service_names=["a"], service_count=1, description="new"
+    )
+
+    catalog.put("b", **offering("read@3"))
+    assert list(catalog.summary("read").service_names) == ["a", "b"]
+
+    catalog.delete("a")
+    page, _ = catalog.capabilities.page("", 10)
+    assert [(each.name, list(each.versions)) for each in page] == [("read", ["3"])]
+
+
+def test_a_summary_is_kept_while_no_service_that_offers_it_changes() -> None:
+    catalog = Catalog()
+    catalog.put("a", **offering("read@1"))
+    catalog.put("b", **offering("write@1"))
+    kept = catalog.summary("read")
+
+    catalog.put("b", **offering("write@2"))
+
+    assert catalog.summary("read") is kept
