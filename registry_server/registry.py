@@ -1,8 +1,9 @@
 """``ServiceRegistry``: the use cases. Transports and embedders call this and nothing below it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
@@ -91,6 +92,7 @@ class ServiceRegistry:
         self._clock = clock
         self._default_ttl = default_ttl
         self._capabilities = Capabilities(replica)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # Registration.
 
@@ -127,27 +129,22 @@ class ServiceRegistry:
             raise InvalidRequest(
                 [Violation("services", f"has {len(services)} services; 1 to {requests.LARGEST_BATCH} are taken")]
             )
-        results: list[Service | RegistryError] = [WriteConflict("")] * len(services)
-        by_name: dict[str, list[int]] = {}
-        for i, service in enumerate(services):
-            by_name.setdefault(service.name, []).append(i)
 
-        async def one_after_another(positions: Iterable[int]) -> None:
-            for i in positions:
-                try:
-                    results[i] = await self.register(services[i])
-                except InvalidRequest as error:
-                    at = f"services[{i}]"
-                    moved = [Violation(at + v.field.removeprefix("service"), v.description) for v in error.violations]
-                    results[i] = InvalidRequest(moved)
-                except RegistryError as error:
-                    results[i] = error
+        async def one(i: int) -> Service | RegistryError:
+            try:
+                return await self.register(services[i])
+            except InvalidRequest as error:
+                at = f"services[{i}]"
+                return InvalidRequest(
+                    [Violation(at + v.field.removeprefix("service"), v.description) for v in error.violations]
+                )
+            except RegistryError as error:
+                return error
 
-        # Different names share round trips; the same name twice must not overtake itself.
+        # They share round trips; the same name twice cannot overtake itself, since writes to a name take turns.
         async with asyncio.TaskGroup() as group:
-            for positions in by_name.values():
-                group.create_task(one_after_another(positions))
-        return results
+            tasks = [group.create_task(one(i)) for i in range(len(services))]
+        return [task.result() for task in tasks]
 
     async def update_service(
         self, service: Service, mask: FieldMask | None = None, *, expected_revision: int = 0
@@ -436,8 +433,22 @@ class ServiceRegistry:
     async def _write(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
     ) -> _T:
-        """Tries a write on what this process knows of a service until its knowledge was true when it was committed."""
+        """Tries a write on what this process knows of a service until its knowledge was true when it was committed.
+
+        Writes of this process to one service take turns, in the order in which they came: only those of other
+        processes can make an attempt fail.
+        """
         self._must_be_loaded()
+        # Held by those who wait for it, and gone with the last of them.
+        turn = self._turns.get(name)
+        if turn is None:
+            turn = self._turns[name] = asyncio.Lock()
+        async with turn:
+            return await self._write_in_turn(name, attempt)
+
+    async def _write_in_turn(
+        self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
+    ) -> _T:
         level = False
         for _ in range(_ATTEMPTS):
             epoch = self._replica.position.epoch

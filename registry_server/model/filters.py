@@ -1,12 +1,13 @@
 """Filters: compiled once for each distinct filter, matched against many records."""
 
+from collections.abc import Mapping, Sequence
+
 import re2
 
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
 from registry_server.errors import Violation
 from registry_server.model import record as terms_of
 from registry_server.model.record import Record
-from registry_server.model.rules import check_length, keyed
 from registry_server.model.validation import LABEL_KEY
 from registry_server.model.versions import VersionFilter, parse_version_filter
 
@@ -98,77 +99,106 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
     Returns:
         The compiled filter; of no use if violations were added.
     """
-    required: list[str] = []
-    any_of: list[tuple[str, ...]] = []
-
-    def text(value: str, field: str) -> str:
-        if len(value) > MAX_VALUE_LENGTH or not value.isprintable():
-            violations.append(Violation(f"{at}.{field}", f"must be at most {MAX_VALUE_LENGTH} printable characters"))
-        return value
-
-    capability = text(message.capability, "capability")
+    terms = _Terms(at, violations)
+    terms.add_capability(message.capability)
     capability_version = _version_filter(message.capability_version, f"{at}.capability_version", violations)
-    if capability:
-        required.append(terms_of.capability_term(capability))
-    if capability_version is not None:
-        if not capability:
-            violations.append(Violation(f"{at}.capability_version", "needs `capability` to be given too"))
-        if capability_version.exact is not None:
-            required.append(terms_of.capability_version_term(capability, capability_version.exact))
-            capability_version = None
+    if capability_version is not None and not message.capability:
+        violations.append(Violation(f"{at}.capability_version", "needs `capability` to be given too"))
+    if capability_version is not None and capability_version.exact is not None:
+        terms.required.append(terms_of.capability_version_term(message.capability, capability_version.exact))
+        capability_version = None
     version = _version_filter(message.version, f"{at}.version", violations)
     if version is not None and version.exact is not None:
-        required.append(terms_of.version_term(version.exact))
+        terms.required.append(terms_of.version_term(version.exact))
         version = None
-    if text(message.environment, "environment"):
-        required.append(terms_of.environment_term(message.environment))
-    if text(message.group, "group"):
-        required.append(terms_of.group_term(message.group))
-
-    if len(message.labels) > MAX_LABELS:
-        violations.append(Violation(f"{at}.labels", f"has {len(message.labels)} labels; at most {MAX_LABELS}"))
-    for key, value in sorted(message.labels.items())[:MAX_LABELS]:
-        if not LABEL_KEY.fullmatch(key):
-            violations.append(Violation(keyed(f"{at}.labels", key), f"key must match {LABEL_KEY.pattern}"))
-        check_length(value, keyed(f"{at}.labels", key), MAX_LABEL_VALUE_LENGTH, violations)
-        required.append(terms_of.label_term(key, value))
-
-    if len(message.tags) > MAX_TAGS:
-        violations.append(Violation(f"{at}.tags", f"has {len(message.tags)} tags; at most {MAX_TAGS}"))
-    tags = message.tags[:MAX_TAGS]
-    for i, tag in enumerate(tags):
-        if not text(tag, f"tags[{i}]"):
-            violations.append(Violation(f"{at}.tags[{i}]", "must not be empty"))
-    if message.tag_match not in TagMatch.values():
-        violations.append(Violation(f"{at}.tag_match", f"{message.tag_match} is not a TagMatch"))
-    tag_terms = tuple(sorted({terms_of.tag_term(tag) for tag in tags}))
-    if message.tag_match == TagMatch.TAG_MATCH_ALL or len(tag_terms) == 1:
-        required.extend(tag_terms)
-    elif tag_terms:
-        any_of.append(tag_terms)
-
-    if len(message.health) > MAX_HEALTH:
-        violations.append(Violation(f"{at}.health", f"has {len(message.health)} values; at most {MAX_HEALTH}"))
-    for i, status in enumerate(message.health[:MAX_HEALTH]):
-        if status not in HealthStatus.values():
-            violations.append(Violation(f"{at}.health[{i}]", f"{status} is not a HealthStatus"))
-        elif status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
-            violations.append(Violation(f"{at}.health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches nothing; leave it out"))
-    health_terms = tuple(sorted({terms_of.health_term(status) for status in message.health}))
-    if len(health_terms) == 1:
-        required.extend(health_terms)
-    elif health_terms:
-        any_of.append(health_terms)
-
+    terms.add_environment(message.environment)
+    terms.add_group(message.group)
+    terms.add_labels(message.labels)
+    terms.add_tags(message.tags, message.tag_match)
+    terms.add_health(message.health)
     return Filter(
         key=_canonical(message),
-        required=tuple(required),
-        any_of=tuple(any_of),
+        required=tuple(terms.required),
+        any_of=tuple(terms.any_of),
         pattern=_pattern(message.name_pattern, f"{at}.name_pattern", violations),
         version=version,
-        capability=capability,
+        capability=message.capability,
         capability_version=capability_version,
     )
+
+
+class _Terms:
+    """Collects the index terms that a filter asks for, and what is wrong with them."""
+
+    def __init__(self, at: str, violations: list[Violation]) -> None:
+        self._at = at
+        self._violations = violations
+        self.required: list[str] = []
+        self.any_of: list[tuple[str, ...]] = []
+
+    def add_capability(self, name: str) -> None:
+        if self._is_text(name, "capability"):
+            self.required.append(terms_of.capability_term(name))
+
+    def add_environment(self, environment: str) -> None:
+        if self._is_text(environment, "environment"):
+            self.required.append(terms_of.environment_term(environment))
+
+    def add_group(self, group: str) -> None:
+        if self._is_text(group, "group"):
+            self.required.append(terms_of.group_term(group))
+
+    def add_labels(self, labels: Mapping[str, str]) -> None:
+        self._check_count(len(labels), "labels", MAX_LABELS)
+        for key, value in sorted(labels.items())[:MAX_LABELS]:
+            field = f"labels[{key[:64]!r}]"
+            if not LABEL_KEY.fullmatch(key):
+                self._refuse(field, f"key must match {LABEL_KEY.pattern}")
+            if len(value) > MAX_LABEL_VALUE_LENGTH:
+                self._refuse(field, f"must have at most {MAX_LABEL_VALUE_LENGTH} characters")
+            self.required.append(terms_of.label_term(key, value))
+
+    def add_tags(self, tags: Sequence[str], match: TagMatch.ValueType) -> None:
+        self._check_count(len(tags), "tags", MAX_TAGS)
+        for i, tag in enumerate(tags[:MAX_TAGS]):
+            if not self._is_text(tag, f"tags[{i}]") and not tag:
+                self._refuse(f"tags[{i}]", "must not be empty")
+        if match not in TagMatch.values():
+            self._refuse("tag_match", f"{match} is not a TagMatch")
+        terms = [terms_of.tag_term(tag) for tag in tags[:MAX_TAGS]]
+        if match == TagMatch.TAG_MATCH_ALL:
+            self.required += dict.fromkeys(terms)
+        else:
+            self._add_any(terms)
+
+    def add_health(self, statuses: Sequence[HealthStatus.ValueType]) -> None:
+        self._check_count(len(statuses), "health", MAX_HEALTH)
+        for i, status in enumerate(statuses[:MAX_HEALTH]):
+            if status not in HealthStatus.values():
+                self._refuse(f"health[{i}]", f"{status} is not a HealthStatus")
+            elif status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
+                self._refuse(f"health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches nothing; leave it out")
+        self._add_any([terms_of.health_term(status) for status in statuses[:MAX_HEALTH]])
+
+    def _add_any(self, terms: Sequence[str]) -> None:
+        distinct = tuple(sorted(set(terms)))
+        if len(distinct) == 1:
+            self.required += distinct
+        elif distinct:
+            self.any_of.append(distinct)
+
+    def _is_text(self, value: str, field: str) -> bool:
+        """Whether something is given; refuses it if no service can have it."""
+        if len(value) > MAX_VALUE_LENGTH or not value.isprintable():
+            self._refuse(field, f"must be at most {MAX_VALUE_LENGTH} printable characters")
+        return bool(value)
+
+    def _check_count(self, count: int, field: str, most: int) -> None:
+        if count > most:
+            self._refuse(field, f"has {count} entries; at most {most}")
+
+    def _refuse(self, field: str, description: str) -> None:
+        self._violations.append(Violation(f"{self._at}.{field}", description))
 
 
 def _version_filter(text: str, at: str, violations: list[Violation]) -> VersionFilter | None:

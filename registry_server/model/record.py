@@ -60,7 +60,7 @@ class Record:
     __slots__ = ("framed", "name", "revision", "status", "terms")
 
     framed: bytes
-    """The service as field 1 (tag, length, bytes), as ``GetServiceResponse`` and ``DiscoverServicesResponse`` have it."""
+    """The service as field 1 (tag, length, bytes), like in ``GetServiceResponse`` and ``DiscoverServicesResponse``."""
     name: str
     revision: int
     status: int

@@ -1,11 +1,13 @@
 """Decoding of requests: done by us and not by grpc, which answers INTERNAL to bytes that are no message."""
 
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError, Message
 
 from registry_server.errors import InvalidRequest, Violation
+
+if TYPE_CHECKING:
+    import grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 """Bytes in, bytes out: grpc itself neither decodes nor encodes."""

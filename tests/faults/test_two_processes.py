@@ -109,10 +109,8 @@ async def test_writers_on_both_race_for_one_name_and_every_revision_is_one_chang
         assert len(set(revisions)) == len(revisions)
         await subscriber.reached(max(revisions))
         assert [event.revision for event in subscriber.events] == sorted(revisions)
-        last = (
-            await pair.other.GetService(pb.GetServiceRequest(name="contested", min_revision=max(revisions)))
-        ).service
-        assert subscriber.state["contested"] == last
+        newest = pb.GetServiceRequest(name="contested", min_revision=max(revisions))
+        assert subscriber.state["contested"] == (await pair.other.GetService(newest)).service
 
 
 async def test_one_killed_process_takes_nothing_with_it(pair: Pair) -> None:

@@ -71,7 +71,7 @@ async def test_everything_that_a_client_may_set_is_kept(server: Server) -> None:
     kept = await register(server, sent)
 
     for field in ("registered_at", "updated_at", "revision", "health"):
-        kept.ClearField(field)  # type: ignore[arg-type]
+        kept.ClearField(field)
     assert kept == sent
 
 
@@ -174,7 +174,7 @@ async def test_the_first_registration_may_say_how_the_service_is(
 @pytest.mark.parametrize("again", [None, health(UNSPECIFIED), health(UNKNOWN)], ids=["unset", "unspecified", "unknown"])
 async def test_registering_again_without_a_status_keeps_what_is_known(server: Server, again: Health | None) -> None:
     await register(server, small_service("a"))
-    await report(server, "a", UNHEALTHY, error="no disk", details={"disk": "/var"})  # type: ignore[arg-type]
+    await report(server, "a", UNHEALTHY, error="no disk", details={"disk": "/var"})
     known = await get(server, "a")
     async with watching(server) as watch:
         service = await register(server, small_service("a", version="2.0.0", health=again))
@@ -213,7 +213,7 @@ async def test_registering_again_with_the_status_it_has_is_identical_content(ser
 
 async def test_another_endpoint_makes_what_was_known_of_the_old_one_unknown(server: Server) -> None:
     await register(server, small_service("a"))
-    await report(server, "a", HEALTHY, details={"of": "the old one"})  # type: ignore[arg-type]
+    await report(server, "a", HEALTHY, details={"of": "the old one"})
     moved = await register(server, small_service("a", endpoint="http://b.test:1"))
     assert moved.health.status == UNKNOWN
     assert not moved.health.HasField("details")
@@ -290,6 +290,7 @@ async def test_an_error_with_very_many_bad_fields_arrives_with_its_details(serve
 async def test_what_the_limits_allow_is_taken(server: Server) -> None:
     largest = small_service(
         "n" * 128,
+        endpoint="http://n.test",
         capabilities=[Capability(name=f"c{i}") for i in range(64)],
         metadata=Metadata(tags=[f"t{i}" for i in range(64)], labels={f"l{i}": "v" for i in range(64)}),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
-from registry_server.config import usage
+from registry_server.config import load_settings, usage
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE
 from registry_server.errors import RegistryError
 from registry_server.rpc.status import CODES
@@ -96,6 +96,14 @@ def test_the_readme_names_the_settings_file() -> None:
     configuration = section(text_of("README.md"), "## Configuration")
     assert CONFIG_FLAG in configuration
     assert CONFIG_VARIABLE in configuration
+
+
+def test_the_settings_file_of_the_readme_is_one(tmp_path: Path) -> None:
+    example = re.search(r"^```toml\n(.*?)^```$", text_of("README.md"), re.MULTILINE | re.DOTALL)
+    assert example
+    file = tmp_path / "registry.toml"
+    file.write_text(example[1], encoding="utf-8")
+    assert load_settings([CONFIG_FLAG, str(file)], {}).grpc.address == "0.0.0.0:50051"
 
 
 def test_the_readme_has_every_rpc_once() -> None:
