@@ -7,10 +7,10 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover
+from benchmarks import catalog, discover, watch
 from benchmarks.report import Report
 
-SCENARIOS = {"catalog": catalog.run, "discover": discover.run}
+SCENARIOS = {"catalog": catalog.run, "discover": discover.run, "watch": watch.run}
 
 
 def main() -> int:

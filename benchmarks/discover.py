@@ -1,20 +1,15 @@
 """``DiscoverServices`` (cached) over gRPC, beside a bare grpc.aio echo of the same bytes."""
 
 import argparse
-import asyncio
-import re
-import signal
 import statistics
-import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 
 from benchmarks.fleet import MATCHES, query, services
 from benchmarks.load import generator, rate
+from benchmarks.processes import process, registry
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import (
     BatchRegisterServicesRequest,
@@ -33,11 +28,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     """Measures both in turn."""
     report.title(f"DiscoverServices, cached, {MATCHES} services of {_FLEET:,}; load from {generator()}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
-        async with _registry(Path(folder)) as ours:
+        async with registry(Path(folder)) as ours:
             request = query(3).SerializeToString()
             answer = await _filled(ours, request)
             (Path(folder) / "answer").write_bytes(answer)
-            async with _process(r"(\d+)", "-m", "benchmarks.echo", str(Path(folder) / "answer")) as port:
+            async with process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(Path(folder) / "answer")) as port:
                 echo = f"127.0.0.1:{port}"
                 ratios = []
                 for _ in range(args.rounds):
@@ -58,32 +53,3 @@ async def _filled(address: str, request: bytes) -> bytes:
         answer = (await stub.DiscoverServices(DiscoverServicesRequest.FromString(request))).SerializeToString()
     assert len(DiscoverServicesResponse.FromString(answer).services) == MATCHES
     return answer
-
-
-@asynccontextmanager
-async def _registry(folder: Path) -> AsyncIterator[str]:
-    arguments = ("--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", f"--data-dir={folder / 'data'}")
-    pattern = r'"event": "gRPC listens", "address": "([^"]+)"'
-    async with _process(pattern, "-m", "registry_server", "--log.format=json", *arguments) as address:
-        yield address
-
-
-@asynccontextmanager
-async def _process(ready: str, *arguments: str) -> AsyncIterator[str]:
-    """Runs a Python process; gives what ``ready`` matches in a line that it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    assert process.stdout is not None
-    try:
-        async for line in process.stdout:
-            if found := re.search(ready, line.decode()):
-                break
-        else:
-            raise RuntimeError(f"{arguments} ended before it was ready")
-        drain = asyncio.create_task(process.stdout.read())
-        yield found[1]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-    await drain

@@ -141,7 +141,7 @@ class StoreUnavailable(RegistryError):
     retry_after: ClassVar[float] = 1.0
 
     def __init__(self, why: str = "the store does not answer") -> None:
-        super().__init__(f"{why}; the write may be repeated")
+        super().__init__(f"{why}; try again")
 
 
 class ShuttingDown(RegistryError):

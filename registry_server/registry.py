@@ -211,15 +211,14 @@ class ServiceRegistry:
         requests.check_names(names)
         self._must_be_loaded()
         distinct = list(dict.fromkeys(names))
-        renewed = await self._store.renew(distinct)
-        if renewed.bare:
-            await self.restore_documents(renewed.bare)
-        return len(distinct) - len(renewed.unknown), renewed.unknown
+        unknown = await self._store.renew(distinct)
+        return len(distinct) - len(unknown), unknown
 
     async def restore_documents(self, names: Sequence[str]) -> None:
         """Writes the JSON documents of services again that Redis dropped before their lease was renewed or moved."""
         records = [record for name in names if (record := self._replica.records.get(name))]
-        await asyncio.gather(*(self._touch(record.message(), renew=False) for record in records))
+        # One that fails or has changed meanwhile is asked for again at the next sweep.
+        await asyncio.gather(*(self._touch(r.message(), renew=False) for r in records), return_exceptions=True)
 
     async def health(self, name: str) -> tuple[Health, Timestamp | None]:
         """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away).
@@ -294,8 +293,6 @@ class ServiceRegistry:
         while True:
             sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP)
             removed += sweep.removed
-            if sweep.bare:
-                await self.restore_documents(sweep.bare)
             if not sweep.removed:
                 break
         if removed:
@@ -356,7 +353,7 @@ class ServiceRegistry:
         requests.refuse(violations)
         self._must_be_loaded()
         if request.consistency == Consistency.CONSISTENCY_STRONG:
-            await self._level(within)
+            await self._replica.reached(await self._head(), within)
         await self._replica.reached(request.min_revision, within)
         plain = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
         return await self._discovery.answer(filter_, size, after, wire if plain else None)
@@ -513,12 +510,17 @@ class ServiceRegistry:
         except RevisionNotReached:
             raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
 
-    async def _level(self, within: float = PATIENCE) -> None:
+    async def _level(self) -> None:
         """Waits until this process holds all that was committed when the call arrived."""
+        await self._applied(await self._head())
+
+    async def _head(self) -> int:
+        """Reads the newest revision, of the epoch that this process is in then."""
+        epoch = self._replica.position.epoch
         head = await self._store.head()
-        if head.epoch != self._replica.position.epoch:
-            await self._next_epoch(self._replica.position.epoch)
-        await self._replica.reached(head.revision, within)
+        if head.epoch != epoch:
+            await self._next_epoch(epoch)
+        return head.revision
 
     async def _next_epoch(self, epoch: str) -> None:
         """Waits until the follower has left an epoch that the store has left."""

@@ -3,13 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Self
 
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.catalog.change import Change, snapshot_event
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
-from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
+from registry_server.errors import CursorExpired, RegistryError, RevisionNotReached, ShuttingDown, WatcherTooSlow
 from registry_server.model.filters import Filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, encode_cursor
@@ -25,6 +26,8 @@ _SNAPSHOT_MESSAGE_BYTES = 256 << 10
 """Snapshots come in smaller messages, so that the first services arrive early."""
 _RESYNC_BYTES = 2 << 20
 """A difference found by a resync is one revision, so one message; if it is larger than this, watchers start over."""
+_PATIENCE = 5.0
+"""Seconds that a watch waits to begin where its client stands already, told by a process that is ahead of this one."""
 _UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
 
 
@@ -66,15 +69,14 @@ class Watcher:
             raise self._end
         if (message := next(self._opening, None)) is not None:
             return message
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._bookmark_interval):
-                while not self._waiting:
-                    if self._end is not None:
-                        raise self._end
+                while not self._waiting and self._end is None:
                     self._wake.clear()
                     await self._wake.wait()
-        except TimeoutError:
-            return _message((), self._hub.replica.position)
+        # Also when the time is up: what came in the same turn of the loop must not be passed by with a bookmark.
+        if self._end is not None and not self._waiting:
+            raise self._end
         return self._take()
 
     def open_with_snapshot(self, names: Sequence[str], start: Position) -> None:
@@ -109,7 +111,7 @@ class Watcher:
         return not self._types or type_ in self._types
 
     def _take(self) -> bytes:
-        """Takes what waits, up to a message's size and to the end of a revision."""
+        """Takes what waits, up to a message's size and to the end of a revision; if nothing does, it is a bookmark."""
         frames: list[bytes] = []
         size, position = 0, self._hub.replica.position
         while self._waiting and (size < _MESSAGE_BYTES or self._waiting[0][0] == position):
@@ -118,8 +120,9 @@ class Watcher:
             size += len(frame)
         self._waiting_bytes -= size
         # With nothing left to send the watcher has seen all that is applied, also what does not match: its cursor stays
-        # young while other services change.
-        return _message(frames, position if self._waiting else self._hub.replica.position)
+        # young while other services change. But a watch that has ended is told of nothing more.
+        level = not self._waiting and self._end is None
+        return _message(frames, self._hub.replica.position if level else position)
 
     @staticmethod
     def _snapshot(records: Sequence[Record], start: Position) -> Iterator[bytes]:
@@ -211,6 +214,9 @@ class WatchHub:
             CursorExpired: What came after the cursor is no longer all at hand.
             ShuttingDown: The server drains.
         """
+        if cursor is not None and cursor.epoch == self.replica.position.epoch:
+            with suppress(RevisionNotReached):
+                await self.replica.reached(cursor.revision, _PATIENCE)
         names = await self._discovery.matching(filter_) if snapshot and cursor is None else None
         # From here on nothing is awaited: state, past and joining are of one position.
         start = self.replica.position
@@ -256,6 +262,8 @@ class WatchHub:
             raise CursorExpired("the cursor is of an unfinished snapshot")
         if cursor.epoch != position.epoch:
             raise CursorExpired("the cursor is of another epoch of the store")
+        if cursor.revision > position.revision:
+            raise CursorExpired(f"revision {cursor.revision} was not reached")
         past = self.replica.history.since(cursor.revision)
         if past is None:
             raise CursorExpired(f"changes after revision {cursor.revision} are no longer all kept")

@@ -73,7 +73,7 @@ class GrpcSettings(_Group):
     address: Annotated[str, AfterValidator(check_listen_address), Metavar("ADDRESS")] = "127.0.0.1:50051"
     """Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 takes a free one."""
     max_message_bytes: Annotated[Number, Field(ge=64 * _KIB, le=64 * _MIB)] = 4 * _MIB
-    """Largest message that is taken or sent, in bytes."""
+    """Largest message that is taken, in bytes."""
     reflection: bool = True
     """Whether clients may ask which services there are, as grpcurl does."""
     keepalive_time_ms: Milliseconds = 30_000

@@ -12,6 +12,7 @@ from registry_server.store import RedisStore
 log = structlog.get_logger(__name__)
 
 _SHORTEST_PAUSE = 0.01
+_BETWEEN_BATCHES = 0.1
 
 
 class LeaseSweeper:
@@ -38,16 +39,14 @@ class LeaseSweeper:
     async def run(self) -> None:
         """Sweeps for ever; cancel it to stop."""
         while True:
-            pause = self._interval
             try:
-                removed, following = await self._sweep()
-                if removed or following is not None:
-                    pause = min(self._interval, max(following or 0.0, _SHORTEST_PAUSE))
-            except StoreUnavailable:
-                pass  # the follower logs it once for all
+                pause = await self._sweep()
+            except StoreUnavailable:  # the follower logs it once for all
+                pause = self._interval
             await asyncio.sleep(pause)
 
-    async def _sweep(self) -> tuple[int, float | None]:
+    async def _sweep(self) -> float:
+        """Sweeps once; gives the seconds until the next time."""
         sweep = await self._store.sweep(EventReason.EVENT_REASON_LEASE_EXPIRED)
         if sweep.moved:
             log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.moved, 3))
@@ -55,4 +54,7 @@ class LeaseSweeper:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
         if sweep.bare:
             await self._restore(sweep.bare)
-        return len(sweep.removed), sweep.next_in
+            return min(self._interval, _BETWEEN_BATCHES)
+        if sweep.next_in is None:
+            return self._interval
+        return min(self._interval, max(sweep.next_in, _SHORTEST_PAUSE))

@@ -1,8 +1,7 @@
 """``Drain``: lets calls under way finish, and long streams end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from registry_server.errors import ShuttingDown
@@ -19,17 +18,16 @@ class Drain:
         self._idle.set()
         self._calls = 0
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def enter(self) -> None:
         """Counts a call as under way."""
         self._calls += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            if not self._calls:
-                self._idle.set()
+
+    def leave(self) -> None:
+        """Counts it as done."""
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
 
     def begin(self) -> None:
         """Ends the streams that wait for their client."""

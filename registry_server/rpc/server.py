@@ -128,25 +128,29 @@ def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> 
 
 def _unary(method: _Unary, drain: Drain) -> Any:
     async def handler(wire: bytes, context: Context) -> bytes:
-        with drain.call():
-            try:
-                return await method(wire, context)
-            except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
-                await _abort(context, error)
+        drain.enter()
+        try:
+            return await method(wire, context)
+        except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
+            await _abort(context, error)
+        finally:
+            drain.leave()
 
     return handler
 
 
 def _stream(method: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: Drain) -> Any:
     async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
-        with drain.call():
-            try:
-                # Closed by us: a stream that the client has left must not wait for the garbage collector.
-                async with aclosing(method(request, context)) as messages:
-                    async for message in messages:
-                        yield message
-            except Exception as error:  # noqa: BLE001 - as above
-                await _abort(context, error)
+        drain.enter()
+        try:
+            # Closed by us: a stream that the client has left must not wait for the garbage collector.
+            async with aclosing(method(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except Exception as error:  # noqa: BLE001 - as above
+            await _abort(context, error)
+        finally:
+            drain.leave()
 
     return handler
 

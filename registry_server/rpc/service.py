@@ -112,6 +112,6 @@ class RegistryRpc:
 
 
 def _patience(context: Context) -> float:
-    """Seconds that a call may wait: what is left until its deadline, within reason."""
+    """Seconds that a call may wait: what is left until its deadline."""
     remaining: float | None = context.time_remaining()  # the stubs leave None out
-    return LONGEST_WAIT if remaining is None else min(remaining, LONGEST_WAIT)
+    return LONGEST_WAIT if remaining is None else remaining

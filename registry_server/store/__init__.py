@@ -5,9 +5,8 @@ from registry_server.store.redis_store import (
     EpochChanged,
     Position,
     RedisStore,
-    Renewed,
     StoredEvent,
     Sweep,
 )
 
-__all__ = ["Conflict", "EpochChanged", "Position", "RedisStore", "Renewed", "StoredEvent", "Sweep"]
+__all__ = ["Conflict", "EpochChanged", "Position", "RedisStore", "StoredEvent", "Sweep"]

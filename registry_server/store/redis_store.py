@@ -60,15 +60,6 @@ class EpochChanged:
     """A change was refused: the store has begun another epoch than the one that the change rests on."""
 
 
-class Renewed(NamedTuple):
-    """Outcome of a renewal."""
-
-    unknown: list[str]
-    """Names without a lease, in the order given."""
-    bare: list[str]
-    """Renewed names whose document had expired a moment before: it must be written again."""
-
-
 class Sweep(NamedTuple):
     """Outcome of a sweep."""
 
@@ -78,7 +69,7 @@ class Sweep(NamedTuple):
     moved: float
     """Seconds by which all leases were moved, for a time in which nobody swept."""
     bare: list[str]
-    """Names whose document must be written again."""
+    """Names of services whose document must be written again; told at every sweep until it is."""
 
 
 class RedisStore:
@@ -115,6 +106,7 @@ class RedisStore:
             self.keys.events,
             self.keys.checks,
             self.keys.sweep,
+            self.keys.bare,
         )
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
@@ -248,21 +240,17 @@ class RedisStore:
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
         return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False)
 
-    async def renew(self, names: Sequence[str]) -> Renewed:
-        """Renews leases for their full length."""
+    async def renew(self, names: Sequence[str]) -> list[str]:
+        """Renews leases for their full length; gives the names without a lease, in the order given."""
         batches = [names[i : i + RENEW_BATCH] for i in range(0, len(names), RENEW_BATCH)]
         answers = await asyncio.gather(
             *(self._commands.script("renew", self._script_keys, self.keys.document_prefix, *batch) for batch in batches)
         )
-        renewed = Renewed([], [])
-        for batch, (unknown, bare) in zip(batches, answers, strict=True):
-            renewed.unknown.extend(batch[i] for i in unknown)
-            renewed.bare.extend(batch[i] for i in bare)
-        return renewed
+        return [batch[i] for batch, unknown in zip(batches, answers, strict=True) for i in unknown]
 
     async def sweep(self, reason: EventReason.ValueType) -> Sweep:
         """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage."""
-        answer = await self._commands.script(
+        removed, next_in, moved, bare = await self._commands.script(
             "sweep",
             self._script_keys,
             self.keys.document_prefix,
@@ -272,9 +260,7 @@ class RedisStore:
             reason,
             self._events_max_length,
         )
-        if answer[0] == b"moved":
-            return Sweep([], None, answer[1] / 1000, _texts(answer[2]))
-        return Sweep(_texts(answer[1]), None if answer[2] < 0 else answer[2] / 1000, 0.0, [])
+        return Sweep(_texts(removed), None if next_in < 0 else next_in / 1000, moved / 1000, _texts(bare))
 
     async def write_check(self, name: str, health: bytes) -> bool:
         """Keeps the newest check of a service: soft data, no event. False if the service is unknown to Redis."""

@@ -1,10 +1,10 @@
 -- Changes one service, or nothing: revision + 1, both forms of the record, its lease and its event.
--- KEYS[9]  the service's document
+-- KEYS[10] the service's document
 -- ARGV     1 epoch  2 name  3 expected revision (0 = absent)  4 put | touch | delete  5 event type  6 reason
 --          7 record without its revision  8 document up to its revision  9 ttl in ms (0 = permanent)
 --          10 1 = a new lease, 0 = keep the lease if its ttl stays  11 1 = forget the newest check  12 stream bound
 -- Gives    {'ok', revision} or {'conflict', newest revision} or {'epoch'}
-local document = KEYS[9]
+local document = KEYS[10]
 local name, op, ttl = ARGV[2], ARGV[4], tonumber(ARGV[9])
 
 if redis.call('GET', EPOCH) ~= ARGV[1] then return {'epoch'} end
@@ -32,6 +32,7 @@ if ARGV[10] == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ARGV[9] 
   redis.call('ZADD', LEASES, deadline, name)
   redis.call('HSET', TTLS, name, ARGV[9])
 end
+redis.call('SREM', BARE, name)
 local json = ARGV[8] .. int(revision) .. '}'
 if ttl == 0 then
   redis.call('SET', document, json)

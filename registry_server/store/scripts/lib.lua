@@ -1,7 +1,7 @@
 -- Shared by the scripts that change something; put in front of each of them when it is loaded.
 -- Every script takes the same KEYS, so that a cluster can tell that they are in one slot:
-local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP, BARE =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 
 -- Milliseconds by the clock of Redis: the one clock that all processes share.
 local function now_ms()
@@ -51,10 +51,18 @@ local function publish(maxlen, now, kind, reason, name, record, before)
   return revision, record
 end
 
+-- Sets the end of a lease, for the service and for its document alike. Redis may have dropped the document already,
+-- while nobody swept or in the moment before a late heartbeat: then it is noted, until a process writes it again.
+local function set_deadline(name, document, deadline)
+  redis.call('ZADD', LEASES, deadline, name)
+  if redis.call('PEXPIREAT', document, deadline) == 0 then redis.call('SADD', BARE, name) end
+end
+
 local function forget(name, document)
   redis.call('HDEL', RECORDS, name)
   redis.call('ZREM', LEASES, name)
   redis.call('HDEL', TTLS, name)
   redis.call('HDEL', CHECKS, name)
+  redis.call('SREM', BARE, name)
   redis.call('DEL', document)
 end

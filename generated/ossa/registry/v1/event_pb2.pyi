@@ -139,7 +139,9 @@ class Event(_message.Message):
 
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When the change was committed, by the clock of the store. For SERVICE_SNAPSHOT, `updated_at` of the service."""
+        """When the change was committed, by the clock of the store. For SERVICE_SNAPSHOT, `updated_at` of the service; with
+        reason RESYNC, when the server saw the difference, by its own clock.
+        """
 
     def __init__(
         self,

@@ -30,7 +30,9 @@ class RegistryServiceStub:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     def __init__(self, channel):
@@ -126,7 +128,9 @@ class RegistryServiceServicer:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     def RegisterService(self, request, context):
@@ -349,7 +353,9 @@ class RegistryService:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     @staticmethod

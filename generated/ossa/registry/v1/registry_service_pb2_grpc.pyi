@@ -31,7 +31,9 @@ class RegistryServiceStub:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     @_typing.overload
@@ -98,7 +100,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -161,7 +165,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat.
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
+    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
     """
 
     @_abc_1.abstractmethod

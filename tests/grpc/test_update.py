@@ -1,0 +1,424 @@
+import asyncio
+from collections.abc import Callable
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from ossa.registry.v1.event_pb2 import EventReason
+from ossa.registry.v1.service_pb2 import Service
+from tests.grpc.calls import (
+    DEGRADED,
+    HEALTH_CHANGED,
+    HEALTHY,
+    MAINTENANCE,
+    UNHEALTHY,
+    UNKNOWN,
+    UPDATED,
+    age_lease,
+    failure,
+    failure_of,
+    get,
+    health_of,
+    redis_client,
+    register,
+    report,
+    told,
+    update,
+    watching,
+)
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import seed_service, small_service
+from tests.support.server import Server
+
+Edit = Callable[[Service], object]
+
+
+def full_service() -> Service:
+    """A service with every field set that a client may set, but health."""
+    service = seed_service()
+    service.group = "text"
+    service.ttl.FromSeconds(60)
+    service.metadata.description = "Text in, sentiment out"
+    service.metadata.author = "Team Text"
+    service.metadata.documentation = "https://docs.company.com/text"
+    service.health_check.http.path = "/ready"
+    service.health_check.http.headers["X-Probe"] = "1"
+    service.health_check.interval.FromSeconds(10)
+    service.health_check.failure_threshold = 5
+    return service
+
+
+def content(service: Service) -> Service:
+    """Without what changes with every write."""
+    plain = Service()
+    plain.CopyFrom(service)
+    plain.ClearField("updated_at")
+    plain.ClearField("revision")
+    return plain
+
+
+# Paths of the mask; what is sent besides the name; what that makes of the service.
+MASKED: dict[str, tuple[str, Edit, Edit]] = {
+    "one field": ("version", lambda s: setattr(s, "version", "9.0.0"), lambda s: setattr(s, "version", "9.0.0")),
+    "only what the mask names": (
+        "version",
+        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "other"), s.metadata.tags.append("other")),
+        lambda s: setattr(s, "version", "9.0.0"),
+    ),
+    "several fields": (
+        "version group",
+        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "g")),
+        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "g")),
+    ),
+    "a nested field": (
+        "metadata.environment",
+        lambda s: setattr(s.metadata, "environment", "staging"),
+        lambda s: setattr(s.metadata, "environment", "staging"),
+    ),
+    "a list is replaced, not added to": (
+        "metadata.tags",
+        lambda s: s.metadata.tags.append("new"),
+        lambda s: (s.metadata.ClearField("tags"), s.metadata.tags.append("new")),
+    ),
+    "a map is replaced, not added to": (
+        "metadata.labels",
+        lambda s: s.metadata.labels.update(zone="b"),
+        lambda s: (s.metadata.labels.clear(), s.metadata.labels.update(zone="b")),
+    ),
+    "capabilities are replaced": (
+        "capabilities",
+        lambda s: s.capabilities.add(name="summarize"),
+        lambda s: (s.ClearField("capabilities"), s.capabilities.add(name="summarize")),
+    ),
+    "a message is replaced": (
+        "metadata",
+        lambda s: setattr(s.metadata, "author", "Team New"),
+        lambda s: (s.ClearField("metadata"), setattr(s.metadata, "author", "Team New")),
+    ),
+    "a message and a field of it": (
+        "metadata metadata.author",
+        lambda s: setattr(s.metadata, "author", "Team New"),
+        lambda s: (s.ClearField("metadata"), setattr(s.metadata, "author", "Team New")),
+    ),
+    "the same path twice": (
+        "version version",
+        lambda s: setattr(s, "version", "9.0.0"),
+        lambda s: setattr(s, "version", "9.0.0"),
+    ),
+    "the name, which is the same": (
+        "name version",
+        lambda s: setattr(s, "version", "9.0.0"),
+        lambda s: setattr(s, "version", "9.0.0"),
+    ),
+    "another kind of probe": (
+        "health_check.tcp",
+        lambda s: s.health_check.tcp.SetInParent(),
+        lambda s: s.health_check.tcp.SetInParent(),
+    ),
+    "a field of the probe": (
+        "health_check.http.path",
+        lambda s: setattr(s.health_check.http, "path", "/live"),
+        lambda s: setattr(s.health_check.http, "path", "/live"),
+    ),
+    "clears a list": ("capabilities", lambda _: None, lambda s: s.ClearField("capabilities")),
+    "clears a message": ("metadata", lambda _: None, lambda s: s.ClearField("metadata")),
+    "clears a duration": ("ttl", lambda _: None, lambda s: s.ClearField("ttl")),
+    "clears a group, which is the name then": ("group", lambda _: None, lambda s: setattr(s, "group", s.name)),
+    "clears a nested field that is sent empty": (
+        "metadata.tags metadata.author",
+        lambda s: setattr(s.metadata, "description", "not in the mask"),
+        lambda s: (s.metadata.ClearField("tags"), s.metadata.ClearField("author")),
+    ),
+    "clears a nested field of a message that is not sent": (
+        "metadata.author metadata.labels",
+        lambda _: None,
+        lambda s: (s.metadata.ClearField("author"), s.metadata.labels.clear()),
+    ),
+    "clears a deeply nested field of messages that are not sent": (
+        "health_check.http.headers",
+        lambda _: None,
+        lambda s: s.health_check.http.headers.clear(),
+    ),
+    "clears a probe": ("health_check.http", lambda _: None, lambda s: s.health_check.ClearField("http")),
+    "empty mask: what is set is taken": (
+        "",
+        lambda s: (setattr(s, "version", "9.0.0"), s.capabilities.add(name="summarize")),
+        lambda s: (
+            setattr(s, "version", "9.0.0"),
+            s.ClearField("capabilities"),
+            s.capabilities.add(name="summarize"),
+        ),
+    ),
+    "empty mask: a message is taken as a whole": (
+        "",
+        lambda s: s.metadata.tags.append("new"),
+        lambda s: (s.ClearField("metadata"), s.metadata.tags.append("new")),
+    ),
+    "empty mask: 0 s is set, and means permanent": (
+        "",
+        lambda s: s.ttl.SetInParent(),
+        lambda s: (s.ClearField("ttl"), s.ttl.SetInParent()),
+    ),
+    "* takes everything, also what is not sent": (
+        "*",
+        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "endpoint", "https://ai-service.company.com:8080")),
+        lambda s: (
+            setattr(s, "version", "9.0.0"),
+            setattr(s, "group", s.name),
+            *map(s.ClearField, ("capabilities", "metadata", "health_check", "ttl")),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MASKED)
+async def test_exactly_what_the_mask_names_changes(server: Server, case: str) -> None:
+    paths, change, expect = MASKED[case]
+    before = await register(server, full_service())
+    sent = Service(name=before.name)
+    change(sent)
+    async with watching(server) as watch:
+        after = await update(server, sent, *paths.split())
+        event = await watch.event()
+
+    expected = Service()
+    expected.CopyFrom(before)
+    expect(expected)
+    assert content(after) == content(expected)
+    assert after.revision == before.revision + 1
+    assert after.updated_at.ToNanoseconds() >= before.updated_at.ToNanoseconds()
+    assert await get(server, before.name) == after
+    assert (event.type, event.service, event.revision) == (UPDATED, after, after.revision)
+    assert (event.reason, event.previous_health) == (EventReason.EVENT_REASON_CLIENT_REQUEST, UNKNOWN)
+
+
+UNCHANGED: dict[str, tuple[str, Edit]] = {
+    "nothing is sent and nothing named": ("", lambda _: None),
+    "the value that it has": ("version", lambda s: setattr(s, "version", "2.1.0")),
+    "the list that it has": ("metadata.tags", lambda s: s.metadata.tags.extend(["ai", "nlp"])),
+    "clearing the group, which is the name": ("group", lambda _: None),
+    "clearing what is not there": ("health_check", lambda _: None),
+    "clearing a field of what is not there": ("health_check.interval health_check.http.path", lambda _: None),
+    "clearing a scalar of what is not there": ("health_check.failure_threshold", lambda _: None),
+    "the status that it has": ("", lambda s: setattr(s.health, "status", UNKNOWN)),
+}
+
+
+@pytest.mark.parametrize("case", UNCHANGED)
+async def test_an_update_that_changes_nothing_has_no_revision_and_no_event(server: Server, case: str) -> None:
+    paths, change = UNCHANGED[case]
+    before = await register(server, seed_service())
+    sent = Service(name=before.name)
+    change(sent)
+    async with watching(server) as watch:
+        assert await update(server, sent, *paths.split()) == before
+        await register(server, small_service("next"))
+        assert told(await watch.event()) == ("REGISTERED", "next")
+    assert await get(server, before.name) == before
+
+
+@pytest.mark.parametrize("mask", ["", "*"])
+async def test_what_was_read_can_be_sent_back_with_one_change(server: Server, mask: str) -> None:
+    await register(server, full_service())
+    await report(server, "ai-text-processor", DEGRADED, error="slow", details={"p99": 1.5})
+    read = await get(server, "ai-text-processor")
+
+    assert await update(server, read, *mask.split()) == read, "as it is, it changes nothing"
+    edited = Service()
+    edited.CopyFrom(read)
+    edited.metadata.tags.append("new")
+    after = await update(server, edited, *mask.split(), expected_revision=read.revision)
+    assert content(after) == content(edited)
+    assert after.health == read.health
+    assert after.revision > read.revision
+
+
+BAD_PATHS = [
+    "nonsense",
+    "Version",
+    "registered_at",
+    "registered_at.seconds",
+    "updated_at",
+    "revision",
+    "health.status_changed_at",
+    "metadata.nonsense",
+    "metadata.labels.region",
+    "capabilities.name",
+    "capabilities[0]",
+    "health.details.cpu",
+    "version.major",
+    "",
+    " version",
+    "metadata.",
+    ".",
+]
+
+
+async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(server: Server) -> None:
+    before = await register(server, seed_service())
+    sent = seed_service()
+    sent.version = "9.0.0"
+    for path in BAD_PATHS:
+        refused = await failure(update(server, sent, "version", path))
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["update_mask.paths[1]"]), path
+    refused = await failure(update(server, sent, *BAD_PATHS))
+    assert refused.fields == [f"update_mask.paths[{i}]" for i in range(len(BAD_PATHS))]
+    assert (await failure(update(server, sent, "*", "version"))).fields == ["update_mask.paths[0]"], "`*` stands alone"
+    assert await get(server, before.name) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("version", "service.version"), ("endpoint", "service.endpoint"), ("*", "service.endpoint")],
+)
+async def test_an_update_must_not_clear_what_is_required(server: Server, path: str, field: str) -> None:
+    before = await register(server, seed_service())
+    refused = await failure(update(server, Service(name=before.name), path))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in refused.fields
+    assert await get(server, before.name) == before
+
+
+async def test_an_update_must_leave_a_valid_service(server: Server) -> None:
+    await register(server, small_service("a"))
+    sent = Service(name="a", endpoint="ftp://a", group="?")
+    sent.metadata.tags.extend(["x", "x"])
+    refused = await failure(update(server, sent))
+    assert sorted(refused.fields) == ["service.endpoint", "service.group", "service.metadata.tags[1]"]
+
+
+async def test_updating_a_service_that_is_not_registered_is_not_found(server: Server) -> None:
+    refused = await failure(update(server, small_service("nobody"), "version"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
+    assert refused.metadata == {"name": "nobody"}
+    refused = await failure(update(server, small_service("nobody"), expected_revision=3))
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_expected_revision_lets_only_an_unchanged_service_be_changed(server: Server) -> None:
+    first = await register(server, small_service("a"))
+    await register(server, small_service("other"))
+    second = await update(server, small_service("a", version="2.0.0"), expected_revision=first.revision)
+    assert second.version == "2.0.0"
+
+    refused = await failure(update(server, small_service("a", version="3.0.0"), expected_revision=first.revision))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.ABORTED, "REVISION_MISMATCH")
+    assert refused.metadata == {
+        "name": "a",
+        "expectedRevision": str(first.revision),
+        "actualRevision": str(second.revision),
+    }
+    assert await get(server, "a") == second
+
+    refused = await failure(update(server, small_service("a", version="2.0.0"), expected_revision=first.revision))
+    assert refused.code is grpc.StatusCode.ABORTED, "also if it would change nothing"
+    refused = await failure(update(server, small_service("a"), expected_revision=-1))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["expected_revision"])
+
+
+async def test_an_update_does_not_renew_the_lease(server: Server, redis: RedisProcess) -> None:
+    await register(server, small_service("a"))
+    async with redis_client(redis) as client:
+        await age_lease(client, "a", 100)
+        before = (await health_of(server, "a")).lease_expires_at
+        await update(server, small_service("a", version="2.0.0"))
+        assert (await health_of(server, "a")).lease_expires_at == before
+        assert 90 < await client.ttl("ossa:services:a") <= 100, "nor the expiry of the document"
+
+
+async def test_an_update_of_ttl_begins_a_new_lease(server: Server, redis: RedisProcess) -> None:
+    await register(server, small_service("a"))
+    async with redis_client(redis) as client:
+        await age_lease(client, "a", 100)
+        await update(server, small_service("a", ttl=Duration(seconds=600)), "ttl")
+        assert 590 < await client.ttl("ossa:services:a") <= 600
+        await update(server, small_service("a", ttl=Duration()), "ttl")
+        assert await client.ttl("ossa:services:a") == -1
+        assert not (await health_of(server, "a")).HasField("lease_expires_at")
+        await update(server, small_service("a"), "ttl")
+        assert 290 < await client.ttl("ossa:services:a") <= 300
+
+
+async def test_an_update_of_the_status_alone_is_a_change_of_health(server: Server) -> None:
+    before = await register(server, seed_service())
+    sent = Service(name=before.name)
+    sent.health.status = MAINTENANCE
+    async with watching(server) as watch:
+        after = await update(server, sent, "health.status")
+        event = await watch.event()
+        sent.health.status = HEALTHY
+        lifted = await update(server, sent)
+
+    assert after.health.status == MAINTENANCE
+    assert after.health.status_changed_at == after.updated_at
+    assert (event.type, event.previous_health, event.service) == (HEALTH_CHANGED, UNKNOWN, after)
+    assert event.reason == EventReason.EVENT_REASON_CLIENT_REQUEST
+    assert lifted.health.status == HEALTHY, "an update lifts MAINTENANCE"
+    assert (await health_of(server, before.name)).health == lifted.health
+
+
+async def test_an_update_of_status_and_content_is_a_change_of_content(server: Server) -> None:
+    before = await register(server, seed_service())
+    sent = Service(name=before.name, version="9.0.0")
+    sent.health.status = UNHEALTHY
+    async with watching(server) as watch:
+        after = await update(server, sent)
+        event = await watch.event()
+    assert (event.type, event.previous_health, event.service) == (UPDATED, UNKNOWN, after)
+
+
+async def test_an_update_of_health_without_its_status_is_no_transition(server: Server) -> None:
+    before = await register(server, small_service("a"))
+    await report(server, "a", UNHEALTHY, error="no disk")
+    await report(server, "a", UNHEALTHY, error="still no disk")
+    known = await get(server, "a")
+    sent = Service(name="a")
+    sent.health.error = "disk is ordered"
+    async with watching(server) as watch:
+        after = await update(server, sent, "health.error")
+        event = await watch.event()
+
+    assert after.health.status == UNHEALTHY
+    assert after.health.status_changed_at == known.health.status_changed_at
+    assert after.registered_at == before.registered_at
+    assert event.type == UPDATED, "HEALTH_CHANGED is for a status that changed"
+    assert (await health_of(server, "a")).health.error == "disk is ordered", "the newest that is known"
+
+
+async def test_another_endpoint_makes_health_unknown(server: Server) -> None:
+    await register(server, small_service("a"))
+    await report(server, "a", HEALTHY)
+    moved = await update(server, small_service("a", endpoint="http://b.test:1"), "endpoint")
+    assert moved.health.status == UNKNOWN
+    assert (await health_of(server, "a")).health == moved.health
+
+
+async def test_updates_of_different_fields_at_once_are_all_kept(server: Server) -> None:
+    sent = full_service()
+    await register(server, small_service(sent.name, endpoint=sent.endpoint))
+    paths = "version capabilities group ttl health_check metadata.description metadata.tags metadata.author"
+    paths += " metadata.documentation metadata.environment metadata.labels"
+    await asyncio.gather(*(update(server, sent, path) for path in paths.split()))
+    after = await get(server, sent.name)
+    for field in ("registered_at", "updated_at", "revision", "health"):
+        after.ClearField(field)
+    assert after == sent
+
+
+async def test_a_counter_kept_with_expected_revision_counts_every_writer(server: Server) -> None:
+    await register(server, small_service("a", version="0"))
+
+    async def count() -> None:
+        while True:
+            read = await get(server, "a")
+            edited = small_service("a", version=str(int(read.version) + 1))
+            try:
+                await update(server, edited, "version", expected_revision=read.revision)
+            except grpc.aio.AioRpcError as error:
+                assert failure_of(error).reason == "REVISION_MISMATCH"
+            else:
+                return
+
+    await asyncio.gather(*(count() for _ in range(30)))
+    assert (await get(server, "a")).version == "30"

@@ -1,0 +1,238 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from registry_server.errors import StoreUnavailable
+from registry_server.store import commands as module
+from registry_server.store.commands import Commands
+from registry_server.store.lua import Scripts
+from tests.support.redis_process import RedisProcess
+
+TIMEOUT = 0.5
+PATIENCE = 20.0
+
+
+@pytest.fixture
+async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
+    async with Redis.from_url(
+        redis.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+    ) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def commands(client: Redis) -> AsyncIterator[Commands]:
+    sent = Commands(client, Scripts())
+    await sent.load_scripts()
+    yield sent
+    async with asyncio.timeout(PATIENCE):
+        await sent.close()
+
+
+async def reads(client: Redis) -> int:
+    """How often Redis has read from a connection: once for each round trip, if it is not large."""
+    return int((await client.info("stats"))["total_reads_processed"])
+
+
+async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_everyone_gets_the_answer_to_their_own_command(commands: Commands) -> None:
+    answers = await asyncio.gather(*(commands.run("ECHO", i) for i in range(1000)))
+
+    assert answers == [str(i).encode() for i in range(1000)]
+
+
+async def test_commands_are_carried_out_in_the_order_in_which_they_were_given(
+    commands: Commands, client: Redis
+) -> None:
+    await asyncio.gather(*(commands.run("RPUSH", "list", i) for i in range(1000)))
+
+    assert [int(value) for value in await client.lrange("list", 0, -1)] == list(range(1000))
+
+
+async def test_commands_given_at_once_share_round_trips(commands: Commands, client: Redis) -> None:
+    await commands.run("PING")
+    before = await reads(client)
+
+    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(4 * module._LARGEST_BATCH)))
+
+    assert await reads(client) - before <= 4 + 2
+    assert await client.get("n") == str(4 * module._LARGEST_BATCH).encode()
+
+
+async def test_commands_given_during_a_round_trip_share_the_next_one(commands: Commands, client: Redis) -> None:
+    before = await reads(client)
+    first = asyncio.create_task(commands.run("DEBUG", "SLEEP", "0.1"))
+    while not (await asyncio.sleep(0)) and commands._waiting:
+        pass
+
+    rest = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(100)]
+    await asyncio.gather(first, *rest)
+
+    assert await reads(client) - before <= 2 + 2
+
+
+async def test_a_round_trip_carries_a_bounded_number(
+    commands: Commands, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST_BATCH", 10)
+    before = await reads(client)
+
+    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(100)))
+
+    assert await reads(client) - before >= 10
+
+
+async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: Commands) -> None:
+    tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    tasks[5].cancel()
+
+    results = await outcomes(*tasks)
+
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [i in (0, 5) for i in range(10)]
+    assert [result for result in results if isinstance(result, bytes)] == [
+        b"1",
+        b"2",
+        b"3",
+        b"4",
+        b"6",
+        b"7",
+        b"8",
+        b"9",
+    ]
+    assert await commands.run("ECHO", "later") == b"later"
+
+
+async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not_disturb_the_others(
+    commands: Commands, redis: RedisProcess
+) -> None:
+    redis.pause()
+    tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
+    await asyncio.sleep(TIMEOUT / 10)  # they are on their way
+    tasks[3].cancel()
+    redis.resume()
+
+    results = await outcomes(*tasks)
+
+    assert isinstance(results.pop(3), asyncio.CancelledError)
+    assert results == [str(i).encode() for i in range(10) if i != 3]
+
+
+async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carried_out(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 5)
+
+    results = await outcomes(*(asyncio.create_task(commands.run("ECHO", i)) for i in range(8)))
+
+    assert results[:5] == [b"0", b"1", b"2", b"3", b"4"]
+    for result in results[5:]:
+        assert isinstance(result, StoreUnavailable)
+        assert "too many writes" in str(result)
+    assert await commands.run("ECHO", "later") == b"later"
+
+
+async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> None:
+    await commands.run("SET", "text", "x")
+
+    results = await outcomes(
+        asyncio.create_task(commands.run("ECHO", "a")),
+        asyncio.create_task(commands.run("LPUSH", "text", "x")),
+        asyncio.create_task(commands.run("ECHO", "b")),
+    )
+
+    assert (results[0], results[2]) == (b"a", b"b")
+    assert isinstance(results[1], ResponseError)
+
+
+async def test_a_command_that_cannot_be_sent_fails_and_does_not_hang(commands: Commands) -> None:
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(UnicodeEncodeError):
+            await commands.run("SET", "key", "\ud800")
+
+    assert await commands.run("ECHO", "later") == b"later"
+
+
+async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
+    commands: Commands, redis: RedisProcess
+) -> None:
+    redis.pause()
+    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(50)]
+    await asyncio.sleep(TIMEOUT / 10)
+    redis.kill()
+
+    for result in await outcomes(*tasks):
+        assert isinstance(result, StoreUnavailable)
+
+    await redis.restart()
+    assert await commands.run("INCR", "n") == 1
+
+
+async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
+    commands: Commands, redis: RedisProcess
+) -> None:
+    await redis.stop()
+
+    results = await outcomes(*(asyncio.create_task(commands.run("GET", "some-key")) for _ in range(3)))
+
+    for result in results:
+        assert isinstance(result, StoreUnavailable)
+        assert str(redis.port) not in str(result)
+        assert "some-key" not in str(result)
+    await redis.start()
+    assert await commands.run("GET", "some-key") is None
+
+
+async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands, redis: RedisProcess) -> None:
+    redis.pause()
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await commands.run("ECHO", "late")
+    redis.resume()
+
+    assert await asyncio.gather(*(commands.run("ECHO", i) for i in range(5))) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: RedisProcess) -> None:
+    tried, done = 0, 0
+    for _ in range(3):
+        tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(2000)]
+        tried += len(tasks)
+        await tasks[600]
+        redis.kill()
+        done += sum(isinstance(result, int) for result in await outcomes(*tasks))
+        await redis.restart()
+
+    assert done <= int(await commands.run("GET", "n")) <= tried
+
+
+async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, client: Redis) -> None:
+    await client.script_flush()
+    keys = tuple("abcdefgh")
+
+    answers = await asyncio.gather(
+        *(commands.run("ECHO", i) for i in range(3)), *(commands.script("head", keys, "epoch", "", 0) for _ in range(3))
+    )
+
+    assert answers == [b"0", b"1", b"2", *[[b"epoch", 0]] * 3]
+
+
+async def test_closing_waits_for_what_was_given(client: Redis) -> None:
+    commands = Commands(client, Scripts())
+    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(1000)]
+    await asyncio.sleep(0)
+
+    await commands.close()
+
+    assert await client.get("n") == b"1000"
+    assert await asyncio.gather(*tasks) == list(range(1, 1001))
+    await commands.close()  # with nothing given
