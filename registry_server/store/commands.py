@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store.failures import as_unavailable, translated
@@ -79,7 +79,7 @@ class Commands:
                 again = await self._round_trip([batch[i][0] for i in missing])
                 for i, result in zip(missing, again, strict=True):
                     results[i] = result
-        except (RedisError, OSError, StoreUnavailable) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
             failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
             results = [failure] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
