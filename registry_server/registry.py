@@ -486,7 +486,7 @@ class ServiceRegistry:
             renew=renew,
             # What was checked before is no longer how the service is.
             forget_check=before is not None
-            and (before.endpoint != after.endpoint or before.health.status != after.health.status),
+            and (before.endpoint != after.endpoint or before.health != after.health),
         )
         if not isinstance(outcome, int):
             return outcome

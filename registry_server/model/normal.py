@@ -1,6 +1,7 @@
 """The normal form of a service: what is stored, made of what a client sent and what is known."""
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventType
@@ -50,7 +51,8 @@ def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) ->
         service.CopyFrom(sent)
     else:
         service.CopyFrom(current)
-        FieldMask(paths=paths).MergeMessage(sent, service, replace_message_field=True, replace_repeated_field=True)
+        for path in paths:
+            _take(path, sent, service)
     return _normal(service, current, now, keep_health=not any(path.split(".")[0] in ("health", "*") for path in paths))
 
 
@@ -75,7 +77,7 @@ def stamped(service: Service, now: Timestamp) -> Service:
 
 
 def update_type(before: Service, after: Service) -> EventType.ValueType:
-    """Tells a change of health alone from one of content."""
+    """Tells a change of the status alone from one of content; what is known beside the status counts as content."""
     contents = []
     for service in (before, after):
         content = Service()
@@ -83,9 +85,31 @@ def update_type(before: Service, after: Service) -> EventType.ValueType:
         content.ClearField("health")
         _clear_output_only(content)
         contents.append(content)
-    if contents[0] == contents[1]:
+    if contents[0] == contents[1] and before.health.status != after.health.status:
         return EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
     return EventType.EVENT_TYPE_SERVICE_UPDATED
+
+
+def _take(path: str, source: Message, target: Message) -> None:
+    """Makes one field what it is in ``source``, also unset.
+
+    ``FieldMask.MergeMessage`` would leave it as it is where the message around it is unset in ``source``.
+    """
+    name, _, below = path.partition(".")
+    if below:
+        if source.HasField(name) or target.HasField(name):
+            _take(below, getattr(source, name), getattr(target, name))
+        return
+    target.ClearField(name)
+    for field, value in source.ListFields():
+        if field.name == name:
+            if field.is_repeated:
+                getattr(target, name).MergeFrom(value)
+            elif field.message_type is not None:
+                getattr(target, name).SetInParent()
+                getattr(target, name).CopyFrom(value)
+            else:
+                setattr(target, name, value)
 
 
 def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_health: bool) -> Service:
