@@ -1,5 +1,6 @@
 """``python -m registry_server``: the same as ``ossa-registry serve``."""
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def serve(args: Sequence[str], program: str = "python -m registry_server") -> in
         return 0
     try:
         settings = load_settings(args)
+        # gRPC writes lines of its own to standard error, among ours; what it has to say it also raises.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Late, so that help and wrong settings are told before gRPC and all the rest are loaded.
         from registry_server.app import run  # noqa: PLC0415
 

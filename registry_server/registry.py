@@ -48,8 +48,7 @@ from registry_server.model.validation import (
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
 PATIENCE: Final = 5.0
-"""Seconds that a write waits for this process to see what the store has; longer means that it is away."""
-_ATTEMPTS: Final = 16
+"""Seconds that a write waits for this process to see what the store has, and that it tries again after conflicts."""
 _CAPABILITIES: Final = b"capabilities"
 
 _T = TypeVar("_T")
@@ -236,8 +235,10 @@ class ServiceRegistry:
             return health, None
         if wire is not None:
             check = Health.FromString(wire)
-            # A check that was written just before a transition tells of the time before it.
-            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(health.last_check):
+            # A check that was written just before a transition tells of the time before it. Not compared with the time
+            # of the check that the transition came with: a registration may have given any.
+            since = health.status_changed_at
+            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
                 check.status_changed_at.CopyFrom(health.status_changed_at)
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
@@ -447,7 +448,8 @@ class ServiceRegistry:
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
     ) -> _T:
         level = False
-        for _ in range(_ATTEMPTS):
+        give_up = asyncio.get_running_loop().time() + PATIENCE
+        while True:
             epoch = self._replica.position.epoch
             try:
                 outcome = await attempt(self._replica.records.get(name))
@@ -465,7 +467,9 @@ class ServiceRegistry:
                     await self._next_epoch(epoch)
                 case _:
                     return outcome
-        raise WriteConflict(name)
+            # By time and not by number: another process may win many rounds in a row.
+            if asyncio.get_running_loop().time() > give_up:
+                raise WriteConflict(name)
 
     async def _put(
         self,
@@ -485,8 +489,7 @@ class ServiceRegistry:
             ttl=self._ttl(after),
             renew=renew,
             # What was checked before is no longer how the service is.
-            forget_check=before is not None
-            and (before.endpoint != after.endpoint or before.health != after.health),
+            forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
         )
         if not isinstance(outcome, int):
             return outcome

@@ -105,6 +105,8 @@ class Watcher:
         if at_once:
             self._waiting.clear()
             self._waiting_bytes = 0
+            # Its stream may hang in a write for long: from here on it costs changes nothing.
+            self._hub.leave(self._group, self)
         self._wake.set()
 
     def _wants(self, type_: int) -> bool:
@@ -166,7 +168,7 @@ class WatchGroup:
         """Offers the change to every watcher."""
         type_, frame = _event_of(change, matched=matched, matches=matches)
         position = self._replica.position
-        for watcher in self.watchers:
+        for watcher in list(self.watchers):  # one that is too slow leaves
             watcher.offer(position, type_, frame)
 
     def event_for(self, change: Change) -> tuple[int, bytes] | None:

@@ -8,6 +8,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
 from registry_server.errors import Violation
 from registry_server.model import record as terms_of
 from registry_server.model.record import Record
+from registry_server.model.rules import keyed
 from registry_server.model.validation import LABEL_KEY
 from registry_server.model.versions import VersionFilter, parse_version_filter
 
@@ -151,7 +152,7 @@ class _Terms:
     def add_labels(self, labels: Mapping[str, str]) -> None:
         self._check_count(len(labels), "labels", MAX_LABELS)
         for key, value in sorted(labels.items())[:MAX_LABELS]:
-            field = f"labels[{key[:64]!r}]"
+            field = keyed("labels", key)
             if not LABEL_KEY.fullmatch(key):
                 self._refuse(field, f"key must match {LABEL_KEY.pattern}")
             if len(value) > MAX_LABEL_VALUE_LENGTH:

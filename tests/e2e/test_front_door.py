@@ -1,0 +1,525 @@
+"""The program as its users meet it: a process, found by reflection, ended by signals."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from redis.asyncio import Redis
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import HealthStatus
+from tests.grpc.calls import PATIENCE, told, watching_by
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import ServerProcess, connected
+
+SERVICE: Final = "ossa.registry.v1.RegistryService"
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+
+# The seed document's example, as JSON has it.
+SEED: Final = {
+    "name": "ai-text-processor",
+    "endpoint": "https://ai-service.company.com:8080",
+    "version": "2.1.0",
+    "capabilities": [
+        {
+            "name": "text-analysis",
+            "version": "2.0.0",
+            "description": "Advanced text analysis with sentiment detection",
+        }
+    ],
+    "health": {"status": "HEALTH_STATUS_UNKNOWN", "lastCheck": "2026-11-24T09:30:00.125Z"},
+    "metadata": {"tags": ["ai", "nlp"], "environment": "production"},
+}
+
+
+REQUESTS: Final = {
+    "RegisterService": pb.RegisterServiceRequest(service=small_service("a")),
+    "UpdateService": pb.UpdateServiceRequest(service=small_service("a")),
+    "UnregisterService": pb.UnregisterServiceRequest(name="a"),
+    "GetService": pb.GetServiceRequest(name="a"),
+    "DiscoverServices": pb.DiscoverServicesRequest(),
+    "GetServiceHealth": pb.GetServiceHealthRequest(name="a"),
+    "ReportServiceHealth": pb.ReportServiceHealthRequest(name="a", status=HealthStatus.HEALTH_STATUS_HEALTHY),
+    "Heartbeat": pb.HeartbeatRequest(names=["a"]),
+    "ListCapabilities": pb.ListCapabilitiesRequest(),
+    "GetStats": pb.GetStatsRequest(),
+    "Cleanup": pb.CleanupRequest(),
+    "KeepAlive": pb.KeepAliveRequest(names=["a"]),
+    "WatchEvents": pb.WatchEventsRequest(),
+}
+"""A good request for each RPC that needs the store to have been there once."""
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Of the embedded Redis. Not pytest's directory: its path may be too long for a socket."""
+    with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def flags(data_dir: Path) -> tuple[str, ...]:
+    # A probe would change what the tests compare.
+    return (f"--data-dir={data_dir}", "--health-check.enabled=false")
+
+
+# Found and used without any file of ours.
+
+
+class ReflectionClient:
+    """A client that knows an address and nothing else."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+
+    def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Calls a unary RPC with JSON."""
+        method = self._pool.FindServiceByName(SERVICE).methods_by_name[name]
+        output = GetMessageClass(method.output_type)
+        rpc: Any = self._channel.unary_unary(
+            f"/{SERVICE}/{name}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=output.FromString,
+        )
+        message = ParseDict(dict(request), GetMessageClass(method.input_type)(), descriptor_pool=self._pool)
+        answer: dict[str, Any] = MessageToDict(rpc(message, timeout=PATIENCE), descriptor_pool=self._pool)
+        return answer
+
+
+async def test_the_seeds_example_registers_and_is_found_by_reflection_alone(flags: tuple[str, ...]) -> None:
+    def register_and_find(address: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        with grpc.insecure_channel(address) as channel:
+            client = ReflectionClient(channel)
+            registered = client.call("RegisterService", {"service": SEED})
+            return registered, client.call("DiscoverServices", {"filter": {"capability": "text-analysis"}})
+
+    async with ServerProcess(*flags) as server:
+        registered, found = await asyncio.to_thread(register_and_find, server.grpc_address)
+
+    service = registered["service"]
+    assert {key: service[key] for key in SEED if key != "health"} == {key: SEED[key] for key in SEED if key != "health"}
+    assert found == {"services": [service], "totalSize": 1, "revision": "1"}
+
+
+@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not in PATH")
+async def test_the_seeds_example_registers_and_is_found_by_grpcurl(flags: tuple[str, ...]) -> None:
+    async def grpcurl(*arguments: str, send: object = None) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *("grpcurl", "-plaintext", *(() if send is None else ("-d", "@")), *arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate(json.dumps(send).encode())
+        assert (process.returncode, errors) == (0, b"")
+        return output.decode()
+
+    async with ServerProcess(*flags) as server:
+        address = server.grpc_address
+        listed = (await grpcurl(address, "list")).split()
+        rpcs = (await grpcurl(address, "list", SERVICE)).split()
+        registered = json.loads(await grpcurl(address, f"{SERVICE}/RegisterService", send={"service": SEED}))
+        query = {"filter": {"tags": ["nlp"]}}
+        found = json.loads(await grpcurl(address, f"{SERVICE}/DiscoverServices", send=query))
+        health = json.loads(await grpcurl(address, "grpc.health.v1.Health/Check"))
+
+    assert {SERVICE, "grpc.health.v1.Health"} <= set(listed)
+    assert rpcs == sorted(
+        f"{SERVICE}.{method.name}" for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+    )
+    assert registered["service"]["endpoint"] == SEED["endpoint"]
+    assert found["services"] == [registered["service"]]
+    assert health == {"status": "SERVING"}
+
+
+async def test_redis_has_the_seeds_json_under_the_seeds_key_until_the_lease_ends(
+    flags: tuple[str, ...], data_dir: Path
+) -> None:
+    async with (
+        ServerProcess(*flags) as server,
+        connected(server.grpc_address) as (_, stub),
+        Redis(unix_socket_path=str(data_dir / "redis.sock")) as client,
+    ):
+        service = (await stub.RegisterService(ParseDict({"service": SEED}, pb.RegisterServiceRequest()))).service
+        document = json.loads(await client.get("ossa:services:ai-text-processor") or "")
+        ttl = await client.pttl("ossa:services:ai-text-processor")
+        await asyncio.sleep(0.02)
+        later = await client.pttl("ossa:services:ai-text-processor")
+
+    assert document == {
+        "name": "ai-text-processor",
+        "endpoint": "https://ai-service.company.com:8080",
+        "version": "2.1.0",
+        "capabilities": SEED["capabilities"],
+        "health": {
+            "status": "unknown",
+            "lastCheck": "2026-11-24T09:30:00.125Z",
+            "statusChangedAt": iso(service.registered_at),
+        },
+        "metadata": {"tags": ["ai", "nlp"], "environment": "production", "labels": {}},
+        "registeredAt": iso(service.registered_at),
+        "updatedAt": iso(service.updated_at),
+        "group": "ai-text-processor",
+        "revision": 1,
+    }
+    assert 290_000 < later < ttl <= 300_000
+
+
+def iso(time: Timestamp) -> str:
+    return time.ToDatetime(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def test_the_time_of_registration_is_now(flags: tuple[str, ...]) -> None:
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        before = datetime.now(UTC)
+        service = (await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))).service
+        after = datetime.now(UTC)
+    assert before <= service.registered_at.ToDatetime(UTC) <= after
+
+
+# Ended by SIGTERM.
+
+
+async def test_on_sigterm_it_says_that_it_does_not_serve_and_lets_a_call_in_flight_finish(redis: RedisProcess) -> None:
+    flags = (f"--redis.url={redis.url}", "--health-check.enabled=false", "--shutdown.grace-seconds=20")
+    async with (
+        ServerProcess(*flags) as leaving,
+        ServerProcess(*flags) as staying,
+        connected(leaving.grpc_address) as (channel, stub),
+        connected(staying.grpc_address) as (_, other),
+    ):
+        health_stub: Any = HealthStub(channel)
+        health = health_stub.Watch(HealthCheckRequest(service=SERVICE))
+        assert (await health.read()).status == SERVING
+        in_flight = stub.GetService(pb.GetServiceRequest(name="late", min_revision=1), timeout=PATIENCE)
+        await stub.GetStats(pb.GetStatsRequest())  # sent after it on the same connection
+
+        leaving.signal(signal.SIGTERM)
+
+        assert (await health.read()).status == NOT_SERVING
+        assert await answer(leaving, "/health") == (503, {"status": "unhealthy"})
+        assert (await answer(leaving, "/health/live"))[0] == 200
+        async with connected(leaving.grpc_address) as (_, newcomer):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await newcomer.GetStats(pb.GetStatsRequest())
+        assert refused.value.code() is UNAVAILABLE
+        assert not in_flight.done()
+
+        await other.RegisterService(pb.RegisterServiceRequest(service=small_service("late")))
+
+        assert (await in_flight).service.name == "late"
+        assert await leaving.wait() == 0
+
+
+async def test_on_sigterm_a_write_in_flight_is_committed_and_answered(redis: RedisProcess) -> None:
+    flags = (f"--redis.url={redis.url}", "--redis.timeout-ms=20000", "--shutdown.grace-seconds=20")
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        redis.pause()
+        in_flight = stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        await stub.GetStats(pb.GetStatsRequest())
+        server.signal(signal.SIGTERM)
+        await server.logged("draining")
+        redis.resume()
+
+        assert (await in_flight).service.revision == 1
+        assert await server.wait() == 0
+    async with Redis.from_url(redis.url) as client:
+        assert await client.exists("ossa:services:a")
+
+
+async def test_a_watch_that_sigterm_ends_goes_on_after_the_next_start_with_nothing_lost(
+    flags: tuple[str, ...],
+) -> None:
+    server = ServerProcess(*flags)
+    async with server, connected(server.grpc_address) as (_, stub):
+        async with watching_by(stub, include_snapshot=True) as watch:
+            assert await watch.snapshot() == []
+            await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("handled")))
+            assert told(await watch.event()) == ("REGISTERED", "handled")
+            handled = watch.cursor
+            await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("sent")))
+            assert told(await watch.event()) == ("REGISTERED", "sent")
+
+            server.signal(signal.SIGTERM)
+            ended = await watch.failure()
+            sent = watch.cursor
+        assert await server.wait() == 0
+
+    assert (ended.code, ended.reason) == (UNAVAILABLE, "SHUTTING_DOWN")
+
+    async with server, connected(server.grpc_address) as (_, stub):
+        await stub.UnregisterService(pb.UnregisterServiceRequest(name="handled"))
+        expected = [("REGISTERED", "sent"), ("UNREGISTERED", "handled")]
+        async with watching_by(stub, cursor=handled) as watch:
+            assert [told(event) for event in await watch.until(3)] == expected
+        async with watching_by(stub, cursor=sent) as watch:
+            assert [told(event) for event in await watch.until(3)] == expected[1:]
+
+
+async def test_on_sigterm_a_stream_of_heartbeats_ends_and_says_when_to_come_back(flags: tuple[str, ...]) -> None:
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        call = stub.KeepAlive()
+        await call.write(pb.KeepAliveRequest(names=["a", "b"]))
+        assert await call.read() == pb.KeepAliveResponse(renewed_count=1, unknown_names=["b"])
+
+        server.signal(signal.SIGTERM)
+
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await call.read()
+        assert ended.value.code() is UNAVAILABLE
+        assert retry_seconds(status_of(ended.value)) > 0
+        assert await server.wait() == 0
+
+
+async def test_on_sigterm_the_embedded_redis_ends_too(flags: tuple[str, ...], data_dir: Path) -> None:
+    async with ServerProcess(*flags) as server:
+        redis = (await server.logged("redis-server started"))["pid"]
+        assert is_alive(redis)
+        server.signal(signal.SIGTERM)
+        assert await server.wait() == 0
+        assert not is_alive(redis)
+    assert not plain_lines(server)
+    # The directory is free again, and what is in it is good.
+    async with ServerProcess(*flags):
+        assert (data_dir / "redis.sock").is_socket()
+
+
+async def test_a_second_sigterm_ends_it_at_once(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}", "--shutdown.grace-seconds=3600") as server,
+        connected(server.grpc_address) as (_, stub),
+    ):
+        in_flight = stub.GetService(pb.GetServiceRequest(name="a", min_revision=1), timeout=PATIENCE)
+        await stub.GetStats(pb.GetStatsRequest())
+        server.signal(signal.SIGTERM)
+        await server.logged("draining")
+        server.signal(signal.SIGTERM)
+        assert await server.wait() == -signal.SIGTERM
+        in_flight.cancel()
+
+
+# Killed.
+
+
+async def test_after_kill_9_no_redis_is_left_and_the_next_start_finds_all_data_and_leases(
+    flags: tuple[str, ...], data_dir: Path
+) -> None:
+    services = [small_service(f"a{i}", ttl={"seconds": 5}) for i in range(50)]
+    server = ServerProcess(*flags)
+    async with server, connected(server.grpc_address) as (_, stub):
+        redis = (await server.logged("redis-server started"))["pid"]
+        answers = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=services))
+        registered = [result.service for result in answers.results]
+        assert registered[-1].revision == 50
+        await server.kill()
+
+        async with asyncio.timeout(PATIENCE):
+            while is_alive(redis):
+                await asyncio.sleep(0.02)
+
+    await asyncio.sleep(5.5)  # longer than the leases: they stand still while no registry runs
+
+    async with (
+        server,
+        connected(server.grpc_address) as (_, stub),
+        Redis(unix_socket_path=str(data_dir / "redis.sock")) as client,
+    ):
+        found = await stub.DiscoverServices(pb.DiscoverServicesRequest())
+        assert list(found.services) == sorted(registered, key=lambda service: service.name)
+        assert found.revision == 50
+        await stub.Cleanup(pb.CleanupRequest())
+        renewed = await stub.Heartbeat(pb.HeartbeatRequest(names=[service.name for service in services]))
+        assert renewed == pb.HeartbeatResponse(renewed_count=50)
+        async with asyncio.timeout(PATIENCE):
+            while len(await client.keys("ossa:services:*")) < 50:
+                await asyncio.sleep(0.02)
+
+
+# Not able to start, or not yet.
+
+
+@pytest.mark.parametrize("setting", ["grpc.address", "http.address"])
+async def test_a_port_in_use_is_told_in_one_line_and_exit_code_2(setting: str, flags: tuple[str, ...]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, lines = await run_to_the_end(*flags, f"--{setting}={address}")
+
+    assert code == 2
+    (line,) = (line for line in lines if not line.startswith("{"))
+    assert line.startswith(f"ossa-registry: {setting}: cannot listen on {address}")
+
+
+async def test_a_data_directory_in_use_is_told_in_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
+    async with ServerProcess(*flags) as server:
+        code, lines = await run_to_the_end(*flags)
+        pid = server.pid
+
+    assert code == 2
+    (line,) = (line for line in lines if not line.startswith("{"))
+    assert line.startswith("ossa-registry: data_dir: ")
+    assert line.endswith(f"in use by another server, pid {pid}")
+
+
+async def test_without_redis_it_starts_tells_so_and_serves_as_soon_as_redis_comes(redis: RedisProcess) -> None:
+    await redis.stop()
+    async with starting(f"--redis.url={redis.url}") as server, connected(server.grpc_address) as (channel, stub):
+        health_stub: Any = HealthStub(channel)
+        health = health_stub.Watch(HealthCheckRequest())
+        assert (await health.read()).status == NOT_SERVING
+        assert (await answer(server, "/health"))[0] == 503
+        assert (await answer(server, "/health/live"))[0] == 200
+        for rpc, request in REQUESTS.items():
+            refused = await refusal(channel, rpc, request)
+            assert refused.code() is UNAVAILABLE, rpc
+            assert retry_seconds(status_of(refused)) > 0
+        batch = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=[small_service("a")]))
+        assert batch.results[0].status.code == UNAVAILABLE.value[0]
+        assert retry_seconds(batch.results[0].status) > 0
+        told_health = await stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
+        assert told_health.status == HealthStatus.HEALTH_STATUS_UNHEALTHY
+        assert not told_health.store_connected
+
+        await redis.start()
+
+        async with asyncio.timeout(PATIENCE):
+            assert (await health.read()).status == SERVING
+        assert await answer(server, "/health") == (200, {"status": "healthy"})
+        await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        assert (await stub.GetService(pb.GetServiceRequest(name="a"))).service.revision == 1
+        health.cancel()
+
+
+async def test_without_redis_it_ends_on_sigterm_all_the_same(redis: RedisProcess) -> None:
+    await redis.stop()
+    async with starting(f"--redis.url={redis.url}") as server:
+        server.signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    assert not plain_lines(server)
+
+
+# Well or not so well.
+
+
+async def test_health_over_http_is_degraded_while_a_service_is_unhealthy(flags: tuple[str, ...]) -> None:
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        assert await answer(server, "/health") == (200, {"status": "healthy"})
+        await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        assert await answer(server, "/health") == (200, {"status": "healthy"})
+        for status, word in (
+            (HealthStatus.HEALTH_STATUS_UNHEALTHY, "degraded"),
+            (HealthStatus.HEALTH_STATUS_HEALTHY, "healthy"),
+            (HealthStatus.HEALTH_STATUS_MAINTENANCE, "healthy"),
+        ):
+            await stub.ReportServiceHealth(pb.ReportServiceHealthRequest(name="a", status=status))
+            assert await answer(server, "/health") == (200, {"status": word})
+        assert await answer(server, "/health/live") == (200, {"status": "alive"})
+
+
+# Helpers.
+
+
+@asynccontextmanager
+async def starting(*flags: str) -> AsyncIterator[ServerProcess]:
+    """A server that listens; whether it serves is another question."""
+    server = ServerProcess(*flags)
+    start = asyncio.create_task(server.start())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not server.http_address:
+                await asyncio.sleep(0.01)
+        yield server
+    finally:
+        start.cancel()
+        await asyncio.wait([start])
+        await server.stop()
+
+
+async def run_to_the_end(*flags: str) -> tuple[int | None, list[str]]:
+    """Runs a server that cannot start; gives its exit code and the lines of its standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "registry_server", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", *flags),
+        env={name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            _, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, errors.decode().splitlines()
+
+
+async def answer(server: ServerProcess, path: str) -> tuple[int, Any]:
+    """Status and JSON of a GET."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{server.http_address}{path}") as response:
+        return response.status, await response.json()
+
+
+async def refusal(channel: grpc.aio.Channel, rpc: str, request: Message) -> grpc.aio.AioRpcError:
+    """Calls an RPC that must fail."""
+    path, wire = f"/{SERVICE}/{rpc}", request.SerializeToString()
+    untyped: Any = channel
+    match rpc:
+        case "KeepAlive":
+            call = untyped.stream_stream(path)(iter([wire]), timeout=PATIENCE).read()
+        case "WatchEvents":
+            call = untyped.unary_stream(path)(wire, timeout=PATIENCE).read()
+        case _:
+            call = untyped.unary_unary(path)(wire, timeout=PATIENCE)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value
+
+
+def status_of(error: grpc.aio.AioRpcError) -> Status:
+    return Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+
+
+def retry_seconds(status: Status) -> float:
+    """How long to wait before the next try, as ``RetryInfo`` has it."""
+    retry = RetryInfo()
+    assert any(detail.Unpack(retry) for detail in status.details), "RetryInfo is missing"
+    return float(retry.retry_delay.ToTimedelta().total_seconds())
+
+
+def plain_lines(server: ServerProcess) -> list[str]:
+    """What it wrote that is no log line, such as a traceback."""
+    return [line["event"] for line in server.log if list(line) == ["event"]]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be collected does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")

@@ -1,0 +1,158 @@
+"""What is built from the checkout can be installed and run without it."""
+
+import email
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import venv
+import zipfile
+from collections.abc import Iterator
+from configparser import ConfigParser
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from registry_server import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {
+    path.parent.name: path.parent for path in ROOT.glob("registry_*/py.typed")
+}
+SERVE = ("serve", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", "--log.format=json")
+
+# A client that has the stubs and nothing of the server.
+CLIENT = textwrap.dedent("""
+    import sys
+
+    import grpc
+    import ossa
+    from ossa.registry.v1 import registry_service_pb2 as pb
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+    with grpc.insecure_channel(sys.argv[1]) as channel:
+        stub = RegistryServiceStub(channel)
+        service = {"name": "a", "endpoint": "http://a.test", "version": "1.0.0", "capabilities": [{"name": "c"}]}
+        stub.RegisterService(pb.RegisterServiceRequest(service=service), timeout=20)
+        found = stub.DiscoverServices(pb.DiscoverServicesRequest(filter={"capability": "c"}), timeout=20)
+    print(ossa.__file__, *(service.name for service in found.services))
+    assert not {name for name in sys.modules if name.startswith("registry_")}
+""")
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Installed(NamedTuple):
+    """A virtual environment with the wheel, and a directory to work in, both away from the checkout."""
+
+    environment: Path
+    elsewhere: Path
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Runs a program of the environment, which must succeed, and gives what it prints."""
+        command = [str(self.environment / "bin" / program), *arguments]
+        return subprocess.run(
+            command, cwd=self.elsewhere, env=environ(), stdout=subprocess.PIPE, text=True, check=True, timeout=240
+        ).stdout
+
+
+def environ() -> dict[str, str]:
+    """The environment without what would lead back to the checkout."""
+    ours = ("OSSA_REGISTRY_", "PYTHON", "VIRTUAL_ENV", "COV_", "COVERAGE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
+    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(directory), str(ROOT)]
+    done = subprocess.run(command, env=environ(), capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = directory.iterdir()
+    return wheel
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Installed:
+    made = Installed(tmp_path / "venv", tmp_path / "elsewhere")
+    made.elsewhere.mkdir()
+    venv.create(made.environment, with_pip=True)
+    made.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel))
+    return made
+
+
+def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel: Path) -> None:
+    sources = {
+        f"{package}/{file.relative_to(directory).as_posix()}"
+        for package, directory in PACKAGES.items()
+        for file in directory.rglob("*")
+        if file.suffix in {".py", ".pyi", ".lua", ".typed"}
+    }
+    protos = {
+        f"ossa/{file.relative_to(ROOT / 'protos/ossa').as_posix()}" for file in ROOT.glob("protos/ossa/**/*.proto")
+    }
+    assert {f"{package}/py.typed" for package in PACKAGES} | {"registry_server/store/scripts/commit.lua"} <= sources
+    assert len(protos) == 3
+
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+
+    assert sorted(sources - names) == []
+    assert protos <= names
+    assert {name.partition("/")[0] for name in names} == set(PACKAGES)
+
+
+def test_the_metadata_is_that_of_the_project(wheel: Path) -> None:
+    assert wheel.name == f"ossa_registry-{__version__}-py3-none-any.whl"
+    archive = zipfile.ZipFile(wheel)
+    info = f"ossa_registry-{__version__}.dist-info"
+    metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+    assert {key: metadata[key] for key in ("Name", "Version", "Requires-Python", "License-Expression")} == {
+        "Name": "ossa-registry",
+        "Version": __version__,
+        "Requires-Python": ">=3.11",
+        "License-Expression": "MIT",
+    }
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    entry_points = ConfigParser()
+    entry_points.read_string(archive.read(f"{info}/entry_points.txt").decode())
+    assert dict(entry_points["console_scripts"]) == {"ossa-registry": "registry_cli.main:main"}
+
+
+def test_what_is_installed_serves_a_client_that_is_installed(installed: Installed) -> None:
+    assert installed.run("ossa-registry", "--version") == f"ossa-registry, version {__version__}\n"
+
+    # Not below pytest's directory: the path may be too long for the socket of the embedded Redis.
+    with tempfile.TemporaryDirectory(prefix="ossa-") as data_dir, serving(installed, data_dir) as server:
+        address = ""
+        for line in server.stderr or ():
+            event = json.loads(line)
+            if event["event"] == "gRPC listens":
+                address = event["address"]
+            if event["event"] == "ossa-registry serves":
+                break
+        printed = installed.run("python", "-c", CLIENT, address)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+
+    stubs, *names = printed.split()
+    assert Path(stubs).is_relative_to(installed.environment)
+    assert names == ["a"]
+
+
+@contextmanager
+def serving(installed: Installed, data_dir: str) -> Iterator[subprocess.Popen[str]]:
+    """``ossa-registry serve`` with the embedded Redis."""
+    command = [str(installed.environment / "bin" / "ossa-registry"), *SERVE, f"--data-dir={data_dir}"]
+    with subprocess.Popen(command, cwd=installed.elsewhere, env=environ(), stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()  # nothing, if it has ended

@@ -1,0 +1,224 @@
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import Capability
+from tests.grpc.calls import PATIENCE, Failure, failure, failure_of, get, register
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import Server, connected, running
+
+REGISTRY = pb.DESCRIPTOR.services_by_name["RegistryService"]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+# grpc.health.v1.
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:
+    """A client of the health protocol; its stubs do not know of asyncio."""
+    return health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.mark.parametrize("service", ["", "ossa.registry.v1.RegistryService"])
+async def test_health_says_that_the_server_serves(server: Server, service: str) -> None:
+    health = health_of(server.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
+    assert (await watch.read()).status == SERVING
+    watch.cancel()
+
+
+async def test_health_of_an_unknown_service_is_not_found(server: Server) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await health_of(server.channel).Check(health_pb2.HealthCheckRequest(service="nobody"))
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_who_watches_health_is_told_when_the_server_drains(redis: RedisProcess) -> None:
+    async with AsyncExitStack() as outer:
+        async with running(redis.url) as server:
+            channel, _ = await outer.enter_async_context(connected(server.grpc_address))
+            watches = [
+                health_of(channel).Watch(health_pb2.HealthCheckRequest(service=name))
+                for name in ("", REGISTRY.full_name)
+            ]
+            for watch in watches:
+                assert (await watch.read()).status == SERVING
+        for watch in watches:
+            assert (await watch.read()).status == NOT_SERVING
+
+
+# Draining.
+
+
+async def test_a_keep_alive_stream_ends_with_unavailable_when_the_server_drains(redis: RedisProcess) -> None:
+    async with AsyncExitStack() as outer:
+        async with running(redis.url) as server:
+            _, stub = await outer.enter_async_context(connected(server.grpc_address))
+            await register(server, small_service("a"))
+            stream = stub.KeepAlive()
+            await stream.write(pb.KeepAliveRequest(names=["a"]))
+            assert await stream.read() == pb.KeepAliveResponse(renewed_count=1)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stream.read()
+        refused = failure_of(raised.value)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+# Reflection.
+
+
+async def reflected(channel: Any, **question: str) -> reflection_pb2.ServerReflectionResponse:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stream = stub.ServerReflectionInfo()
+    await stream.write(reflection_pb2.ServerReflectionRequest(**question))  # type: ignore[arg-type]
+    answer = await stream.read()
+    assert isinstance(answer, reflection_pb2.ServerReflectionResponse)
+    stream.cancel()
+    return answer
+
+
+async def test_reflection_lists_the_services(server: Server) -> None:
+    answer = await reflected(server.channel, list_services="")
+    assert {service.name for service in answer.list_services_response.service} == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "ossa.registry.v1.RegistryService",
+    }
+
+
+async def test_reflection_gives_a_client_without_files_all_that_it_needs(server: Server) -> None:
+    files: dict[str, FileDescriptorProto] = {}
+    wanted = {"file_containing_symbol": [REGISTRY.full_name], "file_by_filename": []}
+    while question := next(((kind, names.pop()) for kind, names in wanted.items() if names), None):
+        answer = await reflected(server.channel, **{question[0]: question[1]})
+        for wire in answer.file_descriptor_response.file_descriptor_proto:
+            file = FileDescriptorProto.FromString(wire)
+            files[file.name] = file
+            wanted["file_by_filename"] += [name for name in file.dependency if name not in files]
+
+    pool = DescriptorPool()
+    added: set[str] = set()
+
+    def add(name: str) -> None:
+        if name not in added:
+            added.add(name)
+            for dependency in files[name].dependency:
+                add(dependency)
+            pool.Add(files[name])
+
+    for name in files:
+        add(name)
+    service = pool.FindServiceByName(REGISTRY.full_name)
+    assert [method.name for method in service.methods] == [method.name for method in REGISTRY.methods]
+    for method, known in zip(service.methods, REGISTRY.methods, strict=True):
+        assert method.input_type.fields_by_name.keys() == known.input_type.fields_by_name.keys()
+        assert method.output_type.fields_by_name.keys() == known.output_type.fields_by_name.keys()
+
+
+async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
+    async with running(redis.url, grpc={"reflection": False}) as server:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await reflected(server.channel, list_services="")
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+# What is no proper call.
+
+
+def raw(server: Server, path: str) -> Any:
+    """A call that takes and gives bytes."""
+    channel: Any = server.channel
+    return channel.unary_unary(path)
+
+
+async def answered(channel: Any, method: Any, wire: bytes) -> Failure:
+    """Sends bytes as they are."""
+    path = f"/{REGISTRY.full_name}/{method.name}"
+    if method.client_streaming:
+        both = channel.stream_stream(path)()
+        await both.write(wire)
+        return await failure(both.read())
+    if method.server_streaming:
+        return await failure(channel.unary_stream(path)(wire).read())
+    return await failure(channel.unary_unary(path)(wire))
+
+
+@pytest.mark.parametrize("method", list(REGISTRY.methods), ids=lambda method: str(method.name))
+async def test_bytes_that_are_no_message_are_an_invalid_argument(server: Server, method: Any) -> None:
+    for wire in (b"\xff", b"\x0a\x05ab", b"\x0b", b"\x00"):
+        refused = await answered(server.channel, method, wire)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+        assert method.input_type.full_name in refused.message
+    await register(server, small_service("a"))
+
+
+@pytest.mark.parametrize("path", ["/ossa.registry.v1.RegistryService/Nothing", "/ossa.registry.v2.RegistryService/Get"])
+async def test_what_is_not_there_is_unimplemented(server: Server, path: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await raw(server, path)(b"")
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_fields_of_a_newer_contract_do_no_harm(server: Server) -> None:
+    newer = b"\xa2\x06\x03new"  # field 100
+    request = pb.RegisterServiceRequest(service=small_service("a")).SerializeToString()
+    wire = await raw(server, f"/{REGISTRY.full_name}/RegisterService")(request + newer)
+    assert pb.RegisterServiceResponse.FromString(wire).service == await get(server, "a")
+    for _ in range(2):
+        wire = await raw(server, f"/{REGISTRY.full_name}/DiscoverServices")(newer)
+        assert [service.name for service in pb.DiscoverServicesResponse.FromString(wire).services] == ["a"]
+
+
+async def test_a_message_that_is_too_large_is_refused_and_the_server_serves_on(redis: RedisProcess) -> None:
+    async with running(redis.url, grpc={"max_message_bytes": 128 * 1024}) as server:
+        services = [
+            small_service(f"s{i}", capabilities=[Capability(name="c", description="d" * 4000)]) for i in range(40)
+        ]
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await server.stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=services))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        answer = await server.stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=services[:20]))
+        assert all(result.HasField("service") for result in answer.results)
+
+
+async def test_an_answer_may_be_larger_than_the_largest_request(redis: RedisProcess) -> None:
+    async with running(redis.url, grpc={"max_message_bytes": 64 * 1024}) as server:
+        for i in range(40):
+            await register(server, small_service(f"s{i}", capabilities=[Capability(name="c", description="d" * 4000)]))
+        answer = await server.stub.DiscoverServices(pb.DiscoverServicesRequest())
+        assert answer.ByteSize() > 128 * 1024
+        assert len(answer.services) == 40
+
+
+# Connections.
+
+
+@pytest.mark.parametrize(("min_ping_interval_ms", "stays"), [(900, True), (5_000, False)])
+async def test_idle_clients_may_ping_as_often_as_the_setting_says(
+    redis: RedisProcess, min_ping_interval_ms: int, *, stays: bool
+) -> None:
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.keepalive_time_ms", 1_000),  # a client of gRPC's C core does not ping more often
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with (
+        running(redis.url, grpc={"min_ping_interval_ms": min_ping_interval_ms}) as server,
+        grpc.aio.insecure_channel(server.grpc_address, options=options) as channel,
+    ):
+        await asyncio.wait_for(channel.channel_ready(), PATIENCE)
+        with suppress(TimeoutError):  # the third ping that comes too early ends the connection
+            await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 5)
+        assert (channel.get_state() is grpc.ChannelConnectivity.READY) == stays

@@ -1,0 +1,285 @@
+"""Runs what a Markdown document tells its reader to type, and compares what comes with what it says would come.
+
+Of the fenced blocks these are run, in the order of the document:
+
+- ``console``: a line that begins with ``$ `` is a command. It goes on below a line that ends with a backslash, and to
+  the end of a here-document. What follows, up to the next command, is all that it prints, errors included. One that
+  prints nothing must succeed.
+- ``bash``: one script. It must succeed, and may print anything.
+- ``python``: one program. It must succeed. A ``text`` block that follows the words "It prints:" is what it prints.
+
+Every command has a shell of its own, in the root of the checkout: neither ``cd`` nor a variable lasts.
+
+``...`` in expected output stands for anything, also for several lines, on a line of its own also for none. Times,
+cursors, revisions in JSON and the spaces after its colons may differ.
+
+A comment before a block says what to do with it: ``<!-- test: skip REASON -->`` leaves it out;
+``<!-- test: background -->`` says that its command is to run beside the others: whoever runs the document has a server
+running already, and tells by ``Substitutions`` where it is.
+"""
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import unified_diff
+from pathlib import Path
+from typing import Final, Literal
+
+TIMEOUT: Final = 60.0
+"""Seconds that a command may take."""
+TOOLS: Final = ("curl", "docker", "grpcurl", "jq", "make", "nc", "npm", "python", "python3", "redis-cli", "uv")
+"""Programs without which a block is skipped."""
+
+Language = Literal["bash", "console", "python"]
+
+_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[\w-]*)\s*$")
+_MARK = re.compile(r"^<!-- test: (?P<mark>.*?) -->$")
+_HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)(?P<end>\w+)\1")
+_PROMPT = "$ "
+_PRINTS = "It prints:"
+
+_LOOSE: Final = (
+    (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)"), "TIME"),
+    # protojson of Go puts one space or two after a colon, to keep people from comparing its output.
+    (re.compile(r'(?<=":) +'), " "),
+    (re.compile(r'(?<="cursor": )"[^"]*"'), '"CURSOR"'),
+    (re.compile(r'(?<="revision": )"\d+"'), '"REVISION"'),
+    (re.compile(r'(?<="revision":)\d+'), "REVISION"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something to run."""
+
+    text: str
+    """As a shell takes it, or a Python program."""
+    line: int
+    """Where it stands in the document, from 1."""
+    expected: tuple[str, ...] | None = None
+    """Lines that it prints; None if it may print anything and must succeed."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of commands."""
+
+    language: Language
+    line: int
+    commands: tuple[Command, ...]
+    skip: str = ""
+    """Why it is not to be run."""
+    background: bool = False
+
+    def tools(self) -> list[str]:
+        """The programs of ``TOOLS`` that it calls by name, or by a path that ends with it."""
+        if self.language == "python":
+            return []
+        called = (_words(command.text) for command in self.commands)
+        return sorted({word for words in called for word in words if word.rpartition("/")[2] in TOOLS})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a command."""
+
+    command: Command
+    printed: tuple[str, ...]
+    status: int
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it, for people; empty if nothing is."""
+        if not self.command.expected and self.status:
+            return "\n".join((f"ended with {self.status}:", *self.printed))
+        if self.command.expected is None:
+            return ""
+        if matches(self.command.expected, self.printed):
+            return ""
+        expected, printed = loosened(self.command.expected), loosened(self.printed)
+        return "\n".join(unified_diff(expected, printed, "in the document", "printed", lineterm=""))
+
+
+@dataclass(frozen=True)
+class Substitutions:
+    """What stands in the document, and what is there instead while it is tested."""
+
+    values: Mapping[str, str]
+
+    def apply(self, text: str) -> str:
+        """Puts what is there in the place of what is documented."""
+        for documented, actual in self.values.items():
+            # A backslash in what is put in would mean something to re.sub.
+            new = actual.replace("\\", r"\\")
+            text = re.sub(rf"(?<![\w./-]){re.escape(documented)}(?![\w-])", new, text)
+        return text
+
+    def undo(self, text: str) -> str:
+        """Puts what is documented in the place of what is there."""
+        for documented, actual in self.values.items():
+            text = text.replace(actual, documented)
+        return text
+
+
+def blocks(document: str) -> list[Block]:
+    """Finds the blocks of a document that are to be run, skipped ones included.
+
+    Raises:
+        ValueError: It is not in the format above; the message has the line.
+    """
+    found: list[Block] = []
+    mark, paragraph = "", ""
+    lines = iter(enumerate(document.splitlines(), 1))
+    for number, line in lines:
+        fence = _FENCE.match(line)
+        if fence is None:
+            if line.strip():
+                mark = match["mark"] if (match := _MARK.match(line.strip())) else ""
+                paragraph = line
+            continue
+        content = list(_content(lines, fence["fence"], number))
+        match fence["language"]:
+            case "console":
+                found.append(_marked(Block("console", number, tuple(_session(content))), mark))
+            case "bash" | "python" as language:
+                program = Command("\n".join(text for _, text in content) + "\n", number + 1)
+                found.append(_marked(Block(language, number, (program,)), mark))
+            case "text" if paragraph.rstrip().endswith(_PRINTS) and found and found[-1].language == "python":
+                expected = tuple(text for _, text in content)
+                found[-1] = replace(found[-1], commands=(replace(found[-1].commands[0], expected=expected),))
+            case _ if mark:
+                raise ValueError(f"line {number}: a `test:` comment before a block that is not run")
+            case _:
+                pass
+        mark = paragraph = ""
+    return found
+
+
+def missing_tools(block: Block, substitutions: Substitutions) -> list[str]:
+    """The programs that a block needs and that are not there."""
+    return [tool for tool in block.tools() if shutil.which(substitutions.apply(tool)) is None]
+
+
+async def run(
+    block: Block, substitutions: Substitutions, *, directory: Path, env: Mapping[str, str], python: str
+) -> list[Result]:
+    """Runs the commands of a block, one after another.
+
+    Args:
+        block: What to run.
+        substitutions: Where the server is, and such.
+        directory: Working directory.
+        env: Environment.
+        python: The interpreter for ``python`` blocks.
+
+    Raises:
+        TimeoutError: A command did not end in time.
+    """
+    results = []
+    for command in block.commands:
+        text = substitutions.apply(command.text)
+        arguments = (python, "-c", text) if block.language == "python" else (_shell(), "-c", text)
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=directory,
+            env=env,
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        printed = substitutions.undo(output.decode(errors="replace"))
+        results.append(Result(command, tuple(printed.splitlines()), process.returncode or 0))
+    return results
+
+
+def matches(expected: Iterable[str], printed: Iterable[str]) -> bool:
+    """Tells whether lines are what was expected."""
+    pattern = "".join(map(_pattern, loosened(expected)))
+    text = "".join(f"{line}\n" for line in loosened(printed))
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def loosened(lines: Iterable[str]) -> list[str]:
+    """Lines with a word in the place of what may differ, without white space and empty lines at the end."""
+    text = "\n".join(line.rstrip() for line in lines).rstrip("\n")
+    for pattern, word in _LOOSE:
+        text = pattern.sub(word, text)
+    return text.splitlines()
+
+
+def _pattern(line: str) -> str:
+    if line.strip() == "...":
+        return r"(?:[^\n]*\n)*?"
+    return ".*?".join(map(re.escape, line.split("..."))) + "\n"
+
+
+def _content(lines: Iterator[tuple[int, str]], fence: str, opened: int) -> Iterator[tuple[int, str]]:
+    for number, line in lines:
+        if line.rstrip() == fence:
+            return
+        yield number, line
+    raise ValueError(f"line {opened}: this block does not end")
+
+
+def _session(content: Sequence[tuple[int, str]]) -> Iterator[Command]:
+    lines = iter(content)
+    command: Command | None = None
+    expected: list[str] = []
+    for number, line in lines:
+        if line.startswith(_PROMPT):
+            if command is not None:
+                yield replace(command, expected=tuple(expected))
+            command, expected = Command(_whole(line.removeprefix(_PROMPT), lines, number), number), []
+        elif command is None:
+            raise ValueError(f"line {number}: output without a command; a command begins with `{_PROMPT}`")
+        else:
+            expected.append(line)
+    if command is not None:
+        yield replace(command, expected=tuple(expected))
+
+
+def _whole(command: str, lines: Iterator[tuple[int, str]], number: int) -> str:
+    """Adds the lines on which a command goes on."""
+    here_document = _HERE_DOCUMENT.search(command)
+    last = command
+    while last.endswith("\\") or (here_document and last.strip() != here_document["end"]):
+        try:
+            _, last = next(lines)
+        except StopIteration:
+            raise ValueError(f"line {number}: this command does not end") from None
+        command += f"\n{last}"
+        here_document = here_document or _HERE_DOCUMENT.search(last)
+    return command
+
+
+def _marked(block: Block, mark: str) -> Block:
+    kind, _, reason = mark.partition(" ")
+    match kind:
+        case "":
+            return block
+        case "skip" if reason:
+            return replace(block, skip=reason)
+        case "background" if not reason:
+            return replace(block, background=True)
+        case _:
+            raise ValueError(
+                f"line {block.line}: `test: {mark}` before this block is neither `skip REASON` nor `background`"
+            )
+
+
+def _words(command: str) -> list[str]:
+    """The words that may be names of programs: at the beginning, and after what begins another command."""
+    return [match[1] for match in re.finditer(r"(?:^|[|&;(])[\s\\]*([\w./-]+)", command.partition("<<")[0])]
+
+
+def _shell() -> str:
+    return shutil.which("bash") or "/bin/sh"

@@ -1,0 +1,741 @@
+import asyncio
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
+from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
+from registry_server.catalog import follower as module
+from registry_server.catalog.discovery import Discovery
+from registry_server.catalog.follower import Follower
+from registry_server.catalog.replica import Replica
+from registry_server.catalog.watch import WatchHub, fits_one_message
+from registry_server.clock import system_clock
+from registry_server.errors import CursorExpired, RegistryError, Violation
+from registry_server.model.filters import compile_filter
+from registry_server.model.tokens import Cursor
+from registry_server.store import Position, RedisStore, redis_store
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+
+PATIENCE = 30.0
+EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
+REGISTERED = EventType.EVENT_TYPE_SERVICE_REGISTERED
+UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
+UNREGISTERED = EventType.EVENT_TYPE_SERVICE_UNREGISTERED
+HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+SNAPSHOT = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
+CLIENT_REQUEST = EventReason.EVENT_REASON_CLIENT_REQUEST
+RESYNC = EventReason.EVENT_REASON_RESYNC
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+class Writer:
+    """Another process that writes to the same Redis."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self.store = store
+        self.epoch = ""
+        self.revisions: dict[str, int] = {}
+
+    async def learn(self) -> None:
+        """Takes over what the store has."""
+        self.epoch = (await self.store.head()).epoch
+        services = [Service.FromString(wire) async for page in self.store.records() for wire in page]
+        self.revisions = {service.name: service.revision for service in services}
+
+    async def put(self, *names: str, **fields: Any) -> None:
+        for name in names:
+            outcome = await self.store.put(
+                small_service(name, **{"group": name, **fields}),
+                epoch=self.epoch,
+                expected=self.revisions.get(name, 0),
+                type=UPDATED if name in self.revisions else REGISTERED,
+                reason=CLIENT_REQUEST,
+                ttl=0,
+                renew=True,
+            )
+            assert isinstance(outcome, int)
+            self.revisions[name] = outcome
+
+    async def delete(self, *names: str) -> None:
+        for name in names:
+            outcome = await self.store.delete(
+                name, epoch=self.epoch, expected=self.revisions.pop(name), reason=CLIENT_REQUEST
+            )
+            assert isinstance(outcome, int)
+
+
+class Observer:
+    """Watches everything into a dict; fails on what was told twice, out of order, or of a service never told of."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, bytes] = {}
+        self.events: list[Event] = []
+        self.end: RegistryError | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    @asynccontextmanager
+    async def watching(self, hub: WatchHub, cursor: Cursor | None = None) -> AsyncIterator[None]:
+        self._task = asyncio.create_task(self._watch(hub, cursor))
+        await eventually(lambda: self._ready.is_set() or self.end is not None)
+        yield
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _watch(self, hub: WatchHub, cursor: Cursor | None) -> None:
+        try:
+            with await hub.join(EVERYTHING, cursor=cursor, snapshot=True) as watcher:
+                async for wire in watcher:
+                    message = WatchEventsResponse.FromString(wire)
+                    for event in message.events:
+                        self._take(event)
+                    if message.snapshot_complete or cursor is not None:
+                        self._ready.set()
+        except RegistryError as error:
+            self.end = error
+
+    def _take(self, event: Event) -> None:
+        name = event.service.name
+        if event.type in (SNAPSHOT, REGISTERED):
+            assert name not in self.state
+        else:
+            assert name in self.state
+        if event.type == UNREGISTERED:
+            del self.state[name]
+        else:
+            self.state[name] = event.service.SerializeToString(deterministic=True)
+        if event.type != SNAPSHOT:
+            if event.reason != RESYNC and self.events:
+                assert event.revision == self.events[-1].revision + 1
+            self.events.append(event)
+
+    def told(self) -> list[tuple[int, str, int]]:
+        return [(event.type, event.service.name, event.reason) for event in self.events]
+
+
+class Process:
+    """What follows the store in one process of the registry."""
+
+    def __init__(self, url: str, *, history: int = 10_000, fits: bool = True) -> None:
+        self._url = url
+        self.store = RedisStore(url, timeout=5.0)
+        self.replica = Replica(history)
+        self.hub = WatchHub(self.replica, Discovery(self.replica), buffer_events=100_000, buffer_bytes=1 << 30)
+        self.connections: list[bool] = []
+        self.follower = Follower(
+            self.store,
+            self.replica,
+            clock=system_clock,
+            on_connection=self._on_connection,
+            on_start_over=self.hub.start_over,
+            fits_one_message=lambda changes: fits and fits_one_message(changes),
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def _on_connection(self, *, connected: bool) -> None:
+        self.connections.append(connected)
+
+    async def level(self) -> None:
+        """Waits until the replica is equal to the store, at the newest position; nobody may be writing."""
+        keys = self.store.keys
+        async with asyncio.timeout(PATIENCE), Redis.from_url(self._url) as client:
+            while True:
+                epoch, revision = await client.mget(keys.epoch, keys.revision)
+                position = Position((epoch or b"").decode(), int(revision or 0))
+                if self.follower.connected and self.replica.position == position:
+                    break
+                await asyncio.sleep(0.005)
+            stored = set(await client.hvals(keys.records))
+        assert {record.wire for record in self.replica.records.values()} == stored
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self.follower.run())
+
+    async def stall(self) -> None:
+        """Stops following, like a process that is suspended; ``start`` goes on."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        task.cancel()
+        with suppress(asyncio.CancelledError):  # anything else is what ended it
+            await task
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Process"]:
+        self.start()
+        try:
+            yield self
+        finally:
+            if self._task is not None:
+                await self.stall()
+            await self.store.close()
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LAST_RETRY", 0.05)
+    monkeypatch.setattr(redis_store, "TAIL_BLOCK", 0.05)
+
+
+@pytest.fixture
+async def writer(redis: RedisProcess) -> AsyncIterator[Writer]:
+    store = RedisStore(redis.url, timeout=5.0)
+    await store.open()
+    other = Writer(store)
+    await other.learn()
+    yield other
+    await store.close()
+
+
+@pytest.fixture
+async def process(redis: RedisProcess) -> AsyncIterator[Process]:
+    """A process that follows a store with services a, b and c."""
+    async with Process(redis.url).running() as running:
+        yield running
+
+
+@pytest.fixture
+async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis.url) as connected:
+        yield connected
+
+
+# Loading.
+
+
+async def test_a_store_is_loaded_with_its_past(redis: RedisProcess, writer: Writer) -> None:
+    await writer.put("a", "b", "c")
+    await writer.put("b", version="2.0.0")
+    await writer.delete("a")
+
+    async with Process(redis.url).running() as process:
+        await process.level()
+
+        assert process.follower.loaded
+        assert process.connections == [True]
+        assert process.replica.records.keys() == {"b", "c"}
+        past = process.replica.history.since(0)
+        assert past is not None
+        assert [(change.revision, change.type, change.name) for change in past] == [
+            (1, REGISTERED, "a"),
+            (2, REGISTERED, "b"),
+            (3, REGISTERED, "c"),
+            (4, UPDATED, "b"),
+            (5, UNREGISTERED, "a"),
+        ]
+        assert [change.before and change.before.revision for change in past] == [None, None, None, 2, 1]
+
+
+async def test_an_empty_store_is_loaded(process: Process) -> None:
+    await process.level()
+
+    assert process.replica.records == {}
+    assert process.replica.history.since(0) == []
+
+
+async def test_a_watch_goes_on_in_a_process_that_began_later(redis: RedisProcess, writer: Writer) -> None:
+    await writer.put("a", "b", "c")
+    observer = Observer()
+
+    async with Process(redis.url).running() as process:
+        await process.level()
+        async with observer.watching(process.hub, Cursor(writer.epoch, 1)):
+            await writer.put("d")
+            await eventually(lambda: len(observer.events) == 3)
+
+    assert observer.told() == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
+
+
+async def test_of_a_trimmed_stream_the_rest_is_the_past(redis: RedisProcess, writer: Writer, client: Redis) -> None:
+    await writer.put(*"abcdef")
+    await client.xtrim(writer.store.keys.events, maxlen=2, approximate=False)
+
+    async with Process(redis.url).running() as process:
+        await process.level()
+
+        assert process.replica.history.since(3) is None
+        assert len(process.replica.history.since(4) or ()) == 2
+
+
+async def test_a_stream_with_a_hole_gives_only_the_past_after_it(
+    redis: RedisProcess, writer: Writer, client: Redis
+) -> None:
+    await writer.put(*"abcdef")
+    await client.xdel(writer.store.keys.events, "3-0")
+
+    async with Process(redis.url).running() as process:
+        await process.level()
+
+        assert process.replica.history.since(2) is None
+        assert len(process.replica.history.since(3) or ()) == 3
+
+
+@pytest.mark.parametrize("events_max_length", [10_000, 100], ids=["the stream is long", "the stream is short"])
+async def test_a_load_while_others_write_ends_equal_to_the_store(
+    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch, events_max_length: int
+) -> None:
+    monkeypatch.setattr(redis_store, "PAGE", 20)  # so that reading takes long
+    monkeypatch.setattr(writer.store, "_events_max_length", events_max_length)
+    names = [f"s{i:03}" for i in range(600)]
+    await writer.put(*names)
+    enough = asyncio.Event()
+
+    async def write(mine: list[str]) -> None:
+        for i in itertools.count():
+            if enough.is_set():
+                return
+            name = mine[i % len(mine)]
+            if i % 3 == 0 and name in writer.revisions:
+                await writer.delete(name)
+            else:
+                await writer.put(name, version=f"{i}.0.0")
+
+    async with asyncio.TaskGroup() as group:
+        for i in range(4):
+            group.create_task(write([*names[i::4], f"new{i}"]))
+        for _ in range(5):
+            async with Process(redis.url).running() as process:
+                await eventually(lambda: process.follower.loaded)
+                await asyncio.sleep(0.05)
+                assert process.follower.resyncs == 0
+        async with Process(redis.url).running() as process:
+            await eventually(lambda: process.follower.loaded)
+            enough.set()
+            await process.level()
+            assert process.follower.resyncs == 0
+
+
+async def test_a_store_that_is_away_at_first_is_loaded_when_it_comes(redis: RedisProcess, writer: Writer) -> None:
+    await writer.put("a")
+    await redis.stop()
+
+    async with Process(redis.url).running() as process:
+        await asyncio.sleep(0.1)
+        assert not process.follower.loaded
+        assert process.connections == []
+        assert process.follower.lag > 0
+
+        await redis.start()
+        await process.level()
+
+        assert process.follower.lag == 0
+
+
+async def test_a_store_that_goes_away_during_the_load_is_loaded_when_it_is_back(
+    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "PAGE", 10)
+    await writer.put(*(f"s{i}" for i in range(600)))
+
+    async with Process(redis.url).running() as process:
+        await asyncio.sleep(0.05)
+        redis.kill()
+        await redis.restart()
+
+        await process.level()
+
+    assert len(process.replica.records) == 600
+
+
+# Following.
+
+
+async def test_every_change_arrives_once_and_in_order(process: Process, writer: Writer) -> None:
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        for i in range(300):
+            await writer.put(f"s{i % 7}", version=f"{i}.0.0")
+            if i % 5 == 0:
+                await writer.delete(f"s{i % 7}")
+        await process.level()
+        await eventually(lambda: len(observer.events) == 360)
+
+    assert [event.revision for event in observer.events] == list(range(1, 361))
+    assert process.follower.resyncs == 0
+
+
+async def test_a_process_that_stalled_catches_up(process: Process, writer: Writer) -> None:
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        await process.stall()
+        for i in range(3 * redis_store.TAIL_PAGE):
+            await writer.put(f"s{i % 20}")
+        process.start()
+        await process.level()
+        await eventually(lambda: len(observer.events) == 3 * redis_store.TAIL_PAGE)
+
+    assert process.follower.resyncs == 0
+
+
+async def test_after_a_kill_of_redis_it_goes_on_where_it_was_without_a_resync(
+    redis: RedisProcess, process: Process, writer: Writer
+) -> None:
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        for round_ in range(3):
+            await writer.put(f"before{round_}")
+            redis.kill()
+            await eventually(lambda: not process.follower.connected)
+            assert process.follower.lag > 0
+            await redis.restart()
+            await writer.store.reconnect()
+            await writer.put(f"after{round_}")
+            await process.level()
+            assert process.follower.lag == 0
+        await eventually(lambda: len(observer.events) == 6)
+
+    assert process.follower.resyncs == 0
+    assert process.connections == [True, False, True, False, True, False, True]
+
+
+async def test_a_connection_that_is_cut_loses_nothing(process: Process, writer: Writer, client: Redis) -> None:
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        for i in range(30):
+            await client.client_kill_filter(_type="normal", skipme=True)
+            await writer.store.reconnect()
+            await writer.put(f"s{i}")
+        await process.level()
+        await eventually(lambda: len(observer.events) == 30)
+
+    assert process.follower.resyncs == 0
+
+
+async def test_a_redis_that_is_made_a_replica_is_away_until_it_is_a_master_again(
+    redis: RedisProcess, process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a")
+    await process.level()
+
+    await client.replicaof("127.0.0.1", redis.port)
+    await eventually(lambda: False in process.connections)
+    await client.replicaof("NO", "ONE")
+    await writer.store.reconnect()
+    await writer.put("b")
+    await process.level()
+
+    assert process.replica.records.keys() == {"a", "b"}
+    assert process.follower.resyncs == 0
+
+
+# Histories that break.
+
+
+def assert_expired(process: Process, *cursors: Cursor) -> None:
+    """Nobody can go on from before: the numbers may mean other changes now."""
+    for cursor in cursors:
+        with pytest.raises(CursorExpired):
+            process.hub._since(cursor)
+
+
+async def test_the_difference_of_a_resync_is_exactly_what_differs(
+    process: Process, writer: Writer, client: Redis
+) -> None:
+    healthy, sick = ({"status": status} for status in (1, HealthStatus.HEALTH_STATUS_UNHEALTHY))
+    await writer.put("same", "changed", "sick", "gone", "back", health=healthy)
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        await process.stall()
+        await writer.put("changed", version="2.0.0", health=healthy)
+        await writer.put("sick", health=sick)
+        await writer.delete("gone", "back")
+        await writer.put("new", "brief")
+        await writer.put("back", health=healthy)
+        await writer.delete("brief")
+        await client.delete(writer.store.keys.events)
+        process.start()
+        await process.level()
+        await eventually(lambda: len(observer.events) >= 5)
+
+    assert sorted(observer.told()) == sorted(
+        [
+            (UPDATED, "changed", RESYNC),
+            (HEALTH_CHANGED, "sick", RESYNC),
+            (UNREGISTERED, "gone", RESYNC),
+            (REGISTERED, "new", RESYNC),
+            (UPDATED, "back", RESYNC),
+        ]
+    )
+    assert {event.revision for event in observer.events} == {process.replica.revision} == {13}
+    by_name = {event.service.name: event for event in observer.events}
+    assert by_name["sick"].previous_health == HealthStatus.HEALTH_STATUS_HEALTHY
+    assert by_name["gone"].service.health.status == HealthStatus.HEALTH_STATUS_HEALTHY
+    assert process.follower.resyncs == 1
+
+
+async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
+    process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a", "b")
+    await process.level()
+    before = process.replica.position
+    observer = Observer()
+    async with observer.watching(process.hub):
+        await client.flushall()
+        await process.level()
+        await writer.learn()
+        await writer.put("b", "c", "d")
+        await process.level()
+        await eventually(lambda: observer.state.keys() == {"b", "c", "d"})
+
+    assert sorted(observer.told()[:2]) == [(UNREGISTERED, "a", RESYNC), (UNREGISTERED, "b", RESYNC)]
+    assert observer.told()[2:] == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
+    assert process.replica.revision == 3
+    assert_expired(process, Cursor(*before), Cursor(before.epoch, 1))
+
+
+async def test_a_store_that_is_emptied_and_written_at_once_is_noticed(
+    process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a", "b")
+    await process.level()
+    observer = Observer()
+    async with observer.watching(process.hub):
+        await process.stall()
+        await client.flushall()
+        await writer.learn()
+        await writer.put("b", "c", "d", "e")  # more than there was before
+        process.start()
+        await process.level()
+        await eventually(lambda: observer.state.keys() == {"b", "c", "d", "e"})
+
+    assert process.follower.resyncs == 1
+
+
+async def test_a_stream_trimmed_past_its_position_is_noticed(process: Process, writer: Writer, client: Redis) -> None:
+    await writer.put("a", "b")
+    await process.level()
+    position = process.replica.position
+    observer = Observer()
+    async with observer.watching(process.hub):
+        await process.stall()
+        await writer.put("a", "c", "a", "d", "a")
+        await client.xtrim(writer.store.keys.events, maxlen=1, approximate=False)
+        process.start()
+        await process.level()
+        await eventually(lambda: len(observer.events) == 3)
+
+    assert sorted(observer.told()) == [(REGISTERED, "c", RESYNC), (REGISTERED, "d", RESYNC), (UPDATED, "a", RESYNC)]
+    assert process.replica.position == Position(position.epoch, 7)
+    assert_expired(process, Cursor(*position))
+
+
+async def test_a_stream_that_is_deleted_while_level_costs_nothing(
+    process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a")
+    await process.level()
+
+    await client.delete(writer.store.keys.events)
+    await writer.put("b", "c")
+    await process.level()
+
+    assert process.follower.resyncs == 0
+
+
+async def test_a_stream_that_is_deleted_with_what_was_not_read_is_noticed(
+    process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a")
+    await process.level()
+    await process.stall()
+    await writer.put("b")
+    await client.delete(writer.store.keys.events)
+    process.start()
+
+    await process.level()
+
+    assert process.replica.records.keys() == {"a", "b"}
+    assert process.follower.resyncs == 1
+
+
+async def test_a_difference_too_large_to_tell_makes_watchers_start_over(
+    redis: RedisProcess, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a", "b")
+    async with Process(redis.url, fits=False).running() as process:
+        await process.level()
+        observer, again = Observer(), Observer()
+        async with observer.watching(process.hub):
+            await client.flushall()
+            await process.level()
+            await eventually(lambda: observer.end is not None)
+
+        assert isinstance(observer.end, CursorExpired)
+        assert observer.events == []
+        async with again.watching(process.hub):
+            assert again.state == {}
+
+
+async def test_somebody_else_may_notice_first(process: Process, writer: Writer) -> None:
+    await writer.put("a")
+    await process.level()
+
+    process.follower.suspect("a test says so")
+    await eventually(lambda: process.follower.resyncs == 1)
+    await writer.put("b")
+    await process.level()
+
+    assert process.follower.resyncs == 1
+
+
+async def test_a_resync_that_the_store_interrupts_is_done_when_it_is_back(
+    redis: RedisProcess, process: Process, writer: Writer, client: Redis
+) -> None:
+    await writer.put("a")
+    await process.level()
+    await process.stall()
+    await writer.put("b")
+    await client.delete(writer.store.keys.events)
+    process.follower.suspect("a test says so")
+    redis.kill()
+    process.start()
+    await eventually(lambda: not process.follower.connected)
+
+    await redis.restart()
+    await process.level()
+
+    assert process.replica.records.keys() == {"a", "b"}
+
+
+# Redis from a backup.
+
+
+class Backup:
+    """A copy of the files of Redis."""
+
+    def __init__(self, process: RedisProcess, directory: Path, copy: Path) -> None:
+        self._process, self._directory, self._copy = process, directory, copy
+
+    def take(self) -> None:
+        """Everything that was acknowledged is in the files already: Redis writes them before it answers."""
+        shutil.copytree(self._directory, self._copy)
+
+    @asynccontextmanager
+    async def restored(self) -> AsyncIterator[Writer]:
+        """Redis dies and comes back from the copy; meanwhile others can write to it, whom nobody followed."""
+        self._process.kill()
+        await self._process.stop()
+        shutil.rmtree(self._directory)
+        shutil.copytree(self._copy, self._directory)
+        async with RedisProcess(self._directory) as elsewhere:
+            store = RedisStore(elsewhere.url, timeout=5.0)
+            await store.open()
+            other = Writer(store)
+            await other.learn()
+            yield other
+            await store.close()
+        await self._process.start()
+
+
+@pytest.fixture
+def backup(redis: RedisProcess, tmp_path: Path) -> Backup:
+    return Backup(redis, tmp_path / "redis", tmp_path / "backup")
+
+
+async def test_a_store_restored_from_older_data_begins_another_epoch(
+    process: Process, writer: Writer, backup: Backup
+) -> None:
+    await writer.put("same", "changed", "gone")
+    await process.level()
+    backup.take()
+    await writer.put("changed", version="2.0.0")
+    await writer.delete("gone")
+    await writer.put("lost")
+    await process.level()
+    before = process.replica.position
+    observer = Observer()
+    async with observer.watching(process.hub):
+        async with backup.restored():
+            pass
+        await process.level()
+        await writer.learn()
+        await writer.put("next")
+        await process.level()
+        await eventually(lambda: len(observer.events) == 4)
+
+    assert sorted(observer.told()[:3]) == [
+        (REGISTERED, "gone", RESYNC),
+        (UPDATED, "changed", RESYNC),
+        (UNREGISTERED, "lost", RESYNC),
+    ]
+    assert observer.told()[3:] == [(REGISTERED, "next", CLIENT_REQUEST)]
+    assert process.replica.revision == 4
+    assert process.replica.position.epoch != before.epoch
+    assert process.follower.resyncs == 1
+    assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(1, 7)))
+
+
+@pytest.mark.parametrize("others", [1, 2, 3, 4], ids=["fewer", "one fewer", "as many", "more"])
+@pytest.mark.parametrize("after_a_resync", [False, True], ids=["", "after a resync"])
+async def test_a_store_that_came_back_older_and_took_other_changes_is_noticed(
+    redis: RedisProcess,
+    process: Process,
+    writer: Writer,
+    backup: Backup,
+    others: int,
+    after_a_resync: bool,  # noqa: FBT001
+) -> None:
+    await writer.put("a")
+    await process.level()
+    backup.take()
+    await writer.put("lost1", "lost2", "lost3")
+    await process.level()
+    if after_a_resync:
+        process.follower.suspect("a test says so")
+        await eventually(lambda: process.follower.resyncs == 1)
+    before = process.replica.position
+    observer = Observer()
+    async with observer.watching(process.hub):
+        async with backup.restored() as other:
+            await other.put(*(f"other{i}" for i in range(others)))
+        await process.level()
+        await eventually(lambda: observer.state.keys() == {"a", *(f"other{i}" for i in range(others))})
+
+    assert {reason for _, _, reason in observer.told()} == {RESYNC}
+    # What the numbers after the backup meant before is not what they mean now, here and in a process that begins now.
+    assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
+    async with Process(redis.url).running() as fresh:
+        await fresh.level()
+        assert_expired(fresh, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
+
+
+async def test_several_processes_that_notice_agree_on_one_epoch(
+    redis: RedisProcess, process: Process, writer: Writer, backup: Backup
+) -> None:
+    async with Process(redis.url).running() as second:
+        await writer.put("a")
+        backup.take()
+        await writer.put("lost")
+        for each in (process, second):
+            await each.level()
+        async with backup.restored() as other:
+            await other.put("other", "another")
+        for each in (process, second):
+            await each.level()
+        await writer.learn()
+        await writer.put("next")
+        for each in (process, second):
+            await each.level()
+
+        assert process.replica.position == second.replica.position
+        assert process.follower.resyncs == second.follower.resyncs == 1
