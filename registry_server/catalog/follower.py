@@ -71,6 +71,8 @@ class Follower:
         self._stands_still = False
         self._last_contact = time.monotonic()
         self._broken: str | None = None
+        self._rewritten = False
+        self._newest: StoredEvent | None = None  # as the stream had it
         self.loaded = False
         """The replica holds the state of the store: reads can be answered."""
         self.connected = False
@@ -112,12 +114,9 @@ class Follower:
         A store that came back older may have taken other changes since, and more of them than it lost: then its newest
         revision alone tells nothing.
         """
-        newest = self._replica.history.newest
-        if newest is None:
-            return
-        stored = await self._store.event(newest.revision)
-        if stored is None or (stored.name, stored.at_ms) != (newest.name, newest.at_ms):
-            self._broken = f"revision {newest.revision} is not the change that it was"
+        if self._newest is not None and await self._store.event(self._newest.revision) != self._newest:
+            self._broken = f"revision {self._newest.revision} is not the change that it was"
+            self._rewritten = True
 
     async def _step(self) -> None:
         """Waits for events and applies them; looks whether history still goes on when there are none."""
@@ -132,7 +131,7 @@ class Follower:
                 self._broken = str(error)
         if self._broken is not None:  # also when the store went away before the resync was done
             await self._resync(self._broken)
-            self._broken = None
+            self._broken, self._rewritten = None, False
 
     async def _look(self) -> None:
         known = self._replica.position
@@ -152,6 +151,7 @@ class Follower:
         if event.epoch != position.epoch or event.revision != position.revision + 1:
             raise _HistoryBroken(f"{position} is followed by {event.epoch}, {event.revision}")
         self._stands_still = False
+        self._newest = event
         self._replica.apply(_change(event, self._replica.records.get(event.name)))
 
     async def _load(self) -> None:
@@ -192,7 +192,8 @@ class Follower:
         """
         while True:
             # Told what we know, the store begins a new epoch if it is behind that.
-            low = await self._store.head(self._replica.position if self.loaded else None)
+            known = self._replica.position if self.loaded else None
+            low = await self._store.head(known, rewritten=self._rewritten)
             records: dict[str, Record] = {}
             async for page in self._store.records():
                 for wire in page:
@@ -217,16 +218,19 @@ class Follower:
     async def _read_past(self, high: Position) -> list[Change]:
         """Reads what the stream holds up to ``high``: the longest run without a gap."""
         past: list[Change] = []
+        newest: StoredEvent | None = None
         async for page in self._store.events():
             for event in page:
                 if event.revision > high.revision:
-                    return past
+                    break
                 if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
                     past.clear()
                 if event.epoch == high.epoch:
                     past.append(_change(event, None))
+                    newest = event
         if past and past[-1].revision != high.revision:
             past.clear()
+        self._newest = newest if past else None
         return past
 
     def _difference(self, records: Iterable[Record], position: Position) -> list[Change]:

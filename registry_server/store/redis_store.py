@@ -147,14 +147,20 @@ class RedisStore:
 
     # Reading: the follower's side.
 
-    async def head(self, known: Position | None = None) -> Position:
-        """Reads the newest position; begins a new epoch if ``known`` shows that history cannot go on."""
+    async def head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
+        """Reads the newest position; begins a new epoch if history cannot go on.
+
+        Args:
+            known: A position that was there: if the store is behind it, its history ends.
+            rewritten: The revisions up to ``known`` are not the changes that they were: its history ends in any case.
+        """
         epoch, revision = await self._commands.script(
             "head",
             self._script_keys,
             secrets.token_hex(8),
             known.epoch if known else "",
             known.revision if known else 0,
+            int(rewritten),
         )
         return Position(epoch.decode(), revision)
 

@@ -171,8 +171,7 @@ async def _only_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandler
 
 
 async def _judge(plan: Plan, response: aiohttp.ClientResponse, deadline: float) -> Answer:
-    status = response.status
-    if status in plan.expected_statuses if plan.expected_statuses else 200 <= status < 300:  # noqa: PLR2004 - any 2xx
+    if plan.expects(response.status):
         try:
             async with asyncio.timeout_at(deadline):
                 body = await _read(response)
@@ -187,7 +186,7 @@ async def _judge(plan: Plan, response: aiohttp.ClientResponse, deadline: float) 
             body = await _read(response)
     except (aiohttp.ClientError, TimeoutError):
         body = b""
-    raise ProbeFailed(f"HTTP {status}", _details(body)[1])
+    raise ProbeFailed(f"HTTP {response.status}", _details(body)[1])
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
     """Of HTTP: what is sent beside what every probe sends, ordered by name."""
     expected_statuses: frozenset[int] = frozenset()
-    """Of HTTP: the codes of a success; empty = 200 to 299."""
+    """Of HTTP: the codes of a success; empty = any 2xx."""
     grpc_service: str = ""
     """Of gRPC: the service asked for; empty = the whole server."""
 
@@ -58,6 +58,10 @@ class Plan(NamedTuple):
     def by_heartbeat(self) -> bool:
         """Whether the service is healthy as long as its heartbeats come."""
         return self.kind == "heartbeat"
+
+    def expects(self, status: int) -> bool:
+        """Whether a status code of HTTP is a success."""
+        return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
 
     @classmethod
     def of(cls, service: Service, defaults: HealthCheckSettings) -> Self:

@@ -23,20 +23,18 @@ async def probe_tcp(plan: Plan, policy: NetworkPolicy, deadline: float) -> Answe
     async with asyncio.timeout_at(deadline):
         addresses = await policy.resolve(plan.host, plan.port)
     now = asyncio.get_running_loop().time
-    for left in range(len(addresses), 1, -1):
+    failure = OSError()
+    for left in range(len(addresses), 0, -1):
         # Each gets its share of the time: one that does not answer must not hide the next.
         try:
             await _connect(addresses[-left], now() + (deadline - now()) / left)
-        except OSError:
-            continue
-        return Answer()
-    try:
-        await _connect(addresses[-1], deadline)
-    except TimeoutError:
-        raise
-    except OSError as error:
-        raise ProbeFailed(connection_error(error)) from error
-    return Answer()
+        except OSError as error:
+            failure = error
+        else:
+            return Answer()
+    if isinstance(failure, TimeoutError):
+        raise failure
+    raise ProbeFailed(connection_error(failure)) from failure
 
 
 async def _connect(address: ResolvedAddress, deadline: float) -> None:

@@ -124,6 +124,26 @@ def test_what_is_set_counts() -> None:
     assert made.headers == (("X-A", "1"), ("X-B", "2"))
 
 
+@pytest.mark.parametrize(
+    ("expected", "status", "success"),
+    [
+        ([], 200, True),
+        ([], 204, True),
+        ([], 299, True),
+        ([], 199, False),
+        ([], 300, False),
+        ([503], 503, True),
+        ([503], 200, False),
+    ],
+)
+def test_any_2xx_is_expected_unless_others_are(
+    expected: list[int],
+    status: int,
+    success: bool,  # noqa: FBT001 - a table
+) -> None:
+    assert plan("http://agent.test", {"http": {"expectedStatuses": expected}}).expects(status) is success
+
+
 def test_a_grpc_plan_has_service_and_authority() -> None:
     made = plan("grpc://agent.test:50051", {"grpc": {"service": "acme.v1.Chat"}})
     assert (made.grpc_service, made.authority) == ("acme.v1.Chat", "agent.test:50051")
