@@ -51,7 +51,8 @@ class Writer:
         self.revisions: dict[str, int] = {}
 
     async def learn(self) -> None:
-        """Takes over what the store has."""
+        """Takes over what the store has, which may have been another one until now."""
+        await self.store.reconnect()
         self.epoch = (await self.store.head()).epoch
         services = [Service.FromString(wire) async for page in self.store.records() for wire in page]
         self.revisions = {service.name: service.revision for service in services}
@@ -156,7 +157,7 @@ class Process:
         async with asyncio.timeout(PATIENCE), Redis.from_url(self._url) as client:
             while True:
                 epoch, revision = await client.mget(keys.epoch, keys.revision)
-                position = Position((epoch or b"").decode(), int(revision or 0))
+                position = Position(str(epoch or b"", "ascii"), int(revision or 0))
                 if self.follower.connected and self.replica.position == position:
                     break
                 await asyncio.sleep(0.005)

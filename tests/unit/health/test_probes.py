@@ -651,12 +651,9 @@ GRPC: Sequence[tuple[str, Target, OutcomeKind, str]] = [
 
 
 @pytest.mark.parametrize(("target", "kind", "error"), [row[1:] for row in GRPC], ids=[row[0] for row in GRPC])
-def test_grpc(target: Target, kind: OutcomeKind, error: str, runner: asyncio.Runner) -> None:
-    async def run() -> Outcome:
-        async with target() as port:
-            return await probe(f"grpc://127.0.0.1:{port}", {"timeout": LONG} if error == HANGS else {})
-
-    outcome = runner.run(run())
+async def test_grpc(target: Target, kind: OutcomeKind, error: str) -> None:
+    async with target() as port:
+        outcome = await probe(f"grpc://127.0.0.1:{port}", {"timeout": LONG} if error == HANGS else {})
     assert (outcome.kind, outcome.error, outcome.details) == (kind, error, None)
     assert 0 < outcome.response_time < 5
 
@@ -829,8 +826,8 @@ SCHEMES = pytest.mark.parametrize("scheme", ["http", "https", "grpc", "grpcs", "
 
 @SCHEMES
 @pytest.mark.parametrize("host", ["169.254.169.254", "0.0.0.0", "[::]", "[fe80::1]", "[::ffff:a9fe:a9fe]"])
-def test_a_denied_address_is_not_connected_to(scheme: str, host: str, runner: asyncio.Runner) -> None:
-    outcome = runner.run(probe(f"{scheme}://{host}:80"))
+async def test_a_denied_address_is_not_connected_to(scheme: str, host: str) -> None:
+    outcome = await probe(f"{scheme}://{host}:80")
     assert (outcome.kind, outcome.error) == (FAILED, f"address {host.strip('[]')} is not allowed")
     assert outcome.response_time < 1
 
