@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -21,10 +21,8 @@ from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.store import RedisStore
 from registry_server.store.embedded import EmbeddedRedis
+from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
-
-_CANCEL_AGAIN = 0.1
-"""Seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -183,19 +181,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             try:
                 yield Parts(registry, hub, follower, loaded)
             finally:
-                await _cancel(tasks)
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancels tasks until they end.
-
-    Once is not enough on Python 3.11: its ``wait_for``, by which redis-py sends, loses a cancellation that comes as it
-    is done (https://github.com/python/cpython/issues/86296).
-    """
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=_CANCEL_AGAIN)
+                await cancel(tasks)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

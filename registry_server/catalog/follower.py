@@ -218,19 +218,17 @@ class Follower:
     async def _read_past(self, high: Position) -> list[Change]:
         """Reads what the stream holds up to ``high``: the longest run without a gap."""
         past: list[Change] = []
-        newest: StoredEvent | None = None
-        async for page in self._store.events():
+        self._newest = None
+        async for page in self._store.events(until=high.revision):
             for event in page:
-                if event.revision > high.revision:
-                    break
                 if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
                     past.clear()
                 if event.epoch == high.epoch:
                     past.append(_change(event, None))
-                    newest = event
+                    self._newest = event
         if past and past[-1].revision != high.revision:
             past.clear()
-        self._newest = newest if past else None
+            self._newest = None
         return past
 
     def _difference(self, records: Iterable[Record], position: Position) -> list[Change]:

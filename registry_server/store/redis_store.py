@@ -136,7 +136,8 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis does not answer yet.
         """
-        await self._client.connection_pool.disconnect(inuse_connections=False)
+        for client in (self._client, self._tail):
+            await client.connection_pool.disconnect(inuse_connections=False)
         await self._commands.load_scripts()
 
     async def close(self) -> None:
@@ -175,12 +176,12 @@ class RedisStore:
             if cursor == 0:
                 return
 
-    async def events(self, after: int = 0) -> AsyncIterator[list[StoredEvent]]:
-        """Reads the events that the stream holds after a revision, in pages, oldest first."""
-        start = f"({after}-0" if after else "-"
+    async def events(self, until: int) -> AsyncIterator[list[StoredEvent]]:
+        """Reads the events that the stream holds up to a revision, in pages, oldest first."""
+        start = "-"
         while True:
             with translated():
-                page: Any = await self._tail.xrange(self.keys.events, start, "+", count=PAGE)
+                page: Any = await self._tail.xrange(self.keys.events, start, f"{until}-0", count=PAGE)
             if not page:
                 return
             yield [_event(entry_id, fields) for entry_id, fields in page]

@@ -22,6 +22,7 @@ from registry_server.errors import CursorExpired, RegistryError, Violation
 from registry_server.model.filters import compile_filter
 from registry_server.model.tokens import Cursor
 from registry_server.store import Position, RedisStore, redis_store
+from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -171,9 +172,9 @@ class Process:
         """Stops following, like a process that is suspended; ``start`` goes on."""
         assert self._task is not None
         task, self._task = self._task, None
-        task.cancel()
+        await cancel([task])
         with suppress(asyncio.CancelledError):  # anything else is what ended it
-            await task
+            task.result()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Process"]:
