@@ -198,7 +198,7 @@ class Follower:
             async for page in self._store.records():
                 for wire in page:
                     record = Record(wire)
-                    if (known := records.get(record.name)) is None or known.revision < record.revision:
+                    if (other := records.get(record.name)) is None or other.revision < record.revision:
                         records[record.name] = record
                 await asyncio.sleep(0)
             high = await self._store.head()

@@ -158,7 +158,7 @@ class Process:
         async with asyncio.timeout(PATIENCE), Redis.from_url(self._url) as client:
             while True:
                 epoch, revision = await client.mget(keys.epoch, keys.revision)
-                position = Position(str(epoch or b"", "ascii"), int(revision or 0))
+                position = Position(bytes(epoch or b"").decode(), int(revision or 0))
                 if self.follower.connected and self.replica.position == position:
                     break
                 await asyncio.sleep(0.005)
