@@ -157,8 +157,9 @@ class Process:
         keys = self.store.keys
         async with asyncio.timeout(PATIENCE), Redis.from_url(self._url) as client:
             while True:
-                epoch, revision = await client.mget(keys.epoch, keys.revision)
-                position = Position(bytes(epoch or b"").decode(), int(revision or 0))
+                epoch: Any = await client.get(keys.epoch)
+                revision: Any = await client.get(keys.revision)
+                position = Position((epoch or b"").decode(), int(revision or 0))
                 if self.follower.connected and self.replica.position == position:
                     break
                 await asyncio.sleep(0.005)
@@ -182,9 +183,19 @@ class Process:
         try:
             yield self
         finally:
-            if self._task is not None:
-                await self.stall()
-            await self.store.close()
+            import sys
+
+            try:
+                async with asyncio.timeout(5):
+                    if self._task is not None:
+                        await self.stall()
+                    print("stalled", file=sys.stderr, flush=True)
+                    await self.store.close()
+                    print("closed", file=sys.stderr, flush=True)
+            except TimeoutError:
+                for t in asyncio.all_tasks():
+                    t.print_stack(file=sys.stderr)
+                raise
 
 
 @pytest.fixture(autouse=True)
