@@ -98,7 +98,7 @@ class Box(NamedTuple):
         return int(await self.client.get(self.store.keys.revision) or 0)
 
     async def events(self) -> list[StoredEvent]:
-        return [event async for page in self.store.events(1 << 50) for event in page]
+        return [event async for page in self.store.events(1 << 53) for event in page]
 
     async def contents(self) -> dict[bytes, Any]:
         """All that is in Redis."""
