@@ -76,8 +76,9 @@ class Follower:
         self.loaded = False
         """The replica holds the state of the store: reads can be answered."""
         self.connected = False
-        """The store answered last time."""
+        """The store answered last time, and the replica goes on from what it has."""
         self.resyncs = 0
+        """How often the state was loaded anew because history broke."""
 
     @property
     def lag(self) -> float:
@@ -100,7 +101,8 @@ class Follower:
                     await self._store.reconnect()
                     await self._verify()
                 while True:
-                    self._set_connected(connected=True)
+                    if self._broken is None:  # else what we hold is of the time before, as while the store was away
+                        self._set_connected(connected=True)
                     delay = _FIRST_RETRY
                     await self._step()
             except StoreUnavailable as error:
@@ -114,9 +116,13 @@ class Follower:
         A store that came back older may have taken other changes since, and more of them than it lost: then its newest
         revision alone tells nothing.
         """
-        if self._newest is not None and await self._store.event(self._newest.revision) != self._newest:
+        if self._newest is None:
+            return
+        stored = await self._store.event(self._newest.revision)
+        if stored != self._newest:
             self._broken = f"revision {self._newest.revision} is not the change that it was"
-            self._rewritten = True
+            # If it is gone, the stream was trimmed, which breaks our history alone, or the store is behind: head() sees.
+            self._rewritten = stored is not None
 
     async def _step(self) -> None:
         """Waits for events and applies them; looks whether history still goes on when there are none."""
@@ -168,7 +174,6 @@ class Follower:
         log.info("catalog loaded", services=len(records), revision=position.revision, epoch=position.epoch)
 
     async def _resync(self, why: str) -> None:
-        self.resyncs += 1
         before = self._replica.position
         records, _, position = await self._read_all()
         changes = self._difference(records, position)
@@ -184,6 +189,7 @@ class Follower:
         if not fits:
             self._on_start_over()
         self._replica.resync(changes, position)
+        self.resyncs += 1
 
     async def _read_all(self) -> tuple[list[Record], list[Change], Position]:
         """Reads state and past, both of one position, without stopping the store.

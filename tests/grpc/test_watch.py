@@ -500,7 +500,7 @@ async def test_a_cursor_of_another_epoch_is_expired(server: Server, redis: Redis
 
 async def test_a_reader_that_never_reads_is_ended_and_slows_nobody(redis: RedisProcess) -> None:
     async with (
-        running(redis.url, watch={"buffer_events": 5}) as server,
+        running(redis.url, watch={"buffer_events": 5, "buffer_bytes": 1 << 30}) as server,
         connected(server.grpc_address) as (_, stub),
         watching_by(stub) as slow,
         watching(server) as quick,
@@ -509,7 +509,7 @@ async def test_a_reader_that_never_reads_is_ended_and_slows_nobody(redis: RedisP
         seen: list[Event] = []
         while server.parts.hub.watchers == 2:
             # About 5 MB fit into the windows and buffers of the connection.
-            assert len(seen) < 2_000, "its buffer is bounded"
+            assert len(seen) < 600, "its buffer is bounded"
             await register(server, large_service(f"s{len(seen)}"))
             seen += await quick.events()
         assert revisions(seen) == list(range(1, len(seen) + 1)), "another reader gets every change as it happens"
@@ -531,7 +531,7 @@ async def test_a_reader_is_not_too_slow_while_its_buffer_holds_what_waits(redis:
 
 async def test_too_many_bytes_end_a_watch_as_well(redis: RedisProcess) -> None:
     async with (
-        running(redis.url, watch={"buffer_bytes": 128 * 1024}) as server,
+        running(redis.url, watch={"buffer_bytes": 1 << 17, "buffer_events": 1_000_000}) as server,
         connected(server.grpc_address) as (_, stub),
         watching_by(stub) as slow,
     ):
@@ -539,7 +539,7 @@ async def test_too_many_bytes_end_a_watch_as_well(redis: RedisProcess) -> None:
         written = 0
         while server.parts.hub.watchers:
             written += 1
-            assert written < 2_000, "its buffer is bounded"
+            assert written < 600, "its buffer is bounded"
             await register(server, large_service(f"s{written}"))
         assert (await slow.failure()).reason == "WATCHER_TOO_SLOW"
 

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
@@ -174,7 +174,6 @@ async def ask_everything(catalog: Catalog) -> None:
 
 
 @given(st.lists(STEPS, max_size=15))
-@settings(deadline=None)
 async def test_answers_are_those_of_a_plain_dict_whatever_changes(steps: list[Step]) -> None:
     catalog = Catalog()
     for step in steps:
@@ -183,7 +182,6 @@ async def test_answers_are_those_of_a_plain_dict_whatever_changes(steps: list[St
 
 
 @given(st.lists(STEPS, max_size=10), st.integers(1, 4), st.integers(0, 6000), st.integers(0, 12))
-@settings(deadline=None)
 async def test_answers_are_right_whatever_the_bounds(steps: list[Step], queries: int, size: int, names: int) -> None:
     catalog = Catalog()
     with bounds(MOST_QUERIES=queries, MOST_KEPT_BYTES=size, MOST_NAMES=names, _SCAN_SLICE=1):
@@ -195,7 +193,6 @@ async def test_answers_are_right_whatever_the_bounds(steps: list[Step], queries:
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 3)), max_size=12), st.integers(1, 8))
-@settings(deadline=None)
 async def test_a_long_scan_takes_over_what_changes_meanwhile(steps: list[tuple[Step, int]], history: int) -> None:
     catalog = Catalog(history_length=history)  # so short that a scan must begin anew at times
     for i in range(12):

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
@@ -97,7 +97,6 @@ def test_an_index_that_is_emptied_keeps_nothing(held: list[Record]) -> None:
 
 
 @given(st.lists(records(), unique_by=lambda each: each.name), FILTERS)
-@settings(deadline=None)
 def test_candidates_are_exactly_those_that_have_the_terms(held: list[Record], message: ServiceFilter) -> None:
     filter_ = compiled(message)
 
@@ -112,7 +111,6 @@ def test_candidates_are_exactly_those_that_have_the_terms(held: list[Record], me
 
 
 @given(st.lists(records(), unique_by=lambda each: each.name), records(), FILTERS)
-@settings(deadline=None)
 def test_whatever_comes_later_a_match_has_one_of_the_anchors(
     held: list[Record], later: Record, message: ServiceFilter
 ) -> None:

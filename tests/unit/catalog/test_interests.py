@@ -1,6 +1,6 @@
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
@@ -65,7 +65,6 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(st.lists(FIELDS, max_size=6), st.lists(CHANGES, max_size=6))
-@settings(deadline=None)
 def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any], changes: list[Change]) -> None:
     table = InterestTable(Index())
     interests = [Told(**fields) for fields in wanted]

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
@@ -775,7 +775,6 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     st.integers(1, 6),
     st.integers(1, 12),
 )
-@settings(deadline=None)
 async def test_a_client_that_resumes_after_every_break_misses_nothing_and_sees_nothing_twice(
     acts: Sequence[Act], fields: dict[str, Any], buffer_events: int, history: int
 ) -> None:
