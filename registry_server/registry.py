@@ -1,9 +1,8 @@
 """``ServiceRegistry``: the use cases. Transports and embedders call this and nothing below it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
-from weakref import WeakValueDictionary
+from collections.abc import Sequence
+from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
@@ -26,12 +25,10 @@ from registry_server.errors import (
     ProbingDisabled,
     RegistryError,
     RevisionMismatch,
-    RevisionNotReached,
     ServiceExists,
     ServiceNotFound,
     StoreUnavailable,
     Violation,
-    WriteConflict,
 )
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
@@ -46,12 +43,9 @@ from registry_server.model.validation import (
     update_mask_violations,
 )
 from registry_server.store import Conflict, EpochChanged, RedisStore
+from registry_server.writes import PATIENCE, Writes
 
-PATIENCE: Final = 5.0
-"""Seconds that a write waits for this process to see what the store has, and that it tries again after conflicts."""
 _CAPABILITIES: Final = b"capabilities"
-
-_T = TypeVar("_T")
 
 
 class ServiceRegistry:
@@ -89,9 +83,8 @@ class ServiceRegistry:
         self._hub = hub
         self._follower = follower
         self._clock = clock
-        self._default_ttl = default_ttl
+        self._writes = Writes(store, replica, follower, default_ttl=default_ttl)
         self._capabilities = Capabilities(replica)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     # Registration.
 
@@ -112,11 +105,11 @@ class ServiceRegistry:
             now = self._now()
             after = normal.registered(service, before, now)
             if before is not None and after == before:
-                return await self._touch(before, renew=True)
+                return await self._writes.touch(before, renew=True)
             type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
-            return await self._put(before, normal.stamped(after, now), type_, renew=True)
+            return await self._writes.put(before, normal.stamped(after, now), type_, renew=True)
 
-        return await self._write(service.name, attempt)
+        return await self._writes.write(service.name, attempt)
 
     async def register_batch(self, services: Sequence[Service]) -> list[Service | RegistryError]:
         """Registers many services; each stands alone, in order.
@@ -166,11 +159,12 @@ class ServiceRegistry:
             now = self._now()
             after = normal.updated(service, mask, before, now)
             requests.refuse(service_violations(after))
-            if after == before:
-                return before
-            return await self._put(before, normal.stamped(after, now), normal.update_type(before, after), renew=False)
+            if after == before:  # asked of the store all the same: what this process knows may be old
+                return await self._writes.touch(before, renew=False)
+            type_ = normal.update_type(before, after)
+            return await self._writes.put(before, normal.stamped(after, now), type_, renew=False)
 
-        return await self._write(service.name, attempt)
+        return await self._writes.write(service.name, attempt)
 
     async def unregister(self, name: str, *, expected_revision: int = 0) -> Service:
         """Removes a service and gives its last state.
@@ -185,19 +179,9 @@ class ServiceRegistry:
         requests.refuse(violations)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            record = _existing(name, current, expected_revision)
-            outcome = await self._store.delete(
-                name,
-                epoch=self._replica.position.epoch,
-                expected=record.revision,
-                reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
-            )
-            if not isinstance(outcome, int):
-                return outcome
-            await self._applied(outcome)
-            return record.message()
+            return await self._writes.delete(_existing(name, current, expected_revision))
 
-        return await self._write(name, attempt)
+        return await self._writes.write(name, attempt)
 
     # Leases and health.
 
@@ -208,7 +192,7 @@ class ServiceRegistry:
             How many were renewed, and the names that are not registered, in the order given.
         """
         requests.check_names(names)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         distinct = list(dict.fromkeys(names))
         unknown = await self._store.renew(distinct)
         return len(distinct) - len(unknown), unknown
@@ -217,7 +201,7 @@ class ServiceRegistry:
         """Writes the JSON documents of services again that Redis dropped before their lease was renewed or moved."""
         records = [record for name in names if (record := self._replica.records.get(name))]
         # One that fails or has changed meanwhile is asked for again at the next sweep.
-        await asyncio.gather(*(self._touch(r.message(), renew=False) for r in records), return_exceptions=True)
+        await asyncio.gather(*(self._writes.touch(r.message(), renew=False) for r in records), return_exceptions=True)
 
     async def health(self, name: str) -> tuple[Health, Timestamp | None]:
         """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away).
@@ -263,10 +247,9 @@ class ServiceRegistry:
             now = self._now()
             after = normal.with_health(before, Health(status=status, last_check=now, details=details, error=error), now)
             if after.health.status == before.health.status:
-                if not await self._store.write_check(name, after.health.SerializeToString()):
-                    raise ServiceNotFound(name)
-                return after.health
-            outcome = await self._put(
+                check = after.health.SerializeToString()
+                return await self._store.write_check(name, check, expected=before.revision) or after.health
+            outcome = await self._writes.put(
                 before,
                 normal.stamped(after, now),
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
@@ -275,7 +258,7 @@ class ServiceRegistry:
             )
             return outcome.health if isinstance(outcome, Service) else outcome
 
-        return await self._write(name, attempt)
+        return await self._writes.write(name, attempt)
 
     async def check_health(self, name: str) -> Health:
         """Probes a service now.
@@ -289,7 +272,7 @@ class ServiceRegistry:
 
     async def cleanup(self) -> list[str]:
         """Removes services whose lease has run out; gives their names."""
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         removed: list[str] = []
         while True:
             sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP)
@@ -297,7 +280,7 @@ class ServiceRegistry:
             if not sweep.removed:
                 break
         if removed:
-            await self._level()
+            await self._writes.level()
         return removed
 
     # Reading.
@@ -320,7 +303,7 @@ class ServiceRegistry:
         violations = name_violations(name, "name")
         requests.check_not_negative(min_revision, "min_revision", violations)
         requests.refuse(violations)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         await self._replica.reached(min_revision, within)
         return _existing(name, self._replica.records.get(name))
 
@@ -352,9 +335,9 @@ class ServiceRegistry:
         if request.consistency not in Consistency.values():
             violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
         requests.refuse(violations)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         if request.consistency == Consistency.CONSISTENCY_STRONG:
-            await self._replica.reached(await self._head(), within)
+            await self._replica.reached(await self._writes.head(), within)
         await self._replica.reached(request.min_revision, within)
         plain = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
         return await self._discovery.answer(filter_, size, after, wire if plain else None)
@@ -364,7 +347,7 @@ class ServiceRegistry:
         violations: list[Violation] = []
         compiled = compile_filter(filter_ or ServiceFilter(), "filter", violations)
         requests.refuse(violations)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         names = await self._discovery.matching(compiled)
         return [self._replica.records[name].message() for name in names]
 
@@ -382,7 +365,7 @@ class ServiceRegistry:
         wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
         interval = requests.bookmark_interval(wanted, violations)
         requests.refuse(violations)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         return await self._hub.join(
             filter_,
             types=request.types,
@@ -397,14 +380,14 @@ class ServiceRegistry:
         size = requests.page_size(page_size, violations)
         after = requests.page_start(_CAPABILITIES, page_token, violations)
         requests.refuse(violations)
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         summaries, more = self._capabilities.page(after, size)
         token = encode_page_token(_CAPABILITIES, summaries[-1].name) if more else ""
         return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
 
     def get_stats(self) -> RegistryStats:
         """Counts what is registered."""
-        self._must_be_loaded()
+        self._writes.must_be_loaded()
         return stats(self._replica)
 
     def registry_health(self) -> GetRegistryHealthResponse:
@@ -425,129 +408,6 @@ class ServiceRegistry:
         )
         health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
         return health
-
-    # How a write is made.
-
-    async def _write(
-        self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
-    ) -> _T:
-        """Tries a write on what this process knows of a service until its knowledge was true when it was committed.
-
-        Writes of this process to one service take turns, in the order in which they came: only those of other
-        processes can make an attempt fail.
-        """
-        self._must_be_loaded()
-        # Held by those who wait for it, and gone with the last of them.
-        turn = self._turns.get(name)
-        if turn is None:
-            turn = self._turns[name] = asyncio.Lock()
-        async with turn:
-            return await self._write_in_turn(name, attempt)
-
-    async def _write_in_turn(
-        self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
-    ) -> _T:
-        level = False
-        give_up = asyncio.get_running_loop().time() + PATIENCE
-        while True:
-            epoch = self._replica.position.epoch
-            try:
-                outcome = await attempt(self._replica.records.get(name))
-            except (ServiceExists, ServiceNotFound, RevisionMismatch):
-                if level:
-                    raise
-                # What this process knows may be milliseconds old: refuse only on what is true.
-                level = True
-                await self._level()
-                continue
-            match outcome:
-                case Conflict(newest):
-                    await self._applied(newest)
-                case EpochChanged():
-                    await self._next_epoch(epoch)
-                case _:
-                    return outcome
-            # By time and not by number: another process may win many rounds in a row.
-            if asyncio.get_running_loop().time() > give_up:
-                raise WriteConflict(name)
-
-    async def _put(
-        self,
-        before: Service | None,
-        after: Service,
-        type_: EventType.ValueType,
-        *,
-        renew: bool,
-        reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
-    ) -> Service | Conflict | EpochChanged:
-        outcome = await self._store.put(
-            after,
-            epoch=self._replica.position.epoch,
-            expected=before.revision if before else 0,
-            type=type_,
-            reason=reason,
-            ttl=self._ttl(after),
-            renew=renew,
-            # What was checked before is no longer how the service is.
-            forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
-        )
-        if not isinstance(outcome, int):
-            return outcome
-        await self._applied(outcome)
-        after.revision = outcome
-        return after
-
-    async def _touch(self, service: Service, *, renew: bool) -> Service | Conflict | EpochChanged:
-        outcome = await self._store.touch(
-            service,
-            epoch=self._replica.position.epoch,
-            expected=service.revision,
-            ttl=self._ttl(service),
-            renew=renew,
-        )
-        return service if isinstance(outcome, int) else outcome
-
-    async def _applied(self, revision: int) -> None:
-        try:
-            await self._replica.reached(revision, PATIENCE)
-        except RevisionNotReached:
-            raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
-
-    async def _level(self) -> None:
-        """Waits until this process holds all that was committed when the call arrived."""
-        await self._applied(await self._head())
-
-    async def _head(self) -> int:
-        """Reads the newest revision, of the epoch that this process is in then."""
-        epoch = self._replica.position.epoch
-        head = await self._store.head()
-        if head.epoch != epoch:
-            await self._next_epoch(epoch)
-        return head.revision
-
-    async def _next_epoch(self, epoch: str) -> None:
-        """Waits until the follower has left an epoch that the store has left."""
-        if self._replica.position.epoch != epoch:
-            return
-        self._follower.suspect("a write found the store in another epoch")
-        moved = asyncio.Event()
-        self._replica.on_moved.append(moved.set)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while self._replica.position.epoch == epoch:
-                    await moved.wait()
-                    moved.clear()
-        except TimeoutError:
-            raise StoreUnavailable("the store was replaced and is being read again") from None
-        finally:
-            self._replica.on_moved.remove(moved.set)
-
-    def _must_be_loaded(self) -> None:
-        if not self._follower.loaded:
-            raise StoreUnavailable("the registry has not reached its store yet")
-
-    def _ttl(self, service: Service) -> float:
-        return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())

@@ -121,7 +121,7 @@ class Follower:
         stored = await self._store.event(self._newest.revision)
         if stored != self._newest:
             self._broken = f"revision {self._newest.revision} is not the change that it was"
-            # If it is gone, the stream was trimmed, which breaks our history alone, or the store is behind: head() sees.
+            # If it is gone, the stream was trimmed, which breaks our history alone; or the store is behind, and knows.
             self._rewritten = stored is not None
 
     async def _step(self) -> None:

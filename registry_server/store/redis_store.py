@@ -270,9 +270,10 @@ class RedisStore:
         )
         return Sweep(_texts(removed), None if next_in < 0 else next_in / 1000, moved / 1000, _texts(bare))
 
-    async def write_check(self, name: str, health: bytes) -> bool:
-        """Keeps the newest check of a service: soft data, no event. False if the service is unknown to Redis."""
-        return bool(await self._commands.script("check", self._script_keys, name, health))
+    async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
+        """Keeps the newest check of a service that is at the ``expected`` revision: soft data, no event."""
+        answer = await self._commands.script("check", self._script_keys, name, health, expected)
+        return Conflict(answer[1]) if answer[0] == b"conflict" else None
 
     async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
         """Reads the newest check of a service and the end of its lease.

@@ -1,6 +1,7 @@
--- Keeps the newest check of a service, if the service is registered.
--- ARGV     1 name  2 serialised Health
--- Gives    1 if kept, 0 if the service is unknown
-if redis.call('HEXISTS', RECORDS, ARGV[1]) == 0 then return 0 end
+-- Keeps the newest check of a service, if the service is as it was when it was checked.
+-- ARGV     1 name  2 serialised Health  3 expected revision
+-- Gives    {'ok'} or {'conflict', newest revision}
+local record = redis.call('HGET', RECORDS, ARGV[1])
+if not record or revision_of(record) ~= tonumber(ARGV[3]) then return {'conflict', head()} end
 redis.call('HSET', CHECKS, ARGV[1], ARGV[2])
-return 1
+return {'ok'}

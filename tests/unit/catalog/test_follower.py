@@ -2,7 +2,8 @@ import asyncio
 import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,19 +291,16 @@ async def test_a_stream_with_a_hole_gives_only_the_past_after_it(
         assert len(process.replica.history.since(3) or ()) == 3
 
 
-@pytest.mark.parametrize("events_max_length", [10_000, 100], ids=["the stream is long", "the stream is short"])
-async def test_a_load_while_others_write_ends_equal_to_the_store(
-    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch, events_max_length: int
-) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 20)  # so that reading takes long
-    monkeypatch.setattr(writer.store, "_events_max_length", events_max_length)
+@asynccontextmanager
+async def writing(writer: Writer) -> AsyncIterator[None]:
+    """Registers 600 services and lets four tasks change them, and others, all the time."""
     names = [f"s{i:03}" for i in range(600)]
     await writer.put(*names)
-    enough = asyncio.Event()
+    enough = False
 
     async def write(mine: list[str]) -> None:
         for i in itertools.count():
-            if enough.is_set():
+            if enough:
                 return
             name = mine[i % len(mine)]
             if i % 3 == 0 and name in writer.revisions:
@@ -313,16 +311,37 @@ async def test_a_load_while_others_write_ends_equal_to_the_store(
     async with asyncio.TaskGroup() as group:
         for i in range(4):
             group.create_task(write([*names[i::4], f"new{i}"]))
-        for _ in range(3):
-            async with Process(redis.url).running() as process:
-                await eventually(lambda: process.follower.loaded)
-                await asyncio.sleep(0.05)
-                assert process.follower.resyncs == 0
-        async with Process(redis.url).running() as process:
-            await eventually(lambda: process.follower.loaded)
-            enough.set()
+        yield
+        enough = True
+
+
+async def test_a_load_while_others_write_ends_equal_to_the_store(
+    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "PAGE", 20)  # so that reading takes long
+    processes = [Process(redis.url) for _ in range(3)]
+    async with AsyncExitStack() as stack:
+        async with writing(writer):
+            for process in processes:
+                await stack.enter_async_context(process.running())
+                await eventually(partial(getattr, process.follower, "loaded"))
+        for process in processes:
             await process.level()
             assert process.follower.resyncs == 0
+
+
+async def test_a_load_that_takes_longer_than_the_stream_reaches_back_begins_anew(
+    redis: RedisProcess, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "PAGE", 20)
+    monkeypatch.setattr(writer.store, "_events_max_length", 4)
+    await client.config_set("stream-node-max-entries", 4)
+    process = Process(redis.url)
+    async with AsyncExitStack() as stack:
+        async with writing(writer):
+            await stack.enter_async_context(process.running())
+            await asyncio.sleep(0.3)
+        await process.level()
 
 
 async def test_a_store_that_is_away_at_first_is_loaded_when_it_comes(redis: RedisProcess, writer: Writer) -> None:

@@ -391,7 +391,7 @@ async def test_a_touch_writes_the_document_again_and_makes_no_change(box: Box) -
 
 async def test_a_delete_leaves_nothing_but_its_event(box: Box) -> None:
     await box.put("a")
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
 
     assert await box.delete("a", 1) == 2
 
@@ -632,9 +632,10 @@ async def test_a_sweep_that_finds_a_lease_without_a_service_takes_it_away(box: B
 async def test_the_newest_check_is_kept_for_known_services_only(box: Box) -> None:
     await box.put("a", ttl=60)
 
-    assert await box.store.write_check("a", b"one")
-    assert await box.store.write_check("a", b"two")
-    assert not await box.store.write_check("absent", b"three")
+    assert await box.store.write_check("a", b"one", expected=1) is None
+    assert await box.store.write_check("a", b"two", expected=1) is None
+    assert await box.store.write_check("a", b"of another state", expected=7) == Conflict(1)
+    assert await box.store.write_check("absent", b"three", expected=1) == Conflict(1)
 
     check, ends = await box.store.read_check("a")
     assert check == b"two"
@@ -645,14 +646,14 @@ async def test_the_newest_check_is_kept_for_known_services_only(box: Box) -> Non
 
 async def test_a_check_stays_until_it_is_to_be_forgotten_or_the_service_is_gone(box: Box) -> None:
     await box.put("a")
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
 
     await box.put("a", 1)
     assert (await box.store.read_check("a"))[0] == b"check"
     await box.put("a", 2, forget_check=True)
     assert (await box.store.read_check("a"))[0] is None
 
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
     await box.delete("a", 3)
     await box.put("a")
     assert (await box.store.read_check("a"))[0] is None
@@ -661,7 +662,7 @@ async def test_a_check_stays_until_it_is_to_be_forgotten_or_the_service_is_gone(
 async def test_a_sweep_forgets_checks(box: Box) -> None:
     await box.store.sweep(LEASE_EXPIRED)
     await box.put("a")
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
     await box.set_deadline("a", await box.now_ms() - 1)
 
     await box.store.sweep(LEASE_EXPIRED)
@@ -785,7 +786,7 @@ async def test_every_key_is_under_the_prefix(redis_process: RedisProcess, prefix
     box = await box_on(redis_process, key_prefix=prefix)
     await box.put("a")
     await box.put("b")
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
     await box.client.delete(f"{prefix}:b")
     await box.store.renew(["b"])
     await box.store.sweep(LEASE_EXPIRED)
@@ -867,7 +868,7 @@ WRITES = {
     "delete": lambda box: box.delete("a", 1),
     "renew": lambda box: box.store.renew(["a"]),
     "sweep": lambda box: box.store.sweep(LEASE_EXPIRED),
-    "check": lambda box: box.store.write_check("a", b"new check"),
+    "check": lambda box: box.store.write_check("a", b"new check", expected=1),
     "new epoch": lambda box: box.store.head(Position(box.epoch, 99)),
 }
 
@@ -875,7 +876,7 @@ WRITES = {
 async def prepare(box: Box) -> None:
     await box.store.sweep(LEASE_EXPIRED)
     await box.put("a")
-    await box.store.write_check("a", b"check")
+    await box.store.write_check("a", b"check", expected=1)
     await box.put("ended")
     await box.client.zadd(box.store.keys.leases, {"ended": await box.now_ms() - 1})
 

@@ -1,0 +1,189 @@
+"""``Writes``: how a change is made that rests on what this process knows.
+
+A write reads the replica, decides, and commits on the condition that the service is still at the revision that was read
+(compare and set). If it is not, it waits until the replica has caught up and decides again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.catalog import Follower, Replica
+from registry_server.errors import (
+    RevisionMismatch,
+    RevisionNotReached,
+    ServiceExists,
+    ServiceNotFound,
+    StoreUnavailable,
+    WriteConflict,
+)
+from registry_server.model.record import Record
+from registry_server.store import Conflict, EpochChanged, RedisStore
+
+PATIENCE: Final = 5.0
+"""Seconds that a write waits for this process to see what the store has, and that it tries again after conflicts."""
+
+_T = TypeVar("_T")
+
+
+class Writes:
+    """Makes changes one service at a time, each when its turn has come."""
+
+    def __init__(self, store: RedisStore, replica: Replica, follower: Follower, *, default_ttl: float) -> None:
+        self._store = store
+        self._replica = replica
+        self._follower = follower
+        self._default_ttl = default_ttl
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def write(self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]) -> _T:
+        """Tries a write on what this process knows of a service until its knowledge was true when it was committed.
+
+        Writes of this process to one service take turns, in the order in which they came: only those of other
+        processes can make an attempt fail.
+
+        Args:
+            name: The service.
+            attempt: Makes the write, given what this process knows of the service; gives its result, or why the store
+                refused it. May raise ``ServiceExists``, ``ServiceNotFound`` or ``RevisionMismatch``.
+
+        Raises:
+            WriteConflict: Others changed the service each time.
+            StoreUnavailable: Redis does not answer.
+        """
+        self.must_be_loaded()
+        # Held by those who wait for it, and gone with the last of them.
+        turn = self._turns.get(name)
+        if turn is None:
+            turn = self._turns[name] = asyncio.Lock()
+        async with turn:
+            return await self._in_turn(name, attempt)
+
+    async def _in_turn(
+        self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
+    ) -> _T:
+        level = False
+        give_up = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            epoch = self._replica.position.epoch
+            try:
+                outcome = await attempt(self._replica.records.get(name))
+            except (ServiceExists, ServiceNotFound, RevisionMismatch):
+                if level:
+                    raise
+                # What this process knows may be milliseconds old: refuse only on what is true.
+                level = True
+                await self.level()
+                continue
+            match outcome:
+                case Conflict(newest):
+                    await self.applied(newest)
+                case EpochChanged():
+                    await self._next_epoch(epoch)
+                case _:
+                    return outcome
+            # By time and not by number: another process may win many rounds in a row.
+            if asyncio.get_running_loop().time() > give_up:
+                raise WriteConflict(name)
+
+    async def put(
+        self,
+        before: Service | None,
+        after: Service,
+        type_: EventType.ValueType,
+        *,
+        renew: bool,
+        reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
+    ) -> Service | Conflict | EpochChanged:
+        """Commits a service in place of what it was before (``None``: nothing), and waits until this process has it."""
+        outcome = await self._store.put(
+            after,
+            epoch=self._replica.position.epoch,
+            expected=before.revision if before else 0,
+            type=type_,
+            reason=reason,
+            ttl=self._ttl(after),
+            renew=renew,
+            # What was checked before is no longer how the service is.
+            forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
+        )
+        if not isinstance(outcome, int):
+            return outcome
+        await self.applied(outcome)
+        after.revision = outcome
+        return after
+
+    async def touch(self, service: Service, *, renew: bool) -> Service | Conflict | EpochChanged:
+        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes."""
+        outcome = await self._store.touch(
+            service,
+            epoch=self._replica.position.epoch,
+            expected=service.revision,
+            ttl=self._ttl(service),
+            renew=renew,
+        )
+        return service if isinstance(outcome, int) else outcome
+
+    async def delete(self, record: Record) -> Service | Conflict | EpochChanged:
+        """Removes a service, and waits until this process has removed it; gives its last state."""
+        outcome = await self._store.delete(
+            record.name,
+            epoch=self._replica.position.epoch,
+            expected=record.revision,
+            reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+        )
+        if not isinstance(outcome, int):
+            return outcome
+        await self.applied(outcome)
+        return record.message()
+
+    async def applied(self, revision: int) -> None:
+        """Waits until this process holds a revision that is committed.
+
+        Raises:
+            StoreUnavailable: It does not come: this process has lost the store.
+        """
+        try:
+            await self._replica.reached(revision, PATIENCE)
+        except RevisionNotReached:
+            raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
+
+    async def level(self) -> None:
+        """Waits until this process holds all that was committed when the call arrived."""
+        await self.applied(await self.head())
+
+    async def head(self) -> int:
+        """Reads the newest revision, in the epoch that this process is in by then."""
+        epoch = self._replica.position.epoch
+        head = await self._store.head()
+        if head.epoch != epoch:
+            await self._next_epoch(epoch)
+        return head.revision
+
+    async def _next_epoch(self, epoch: str) -> None:
+        """Waits until the follower has left an epoch that the store has left."""
+        if self._replica.position.epoch != epoch:
+            return
+        self._follower.suspect("a write found the store in another epoch")
+        moved = asyncio.Event()
+        self._replica.on_moved.append(moved.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self._replica.position.epoch == epoch:
+                    await moved.wait()
+                    moved.clear()
+        except TimeoutError:
+            raise StoreUnavailable("the store was replaced and is being read again") from None
+        finally:
+            self._replica.on_moved.remove(moved.set)
+
+    def must_be_loaded(self) -> None:
+        """Refuses while this process does not know yet what is registered."""
+        if not self._follower.loaded:
+            raise StoreUnavailable("the registry has not reached its store yet")
+
+    def _ttl(self, service: Service) -> float:
+        return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl

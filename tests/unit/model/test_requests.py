@@ -1,0 +1,147 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from ossa.registry.v1.event_pb2 import EventType
+from registry_server.errors import InvalidRequest, Violation
+from registry_server.model import requests
+from registry_server.model.tokens import Cursor, encode_cursor, encode_page_token
+
+
+def fields_of(check: Callable[[list[Violation]], Any]) -> list[str]:
+    violations = list[Violation]()
+    check(violations)
+    return [violation.field for violation in violations]
+
+
+def test_without_violations_nothing_is_refused() -> None:
+    requests.refuse([])
+
+
+def test_all_violations_are_told_up_to_a_hundred() -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        requests.refuse([Violation(f"field{i}", "is bad") for i in range(150)])
+
+    assert [violation.field for violation in refusal.value.violations] == [f"field{i}" for i in range(100)]
+
+
+@pytest.mark.parametrize(("value", "bad"), [(0, []), (1, []), (2**62, []), (-1, ["at"]), (-(2**62), ["at"])])
+def test_a_negative_number_is_refused(value: int, bad: list[str]) -> None:
+    assert fields_of(lambda violations: requests.check_not_negative(value, "at", violations)) == bad
+
+
+@pytest.mark.parametrize("count", [1, requests.MOST_NAMES])
+def test_names_may_be_one_to_ten_thousand(count: int) -> None:
+    requests.check_names([f"s{i}" for i in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        ([], ["names"]),
+        (["a"] * (requests.MOST_NAMES + 1), ["names"]),
+        (["good", "", "also.good", "-bad", "a b", "x" * 129], ["names[1]", "names[3]", "names[4]", "names[5]"]),
+        (["bad name"] * 150, [f"names[{i}]" for i in range(100)]),
+    ],
+    ids=["none", "too many", "some bad", "many bad"],
+)
+def test_bad_names_are_refused_all_of_them(names: list[str], fields: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        requests.check_names(names)
+
+    assert [violation.field for violation in refusal.value.violations] == fields
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size"), [(0, 100), (1, 1), (100, 100), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
+)
+def test_a_page_has_the_size_that_is_wanted_within_reason(wanted: int, size: int) -> None:
+    violations = list[Violation]()
+
+    assert requests.page_size(wanted, violations) == size
+    assert violations == []
+
+
+def test_a_negative_page_size_is_refused() -> None:
+    assert fields_of(lambda violations: requests.page_size(-1, violations)) == ["page_size"]
+
+
+def test_a_page_begins_after_the_name_in_its_token() -> None:
+    violations = list[Violation]()
+
+    assert requests.page_start(b"scope", "", violations) == ""
+    assert requests.page_start(b"scope", encode_page_token(b"scope", "name"), violations) == "name"
+    assert violations == []
+
+
+@pytest.mark.parametrize("token", ["junk", encode_page_token(b"another scope", "name")])
+def test_a_token_of_another_query_is_refused(token: str) -> None:
+    assert fields_of(lambda violations: requests.page_start(b"scope", token, violations)) == ["page_token"]
+
+
+def test_a_cursor_is_read_if_it_is_given() -> None:
+    violations = list[Violation]()
+    cursor = Cursor("abc", 7, resumable=False)
+
+    assert requests.cursor("", violations) is None
+    assert requests.cursor(encode_cursor(cursor), violations) == cursor
+    assert violations == []
+
+
+def test_a_malformed_cursor_is_refused() -> None:
+    assert fields_of(lambda violations: requests.cursor("junk", violations)) == ["cursor"]
+
+
+def test_kinds_of_event_that_are_sent_may_be_asked_for() -> None:
+    sent = [kind for kind in EventType.values() if kind != EventType.EVENT_TYPE_UNSPECIFIED]
+
+    assert fields_of(lambda violations: requests.check_types(sent, violations)) == []
+    assert fields_of(lambda violations: requests.check_types([], violations)) == []
+
+
+@pytest.mark.parametrize(
+    ("types", "fields"),
+    [
+        ([0], ["types[0]"]),
+        ([1, 0, 99, 2, -1], ["types[1]", "types[2]", "types[4]"]),
+        ([1] * 500 + [99], ["types[500]"]),
+        ([99] * 500, [f"types[{i}]" for i in range(100)]),
+    ],
+    ids=["unspecified", "some", "a late one", "many"],
+)
+def test_kinds_of_event_that_are_never_sent_are_refused(types: list[int], fields: list[str]) -> None:
+    assert fields_of(lambda violations: requests.check_types(types, violations)) == fields
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds"),
+    [
+        (None, 30.0),
+        (Duration(nanos=100_000_000), 0.1),
+        (Duration(seconds=2, nanos=500_000_000), 2.5),
+        (Duration(seconds=3600), 3600.0),
+    ],
+)
+def test_bookmarks_come_as_often_as_wanted(wanted: Duration | None, seconds: float) -> None:
+    violations = list[Violation]()
+
+    assert requests.bookmark_interval(wanted, violations) == seconds
+    assert violations == []
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        Duration(),
+        Duration(nanos=99_999_999),
+        Duration(seconds=-1),
+        Duration(seconds=3600, nanos=1),
+        Duration(seconds=1, nanos=-5),
+        Duration(seconds=1, nanos=2_000_000_000),
+    ],
+    ids=str,
+)
+def test_bookmarks_out_of_reason_are_refused(wanted: Duration) -> None:
+    assert fields_of(lambda violations: requests.bookmark_interval(wanted, violations)) == ["bookmark_interval"]

@@ -1,0 +1,120 @@
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token, encode_cursor, encode_page_token
+
+EPOCHS = st.text("0123456789abcdef", min_size=1, max_size=32)
+CURSORS = st.builds(Cursor, EPOCHS, st.integers(0, 2**63 - 1), st.booleans())
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
+
+
+def encoded(plain: bytes) -> str:
+    return base64.urlsafe_b64encode(plain).rstrip(b"=").decode()
+
+
+@given(CURSORS)
+def test_a_cursor_is_read_back_as_it_was(cursor: Cursor) -> None:
+    assert decode_cursor(encode_cursor(cursor)) == cursor
+
+
+@given(CURSORS, CURSORS)
+def test_different_cursors_have_different_texts(one: Cursor, other: Cursor) -> None:
+    assert (encode_cursor(one) == encode_cursor(other)) == (one == other)
+
+
+@given(CURSORS)
+def test_a_cursor_can_stand_in_a_url_and_in_a_header(cursor: Cursor) -> None:
+    assert set(encode_cursor(cursor)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "!",
+        "r",
+        "not a cursor",
+        "ümläut",
+        "\ud800",
+        "A" * 5,
+        "A" * 2000,
+        encoded(b""),
+        encoded(b"r"),
+        encoded(b"r1"),
+        encoded(b"r1."),
+        encoded(b"r.abc"),
+        encoded(b"x1.abc"),
+        encoded(b"R1.abc"),
+        encoded(b"r-1.abc"),
+        encoded(b"r+1.abc"),
+        encoded(b"r 1.abc"),
+        encoded(b"r0x1.abc"),
+        encoded(b"r1_0.abc"),
+        encoded(b"rg.abc"),
+        encoded(b"r1.a b"),
+        encoded(b"r1.abc\n"),
+        encoded("r1.ä".encode()),
+        encoded(b"r\xff1.abc"),
+        encode_cursor(Cursor("abc", 1)) + "=",
+        encode_cursor(Cursor("abc", 1)) + "\n",
+        " " + encode_cursor(Cursor("abc", 1)),
+        encode_page_token(b"scope", "name"),
+    ],
+)
+def test_what_this_server_never_made_is_no_cursor(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^is not a cursor of this registry$"):
+        decode_cursor(text)
+
+
+@given(st.text() | st.binary().map(encoded))
+def test_whatever_a_client_sends_as_a_cursor_is_read_or_refused(text: str) -> None:
+    try:
+        cursor = decode_cursor(text)
+    except ValueError:
+        return
+    assert cursor.revision >= 0
+    assert cursor.epoch
+
+
+@given(st.binary(), NAMES)
+def test_a_page_token_is_read_back_in_its_scope(scope: bytes, last: str) -> None:
+    assert decode_page_token(scope, encode_page_token(scope, last)) == last
+
+
+@given(st.binary(), st.binary(), NAMES)
+def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, last: str) -> None:
+    token = encode_page_token(scope, last)
+    if scope == other:
+        assert decode_page_token(other, token) == last
+    else:
+        with pytest.raises(ValueError, match="not a token of this query"):
+            decode_page_token(other, token)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "!",
+        "A" * 5,
+        "A" * 2000,
+        "ümläut",
+        "\ud800",
+        encode_page_token(b"scope", "name") + "=",
+        encode_page_token(b"scope", "ä"),
+        encode_page_token(b"scope", "a" * 800),
+        encode_cursor(Cursor("abc", 1)),
+    ],
+)
+def test_what_is_no_page_token_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match=r"^is not a token of this query; repeat it without one$"):
+        decode_page_token(b"scope", token)
+
+
+@given(st.text() | st.binary().map(encoded))
+def test_whatever_a_client_sends_as_a_page_token_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="not a token of this query"):
+        decode_page_token(b"scope", token)

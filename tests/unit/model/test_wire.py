@@ -1,0 +1,82 @@
+import pytest
+from google.protobuf.descriptor_pb2 import FileOptions
+from google.protobuf.struct_pb2 import Value
+from google.protobuf.wrappers_pb2 import BytesValue, UInt64Value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse
+from ossa.registry.v1.service_pb2 import Health, Service
+from registry_server.model.wire import bytes_field, integer_field, varint
+
+# Where a varint gets another byte.
+EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
+INT64 = st.integers(0, 2**63 - 1) | EDGES
+PAYLOADS = st.binary(max_size=300) | st.sampled_from([127, 128, 16_383, 16_384]).map(bytes)
+
+
+@given(st.integers(1, 2**64 - 1) | EDGES)
+def test_a_varint_is_protobufs_own(value: int) -> None:
+    assert b"\x08" + varint(value) == UInt64Value(value=value).SerializeToString()
+
+
+def test_zero_is_one_byte() -> None:
+    assert varint(0) == b"\0"
+
+
+@given(INT64)
+def test_an_integer_field_is_protobufs_own(value: int) -> None:
+    assert integer_field(9, value) == Service(revision=value).SerializeToString()
+
+
+@pytest.mark.parametrize("status", range(6))
+def test_an_enum_field_is_protobufs_own(status: int) -> None:
+    expected = Health.FromString(integer_field(1, status))
+    assert expected.status == status
+    assert integer_field(1, status) == expected.SerializeToString()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_bool_field_is_protobufs_own(stale: bool) -> None:  # noqa: FBT001
+    assert integer_field(5, int(stale)) == DiscoverServicesResponse(stale=stale).SerializeToString()
+
+
+@given(PAYLOADS.filter(bool))
+def test_a_bytes_field_is_protobufs_own(payload: bytes) -> None:
+    assert bytes_field(1, payload) == BytesValue(value=payload).SerializeToString()
+
+
+@given(st.text(min_size=1))
+def test_a_string_field_is_protobufs_own(text: str) -> None:
+    assert bytes_field(3, text.encode()) == Value(string_value=text).SerializeToString()
+
+
+def test_an_empty_message_is_a_field_too() -> None:
+    response = DiscoverServicesResponse()
+    response.services.add()
+
+    assert bytes_field(1, b"") == response.SerializeToString()
+
+
+@given(st.text("ab", min_size=1))
+def test_a_field_number_may_need_two_bytes(prefix: str) -> None:
+    options = FileOptions(cc_enable_arenas=True, swift_prefix=prefix)
+
+    assert integer_field(31, 1) + bytes_field(39, prefix.encode()) == options.SerializeToString()
+
+
+@given(st.lists(st.text(max_size=200)), INT64, st.booleans())
+def test_fields_in_a_row_are_the_message_that_has_them_all(names: list[str], revision: int, stale: bool) -> None:  # noqa: FBT001
+    services = [Service(name=name) for name in names]
+
+    wire = b"".join(
+        [
+            *(bytes_field(1, service.SerializeToString()) for service in services),
+            integer_field(4, revision),
+            integer_field(5, int(stale)),
+        ]
+    )
+
+    assert DiscoverServicesResponse.FromString(wire) == DiscoverServicesResponse(
+        services=services, revision=revision, stale=stale
+    )
