@@ -56,6 +56,8 @@ def _directory(value: object) -> object:
 Number = Annotated[int, BeforeValidator(_not_bool)]
 Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
 
+_PROBE_TIMEOUT_MS = 5_000
+
 
 class _Group(BaseModel):
     model_config = ConfigDict(
@@ -140,8 +142,8 @@ class HealthCheckSettings(_Group):
     """Whether this process probes services. Reports and heartbeats are taken in any case."""
     interval_ms: Annotated[Number, Field(ge=10, le=_DAY_MS)] = 30_000
     """Time between two probes of a service, in milliseconds."""
-    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = 5_000
-    """Longest time for one probe, in milliseconds; not longer than the interval."""
+    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = _PROBE_TIMEOUT_MS
+    """Longest time for one probe, in milliseconds; not longer than the interval, to which the default is cut."""
     failure_threshold: Annotated[Number, Field(ge=1, le=100)] = 3
     """Failed probes in a row that make a service unhealthy."""
     success_threshold: Annotated[Number, Field(ge=1, le=100)] = 2
@@ -150,7 +152,9 @@ class HealthCheckSettings(_Group):
     @field_validator("timeout_ms")
     @classmethod
     def _check_timeout(cls, timeout: int, info: ValidationInfo) -> int:
-        interval = info.data.get("interval_ms", timeout)
+        interval: int = info.data.get("interval_ms", timeout)
+        if timeout == _PROBE_TIMEOUT_MS:  # who sets a short interval alone need not know of the timeout
+            return min(timeout, interval)
         if timeout > interval:
             raise bad_setting("must be at most {other} ({limit})", other="health_check.interval_ms", limit=interval)
         return timeout

@@ -233,6 +233,7 @@ def _reason(error: Exception) -> str:
 def _canonical(message: ServiceFilter) -> bytes:
     canonical = ServiceFilter()
     canonical.CopyFrom(message)
+    canonical.DiscardUnknownFields()  # of a newer protocol: nothing is meant by them here
     canonical.health[:] = sorted(set(message.health))
     canonical.tags[:] = sorted(set(message.tags))
     if len(canonical.tags) <= 1 or canonical.tag_match != TagMatch.TAG_MATCH_ALL:

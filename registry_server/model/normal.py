@@ -124,8 +124,9 @@ def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_h
     service.registered_at.CopyFrom(current.registered_at)
     service.updated_at.CopyFrom(current.updated_at)
     service.revision = current.revision
-    if keep_health and service.endpoint != current.endpoint:
-        # What was known is of another endpoint.
+    taken_out = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
+    if keep_health and service.endpoint != current.endpoint and not taken_out:
+        # What was known is of another endpoint; only what an operator says is of the service.
         health.Clear()
         health.status = HealthStatus.HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)

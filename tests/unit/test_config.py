@@ -312,9 +312,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_default_that_contradicts_what_was_given_names_what_was_given() -> None:
-    assert problems_of(["--health-check.interval-ms", "1000"]) == [
-        "health_check.timeout_ms (default): must be at most --health-check.interval-ms (1000), not 5000"
+def test_a_short_interval_alone_cuts_the_default_timeout_to_it() -> None:
+    assert load_settings(["--health-check.interval-ms", "1000"], {}).health_check.timeout_ms == 1000
+
+
+def test_a_timeout_above_the_interval_names_both_as_they_were_given() -> None:
+    given = ["--health-check.interval-ms", "1000", "--health-check.timeout-ms", "2000"]
+    assert problems_of(given) == [
+        "--health-check.timeout-ms: must be at most --health-check.interval-ms (1000), not '2000'"
     ]
 
 

@@ -41,7 +41,6 @@ def test_a_cursor_can_stand_in_a_url_and_in_a_header(cursor: Cursor) -> None:
         "\ud800",
         "A" * 5,
         "A" * 2000,
-        encoded(b""),
         encoded(b"r"),
         encoded(b"r1"),
         encoded(b"r1."),
@@ -58,11 +57,11 @@ def test_a_cursor_can_stand_in_a_url_and_in_a_header(cursor: Cursor) -> None:
         encoded(b"r1.abc\n"),
         encoded("r1.ä".encode()),
         encoded(b"r\xff1.abc"),
-        encode_cursor(Cursor("abc", 1)) + "=",
         encode_cursor(Cursor("abc", 1)) + "\n",
         " " + encode_cursor(Cursor("abc", 1)),
         encode_page_token(b"scope", "name"),
     ],
+    ids=lambda text: ascii(text[:30]),
 )
 def test_what_this_server_never_made_is_no_cursor(text: str) -> None:
     with pytest.raises(ValueError, match=r"^is not a cursor of this registry$"):
@@ -103,11 +102,11 @@ def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, las
         "A" * 2000,
         "ümläut",
         "\ud800",
-        encode_page_token(b"scope", "name") + "=",
         encode_page_token(b"scope", "ä"),
         encode_page_token(b"scope", "a" * 800),
         encode_cursor(Cursor("abc", 1)),
     ],
+    ids=lambda token: ascii(token[:30]),
 )
 def test_what_is_no_page_token_is_refused(token: str) -> None:
     with pytest.raises(ValueError, match=r"^is not a token of this query; repeat it without one$"):

@@ -1,0 +1,242 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from registry_server.errors import StoreUnavailable
+from registry_server.health.leases import LeaseSweeper
+from registry_server.store import RedisStore, StoredEvent, Sweep, redis_store
+from registry_server.tasks import cancel
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+
+PATIENCE = 20.0
+LONG = 60.0  # seconds between two sweeps where a test must not depend on them
+SLACK_MS = 2_000  # that a slow machine may take
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+class CountedStore(RedisStore):
+    """Counts the sweeps that are tried, and remembers what came of the others."""
+
+    def __init__(self, url: str, *, interval: float) -> None:
+        super().__init__(url, timeout=5.0, sweep_interval=interval)
+        self.interval = interval
+        self.tries = 0
+        self.sweeps: list[Sweep] = []
+
+    async def sweep(self, reason: EventReason.ValueType) -> Sweep:
+        self.tries += 1
+        swept = await super().sweep(reason)
+        self.sweeps.append(swept)
+        return swept
+
+    @property
+    def removed(self) -> list[str]:
+        return [name for sweep in self.sweeps for name in sweep.removed]
+
+
+class Registry:
+    """Leases in a store, and who writes documents again."""
+
+    def __init__(self, store: CountedStore, client: Redis, epoch: str) -> None:
+        self.store = store
+        self.client = client
+        self._epoch = epoch
+        self.restored: list[list[str]] = []
+        self.failures: list[Exception] = []
+        """Raised instead of restoring, one at a time."""
+
+    async def register(self, *names: str, ttl: float) -> None:
+        outcomes = await asyncio.gather(
+            *(
+                self.store.put(
+                    small_service(name),
+                    epoch=self._epoch,
+                    expected=0,
+                    type=EventType.EVENT_TYPE_SERVICE_REGISTERED,
+                    reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+                    ttl=ttl,
+                    renew=True,
+                )
+                for name in names
+            )
+        )
+        assert all(isinstance(outcome, int) for outcome in outcomes)
+
+    async def restore(self, names: Sequence[str]) -> None:
+        self.restored.append(sorted(names))
+        if self.failures:
+            raise self.failures.pop()
+        revisions: Any = await self.client.hmget(self.store.keys.records, list(names))
+        for name, wire in zip(names, revisions, strict=True):
+            service = small_service(name)
+            service.MergeFromString(wire)
+            await self.store.touch(service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False)
+
+    async def deadline(self, name: str) -> float:
+        score = await self.client.zscore(self.store.keys.leases, name)
+        assert score is not None
+        return float(score)
+
+    async def ends(self) -> dict[str, StoredEvent]:
+        events = [event async for page in self.store.events(1 << 53) for event in page]
+        return {event.name: event for event in events if not event.after}
+
+    async def documents(self) -> set[bytes]:
+        return {key async for key in self.client.scan_iter(self.store.keys.document_prefix + "*")}
+
+    @asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[asyncio.Task[None]]:
+        sweeper = LeaseSweeper(self.store, interval=self.store.interval, restore=self.restore)
+        task = asyncio.create_task(sweeper.run())
+        yield task
+        await cancel([task])
+        assert task.cancelled(), "it ended by itself"
+
+
+@asynccontextmanager
+async def registry_on(process: RedisProcess, *, interval: float) -> AsyncIterator[Registry]:
+    store = CountedStore(process.url, interval=interval)
+    await store.open()
+    async with Redis.from_url(process.url) as client:
+        yield Registry(store, client, (await store.head()).epoch)
+    await store.close()
+
+
+async def test_a_lease_ends_at_its_deadline_and_not_at_the_next_round(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=LONG) as registry:
+        await registry.register("second", ttl=0.5)
+        await registry.register("first", ttl=0.2)
+        await registry.register("third", ttl=0.8)
+        await registry.register("other", ttl=LONG)
+        await registry.register("permanent", ttl=0)
+        deadlines = {name: await registry.deadline(name) for name in ("first", "second", "third")}
+
+        async with registry.sweeping():
+            await eventually(lambda: len(registry.store.removed) == 3)
+
+        assert registry.store.removed == ["first", "second", "third"]
+        ends = await registry.ends()
+        assert ends.keys() == deadlines.keys()
+        for name, deadline in deadlines.items():
+            assert 0 <= ends[name].at_ms - deadline < SLACK_MS
+            assert ends[name].type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
+            assert ends[name].reason == EventReason.EVENT_REASON_LEASE_EXPIRED
+
+
+async def test_a_lease_that_is_renewed_does_not_end(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=LONG) as registry:
+        await registry.register("kept", "left", ttl=0.5)
+        async with registry.sweeping():
+            while not registry.store.removed:
+                assert await registry.store.renew(["kept"]) == []
+                await asyncio.sleep(0.05)
+            assert registry.store.removed == ["left"]
+            await eventually(lambda: len(registry.store.removed) == 2)
+
+
+async def test_leases_that_end_together_go_batch_by_batch_without_waiting_for_the_next_round(
+    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 10)
+    async with registry_on(redis, interval=LONG) as registry:
+        names = [f"s{i}" for i in range(35)]
+        await registry.register(*names, ttl=0.05)
+
+        async with registry.sweeping():
+            await eventually(lambda: sorted(registry.store.removed) == sorted(names))
+
+        assert max(len(sweep.removed) for sweep in registry.store.sweeps) == 10
+
+
+async def test_without_leases_it_sweeps_once_a_round(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=0.1) as registry:
+        await registry.register("permanent", ttl=0)
+        loop = asyncio.get_running_loop()
+        async with registry.sweeping():
+            begun = loop.time()
+            await eventually(lambda: registry.store.tries == 5)
+            took = loop.time() - begun
+
+        assert took >= 0.35
+        assert all(sweep.moved == 0 for sweep in registry.store.sweeps)
+
+
+async def test_while_the_store_is_away_it_tries_once_a_round_and_goes_on_when_it_is_back(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=0.1) as registry:
+        await registry.register("a", ttl=1.0)
+        async with registry.sweeping():
+            await eventually(lambda: bool(registry.store.sweeps))
+            await redis.stop()
+            loop = asyncio.get_running_loop()
+            begun, before = loop.time(), registry.store.tries
+            await eventually(lambda: registry.store.tries == before + 5)
+            assert loop.time() - begun >= 0.35
+            assert registry.store.removed == []
+
+            await redis.start()
+            await eventually(lambda: registry.store.removed == ["a"])
+
+        # It was not there for the service's heartbeats, and neither did the lease run.
+        assert sum(sweep.moved for sweep in registry.store.sweeps) > 0.35
+
+
+async def test_documents_that_ended_while_nobody_swept_are_restored(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=1.0) as registry:
+        await registry.register("a", "b", "c", ttl=LONG)
+        everything = await registry.documents()
+        seconds, _ = await registry.client.time()
+        await registry.client.set(registry.store.keys.sweep, (int(seconds) - 100) * 1000)
+        prefix = registry.store.keys.document_prefix
+        await registry.client.delete(f"{prefix}a", f"{prefix}c")
+
+        async with registry.sweeping():
+            await eventually(lambda: bool(registry.restored))
+            await eventually(lambda: len(registry.store.sweeps) > 2)
+
+        assert registry.restored == [["a", "c"]]
+        assert await registry.documents() == everything
+        assert registry.store.sweeps[0].moved == pytest.approx(100, abs=SLACK_MS / 1000)
+        assert registry.store.removed == []
+
+
+async def test_many_documents_are_restored_batch_by_batch_without_waiting_for_the_next_round(
+    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 3)
+    async with registry_on(redis, interval=LONG) as registry:
+        names = [f"s{i}" for i in range(8)]
+        await registry.register(*names, ttl=LONG)
+        everything = await registry.documents()
+        await registry.client.delete(*everything)
+        await registry.store.renew(names)
+
+        async with registry.sweeping():
+            await eventually(lambda: sum(map(len, registry.restored)) == 8 and not registry.store.sweeps[-1].bare)
+
+        assert max(map(len, registry.restored)) == 3
+        assert await registry.documents() == everything
+
+
+async def test_a_restoration_that_fails_is_tried_again(redis: RedisProcess) -> None:
+    async with registry_on(redis, interval=0.1) as registry:
+        await registry.register("a", ttl=LONG)
+        everything = await registry.documents()
+        await registry.client.delete(*everything)
+        await registry.store.renew(["a"])
+        registry.failures = [StoreUnavailable(), StoreUnavailable()]
+
+        async with registry.sweeping():
+            await eventually(lambda: len(registry.restored) == 3 and not registry.store.sweeps[-1].bare)
+
+        assert await registry.documents() == everything
