@@ -8,8 +8,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import grpc
 import structlog
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ossa.registry.v1 import registry_service_pb2 as pb
@@ -37,7 +36,7 @@ class RpcServer:
     def __init__(self, registry: ServiceRegistry, settings: GrpcSettings) -> None:
         self._settings = settings
         self._drain = Drain()
-        self._health = HealthServicer()
+        self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings))
         rpc = RegistryRpc(registry, self._drain)
         self._server.add_generic_rpc_handlers(

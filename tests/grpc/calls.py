@@ -262,6 +262,26 @@ async def age_lease(client: Redis, name: str, seconds_left: float) -> None:
     await client.pexpireat(f"ossa:services:{name}", deadline)
 
 
+@asynccontextmanager
+async def laggard(redis: RedisProcess) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Of servers that share a Redis, lets all but the one that came first fall behind, by some 30 ms each time.
+
+    Gives what cuts them off: their connections over which they hear of changes.
+    """
+    async with redis_client(redis) as client:
+
+        async def followers() -> set[str]:
+            return {str(each["id"]) for each in await client.client_list() if each["cmd"] == "xread"}
+
+        first = min(await followers(), key=int)  # ids go up
+
+        async def cut_off() -> None:
+            for connection in await followers() - {first}:
+                await client.client_kill_filter(_id=connection)
+
+        yield cut_off
+
+
 async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:
     """Waits until something holds."""
     try:

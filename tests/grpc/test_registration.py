@@ -23,11 +23,13 @@ from tests.grpc.calls import (
     failure_in,
     get,
     health_of,
+    laggard,
     redis_client,
     register,
     report,
     told,
     unregister,
+    update,
     watching,
 )
 from tests.support.redis_process import RedisProcess
@@ -339,17 +341,17 @@ async def test_a_batch_answers_in_order_and_each_service_stands_alone(server: Se
 
 
 async def test_a_name_twice_in_a_batch_is_registered_twice_in_order(server: Server) -> None:
-    versions = ["1.0.0", "2.0.0", "3.0.0"]
+    versions = [f"{i}.0.0" for i in range(30)]
     request = pb.BatchRegisterServicesRequest(services=[small_service("a", version=version) for version in versions])
     async with watching(server) as watch:
         results = (await server.stub.BatchRegisterServices(request)).results
-        events = await watch.events(3)
+        events = await watch.events(30)
 
     assert [result.service.version for result in results] == versions
-    assert [result.service.revision for result in results] == [1, 2, 3]
+    assert [result.service.revision for result in results] == list(range(1, 31))
     assert [event.service for event in events] == [result.service for result in results]
-    assert [event.type for event in events] == [REGISTERED, UPDATED, UPDATED]
-    assert (await get(server, "a")).version == "3.0.0"
+    assert [event.type for event in events] == [REGISTERED] + [UPDATED] * 29
+    assert await get(server, "a") == results[-1].service
 
 
 async def test_a_batch_may_have_500_services(server: Server) -> None:
@@ -396,6 +398,28 @@ async def test_registrations_of_one_name_through_two_servers_all_succeed(server:
         assert [event.service for event in await here.events(40)] == by_revision
         assert [event.service for event in await there.events(40)] == by_revision
         assert await get(other, "a", min_revision=40) == await get(server, "a", min_revision=40) == by_revision[-1]
+
+
+async def test_a_server_that_is_behind_decides_on_what_is_true(server: Server, redis: RedisProcess) -> None:
+    async with running(redis.url) as other, laggard(redis) as cut_off:
+        for _ in range(5):
+            await cut_off()
+            first = await register(server, small_service("a"), create_only=True)
+            changed = small_service("a", version="2.0.0")
+            second = await update(other, changed, "version", expected_revision=first.revision)
+            assert second.registered_at == first.registered_at
+
+            await cut_off()
+            await unregister(server, "a")
+            third = await register(other, small_service("a"), create_only=True)
+            assert third.revision == second.revision + 2
+
+            await cut_off()
+            await register(server, small_service("a", version="3.0.0"))
+            refused = await failure(unregister(other, "a", expected_revision=third.revision))
+            assert refused.reason == "REVISION_MISMATCH"
+            assert (await unregister(other, "a")).version == "3.0.0"
+            assert (await failure(unregister(server, "a"))).code is grpc.StatusCode.NOT_FOUND
 
 
 async def test_a_client_reads_its_own_registrations_while_many_write(server: Server) -> None:

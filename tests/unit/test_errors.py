@@ -151,7 +151,7 @@ def test_an_invalid_request_tells_every_bad_field_and_what_is_wrong_with_it() ->
 
 LONG_VIOLATIONS = {
     "tags": [Violation(f"service.metadata.tags[{i}]", f"{'x' * 64!r}... has a comma") for i in range(100)],
-    "capabilities": [Violation(f"service.capabilities[{i}].name", "is not " * 20) for i in range(100)],
+    "capabilities": [Violation(f"service.capabilities[{i}].name", "is not " * 10) for i in range(100)],
     "names": [Violation(f"names[{i}]", "\N{SNOWMAN}" * 60 + " is not a name") for i in range(100)],
     "short": [Violation(f"types[{i}]", f"{i} is not an EventType") for i in range(100)],
 }
