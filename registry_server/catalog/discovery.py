@@ -4,6 +4,7 @@ import asyncio
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Collection
+from itertools import accumulate
 
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
@@ -19,6 +20,8 @@ MOST_NAMES = 4_000_000
 """Bound of the names that all kept queries list together: 8 bytes each."""
 MOST_KEPT_BYTES = 64 << 20
 """Bound of the pages that are kept, and of the requests that they answer."""
+MOST_PAGE_BYTES = 3 << 20
+"""A page ends here, though more was asked for: clients take messages of 4 MiB by default."""
 _ENTRY_BYTES = 400  # what keeping one of them costs beside its bytes
 _SCAN_SLICE = 500  # records between two looks at other tasks: about 1 ms with a regular expression
 
@@ -185,7 +188,10 @@ class Discovery:
         start = bisect_right(query.names, after) if after else 0
         names = query.names[start : start + size]
         parts = [records[name].framed for name in names]
-        if start + size < len(query.names):
+        if sum(map(len, parts)) > MOST_PAGE_BYTES:
+            fitting = sum(total <= MOST_PAGE_BYTES for total in accumulate(map(len, parts)))
+            names, parts = names[: fitting or 1], parts[: fitting or 1]
+        if start + len(names) < len(query.names):
             token = encode_page_token(query.filter.key, names[-1])
             parts.append(bytes_field(_NEXT_PAGE_TOKEN, token.encode()))
         parts.append(integer_field(_TOTAL_SIZE, len(query.names)))

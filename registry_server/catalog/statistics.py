@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog.change import Change
+from registry_server.catalog.discovery import MOST_PAGE_BYTES
 from registry_server.catalog.replica import Replica
 from registry_server.model.record import capability_term, health_term
 
@@ -52,8 +53,15 @@ class Capabilities:
             self._names = sorted(self._replica.index.values("c"))
         names = self._names
         start = bisect_right(names, after)
-        shown = names[start : start + size]
-        return [self._summary(name) for name in shown], start + size < len(names)
+        page: list[CapabilitySummary] = []
+        room = MOST_PAGE_BYTES
+        for name in names[start : start + size]:
+            summary = self._summary(name)
+            room -= summary.ByteSize()
+            if page and room < 0:
+                break
+            page.append(summary)
+        return page, start + len(page) < len(names)
 
     def _summary(self, capability: str) -> CapabilitySummary:
         summary = self._summaries.get(capability)

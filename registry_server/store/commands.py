@@ -81,6 +81,9 @@ class Commands:
                     results[i] = result
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
             failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
+            if isinstance(failure, StoreUnavailable):
+                # Those behind would each wait for the same timeout, one batch after the other.
+                batch, self._waiting = batch + self._waiting, []
             results = [failure] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():  # its caller was cancelled

@@ -9,7 +9,11 @@ from redis import exceptions as redis_errors
 from registry_server.errors import StoreUnavailable
 
 _AWAY = (redis_errors.ConnectionError, OSError)  # the first is also BusyLoadingError
-_REFUSALS = (redis_errors.ClusterDownError, redis_errors.ReadOnlyError)  # the first is also MasterDownError
+_REFUSALS = (
+    redis_errors.ClusterDownError,  # also MasterDownError
+    redis_errors.NoScriptError,  # lost again, right after it was loaded
+    redis_errors.ReadOnlyError,
+)
 _REFUSAL_CODES = ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "READONLY", "UNBLOCKED")
 # redis-py makes a class of some codes and cuts them off. What a script meets, Redis before 7 puts into a text of its
 # own, such as "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".

@@ -177,6 +177,23 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
     assert await commands.run("INCR", "n") == 1
 
 
+async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_one_after_the_other(
+    commands: Commands, redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST_BATCH", 10)
+    loop = asyncio.get_running_loop()
+    redis.pause()
+    begun = loop.time()
+    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(100)]
+
+    for result in await outcomes(*tasks):
+        assert isinstance(result, StoreUnavailable)
+    assert loop.time() - begun < 3 * TIMEOUT
+
+    redis.resume()
+    assert await commands.run("ECHO", "later") == b"later"
+
+
 async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
     commands: Commands, redis: RedisProcess
 ) -> None:

@@ -182,6 +182,18 @@ async def test_several_who_notice_that_a_store_went_back_agree_on_one_epoch(box:
     assert heads[0].epoch != box.epoch
 
 
+async def test_a_history_that_was_rewritten_ends_and_whoever_else_says_so_learns_of_the_new_one(box: Box) -> None:
+    await box.put("a")
+    assert await box.store.head(Position("another", 1), rewritten=True) == Position(box.epoch, 1)
+
+    heads = [await box.store.head(Position(box.epoch, 1), rewritten=True) for _ in range(3)]
+
+    assert len(set(heads)) == 1
+    assert heads[0].epoch != box.epoch
+    assert heads[0].revision == 1
+    assert await box.events() == []
+
+
 async def test_an_emptied_store_begins_another_epoch(box: Box) -> None:
     await box.put("a")
     await box.client.flushall()
@@ -832,6 +844,18 @@ async def test_scripts_come_back_after_redis_has_lost_them_in_mid_use(box: Box) 
     outcomes = await asyncio.gather(*puts)
 
     assert sorted(outcome for outcome in outcomes if isinstance(outcome, int)) == list(range(1, 1001))
+
+
+async def test_a_redis_that_loses_scripts_again_and_again_is_unavailable_at_times(box: Box) -> None:
+    puts = [asyncio.create_task(box.put(f"s{i}")) for i in range(2000)]
+    while not all(put.done() for put in puts):
+        await box.client.script_flush()
+
+    outcomes = await asyncio.gather(*puts, return_exceptions=True)
+
+    made = sorted(outcome for outcome in outcomes if isinstance(outcome, int))
+    assert made == list(range(1, len(made) + 1))
+    assert all(isinstance(outcome, int | StoreUnavailable) for outcome in outcomes)
 
 
 async def test_a_restarted_redis_goes_on_where_it_was(box: Box, redis_process: RedisProcess) -> None:

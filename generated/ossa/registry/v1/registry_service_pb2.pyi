@@ -244,7 +244,9 @@ class DiscoverServicesRequest(_message.Message):
     MIN_REVISION_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Longest page, 1 to 1,000 (more is taken as 1,000); 0 = 100. Negative: INVALID_ARGUMENT."""
+    """Longest page, 1 to 1,000 (more is taken as 1,000); 0 = 100. Negative: INVALID_ARGUMENT. A page is shorter where it
+    would pass 3 MiB: only an empty `next_page_token` says that it is the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same filter; empty = first page."""
     min_revision: _builtins.int
@@ -780,7 +782,9 @@ class ListCapabilitiesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Longest page, 1 to 1,000 (more is taken as 1,000); 0 = 100. Negative: INVALID_ARGUMENT."""
+    """Longest page, 1 to 1,000 (more is taken as 1,000); 0 = 100. Negative: INVALID_ARGUMENT. A page is shorter where it
+    would pass 3 MiB: only an empty `next_page_token` says that it is the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before; empty = first page."""
     def __init__(

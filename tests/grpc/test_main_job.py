@@ -1,0 +1,40 @@
+import grpc
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from tests.support.samples import seed_service, small_service
+from tests.support.server import Server
+
+
+async def test_a_registered_service_is_found_by_what_it_can_do(server: Server) -> None:
+    registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=seed_service()))
+
+    request = pb.DiscoverServicesRequest()
+    request.filter.capability = "text-analysis"
+    found = await server.stub.DiscoverServices(request)
+
+    assert list(found.services) == [registered.service]
+    assert found.revision == registered.service.revision == 1
+
+
+async def test_pages_of_large_services_end_before_they_are_too_large_for_a_client(server: Server) -> None:
+    names = [f"large-{i:03}" for i in range(150)]
+    for name in names:
+        service = small_service(name)
+        for i in range(10):
+            service.capabilities.add(name=f"capability-{i}", description="x" * 4000)
+        await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+    async with grpc.aio.insecure_channel(server.grpc_address) as channel:  # takes 4 MiB, as by default
+        stub = RegistryServiceStub(channel)
+        found: list[str] = []
+        pages = 0
+        request = pb.DiscoverServicesRequest(page_size=1000)
+        while pages == 0 or request.page_token:
+            page = await stub.DiscoverServices(request)
+            assert page.total_size == len(names)
+            assert 0 < page.ByteSize() <= 4 << 20
+            found += [service.name for service in page.services]
+            request.page_token = page.next_page_token
+            pages += 1
+    assert found == names
+    assert pages == 2
