@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -200,8 +201,14 @@ class ServiceRegistry:
     async def restore_documents(self, names: Sequence[str]) -> None:
         """Writes the JSON documents of services again that Redis dropped before their lease was renewed or moved."""
         records = [record for name in names if (record := self._replica.records.get(name))]
-        # One that fails or has changed meanwhile is asked for again at the next sweep.
-        await asyncio.gather(*(self._writes.touch(r.message(), renew=False) for r in records), return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            for record in records:
+                group.create_task(self._restore_document(record))
+
+    async def _restore_document(self, record: Record) -> None:
+        # One that has changed meanwhile, or meets a store that is away, is asked for again at the next sweep.
+        with suppress(StoreUnavailable):
+            await self._writes.touch(record.message(), renew=False)
 
     async def health(self, name: str) -> tuple[Health, Timestamp | None]:
         """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away).

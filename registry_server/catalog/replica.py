@@ -104,7 +104,7 @@ class Replica:
         except TimeoutError:
             raise RevisionNotReached(revision, self.revision) from None
         finally:
-            if entry in self._waiters:  # not reached: a far revision must not keep it for ever
+            if waiter.cancelled() or not waiter.done():  # not reached: a far revision must not keep it for ever
                 self._waiters.remove(entry)
                 heapq.heapify(self._waiters)
 

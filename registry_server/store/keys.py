@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Keys(NamedTuple):
-    """All keys of one registry; two registries with different prefixes can share a Redis."""
+    """All keys of one registry; several can share a Redis if no prefix begins with another."""
 
     document_prefix: str
     """``{prefix}:``; followed by a service's name, its JSON document (string, expires with the lease)."""

@@ -422,6 +422,33 @@ async def test_an_answer_larger_than_the_bound_is_given_and_not_kept() -> None:
     assert catalog.discovery._kept_bytes == 0
 
 
+@given(st.lists(st.integers(0, 300), max_size=8), st.integers(0, 1000), st.integers(1, 8))
+async def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
+    lengths: list[int], limit: int, size: int
+) -> None:
+    catalog = Catalog()
+    for i, length in enumerate(lengths):
+        catalog.put(f"s{i}", metadata={"description": "d" * length})
+    everything = asking(size)
+
+    names, after, more = list[str](), "", True
+    with bounds(MOST_PAGE_BYTES=limit):
+        while more:
+            page = await catalog.answer(everything, after)
+            frames = [len(catalog.held[service.name].framed) for service in page.services]
+            assert sum(frames) <= limit or len(frames) == 1  # one service is given in any case
+            assert len(frames) <= size
+            assert page.total_size == len(lengths)
+            names += [service.name for service in page.services]
+            more = bool(page.next_page_token)
+            after = names[-1] if names else ""
+            if more and len(frames) < size:
+                following = catalog.held[sorted(catalog.held)[len(names)]]
+                assert sum(frames) + len(following.framed) > limit  # not shorter than need be
+
+    assert names == sorted(catalog.held)
+
+
 async def test_many_spellings_of_one_query_are_bounded_too() -> None:
     catalog = Catalog()
     catalog.put("a")

@@ -135,6 +135,27 @@ def test_pages_follow_each_other_without_gap_or_repeat() -> None:
     assert catalog.capabilities.page("e", 2) == ([], False)
 
 
+@pytest.mark.parametrize("limit", [0, 30, 60, 10_000])
+def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(statistics, "MOST_PAGE_BYTES", limit)
+    catalog = Catalog()
+    catalog.put(
+        "a", **offering(*(f"{name} {'d' * length}" for name, length in zip("abcde", (5, 9, 1, 50, 5), strict=True)))
+    )
+
+    pages, after, more = list[list[str]](), "", True
+    while more:
+        page, more = catalog.capabilities.page(after, 100)
+        assert sum(summary.ByteSize() for summary in page) <= limit or len(page) == 1
+        pages.append([summary.name for summary in page])
+        after = pages[-1][-1]
+
+    assert [name for page in pages for name in page] == list("abcde")
+    assert len(pages) == {0: 5, 30: 4, 60: 3, 10_000: 1}[limit]
+
+
 def test_a_full_last_page_is_the_last() -> None:
     catalog = Catalog()
     catalog.put("a", **offering("one", "two"))
