@@ -288,4 +288,5 @@ def _change(event: StoredEvent, before: Record | None) -> Change:
         at_ms=event.at_ms,
         before=before,
         after=Record(event.after) if event.after else None,
+        error=event.error,
     )

@@ -4,9 +4,10 @@ from registry_server.store.redis_store import (
     Conflict,
     EpochChanged,
     Position,
+    ProbeResult,
     RedisStore,
     StoredEvent,
     Sweep,
 )
 
-__all__ = ["Conflict", "EpochChanged", "Position", "RedisStore", "StoredEvent", "Sweep"]
+__all__ = ["Conflict", "EpochChanged", "Position", "ProbeResult", "RedisStore", "StoredEvent", "Sweep"]

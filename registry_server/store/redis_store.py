@@ -22,6 +22,7 @@ OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
 PAGE: Final = 1000
 TAIL_PAGE: Final = 250  # applied without a pause: about 10 ms
 RENEW_BATCH: Final = 1000
+CHECKS_BATCH: Final = 500
 SWEEP_BATCH: Final = 500
 TAIL_BLOCK: Final = 0.5
 """Seconds that one blocking read of the stream waits: so often a quiet follower looks whether history still goes on."""
@@ -48,6 +49,8 @@ class StoredEvent(NamedTuple):
     """Serialised ``Service`` after the change; empty if it is gone."""
     before: bytes
     """Serialised ``Service`` before the change; empty if there was none."""
+    error: str = ""
+    """What is wrong with the registry itself; only for events of no service."""
 
 
 class Conflict(NamedTuple):
@@ -59,6 +62,16 @@ class Conflict(NamedTuple):
 
 class EpochChanged:
     """A change was refused: the store has begun another epoch than the one that the change rests on."""
+
+
+class ProbeResult(NamedTuple):
+    """The newest check of one service."""
+
+    name: str
+    health: bytes
+    """Serialised ``Health``."""
+    renew: bool
+    """Whether it renews the lease."""
 
 
 class Sweep(NamedTuple):
@@ -275,6 +288,25 @@ class RedisStore:
         answer = await self._commands.script("check", self._script_keys, name, health, expected)
         return Conflict(answer[1]) if answer[0] == b"conflict" else None
 
+    async def write_checks(self, results: Sequence[ProbeResult]) -> None:
+        """Keeps the newest checks of services and renews leases: soft data, no event.
+
+        Results of services that are no longer registered are dropped.
+        """
+        batches = [results[i : i + CHECKS_BATCH] for i in range(0, len(results), CHECKS_BATCH)]
+        prefix = self.keys.document_prefix
+        await asyncio.gather(
+            *(
+                self._commands.script(
+                    "checks",
+                    self._script_keys,
+                    prefix,
+                    *(value for name, health, renew in batch for value in (name, health, int(renew))),
+                )
+                for batch in batches
+            )
+        )
+
     async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
         """Reads the newest check of a service and the end of its lease.
 
@@ -286,6 +318,31 @@ class RedisStore:
         )
         ends = None if deadline is None else float(deadline)
         return check, None if ends is None or ends == float("inf") else int(ends)
+
+    async def notice(self, error: str, *, epoch: str, reason: EventReason.ValueType) -> int | EpochChanged:
+        """Commits an event of no service: something is wrong with the registry itself; gives its revision."""
+        answer = await self._commands.script(
+            "notice",
+            self._script_keys,
+            epoch,
+            EventType.EVENT_TYPE_REGISTRY_ERROR,
+            reason,
+            error,
+            self._events_max_length,
+        )
+        return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
+
+    async def stay_member(self, member: str, period: float) -> list[str]:
+        """Says that a process lives; gives all that do, those that said so within ``period`` seconds."""
+        return _texts(await self._members(member, period, "stay"))
+
+    async def leave_members(self, member: str, period: float) -> None:
+        """Takes a process off the list of those that live."""
+        await self._members(member, period, "leave")
+
+    async def _members(self, member: str, period: float, op: str) -> Any:
+        keys = (*self._script_keys, self.keys.members)
+        return await self._commands.script("members", keys, member, round(period * 1000), op)
 
     async def _commit(
         self,
@@ -349,6 +406,7 @@ def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
         name=fields[b"n"].decode(),
         after=fields[b"s"],
         before=fields[b"b"],
+        error=fields.get(b"x", b"").decode(),  # versions before this one wrote none
     )
 
 

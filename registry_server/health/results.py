@@ -1,0 +1,46 @@
+"""``ResultWriter``: results of many probes in few round trips."""
+
+import asyncio
+
+from registry_server.errors import StoreUnavailable
+from registry_server.store import RedisStore
+
+_PAUSE = 0.02
+"""Seconds in which results gather: that late they can be read, and that much fewer are the writes."""
+_MOST_WAITING = 200_000
+
+
+class ResultWriter:
+    """Writes results of probes: the newest of each service, without a revision each."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._waiting: dict[str, tuple[bytes, bool]] = {}
+        self._news = asyncio.Event()
+
+    def add(self, name: str, health: bytes, *, renew: bool) -> None:
+        """Takes a result; a newer one of the same service replaces one that waits."""
+        if len(self._waiting) < _MOST_WAITING or name in self._waiting:
+            self._waiting[name] = (health, renew)
+            self._news.set()
+
+    async def flush(self) -> None:
+        """Writes what waits. What cannot be written is dropped: the next probe tells newer.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            await self._store.write_checks([(name, *result) for name, result in waiting.items()])
+
+    async def run(self) -> None:
+        """Writes what waits, until cancelled."""
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(_PAUSE)
+            self._news.clear()
+            try:
+                await self.flush()
+            except StoreUnavailable:
+                continue
