@@ -13,16 +13,26 @@ import structlog
 from registry_server import __version__
 from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
 from registry_server.clock import system_clock
-from registry_server.config import EMBEDDED, Settings
+from registry_server.config import EMBEDDED, HealthCheckSettings, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway import HttpServer
-from registry_server.health import LeaseSweeper
+from registry_server.health import (
+    HealthMonitor,
+    Judge,
+    LeaseSweeper,
+    Membership,
+    NetworkPolicy,
+    Prober,
+    Protection,
+    ResultWriter,
+)
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.store import RedisStore
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
+from registry_server.writes import Writes
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +43,7 @@ class Parts(NamedTuple):
     registry: ServiceRegistry
     hub: WatchHub
     follower: Follower
+    monitor: HealthMonitor
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
@@ -161,14 +172,21 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             on_start_over=hub.start_over,
             fits_one_message=fits_one_message,
         )
+        writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
+        checks = settings.health_check
+        policy = NetworkPolicy(checks.allowed_networks, checks.denied_networks)
+        prober = await stack.enter_async_context(Prober(policy))
+        monitor = _monitor(checks, store, replica, follower, writes, prober)
         registry = ServiceRegistry(
             store=store,
             replica=replica,
             discovery=discovery,
             hub=hub,
             follower=follower,
+            writes=writes,
+            monitor=monitor,
+            policy=policy,
             clock=system_clock,
-            default_ttl=settings.service_ttl_seconds,
         )
         sweeper = LeaseSweeper(
             store, interval=settings.lease.sweep_interval_ms / 1000, restore=registry.restore_documents
@@ -177,11 +195,39 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             tasks = [
                 group.create_task(follower.run(), name="follower"),
                 group.create_task(_after(loaded, sweeper.run), name="lease-sweeper"),
+                group.create_task(monitor.supervise(), name="health-monitor-supervisor"),
             ]
+            if checks.enabled:
+                tasks.append(group.create_task(_after(loaded, registry.start_health_monitoring), name="first-probes"))
             try:
-                yield Parts(registry, hub, follower, loaded)
+                yield Parts(registry, hub, follower, monitor, loaded)
             finally:
                 await cancel(tasks)
+
+
+def _monitor(
+    settings: HealthCheckSettings,
+    store: RedisStore,
+    replica: Replica,
+    follower: Follower,
+    writes: Writes,
+    prober: Prober,
+) -> HealthMonitor:
+    results = ResultWriter(store)
+    protection = Protection(
+        share=settings.protection_percent / 100,
+        minimum=settings.protection_min_failures,
+        longest=settings.protection_max_seconds,
+    )
+    return HealthMonitor(
+        replica=replica,
+        prober=prober,
+        membership=Membership(store, period=settings.member_period_ms / 1000),
+        judge=Judge(replica=replica, writes=writes, results=results, protection=protection, clock=system_clock),
+        results=results,
+        settings=settings,
+        is_connected=lambda: follower.connected,
+    )
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
@@ -23,7 +24,6 @@ from registry_server.catalog import Capabilities, Discovery, Follower, Replica, 
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
     InvalidRequest,
-    ProbingDisabled,
     RegistryError,
     RevisionMismatch,
     ServiceExists,
@@ -31,6 +31,7 @@ from registry_server.errors import (
     StoreUnavailable,
     Violation,
 )
+from registry_server.health import HealthMonitor, NetworkPolicy
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
@@ -64,8 +65,10 @@ class ServiceRegistry:
         discovery: Discovery,
         hub: WatchHub,
         follower: Follower,
+        writes: Writes,
+        monitor: HealthMonitor,
+        policy: NetworkPolicy,
         clock: Clock,
-        default_ttl: float,
     ) -> None:
         """Puts the parts together; ``registry_server.app`` makes and owns them.
 
@@ -75,8 +78,10 @@ class ServiceRegistry:
             discovery: Queries over the replica.
             hub: Watches over the replica.
             follower: Keeps the replica level with the store.
+            writes: Makes changes.
+            monitor: Probes services.
+            policy: Which addresses an endpoint may have.
             clock: Wall clock.
-            default_ttl: Seconds that a lease lasts if the service does not say.
         """
         self._store = store
         self._replica = replica
@@ -84,7 +89,9 @@ class ServiceRegistry:
         self._hub = hub
         self._follower = follower
         self._clock = clock
-        self._writes = Writes(store, replica, follower, default_ttl=default_ttl)
+        self._writes = writes
+        self._monitor = monitor
+        self._policy = policy
         self._capabilities = Capabilities(replica)
 
     # Registration.
@@ -97,7 +104,8 @@ class ServiceRegistry:
             ServiceExists: With ``create_only``, the name is taken.
             WriteConflict: Others changed it each time.
         """
-        requests.refuse(service_violations(service))
+        violations = service_violations(service)
+        requests.refuse(violations + self._endpoint_violations(service, violations))
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             if current is not None and create_only:
@@ -159,7 +167,10 @@ class ServiceRegistry:
             before = _existing(service.name, current, expected_revision).message()
             now = self._now()
             after = normal.updated(service, mask, before, now)
-            requests.refuse(service_violations(after))
+            violations = service_violations(after)
+            if after.endpoint != before.endpoint:
+                violations += self._endpoint_violations(after, violations)
+            requests.refuse(violations)
             if after == before:  # asked of the store all the same: what this process knows may be old
                 return await self._writes.touch(before, renew=False)
             type_ = normal.update_type(before, after)
@@ -268,14 +279,29 @@ class ServiceRegistry:
         return await self._writes.write(name, attempt)
 
     async def check_health(self, name: str) -> Health:
-        """Probes a service now.
+        """Probes a service now, by its own settings; the result counts like that of any other probe.
+
+        A service that is not probed is answered as it is.
 
         Raises:
             ServiceNotFound: No such service.
             ProbingDisabled: This server does not probe.
         """
-        await self.get(name)
-        raise ProbingDisabled
+        health = await self._monitor.check_now(await self.get(name))
+        return (await self.health(name))[0] if health is None else health
+
+    async def start_health_monitoring(self) -> None:
+        """Begins to probe services; other processes leave this one its share. Does nothing if it does already.
+
+        Raises:
+            StoreUnavailable: What is registered is not known yet.
+        """
+        self._writes.must_be_loaded()
+        self._monitor.start()
+
+    async def stop_health_monitoring(self) -> None:
+        """Ends it; other processes take over the services of this one."""
+        await self._monitor.stop()
 
     async def cleanup(self) -> list[str]:
         """Removes services whose lease has run out; gives their names."""
@@ -415,6 +441,13 @@ class ServiceRegistry:
         )
         health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
         return health
+
+    def _endpoint_violations(self, service: Service, found: Sequence[Violation]) -> list[Violation]:
+        """Whether a probe may go to an endpoint, as far as it tells; a DNS name is judged when it is resolved."""
+        if any(violation.field == "service.endpoint" for violation in found):
+            return []
+        refusal = self._policy.refuses_literal(urlsplit(service.endpoint).hostname or "")
+        return [Violation("service.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())

@@ -140,6 +140,14 @@ class Writes:
         await self.applied(outcome)
         return record.message()
 
+    async def notice(self, error: str, reason: EventReason.ValueType) -> None:
+        """Tells every watcher, of all processes, that something is wrong with the registry itself.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        await self._store.notice(error, epoch=self._replica.position.epoch, reason=reason)
+
     async def applied(self, revision: int) -> None:
         """Waits until this process holds a revision that is committed.
 

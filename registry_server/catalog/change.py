@@ -10,9 +10,9 @@ _EVENTS = 1  # WatchEventsResponse.events
 
 
 class Change:
-    """What became of one service at one revision, or a problem of the registry itself. Serialised once, whoever watches.
+    """What became of one service at one revision. Serialised once, whoever watches.
 
-    The second kind, a notice, has an ``error`` and no service; it is for every watcher.
+    A notice is of no service: it has an ``error`` of the registry itself, and is for every watcher.
     """
 
     __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "reason", "revision", "type")

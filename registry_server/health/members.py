@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -12,31 +13,31 @@ from registry_server.store import RedisStore
 
 log = structlog.get_logger(__name__)
 
-_BEATS_PER_PERIOD = 3
+_BEATS_PER_PERIOD: Final = 4
+_LEAVE_WITHIN: Final = 1.0
+"""Seconds."""
 
 
 class Membership:
     """The live processes, and how services are shared out among them.
 
-    Each process tells Redis that it lives three times a period; one that was silent for a period is gone. Services are
-    shared out by rendezvous hashing (Thaler and Ravishankar, 1998): each goes to the process whose hash with its name
-    is highest, so that a process that comes or goes moves no other service.
+    Each process tells Redis several times a period that it lives; one that was silent for a period is gone. Services
+    are shared out by rendezvous hashing (Thaler and Ravishankar, 1998): each goes to the process whose hash with its
+    name is highest, so that a process that comes or goes moves no other service.
     """
 
-    def __init__(self, store: RedisStore, *, period: float, on_change: Callable[[], None]) -> None:
+    def __init__(self, store: RedisStore, *, period: float) -> None:
         """Prepares it.
 
         Args:
             store: Where the list is.
             period: Seconds after which a silent process is taken for dead.
-            on_change: Called when the shares have changed.
         """
         self.id = secrets.token_hex(8)
         self._store = store
         self._period = period
-        self._on_change = on_change
         self._members: tuple[str, ...] = ()
-        self._keys: list[tuple[bytes, str]] = []
+        self._wake = asyncio.Event()
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -47,38 +48,54 @@ class Membership:
         """Whether this process checks a service."""
         if len(self._members) <= 1:
             return self.id in self._members
-        encoded = name.encode()
-        return max(self._keys, key=lambda member: _weight(member[0], encoded))[1] == self.id
+        return owner(name, self._members) == self.id
 
-    async def run(self) -> None:
-        """Keeps this process on the list until cancelled, then takes it off."""
+    async def run(self, on_change: Callable[[], None]) -> None:
+        """Keeps this process on the list until cancelled, then takes it off.
+
+        Args:
+            on_change: Called when the shares have changed.
+        """
         try:
             while True:
+                self._wake.clear()
+                await self._refresh(on_change)
                 try:
-                    await self.refresh()
-                except StoreUnavailable:
-                    pass  # shares stay as they are: nobody else can learn of a change either
-                await asyncio.sleep(self._period / _BEATS_PER_PERIOD)
+                    async with asyncio.timeout(self._period / _BEATS_PER_PERIOD):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
         finally:
             await self._leave()
 
-    async def refresh(self) -> None:
-        """Tells that this process lives, and learns who else does."""
-        members = tuple(sorted(await self._store.stay_member(self.id, self._period)))
+    def refresh(self) -> None:
+        """Has the list read again at once: this process may have been taken for dead."""
+        self._wake.set()
+
+    async def _refresh(self, on_change: Callable[[], None]) -> None:
+        try:
+            members = tuple(sorted(await self._store.stay_member(self.id, self._period)))
+        except StoreUnavailable:
+            return  # shares stay as they are: nobody else can learn of a change either
         if members != self._members:
-            log.info("checks are shared out anew", processes=len(members))
+            log.info("services to check are shared out", processes=len(members))
             self._members = members
-            self._keys = [(hashlib.blake2b(member.encode(), digest_size=16).digest(), member) for member in members]
-            self._on_change()
+            on_change()
 
     async def _leave(self) -> None:
         self._members = ()
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(_LEAVE_WITHIN):
                 await self._store.leave_members(self.id, self._period)
         except (StoreUnavailable, TimeoutError):
             log.debug("could not leave the list of processes; the others will notice")
 
 
-def _weight(member: bytes, name: bytes) -> bytes:
-    return hashlib.blake2b(name, key=member, digest_size=8).digest()
+def owner(name: str, members: tuple[str, ...]) -> str:
+    """The member to which a service goes."""
+    encoded = name.encode()
+    return max(members, key=lambda member: _weight(member, encoded))
+
+
+def _weight(member: str, name: bytes) -> bytes:
+    return hashlib.blake2b(name, key=member.encode(), digest_size=8).digest()

@@ -1,38 +1,38 @@
-"""``HealthMonitor``: probes every service of this process's share when it is due, and draws the conclusions."""
+"""``HealthMonitor``: probes every service of this process's share when it is due."""
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import structlog
 
 from ossa.registry.v1.event_pb2 import EventReason
-from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from ossa.registry.v1.service_pb2 import Health
 from registry_server.catalog import Change, Replica
-from registry_server.clock import Clock, timestamp
 from registry_server.config import HealthCheckSettings
-from registry_server.errors import RegistryError
+from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavailable
+from registry_server.health.figures import Figures
+from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
-from registry_server.health.probes import Outcome, OutcomeKind, Plan, Prober
-from registry_server.health.protection import Protection
+from registry_server.health.probes import Plan, Prober
 from registry_server.health.results import ResultWriter
 from registry_server.health.schedule import Schedule
-from registry_server.health.thresholds import Streak
+from registry_server.health.standstill import Standstill
 from registry_server.model.record import Record
+from registry_server.tasks import cancel
 
-_LATE: Final = 1.0
-"""Seconds after which a probe counts as late."""
-_PAUSE: Final = 2.0
-"""A gap of so many seconds between two looks at the clock, which come every second, means that we stood still."""
 _FIRST_PROBE: Final = 1.0
-"""Seconds within which a service that nothing is known of is probed."""
-_SLICE: Final = 2_000  # services sorted anew between two looks at other tasks
-_UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
-
-Conclude = Callable[[str, Service, Health], Awaitable[None]]
-"""Commits a health: name, the service as it was when it was probed, its new health."""
+"""Seconds within which a service is probed that registered or moved."""
+_REVIEW_EVERY: Final = 1.0
+"""Seconds."""
+_SLICE: Final = 500
+"""Services that are looked at between two turns of other tasks; about 10 ms."""
+_ON_DEMAND: Final = 64
+"""Probes at once that clients ask for, beside those that are due: they cannot hold those up."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +40,8 @@ log = structlog.get_logger(__name__)
 class HealthMonitor:
     """Probes services at their intervals with bounded concurrency.
 
-    One heap says who is due; there is a task for each probe that is under way and none for those that wait. Results are
-    dropped where they prove nothing: if this process stood still meanwhile, or while the store is away.
+    One heap says who is due; there is a task for each probe that is under way and none for those that wait. A result is
+    dropped if this process stood still meanwhile.
     """
 
     def __init__(
@@ -49,11 +49,10 @@ class HealthMonitor:
         *,
         replica: Replica,
         prober: Prober,
+        membership: Membership,
+        judge: Judge,
         results: ResultWriter,
         settings: HealthCheckSettings,
-        clock: Clock,
-        conclude: Conclude,
-        notify: Callable[[str], Awaitable[None]],
         is_connected: Callable[[], bool],
     ) -> None:
         """Prepares it.
@@ -61,207 +60,250 @@ class HealthMonitor:
         Args:
             replica: Which services there are.
             prober: Makes the probes.
-            results: Takes the result of each probe.
-            settings: Defaults of checks, concurrency and protection.
-            clock: Wall clock, for ``last_check``.
-            conclude: Commits a transition.
-            notify: Tells everyone of a problem of the registry itself.
+            membership: Which of them are this process's.
+            judge: Takes the results.
+            results: Writes them.
+            settings: Defaults of checks, and concurrency.
             is_connected: Whether the store answers.
         """
         self._replica = replica
         self._prober = prober
+        self._membership = membership
+        self._judge = judge
         self._results = results
         self._settings = settings
-        self._clock = clock
-        self._conclude = conclude
-        self._notify = notify
         self._is_connected = is_connected
-        self._owns: Callable[[str], bool] = lambda _: False
+        self._standstill = Standstill(self._on_standstill)
         self._schedule = Schedule()
-        self._streaks: dict[str, Streak] = {}
+        self._intervals: dict[str, float] = {}  # of the services that this process probes
         self._wake = asyncio.Event()
+        self._waits_until = math.inf
         self._shares_changed = asyncio.Event()
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._stood_still = 0
-        self.protection = Protection(
-            share=settings.protection_share,
-            minimum=settings.protection_min_failures,
-            longest=settings.protection_max_seconds,
-        )
-        self.probes = 0
-        self.late = 0
+        self._on_demand_slots = asyncio.Semaphore(_ON_DEMAND)
+        self._on_demand: dict[str, asyncio.Future[Health | RegistryError | None]] = {}
+        self._session: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._failure: asyncio.Future[None] | None = None
+        self.figures = Figures()
 
-    async def run(self, membership: Membership) -> None:
-        """Probes this process's share until cancelled."""
-        self._owns = membership.owns
+    @property
+    def probed_services(self) -> int:
+        """How many services this process probes."""
+        return len(self._intervals)
+
+    @property
+    def protection_active(self) -> bool:
+        """Whether this process doubts itself and has frozen statuses."""
+        return self._judge.protection.active
+
+    def start(self) -> None:
+        """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
+        if self._session is None:
+            self._session = asyncio.create_task(self._run(), name="health-monitor")
+            self._session.add_done_callback(self._on_end)
+
+    async def stop(self) -> None:
+        """Ends it and leaves the services to other processes; probes under way are given up."""
+        session, self._session = self._session, None
+        if session is not None:
+            await cancel([session])
+
+    async def supervise(self) -> None:
+        """Ends with the error that ended the monitor, if one ever does; when cancelled, stops it."""
+        self._failure = asyncio.get_running_loop().create_future()
+        try:
+            await self._failure
+        finally:
+            await self.stop()
+
+    async def check_now(self, record: Record) -> Health | None:
+        """Probes a service at once; the result counts like any other and can be read on return.
+
+        Those who ask while a probe is under way that was asked for get its result too.
+
+        Returns:
+            The health after the probe; ``None`` if there is nothing to probe, or the service changed meanwhile.
+
+        Raises:
+            ProbingDisabled: The monitor does not run.
+            RegistryError: The result could not be committed.
+        """
+        if self._group is None:
+            raise ProbingDisabled
+        answer = self._on_demand.get(record.name)
+        if answer is None:
+            answer = self._on_demand[record.name] = asyncio.get_running_loop().create_future()
+            self._group.create_task(self._check_on_demand(record, answer))
+        health = await asyncio.shield(answer)
+        if isinstance(health, RegistryError):
+            raise health
+        return health
+
+    async def _run(self) -> None:
         self._replica.on_applied.append(self._on_change)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(membership.run(), name="membership")
+                self._group = group
+                group.create_task(self._membership.run(self._shares_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
-                group.create_task(self._share_out_when_changed(), name="probe-shares")
-                group.create_task(self._watch_clock(), name="probe-clock")
+                group.create_task(self._share_out(), name="probe-shares")
+                group.create_task(self._standstill.run(), name="standstill")
+                group.create_task(self._review(), name="protection")
                 await self._dispatch(group)
         finally:
+            self._group = None
             self._replica.on_applied.remove(self._on_change)
+            for name in list(self._intervals):
+                self._let_go(name)
+            for answer in self._on_demand.values():
+                if not answer.done():
+                    answer.set_result(ProbingDisabled())
+            self._on_demand.clear()
 
-    def shares_changed(self) -> None:
-        """Says that services are shared out anew."""
-        self._shares_changed.set()
+    def _on_end(self, session: asyncio.Task[None]) -> None:
+        error = None if session.cancelled() else session.exception()
+        if error is not None and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
 
-    async def check_now(self, record: Record) -> None:
-        """Probes a service at once; its result counts like any other and is written on return."""
-        service = record.message()
-        plan = Plan.of(service, self._settings)
-        if plan.probed:
-            await self._take(service, plan, await self._prober.probe(plan))
-            await self._results.flush()
+    # Probing.
 
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
-            entry = self._schedule.pop_due(time.monotonic())
-            if entry is None:
-                due = self._schedule.next_due()
-                self._wake.clear()
-                try:
-                    async with asyncio.timeout_at(due and asyncio.get_running_loop().time() + due - time.monotonic()):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                continue
-            name, due = entry
-            record = self._replica.records.get(name)
-            if record is None or not self._owns(name):
-                continue
             await self._slots.acquire()
-            self.probes += 1
-            self.late += time.monotonic() - due > _LATE
+            record, due = await self._next()
+            self.figures.began(time.monotonic() - due)
             group.create_task(self._check(record, due))
 
+    async def _next(self) -> tuple[Record, float]:
+        """Waits for a service that is due; gives it with the time at which it was."""
+        while True:
+            self._standstill.look()  # what became due meanwhile is not to be caught up with at once
+            now = time.monotonic()
+            while (entry := self._schedule.pop_due(now)) is not None:
+                record = self._replica.records.get(entry[0])
+                if record is not None and record.name in self._intervals:
+                    return record, entry[1]
+            due = self._schedule.next_due()
+            self._waits_until = math.inf if due is None else due
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if due is None else due - now):
+                    await self._wake.wait()
+
     async def _check(self, record: Record, due: float) -> None:
-        """Makes one probe and sets the time of the next."""
-        service = record.message()
-        plan = Plan.of(service, self._settings)
+        """Makes one probe that is due and sets the time of the next."""
+        again = due
         try:
-            if plan.probed:
-                stood_still = self._stood_still
-                outcome = await self._prober.probe(plan)
-                if stood_still != self._stood_still:  # the time that passed was not the service's
-                    self._schedule_soon(record.name, plan.interval)
-                    return
-                self._schedule_at(record.name, max(due + plan.interval, time.monotonic()))
-                if self._is_connected():
-                    await self._take(service, plan, outcome)
-            elif plan.by_heartbeat and service.health.status == _UNKNOWN:
-                # It registered, so it lives; when its heartbeats end, so does its lease.
-                health = Health(status=HealthStatus.HEALTH_STATUS_HEALTHY, last_check=timestamp(self._clock()))
-                await self._conclude(record.name, service, health)
+            if await self._probe(record) is None:
+                again = time.monotonic() - _jitter(self._intervals.get(record.name, 0.0))
         except RegistryError as error:  # the store went away meanwhile: the next probe tells
             log.debug("result of a probe was not kept", service=record.name, why=str(error))
-            self._schedule_at(record.name, time.monotonic() + plan.interval)
+        except Exception:
+            # Ours to mend; it must cost one result, not all probing.
+            log.exception("result of a probe was lost", service=record.name)
         finally:
             self._slots.release()
+        # One that changed meanwhile has its time already.
+        if record.name in self._intervals and record.name not in self._schedule:
+            self._set(record.name, max(again + self._intervals[record.name], time.monotonic()))
 
-    async def _take(self, service: Service, plan: Plan, outcome: Outcome) -> None:
-        """Draws the conclusions of a result."""
-        record = self._replica.records.get(service.name)
-        if record is None:
-            return
-        if record.revision != service.revision and record.message().endpoint != service.endpoint:
-            return  # registered elsewhere meanwhile
-        failed = outcome.kind is OutcomeKind.FAILED
-        streak = self._streaks.setdefault(service.name, Streak())
-        streak.add(outcome.kind)
-        self.protection.take(service.name, failed=failed, status=record.status)
-        await self._judge()
-        frozen = self.protection.active
-        status = record.status
-        if not frozen:
-            status = streak.verdict(record.status, plan.failure_threshold, plan.success_threshold)
-        health = Health(
-            status=status, last_check=timestamp(self._clock()), details=outcome.details, error=outcome.error
-        )
-        health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
-        if status != record.status:
-            await self._conclude(service.name, service, health)
-        # While statuses are frozen, so are leases: nobody is evicted on the word of a process that doubts itself.
-        self._results.add(service.name, health.SerializeToString(), renew=not failed or frozen)
+    async def _check_on_demand(self, record: Record, answer: asyncio.Future[Health | RegistryError | None]) -> None:
+        health: Health | RegistryError | None = None
+        try:
+            async with self._on_demand_slots:
+                health = await self._probe(record)
+            with suppress(StoreUnavailable):
+                await self._results.flush()
+        except RegistryError as error:
+            health = error
+        except Exception:
+            log.exception("result of a probe was lost", service=record.name)
+        del self._on_demand[record.name]
+        answer.set_result(health)
 
-    async def _judge(self) -> None:
-        match self.protection.judge(time.monotonic()):
-            case True:
-                what = (
-                    f"{self.protection.failing} of {self.protection.counted} services fail at once: "
-                    "this process doubts itself and freezes their statuses"
-                )
-                log.error("protection began", failing=self.protection.failing, of=self.protection.counted)
-                await self._notify(what)
-            case False:
-                log.warning("protection ended")
+    async def _probe(self, record: Record) -> Health | None:
+        """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
+        service = record.message()
+        plan = Plan.of(service, self._settings)
+        if not plan.probed:
+            return None
+        stood_still = self._standstill.look()
+        outcome = await self._prober.probe(plan)
+        self.figures.ended(outcome)
+        if self._standstill.look() != stood_still:  # the time that passed was not the service's
+            return None
+        return await self._judge.take(service, plan, outcome, kept=self._is_connected())
+
+    async def _review(self) -> None:
+        while True:
+            await asyncio.sleep(_REVIEW_EVERY)
+            await self._judge.review()
+
+    # Whom to probe, and when.
 
     def _on_change(self, change: Change) -> None:
         before, after = change.before, change.after
         if after is None:
-            self._drop(change.name)
+            self._let_go(change.name)
+        elif not self._membership.owns(after.name):
             return
-        if before is not None:
-            if change.reason == EventReason.EVENT_REASON_HEALTH_CHECK or _checked_alike(before, after):
-                return
-            self._drop(change.name)  # what was learned is of another endpoint, or somebody knows better
-        if self._owns(change.name):
-            self._schedule_soon(change.name, _FIRST_PROBE)
+        elif before is None or _probed_otherwise(before, after):
+            self._take_on(after, _FIRST_PROBE)
+        elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
+            self._judge.expect(after)  # somebody knows better
 
-    def _drop(self, name: str) -> None:
-        self._schedule.discard(name)
-        self._streaks.pop(name, None)
-        self.protection.forget(name)
-
-    def _schedule_soon(self, name: str, within: float) -> None:
-        self._schedule_at(name, time.monotonic() + random.uniform(0, within))  # noqa: S311 - jitter, not a secret
-
-    def _schedule_at(self, name: str, due: float) -> None:
-        if name in self._replica.records and self._owns(name):
-            self._schedule.set(name, due)
-            self._wake.set()
-
-    async def _share_out_when_changed(self) -> None:
+    async def _share_out(self) -> None:
+        """Takes on what has become this process's, and lets go what no longer is, whenever shares change."""
         while True:
             await self._shares_changed.wait()
             self._shares_changed.clear()
-            await self._share_out(anew=False)
+            for i, record in enumerate(list(self._replica.records.values())):
+                if i % _SLICE == 0:
+                    await asyncio.sleep(0)
+                if self._replica.records.get(record.name) is not record:
+                    continue  # it changed meanwhile, and was looked at
+                if not self._membership.owns(record.name):
+                    self._let_go(record.name)
+                elif record.name not in self._intervals:
+                    self._take_on(record, math.inf)
 
-    async def _share_out(self, *, anew: bool) -> None:
-        """Takes up what this process owns and lets go what it does not; spreads all over an interval if ``anew``."""
-        interval = self._settings.interval_ms / 1000
-        for i, name in enumerate(list(self._replica.records)):
-            if not self._owns(name):
-                self._drop(name)
-            elif anew or name not in self._schedule:
-                self._schedule_soon(name, interval)
-            if i % _SLICE == 0:
-                await asyncio.sleep(0)
+    def _take_on(self, record: Record, within: float) -> None:
+        """Begins to probe a service, at the latest within an interval: somebody may have probed it just now."""
+        plan = Plan.of(record.message(), self._settings)
+        if not plan.probed:
+            self._let_go(record.name)
+            return
+        self._intervals[record.name] = plan.interval
+        self._judge.expect(record)
+        self._set(record.name, time.monotonic() + _jitter(min(within, plan.interval)))
 
-    async def _watch_clock(self) -> None:
-        """Notices that this process stood still (stopped, swapped out, machine asleep)."""
-        last = _now_with_sleep()
-        while True:
-            await asyncio.sleep(1)
-            now = _now_with_sleep()
-            if now - last > _PAUSE:
-                self._stood_still += 1
-                log.warning("this process stood still: probes under way do not count", seconds=round(now - last, 1))
-                await self._share_out(anew=True)
-            last = now
+    def _let_go(self, name: str) -> None:
+        if self._intervals.pop(name, None) is not None:
+            self._schedule.discard(name)
+            self._judge.forget(name)
+
+    def _set(self, name: str, due: float) -> None:
+        self._schedule.set(name, due)
+        if due < self._waits_until:
+            self._wake.set()
+
+    def _on_standstill(self, gap: float) -> None:
+        """Spreads what became due during a standstill, so that all is checked within an interval but not at once."""
+        self._membership.refresh()
+        now = time.monotonic()
+        overdue: list[str] = []
+        while (entry := self._schedule.pop_due(now)) is not None:
+            overdue.append(entry[0])
+        for name in overdue:
+            if name in self._intervals:
+                self._set(name, now + _jitter(min(gap, self._intervals[name])))
 
 
-def _checked_alike(before: Record, after: Record) -> bool:
-    """Whether a change leaves everything as it was that probes depend on."""
-    if before.status != after.status:
-        return False
+def _probed_otherwise(before: Record, after: Record) -> bool:
     old, new = before.message(), after.message()
-    return old.endpoint == new.endpoint and old.health_check == new.health_check
+    return old.endpoint != new.endpoint or old.health_check != new.health_check
 
 
-def _now_with_sleep() -> float:
-    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+def _jitter(within: float) -> float:
+    return random.uniform(0, within)  # noqa: S311 - spreads load, hides nothing

@@ -1,13 +1,14 @@
 """``ResultWriter``: results of many probes in few round trips."""
 
 import asyncio
+from typing import Final
 
 from registry_server.errors import StoreUnavailable
-from registry_server.store import RedisStore
+from registry_server.store import ProbeResult, RedisStore
 
-_PAUSE = 0.02
+_PAUSE: Final = 0.02
 """Seconds in which results gather: that late they can be read, and that much fewer are the writes."""
-_MOST_WAITING = 200_000
+_MOST_WAITING: Final = 200_000
 
 
 class ResultWriter:
@@ -15,13 +16,13 @@ class ResultWriter:
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._waiting: dict[str, tuple[bytes, bool]] = {}
+        self._waiting: dict[str, ProbeResult] = {}
         self._news = asyncio.Event()
 
     def add(self, name: str, health: bytes, *, renew: bool) -> None:
         """Takes a result; a newer one of the same service replaces one that waits."""
         if len(self._waiting) < _MOST_WAITING or name in self._waiting:
-            self._waiting[name] = (health, renew)
+            self._waiting[name] = ProbeResult(name, health, renew)
             self._news.set()
 
     async def flush(self) -> None:
@@ -32,7 +33,7 @@ class ResultWriter:
         """
         waiting, self._waiting = self._waiting, {}
         if waiting:
-            await self._store.write_checks([(name, *result) for name, result in waiting.items()])
+            await self._store.write_checks(list(waiting.values()))
 
     async def run(self) -> None:
         """Writes what waits, until cancelled."""

@@ -46,7 +46,7 @@ class Streak:
         if self.kind is None or status == HealthStatus.HEALTH_STATUS_MAINTENANCE:
             return status
         wanted = _VERDICTS[self.kind]
-        if wanted == status or status == _UNKNOWN:
+        if status in (wanted, _UNKNOWN):
             return wanted
         if wanted == _UNHEALTHY:
             return wanted if self.failures >= failure_threshold else status

@@ -1,6 +1,5 @@
 """Which addresses probes may connect to."""
 
-import asyncio
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
@@ -30,9 +29,9 @@ class Dns:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str] | Exception) -> None:
         self._answers = list(answers)
         self.asked: list[str] = []
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", self._answer)
+        monkeypatch.setattr(socket, "getaddrinfo", self._answer)
 
-    async def _answer(self, host: str, port: int, **_: object) -> list[Info]:
+    def _answer(self, host: str, port: int, **_: object) -> list[Info]:
         self.asked.append(host)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, Exception):

@@ -1,16 +1,13 @@
-from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.health.protection import Protection
-
-HEALTHY, UNHEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_UNHEALTHY
 
 
 def protection() -> Protection:
     return Protection(share=0.5, minimum=10, longest=300.0)
 
 
-def take(subject: Protection, names: range, *, failed: bool, status: HealthStatus.ValueType = HEALTHY) -> None:
+def take(subject: Protection, names: range, *, failed: bool, up: bool = True) -> None:
     for name in names:
-        subject.take(str(name), failed=failed, status=status)
+        subject.take(str(name), failed=failed, up=up)
 
 
 def test_half_of_200_failing_at_once_begins_it() -> None:
@@ -32,7 +29,7 @@ def test_a_small_fleet_that_fails_is_believed() -> None:
 
 def test_services_that_are_known_to_be_down_prove_nothing() -> None:
     subject = protection()
-    take(subject, range(100), failed=True, status=UNHEALTHY)
+    take(subject, range(100), failed=True, up=False)
     take(subject, range(100, 110), failed=False)
     assert subject.judge(0) is None
 
