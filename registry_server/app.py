@@ -32,6 +32,7 @@ from registry_server.store import RedisStore
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
+from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
 from registry_server.writes import Writes
 
 log = structlog.get_logger(__name__)
@@ -110,7 +111,8 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     """
     async with open_parts(settings) as parts:
         rpc = RpcServer(parts.registry, settings.grpc)
-        http = HttpServer(parts.registry, settings.http)
+        metrics = Metrics(parts.monitor)
+        http = HttpServer(parts.registry, settings.http, metrics=metrics.text, metrics_type=CONTENT_TYPE)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()

@@ -1,5 +1,7 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
+from collections.abc import Callable
+
 from aiohttp import web
 
 from ossa.registry.v1.service_pb2 import HealthStatus
@@ -9,15 +11,28 @@ from registry_server.registry import ServiceRegistry
 
 
 class HttpServer:
-    """Serves readiness and liveness."""
+    """Serves readiness, liveness and metrics."""
 
-    def __init__(self, registry: ServiceRegistry, settings: HttpSettings) -> None:
+    def __init__(
+        self, registry: ServiceRegistry, settings: HttpSettings, *, metrics: Callable[[], bytes], metrics_type: str
+    ) -> None:
+        """Prepares it.
+
+        Args:
+            registry: What is served.
+            settings: Where to listen.
+            metrics: Gives the metrics of this process.
+            metrics_type: Their content type.
+        """
         self._registry = registry
         self._settings = settings
+        self._metrics = metrics
+        self._metrics_type = metrics_type
         self._draining = False
         app = web.Application()
         app.router.add_get("/health", self._ready)
         app.router.add_get("/health/live", self._live)
+        app.router.add_get("/metrics", self._tell_metrics)
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self) -> str:
@@ -54,3 +69,6 @@ class HttpServer:
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
+
+    async def _tell_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics(), headers={"Content-Type": self._metrics_type})

@@ -93,6 +93,16 @@ class HealthMonitor:
         return len(self._intervals)
 
     @property
+    def members(self) -> int:
+        """Among how many live processes services are shared out."""
+        return len(self._membership.members)
+
+    @property
+    def standstills(self) -> int:
+        """How often this process stood still."""
+        return self._standstill.count
+
+    @property
     def protection_active(self) -> bool:
         """Whether this process doubts itself and has frozen statuses."""
         return self._judge.protection.active
