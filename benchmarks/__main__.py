@@ -7,10 +7,16 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, start, watch
+from benchmarks import catalog, discover, probes, start, watch
 from benchmarks.report import Report
 
-SCENARIOS = {"start": start.run, "catalog": catalog.run, "discover": discover.run, "watch": watch.run}
+SCENARIOS = {
+    "start": start.run,
+    "catalog": catalog.run,
+    "discover": discover.run,
+    "watch": watch.run,
+    "probes": probes.run,
+}
 
 
 def main() -> int:
