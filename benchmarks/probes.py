@@ -143,11 +143,22 @@ def _sample(one: Served) -> _Sample:
     def value(pattern: str) -> float:
         return sum(float(found) for found in re.findall(rf"^ossa_registry_{pattern} (\S+)$", text, re.MULTILINE))
 
-    fields = Path(f"/proc/{one.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return _Sample(
         at=time.perf_counter(),
-        cpu=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        cpu=sum(map(_processor_time, (one.pid, *_python_children(one.pid)))),
         probes=value(r'probes_total\{outcome="(?:ok|degraded)"\}'),
         began=value("probe_lateness_seconds_count"),
         on_time=value(r'probe_lateness_seconds_bucket\{le="0.5"\}'),
     )
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _python_children(pid: int) -> list[int]:
+    """Process ids of the children that are ours and not Redis."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [int(child) for child in children if b"python" in Path(f"/proc/{child}/cmdline").read_bytes()]

@@ -22,7 +22,7 @@ from registry_server.health import (
     LeaseSweeper,
     Membership,
     NetworkPolicy,
-    Prober,
+    ProbeProcess,
     Protection,
     ResultWriter,
 )
@@ -177,7 +177,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
         checks = settings.health_check
         policy = NetworkPolicy(checks.allowed_networks, checks.denied_networks)
-        prober = await stack.enter_async_context(Prober(policy))
+        prober = ProbeProcess(checks.allowed_networks, checks.denied_networks, settings.log)
         monitor = _monitor(checks, store, replica, follower, writes, prober)
         registry = ServiceRegistry(
             store=store,
@@ -213,7 +213,7 @@ def _monitor(
     replica: Replica,
     follower: Follower,
     writes: Writes,
-    prober: Prober,
+    prober: ProbeProcess,
 ) -> HealthMonitor:
     results = ResultWriter(store)
     protection = Protection(

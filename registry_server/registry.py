@@ -287,8 +287,13 @@ class ServiceRegistry:
             ServiceNotFound: No such service.
             ProbingDisabled: This server does not probe.
         """
-        health = await self._monitor.check_now(await self.get(name))
-        return (await self.health(name))[0] if health is None else health
+        record = await self.get(name)
+        health = await self._monitor.check_now(record)
+        if health is None:
+            return (await self.health(name))[0]
+        if not health.HasField("status_changed_at"):
+            health.status_changed_at.CopyFrom(record.message().health.status_changed_at)
+        return health
 
     async def start_health_monitoring(self) -> None:
         """Begins to probe services; other processes leave this one its share. Does nothing if it does already.

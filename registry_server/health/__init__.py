@@ -6,7 +6,7 @@ from registry_server.health.leases import LeaseSweeper
 from registry_server.health.members import Membership
 from registry_server.health.monitor import HealthMonitor
 from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import OutcomeKind, Prober
+from registry_server.health.probes import OutcomeKind, ProbeProcess
 from registry_server.health.protection import Protection
 from registry_server.health.results import ResultWriter
 
@@ -19,7 +19,7 @@ __all__ = [
     "Membership",
     "NetworkPolicy",
     "OutcomeKind",
-    "Prober",
+    "ProbeProcess",
     "Protection",
     "ResultWriter",
 ]

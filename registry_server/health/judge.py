@@ -1,6 +1,7 @@
 """``Judge``: what follows from the result of a probe."""
 
 import time
+from typing import cast
 
 import structlog
 
@@ -50,7 +51,7 @@ class Judge:
         self._streaks.pop(name, None)
         self.protection.forget(name)
 
-    async def take(self, probed: Service, plan: Plan, outcome: Outcome, *, kept: bool) -> Health | None:
+    async def take(self, probed: Record, plan: Plan, outcome: Outcome, *, kept: bool) -> Health | None:
         """Draws the conclusions of one result.
 
         Args:
@@ -60,17 +61,17 @@ class Judge:
             kept: Whether the store is there to keep it; if not, the result proves nothing.
 
         Returns:
-            The health that the result shows; ``None`` if the service is another one by now, or gone.
+            The health that the result shows, with ``status_changed_at`` only if it changes; ``None`` if the service is
+            another one by now, or gone.
 
         Raises:
             RegistryError: A transition could not be committed.
         """
         record = self._replica.records.get(probed.name)
-        if record is None or (record.revision != probed.revision and not _same(record.message(), probed)):
+        if record is None or (record is not probed and not _same(record.message(), probed.message())):
             return None
-        before = record.message().health
         failed = outcome.kind is OutcomeKind.FAILED
-        status = before.status
+        before = status = cast("HealthStatus.ValueType", record.status)
         if not kept and probed.name in self._streaks:
             self._streaks[probed.name] = Streak()  # what took the store away may have failed this probe, and the last
         if kept and outcome.kind is not OutcomeKind.INCONCLUSIVE:
@@ -85,10 +86,10 @@ class Judge:
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
-        health.status_changed_at.CopyFrom(before.status_changed_at)
-        if status != before.status:
+        if status != before:
             health.status_changed_at.CopyFrom(now)
-            return health if await self._commit(probed, before.status, health, renew=not failed) else None
+            committed = await self._commit(probed.message(), before, health, renew=not failed)
+            return health if committed else None
         if kept:
             # While statuses are frozen so are leases: nobody is evicted on the word of a process that doubts itself.
             self._results.add(probed.name, health.SerializeToString(), renew=not failed or self.protection.active)

@@ -18,7 +18,7 @@ from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavaila
 from registry_server.health.figures import Figures
 from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
-from registry_server.health.probes import Plan, Prober
+from registry_server.health.probes import Plan, ProbeProcess, Prober
 from registry_server.health.results import ResultWriter
 from registry_server.health.schedule import Schedule
 from registry_server.health.standstill import Standstill
@@ -27,6 +27,8 @@ from registry_server.tasks import cancel
 
 _FIRST_PROBE: Final = 1.0
 """Seconds within which a service is probed that registered or moved."""
+_TICK: Final = 0.01
+"""Seconds by which probes may be late to begin together: handed over one by one they would cost twice as much."""
 _REVIEW_EVERY: Final = 1.0
 """Seconds."""
 _SLICE: Final = 500
@@ -48,7 +50,7 @@ class HealthMonitor:
         self,
         *,
         replica: Replica,
-        prober: Prober,
+        prober: Prober | ProbeProcess,
         membership: Membership,
         judge: Judge,
         results: ResultWriter,
@@ -75,7 +77,7 @@ class HealthMonitor:
         self._is_connected = is_connected
         self._standstill = Standstill(self._on_standstill)
         self._schedule = Schedule()
-        self._intervals: dict[str, float] = {}  # of the services that this process probes
+        self._plans: dict[str, Plan] = {}  # of the services that this process probes
         self._wake = asyncio.Event()
         self._waits_until = math.inf
         self._shares_changed = asyncio.Event()
@@ -90,7 +92,7 @@ class HealthMonitor:
     @property
     def probed_services(self) -> int:
         """How many services this process probes."""
-        return len(self._intervals)
+        return len(self._plans)
 
     @property
     def members(self) -> int:
@@ -153,7 +155,7 @@ class HealthMonitor:
     async def _run(self) -> None:
         self._replica.on_applied.append(self._on_change)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._prober, asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self._membership.run(self._shares_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
@@ -164,7 +166,7 @@ class HealthMonitor:
         finally:
             self._group = None
             self._replica.on_applied.remove(self._on_change)
-            for name in list(self._intervals):
+            for name in list(self._plans):
                 self._let_go(name)
             for answer in self._on_demand.values():
                 if not answer.done():
@@ -192,21 +194,22 @@ class HealthMonitor:
             now = time.monotonic()
             while (entry := self._schedule.pop_due(now)) is not None:
                 record = self._replica.records.get(entry[0])
-                if record is not None and record.name in self._intervals:
+                if record is not None and record.name in self._plans:
                     return record, entry[1]
             due = self._schedule.next_due()
             self._waits_until = math.inf if due is None else due
             self._wake.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if due is None else due - now):
+                async with asyncio.timeout(None if due is None else max(due - now, _TICK)):
                     await self._wake.wait()
 
     async def _check(self, record: Record, due: float) -> None:
         """Makes one probe that is due and sets the time of the next."""
         again = due
         try:
-            if await self._probe(record) is None:
-                again = time.monotonic() - _jitter(self._intervals.get(record.name, 0.0))
+            plan = self._plans[record.name]
+            if await self._probe(record, plan) is None:
+                again = time.monotonic() - _jitter(plan.interval)
         except RegistryError as error:  # the store went away meanwhile: the next probe tells
             log.debug("result of a probe was not kept", service=record.name, why=str(error))
         except Exception:
@@ -215,14 +218,14 @@ class HealthMonitor:
         finally:
             self._slots.release()
         # One that changed meanwhile has its time already.
-        if record.name in self._intervals and record.name not in self._schedule:
-            self._set(record.name, max(again + self._intervals[record.name], time.monotonic()))
+        if record.name in self._plans and record.name not in self._schedule:
+            self._set(record.name, max(again + self._plans[record.name].interval, time.monotonic()))
 
     async def _check_on_demand(self, record: Record, answer: asyncio.Future[Health | RegistryError | None]) -> None:
         health: Health | RegistryError | None = None
         try:
             async with self._on_demand_slots:
-                health = await self._probe(record)
+                health = await self._probe(record, Plan.of(record.message(), self._settings))
             with suppress(StoreUnavailable):
                 await self._results.flush()
         except RegistryError as error:
@@ -232,10 +235,8 @@ class HealthMonitor:
         del self._on_demand[record.name]
         answer.set_result(health)
 
-    async def _probe(self, record: Record) -> Health | None:
+    async def _probe(self, record: Record, plan: Plan) -> Health | None:
         """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
-        service = record.message()
-        plan = Plan.of(service, self._settings)
         if not plan.probed:
             return None
         stood_still = self._standstill.look()
@@ -243,7 +244,7 @@ class HealthMonitor:
         self.figures.ended(outcome)
         if self._standstill.look() != stood_still:  # the time that passed was not the service's
             return None
-        return await self._judge.take(service, plan, outcome, kept=self._is_connected())
+        return await self._judge.take(record, plan, outcome, kept=self._is_connected())
 
     async def _review(self) -> None:
         while True:
@@ -275,7 +276,7 @@ class HealthMonitor:
                     continue  # it changed meanwhile, and was looked at
                 if not self._membership.owns(record.name):
                     self._let_go(record.name)
-                elif record.name not in self._intervals:
+                elif record.name not in self._plans:
                     self._take_on(record, math.inf)
 
     def _take_on(self, record: Record, within: float) -> None:
@@ -284,18 +285,18 @@ class HealthMonitor:
         if not plan.probed:
             self._let_go(record.name)
             return
-        self._intervals[record.name] = plan.interval
+        self._plans[record.name] = plan
         self._judge.expect(record)
         self._set(record.name, time.monotonic() + _jitter(min(within, plan.interval)))
 
     def _let_go(self, name: str) -> None:
-        if self._intervals.pop(name, None) is not None:
+        if self._plans.pop(name, None) is not None:
             self._schedule.discard(name)
             self._judge.forget(name)
 
     def _set(self, name: str, due: float) -> None:
         self._schedule.set(name, due)
-        if due < self._waits_until:
+        if due < self._waits_until - _TICK:
             self._wake.set()
 
     def _on_standstill(self, gap: float) -> None:
@@ -306,8 +307,8 @@ class HealthMonitor:
         while (entry := self._schedule.pop_due(now)) is not None:
             overdue.append(entry[0])
         for name in overdue:
-            if name in self._intervals:
-                self._set(name, now + _jitter(min(gap, self._intervals[name])))
+            if name in self._plans:
+                self._set(name, now + _jitter(min(gap, self._plans[name].interval)))
 
 
 def _probed_otherwise(before: Record, after: Record) -> bool:

@@ -1,17 +1,20 @@
 """Processes that are killed, leave, join, stand still or start over: who is checked, when, and what must not follow."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import Event
 from ossa.registry.v1.service_pb2 import HealthCheck
+from registry_server.health import OutcomeKind
 from tests.grpc.calls import (
     HEALTH_CHANGED,
     HEALTHY,
@@ -196,7 +199,7 @@ async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_chec
         await asyncio.gather(beats, return_exceptions=True)
         answer = await server.stub.Heartbeat(pb.HeartbeatRequest(names=agents.names))
         assert (answer.renewed_count, list(answer.unknown_names)) == (65, [])
-        await subscriber.reached(await _head(server))
+        await subscriber.reached(await head(server))
         assert expected_at_first(subscriber.events)
         assert len([event for event in subscriber.events if event.type == REGISTERED]) == 65
         async with redis_client(redis) as client:
@@ -208,7 +211,8 @@ async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_chec
             await eventually(all_there, "all documents are there again")
 
 
-async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: RedisProcess) -> None:
+@pytest.mark.parametrize("stopped", ["all of it", "the registry", "what probes for it"])
+async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: RedisProcess, stopped: str) -> None:
     flags = ["--health-check.failure-threshold=1"]  # one that counted would show
     async with (
         Agents(delay=0.4) as agents,
@@ -218,19 +222,42 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
     ):
         await register_all(server, agents.services(60))
         await agents.asked()
+        below = await children_of(process.pid)
+        pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
         for _ in range(2):
-            async with asyncio.timeout(PATIENCE):
-                while agents.under_way < 5:
-                    await asyncio.sleep(0.005)
-            process.signal(signal.SIGSTOP)
-            await asyncio.sleep(2)  # longer than the timeout, which is the interval
+            await under_way(agents, 5)
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(2.5)  # longer than the timeout, which is the interval
             resumed = time.monotonic()
-            process.signal(signal.SIGCONT)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
             await agents.asked(since=resumed)
-        await subscriber.reached(await _head(server))
-        assert [line["event"] for line in process.log].count(
-            "this process stood still: probes under way do not count"
-        ) >= 2
+        await agents.asked(since=time.monotonic())  # what would have counted has been told by then
+        await subscriber.reached(await head(server))
+        assert expected_at_first(subscriber.events)
+
+
+async def test_what_probes_for_the_registry_is_killed_and_probing_goes_on_without_a_failure(
+    redis: RedisProcess,
+) -> None:
+    flags = ["--health-check.failure-threshold=1"]
+    async with (
+        Agents(delay=0.4) as agents,
+        checkers(redis, 1, interval=1.5, flags=flags) as (process,),
+        client_of(process) as server,
+        following(server.stub) as subscriber,
+    ):
+        await register_all(server, agents.services(60))
+        await agents.asked()
+        await under_way(agents, 5)
+        killed = time.monotonic()
+        for pid in await children_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        await agents.asked(since=killed)
+        print(f"probing goes on: all are checked {max(agents.first_hits(killed).values()) - killed:.2f} s after it")
+        await agents.asked(since=time.monotonic())
+        await subscriber.reached(await head(server))
         assert expected_at_first(subscriber.events)
 
 
@@ -251,12 +278,13 @@ async def test_known_to_a_process_that_starts_each_is_checked_once_within_an_int
             await agents.asked()
             firsts = agents.first_hits(started)
             assert max(firsts.values()) <= shared + interval + NOISE
-            begun = min(firsts.values())
-            for quarter in range(4):
-                until = begun + interval * (quarter + 1) / 4
-                count = sum(until - interval / 4 <= at < until for at in firsts.values())
-                assert count >= 15, f"in quarter {quarter} of the interval {count} of 200 were checked: not spread"
-            assert not _asked_twice(agents, begun, interval, server)
+            # What is due while the process that probes starts comes at once; the rest is to be spread.
+            for begin in (interval / 2, interval * 3 / 4):
+                count = sum(shared + begin <= at < shared + begin + interval / 4 for at in firsts.values())
+                assert count >= 20, f"{count} of 200 were checked in that quarter of an interval: not spread"
+            assert not _asked_twice(agents, started, interval, server)
+            figures = server.parts.monitor.figures
+            assert set(figures.outcomes) == {OutcomeKind.OK}, "no answer is lost on its way"
 
 
 async def test_after_redis_was_emptied_those_who_register_again_are_checked_once_within_an_interval(
@@ -290,7 +318,7 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
 
 def _asked_twice(agents: Agents, since: float, interval: float, server: Server) -> list[str]:
     """Who was asked twice in an interval, unless this process stood still: then some are asked again at once."""
-    if server.parts.monitor._standstill.count:
+    if server.parts.monitor.standstills:
         return []
     return [
         name
@@ -309,8 +337,22 @@ async def has_share(server: Server, count: int) -> None:
     await eventually(holds, f"{count} services are checked")
 
 
-async def _head(server: Server) -> int:
+async def head(server: Server) -> int:
     return (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).revision
+
+
+async def under_way(agents: Agents, count: int) -> None:
+    """Waits until so many probes wait for their answer."""
+    async with asyncio.timeout(PATIENCE):
+        while agents.under_way < count:
+            await asyncio.sleep(0.005)
+
+
+async def children_of(pid: int) -> list[int]:
+    """Processes that a process has started and that still run."""
+    process = await asyncio.create_subprocess_exec("pgrep", "-P", str(pid), stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return [int(line) for line in output.split()]
 
 
 async def _beat(server: Server, names: Sequence[str]) -> None:

@@ -147,6 +147,32 @@ async def test_a_failure_just_before_it_is_noticed_that_redis_hangs_does_not_cou
         assert turned(await seen(subscriber, server)) == {}
 
 
+async def test_a_probe_that_was_under_way_while_redis_was_away_does_not_count_when_it_fails_later(
+    redis: RedisProcess,
+) -> None:
+    checks = {"interval_ms": 3000, "failure_threshold": 1}
+    async with (
+        Agents() as agents,
+        running(redis.url, health_check=checks) as server,
+        following(server.stub) as subscriber,
+    ):
+        await register_all(server, agents.services(8))
+        await in_status(server, HEALTHY, agents.names)
+        redis.kill()
+        await connected(server, wanted=False)
+        agents.behave(Behaviour.HANG)
+        away = time.monotonic()
+        async with asyncio.timeout(PATIENCE):
+            while agents.under_way < 4:
+                await asyncio.sleep(0.02)
+        agents.behave(Behaviour.OK)  # those that hang go on to hang
+        await redis.restart()
+        await connected(server, wanted=True)
+        await agents.asked(since=away, times=2)
+
+        assert turned(await seen(subscriber, server)) == {}
+
+
 # Many fail at once.
 
 
@@ -267,6 +293,22 @@ async def test_a_few_that_fail_are_believed(redis: RedisProcess, count: int, fai
         events = await seen(subscriber, server)
         assert turned(events) == {name: [UNHEALTHY] for name in dead}
         assert REGISTRY_ERROR not in {event.type for event in events}
+
+
+async def test_a_fleet_that_has_just_come_up_is_counted_as_a_whole(redis: RedisProcess) -> None:
+    checks = {"interval_ms": 2000, "failure_threshold": 2}
+    async with (
+        Agents() as agents,
+        running(redis.url, health_check=checks) as server,
+        following(server.stub) as subscriber,
+    ):
+        await register_all(server, agents.services(60))
+        await in_status(server, HEALTHY, agents.names)
+        dead = sorted(sorted(agents.names, key=lambda name: agents.hits[name][0])[:15])  # a quarter: no mass failure
+        agents.behave(Behaviour.ERROR, dead)
+
+        await in_status(server, UNHEALTHY, dead)
+        assert REGISTRY_ERROR not in {event.type for event in await seen(subscriber, server)}
 
 
 # Many hang.

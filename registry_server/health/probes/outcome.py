@@ -86,6 +86,8 @@ _BY_ERRNO: Final[Mapping[int | None, str]] = {
     errno.EMFILE: TOO_MANY_FILES,
     errno.ENFILE: TOO_MANY_FILES,
 }
+LOST: Final = "the registry lost the answer to its probe"
+NOT_READY: Final = "the registry is not ready to probe"
 OURS: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, BROKEN})
 """What is wrong with the registry and not with the service."""
 
