@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 
 import grpc
 import pytest
@@ -81,7 +82,7 @@ async def client_of(process: ServerProcess) -> AsyncIterator[Server]:
         yield Server(stub, channel, None, process.grpc_address, process.http_address)  # type: ignore[arg-type]
 
 
-async def checked_once_an_interval(agents: Agents, intervals: int = 5) -> None:
+async def checked_once_an_interval(agents: Agents, intervals: int = 4) -> None:
     """Watches for some intervals: each agent must be asked once in each, by one checker and not by two or none.
 
     One more or less may be how the time of watching falls, or a check that comes late.
@@ -116,6 +117,7 @@ async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_ki
         await agents.asked()
         await checked_once_an_interval(agents)
 
+        below = await children_of(processes[0].pid)
         killed = time.monotonic()
         await processes[0].kill()
         await agents.asked(since=killed)
@@ -126,6 +128,7 @@ async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_ki
         assert max(waited.values()) <= 2 * PERIOD + INTERVAL
         await shared_out(processes[1:], 2)
         await checked_once_an_interval(agents)
+        assert not [pid for pid in below if await runs(pid)], "what probed for it has ended too"
 
 
 async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: RedisProcess) -> None:
@@ -224,15 +227,14 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
         await agents.asked()
         below = await children_of(process.pid)
         pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
-        for _ in range(2):
-            await under_way(agents, 5)
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(2.5)  # longer than the timeout, which is the interval
-            resumed = time.monotonic()
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-            await agents.asked(since=resumed)
+        await under_way(agents, 5)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(2.5)  # longer than the timeout, which is the interval
+        resumed = time.monotonic()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        await agents.asked(since=resumed)
         await agents.asked(since=time.monotonic())  # what would have counted has been told by then
         await subscriber.reached(await head(server))
         assert expected_at_first(subscriber.events)
@@ -323,7 +325,7 @@ def _asked_twice(agents: Agents, since: float, interval: float, server: Server) 
     return [
         name
         for name in agents.names
-        for one, other in zip(agents.hits[name], agents.hits[name][1:], strict=False)
+        for one, other in pairwise(agents.hits[name])
         if one >= since and other - one < interval / 2
     ]
 
@@ -353,6 +355,13 @@ async def children_of(pid: int) -> list[int]:
     process = await asyncio.create_subprocess_exec("pgrep", "-P", str(pid), stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     return [int(line) for line in output.split()]
+
+
+async def runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody asked for its exit code does not."""
+    process = await asyncio.create_subprocess_exec("ps", "-o", "stat=", "-p", str(pid), stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return output.strip()[:1] not in {b"", b"Z"}
 
 
 async def _beat(server: Server, names: Sequence[str]) -> None:

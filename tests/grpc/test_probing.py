@@ -25,6 +25,7 @@ from tests.grpc.calls import (
     HEALTH_CHANGED,
     HEALTHY,
     MAINTENANCE,
+    PATIENCE,
     REGISTERED,
     UNHEALTHY,
     UNKNOWN,
@@ -843,6 +844,30 @@ async def test_whoever_asks_and_leaves_takes_the_answer_from_nobody(probing: Ser
     leaving.cancel()
     agent.open.set()
     assert (await staying).status == HEALTHY
+
+
+async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Server, agent: Agent) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    agent.open.clear()
+    checking = asyncio.create_task(refused_check(probing))
+    await agent.asked(2)
+    await unregister(probing, "a")
+    agent.open.set()
+    assert await checking == NOT_FOUND
+
+
+async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_has_now(probing: Server) -> None:
+    async with agents(2) as [old, new]:
+        old.says = BROKEN
+        await registered_and_settled(probing, service("a", old.endpoint(), {"timeout": "60s"}))
+        old.open.clear()
+        before = asyncio.create_task(check(probing))
+        await old.asked(2)
+        await register(probing, service("a", new.endpoint(), {"timeout": "60s"}))
+        async with asyncio.timeout(PATIENCE):
+            assert (await check(probing)).status == HEALTHY
+        old.open.set()
+        assert (await before).error == "", "what the old endpoint says is of nobody"
 
 
 async def test_checks_of_many_services_at_once_are_all_made(probing: Server, agent: Agent) -> None:

@@ -174,6 +174,24 @@ async def test_a_probe_that_could_not_be_made_neither_lengthens_nor_breaks_a_str
     assert court.record().status == UNHEALTHY
 
 
+async def test_a_probe_that_could_not_be_made_costs_no_lease(court: Court) -> None:
+    """Nobody is evicted for what is wrong with the registry."""
+    await court.register(health=Health(status=HEALTHY))
+    await court.age_leases(["a"])
+    aged = await court.lease()
+    await court.take(UNASKED)
+    assert await court.lease() > aged + 100_000_000_000
+
+
+async def test_a_report_that_is_newer_than_a_result_is_what_is_shown(court: Court) -> None:
+    await court.register(health=Health(status=HEALTHY))
+    details = Struct()
+    details["by"] = "the agent"
+    await court.take(OK)  # waits a moment to be written with others
+    reported = await court.registry.report_health("a", HEALTHY, details, "")
+    assert await court.health() == reported
+
+
 async def test_what_cannot_be_kept_proves_nothing_and_neither_does_what_was_before(court: Court) -> None:
     await court.register(health=Health(status=HEALTHY))
     for _ in range(2):

@@ -504,6 +504,22 @@ async def test_the_services_of_others_are_checked_on_demand_all_the_same(redis: 
         assert not held[0] & held[1]
 
 
+async def test_what_was_registered_before_monitoring_began_is_probed_too(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, start=False, **OFTEN) as process:
+        names = [f"s{i}" for i in range(20)]
+        for name in names:
+            await process.register(name, agent.endpoint(f"/{name}"))
+        await process.register("quiet", agent.endpoint("/quiet"), health_check={"heartbeat": {}})
+        assert agent.asked == []
+        await process.registry.start_health_monitoring()
+        await eventually(lambda: {f"/{name}/health" for name in names} <= set(agent.asked))
+        assert process.monitor.probed_services == 20
+        assert "/quiet/health" not in agent.asked
+
+        await process.registry.stop_health_monitoring()
+        assert process.monitor.probed_services == len(process.monitor._schedule) == 0
+
+
 async def test_a_service_is_let_go_once_it_is_not_to_be_probed(redis: RedisProcess, agent: Agent) -> None:
     async with process_on(redis, **HOURLY) as process:
         await process.register("a", agent.endpoint())

@@ -35,7 +35,7 @@ async def agent(answer: bytes = b'{"load": 1}', *, after: asyncio.Event | None =
         finally:
             writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1_000)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -67,9 +67,8 @@ async def test_an_outcome_comes_back_whole() -> None:
 
 async def test_a_thousand_probes_at_once_are_all_answered() -> None:
     async with agent() as port, prober() as subject:
-        outcomes = await asyncio.gather(*(subject.probe(plan(port)) for _ in range(1_000)))
-    assert {outcome.error for outcome in outcomes} <= {"", "no answer within 1 s"}
-    assert sum(outcome.kind is OutcomeKind.OK for outcome in outcomes) > 500
+        outcomes = await asyncio.gather(*(subject.probe(plan(port)._replace(timeout=60.0)) for _ in range(1_000)))
+    assert {(outcome.kind, outcome.error) for outcome in outcomes} == {(OutcomeKind.OK, "")}
 
 
 async def test_the_network_policy_holds_in_the_worker() -> None:

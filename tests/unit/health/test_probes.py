@@ -1,17 +1,21 @@
 """Probes against real servers on loopback: what each kind of fault is told as, and what it may cost."""
 
 import asyncio
+import errno
+import os
 import re
+import resource
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Never
 
 import grpc
 import grpc.aio
@@ -27,7 +31,7 @@ from registry_server import __version__
 from registry_server.config import HealthCheckSettings
 from registry_server.health.network import NetworkPolicy
 from registry_server.health.probes import Outcome, OutcomeKind, Plan, Prober
-from registry_server.health.probes.outcome import span
+from registry_server.health.probes.outcome import BROKEN, span
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED
 INCONCLUSIVE = OutcomeKind.INCONCLUSIVE
@@ -868,13 +872,56 @@ async def test_a_name_that_cannot_be_resolved(
     assert (outcome.kind, outcome.error) == (FAILED, text)
 
 
+@contextmanager
+def hanging_dns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Look-ups that give no answer before the block ends; gives the names that were asked for."""
+    asked: list[str] = []
+    ended = threading.Event()
+
+    def hang(host: str, *_: object, **__: object) -> Never:
+        asked.append(host)
+        ended.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        yield asked
+    finally:
+        ended.set()  # the interpreter waits for the threads
+
+
 @SCHEMES
 async def test_dns_that_hangs_ends_in_time(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hang(*_: object, **__: object) -> None:
-        await asyncio.sleep(9)
+    with hanging_dns(monkeypatch) as asked:
+        outcome = await probe(f"{scheme}://agent.test:80", {"timeout": "0.05s"})
+    assert (outcome.kind, outcome.error) == (FAILED, "no answer within 50 ms")
+    assert asked == ["agent.test"]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
-    assert (await probe(f"{scheme}://agent.test:80", {"timeout": "0.05s"})).error == "no answer within 50 ms"
+
+async def test_names_whose_dns_hangs_keep_neither_addresses_nor_the_threads_of_others_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with hanging_dns(monkeypatch):
+        async with Prober(NetworkPolicy()) as prober, listening(says(answer())) as port:
+            hanging = [
+                asyncio.create_task(prober.probe(plan(f"http://agent-{i}.test:80", {"timeout": "5s"})))
+                for i in range(100)
+            ]
+            await asyncio.sleep(0)
+            assert (await prober.probe(plan(f"http://127.0.0.1:{port}"))).kind is OK
+            assert await asyncio.to_thread(int, "7") == 7
+            assert not any(task.done() for task in hanging)
+            for task in hanging:
+                task.cancel()
+            await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_a_prober_closes_at_once_though_dns_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hanging_dns(monkeypatch) as asked:
+        async with asyncio.timeout(5), Prober(NetworkPolicy()) as prober:
+            hanging = asyncio.create_task(prober.probe(plan("tcp://agent.test:80", {"timeout": "0.05s"})))
+            assert (await hanging).error == "no answer within 50 ms"
+    assert asked == ["agent.test"]
 
 
 @SCHEMES
@@ -926,10 +973,106 @@ async def test_what_is_not_probed_and_what_breaks_within_is_no_failure_and_no_ex
     assert "probe broke" in "".join(capsys.readouterr())
 
 
-async def test_a_prober_that_was_not_started_fails_without_an_exception() -> None:
+async def test_a_prober_that_was_not_started_proves_nothing_and_raises_nothing() -> None:
     prober = Prober(NetworkPolicy())
     await prober.close()
-    assert (await prober.probe(plan("http://127.0.0.1:1"))).kind is FAILED
+    outcome = await prober.probe(plan("http://127.0.0.1:1"))
+    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, BROKEN)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])
+async def test_a_prober_that_is_closed_looks_up_no_name(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = names(monkeypatch, {"agent.test": ["127.0.0.1"]})
+    async with Prober(NetworkPolicy()) as prober:
+        pass
+    assert (await prober.probe(plan(f"{scheme}://agent.test:80"))).kind is INCONCLUSIVE
+    assert asked == []
+
+
+# --- what is the registry's own fault -----------------------------------------------------------------------------
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process cannot open any file more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as opened:
+        lowest = opened.fileno()  # of those that are free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
+def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio.Runner) -> None:
+    async def run() -> tuple[Outcome, Outcome]:
+        target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
+        async with target as port, Prober(NetworkPolicy()) as prober:
+            one = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
+            with no_more_files():
+                without = await prober.probe(one._replace(tls=scheme == "https"))
+            return without, await prober.probe(one)
+
+    without, then = runner.run(run())
+    assert (without.kind, without.error) == (INCONCLUSIVE, "the registry has too many open files")
+    assert then.kind is OK
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "tcp"])
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (errno.EADDRNOTAVAIL, INCONCLUSIVE, "the registry has no local address or port to connect from"),
+        (errno.ENFILE, INCONCLUSIVE, "the registry has too many open files"),
+        (errno.EHOSTUNREACH, FAILED, "host unreachable"),
+        (errno.ENETUNREACH, FAILED, "network unreachable"),
+        (errno.ETIMEDOUT, FAILED, "connection timed out"),
+        (errno.EPERM, FAILED, "connection not permitted by the registry's host"),
+        (errno.EIO, FAILED, "connection failed"),
+    ],
+)
+async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
+    scheme: str, number: int, kind: OutcomeKind, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Never:
+        raise OSError(number, os.strerror(number))
+
+    async with Prober(NetworkPolicy()) as prober:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+        outcome = await prober.probe(plan(f"{scheme}://127.0.0.1:80"))
+    assert (outcome.kind, outcome.error) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("Too many open files", "the registry has too many open files"),
+        ("Cannot assign requested address", "the registry has no local address or port to connect from"),
+        ("No route to host", "host unreachable"),
+        ("Network is unreachable", "network unreachable"),
+        ("something new", "connection failed"),
+    ],
+)
+async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the words come from the peer, they prove nothing."""
+
+    async def probe_with(details: str) -> Outcome:
+        error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+        async def fail(*_: object) -> Never:
+            raise error
+
+        async with Prober(NetworkPolicy()) as prober:
+            monkeypatch.setattr(NetworkPolicy, "resolve", fail)
+            return await prober.probe(plan("grpc://127.0.0.1:80"))
+
+    outcome = await probe_with(f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:80: {words}")
+    assert outcome.error == text
+    assert outcome.kind is (INCONCLUSIVE if text.startswith("the registry") else FAILED)
+    outcome = await probe_with(words)
+    assert (outcome.kind, outcome.error) == (FAILED, "gRPC UNAVAILABLE")
 
 
 def test_no_text_shows_the_inside_of_the_program() -> None:
