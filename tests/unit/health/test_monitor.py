@@ -228,7 +228,7 @@ async def test_the_result_of_an_endpoint_that_a_service_has_left_is_dropped(
         await eventually(lambda: new.waiting == 1)
         new.open.set()
         await eventually(lambda: process.statuses == [HEALTHY])
-        assert len(process.monitor._schedule) == 1
+        await eventually(lambda: len(process.monitor._schedule) == 1)
 
 
 async def test_the_result_of_a_service_that_is_registered_anew_as_it_was_counts_once(
@@ -243,7 +243,7 @@ async def test_the_result_of_a_service_that_is_registered_anew_as_it_was_counts_
         agent.open.set()
         await eventually(lambda: process.results == 2)
         await eventually(lambda: process.statuses == [HEALTHY])
-        assert process.monitor.probed_services == len(process.monitor._schedule) == 1
+        await eventually(lambda: process.monitor.probed_services == len(process.monitor._schedule) == 1)
 
 
 async def test_maintenance_that_is_reported_during_a_probe_outlasts_its_result(
