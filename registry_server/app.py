@@ -205,6 +205,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 yield Parts(registry, hub, follower, monitor, loaded)
             finally:
                 await cancel(tasks)
+                await monitor.stop()
 
 
 def _monitor(

@@ -18,7 +18,7 @@ from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavaila
 from registry_server.health.figures import Figures
 from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
-from registry_server.health.probes import Plan, ProbeProcess, Prober
+from registry_server.health.probes import Plan, ProbeProcess
 from registry_server.health.results import ResultWriter
 from registry_server.health.schedule import Schedule
 from registry_server.health.standstill import Standstill
@@ -50,7 +50,7 @@ class HealthMonitor:
         self,
         *,
         replica: Replica,
-        prober: Prober | ProbeProcess,
+        prober: ProbeProcess,
         membership: Membership,
         judge: Judge,
         results: ResultWriter,
@@ -112,6 +112,7 @@ class HealthMonitor:
     def start(self) -> None:
         """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
         if self._session is None:
+            self._prober.start()
             self._session = asyncio.create_task(self._run(), name="health-monitor")
             self._session.add_done_callback(self._on_end)
 
@@ -120,14 +121,12 @@ class HealthMonitor:
         session, self._session = self._session, None
         if session is not None:
             await cancel([session])
+            await self._prober.close()
 
     async def supervise(self) -> None:
-        """Ends with the error that ended the monitor, if one ever does; when cancelled, stops it."""
+        """Ends with the error that ended the monitor, if one ever does."""
         self._failure = asyncio.get_running_loop().create_future()
-        try:
-            await self._failure
-        finally:
-            await self.stop()
+        await self._failure
 
     async def check_now(self, record: Record) -> Health | None:
         """Probes a service at once; the result counts like any other and can be read on return.
@@ -155,7 +154,7 @@ class HealthMonitor:
     async def _run(self) -> None:
         self._replica.on_applied.append(self._on_change)
         try:
-            async with self._prober, asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self._membership.run(self._shares_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")

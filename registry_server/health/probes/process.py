@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -36,13 +36,15 @@ _LOST_AFTER: Final = 2.0
 _DEAF_AFTER: Final = 10.0
 """Seconds without any answer after which a worker that owes some is replaced."""
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
-_EXIT_WITHIN: Final = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 class ProbeProcess:
-    """Makes probes; any number at once. A context manager that runs a worker, and another one if that dies."""
+    """Makes probes; any number at once. Between start and close it runs a worker, and another one if that dies.
+
+    To be started and closed, or used as a context manager.
+    """
 
     def __init__(self, allowed: Sequence[Network], denied: Sequence[Network], logs: LogSettings) -> None:
         """Prepares it.
@@ -61,15 +63,23 @@ class ProbeProcess:
         self._running = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
+    def start(self) -> None:
+        """Begins to run a worker."""
         self._supervisor = asyncio.create_task(self._supervise(), name="probe-process")
+
+    async def close(self) -> None:
+        """Ends the worker; probes under way are given up."""
+        if self._supervisor is not None:
+            await cancel([self._supervisor])
+
+    async def __aenter__(self) -> Self:
+        self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._supervisor is not None:
-            await cancel([self._supervisor])
+        await self.close()
 
     async def probe(self, plan: Plan) -> Outcome:
         """Probes a service once; raises nothing but ``CancelledError``.
@@ -158,12 +168,9 @@ class ProbeProcess:
             yield reader, writer
         finally:
             writer.close()
-            try:
-                async with asyncio.timeout(_EXIT_WITHIN):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+            with suppress(ProcessLookupError):
+                process.kill()  # it has nothing to finish
+            await process.wait()
 
     def _take(self, answers: list[Any]) -> None:
         for number, kind, response_time, error, details in answers:

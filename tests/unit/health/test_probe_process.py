@@ -98,7 +98,6 @@ async def test_a_worker_that_is_killed_fails_nobody_and_is_replaced() -> None:
 async def test_a_worker_that_stands_still_fails_nobody_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_LOST_AFTER", 0.2)
     monkeypatch.setattr(process, "_DEAF_AFTER", 0.1)
-    monkeypatch.setattr(process, "_EXIT_WITHIN", 0.1)
     async with agent() as port, prober() as subject:
         await subject.probe(plan(port))
         first = worker()
