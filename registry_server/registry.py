@@ -266,6 +266,7 @@ class ServiceRegistry:
             after = normal.with_health(before, Health(status=status, last_check=now, details=details, error=error), now)
             if after.health.status == before.health.status:
                 check = after.health.SerializeToString()
+                self._monitor.discard_result(name)
                 return await self._store.write_check(name, check, expected=before.revision) or after.health
             outcome = await self._writes.put(
                 before,
@@ -302,7 +303,7 @@ class ServiceRegistry:
             StoreUnavailable: What is registered is not known yet.
         """
         self._writes.must_be_loaded()
-        self._monitor.start()
+        await self._monitor.start()
 
     async def stop_health_monitoring(self) -> None:
         """Ends it; other processes take over the services of this one."""

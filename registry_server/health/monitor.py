@@ -78,12 +78,14 @@ class HealthMonitor:
         self._standstill = Standstill(self._on_standstill)
         self._schedule = Schedule()
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
+        self._fresh: set[str] = set()  # changed before it was known whose they are
         self._wake = asyncio.Event()
         self._waits_until = math.inf
         self._shares_changed = asyncio.Event()
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._on_demand_slots = asyncio.Semaphore(_ON_DEMAND)
-        self._on_demand: dict[str, asyncio.Future[Health | RegistryError | None]] = {}
+        self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
+        self._turn = asyncio.Lock()  # of starting and stopping
         self._session: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._failure: asyncio.Future[None] | None = None
@@ -109,24 +111,30 @@ class HealthMonitor:
         """Whether this process doubts itself and has frozen statuses."""
         return self._judge.protection.active
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
-        if self._session is None:
-            self._prober.start()
-            self._session = asyncio.create_task(self._run(), name="health-monitor")
-            self._session.add_done_callback(self._on_end)
+        async with self._turn:
+            if self._session is None:
+                self._prober.start()
+                self._session = asyncio.create_task(self._run(), name="health-monitor")
+                self._session.add_done_callback(self._on_end)
 
     async def stop(self) -> None:
         """Ends it and leaves the services to other processes; probes under way are given up."""
-        session, self._session = self._session, None
-        if session is not None:
-            await cancel([session])
-            await self._prober.close()
+        async with self._turn:
+            if self._session is not None:
+                await cancel([self._session])
+                await self._prober.close()
+                self._session = None
 
     async def supervise(self) -> None:
         """Ends with the error that ended the monitor, if one ever does."""
         self._failure = asyncio.get_running_loop().create_future()
         await self._failure
+
+    def discard_result(self, name: str) -> None:
+        """Drops a result that waits to be written: something newer is reported."""
+        self._results.discard(name)
 
     async def check_now(self, record: Record) -> Health | None:
         """Probes a service at once; the result counts like any other and can be read on return.
@@ -142,16 +150,18 @@ class HealthMonitor:
         """
         if self._group is None:
             raise ProbingDisabled
-        answer = self._on_demand.get(record.name)
+        plan = Plan.of(record.message(), self._settings)
+        answer = self._on_demand.get((record.name, plan))
         if answer is None:
-            answer = self._on_demand[record.name] = asyncio.get_running_loop().create_future()
-            self._group.create_task(self._check_on_demand(record, answer))
+            answer = self._on_demand[record.name, plan] = asyncio.get_running_loop().create_future()
+            self._group.create_task(self._check_on_demand(record, plan))
         health = await asyncio.shield(answer)
         if isinstance(health, RegistryError):
             raise health
         return health
 
     async def _run(self) -> None:
+        self._standstill.begin()
         self._replica.on_applied.append(self._on_change)
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,9 +171,12 @@ class HealthMonitor:
                 group.create_task(self._share_out(), name="probe-shares")
                 group.create_task(self._standstill.run(), name="standstill")
                 group.create_task(self._review(), name="protection")
-                await self._dispatch(group)
+                try:
+                    await self._dispatch(group)
+                finally:
+                    self._group = None  # which takes no more tasks while it ends
         finally:
-            self._group = None
+            self._fresh.clear()
             self._replica.on_applied.remove(self._on_change)
             for name in list(self._plans):
                 self._let_go(name)
@@ -182,31 +195,30 @@ class HealthMonitor:
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._slots.acquire()
-            record, due = await self._next()
+            record, plan, due = await self._next()
             self.figures.began(time.monotonic() - due)
-            group.create_task(self._check(record, due))
+            group.create_task(self._check(record, plan, due))
 
-    async def _next(self) -> tuple[Record, float]:
-        """Waits for a service that is due; gives it with the time at which it was."""
+    async def _next(self) -> tuple[Record, Plan, float]:
+        """Waits for a service that is due; gives it with its plan and the time at which it was due."""
         while True:
             self._standstill.look()  # what became due meanwhile is not to be caught up with at once
             now = time.monotonic()
             while (entry := self._schedule.pop_due(now)) is not None:
-                record = self._replica.records.get(entry[0])
-                if record is not None and record.name in self._plans:
-                    return record, entry[1]
-            due = self._schedule.next_due()
-            self._waits_until = math.inf if due is None else due
+                name, due = entry
+                if name in self._plans and name in self._replica.records:
+                    return self._replica.records[name], self._plans[name], due
+            following = self._schedule.next_due()
+            self._waits_until = math.inf if following is None else following
             self._wake.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if due is None else max(due - now, _TICK)):
+                async with asyncio.timeout(None if following is None else max(following - now, _TICK)):
                     await self._wake.wait()
 
-    async def _check(self, record: Record, due: float) -> None:
+    async def _check(self, record: Record, plan: Plan, due: float) -> None:
         """Makes one probe that is due and sets the time of the next."""
         again = due
         try:
-            plan = self._plans[record.name]
             if await self._probe(record, plan) is None:
                 again = time.monotonic() - _jitter(plan.interval)
         except RegistryError as error:  # the store went away meanwhile: the next probe tells
@@ -216,23 +228,23 @@ class HealthMonitor:
             log.exception("result of a probe was lost", service=record.name)
         finally:
             self._slots.release()
-        # One that changed meanwhile has its time already.
-        if record.name in self._plans and record.name not in self._schedule:
-            self._set(record.name, max(again + self._plans[record.name].interval, time.monotonic()))
+        # One that was taken on anew meanwhile has its time already.
+        if self._plans.get(record.name) is plan:
+            self._set(record.name, max(again + plan.interval, time.monotonic()))
 
-    async def _check_on_demand(self, record: Record, answer: asyncio.Future[Health | RegistryError | None]) -> None:
+    async def _check_on_demand(self, record: Record, plan: Plan) -> None:
         health: Health | RegistryError | None = None
         try:
             async with self._on_demand_slots:
-                health = await self._probe(record, Plan.of(record.message(), self._settings))
+                # Again if this process stood still: who asks wants to know.
+                health = await self._probe(record, plan) or await self._probe(record, plan)
             with suppress(StoreUnavailable):
                 await self._results.flush()
         except RegistryError as error:
             health = error
         except Exception:
             log.exception("result of a probe was lost", service=record.name)
-        del self._on_demand[record.name]
-        answer.set_result(health)
+        self._on_demand.pop((record.name, plan)).set_result(health)
 
     async def _probe(self, record: Record, plan: Plan) -> Health | None:
         """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
@@ -256,6 +268,8 @@ class HealthMonitor:
         before, after = change.before, change.after
         if after is None:
             self._let_go(change.name)
+        elif not self._membership.members:
+            self._fresh.add(after.name)
         elif not self._membership.owns(after.name):
             return
         elif before is None or _probed_otherwise(before, after):
@@ -276,7 +290,8 @@ class HealthMonitor:
                 if not self._membership.owns(record.name):
                     self._let_go(record.name)
                 elif record.name not in self._plans:
-                    self._take_on(record, math.inf)
+                    self._take_on(record, _FIRST_PROBE if record.name in self._fresh else math.inf)
+            self._fresh.clear()
 
     def _take_on(self, record: Record, within: float) -> None:
         """Begins to probe a service, at the latest within an interval: somebody may have probed it just now."""

@@ -20,10 +20,15 @@ class ResultWriter:
         self._news = asyncio.Event()
 
     def add(self, name: str, health: bytes, *, renew: bool) -> None:
-        """Takes a result; a newer one of the same service replaces one that waits."""
-        if len(self._waiting) < _MOST_WAITING or name in self._waiting:
-            self._waiting[name] = ProbeResult(name, health, renew)
+        """Takes a result; it replaces one that waits of the same service, but not the renewal that that one earned."""
+        waiting = self._waiting.get(name)
+        if waiting is not None or len(self._waiting) < _MOST_WAITING:
+            self._waiting[name] = ProbeResult(name, health, renew or (waiting is not None and waiting.renew))
             self._news.set()
+
+    def discard(self, name: str) -> None:
+        """Drops what waits of a service: something newer is known."""
+        self._waiting.pop(name, None)
 
     async def flush(self) -> None:
         """Writes what waits. What cannot be written is dropped: the next probe tells newer.

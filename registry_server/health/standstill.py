@@ -51,9 +51,12 @@ class Standstill:
             self._on_end(gap)
         return self.count
 
+    def begin(self) -> None:
+        """Begins to count from now: what was before was not looked at."""
+        self._last = self._now()
+
     async def run(self) -> None:
         """Looks often enough, until cancelled."""
-        self._last = self._now()
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             self.look()

@@ -86,9 +86,9 @@ class ProbeProcess:
 
         An answer that comes later than it may proves nothing: the outcome is ``INCONCLUSIVE``.
         """
-        started = time.monotonic()
         if not self._running.is_set() and not await self._runs():
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
+        started = time.monotonic()
         number = next(self._ids)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
@@ -143,6 +143,8 @@ class ProbeProcess:
                             self._running.set()
             except OSError as error:
                 log.warning("the probe process cannot be talked to", why=str(error))
+            except Exception:
+                log.exception("the probe process says what it should not")  # the next one may know better
             finally:
                 self._writer = None
                 self._running.clear()

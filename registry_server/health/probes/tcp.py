@@ -32,7 +32,7 @@ async def probe_tcp(plan: Plan, policy: NetworkPolicy, deadline: float) -> Answe
             failure = error
         else:
             return Answer()
-    if isinstance(failure, TimeoutError):
+    if isinstance(failure, TimeoutError) and failure.errno is None:  # ours, not the kernel's
         raise failure
     raise ProbeFailed(connection_error(failure)) from failure
 
