@@ -224,7 +224,7 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
         following(server.stub) as subscriber,
     ):
         await register_all(server, agents.services(60))
-        await agents.asked()
+        await agents.asked(times=2)  # the first come together, once what probes has started
         below = await children_of(process.pid)
         pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
         await under_way(agents, 5)
