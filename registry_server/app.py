@@ -13,11 +13,12 @@ import structlog
 from registry_server import __version__
 from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
 from registry_server.clock import system_clock
-from registry_server.config import EMBEDDED, HealthCheckSettings, Settings
+from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway import HttpServer
 from registry_server.health import (
     HealthMonitor,
+    HealthReports,
     Judge,
     LeaseSweeper,
     Membership,
@@ -151,86 +152,78 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
         )
         stack.push_async_callback(store.close)
-        replica = Replica(settings.redis.events_max_length)
-        discovery = Discovery(replica)
-        hub = WatchHub(
-            replica,
-            discovery,
-            buffer_events=settings.watch.buffer_events,
-            buffer_bytes=settings.watch.buffer_bytes,
-        )
-        loaded = asyncio.Event()
-
-        def on_connection(*, connected: bool) -> None:
-            discovery.set_stale(stale=not connected)
-            if connected:
-                loaded.set()
-
-        follower = Follower(
-            store,
-            replica,
-            clock=system_clock,
-            on_connection=on_connection,
-            on_start_over=hub.start_over,
-            fits_one_message=fits_one_message,
-        )
-        writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
-        checks = settings.health_check
-        policy = NetworkPolicy(checks.allowed_networks, checks.denied_networks)
-        prober = ProbeProcess(checks.allowed_networks, checks.denied_networks, settings.log)
-        monitor = _monitor(checks, store, replica, follower, writes, prober)
-        registry = ServiceRegistry(
-            store=store,
-            replica=replica,
-            discovery=discovery,
-            hub=hub,
-            follower=follower,
-            writes=writes,
-            monitor=monitor,
-            policy=policy,
-            clock=system_clock,
-        )
+        parts = _build(settings, store)
         sweeper = LeaseSweeper(
-            store, interval=settings.lease.sweep_interval_ms / 1000, restore=registry.restore_documents
+            store, interval=settings.lease.sweep_interval_ms / 1000, restore=parts.registry.restore_documents
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(follower.run(), name="follower"),
-                group.create_task(_after(loaded, sweeper.run), name="lease-sweeper"),
-                group.create_task(monitor.supervise(), name="health-monitor-supervisor"),
+                group.create_task(parts.follower.run(), name="follower"),
+                group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
+                group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
             ]
-            if checks.enabled:
-                tasks.append(group.create_task(_after(loaded, registry.start_health_monitoring), name="first-probes"))
+            if settings.health_check.enabled:
+                start = _after(parts.loaded, parts.registry.start_health_monitoring)
+                tasks.append(group.create_task(start, name="first-probes"))
             try:
-                yield Parts(registry, hub, follower, monitor, loaded)
+                yield parts
             finally:
                 await cancel(tasks)
-                await monitor.stop()
+                await parts.monitor.stop()
 
 
-def _monitor(
-    settings: HealthCheckSettings,
-    store: RedisStore,
-    replica: Replica,
-    follower: Follower,
-    writes: Writes,
-    prober: ProbeProcess,
-) -> HealthMonitor:
+def _build(settings: Settings, store: RedisStore) -> Parts:
+    """Puts the parts together; nothing runs yet."""
+    replica = Replica(settings.redis.events_max_length)
+    discovery = Discovery(replica)
+    hub = WatchHub(
+        replica, discovery, buffer_events=settings.watch.buffer_events, buffer_bytes=settings.watch.buffer_bytes
+    )
+    loaded = asyncio.Event()
+
+    def on_connection(*, connected: bool) -> None:
+        discovery.set_stale(stale=not connected)
+        if connected:
+            loaded.set()
+
+    follower = Follower(
+        store,
+        replica,
+        clock=system_clock,
+        on_connection=on_connection,
+        on_start_over=hub.start_over,
+        fits_one_message=fits_one_message,
+    )
+    writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
+    checks = settings.health_check
     results = ResultWriter(store)
     protection = Protection(
-        share=settings.protection_percent / 100,
-        minimum=settings.protection_min_failures,
-        longest=settings.protection_max_seconds,
+        share=checks.protection_percent / 100,
+        minimum=checks.protection_min_failures,
+        longest=checks.protection_max_seconds,
     )
-    return HealthMonitor(
+    monitor = HealthMonitor(
         replica=replica,
-        prober=prober,
-        membership=Membership(store, period=settings.member_period_ms / 1000),
+        prober=ProbeProcess(checks.allowed_networks, checks.denied_networks, settings.log),
+        membership=Membership(store, period=checks.member_period_ms / 1000),
         judge=Judge(replica=replica, writes=writes, results=results, protection=protection, clock=system_clock),
         results=results,
-        settings=settings,
+        settings=checks,
         is_connected=lambda: follower.connected,
     )
+    registry = ServiceRegistry(
+        store=store,
+        replica=replica,
+        discovery=discovery,
+        hub=hub,
+        follower=follower,
+        writes=writes,
+        monitor=monitor,
+        reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
+        policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
+        clock=system_clock,
+    )
+    return Parts(registry, hub, follower, monitor, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

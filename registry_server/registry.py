@@ -25,13 +25,11 @@ from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
     InvalidRequest,
     RegistryError,
-    RevisionMismatch,
     ServiceExists,
-    ServiceNotFound,
     StoreUnavailable,
     Violation,
 )
-from registry_server.health import HealthMonitor, NetworkPolicy
+from registry_server.health import HealthMonitor, HealthReports, NetworkPolicy
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
@@ -45,7 +43,7 @@ from registry_server.model.validation import (
     update_mask_violations,
 )
 from registry_server.store import Conflict, EpochChanged, RedisStore
-from registry_server.writes import PATIENCE, Writes
+from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
 
@@ -67,6 +65,7 @@ class ServiceRegistry:
         follower: Follower,
         writes: Writes,
         monitor: HealthMonitor,
+        reports: HealthReports,
         policy: NetworkPolicy,
         clock: Clock,
     ) -> None:
@@ -80,6 +79,7 @@ class ServiceRegistry:
             follower: Keeps the replica level with the store.
             writes: Makes changes.
             monitor: Probes services.
+            reports: Takes and tells health.
             policy: Which addresses an endpoint may have.
             clock: Wall clock.
         """
@@ -91,6 +91,7 @@ class ServiceRegistry:
         self._clock = clock
         self._writes = writes
         self._monitor = monitor
+        self._reports = reports
         self._policy = policy
         self._capabilities = Capabilities(replica)
 
@@ -164,7 +165,7 @@ class ServiceRegistry:
         requests.refuse(violations)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            before = _existing(service.name, current, expected_revision).message()
+            before = existing(service.name, current, expected_revision).message()
             now = self._now()
             after = normal.updated(service, mask, before, now)
             violations = service_violations(after)
@@ -191,7 +192,7 @@ class ServiceRegistry:
         requests.refuse(violations)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            return await self._writes.delete(_existing(name, current, expected_revision))
+            return await self._writes.delete(existing(name, current, expected_revision))
 
         return await self._writes.write(name, attempt)
 
@@ -227,23 +228,7 @@ class ServiceRegistry:
         Raises:
             ServiceNotFound: No such service.
         """
-        record = await self.get(name)
-        health = record.message().health
-        if not self._follower.connected:
-            return health, None
-        try:
-            wire, lease_ends = await self._store.read_check(name)
-        except StoreUnavailable:
-            return health, None
-        if wire is not None:
-            check = Health.FromString(wire)
-            # A check that was written just before a transition tells of the time before it. Not compared with the time
-            # of the check that the transition came with: a registration may have given any.
-            since = health.status_changed_at
-            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
-                check.status_changed_at.CopyFrom(health.status_changed_at)
-                health = check
-        return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+        return await self._reports.newest(await self.get(name))
 
     async def report_health(
         self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
@@ -251,6 +236,7 @@ class ServiceRegistry:
         """Takes a reported status; an event only if it differs.
 
         Raises:
+            InvalidRequest: The report breaks the contract.
             ServiceNotFound: No such service.
             WriteConflict: Others changed it each time.
         """
@@ -259,25 +245,7 @@ class ServiceRegistry:
         if details is not None:
             violations += details_violations(details, "details")
         requests.refuse(violations)
-
-        async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
-            before = _existing(name, current).message()
-            now = self._now()
-            after = normal.with_health(before, Health(status=status, last_check=now, details=details, error=error), now)
-            if after.health.status == before.health.status:
-                check = after.health.SerializeToString()
-                self._monitor.discard_result(name)
-                return await self._store.write_check(name, check, expected=before.revision) or after.health
-            outcome = await self._writes.put(
-                before,
-                normal.stamped(after, now),
-                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
-                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
-                renew=False,
-            )
-            return outcome.health if isinstance(outcome, Service) else outcome
-
-        return await self._writes.write(name, attempt)
+        return await self._reports.take(name, Health(status=status, details=details, error=error))
 
     async def check_health(self, name: str) -> Health:
         """Probes a service now, by its own settings; the result counts like that of any other probe.
@@ -344,7 +312,7 @@ class ServiceRegistry:
         requests.refuse(violations)
         self._writes.must_be_loaded()
         await self._replica.reached(min_revision, within)
-        return _existing(name, self._replica.records.get(name))
+        return existing(name, self._replica.records.get(name))
 
     def ready_answer(self, request: bytes) -> bytes | None:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""
@@ -457,15 +425,3 @@ class ServiceRegistry:
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())
-
-
-def _existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
-    if record is None:
-        raise ServiceNotFound(name)
-    if expected_revision and record.revision != expected_revision:
-        raise RevisionMismatch(name, expected_revision, record.revision)
-    return record
-
-
-def _nanoseconds(time: Timestamp) -> int:
-    return time.seconds * 1_000_000_000 + time.nanos

@@ -195,3 +195,17 @@ class Writes:
 
     def _ttl(self, service: Service) -> float:
         return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl
+
+
+def existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
+    """Gives the record that a write rests on.
+
+    Raises:
+        ServiceNotFound: There is none.
+        RevisionMismatch: It is not at ``expected_revision`` (0 = any).
+    """
+    if record is None:
+        raise ServiceNotFound(name)
+    if expected_revision and record.revision != expected_revision:
+        raise RevisionMismatch(name, expected_revision, record.revision)
+    return record

@@ -8,12 +8,14 @@ from registry_server.health.monitor import HealthMonitor
 from registry_server.health.network import NetworkPolicy
 from registry_server.health.probes import OutcomeKind, ProbeProcess
 from registry_server.health.protection import Protection
+from registry_server.health.reports import HealthReports
 from registry_server.health.results import ResultWriter
 
 __all__ = [
     "LATENESS_BOUNDS",
     "Figures",
     "HealthMonitor",
+    "HealthReports",
     "Judge",
     "LeaseSweeper",
     "Membership",

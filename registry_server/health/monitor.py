@@ -132,10 +132,6 @@ class HealthMonitor:
         self._failure = asyncio.get_running_loop().create_future()
         await self._failure
 
-    def discard_result(self, name: str) -> None:
-        """Drops a result that waits to be written: something newer is reported."""
-        self._results.discard(name)
-
     async def check_now(self, record: Record) -> Health | None:
         """Probes a service at once; the result counts like any other and can be read on return.
 
