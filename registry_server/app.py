@@ -209,7 +209,7 @@ def _build(settings: Settings, store: RedisStore) -> Parts:
         judge=Judge(replica=replica, writes=writes, results=results, protection=protection, clock=system_clock),
         results=results,
         settings=checks,
-        is_connected=lambda: follower.connected,
+        contact=lambda: follower.connections if follower.connected else 0,
     )
     registry = ServiceRegistry(
         store=store,

@@ -11,8 +11,9 @@ import sys
 from typing import Any, Final
 
 from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, Plan, Prober
+from registry_server.health.probes import Outcome, OutcomeKind, Plan, Prober
 from registry_server.health.probes.frames import Setup, framed, read_frame
+from registry_server.health.standstill import Standstill
 from registry_server.telemetry.logs import configure_logging
 
 _GATHER: Final = 0.005
@@ -26,18 +27,24 @@ class Worker:
         self._prober = prober
         self._writer = writer
         self._answers: list[tuple[Any, ...]] = []
+        self._standstill = Standstill(lambda _: None)
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Works until the connection ends: then nobody wants to know the rest."""
         self._flush()  # says that it is ready
+        self._standstill.begin()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._standstill.run(), name="standstill")
             while (frame := await read_frame(reader)) is not None:
                 for number, plan in pickle.loads(frame):  # noqa: S301 - from our own parent
                     group.create_task(self._probe(number, plan))
             os._exit(0)  # at once, though threads may look up names
 
     async def _probe(self, number: int, plan: Plan) -> None:
+        stood_still = self._standstill.look()
         outcome = await self._prober.probe(plan)
+        if self._standstill.look() != stood_still and outcome.kind is not OutcomeKind.OK:
+            outcome = outcome._replace(kind=OutcomeKind.INCONCLUSIVE)
         self._answers.append((number, *_plain(outcome)))
         if len(self._answers) == 1:
             asyncio.get_running_loop().call_later(_GATHER, self._flush)

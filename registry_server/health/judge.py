@@ -40,6 +40,7 @@ class Judge:
         self._results = results
         self._clock = clock
         self._streaks: dict[str, Streak] = {}
+        self._contact = 0
 
     def expect(self, record: Record) -> None:
         """Takes on a service of this process; what was known of it before no longer counts."""
@@ -51,14 +52,16 @@ class Judge:
         self._streaks.pop(name, None)
         self.protection.forget(name)
 
-    async def take(self, probed: Record, plan: Plan, outcome: Outcome, *, kept: bool) -> Health | None:
+    async def take(self, probed: Record, plan: Plan, outcome: Outcome, *, contact: int) -> Health | None:
         """Draws the conclusions of one result.
 
         Args:
             probed: The service as it was when the probe began.
             plan: How it was probed.
             outcome: The result.
-            kept: Whether the store is there to keep it; if not, the result proves nothing.
+            contact: Number of the connection to the store that stood all the time; 0 if none did. Then the result
+                proves nothing, and neither do those before it once there is another connection: what took the store
+                away may have failed the probes.
 
         Returns:
             The health that the result shows, with ``status_changed_at`` only if it changes; ``None`` if the service is
@@ -72,9 +75,10 @@ class Judge:
             return None
         failed = outcome.kind is OutcomeKind.FAILED
         before = status = cast("HealthStatus.ValueType", record.status)
-        if not kept and probed.name in self._streaks:
-            self._streaks[probed.name] = Streak()  # what took the store away may have failed this probe, and the last
-        if kept and outcome.kind is not OutcomeKind.INCONCLUSIVE:
+        if contact not in (0, self._contact):
+            self._contact = contact
+            self._streaks = {name: Streak() for name in self._streaks}
+        if contact and outcome.kind is not OutcomeKind.INCONCLUSIVE:
             # That of a service which another process checks counts alone: the results between are not known here.
             streak = self._streaks.get(probed.name) or Streak()
             streak.add(outcome.kind)
@@ -83,6 +87,8 @@ class Judge:
                 await self.review()
             if not self.protection.active:
                 status = streak.verdict(status, plan.failure_threshold, plan.success_threshold)
+            if probed.name in self._streaks and status in UP:
+                self.protection.expect(probed.name, up=True)  # so that a fleet that has just come up counts as a whole
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
@@ -90,7 +96,7 @@ class Judge:
             health.status_changed_at.CopyFrom(now)
             committed = await self._commit(probed.message(), before, health, renew=not failed)
             return health if committed else None
-        if kept:
+        if contact:
             # While statuses are frozen so are leases: nobody is evicted on the word of a process that doubts itself.
             self._results.add(probed.name, health.SerializeToString(), renew=not failed or self.protection.active)
         return health
@@ -116,6 +122,9 @@ class Judge:
             before = current.message() if current else None
             if before is None or not _same(before, probed) or before.health.status != status:
                 return False
+            if health.status not in UP:
+                # A store that hangs would carry it out when it goes on: asked first, it shows before anything is sent.
+                await self._writes.head()
             after = normal.stamped(normal.with_health(before, health, health.last_check), health.last_check)
             outcome = await self._writes.put(
                 before,

@@ -55,7 +55,7 @@ class HealthMonitor:
         judge: Judge,
         results: ResultWriter,
         settings: HealthCheckSettings,
-        is_connected: Callable[[], bool],
+        contact: Callable[[], int],
     ) -> None:
         """Prepares it.
 
@@ -66,7 +66,7 @@ class HealthMonitor:
             judge: Takes the results.
             results: Writes them.
             settings: Defaults of checks, and concurrency.
-            is_connected: Whether the store answers.
+            contact: Number of the connection to the store, counted from 1; 0 while it is away.
         """
         self._replica = replica
         self._prober = prober
@@ -74,7 +74,7 @@ class HealthMonitor:
         self._judge = judge
         self._results = results
         self._settings = settings
-        self._is_connected = is_connected
+        self._contact = contact
         self._standstill = Standstill(self._on_standstill)
         self._schedule = Schedule()
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
@@ -213,10 +213,9 @@ class HealthMonitor:
 
     async def _check(self, record: Record, plan: Plan, due: float) -> None:
         """Makes one probe that is due and sets the time of the next."""
-        again = due
+        stood_still = self._standstill.look()
         try:
-            if await self._probe(record, plan) is None:
-                again = time.monotonic() - _jitter(plan.interval)
+            await self._probe(record, plan)
         except RegistryError as error:  # the store went away meanwhile: the next probe tells
             log.debug("result of a probe was not kept", service=record.name, why=str(error))
         except Exception:
@@ -226,7 +225,11 @@ class HealthMonitor:
             self._slots.release()
         # One that was taken on anew meanwhile has its time already.
         if self._plans.get(record.name) is plan:
-            self._set(record.name, max(again + plan.interval, time.monotonic()))
+            now = time.monotonic()
+            again = max(due + plan.interval, now)
+            if self._standstill.look() != stood_still:  # all that were under way would come at once
+                again = now + _jitter(plan.interval)
+            self._set(record.name, again)
 
     async def _check_on_demand(self, record: Record, plan: Plan) -> None:
         health: Health | RegistryError | None = None
@@ -247,11 +250,12 @@ class HealthMonitor:
         if not plan.probed:
             return None
         stood_still = self._standstill.look()
+        contact = self._contact()
         outcome = await self._prober.probe(plan)
         self.figures.ended(outcome)
         if self._standstill.look() != stood_still:  # the time that passed was not the service's
             return None
-        return await self._judge.take(record, plan, outcome, kept=self._is_connected())
+        return await self._judge.take(record, plan, outcome, contact=contact if contact == self._contact() else 0)
 
     async def _review(self) -> None:
         while True:

@@ -66,12 +66,12 @@ class Court:
         name: str = "a",
         *,
         probed: Record | None = None,
-        kept: bool = True,
+        contact: int = 1,
         **health_check: Any,
     ) -> Health | None:
         record = probed or self.record(name)
         plan = Plan.of(record.message(), HealthCheckSettings(**health_check))
-        return await self.judge.take(record, plan, outcome, kept=kept)
+        return await self.judge.take(record, plan, outcome, contact=contact)
 
     async def health(self, name: str = "a") -> Health:
         await self.results.flush()
@@ -198,14 +198,14 @@ async def test_what_cannot_be_kept_proves_nothing_and_neither_does_what_was_befo
         await court.take(FAILED)
     kept = await court.health()
     for _ in range(5):
-        health = await court.take(FAILED._replace(error="HTTP 503"), kept=False)
+        health = await court.take(FAILED._replace(error="HTTP 503"), contact=0)
         assert health is not None
         assert (health.status, health.error) == (HEALTHY, "HTTP 503")
     assert await court.health() == kept
     for _ in range(2):
-        await court.take(FAILED)
+        await court.take(FAILED, contact=2)
         assert court.record().status == HEALTHY
-    await court.take(FAILED)
+    await court.take(FAILED, contact=2)
     assert court.record().status == UNHEALTHY
 
 
