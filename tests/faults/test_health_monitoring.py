@@ -26,6 +26,7 @@ from tests.grpc.calls import (
     register_all,
 )
 from tests.support.agents import PATIENCE, Agents
+from tests.support.processes import children_of, runs
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, ServerProcess, connected, running
 from tests.support.watching import following
@@ -117,7 +118,7 @@ async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_ki
         await agents.asked()
         await checked_once_an_interval(agents)
 
-        below = await children_of(processes[0].pid)
+        below = children_of(processes[0].pid)
         killed = time.monotonic()
         await processes[0].kill()
         await agents.asked(since=killed)
@@ -128,7 +129,7 @@ async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_ki
         assert max(waited.values()) <= 2 * PERIOD + INTERVAL
         await shared_out(processes[1:], 2)
         await checked_once_an_interval(agents)
-        assert not [pid for pid in below if await runs(pid)], "what probed for it has ended too"
+        assert not [pid for pid in below if runs(pid)], "what probed for it has ended too"
 
 
 async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: RedisProcess) -> None:
@@ -225,7 +226,7 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
     ):
         await register_all(server, agents.services(60))
         await agents.asked(times=2)  # the first come together, once what probes has started
-        below = await children_of(process.pid)
+        below = children_of(process.pid)
         pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
         await under_way(agents, 5)
         for pid in pids:
@@ -254,7 +255,7 @@ async def test_what_probes_for_the_registry_is_killed_and_probing_goes_on_withou
         await agents.asked()
         await under_way(agents, 5)
         killed = time.monotonic()
-        for pid in await children_of(process.pid):
+        for pid in children_of(process.pid):
             os.kill(pid, signal.SIGKILL)
         await agents.asked(since=killed)
         print(f"probing goes on: all are checked {max(agents.first_hits(killed).values()) - killed:.2f} s after it")
@@ -349,20 +350,6 @@ async def under_way(agents: Agents, count: int) -> None:
     async with asyncio.timeout(PATIENCE):
         while agents.under_way < count:
             await asyncio.sleep(0.005)
-
-
-async def children_of(pid: int) -> list[int]:
-    """Processes that a process has started and that still run."""
-    process = await asyncio.create_subprocess_exec("pgrep", "-P", str(pid), stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
-    return [int(line) for line in output.split()]
-
-
-async def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody asked for its exit code does not."""
-    process = await asyncio.create_subprocess_exec("ps", "-o", "stat=", "-p", str(pid), stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
-    return output.strip()[:1] not in {b"", b"Z"}
 
 
 async def _beat(server: Server, names: Sequence[str]) -> None:
