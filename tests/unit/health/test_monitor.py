@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from registry_server.health import HealthMonitor, OutcomeKind
 from registry_server.health import monitor as module
 from registry_server.health.probes import Outcome, Plan
 from registry_server.tasks import cancel
+from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
@@ -30,80 +31,6 @@ MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 HOURLY: dict[str, Any] = {"interval_ms": 3_600_000, "timeout_ms": 60_000}
 PLAN = Plan.of(small_service("any"), HealthCheckSettings(interval_ms=30_000))
 OFTEN: dict[str, Any] = {"interval_ms": 100, "timeout_ms": 100}
-
-Says = Callable[[], bytes]
-
-
-def fine() -> bytes:
-    return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-def broken() -> bytes:
-    return b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
-
-
-class Agent:
-    """Answers HTTP as it is told; counts those who wait for an answer."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.says: Says = fine
-        self.asked: list[str] = []
-        """Paths, in the order of the requests."""
-        self.waiting = 0
-        self.most_waiting = 0
-        self.open = asyncio.Event()
-        """Cleared, it keeps requests waiting."""
-        self.open.set()
-
-    def endpoint(self, path: str = "") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        self.asked.append(head.split()[1].decode())
-        says = self.says  # how it is when the request comes
-        self.waiting += 1
-        self.most_waiting = max(self.waiting, self.most_waiting)
-        gone = asyncio.ensure_future(reader.read())
-        opened = asyncio.ensure_future(self.open.wait())
-        try:
-            await asyncio.wait((gone, opened), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.waiting -= 1
-            gone.cancel()
-            opened.cancel()
-        writer.write(says())
-        await writer.drain()
-
-
-@asynccontextmanager
-async def agents(count: int) -> AsyncIterator[list[Agent]]:
-    connections: set[asyncio.Task[None]] = set()
-
-    def serving(agent: Agent) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            connections.add(task)
-            with suppress(asyncio.CancelledError, OSError, EOFError):
-                await agent.serve(reader, writer)
-            writer.close()
-
-        return serve
-
-    made = [Agent() for _ in range(count)]
-    servers = [await asyncio.start_server(serving(agent), "127.0.0.1", 0) for agent in made]
-    for agent, server in zip(made, servers, strict=True):
-        agent.port = server.sockets[0].getsockname()[1]
-    try:
-        yield made
-    finally:
-        for server in servers:
-            server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections)
 
 
 @pytest.fixture
@@ -211,7 +138,7 @@ async def test_the_result_of_an_endpoint_that_a_service_has_left_is_dropped(
     anew: bool,  # noqa: FBT001
 ) -> None:
     async with agents(2) as [old, new], process_on(redis, **HOURLY) as process:
-        old.says = broken
+        old.says = BROKEN
         old.open.clear()
         new.open.clear()
         await process.register("a", old.endpoint())
@@ -270,7 +197,7 @@ async def test_other_changes_during_a_probe_leave_its_result_alone(redis: RedisP
         agent.open.set()
         await eventually(lambda: process.statuses == [HEALTHY])
         assert (await process.registry.get("a")).message().version == "2.0.0"
-        assert len(agent.asked) == 1
+        assert len(agent.paths) == 1
 
 
 async def test_a_service_that_hangs_has_one_probe_at_a_time_also_after_it_changed(
@@ -295,7 +222,7 @@ async def test_a_service_that_hangs_has_one_probe_at_a_time_also_after_it_change
         agent.open.clear()
         for i in range(5):
             await process.register("a", agent.endpoint(f"/{i}"))
-            await eventually(lambda i=i: f"/{i}/health" in agent.asked)  # type: ignore[misc]
+            await eventually(lambda i=i: f"/{i}/health" in agent.paths)  # type: ignore[misc]
         # Those of before end with their timeout; from then on each follows the one before it.
         begun = count
         await eventually(lambda: count >= begun + 20)
@@ -345,7 +272,7 @@ async def test_no_more_probes_are_under_way_than_are_allowed_and_all_get_their_t
         assert (await asking).status == HEALTHY
         await eventually(lambda: all(process.status(name) == HEALTHY for name in names))
     assert agent.most_waiting == 4
-    assert set(agent.asked) == {f"/{name}/health" for name in names}
+    assert set(agent.paths) == {f"/{name}/health" for name in names}
 
 
 async def test_those_who_ask_are_not_held_up_by_services_that_hang(redis: RedisProcess) -> None:
@@ -379,7 +306,7 @@ async def test_those_who_ask_are_bounded_too(
 
 async def test_what_was_probed_is_counted_by_how_it_went(redis: RedisProcess) -> None:
     async with agents(2) as [good, bad], process_on(redis, **HOURLY) as process:
-        bad.says = broken
+        bad.says = BROKEN
         await process.register("good", good.endpoint())
         await process.register("bad", bad.endpoint())
         await eventually(lambda: process.results == 2)
@@ -399,14 +326,14 @@ async def test_what_was_under_way_during_a_standstill_does_not_count_and_is_chec
 ) -> None:
     async with process_on(redis, interval_ms=1000, timeout_ms=1000) as process:
         agent.open.clear()
-        agent.says = broken
+        agent.says = BROKEN
         await process.register("a", agent.endpoint())
         await eventually(lambda: agent.waiting == 1)
         process.clock.now += 600
-        agent.says = fine
+        agent.says = FINE
         agent.open.set()
         begun = time.monotonic()
-        await eventually(lambda: len(agent.asked) == 2)
+        await eventually(lambda: len(agent.paths) == 2)
         within = time.monotonic() - begun
         await eventually(lambda: process.statuses == [HEALTHY])
         assert process.monitor._standstill.count == 1
@@ -510,11 +437,11 @@ async def test_what_was_registered_before_monitoring_began_is_probed_too(redis: 
         for name in names:
             await process.register(name, agent.endpoint(f"/{name}"))
         await process.register("quiet", agent.endpoint("/quiet"), health_check={"heartbeat": {}})
-        assert agent.asked == []
+        assert agent.paths == []
         await process.registry.start_health_monitoring()
-        await eventually(lambda: {f"/{name}/health" for name in names} <= set(agent.asked))
+        await eventually(lambda: {f"/{name}/health" for name in names} <= set(agent.paths))
         assert process.monitor.probed_services == 20
-        assert "/quiet/health" not in agent.asked
+        assert "/quiet/health" not in agent.paths
 
         await process.registry.stop_health_monitoring()
         assert process.monitor.probed_services == len(process.monitor._schedule) == 0

@@ -1,15 +1,15 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import DENIED_NETWORKS, HealthCheckSettings, LogSettings, Network
 from registry_server.health.probes import OutcomeKind, Plan, ProbeProcess, process
+from tests.support.endpoints import answer, listening, says
+from tests.support.processes import children_of, command_of
 
 PATIENCE = 20.0
 
@@ -19,35 +19,18 @@ def plan(port: int, **service: object) -> Plan:
     return Plan.of(Service(name="a", endpoint=f"http://127.0.0.1:{port}", **service), defaults)  # type: ignore[arg-type]
 
 
-@asynccontextmanager
-async def agent(answer: bytes = b'{"load": 1}', *, after: asyncio.Event | None = None) -> AsyncIterator[int]:
-    """Listens on a port and answers every request, once ``after`` is set."""
+def agent() -> AbstractAsyncContextManager[int]:
+    return listening(says(answer(b'{"load": 1}')), backlog=1_000)
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await reader.readuntil(b"\r\n\r\n")
-            if after is not None:
-                await after.wait()
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
-            await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
 
-    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=1_000)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        if after is not None:
-            after.set()
-        server.close()
+def silent() -> AbstractAsyncContextManager[int]:
+    """Takes requests and never answers."""
+    return listening(says(after=3_600))
 
 
 def worker() -> int:
     """Process id of the one worker of this process."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
-    (found,) = (int(pid) for pid in children if b"probe_worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (found,) = (pid for pid in children_of(os.getpid()) if "probe_worker" in command_of(pid))
     return found
 
 
@@ -78,8 +61,7 @@ async def test_the_network_policy_holds_in_the_worker() -> None:
 
 
 async def test_a_worker_that_is_killed_fails_nobody_and_is_replaced() -> None:
-    never = asyncio.Event()
-    async with agent(after=never) as slow, agent() as port, prober() as subject:
+    async with silent() as slow, agent() as port, prober() as subject:
         await subject.probe(plan(port))
         waiting = asyncio.create_task(subject.probe(plan(slow)._replace(timeout=60.0)))
         await asyncio.sleep(0)
@@ -109,8 +91,7 @@ async def test_a_worker_that_stands_still_fails_nobody_and_is_replaced(monkeypat
 
 
 async def test_a_timeout_that_a_standstill_of_the_worker_made_proves_nothing() -> None:
-    never = asyncio.Event()
-    async with agent(after=never) as slow, agent() as port, prober() as subject:
+    async with silent() as slow, agent() as port, prober() as subject:
         await subject.probe(plan(port))
         waiting = asyncio.create_task(subject.probe(plan(slow)._replace(timeout=0.5)))
         await asyncio.sleep(0.1)

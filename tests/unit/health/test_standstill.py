@@ -76,6 +76,7 @@ async def test_while_it_runs_it_notices_by_itself(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_LOOK_EVERY", 0.001)
     subject, clock, gaps = watched()
     clock.now += 600  # before it runs
+    subject.begin()
     task = asyncio.create_task(subject.run())
     try:
         await asyncio.sleep(0)

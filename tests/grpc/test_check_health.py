@@ -1,0 +1,171 @@
+"""CheckServiceHealth: who may ask when, and what is answered."""
+
+import asyncio
+from functools import partial
+
+import grpc
+import grpc.aio
+import pytest
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from tests.grpc.calls import HEALTHY, PATIENCE, eventually, failure, get, health_of, register, unregister
+from tests.grpc.probing import OFTEN, check, checks, probing_with, registered_and_settled, service
+from tests.support.endpoints import BROKEN, Agent, agents
+from tests.support.redis_process import RedisProcess
+from tests.support.server import Server, running
+
+pytestmark = pytest.mark.usefixtures("never_stands_still")
+
+
+async def refused_check(server: Server, name: str = "a") -> tuple[grpc.StatusCode, str]:
+    refused = await failure(check(server, name))
+    return refused.code, refused.reason
+
+
+NOT_FOUND = grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND"
+DISABLED = grpc.StatusCode.UNIMPLEMENTED, "PROBING_DISABLED"
+
+
+async def test_checking_what_is_not_registered_is_not_found(probing: Server) -> None:
+    assert await refused_check(probing, "nobody") == NOT_FOUND
+    refused = await failure(check(probing, "?"))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name"])
+
+
+async def test_probing_can_be_off_ended_and_begun(redis: RedisProcess, agent: Agent) -> None:
+    async with running(redis.url, health_check={**OFTEN, "enabled": False}) as server:
+        await register(server, service("a", agent.endpoint()))
+        registry = server.parts.registry
+        assert await refused_check(server) == DISABLED
+        assert await refused_check(server, "nobody") == NOT_FOUND
+        assert agent.connections == 0
+
+        for _ in range(2):
+            await registry.start_health_monitoring()
+            await registry.start_health_monitoring()
+            assert (await check(server)).status == HEALTHY
+            asked = len(agent.requests)
+            await agent.asked(asked + 3)
+
+            await registry.stop_health_monitoring()
+            await registry.stop_health_monitoring()
+            assert await refused_check(server) == DISABLED
+        assert (await health_of(server, "a")).health.status == HEALTHY
+
+
+async def test_a_check_under_way_when_probing_ends_is_refused(probing: Server, agent: Agent) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    agent.open.clear()
+    checking = asyncio.create_task(refused_check(probing))
+    await agent.asked(2)
+    await probing.parts.registry.stop_health_monitoring()
+    assert await checking == DISABLED
+
+
+async def test_a_check_that_comes_while_probing_ends_is_refused(
+    probing: Server, redis: RedisProcess, agent: Agent
+) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    redis.pause()  # the end takes a while: the list of processes does not answer
+    stopping = asyncio.create_task(probing.parts.registry.stop_health_monitoring())
+    await asyncio.sleep(0)
+    try:
+        assert await refused_check(probing) == DISABLED
+    finally:
+        redis.resume()
+        await stopping
+
+
+async def test_probing_that_is_begun_again_while_it_ends_goes_on(redis: RedisProcess, agent: Agent) -> None:
+    async with probing_with(redis, **OFTEN) as server:
+        await register(server, service("a", agent.endpoint()))
+        await agent.asked(1)
+        registry = server.parts.registry
+        stopping = asyncio.create_task(registry.stop_health_monitoring())
+        await asyncio.sleep(0)
+        await registry.start_health_monitoring()
+        await stopping
+
+        assert (await check(server)).status == HEALTHY
+        asked = len(agent.requests)
+        await agent.asked(asked + 3)
+
+
+async def test_many_who_ask_at_once_make_one_connection_and_get_one_answer(probing: Server, agent: Agent) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    agent.open.clear()
+    asking = [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
+    await agent.asked(2)
+    asking += [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
+    await asyncio.sleep(0)
+    agent.open.set()
+    answers = await asyncio.gather(*asking)
+    assert agent.connections == 2
+    assert all(each == answers[0] for each in answers)
+    assert (await check(probing)).last_check.ToNanoseconds() >= answers[0].last_check.ToNanoseconds()
+    assert agent.connections == 3
+
+
+async def test_whoever_asks_and_leaves_takes_the_answer_from_nobody(probing: Server, agent: Agent) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    agent.open.clear()
+    leaving, staying = asyncio.create_task(check(probing)), asyncio.create_task(check(probing))
+    await agent.asked(2)
+    leaving.cancel()
+    agent.open.set()
+    assert (await staying).status == HEALTHY
+
+
+async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Server, agent: Agent) -> None:
+    await registered_and_settled(probing, service("a", agent.endpoint()))
+    agent.open.clear()
+    checking = asyncio.create_task(refused_check(probing))
+    await agent.asked(2)
+    await unregister(probing, "a")
+    agent.open.set()
+    assert await checking == NOT_FOUND
+
+
+async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_has_now(probing: Server) -> None:
+    async with agents(2) as [old, new]:
+        old.says = BROKEN
+        await registered_and_settled(probing, service("a", old.endpoint(), {"timeout": "60s"}))
+        old.open.clear()
+        before = asyncio.create_task(check(probing))
+        await old.asked(2)
+        await register(probing, service("a", new.endpoint(), {"timeout": "60s"}))
+        async with asyncio.timeout(PATIENCE):
+            assert (await check(probing)).status == HEALTHY
+        old.open.set()
+        assert (await before).error == "", "what the old endpoint says is of nobody"
+
+
+async def test_checks_of_many_services_at_once_are_all_made(probing: Server, agent: Agent) -> None:
+    names = [f"s{i}" for i in range(150)]
+    for name in names:
+        await register(probing, service(name, agent.endpoint()))
+    healths = await asyncio.gather(*(check(probing, name) for name in names))
+    assert {health.status for health in healths} == {HEALTHY}
+
+
+async def test_without_the_store_a_check_is_answered_and_changes_no_status(
+    probing: Server, redis: RedisProcess, agent: Agent
+) -> None:
+    known = await registered_and_settled(probing, service("a", agent.endpoint()))
+    await checks(probing, agent, "xx")
+
+    async def connected(expected: bool) -> bool:  # noqa: FBT001
+        told = await probing.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
+        return told.store_connected is expected
+
+    redis.kill()
+    await eventually(partial(connected, False), "the store is away")  # noqa: FBT003
+    for _ in range(4):
+        health = await check(probing)
+        assert (health.status, health.error) == (HEALTHY, "HTTP 500")
+    assert await get(probing, "a") == known
+
+    await redis.restart()
+    await eventually(partial(connected, True), "the store is back")  # noqa: FBT003
+    assert await get(probing, "a") == known
+    assert await checks(probing, agent, "xxx") == "HHU", "failures of before the outage and within it do not count"

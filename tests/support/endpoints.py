@@ -1,0 +1,281 @@
+"""Servers on loopback for probes to find: scripted, broken, silent, or not there at all."""
+
+import asyncio
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+import pytest
+
+PATIENCE = 20.0
+"""Seconds until what must come is given up."""
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""What a server does with a connection."""
+Target = Callable[[], AbstractAsyncContextManager[int]]
+"""Opens an endpoint; gives its port."""
+GrpcAnswers = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
+"""Answers ``Health/Check`` in raw bytes."""
+
+
+# HTTP, and whatever else is said over TCP.
+
+
+def answer(body: bytes = b"", status: str = "200 OK", headers: str = "") -> bytes:
+    """An answer of HTTP; ``headers`` are whole lines."""
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+FINE = answer()
+BROKEN = answer(status="500 Internal Server Error")
+
+
+@asynccontextmanager
+async def listening(handler: Handler, *, tls: ssl.SSLContext | None = None, backlog: int = 100) -> AsyncIterator[int]:
+    """A server on loopback; gives its port. Its connections end with the block at the latest."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        with suppress(asyncio.CancelledError, OSError, EOFError):
+            await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls, backlog=backlog)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections)
+
+
+async def request(reader: asyncio.StreamReader) -> bytes:
+    """Reads the head of a request."""
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def says(*parts: bytes, before: float = 0, after: float = 0) -> Handler:
+    """Takes a request and says this, whatever it was; seconds to wait before and after."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        await asyncio.sleep(before)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        await asyncio.sleep(after)
+
+    return handle
+
+
+class Agent:
+    """Answers HTTP as it is told; remembers who came and counts those who wait for an answer."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.says = FINE
+        """The answer once ``script`` is used up, as it is when the request comes."""
+        self.script: list[bytes] = []
+        """Answers to the next requests, one each."""
+        self.connections = 0
+        self.requests: list[str] = []
+        """First lines."""
+        self.waiting = 0
+        self.most_waiting = 0
+        self.open = asyncio.Event()
+        """Cleared, it keeps requests waiting."""
+        self.open.set()
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths, in the order of the requests."""
+        return [line.split()[1] for line in self.requests]
+
+    def endpoint(self, path: str = "") -> str:
+        """Where it is found."""
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Takes one request; a ``Handler``."""
+        self.connections += 1
+        head = await request(reader)
+        self.requests.append(head.decode().partition("\r\n")[0])
+        told = self.script.pop(0) if self.script else self.says
+        self.waiting += 1
+        self.most_waiting = max(self.waiting, self.most_waiting)
+        gone = asyncio.ensure_future(reader.read())
+        opened = asyncio.ensure_future(self.open.wait())
+        try:
+            await asyncio.wait((gone, opened), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.waiting -= 1
+            gone.cancel()
+            opened.cancel()
+        writer.write(told)
+        await writer.drain()
+
+    async def asked(self, times: int) -> None:
+        """Waits until so many requests have come."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(self.requests) < times:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            pytest.fail(f"the agent was asked {len(self.requests)} times, not {times}")
+
+
+@asynccontextmanager
+async def agents(count: int) -> AsyncIterator[list[Agent]]:
+    """So many agents, each on a port of its own."""
+    async with AsyncExitStack() as stack:
+        made = [Agent() for _ in range(count)]
+        for each in made:
+            each.port = await stack.enter_async_context(listening(each.serve))
+        yield made
+
+
+# Nobody there.
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port that nobody listens on and nobody else can take."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@contextmanager
+def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port that does not answer: its queue of connections that wait to be accepted is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0)
+            with suppress(BlockingIOError):
+                waiting.connect(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+# gRPC.
+
+
+class _Check(grpc.GenericRpcHandler):
+    """``Health/Check`` in raw bytes."""
+
+    def __init__(self, answers: GrpcAnswers) -> None:
+        self._answers = answers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if handler_call_details.method == "/grpc.health.v1.Health/Check":
+            return grpc.unary_unary_rpc_method_handler(self._answers)
+        return None
+
+
+@asynccontextmanager
+async def grpc_server(
+    answers: GrpcAnswers | None = None, *, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
+    """A gRPC server that answers ``grpc.health.v1``, or does not know of it; gives its port."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    if answers is not None:
+        server.add_generic_rpc_handlers([_Check(answers)])
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(0)
+
+
+def reports(status: int) -> GrpcAnswers:
+    """Always gives one status."""
+
+    async def check(_request: bytes, _context: object) -> bytes:
+        return bytes((8, status))
+
+    return check
+
+
+# TLS.
+
+
+class Certificates(NamedTuple):
+    """PEM files by what is wrong with them; ``authority`` is what a prober is to trust."""
+
+    directory: Path
+
+    def pair(self, name: str) -> tuple[Path, Path]:
+        """A certificate and its key."""
+        return self.directory / f"{name}.pem", self.directory / f"{name}.key"
+
+    @property
+    def authority(self) -> bytes:
+        """The certificate of the authority."""
+        return self.pair("authority")[0].read_bytes()
+
+    def context(self, name: str) -> ssl.SSLContext:
+        """For a server of asyncio."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*self.pair(name))
+        return context
+
+    def credentials(self, name: str) -> grpc.ServerCredentials:
+        """For a server of gRPC."""
+        certificate, key = self.pair(name)
+        return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+
+
+def make_certificates(directory: Path) -> Certificates:
+    """Makes ``self-signed``, ``good``, ``expired`` and ``unknown``; skips the test where openssl cannot."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificates with openssl, which is not installed")
+
+    def openssl(*arguments: str) -> None:
+        done = subprocess.run(["openssl", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this openssl does not make the certificates: {done.stderr}")
+
+    def request_for(name: str) -> list[str]:
+        return [
+            *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", f"{name}.key", "-subj", f"/CN={name}"),
+        ]
+
+    valid_for = "subjectAltName=DNS:localhost,DNS:agent.test,IP:127.0.0.1"
+    (directory / "names").write_text(valid_for)
+    for name in ("authority", "stranger"):
+        openssl(*request_for(name), "-x509", "-days", "2", "-out", f"{name}.pem")
+    openssl(*request_for("self-signed"), "-x509", "-days", "2", "-addext", valid_for, "-out", "self-signed.pem")
+    for name, authority, days in (("good", "authority", 2), ("expired", "authority", -1), ("unknown", "stranger", 2)):
+        openssl(*request_for(name), "-out", f"{name}.request")
+        openssl(
+            *("x509", "-req", "-in", f"{name}.request", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"),
+            *("-set_serial", "7", "-days", str(days), "-extfile", "names", "-out", f"{name}.pem"),
+        )
+    return Certificates(directory)

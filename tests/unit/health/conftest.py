@@ -1,0 +1,21 @@
+"""Fixtures of the tests of health."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+
+from tests.support.endpoints import Certificates, make_certificates
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """The server runs on uvloop where it can; errors come in other forms there."""
+    with asyncio.Runner(loop_factory=request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -1,0 +1,242 @@
+"""What servers do, and what a probe must tell of it."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import grpc
+import grpc.aio
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from registry_server.health.probes import OutcomeKind
+from tests.support.endpoints import GrpcAnswers, Handler, Target, answer, grpc_server, listening, reports, request, says
+from tests.unit.health.probing import DEGRADED, FAILED, HANGS, LONG, OK, Check
+
+
+async def closes(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await request(reader)
+
+
+async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await request(reader)
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+# HTTP.
+
+
+class Http(NamedTuple):
+    """One row: what a server does, what the probe is told to do, and what must come of it."""
+
+    name: str
+    server: Handler
+    kind: OutcomeKind
+    error: str = ""
+    details: Mapping[str, Any] | None = None
+    check: Check = {}  # noqa: RUF012 - never changed
+
+
+CUT_SHORT = "closed the connection before the answer was complete"
+NOT_HTTP = "not an HTTP answer"
+TOO_LARGE = "the header of the answer is too large"
+NESTED = b'{"a":' * 33 + b"1" + b"}" * 33
+HTTP = [
+    Http("200", says(answer(b"fine")), OK),
+    Http("204", says(answer(status="204 No Content")), OK),
+    Http("299", says(answer(status="299 Odd")), OK),
+    Http("301", says(answer(status="301 Moved", headers="Location: /elsewhere\r\n")), FAILED, "HTTP 301"),
+    Http("404", says(answer(status="404 Not Found")), FAILED, "HTTP 404"),
+    Http("500", says(answer(status="500 Internal Server Error")), FAILED, "HTTP 500"),
+    Http("500 with details", says(answer(b'{"db":"down"}', "500 Oops")), FAILED, "HTTP 500", {"db": "down"}),
+    Http("500 with half a body", says(b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\n{"), FAILED, "HTTP 500"),
+    Http(
+        "500 with a body that never ends",
+        says(b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\n{", after=9),
+        FAILED,
+        "HTTP 500",
+        check={"timeout": LONG},
+    ),
+    Http("an interim answer first", says(b"HTTP/1.1 100 Continue\r\n\r\n", answer(b"fine")), OK),
+    Http("a body up to the end of the connection", says(b'HTTP/1.0 200 OK\r\n\r\n{"a":true}'), OK, "", {"a": True}),
+    Http(
+        "a body in chunks",
+        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n', b'6\r\n":"b"}\r\n0\r\n\r\n'),
+        OK,
+        "",
+        {"a": "b"},
+    ),
+    # Expectations
+    Http("503 expected", says(answer(status="503 Busy")), OK, check={"http": {"expectedStatuses": [503]}}),
+    Http("200 not expected", says(answer()), FAILED, "HTTP 200", check={"http": {"expectedStatuses": [204, 301]}}),
+    Http(
+        "301 expected",
+        says(answer(status="301 Moved", headers="Location: http://127.0.0.1:1/\r\n")),
+        OK,
+        check={"http": {"expectedStatuses": [204, 301]}},
+    ),
+    Http(
+        "101 expected",
+        says(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: other\r\n\r\n", after=9),
+        OK,
+        check={"http": {"expectedStatuses": [101]}},
+    ),
+    Http(
+        "HEAD", says(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", after=9), OK, check={"http": {"method": "HEAD"}}
+    ),
+    # Slowness
+    Http("slow", says(answer(), before=0.06), DEGRADED, "slower than 30 ms", check={"degradedAfter": "0.030s"}),
+    Http("not slow", says(answer()), OK, check={"degradedAfter": "5s"}),
+    Http(
+        "slow and failing",
+        says(answer(status="500 Oops"), before=0.06),
+        FAILED,
+        "HTTP 500",
+        check={"degradedAfter": "0.030s"},
+    ),
+    Http("silent", says(after=9), FAILED, HANGS, check={"timeout": LONG}),
+    Http("silent in the header", says(b"HTTP/1.1 200 OK\r\n", after=9), FAILED, HANGS, check={"timeout": LONG}),
+    Http(
+        "silent in the body",
+        says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", after=9),
+        FAILED,
+        HANGS,
+        check={"timeout": LONG},
+    ),
+    # Connections that break
+    Http("closes", closes, FAILED, "closed the connection without an answer"),
+    Http("resets", resets, FAILED, "connection reset"),
+    Http("closes in the status line", says(b"HTTP/1.1 2"), FAILED, CUT_SHORT),
+    Http("closes in the header", says(b"HTTP/1.1 200 OK\r\nContent-Le"), FAILED, CUT_SHORT),
+    Http("closes in the body", says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), FAILED, CUT_SHORT),
+    Http(
+        "closes in a chunk",
+        says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{"),
+        FAILED,
+        CUT_SHORT,
+    ),
+    # Nonsense
+    Http("garbage", says(b"\x00\x01\x02\xff\r\n\r\n"), FAILED, NOT_HTTP),
+    Http("another protocol", says(b"220 mail.test ESMTP\r\n"), FAILED, NOT_HTTP),
+    Http(
+        "bad chunks",
+        says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n"),
+        FAILED,
+        NOT_HTTP,
+    ),
+    Http("two lengths", says(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"), FAILED, NOT_HTTP),
+    Http("a header line of 20 KB", says(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"), FAILED, TOO_LARGE),
+    Http("a reason of 20 KB", says(b"HTTP/1.1 200 " + b"a" * 20_000 + b"\r\n\r\n"), FAILED, TOO_LARGE),
+    Http("1,000 header lines", says(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1_000 + b"\r\n"), FAILED, TOO_LARGE),
+    # Details
+    Http(
+        "JSON",
+        says(answer(b'{"status":"healthy","version":"1.0.0","queue":{"depth":3,"full":false},"tags":["a",null]}')),
+        OK,
+        "",
+        {"status": "healthy", "version": "1.0.0", "queue": {"depth": 3, "full": False}, "tags": ["a", None]},
+    ),
+    Http("JSON with space around", says(answer(b' \r\n{"a": 1}\n')), OK, "", {"a": 1}),
+    Http("an empty object", says(answer(b"{}")), OK, "", {}),
+    Http(
+        "JSON that says degraded",
+        says(answer(b'{"status":"Degraded","queue":900}')),
+        DEGRADED,
+        "the service reports that it is degraded",
+        {"status": "Degraded", "queue": 900},
+    ),
+    Http(
+        "JSON that says degraded, with details that are too deep",
+        says(answer(b'{"status":"degraded","more":' + NESTED + b"}")),
+        DEGRADED,
+        "the service reports that it is degraded",
+    ),
+    Http(
+        "500 that says degraded",
+        says(answer(b'{"status":"degraded"}', "500 Oops")),
+        FAILED,
+        "HTTP 500",
+        {"status": "degraded"},
+    ),
+    Http("a status that is no text", says(answer(b'{"status":["degraded"]}')), OK, "", {"status": ["degraded"]}),
+    Http("no object", says(answer(b'["degraded"]')), OK),
+    Http("text", says(answer(b"OK")), OK),
+    Http("half an object", says(answer(b'{"status":"degraded"')), OK),
+    Http("two objects", says(answer(b"{}{}")), OK),
+    Http("NaN", says(answer(b'{"a":NaN}')), OK),
+    Http("Infinity", says(answer(b'{"a":-Infinity}')), OK),
+    Http("a number that is too large", says(answer(b'{"a":1e999}')), OK),
+    Http("half of a surrogate pair", says(answer(b'{"a":"\\ud800"}')), OK),
+    Http("not UTF-8", says(answer(b'{"a":"\xff"}')), OK),
+    Http("too deep", says(answer(NESTED)), OK),
+    Http("deeper than a parser goes", says(answer(b'{"a":' + b"[" * 4_000)), OK),
+    Http("compressed", says(answer(b"\x1f\x8b\x08{}", headers="Content-Encoding: gzip\r\n")), OK),
+    Http("4,000 bytes", says(answer(b'{"a":"%s"}' % (b"x" * 3_992))), OK, "", {"a": "x" * 3_992}),
+    Http("4,097 bytes", says(answer(b'{"a":"%s"}' % (b"x" * 4_089))), OK),
+    Http("4,000 bytes that are more as details", says(answer(b'{"a":[%s1]}' % (b"1," * 1_900))), OK),
+]
+
+
+# TLS.
+
+TLS = [
+    ("good", "127.0.0.1", OK, ""),
+    ("good", "agent.test", OK, ""),
+    ("good", "other.test", FAILED, "TLS: certificate is not valid for this host name"),
+    ("self-signed", "127.0.0.1", FAILED, "TLS: certificate is not trusted (self-signed certificate)"),
+    ("unknown", "127.0.0.1", FAILED, "TLS: certificate is not trusted (unknown issuer)"),
+    ("expired", "127.0.0.1", FAILED, "TLS: certificate has expired"),
+]
+
+
+# gRPC.
+
+
+def aborts(code: grpc.StatusCode) -> GrpcAnswers:
+    async def check(_request: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        await context.abort(code, "Connection refused by <_SecretObject at 0x7f00>")
+
+    return check
+
+
+async def junk(_request: bytes, _context: object) -> bytes:
+    return b"\xff\xff\xff"
+
+
+async def silent(_request: bytes, _context: object) -> bytes:
+    await asyncio.sleep(9)
+    return b""
+
+
+async def large(_request: bytes, _context: object) -> bytes:
+    return b"\x12" + b"\x00" * 10_000_000
+
+
+serving = reports(HealthCheckResponse.SERVING)
+NO_HEALTH = "the server does not offer grpc.health.v1"
+UNKNOWN = "the server does not know the gRPC service that is asked for"
+NOT_GRPC = "not a gRPC answer"
+LOST = "closed the connection without an answer"
+GRPC: Sequence[tuple[str, Target, OutcomeKind, str]] = [
+    ("SERVING", partial(grpc_server, serving), OK, ""),
+    ("NOT_SERVING", partial(grpc_server, reports(2)), FAILED, "the service reports NOT_SERVING"),
+    ("UNKNOWN", partial(grpc_server, reports(0)), FAILED, "the service reports UNKNOWN"),
+    ("SERVICE_UNKNOWN", partial(grpc_server, reports(3)), FAILED, UNKNOWN),
+    ("a status of the future", partial(grpc_server, reports(77)), FAILED, NOT_GRPC),
+    ("NOT_FOUND", partial(grpc_server, aborts(grpc.StatusCode.NOT_FOUND)), FAILED, UNKNOWN),
+    ("UNIMPLEMENTED", grpc_server, FAILED, NO_HEALTH),
+    ("UNAVAILABLE", partial(grpc_server, aborts(grpc.StatusCode.UNAVAILABLE)), FAILED, "gRPC UNAVAILABLE"),
+    ("CANCELLED", partial(grpc_server, aborts(grpc.StatusCode.CANCELLED)), FAILED, "gRPC CANCELLED"),
+    ("DENIED", partial(grpc_server, aborts(grpc.StatusCode.PERMISSION_DENIED)), FAILED, "gRPC PERMISSION_DENIED"),
+    ("junk", partial(grpc_server, junk), FAILED, NOT_GRPC),
+    ("10 MB", partial(grpc_server, large), FAILED, "gRPC RESOURCE_EXHAUSTED"),
+    ("silent", partial(grpc_server, silent), FAILED, HANGS),
+    ("silent before HTTP/2", partial(listening, says(after=9)), FAILED, HANGS),
+    ("HTTP/1.1", partial(listening, says(answer(status="400 Bad Request"))), FAILED, NOT_GRPC),
+    ("garbage", partial(listening, says(b"\x00\x01\x02" * 99)), FAILED, NOT_GRPC),
+    ("closes", partial(listening, closes), FAILED, LOST),
+    ("resets", partial(listening, resets), FAILED, LOST),
+]

@@ -1,0 +1,151 @@
+"""Probes over HTTP: what is asked, what each answer and each fault is told as, and what it may cost."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from registry_server import __version__
+from registry_server.health.network import NetworkPolicy
+from registry_server.health.probes import Outcome, Prober
+from tests.support.endpoints import answer, listening, request, says
+from tests.unit.health.probe_tables import HTTP, Http
+from tests.unit.health.probing import FAILED, HANGS, LONG, OK, Check, plan, probe
+
+
+@pytest.mark.parametrize("row", HTTP, ids=[row.name for row in HTTP])
+def test_http(row: Http, runner: asyncio.Runner) -> None:
+    async def run() -> Outcome:
+        async with listening(row.server) as port:
+            return await probe(f"http://127.0.0.1:{port}", row.check)
+
+    outcome = runner.run(run())
+    assert (outcome.kind, outcome.error) == (row.kind, row.error)
+    assert (None if outcome.details is None else MessageToDict(outcome.details)) == row.details
+    assert 0 < outcome.response_time < 5
+
+
+async def sent_to(
+    handler: Callable[[bytes, asyncio.StreamWriter], None], check: Check, *, path: str = ""
+) -> list[bytes]:
+    """What two probes send to a server."""
+    requests: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await request(reader))
+        handler(requests[-1], writer)
+
+    async with listening(handle) as port, Prober(NetworkPolicy()) as prober:
+        for _ in range(2):
+            outcome = await prober.probe(plan(f"http://127.0.0.1:{port}{path}", check))
+            assert outcome.kind is OK, outcome
+    return [sent.replace(f":{port}".encode(), b":PORT") for sent in requests]
+
+
+def fine(_: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(answer(headers="Set-Cookie: session=1; Path=/\r\n"))
+
+
+async def test_by_default_it_is_get_health_with_nothing_but_the_usual_headers_and_no_cookies() -> None:
+    expected = (
+        b"GET /base/health HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\nUser-Agent: ossa-registry/%s\r\n"
+        b"Accept-Encoding: identity\r\nConnection: close\r\nAccept: */*\r\n\r\n" % __version__.encode()
+    )
+    assert await sent_to(fine, {}, path="/base/?debug=1#top") == [expected, expected]
+
+
+async def test_method_path_and_headers_are_those_of_the_check() -> None:
+    headers = {"X-Token": "secret", "Host": "agent.test", "user-agent": "mine", "Accept": "application/json"}
+    check = {"http": {"method": "POST", "path": "/a%7Eb/../ready?x=%20y", "headers": headers}}
+    sent, _ = await sent_to(fine, check)
+    first, *lines = sent.decode().strip().split("\r\n")
+    assert first == "POST /a%7Eb/../ready?x=%20y HTTP/1.1"
+    assert sorted(line.lower() for line in lines) == [
+        "accept-encoding: identity",
+        "accept: application/json",
+        "connection: close",
+        "content-length: 0",
+        "host: agent.test",
+        "user-agent: mine",
+        "x-token: secret",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Content-Length", "5"),
+        ("Content-Length", "many"),
+        ("Transfer-Encoding", "chunked"),
+        ("Expect", "100-continue"),
+        ("Connection", "upgrade"),
+        ("X-Name", "\u00e9"),
+    ],
+)
+async def test_headers_that_make_no_sense_cost_one_probe_at_most(name: str, value: str) -> None:
+    async with listening(says(answer())) as port:
+        check = {"http": {"method": "POST", "headers": {name: value}}, "timeout": LONG}
+        assert (await probe(f"http://127.0.0.1:{port}", check)).error in {"", HANGS}
+
+
+def test_a_large_body_costs_no_more_than_its_beginning(runner: asyncio.Runner) -> None:
+    sent = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        writer.transport.set_write_buffer_limits(0)
+        await request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+        for _ in range(10_000):
+            writer.write(b"x" * 1_000)
+            await writer.drain()
+            sent += 1_000
+
+    async def run() -> Outcome:
+        async with listening(pour) as port:
+            outcome = await probe(f"http://127.0.0.1:{port}")
+            await asyncio.sleep(0.05)  # for what it would still get rid of
+            return outcome
+
+    outcome = runner.run(run())
+    assert (outcome.kind, outcome.error, outcome.details) == (OK, "", None)
+    # The body's 4 KiB and what the buffers of both kernels hold.
+    assert sent < 100_000
+
+
+async def test_a_request_whose_connection_breaks_is_not_sent_again() -> None:
+    count = 0
+
+    async def handle(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        await request(reader)
+
+    async with listening(handle) as port:
+        outcome = await probe(f"http://127.0.0.1:{port}")
+    assert (outcome.kind, count) == (FAILED, 1)
+
+
+async def test_redirects_are_not_followed() -> None:
+    asked: list[bytes] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await request(reader))
+        writer.write(answer(status="302 Found", headers="Location: /elsewhere\r\n"))
+
+    async with listening(handle) as port:
+        outcome = await probe(f"http://127.0.0.1:{port}")
+    assert outcome.error == "HTTP 302"
+    assert len(asked) == 1
+
+
+async def test_more_probes_than_a_pool_would_hold_run_at_once() -> None:
+    async with listening(says(after=9)) as port, Prober(NetworkPolicy()) as prober:
+        one = plan(f"http://127.0.0.1:{port}", {"timeout": "0.5s"})
+        outcomes = await asyncio.gather(*(prober.probe(one) for _ in range(150)))
+    assert {outcome.error for outcome in outcomes} == {"no answer within 500 ms"}
+    assert max(outcome.response_time for outcome in outcomes) < 2.5

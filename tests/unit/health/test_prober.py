@@ -1,0 +1,158 @@
+"""The prober itself, and faults that are the registry's own."""
+
+import asyncio
+import errno
+import os
+import re
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Never
+
+import grpc
+import grpc.aio
+import pytest
+
+from registry_server.health.network import NetworkPolicy
+from registry_server.health.probes import Outcome, OutcomeKind, Prober
+from registry_server.health.probes.outcome import BROKEN
+from tests.support.endpoints import answer, black_hole, grpc_server, listening, says
+from tests.unit.health.probe_tables import GRPC, HTTP, TLS, serving
+from tests.unit.health.probing import FAILED, INCONCLUSIVE, OK, names, plan
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
+def test_a_probe_that_is_cancelled_says_so_and_hurts_no_other(scheme: str, runner: asyncio.Runner) -> None:
+    async def run() -> Outcome:
+        async with Prober(NetworkPolicy()) as prober:
+            with black_hole() as port:
+                probing = asyncio.create_task(prober.probe(plan(f"{scheme}://127.0.0.1:{port}")))
+                await asyncio.sleep(0.05)
+                probing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await probing
+            async with listening(says(answer())) as port:
+                return await prober.probe(plan(f"http://127.0.0.1:{port}"))
+
+    assert runner.run(run()).kind is OK
+
+
+@pytest.mark.parametrize("kind", ["heartbeat", "none"])
+async def test_what_is_not_probed_and_what_breaks_within_is_no_failure_and_no_exception(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with Prober(NetworkPolicy()) as prober:
+        one = plan("http://127.0.0.1:1", {kind: {}})._replace(host="127.0.0.1")
+        outcome = await prober.probe(one)
+    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, "the probe failed within the registry")
+    assert "probe broke" in "".join(capsys.readouterr())
+
+
+async def test_a_prober_that_was_not_started_proves_nothing_and_raises_nothing() -> None:
+    prober = Prober(NetworkPolicy())
+    await prober.close()
+    outcome = await prober.probe(plan("http://127.0.0.1:1"))
+    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, BROKEN)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])
+async def test_a_prober_that_is_closed_looks_up_no_name(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = names(monkeypatch, {"agent.test": ["127.0.0.1"]})
+    async with Prober(NetworkPolicy()) as prober:
+        pass
+    assert (await prober.probe(plan(f"{scheme}://agent.test:80"))).kind is INCONCLUSIVE
+    assert asked == []
+
+
+# What is the registry's own fault.
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process cannot open any file more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as opened:
+        lowest = opened.fileno()  # of those that are free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
+def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio.Runner) -> None:
+    async def run() -> tuple[Outcome, Outcome]:
+        target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
+        async with target as port, Prober(NetworkPolicy()) as prober:
+            one = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
+            with no_more_files():
+                without = await prober.probe(one._replace(tls=scheme == "https"))
+            return without, await prober.probe(one)
+
+    without, then = runner.run(run())
+    assert (without.kind, without.error) == (INCONCLUSIVE, "the registry has too many open files")
+    assert then.kind is OK
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "tcp"])
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (errno.EADDRNOTAVAIL, INCONCLUSIVE, "the registry has no local address or port to connect from"),
+        (errno.ENFILE, INCONCLUSIVE, "the registry has too many open files"),
+        (errno.EHOSTUNREACH, FAILED, "host unreachable"),
+        (errno.ENETUNREACH, FAILED, "network unreachable"),
+        (errno.ETIMEDOUT, FAILED, "connection timed out"),
+        (errno.EPERM, FAILED, "connection not permitted by the registry's host"),
+        (errno.EIO, FAILED, "connection failed"),
+    ],
+)
+async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
+    scheme: str, number: int, kind: OutcomeKind, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Never:
+        raise OSError(number, os.strerror(number))
+
+    async with Prober(NetworkPolicy()) as prober:
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+        outcome = await prober.probe(plan(f"{scheme}://127.0.0.1:80"))
+    assert (outcome.kind, outcome.error) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("Too many open files", "the registry has too many open files"),
+        ("Cannot assign requested address", "the registry has no local address or port to connect from"),
+        ("No route to host", "host unreachable"),
+        ("Network is unreachable", "network unreachable"),
+        ("something new", "connection failed"),
+    ],
+)
+async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the words come from the peer, they prove nothing."""
+
+    async def probe_with(details: str) -> Outcome:
+        error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+        async def fail(*_: object) -> Never:
+            raise error
+
+        async with Prober(NetworkPolicy()) as prober:
+            monkeypatch.setattr(NetworkPolicy, "resolve", fail)
+            return await prober.probe(plan("grpc://127.0.0.1:80"))
+
+    outcome = await probe_with(f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:80: {words}")
+    assert outcome.error == text
+    assert outcome.kind is (INCONCLUSIVE if text.startswith("the registry") else FAILED)
+    outcome = await probe_with(words)
+    assert (outcome.kind, outcome.error) == (FAILED, "gRPC UNAVAILABLE")
+
+
+def test_no_text_shows_the_inside_of_the_program() -> None:
+    texts = {row.error for row in HTTP} | {row[3] for row in GRPC} | {row[3] for row in TLS}
+    for text in texts:
+        assert not re.search(r"0x|Error|Exception|errno|Errno|[a-z]_[a-z]|127\.0", text), text
+        assert len(text) <= 100
