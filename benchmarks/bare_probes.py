@@ -1,6 +1,7 @@
-"""The floor: a bare aiohttp client loop over endpoints, one connection a request. ``… SECONDS TASKS PORT,PORT…``."""
+"""The floor: a bare aiohttp client over endpoints, one connection a request. ``... SECONDS PORTS TASKS [PACE]``."""
 
 import asyncio
+import itertools
 import sys
 import time
 
@@ -8,25 +9,34 @@ import aiohttp
 import uvloop
 
 
-async def _main(seconds: float, tasks: int, urls: list[str]) -> None:
+async def _main(seconds: float, urls: list[str], tasks: int, per_second: float) -> None:
+    """As many requests as ``tasks`` can make, or at a pace."""
     done = 0
-    end = time.perf_counter() + seconds
+    start, cpu = time.perf_counter(), time.process_time()
+    round_robin = itertools.cycle(urls)
 
-    async def worker(session: aiohttp.ClientSession, i: int) -> None:
+    async def get(session: aiohttp.ClientSession) -> None:
         nonlocal done
-        while time.perf_counter() < end:
-            async with session.get(urls[i % len(urls)], allow_redirects=False) as response:
-                await response.read()
-            done += 1
-            i += tasks
+        async with session.get(next(round_robin), allow_redirects=False) as response:
+            await response.read()
+        done += 1
+
+    async def without_pause(session: aiohttp.ClientSession) -> None:
+        while time.perf_counter() < start + seconds:
+            await get(session)
 
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        start, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(worker(session, i) for i in range(tasks)))
-        print(f"{done / (time.perf_counter() - start):.1f} {done / (time.process_time() - cpu):.1f}", flush=True)
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as group:
+        if not per_second:
+            for _ in range(tasks):
+                group.create_task(without_pause(session))
+        for i in range(int(seconds * per_second)):
+            await asyncio.sleep(max(0, start + i / per_second - time.perf_counter()))
+            group.create_task(get(session))
+    print(f"{done / (time.perf_counter() - start):.1f} {done / (time.process_time() - cpu):.1f}", flush=True)
 
 
 if __name__ == "__main__":
-    ports = sys.argv[3].split(",")
-    uvloop.run(_main(float(sys.argv[1]), int(sys.argv[2]), [f"http://127.0.0.1:{port}/health" for port in ports]))
+    endpoints = [f"http://127.0.0.1:{port}/health" for port in sys.argv[2].split(",")]
+    pace = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+    uvloop.run(_main(float(sys.argv[1]), endpoints, int(sys.argv[3]), pace))

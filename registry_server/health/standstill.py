@@ -12,12 +12,14 @@ _LOOK_EVERY: Final = 0.1
 _LONGEST_GAP: Final = 0.5
 """Seconds between two looks from which on nothing ran meanwhile; a busy event loop comes round much sooner."""
 
+_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 log = structlog.get_logger(__name__)
 
 
 def time_with_sleep() -> float:
     """Seconds of a clock that goes on while the machine sleeps, where there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(_CLOCK)
 
 
 class Standstill:
@@ -44,7 +46,8 @@ class Standstill:
 
         To be asked before and after whatever has a timeout: after a standstill it is not said who runs first.
         """
-        gap, self._last = self._now() - self._last, self._now()
+        now = self._now()
+        gap, self._last = now - self._last, now
         if gap > _LONGEST_GAP:
             self.count += 1
             log.warning("this process stood still: probes under way do not count", seconds=round(gap, 1))

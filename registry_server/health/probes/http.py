@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, Never
 
 import aiohttp
@@ -26,6 +27,7 @@ _NOT_HTTP = "not an HTTP answer"
 _HEADER_TOO_LARGE = "the header of the answer is too large"
 _DEGRADED = "the service reports that it is degraded"
 
+_REMEMBERED = 1_024
 _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 8_190
 # As much of an answer as the kernel takes in before we look at it (it doubles the number, for its own needs). asyncio
@@ -108,17 +110,29 @@ class HttpProber:
             EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not as it should.
             TimeoutError: It did not answer in time.
         """
+        response: aiohttp.ClientResponse | None = None
+        body = b""
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._session.request(
                     plan.method, URL(plan.url, encoded=True), headers=plan.headers, allow_redirects=False
                 )
+                body = await _read(response)
+        # A code that is a failure says enough; that the body comes in whole does not matter then.
+        except TimeoutError:
+            if response is None or plan.expects(response.status):
+                raise
         except aiohttp.ClientError as error:
-            raise ProbeFailed(_why(error)) from error
-        try:
-            return await _judge(plan, response, deadline)
+            if response is None or plan.expects(response.status):
+                raise ProbeFailed(_why(error)) from error
         finally:
-            response.close()
+            if response is not None:
+                response.close()
+        members, details = _details(body)
+        if not plan.expects(response.status):
+            raise ProbeFailed(f"HTTP {response.status}", details)
+        degraded = str(members.get("status", "")).lower() == "degraded"
+        return Answer(_DEGRADED if degraded else "", details)
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
@@ -170,25 +184,6 @@ async def _only_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandler
         raise ProbeFailed(_why(error)) from error
 
 
-async def _judge(plan: Plan, response: aiohttp.ClientResponse, deadline: float) -> Answer:
-    if plan.expects(response.status):
-        try:
-            async with asyncio.timeout_at(deadline):
-                body = await _read(response)
-        except aiohttp.ClientError as error:
-            raise ProbeFailed(_why(error)) from error
-        members, details = _details(body)
-        degraded = str(members.get("status", "")).lower() == "degraded"
-        return Answer(_DEGRADED if degraded else "", details)
-    # The code says enough; that the body came in whole does not matter.
-    try:
-        async with asyncio.timeout_at(deadline):
-            body = await _read(response)
-    except (aiohttp.ClientError, TimeoutError):
-        body = b""
-    raise ProbeFailed(f"HTTP {response.status}", _details(body)[1])
-
-
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """The body; empty if it is larger than what details may have."""
     body = bytearray()
@@ -199,6 +194,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
+@lru_cache(_REMEMBERED)  # most services say the same each time
 def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
     """A body that is a JSON object, parsed and as details; details that would not be valid are left out."""
     if not body.lstrip().startswith(b"{"):

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import structlog
 from google.protobuf.struct_pb2 import Struct
@@ -35,6 +35,8 @@ _LOST_AFTER: Final = 2.0
 """Seconds after the timeout of a probe at which its answer is given up."""
 _DEAF_AFTER: Final = 10.0
 """Seconds without any answer after which a worker that owes some is replaced."""
+_IN_ONE_TURN: Final = 4
+"""Answers that are passed on between two turns of other tasks: what follows from them must not hold up calls."""
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
@@ -137,8 +139,11 @@ class ProbeProcess:
                     writer.write(framed(pickle.dumps(self._setup)))
                     while (frame := await read_frame(reader)) is not None:
                         self._heard = time.monotonic()
-                        self._take(json.loads(frame))
-                        if not self._running.is_set():  # an empty frame says that it is ready
+                        for i, answer in enumerate(json.loads(frame)):
+                            if i % _IN_ONE_TURN == _IN_ONE_TURN - 1:
+                                await asyncio.sleep(0)
+                            self._take(*answer)
+                        if not self._running.is_set():  # the first frame, which is empty, says that it is ready
                             self._writer = writer
                             self._running.set()
             except OSError as error:
@@ -174,9 +179,8 @@ class ProbeProcess:
                 process.kill()  # it has nothing to finish
             await process.wait()
 
-    def _take(self, answers: list[Any]) -> None:
-        for number, kind, response_time, error, details in answers:
-            answer = self._pending.get(number)
-            if answer is not None and not answer.done():
-                struct = None if details is None else Struct.FromString(details.encode("latin-1"))
-                answer.set_result(Outcome(OutcomeKind(kind), response_time, error, struct))
+    def _take(self, number: int, kind: str, response_time: float, error: str, details: str | None) -> None:
+        answer = self._pending.get(number)
+        if answer is not None and not answer.done():
+            struct = None if details is None else Struct.FromString(details.encode("latin-1"))
+            answer.set_result(Outcome(OutcomeKind(kind), response_time, error, struct))
