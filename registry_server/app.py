@@ -99,7 +99,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     """
     async with open_parts(settings) as parts:
         rpc = RpcServer(parts.registry, settings.grpc)
-        http = HttpServer(parts.registry, settings.http)
+        http = HttpServer(parts.registry, settings.http, grace=settings.shutdown.grace_seconds)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()

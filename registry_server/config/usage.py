@@ -72,6 +72,8 @@ def _default(setting: Setting) -> str:
     value = setting.field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     return str(value).replace(f"{home}/", "~/", 1) if isinstance(value, Path) else str(value)
 

@@ -3,22 +3,73 @@
 from aiohttp import web
 
 from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.clock import Clock, system_clock
 from registry_server.config import HttpSettings
 from registry_server.errors import ConfigurationError
+from registry_server.gateway.docs import docs_routes
+from registry_server.gateway.documents import Documents
+from registry_server.gateway.envelope import Envelope
+from registry_server.gateway.events import EventStream
+from registry_server.gateway.middleware import LONGEST_URL, Middleware
+from registry_server.gateway.routes import BASE, Api
+from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
+
+_KEEP_ALIVE = 75.0
+"""Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
 
 
 class HttpServer:
-    """Serves readiness and liveness."""
+    """Serves the REST API, the event stream, their documentation, readiness and liveness."""
 
-    def __init__(self, registry: ServiceRegistry, settings: HttpSettings) -> None:
+    def __init__(
+        self, registry: ServiceRegistry, settings: HttpSettings, *, grace: float = 10.0, clock: Clock = system_clock
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            registry: The use cases.
+            settings: Where to listen, and limits.
+            grace: Seconds that requests under way have when the server stops.
+            clock: Wall clock.
+        """
         self._registry = registry
         self._settings = settings
         self._draining = False
-        app = web.Application()
+        envelope, documents = Envelope(clock), Documents()
+        middleware = Middleware(envelope, settings.cors_origins)
+        api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
+        events = EventStream(
+            registry,
+            documents,
+            middleware,
+            keep_alive=settings.events_keep_alive_ms / 1000,
+            write_timeout=settings.write_timeout_ms / 1000,
+        )
+        app = web.Application(middlewares=[middleware.around], client_max_size=settings.max_body_bytes)
         app.router.add_get("/health", self._ready)
         app.router.add_get("/health/live", self._live)
-        self._runner = web.AppRunner(app, access_log=None)
+        app.router.add_routes(api.routes())
+        app.router.add_get(f"{BASE}/events", events.stream)
+        app.router.add_routes(docs_routes())
+        self._app = app
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE,
+            # More than is taken, so that what is too long gets an answer and not only an end.
+            max_line_size=4 * LONGEST_URL,
+            shutdown_timeout=grace,
+        )
+
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Method and path of every route."""
+        return [
+            (route.method, route.resource.canonical)
+            for route in self._app.router.routes()
+            if route.resource is not None
+        ]
 
     async def start(self) -> str:
         """Begins to serve; gives the address with the port that was taken.
@@ -49,7 +100,7 @@ class HttpServer:
     async def _ready(self, _: web.Request) -> web.Response:
         health = self._registry.registry_health()
         ready = health.status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self._draining
-        status = HealthStatus.Name(health.status).removeprefix("HEALTH_STATUS_").lower()
+        status = STATUS_WORDS.get(health.status, "unknown")
         return web.json_response({"status": status if ready else "unhealthy"}, status=200 if ready else 503)
 
     async def _live(self, _: web.Request) -> web.Response:
