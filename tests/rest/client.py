@@ -58,17 +58,19 @@ class Rest:
         *,
         data: Any = None,
         headers: Mapping[str, str] | None = None,
+        base: str = BASE,
     ) -> Answer:
         """Sends a request.
 
         Args:
             method: HTTP method.
-            path: With its query, as it is to be sent; below ``BASE`` unless it is another one of the server's.
+            path: With its query, as it is to be sent, below ``base``.
             document: What the body is to be as JSON.
             data: The body as it is.
             headers: Headers.
+            base: What the path is below.
         """
-        whole = path if path.startswith(("/health", "/docs", "/openapi")) else BASE + path
+        whole = base + path
         url = URL(self.base + whole, encoded=True)
         async with self.session.request(
             method, url, json=document, data=data, headers=headers, allow_redirects=False
@@ -81,6 +83,10 @@ class Rest:
     async def get(self, path: str, **headers: str) -> Answer:
         """Reads; ``headers`` have underscores for hyphens."""
         return await self.call("GET", path, headers=_names(headers))
+
+    async def outside(self, path: str, **headers: str) -> Answer:
+        """Reads outside the API."""
+        return await self.call("GET", path, headers=_names(headers), base="")
 
     async def post(self, path: str, document: Any = None, **headers: str) -> Answer:
         """Posts JSON, or nothing."""
