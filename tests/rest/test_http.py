@@ -50,7 +50,9 @@ async def test_options_tells_the_methods(path: str, rest: Rest) -> None:
     assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-@pytest.mark.parametrize("path", ["", "/", "/nothing", "/services/", "/services/a/b", "//services", "/services/a/health/"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/nothing", "/services/", "/services/a/b", "//services", "/services/a/health/"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_where_nothing_is_nothing_is_found(method: str, path: str, rest: Rest) -> None:
     answer = await rest.call(method, path)
@@ -172,7 +174,9 @@ def page(origin: str, **more: str) -> dict[str, str]:
 async def cors_headers(rest: Rest, method: str, headers: dict[str, str], path: str = "/services") -> dict[str, str]:
     answer = await rest.call(method, path, headers=headers)
     assert answer.status < 300
-    return {name: value for name, value in answer.headers.items() if name.startswith("Access-Control") or name == "Vary"}
+    return {
+        name: value for name, value in answer.headers.items() if name.startswith("Access-Control") or name == "Vary"
+    }
 
 
 async def test_without_the_setting_no_page_of_another_origin_is_let_in(rest: Rest) -> None:

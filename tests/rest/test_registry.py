@@ -113,9 +113,7 @@ async def test_cleanup_removes_only_leases_that_have_ended(redis: RedisProcess) 
             assert (await rest.get("/services/stays")).status == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/stats"), ("GET", "/health"), ("POST", "/cleanup")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/stats"), ("GET", "/health"), ("POST", "/cleanup")])
 async def test_paths_of_the_registry_take_no_parameters(method: str, path: str, rest: Rest) -> None:
     answer = await rest.call(method, f"{path}?verbose=1")
     assert (answer.status, answer.fields) == (400, ["verbose"])

@@ -203,9 +203,7 @@ async def test_a_body_that_is_not_declared_as_json_is_refused(method: str, conte
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
 async def test_json_may_be_declared_in_any_way_that_means_it(content_type: str, rest: Rest) -> None:
-    answer = await rest.call(
-        "POST", "/services", data=json.dumps(service()), headers={"Content-Type": content_type}
-    )
+    answer = await rest.call("POST", "/services", data=json.dumps(service()), headers={"Content-Type": content_type})
     assert answer.status == 201
 
 
@@ -385,9 +383,7 @@ async def test_if_match_for_a_name_that_is_not_registered_is_not_found(tags: str
     [('"{now}"', 304), ('W/"{now}"', 304), ('"1000", "{now}"', 304), ("*", 304), ('"1000"', 200), ("x", 400)],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_if_none_match_spares_the_answer_that_is_known(
-    method: str, tags: str, status: int, rest: Rest
-) -> None:
+async def test_if_none_match_spares_the_answer_that_is_known(method: str, tags: str, status: int, rest: Rest) -> None:
     now = (await rest.post("/services", service())).data["revision"]
     answer = await rest.call(method, "/services/agent", headers={"If-None-Match": tags.format(now=now)})
     assert answer.status == status
