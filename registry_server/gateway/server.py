@@ -1,6 +1,9 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
+import logging
+
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.clock import Clock, system_clock
@@ -60,6 +63,7 @@ class HttpServer:
             # More than is taken, so that what is too long gets an answer and not only an end.
             max_line_size=4 * LONGEST_URL,
             shutdown_timeout=grace,
+            logger=_server_logger(),
         )
 
     @property
@@ -105,3 +109,15 @@ class HttpServer:
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
+
+
+def _server_logger() -> logging.Logger:
+    """The logger of aiohttp's server, which has a traceback for every peer that does not speak HTTP."""
+
+    def is_of_ours(record: logging.LogRecord) -> bool:
+        peer_is_wrong = record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+        return not peer_is_wrong or logger.isEnabledFor(logging.DEBUG)
+
+    logger = logging.getLogger(f"{__name__}.http")
+    logger.filters = [is_of_ours]
+    return logger

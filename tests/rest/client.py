@@ -101,7 +101,7 @@ class Rest:
         return await self.call("DELETE", path, headers=_names(headers))
 
 
-def service(name: str = "agent", **fields: Any) -> dict[str, Any]:
+def service(name: Any = "agent", **fields: Any) -> dict[str, Any]:
     """The least that can be registered, with more on top."""
     least = {"name": name, "endpoint": "http://agent.test:8080", "version": "1.0.0", "capabilities": []}
     return {**least, **fields}

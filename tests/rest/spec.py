@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
@@ -17,7 +18,8 @@ _REGISTRY: Registry[Any] = Registry().with_resource("spec", DRAFT202012.create_r
 _METHODS = ("get", "put", "post", "delete")
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True)
+class Node:
     """A part of the document, and where it stands."""
 
     pointer: str

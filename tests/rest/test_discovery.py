@@ -4,7 +4,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ossa.registry.v1.registry_service_pb2 import UpdateServiceRequest
-from registry_server.gateway.parameters import FILTERS, PAGE
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.gateway.parameters import FILTERS
 from tests.rest.client import Answer, Rest, service
 from tests.rest.raw import exchange
 from tests.support.server import Server
@@ -172,12 +173,12 @@ async def test_pages_have_every_service_once(rest: Rest) -> None:
         await rest.post("/services", service(f"agent-{i}"))
     seen: list[str] = []
     query = "/services?pageSize=3"
-    for count in (3, 3, 1):
+    for count, last in ((3, False), (3, False), (1, True)):
         data = (await rest.get(query)).data
         assert (data["count"], data["total"]) == (count, 7)
         seen += [each["name"] for each in data["services"]]
+        assert (data["nextPageToken"] is None) == last
         query = f"/services?pageSize=3&pageToken={quote(data['nextPageToken'] or '')}"
-    assert data["nextPageToken"] is None
     assert seen == [f"agent-{i}" for i in range(7)]
 
 
@@ -202,7 +203,7 @@ async def test_a_kept_answer_is_dropped_by_every_change_that_touches_it(rest: Re
     await rest.put("/services/alpha", {"version": "1.0.1"})
     assert [each["version"] for each in (await rest.get(query)).data["services"]] == ["1.0.1", "1.5.0"]
 
-    request = UpdateServiceRequest(service={"name": "beta", "version": "1.6.0"})
+    request = UpdateServiceRequest(service=Service(name="beta", version="1.6.0"))
     await server.stub.UpdateService(request)
     assert [each["version"] for each in (await rest.get(query)).data["services"]] == ["1.0.1", "1.6.0"]
 

@@ -62,7 +62,7 @@ async def test_where_nothing_is_nothing_is_found(method: str, path: str, rest: R
 @pytest.mark.parametrize("path", PATHS)
 async def test_head_is_get_without_the_body(path: str, rest: Rest) -> None:
     await rest.post("/services", service())
-    if path.endswith("heartbeat") or path.endswith("cleanup"):
+    if path.endswith(("heartbeat", "cleanup")):
         return
     answer = await rest.call("HEAD", path, base="")
     assert (answer.status, answer.raw) == (200, b"")
@@ -128,7 +128,7 @@ async def test_headers_that_are_too_long_are_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_a_body_that_is_too_large_is_refused(method: str, declared: bool, rest: Rest) -> None:
+async def test_a_body_that_is_too_large_is_refused(method: str, *, declared: bool, rest: Rest) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(17):
             yield b" " * 65_536
@@ -280,8 +280,8 @@ async def test_a_client_that_leaves_within_its_body_harms_nobody(server: Server,
     with capture_logs() as logs:
         for _ in range(3):
             _, writer = await asyncio.open_connection(url.host, url.port)
-            head = f"POST {BASE}/services HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-            writer.write(head.encode() + b"{")
+            head = f"POST {BASE}/services HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            writer.write(head.encode() + b"Content-Length: 99\r\n\r\n{")
             await writer.drain()
             writer.close()
             await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""``openapi.yaml`` is valid, served, and says what the code does. That answers keep to it, ``Rest`` checks each time."""
+"""``openapi.yaml`` is valid, served, and says what the code does; that answers keep to it, ``Rest`` checks."""
 
 import re
 from typing import Any
@@ -36,7 +36,7 @@ def test_it_is_openapi() -> None:
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
 
 
-def test_it_has_every_route_and_no_other(server: Server) -> None:
+async def test_it_has_every_route_and_no_other(server: Server) -> None:
     routes = set(HttpServer(server.parts.registry, HttpSettings(address="127.0.0.1:0")).routes)
     assets = {(method, path) for method, path in routes if path.startswith("/docs/")}
     assert {route for route in routes - assets if route[0] != "HEAD"} == set(OPERATIONS)
@@ -66,7 +66,7 @@ def test_it_has_every_parameter_of_an_operation_and_no_other(method: str, path: 
 
 
 @pytest.mark.parametrize(("method", "path"), [each for each in QUERIES if each[0] == "GET"])
-async def test_every_parameter_that_it_has_is_taken(method: str, path: str, server: Server, rest: Rest) -> None:
+async def test_every_parameter_that_it_has_is_taken(method: str, path: str, rest: Rest) -> None:
     await rest.post("/services", service("one", capabilities=[{"name": "a", "version": "1"}]))
     await rest.post("/services", service("two", capabilities=[{"name": "b", "version": "1"}]))
     for name in QUERIES[method, path]:
