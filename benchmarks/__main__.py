@@ -7,10 +7,10 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, start, watch
+from benchmarks import catalog, discover, rest, start, watch
 from benchmarks.report import Report
 
-SCENARIOS = {"start": start.run, "catalog": catalog.run, "discover": discover.run, "watch": watch.run}
+SCENARIOS = {"start": start.run, "catalog": catalog.run, "discover": discover.run, "rest": rest.run, "watch": watch.run}
 
 
 def main() -> int:
