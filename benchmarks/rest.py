@@ -21,7 +21,7 @@ _FLEET = 1_000
 _SECONDS = 3
 _CONNECTIONS = 32
 _BASE = "/api/v1/registry"
-_PATH = f"{_BASE}/services?capability=capability-3&health=healthy&tags=ai"
+_PATH = f"{_BASE}/services?capability=capability-3&pageSize={MATCHES}"
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
