@@ -6,7 +6,6 @@ from importlib.resources import files
 from typing import Final
 
 from aiohttp import web
-from aiohttp.web_routedef import AbstractRouteDef
 
 _ASSETS: Final = {
     "/openapi.yaml": ("openapi.yaml", "application/yaml"),
@@ -26,7 +25,7 @@ _HEADERS: Final = {
 }
 
 
-def docs_routes() -> Sequence[AbstractRouteDef]:
+def docs_routes() -> Sequence[web.RouteDef]:
     """The route table."""
     return [web.get(path, _serving(file, media_type)) for path, (file, media_type) in _ASSETS.items()]
 

@@ -68,7 +68,8 @@ class EventStream:
             CursorExpired: What came after the cursor is no longer all at hand, and no snapshot is wanted.
         """
         watch = self._request(request)
-        response = web.StreamResponse(headers={**self._middleware.headers(request), **_HEADERS})
+        response = web.StreamResponse(headers=_HEADERS)
+        self._middleware.add_headers(request, response.headers)
         with ExitStack() as stack:
             try:
                 watcher, snapshot = await self._begin(watch)

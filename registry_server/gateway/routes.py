@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.web_routedef import AbstractRouteDef
 
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from registry_server.errors import ServiceNotFound
@@ -36,7 +35,7 @@ class Api:
         self._listing = Listing(registry, documents)
         self._max_body_bytes = max_body_bytes
 
-    def routes(self) -> Sequence[AbstractRouteDef]:
+    def routes(self) -> Sequence[web.RouteDef]:
         """The route table."""
         return [
             web.post(f"{BASE}/services", self.register),

@@ -49,12 +49,15 @@ class HttpServer:
             keep_alive=settings.events_keep_alive_ms / 1000,
             write_timeout=settings.write_timeout_ms / 1000,
         )
-        app = web.Application(middlewares=[middleware.around], client_max_size=settings.max_body_bytes)
-        app.router.add_get("/health", self._ready)
-        app.router.add_get("/health/live", self._live)
-        app.router.add_routes(api.routes())
-        app.router.add_get(f"{BASE}/events", events.stream)
-        app.router.add_routes(docs_routes())
+        app = web.Application(client_max_size=settings.max_body_bytes)
+        routes = [
+            *api.routes(),
+            web.get(f"{BASE}/events", events.stream),
+            web.get("/health", self._ready),
+            web.get("/health/live", self._live),
+            *docs_routes(),
+        ]
+        middleware.route(app.router, routes)
         self._app = app
         self._runner = web.AppRunner(
             app,
@@ -68,11 +71,11 @@ class HttpServer:
 
     @property
     def routes(self) -> list[tuple[str, str]]:
-        """Method and path of every route."""
+        """Method and path of every route that does something."""
         return [
             (route.method, route.resource.canonical)
             for route in self._app.router.routes()
-            if route.resource is not None
+            if route.resource and route.method != "*"
         ]
 
     async def start(self) -> str:
