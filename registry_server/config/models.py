@@ -101,7 +101,7 @@ class HttpSettings(_Group):
     max_body_bytes: Annotated[Number, Field(ge=64 * _KIB, le=64 * _MIB)] = _MIB
     """Largest body that is taken, in bytes."""
     write_timeout_ms: Milliseconds = 30_000
-    """How long a reader of the event stream may take for 64 KiB before it is cut, in milliseconds."""
+    """How long a client may take to read 64 KiB before it is cut, in milliseconds."""
     events_keep_alive_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 15_000
     """Time after which a quiet event stream gets a comment, in milliseconds."""
 

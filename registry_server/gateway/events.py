@@ -15,13 +15,11 @@ from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, S
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import failure_of
-from registry_server.gateway.middleware import REQUEST_ID, Middleware
+from registry_server.gateway.middleware import CHUNK_BYTES, REQUEST_ID, Middleware
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import EVENTS, FILTERS, Query
 from registry_server.registry import ServiceRegistry
 
-_CHUNK_BYTES: Final = 64 << 10
-"""Most that is written at once: the time that a client has to read is for this much."""
 _RETRY_MS: Final = (1_000, 3_000)
 """After how long a client comes back: spread out, so that not all come at the same moment after a restart."""
 _HEADERS: Final = {
@@ -131,9 +129,9 @@ class EventStream:
             TimeoutError: The client did not read.
             ConnectionError: It has left.
         """
-        for start in range(0, len(text), _CHUNK_BYTES):
+        for start in range(0, len(text), CHUNK_BYTES):
             async with asyncio.timeout(self._write_timeout):
-                await response.write(text[start : start + _CHUNK_BYTES])
+                await response.write(text[start : start + CHUNK_BYTES])
 
 
 async def _failing(error: RegistryError) -> AsyncGenerator[bytes, None]:

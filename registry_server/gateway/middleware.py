@@ -1,5 +1,6 @@
 """What is done for every request: its id, limits, errors, CORS, compression and a line in the log."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -18,6 +19,8 @@ from registry_server.gateway.envelope import Envelope, failure_of
 
 LONGEST_URL: Final = 8_192
 """Most bytes of path and query."""
+CHUNK_BYTES: Final = 64 << 10
+"""How much a client must take within the time that it has for writes."""
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 # What a log, a shell and JSON take as it stands; anything else a client sends as its id is replaced by one of ours.
@@ -40,8 +43,16 @@ class Middleware:
     Not as aiohttp's middleware, which takes 8 µs before it has done anything: handlers are wrapped as they are routed.
     """
 
-    def __init__(self, envelope: Envelope, cors_origins: Collection[str]) -> None:
+    def __init__(self, envelope: Envelope, cors_origins: Collection[str], *, write_timeout: float) -> None:
+        """Makes it.
+
+        Args:
+            envelope: Makes answers of errors.
+            cors_origins: Origins whose pages are let in, or ``*``.
+            write_timeout: Seconds within which a client must take 64 KiB.
+        """
         self._envelope = envelope
+        self._write_timeout = write_timeout
         self._any_origin = "*" in cors_origins
         self._origins = frozenset(cors_origins)
         self._ids = count(1)
@@ -67,6 +78,7 @@ class Middleware:
         """Adds the headers of every answer; handlers that begin their answer themselves call it."""
         headers["X-Request-Id"] = request[REQUEST_ID]
         headers["X-Content-Type-Options"] = "nosniff"
+        headers["Server"] = "ossa-registry"  # and not which versions of what it runs on
         headers["Vary"] = "Accept-Encoding"
         if not self._origins:
             return
@@ -96,12 +108,28 @@ class Middleware:
                 self.add_headers(request, response.headers)
                 if "Accept-Encoding" in request.headers:
                     _compress(request, response)
+                if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
+                    await self._send(request, response)
             status = response.status
             if self._tells_reads or status >= HTTPStatus.BAD_REQUEST or request.method not in _READING:
                 self._tell(request, status, began)
             return response
 
         return around
+
+    async def _send(self, request: web.Request, response: web.Response) -> None:
+        """Sends an answer that may not fit the buffers between here and the client, which may never read it."""
+        chunks = 1 + (response.content_length or 0) // CHUNK_BYTES
+        try:
+            async with asyncio.timeout(self._write_timeout * chunks):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            self._log.info("answer cut: its client does not read", request_id=request[REQUEST_ID])
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # the client has left
 
     def _others(self, allowed: Sequence[str]) -> Handler:
         """Handles the methods that a path does not have."""

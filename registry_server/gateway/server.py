@@ -20,6 +20,8 @@ from registry_server.registry import ServiceRegistry
 
 _KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
+_LINGER = 2.0
+"""Seconds in which the rest of a refused body is read, so that its sender gets to read the refusal."""
 
 
 class HttpServer:
@@ -40,14 +42,15 @@ class HttpServer:
         self._settings = settings
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
-        middleware = Middleware(envelope, settings.cors_origins)
+        write_timeout = settings.write_timeout_ms / 1000
+        middleware = Middleware(envelope, settings.cors_origins, write_timeout=write_timeout)
         api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
         events = EventStream(
             registry,
             documents,
             middleware,
             keep_alive=settings.events_keep_alive_ms / 1000,
-            write_timeout=settings.write_timeout_ms / 1000,
+            write_timeout=write_timeout,
         )
         app = web.Application(client_max_size=settings.max_body_bytes)
         routes = [
@@ -65,6 +68,7 @@ class HttpServer:
             keepalive_timeout=_KEEP_ALIVE,
             # More than is taken, so that what is too long gets an answer and not only an end.
             max_line_size=4 * LONGEST_URL,
+            lingering_time=_LINGER,
             shutdown_timeout=grace,
             logger=_server_logger(),
         )

@@ -12,6 +12,22 @@ import pytest
 from structlog.testing import capture_logs
 from yarl import URL
 
+from registry_server.errors import (
+    CursorExpired,
+    InvalidRequest,
+    ProbingDisabled,
+    RegistryError,
+    RevisionMismatch,
+    RevisionNotReached,
+    ServiceExists,
+    ServiceNotFound,
+    ShuttingDown,
+    StoreUnavailable,
+    Violation,
+    WatcherTooSlow,
+    WriteConflict,
+)
+from registry_server.gateway import bodies
 from registry_server.gateway.middleware import LONGEST_URL
 from tests.rest.client import BASE, Answer, Rest, client, service
 from tests.rest.raw import exchange
@@ -103,6 +119,7 @@ async def test_a_request_without_a_proper_id_gets_one_of_its_own(given: str | No
     ids = [answer.headers["X-Request-Id"] for answer in (first, second)]
     assert ids == [answer.body["meta"]["requestId"] for answer in (first, second)]
     assert ids[0] != ids[1]
+    assert first.headers["Server"] == "ossa-registry"
     assert given not in ids
 
 
@@ -249,7 +266,75 @@ async def test_a_small_answer_is_not_compressed(rest: Rest) -> None:
     assert "Content-Encoding" not in (await rest.get("/stats", Accept_Encoding="gzip")).headers
 
 
+# Slow clients.
+
+
+async def test_a_client_that_never_reads_its_answers_is_cut(redis: RedisProcess) -> None:
+    async with running(redis.url, http={"write_timeout_ms": 1}) as server, client(server.http) as rest:
+        for i in range(20):
+            capabilities = [{"name": f"c{n}", "version": "1", "description": "x" * 4_000} for n in range(12)]
+            await rest.post("/services", service(f"agent-{i}", capabilities=capabilities))
+        url = URL(server.http)
+        with capture_logs() as logs:
+            reader, writer = await asyncio.open_connection(url.host, url.port, limit=1)
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            async with asyncio.timeout(60):
+                while not any(line["event"].startswith("answer cut") for line in logs):
+                    writer.write(f"GET {BASE}/services HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                    await asyncio.sleep(0.01)
+            writer.transport.abort()
+        assert (await rest.get("/stats")).status == 200
+
+
+async def test_a_body_that_does_not_come_is_waited_for_only_so_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "_PATIENCE", 0.05)
+    head = f"PUT {BASE}/services/a HTTP/1.1".encode()
+    status, _, body = await exchange(server.http, head, b"Content-Type: application/json", b"Content-Length: 99")
+    assert status == 408
+    assert json.loads(body)["error"]["code"] == "REQUEST_TIMEOUT"
+
+
 # What nobody foresaw.
+
+
+ERRORS = [
+    (InvalidRequest([Violation("service.health_check.interval", "is short")]), 400),
+    (ServiceNotFound("a"), 404),
+    (ServiceExists("a"), 409),
+    (RevisionMismatch("a", 1, 2), 412),
+    (WriteConflict("a"), 409),
+    (RevisionNotReached(2, 1), 504),
+    (CursorExpired("it is old"), 410),
+    (WatcherTooSlow(3), 429),
+    (StoreUnavailable(), 503),
+    (ShuttingDown(), 503),
+    (ProbingDisabled(), 501),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda value: type(value).__name__)
+async def test_every_error_has_its_status_and_its_code(
+    error: RegistryError, status: int, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(server.parts.registry, "update_service", fail)
+    head = f"PUT {BASE}/services/a HTTP/1.1".encode()
+    headers = [b"Content-Type: application/json", b"Content-Length: 2"]
+    got, fields, body = await exchange(server.http, head, *headers, body=b"{}")
+    answer = json.loads(body)
+    assert (got, answer["error"]["code"]) == (status, error.reason)
+    assert ("Retry-After: 1" in fields) == (status == 503)
+    if isinstance(error, InvalidRequest):
+        violations = [{"field": "healthCheck.intervalMs", "description": "is short"}]
+        assert answer["error"]["details"] == {"violations": violations}
+        assert answer["error"]["message"] == "healthCheck.intervalMs: is short"
+    else:
+        assert answer["error"]["details"] == error.metadata
+        assert answer["error"]["message"] == str(error)
 
 
 async def test_a_bug_is_logged_and_the_client_told_nothing_of_it(
@@ -268,11 +353,14 @@ async def test_a_bug_is_logged_and_the_client_told_nothing_of_it(
     assert isinstance(line["exc_info"], RuntimeError)
 
 
-async def test_what_is_no_http_is_refused_and_the_server_goes_on(server: Server, rest: Rest) -> None:
+async def test_what_is_no_http_is_refused_and_the_server_goes_on(
+    server: Server, rest: Rest, caplog: pytest.LogCaptureFixture
+) -> None:
     for line in (b"nonsense", b"GET", b"GET / HTTP/9.9", b"\x16\x03\x01\x02\x00\x01", b"G\x00T / HTTP/1.1"):
         status, _, _ = await exchange(server.http, line)
         assert status == 400
     assert (await rest.get("/stats")).status == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == [], "anyone could fill the log"
 
 
 async def test_a_client_that_leaves_within_its_body_harms_nobody(server: Server, rest: Rest) -> None:
