@@ -14,7 +14,8 @@ from registry_server.registry import ServiceRegistry
 _SERVICES_TAG: Final = 0x0A  # DiscoverServicesResponse.services: field 1, length-delimited
 _MOST_ANSWERS: Final = 512
 _MOST_BYTES: Final = 32 << 20
-_LARGEST_KEPT: Final = 4 << 20
+_LARGEST_KEPT: Final = 8 << 20
+_ENTRY_BYTES: Final = 500  # what keeping one of them costs beside its bytes
 
 
 class _Answer(NamedTuple):
@@ -25,6 +26,11 @@ class _Answer(NamedTuple):
     page: bytes
     """The registry's answer to it; as long as the registry has this very object, the answer holds."""
     data: bytes
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it keeps in memory, with the page, which the registry may have dropped."""
+        return len(self.page) + len(self.data) + _ENTRY_BYTES
 
 
 class Listing:
@@ -90,14 +96,14 @@ class Listing:
 
     def _keep(self, query_string: str, answer: _Answer) -> None:
         self._drop(query_string)
-        if len(answer.data) > _LARGEST_KEPT:
+        if answer.size > _LARGEST_KEPT:
             return
         self._answers[query_string] = answer
-        self._bytes += len(answer.data)
+        self._bytes += answer.size
         while self._bytes > _MOST_BYTES or len(self._answers) > _MOST_ANSWERS:
             self._drop(next(iter(self._answers)))
 
     def _drop(self, query_string: str) -> None:
         dropped = self._answers.pop(query_string, None)
         if dropped is not None:
-            self._bytes -= len(dropped.data)
+            self._bytes -= dropped.size

@@ -1,5 +1,6 @@
 """``/docs`` shows the description in a browser, with nothing from elsewhere."""
 
+import asyncio
 import hashlib
 import re
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from registry_server.gateway import docs
 from tests.rest.client import Rest
+from tests.rest.spec import operations
+from tests.rest.test_browser import BROWSER, BROWSERS
 
 ASSETS = Path(docs.__file__).parent / "assets"
 # Of swagger-ui-dist 5.35.0; what is vendored is what was published.
@@ -61,3 +64,24 @@ async def test_no_other_file_is_served(path: str, rest: Rest) -> None:
 def test_what_is_vendored_is_what_was_published_and_has_its_licence(name: str) -> None:
     assert hashlib.sha256((ASSETS / name).read_bytes()).hexdigest() == SHA256[name]
     assert "Apache License" in (ASSETS / "swagger-ui.LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is in PATH")
+async def test_a_browser_shows_every_operation(rest: Rest, tmp_path: Path) -> None:
+    assert BROWSER is not None
+    process = await asyncio.create_subprocess_exec(
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        f"{rest.base}/docs",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    page = (await process.communicate())[0].decode()
+    for _, _, operation in operations():
+        assert operation.value["summary"] in page
