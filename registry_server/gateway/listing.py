@@ -1,5 +1,6 @@
 """``GET /services``: answers kept until a change touches them."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -12,6 +13,7 @@ from registry_server.model.wire import split_frames
 from registry_server.registry import ServiceRegistry
 
 _SERVICES_TAG: Final = 0x0A  # DiscoverServicesResponse.services: field 1, length-delimited
+_SLICE: Final = 50  # services between two looks at other tasks: about 2.5 ms if none of them is known yet
 _MOST_ANSWERS: Final = 512
 _MOST_BYTES: Final = 32 << 20
 _LARGEST_KEPT: Final = 8 << 20
@@ -74,15 +76,20 @@ class Listing:
         wire = request.SerializeToString(deterministic=True)
         with rest_names():
             answer = await self._registry.discover_page(request, wire=wire)
-        # Nothing is awaited from here on: this is the page of that answer, or there is none that is kept.
+        # Nothing was awaited since: this is the page of that answer, or there is none that is kept.
         page = self._registry.ready_page(wire)
-        data = self._data(page or answer, query)
+        data = await self._data(page or answer, query)
         if page is not None:
             self._keep(query_string, _Answer(wire, page, data))
         return data
 
-    def _data(self, page: bytes, query: Query) -> bytes:
+    async def _data(self, page: bytes, query: Query) -> bytes:
         services, rest = split_frames(page, _SERVICES_TAG)
+        documents: list[bytes] = []
+        for start in range(0, len(services), _SLICE):
+            if start:
+                await asyncio.sleep(0)
+            documents += map(self._documents.of, services[start : start + _SLICE])
         tail = DiscoverServicesResponse.FromString(rest)
         facts = encode(
             {
@@ -92,7 +99,7 @@ class Listing:
                 "nextPageToken": tail.next_page_token or None,
             }
         )
-        return b"".join((b'{"services":[', b",".join(map(self._documents.of, services)), b"],", facts[1:]))
+        return b"".join((b'{"services":[', b",".join(documents), b"],", facts[1:]))
 
     def _keep(self, query_string: str, answer: _Answer) -> None:
         self._drop(query_string)

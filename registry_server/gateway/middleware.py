@@ -160,7 +160,7 @@ class Middleware:
             level,
             "request",
             method=request.method,
-            path=request.raw_path[:LONGEST_URL],
+            path=request.raw_path[:LONGEST_URL].encode("ascii", "backslashreplace").decode(),  # bytes of no encoding
             status=status,
             milliseconds=round((time.perf_counter() - began) * 1000, 3),
             request_id=request[REQUEST_ID],
