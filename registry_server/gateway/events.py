@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from registry_server.catalog import Watcher
-from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable
+from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable, Violation
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import failure_of
@@ -85,7 +85,11 @@ class EventStream:
         query = Query(request.query, (*FILTERS, *EVENTS), labels=True)
         watch = WatchEventsRequest(filter=query.filter(), include_snapshot=query.flag("snapshot"))
         # A browser repeats the URL when it comes back, and tells in the header how far it is by then.
-        watch.cursor = request.headers.get("Last-Event-ID", "") or query.text("lastEventId")
+        cursor = request.headers.get("Last-Event-ID", "") or query.text("lastEventId")
+        if cursor.isascii():
+            watch.cursor = cursor
+        else:
+            query.violations.append(Violation("Last-Event-ID", "is not a cursor of this registry"))
         watch.bookmark_interval.FromMilliseconds(round(self._keep_alive * 1000))
         query.check()
         return watch
@@ -112,7 +116,9 @@ class EventStream:
             try:
                 async for message in messages:
                     await self._write(response, sse.text_of(WatchEventsResponse.FromString(message), self._documents))
-            except RegistryError as error:
+            except (TimeoutError, ConnectionError):
+                raise
+            except Exception as error:  # noqa: BLE001 - the stream has begun: here alone it can be told, in the stream
                 await self._write(response, sse.ending(failure_of(error, request[REQUEST_ID])))
             await response.write_eof()
         except TimeoutError:

@@ -324,6 +324,21 @@ async def test_a_redis_that_was_emptied_is_told_as_what_became_of_it(redis: Redi
         await eventually(lambda: list(follower.state) == ["after"])
 
 
+async def test_a_bug_within_a_stream_is_told_in_the_stream(
+    server: Server, rest: Rest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> bytes:
+        raise RuntimeError("the secret of the house")
+
+    async with streaming(server.http) as stream:
+        await stream.take_until_id()
+        monkeypatch.setattr(sse, "text_of", bug)
+        await rest.post("/services", service())
+        events = await stream.rest()
+    assert [(event.name, event.data["error"]["code"]) for event in events] == [("registry:error", "INTERNAL")]
+    assert "secret" not in str(events)
+
+
 # The text.
 
 

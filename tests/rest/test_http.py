@@ -363,6 +363,42 @@ async def test_what_is_no_http_is_refused_and_the_server_goes_on(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == [], "anyone could fill the log"
 
 
+async def test_bytes_of_no_encoding_are_refused(server: Server) -> None:
+    paths = [
+        f"{method} {BASE}{path}"
+        for method, path in (
+            ("GET", "/services/"),
+            ("PUT", "/services/"),
+            ("DELETE", "/services/"),
+            ("POST", "/services?createOnly="),
+        )
+    ]
+    for start in paths:
+        headers = [b"Content-Type: application/json", b"Content-Length: 2"]
+        status, _, body = await exchange(server.http, start.encode() + b"\xff HTTP/1.1", *headers, body=b"{}")
+        assert status == 400, body
+    for path in ("/health", "/heartbeat"):
+        method = "GET" if path == "/health" else "POST"
+        status, _, _ = await exchange(
+            server.http, f"{method} {BASE}/services/".encode() + b"\xff" + path.encode() + b" HTTP/1.1"
+        )
+        assert status == 400
+    for header in (b"Last-Event-ID: \xff", b"Last-Event-ID: \xc3\xa9"):
+        status, _, _ = await exchange(server.http, f"GET {BASE}/events HTTP/1.1".encode(), header)
+        assert status == 400
+    for header in (b"If-Match: \xff", b'If-Match: "\xff"', b"X-Request-Id: \xff", b"Content-Type: \xff"):
+        status, _, _ = await exchange(server.http, f"DELETE {BASE}/services/a HTTP/1.1".encode(), header)
+        assert status in (400, 404)
+    for header in (b"Content-Type: application/json; charset=\xff", b"Content-Type: \xff"):
+        status, _, _ = await exchange(
+            server.http, f"POST {BASE}/services HTTP/1.1".encode(), header, b"Content-Length: 0"
+        )
+        assert status == 415
+    for header in (b"Accept-Encoding: \xff", b"Origin: \xff", b"If-None-Match: \xff", b"Accept: \xff"):
+        status, _, _ = await exchange(server.http, f"GET {BASE}/stats HTTP/1.1".encode(), header)
+        assert status == 200
+
+
 async def test_a_client_that_leaves_within_its_body_harms_nobody(server: Server, rest: Rest) -> None:
     url = URL(server.http)
     with capture_logs() as logs:
