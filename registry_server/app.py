@@ -16,13 +16,25 @@ from registry_server.clock import system_clock
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway import HttpServer
-from registry_server.health import LeaseSweeper
+from registry_server.health import (
+    HealthMonitor,
+    HealthReports,
+    Judge,
+    LeaseSweeper,
+    Membership,
+    NetworkPolicy,
+    ProbeProcess,
+    Protection,
+    ResultWriter,
+)
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.store import RedisStore
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
+from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
+from registry_server.writes import Writes
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +45,7 @@ class Parts(NamedTuple):
     registry: ServiceRegistry
     hub: WatchHub
     follower: Follower
+    monitor: HealthMonitor
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
@@ -99,7 +112,14 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     """
     async with open_parts(settings) as parts:
         rpc = RpcServer(parts.registry, settings.grpc)
-        http = HttpServer(parts.registry, settings.http, grace=settings.shutdown.grace_seconds)
+        metrics = Metrics(parts.monitor)
+        http = HttpServer(
+            parts.registry,
+            settings.http,
+            metrics=metrics.text,
+            metrics_type=CONTENT_TYPE,
+            grace=settings.shutdown.grace_seconds,
+        )
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
@@ -138,50 +158,78 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
         )
         stack.push_async_callback(store.close)
-        replica = Replica(settings.redis.events_max_length)
-        discovery = Discovery(replica)
-        hub = WatchHub(
-            replica,
-            discovery,
-            buffer_events=settings.watch.buffer_events,
-            buffer_bytes=settings.watch.buffer_bytes,
-        )
-        loaded = asyncio.Event()
-
-        def on_connection(*, connected: bool) -> None:
-            discovery.set_stale(stale=not connected)
-            if connected:
-                loaded.set()
-
-        follower = Follower(
-            store,
-            replica,
-            clock=system_clock,
-            on_connection=on_connection,
-            on_start_over=hub.start_over,
-            fits_one_message=fits_one_message,
-        )
-        registry = ServiceRegistry(
-            store=store,
-            replica=replica,
-            discovery=discovery,
-            hub=hub,
-            follower=follower,
-            clock=system_clock,
-            default_ttl=settings.service_ttl_seconds,
-        )
+        parts = _build(settings, store)
         sweeper = LeaseSweeper(
-            store, interval=settings.lease.sweep_interval_ms / 1000, restore=registry.restore_documents
+            store, interval=settings.lease.sweep_interval_ms / 1000, restore=parts.registry.restore_documents
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(follower.run(), name="follower"),
-                group.create_task(_after(loaded, sweeper.run), name="lease-sweeper"),
+                group.create_task(parts.follower.run(), name="follower"),
+                group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
+                group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
             ]
+            if settings.health_check.enabled:
+                start = _after(parts.loaded, parts.registry.start_health_monitoring)
+                tasks.append(group.create_task(start, name="first-probes"))
             try:
-                yield Parts(registry, hub, follower, loaded)
+                yield parts
             finally:
                 await cancel(tasks)
+                await parts.monitor.stop()
+
+
+def _build(settings: Settings, store: RedisStore) -> Parts:
+    """Puts the parts together; nothing runs yet."""
+    replica = Replica(settings.redis.events_max_length)
+    discovery = Discovery(replica)
+    hub = WatchHub(
+        replica, discovery, buffer_events=settings.watch.buffer_events, buffer_bytes=settings.watch.buffer_bytes
+    )
+    loaded = asyncio.Event()
+
+    def on_connection(*, connected: bool) -> None:
+        discovery.set_stale(stale=not connected)
+        if connected:
+            loaded.set()
+
+    follower = Follower(
+        store,
+        replica,
+        clock=system_clock,
+        on_connection=on_connection,
+        on_start_over=hub.start_over,
+        fits_one_message=fits_one_message,
+    )
+    writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
+    checks = settings.health_check
+    results = ResultWriter(store)
+    protection = Protection(
+        share=checks.protection_percent / 100,
+        minimum=checks.protection_min_failures,
+        longest=checks.protection_max_seconds,
+    )
+    monitor = HealthMonitor(
+        replica=replica,
+        prober=ProbeProcess(checks.allowed_networks, checks.denied_networks, settings.log),
+        membership=Membership(store, period=checks.member_period_ms / 1000),
+        judge=Judge(replica=replica, writes=writes, results=results, protection=protection, clock=system_clock),
+        results=results,
+        settings=checks,
+        contact=lambda: follower.connections if follower.connected else 0,
+    )
+    registry = ServiceRegistry(
+        store=store,
+        replica=replica,
+        discovery=discovery,
+        hub=hub,
+        follower=follower,
+        writes=writes,
+        monitor=monitor,
+        reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
+        policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
+        clock=system_clock,
+    )
+    return Parts(registry, hub, follower, monitor, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

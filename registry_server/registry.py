@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
@@ -23,14 +24,12 @@ from registry_server.catalog import Capabilities, Discovery, Follower, Replica, 
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
     InvalidRequest,
-    ProbingDisabled,
     RegistryError,
-    RevisionMismatch,
     ServiceExists,
-    ServiceNotFound,
     StoreUnavailable,
     Violation,
 )
+from registry_server.health import HealthMonitor, HealthReports, NetworkPolicy
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
@@ -44,7 +43,7 @@ from registry_server.model.validation import (
     update_mask_violations,
 )
 from registry_server.store import Conflict, EpochChanged, RedisStore
-from registry_server.writes import PATIENCE, Writes
+from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
 
@@ -64,8 +63,11 @@ class ServiceRegistry:
         discovery: Discovery,
         hub: WatchHub,
         follower: Follower,
+        writes: Writes,
+        monitor: HealthMonitor,
+        reports: HealthReports,
+        policy: NetworkPolicy,
         clock: Clock,
-        default_ttl: float,
     ) -> None:
         """Puts the parts together; ``registry_server.app`` makes and owns them.
 
@@ -75,8 +77,11 @@ class ServiceRegistry:
             discovery: Queries over the replica.
             hub: Watches over the replica.
             follower: Keeps the replica level with the store.
+            writes: Makes changes.
+            monitor: Probes services.
+            reports: Takes and tells health.
+            policy: Which addresses an endpoint may have.
             clock: Wall clock.
-            default_ttl: Seconds that a lease lasts if the service does not say.
         """
         self._store = store
         self._replica = replica
@@ -84,7 +89,10 @@ class ServiceRegistry:
         self._hub = hub
         self._follower = follower
         self._clock = clock
-        self._writes = Writes(store, replica, follower, default_ttl=default_ttl)
+        self._writes = writes
+        self._monitor = monitor
+        self._reports = reports
+        self._policy = policy
         self._capabilities = Capabilities(replica)
 
     # Registration.
@@ -97,7 +105,8 @@ class ServiceRegistry:
             ServiceExists: With ``create_only``, the name is taken.
             WriteConflict: Others changed it each time.
         """
-        requests.refuse(service_violations(service))
+        violations = service_violations(service)
+        requests.refuse(violations + self._endpoint_violations(service, violations))
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             if current is not None and create_only:
@@ -156,10 +165,13 @@ class ServiceRegistry:
         requests.refuse(violations)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            before = _existing(service.name, current, expected_revision).message()
+            before = existing(service.name, current, expected_revision).message()
             now = self._now()
             after = normal.updated(service, mask, before, now)
-            requests.refuse(service_violations(after))
+            violations = service_violations(after)
+            if after.endpoint != before.endpoint:
+                violations += self._endpoint_violations(after, violations)
+            requests.refuse(violations)
             if after == before:  # asked of the store all the same: what this process knows may be old
                 return await self._writes.touch(before, renew=False)
             type_ = normal.update_type(before, after)
@@ -180,7 +192,7 @@ class ServiceRegistry:
         requests.refuse(violations)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            return await self._writes.delete(_existing(name, current, expected_revision))
+            return await self._writes.delete(existing(name, current, expected_revision))
 
         return await self._writes.write(name, attempt)
 
@@ -216,23 +228,7 @@ class ServiceRegistry:
         Raises:
             ServiceNotFound: No such service.
         """
-        record = await self.get(name)
-        health = record.message().health
-        if not self._follower.connected:
-            return health, None
-        try:
-            wire, lease_ends = await self._store.read_check(name)
-        except StoreUnavailable:
-            return health, None
-        if wire is not None:
-            check = Health.FromString(wire)
-            # A check that was written just before a transition tells of the time before it. Not compared with the time
-            # of the check that the transition came with: a registration may have given any.
-            since = health.status_changed_at
-            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
-                check.status_changed_at.CopyFrom(health.status_changed_at)
-                health = check
-        return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+        return await self._reports.newest(await self.get(name))
 
     async def report_health(
         self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
@@ -240,6 +236,7 @@ class ServiceRegistry:
         """Takes a reported status; an event only if it differs.
 
         Raises:
+            InvalidRequest: The report breaks the contract.
             ServiceNotFound: No such service.
             WriteConflict: Others changed it each time.
         """
@@ -248,34 +245,37 @@ class ServiceRegistry:
         if details is not None:
             violations += details_violations(details, "details")
         requests.refuse(violations)
-
-        async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
-            before = _existing(name, current).message()
-            now = self._now()
-            after = normal.with_health(before, Health(status=status, last_check=now, details=details, error=error), now)
-            if after.health.status == before.health.status:
-                check = after.health.SerializeToString()
-                return await self._store.write_check(name, check, expected=before.revision) or after.health
-            outcome = await self._writes.put(
-                before,
-                normal.stamped(after, now),
-                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
-                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
-                renew=False,
-            )
-            return outcome.health if isinstance(outcome, Service) else outcome
-
-        return await self._writes.write(name, attempt)
+        return await self._reports.take(name, Health(status=status, details=details, error=error))
 
     async def check_health(self, name: str) -> Health:
-        """Probes a service now.
+        """Probes a service now, by its own settings; the result counts like that of any other probe.
+
+        A service that is not probed is answered as it is.
 
         Raises:
             ServiceNotFound: No such service.
             ProbingDisabled: This server does not probe.
         """
-        await self.get(name)
-        raise ProbingDisabled
+        record = await self.get(name)
+        health = await self._monitor.check_now(record)
+        if health is None:
+            return (await self.health(name))[0]
+        if not health.HasField("status_changed_at"):
+            health.status_changed_at.CopyFrom(record.message().health.status_changed_at)
+        return health
+
+    async def start_health_monitoring(self) -> None:
+        """Begins to probe services; other processes leave this one its share. Does nothing if it does already.
+
+        Raises:
+            StoreUnavailable: What is registered is not known yet.
+        """
+        self._writes.must_be_loaded()
+        await self._monitor.start()
+
+    async def stop_health_monitoring(self) -> None:
+        """Ends it; other processes take over the services of this one."""
+        await self._monitor.stop()
 
     async def cleanup(self) -> list[str]:
         """Removes services whose lease has run out; gives their names."""
@@ -312,7 +312,7 @@ class ServiceRegistry:
         requests.refuse(violations)
         self._writes.must_be_loaded()
         await self._replica.reached(min_revision, within)
-        return _existing(name, self._replica.records.get(name))
+        return existing(name, self._replica.records.get(name))
 
     def ready_answer(self, request: bytes) -> bytes | None:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""
@@ -420,17 +420,12 @@ class ServiceRegistry:
         health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
         return health
 
+    def _endpoint_violations(self, service: Service, found: Sequence[Violation]) -> list[Violation]:
+        """Whether a probe may go to an endpoint, as far as it tells; a DNS name is judged when it is resolved."""
+        if any(violation.field == "service.endpoint" for violation in found):
+            return []
+        refusal = self._policy.refuses_literal(urlsplit(service.endpoint).hostname or "")
+        return [Violation("service.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
+
     def _now(self) -> Timestamp:
         return timestamp(self._clock())
-
-
-def _existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
-    if record is None:
-        raise ServiceNotFound(name)
-    if expected_revision and record.revision != expected_revision:
-        raise RevisionMismatch(name, expected_revision, record.revision)
-    return record
-
-
-def _nanoseconds(time: Timestamp) -> int:
-    return time.seconds * 1_000_000_000 + time.nanos

@@ -140,6 +140,14 @@ class Writes:
         await self.applied(outcome)
         return record.message()
 
+    async def notice(self, error: str, reason: EventReason.ValueType) -> None:
+        """Tells every watcher, of all processes, that something is wrong with the registry itself.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        await self._store.notice(error, epoch=self._replica.position.epoch, reason=reason)
+
     async def applied(self, revision: int) -> None:
         """Waits until this process holds a revision that is committed.
 
@@ -187,3 +195,17 @@ class Writes:
 
     def _ttl(self, service: Service) -> float:
         return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl
+
+
+def existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
+    """Gives the record that a write rests on.
+
+    Raises:
+        ServiceNotFound: There is none.
+        RevisionMismatch: It is not at ``expected_revision`` (0 = any).
+    """
+    if record is None:
+        raise ServiceNotFound(name)
+    if expected_revision and record.revision != expected_revision:
+        raise RevisionMismatch(name, expected_revision, record.revision)
+    return record

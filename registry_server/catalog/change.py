@@ -10,9 +10,12 @@ _EVENTS = 1  # WatchEventsResponse.events
 
 
 class Change:
-    """What became of one service at one revision. Serialised once, whoever watches."""
+    """What became of one service at one revision. Serialised once, whoever watches.
 
-    __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "reason", "revision", "type")
+    A notice is of no service: it has an ``error`` of the registry itself, and is for every watcher.
+    """
+
+    __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "reason", "revision", "type")
 
     def __init__(
         self,
@@ -23,27 +26,35 @@ class Change:
         at_ms: int,
         before: Record | None,
         after: Record | None,
+        error: str = "",
     ) -> None:
-        if before is None and after is None:
-            raise ValueError("a change has a state before or a state after")
+        if before is None and after is None and not error:
+            raise ValueError("a change has a state before, a state after or an error")
         self.revision = revision
         self.type = type
         self.reason = reason
         self.at_ms = at_ms
         self.before = before
         self.after = after
+        self.error = error
         self._event: bytes | None = None
         self._unmatched: bytes | None = None
 
     @property
     def name(self) -> str:
-        """Name of the service."""
-        return self._last.name
+        """Name of the service; empty for a notice."""
+        last = self.after or self.before
+        return last.name if last else ""
+
+    @property
+    def is_notice(self) -> bool:
+        """Whether it is about no service but the registry itself."""
+        return self.after is None and self.before is None
 
     @property
     def size(self) -> int:
         """About how many bytes it keeps in memory."""
-        return 400 + sum(len(record.framed) for record in (self.before, self.after) if record)
+        return 400 + len(self.error) + sum(len(record.framed) for record in (self.before, self.after) if record)
 
     def event(self) -> bytes:
         """The ``Event`` as a field of ``WatchEventsResponse``."""
@@ -57,12 +68,6 @@ class Change:
             self._unmatched = self._framed(EventType.EVENT_TYPE_SERVICE_UNMATCHED)
         return self._unmatched
 
-    @property
-    def _last(self) -> Record:
-        record = self.after or self.before
-        assert record is not None  # noqa: S101 - held by the constructor
-        return record
-
     def _framed(self, type_: EventType.ValueType) -> bytes:
         head = Event(
             type=type_,
@@ -70,8 +75,10 @@ class Change:
             revision=self.revision,
             occurred_at=timestamp(self.at_ms * 1_000_000),
             reason=self.reason,
+            error=self.error,
         )
-        return bytes_field(_EVENTS, head.SerializeToString() + self._last.framed_as(_SERVICE_TAG))
+        last = self.after or self.before
+        return bytes_field(_EVENTS, head.SerializeToString() + (last.framed_as(_SERVICE_TAG) if last else b""))
 
 
 def snapshot_event(record: Record) -> bytes:

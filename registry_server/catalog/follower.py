@@ -77,6 +77,8 @@ class Follower:
         """The replica holds the state of the store: reads can be answered."""
         self.connected = False
         """The store answered last time, and the replica goes on from what it has."""
+        self.connections = 0
+        """How often it was connected: another number means that the store was away meanwhile."""
         self.resyncs = 0
         """How often the state was loaded anew because history broke."""
 
@@ -270,6 +272,7 @@ class Follower:
         if connected == self.connected:
             return
         self.connected = connected
+        self.connections += connected
         if connected:
             log.info("following the store", revision=self._replica.revision)
         else:
@@ -288,4 +291,5 @@ def _change(event: StoredEvent, before: Record | None) -> Change:
         at_ms=event.at_ms,
         before=before,
         after=Record(event.after) if event.after else None,
+        error=event.error,
     )

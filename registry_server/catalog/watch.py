@@ -173,6 +173,8 @@ class WatchGroup:
 
     def event_for(self, change: Change) -> tuple[int, bytes] | None:
         """What a watcher of this group gets of a change: type and frame, or nothing."""
+        if change.is_notice:
+            return change.type, change.event()
         matched = change.before is not None and self.filter.matches(change.before)
         matches = change.after is not None and self.filter.matches(change.after)
         return _event_of(change, matched=matched, matches=matches) if matched or matches else None
@@ -188,6 +190,7 @@ class WatchHub:
         self._discovery = discovery
         self._groups: dict[bytes, WatchGroup] = {}
         self._draining = False
+        replica.on_applied.append(self._on_applied)
 
     @property
     def watchers(self) -> int:
@@ -254,6 +257,11 @@ class WatchHub:
         self._draining = True
         for watcher in self._everyone():
             watcher.end(ShuttingDown())
+
+    def _on_applied(self, change: Change) -> None:
+        if change.is_notice:  # it touches no service, so no interest is told of it
+            for group in list(self._groups.values()):
+                group.on_change(change, matched=False, matches=False)
 
     def _everyone(self) -> list[Watcher]:
         return [watcher for group in self._groups.values() for watcher in group.watchers]

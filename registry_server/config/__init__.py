@@ -13,9 +13,11 @@ from registry_server.config.models import (
     ShutdownSettings,
     WatchSettings,
 )
+from registry_server.config.networks import DENIED_NETWORKS, Network
 from registry_server.config.usage import usage
 
 __all__ = [
+    "DENIED_NETWORKS",
     "EMBEDDED",
     "GrpcSettings",
     "HealthCheckSettings",
@@ -23,6 +25,7 @@ __all__ = [
     "HttpSettings",
     "LeaseSettings",
     "LogSettings",
+    "Network",
     "RedisSettings",
     "RedisUrl",
     "Settings",

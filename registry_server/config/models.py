@@ -20,6 +20,7 @@ from registry_server.config.addresses import (
     split_host_port,
     split_list,
 )
+from registry_server.config.networks import DENIED_NETWORKS, Network, parse_networks
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -57,6 +58,8 @@ def _directory(value: object) -> object:
 
 Number = Annotated[int, BeforeValidator(_not_bool)]
 Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
+
+Networks = Annotated[tuple[Network, ...], BeforeValidator(parse_networks), Metavar("NETWORKS")]
 
 _PROBE_TIMEOUT_MS = 5_000
 
@@ -161,6 +164,22 @@ class HealthCheckSettings(_Group):
     """Failed probes in a row that make a service unhealthy."""
     success_threshold: Annotated[Number, Field(ge=1, le=100)] = 2
     """Successful probes in a row that make it healthy again."""
+    concurrency: Annotated[Number, Field(ge=1, le=10_000)] = 500
+    """Most probes that this process has under way at once; each takes a connection."""
+    member_period_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 5_000
+    """Silence after which a process is taken for dead and the others check its services, in milliseconds."""
+    allowed_networks: Networks = ()
+    """Networks that probes may connect to, such as 10.0.0.0/8, separated by commas; empty: all that are not denied."""
+    denied_networks: Networks = DENIED_NETWORKS
+    """Networks that probes may not connect to, whatever is allowed. By default link-local and multicast addresses and
+    those of clouds' metadata services; who sets it repeats them."""
+    protection_percent: Annotated[Number, Field(ge=1, le=100)] = 50
+    """Share of its services, in percent, whose probes have to fail at once for this process to doubt itself and freeze
+    all statuses."""
+    protection_min_failures: Annotated[Number, Field(ge=1, le=1_000_000)] = 10
+    """Fewest failing services at which it does so."""
+    protection_max_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 300
+    """How long it doubts itself at the most, in seconds; then failures count."""
 
     @field_validator("timeout_ms")
     @classmethod

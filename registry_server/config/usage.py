@@ -73,7 +73,7 @@ def _default(setting: Setting) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(value) or "none"
+        return ",".join(map(str, value)) or "none"
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
     return str(value).replace(f"{home}/", "~/", 1) if isinstance(value, Path) else str(value)
 

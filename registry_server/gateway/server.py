@@ -1,6 +1,7 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
 import logging
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -25,21 +26,32 @@ _LINGER = 2.0
 
 
 class HttpServer:
-    """Serves the REST API, the event stream, their documentation, readiness and liveness."""
+    """Serves the REST API, the event stream, their documentation, readiness, liveness and metrics."""
 
     def __init__(
-        self, registry: ServiceRegistry, settings: HttpSettings, *, grace: float = 10.0, clock: Clock = system_clock
+        self,
+        registry: ServiceRegistry,
+        settings: HttpSettings,
+        *,
+        metrics: Callable[[], bytes],
+        metrics_type: str,
+        grace: float,
+        clock: Clock = system_clock,
     ) -> None:
         """Puts the parts together.
 
         Args:
             registry: The use cases.
             settings: Where to listen, and limits.
+            metrics: Gives the metrics of this process.
+            metrics_type: Their content type.
             grace: Seconds that requests under way have when the server stops.
             clock: Wall clock.
         """
         self._registry = registry
         self._settings = settings
+        self._metrics = metrics
+        self._metrics_type = metrics_type
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
@@ -58,6 +70,7 @@ class HttpServer:
             web.get(f"{BASE}/events", events.stream),
             web.get("/health", self._ready),
             web.get("/health/live", self._live),
+            web.get("/metrics", self._tell_metrics),
             *docs_routes(),
         ]
         middleware.route(app.router, routes)
@@ -116,6 +129,9 @@ class HttpServer:
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
+
+    async def _tell_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics(), headers={"Content-Type": self._metrics_type})
 
 
 def _server_logger() -> logging.Logger:

@@ -1,5 +1,27 @@
-"""Who is alive: leases (and, once there, probes)."""
+"""Health: leases that run out, and probes of services that answer, by the process whose turn it is."""
 
+from registry_server.health.figures import LATENESS_BOUNDS, Figures
+from registry_server.health.judge import Judge
 from registry_server.health.leases import LeaseSweeper
+from registry_server.health.members import Membership
+from registry_server.health.monitor import HealthMonitor
+from registry_server.health.network import NetworkPolicy
+from registry_server.health.probes import OutcomeKind, ProbeProcess
+from registry_server.health.protection import Protection
+from registry_server.health.reports import HealthReports
+from registry_server.health.results import ResultWriter
 
-__all__ = ["LeaseSweeper"]
+__all__ = [
+    "LATENESS_BOUNDS",
+    "Figures",
+    "HealthMonitor",
+    "HealthReports",
+    "Judge",
+    "LeaseSweeper",
+    "Membership",
+    "NetworkPolicy",
+    "OutcomeKind",
+    "ProbeProcess",
+    "Protection",
+    "ResultWriter",
+]

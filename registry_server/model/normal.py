@@ -26,7 +26,8 @@ def registered(sent: Service, current: Service | None, now: Timestamp) -> Servic
     service.CopyFrom(sent)
     # An agent that registers again with the status that it has tells nothing new, whatever time it puts on it.
     same = current is not None and (sent.health.status, sent.endpoint) == (current.health.status, current.endpoint)
-    return _normal(service, current, now, keep_health=same or sent.health.status in _NOT_GIVEN)
+    keep_health = same or sent.health.status in _NOT_GIVEN
+    return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
 
 
 def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) -> Service:
@@ -53,7 +54,8 @@ def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) ->
         service.CopyFrom(current)
         for path in paths:
             _take(path, sent, service)
-    return _normal(service, current, now, keep_health=not any(path.split(".")[0] in ("health", "*") for path in paths))
+    keep_health = not any(path.split(".")[0] in ("health", "*") for path in paths)
+    return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
 
 
 def with_health(current: Service, health: Health, now: Timestamp) -> Service:
@@ -136,6 +138,16 @@ def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_h
         health.status = health.status or HealthStatus.HEALTH_STATUS_UNKNOWN
         changed = health.status != current.health.status
         health.status_changed_at.CopyFrom(now if changed else current.health.status_changed_at)
+    return service
+
+
+def _alive(service: Service, current: Service | None, now: Timestamp) -> Service:
+    """Takes a service that is checked by its heartbeats for healthy: it speaks, and ends with its lease."""
+    health = service.health
+    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and service.health_check.HasField("heartbeat"):
+        health.status = HealthStatus.HEALTH_STATUS_HEALTHY
+        same = current is not None and current.health.status == health.status
+        health.status_changed_at.CopyFrom(current.health.status_changed_at if current and same else now)
     return service
 
 

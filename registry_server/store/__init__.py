@@ -1,12 +1,6 @@
 """The only place that talks to Redis."""
 
-from registry_server.store.redis_store import (
-    Conflict,
-    EpochChanged,
-    Position,
-    RedisStore,
-    StoredEvent,
-    Sweep,
-)
+from registry_server.store.redis_store import RedisStore
+from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, StoredEvent, Sweep
 
-__all__ = ["Conflict", "EpochChanged", "Position", "RedisStore", "StoredEvent", "Sweep"]
+__all__ = ["Conflict", "EpochChanged", "Position", "ProbeResult", "RedisStore", "StoredEvent", "Sweep"]

@@ -24,6 +24,8 @@ class Keys(NamedTuple):
     """hash: name to the newest serialised ``Health``; soft data without a revision."""
     sweep: str
     """string: when leases were last swept, ms by Redis ``TIME``."""
+    members: str
+    """zset: id of each live process, scored by when it last said so, ms by Redis ``TIME``."""
     bare: str
     """set: names whose document Redis dropped before their lease went on; the next sweep has it written again."""
 
@@ -45,5 +47,6 @@ class Keys(NamedTuple):
             events=own + "events",
             checks=own + "checks",
             sweep=own + "sweep",
+            members=own + "members",
             bare=own + "bare",
         )

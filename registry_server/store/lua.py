@@ -4,7 +4,7 @@ import hashlib
 from importlib import resources
 from typing import Final
 
-NAMES: Final = ("check", "commit", "head", "renew", "sweep")
+NAMES: Final = ("check", "checks", "commit", "head", "members", "notice", "renew", "sweep")
 
 
 class Scripts:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -17,60 +17,24 @@ from registry_server.store.commands import Commands
 from registry_server.store.failures import translated
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.values import (
+    Conflict,
+    EpochChanged,
+    Position,
+    ProbeResult,
+    StoredEvent,
+    Sweep,
+    stored_event,
+)
 
 OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
 PAGE: Final = 1000
 TAIL_PAGE: Final = 250  # applied without a pause: about 10 ms
 RENEW_BATCH: Final = 1000
+CHECKS_BATCH: Final = 500
 SWEEP_BATCH: Final = 500
 TAIL_BLOCK: Final = 0.5
 """Seconds that one blocking read of the stream waits: so often a quiet follower looks whether history still goes on."""
-
-
-class Position(NamedTuple):
-    """A point in the history of changes. Revisions of different epochs have nothing to do with each other."""
-
-    epoch: str
-    revision: int
-
-
-class StoredEvent(NamedTuple):
-    """One entry of the event stream."""
-
-    epoch: str
-    revision: int
-    type: EventType.ValueType
-    reason: EventReason.ValueType
-    at_ms: int
-    """When it was committed, by the clock of Redis."""
-    name: str
-    after: bytes
-    """Serialised ``Service`` after the change; empty if it is gone."""
-    before: bytes
-    """Serialised ``Service`` before the change; empty if there was none."""
-
-
-class Conflict(NamedTuple):
-    """A change was refused: the service is not at the revision that the change rests on."""
-
-    newest: int
-    """Revision of the registry when it was refused: who has applied it sees why."""
-
-
-class EpochChanged:
-    """A change was refused: the store has begun another epoch than the one that the change rests on."""
-
-
-class Sweep(NamedTuple):
-    """Outcome of a sweep."""
-
-    removed: list[str]
-    next_in: float | None
-    """Seconds until the next lease ends; ``None`` if none will."""
-    moved: float
-    """Seconds by which all leases were moved, for a time in which nobody swept."""
-    bare: list[str]
-    """Names of services whose document must be written again; told at every sweep until it is."""
 
 
 class RedisStore:
@@ -184,14 +148,14 @@ class RedisStore:
                 page: Any = await self._tail.xrange(self.keys.events, start, f"{until}-0", count=PAGE)
             if not page:
                 return
-            yield [_event(entry_id, fields) for entry_id, fields in page]
+            yield [stored_event(entry_id, fields) for entry_id, fields in page]
             start = f"({page[-1][0].decode()}"
 
     async def event(self, revision: int) -> StoredEvent | None:
         """Reads the event of a revision, if the stream still holds it."""
         with translated():
             page: Any = await self._tail.xrange(self.keys.events, f"{revision}-0", f"{revision}-0")
-        return _event(*page[0]) if page else None
+        return stored_event(*page[0]) if page else None
 
     async def tail(self, after: int) -> list[StoredEvent]:
         """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds."""
@@ -199,7 +163,7 @@ class RedisStore:
             answer: Any = await self._tail.xread(
                 {self.keys.events: f"{after}-0"}, count=TAIL_PAGE, block=round(TAIL_BLOCK * 1000)
             )
-        return [_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+        return [stored_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
 
     # Writing.
 
@@ -275,6 +239,25 @@ class RedisStore:
         answer = await self._commands.script("check", self._script_keys, name, health, expected)
         return Conflict(answer[1]) if answer[0] == b"conflict" else None
 
+    async def write_checks(self, results: Sequence[ProbeResult]) -> None:
+        """Keeps the newest checks of services and renews leases: soft data, no event.
+
+        Results of services that are no longer registered are dropped.
+        """
+        batches = [results[i : i + CHECKS_BATCH] for i in range(0, len(results), CHECKS_BATCH)]
+        prefix = self.keys.document_prefix
+        await asyncio.gather(
+            *(
+                self._commands.script(
+                    "checks",
+                    self._script_keys,
+                    prefix,
+                    *(value for name, health, renew in batch for value in (name, health, int(renew))),
+                )
+                for batch in batches
+            )
+        )
+
     async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
         """Reads the newest check of a service and the end of its lease.
 
@@ -286,6 +269,31 @@ class RedisStore:
         )
         ends = None if deadline is None else float(deadline)
         return check, None if ends is None or ends == float("inf") else int(ends)
+
+    async def notice(self, error: str, *, epoch: str, reason: EventReason.ValueType) -> int | EpochChanged:
+        """Commits an event of no service: something is wrong with the registry itself; gives its revision."""
+        answer = await self._commands.script(
+            "notice",
+            self._script_keys,
+            epoch,
+            EventType.EVENT_TYPE_REGISTRY_ERROR,
+            reason,
+            error,
+            self._events_max_length,
+        )
+        return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
+
+    async def stay_member(self, member: str, period: float) -> list[str]:
+        """Says that a process lives; gives all that do, those that said so within ``period`` seconds."""
+        return _texts(await self._members(member, period, "stay"))
+
+    async def leave_members(self, member: str, period: float) -> None:
+        """Takes a process off the list of those that live."""
+        await self._members(member, period, "leave")
+
+    async def _members(self, member: str, period: float, op: str) -> Any:
+        keys = (*self._script_keys, self.keys.members)
+        return await self._commands.script("members", keys, member, round(period * 1000), op)
 
     async def _commit(
         self,
@@ -336,19 +344,6 @@ def _client(url: str, timeout: float) -> Redis:
         # A repeated commit could meet its own first try; who may repeat is decided by the callers.
         retry=Retry(NoBackoff(), 0),
         client_name="ossa-registry",
-    )
-
-
-def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
-    return StoredEvent(
-        epoch=fields[b"e"].decode(),
-        revision=int(entry_id.partition(b"-")[0]),
-        type=cast("EventType.ValueType", int(fields[b"k"])),
-        reason=cast("EventReason.ValueType", int(fields[b"r"])),
-        at_ms=int(fields[b"t"]),
-        name=fields[b"n"].decode(),
-        after=fields[b"s"],
-        before=fields[b"b"],
     )
 
 

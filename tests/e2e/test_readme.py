@@ -25,7 +25,7 @@ async def as_documented() -> AsyncIterator[Substitutions]:
     """A server in the place of the one that ``make run`` starts."""
     # Not pytest's directory: its path may be too long for the socket of the embedded Redis.
     with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
-        async with ServerProcess(f"--data-dir={directory}") as server:
+        async with ServerProcess(f"--data-dir={directory}", "--health-check.enabled=true") as server:
             yield Substitutions(
                 {
                     "localhost:50051": server.grpc_address,

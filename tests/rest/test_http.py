@@ -47,7 +47,7 @@ METHODS = {
     "/cleanup": "POST",
     "/events": "GET,HEAD",
 }
-PATHS = [*(BASE + path for path in METHODS), "/health", "/health/live", "/openapi.yaml", "/docs"]
+PATHS = [*(BASE + path for path in METHODS), "/health", "/health/live", "/metrics", "/openapi.yaml", "/docs"]
 
 
 @pytest.mark.parametrize("path", METHODS)
@@ -87,7 +87,8 @@ async def test_head_is_get_without_the_body(path: str, rest: Rest) -> None:
         return
     got = await rest.call("GET", path, base="")
     assert answer.headers["Content-Type"] == got.headers["Content-Type"]
-    assert answer.headers["Content-Length"] == got.headers["Content-Length"]
+    if path != "/metrics":  # which differ from one moment to the next
+        assert answer.headers["Content-Length"] == got.headers["Content-Length"]
 
 
 # Ids.

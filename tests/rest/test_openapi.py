@@ -37,7 +37,11 @@ def test_it_is_openapi() -> None:
 
 
 async def test_it_has_every_route_and_no_other(server: Server) -> None:
-    routes = set(HttpServer(server.parts.registry, HttpSettings(address="127.0.0.1:0")).routes)
+    routes = set(
+        HttpServer(
+            server.parts.registry, HttpSettings(address="127.0.0.1:0"), metrics=bytes, metrics_type="", grace=0
+        ).routes
+    )
     assets = {(method, path) for method, path in routes if path.startswith("/docs/")}
     assert {route for route in routes - assets if route[0] != "HEAD"} == set(OPERATIONS)
 

@@ -113,7 +113,7 @@ class Substitutions:
         for documented, actual in self.values.items():
             # A backslash in what is put in would mean something to re.sub.
             new = actual.replace("\\", r"\\")
-            text = re.sub(rf"(?<![\w./-]){re.escape(documented)}(?![\w-])", new, text)
+            text = re.sub(rf"(?:(?<=://)|(?<![\w./-])){re.escape(documented)}(?![\w-])", new, text)
         return text
 
     def undo(self, text: str) -> str:

@@ -34,8 +34,11 @@ class Server(NamedTuple):
 
 
 def settings(redis_url: str, **sections: Mapping[str, Any]) -> Settings:
-    """Settings of a server on free ports; ``sections`` such as ``watch={"buffer_events": 3}`` change the rest."""
-    values: dict[str, Any] = {"shutdown": {"grace_seconds": 2}, **sections}
+    """Settings of a server on free ports; ``sections`` such as ``watch={"buffer_events": 3}`` change the rest.
+
+    Nothing is probed unless ``health_check`` is given: the endpoints of most tests are nowhere.
+    """
+    values: dict[str, Any] = {"shutdown": {"grace_seconds": 2}, "health_check": {"enabled": False}, **sections}
     redis = {"url": RedisUrl(redis_url), **values.pop("redis", {})}
     return Settings(
         redis=RedisSettings(**redis),
@@ -64,7 +67,10 @@ async def connected(address: str) -> AsyncIterator["tuple[grpc.aio.Channel, Regi
 
 
 class ServerProcess:
-    """``python -m registry_server`` as a process: for signals, kills and several at a time."""
+    """``python -m registry_server`` as a process: for signals, kills and several at a time.
+
+    Nothing is probed unless a flag says so.
+    """
 
     def __init__(self, *flags: str, env: Mapping[str, str] | None = None) -> None:
         self._flags = flags
@@ -99,6 +105,7 @@ class ServerProcess:
             "registry_server",
             "--grpc.address=127.0.0.1:0",
             "--http.address=127.0.0.1:0",
+            "--health-check.enabled=false",
             *self._flags,
             env=self._env,
             cwd=Path(__file__).parents[2],

@@ -1,12 +1,13 @@
 """Settings: sources, precedence, and what is said about bad ones."""
 
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from registry_server.config import RedisUrl, Settings, load_settings, usage
+from registry_server.config import DENIED_NETWORKS, RedisUrl, Settings, load_settings, usage
 from registry_server.config.sources import SETTINGS, Setting
 from registry_server.errors import ConfigurationError
 
@@ -35,6 +36,13 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "health_check.timeout_ms": (5000, "30000", 30000),
     "health_check.failure_threshold": (3, "1", 1),
     "health_check.success_threshold": (2, "1", 1),
+    "health_check.concurrency": (500, "1", 1),
+    "health_check.member_period_ms": (5000, "100", 100),
+    "health_check.allowed_networks": ((), "10.0.0.0/8, ::1", (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
+    "health_check.denied_networks": (DENIED_NETWORKS, "127.0.0.1", (IPv4Network("127.0.0.1/32"),)),
+    "health_check.protection_percent": (50, "100", 100),
+    "health_check.protection_min_failures": (10, "1", 1),
+    "health_check.protection_max_seconds": (300, "1", 1),
     "lease.sweep_interval_ms": (1000, "20", 20),
     "watch.buffer_events": (10000, "1", 1),
     "watch.buffer_bytes": (8388608, "131072", 131072),
@@ -477,3 +485,19 @@ def test_the_help_tells_every_setting_within_the_width() -> None:
         assert setting.field.description, f"{setting.key} has no docstring"
     assert "--log.level debug|info|warning|error\n" in text
     assert "Default: 300 (5 to 86400). Environment: OSSA_REGISTRY_SERVICE_TTL_SECONDS" in text
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/33", "10.1.0.0/8", "example.com", "10.0.0.0/8;::1", "fe80::1%eth0/64"])
+def test_networks_are_networks(text: str) -> None:
+    assert problems_of(["--health-check.denied-networks", text]) == [
+        f"--health-check.denied-networks: must be networks such as 10.0.0.0/8, separated by commas, not {text!r}"
+    ]
+
+
+def test_networks_may_be_none_and_a_list_in_the_file(tmp_path: Path) -> None:
+    assert load_settings(["--health-check.denied-networks="], {}).health_check.denied_networks == ()
+    file = toml_file(tmp_path, 'health_check.allowed_networks = ["10.0.0.0/8", "::1"]')
+    allowed = load_settings(["--config", file], {}).health_check.allowed_networks
+    assert allowed == (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))
+    bad = toml_file(tmp_path, "health_check.allowed_networks = 7")
+    assert problems_of(["--config", bad])[0].endswith("must be networks such as 10.0.0.0/8, separated by commas, not 7")

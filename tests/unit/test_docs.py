@@ -13,6 +13,7 @@ from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
 from registry_server.config import load_settings, usage
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE
 from registry_server.errors import RegistryError
+from registry_server.health.probes import grpc, http, outcome
 from registry_server.rpc.status import CODES
 from registry_server.store.keys import Keys
 
@@ -69,6 +70,23 @@ def settings_of_the_help() -> dict[str, tuple[str, str, str]]:
     """Flag to variable, default and range, as ``serve --help`` tells them."""
     help_ = usage("ossa-registry serve", width=10_000)
     return {flag: (variable, default, range_) for flag, default, range_, variable in SETTING_HELP.findall(help_)}
+
+
+def test_every_error_of_a_probe_is_documented() -> None:
+    fixed = {value for name, value in vars(outcome).items() if name.isupper() and isinstance(value, str)}
+    fixed |= {http._CUT_SHORT, http._DEGRADED, http._HEADER_TOO_LARGE, http._NOT_HTTP}
+    fixed |= {grpc._NOT_GRPC, grpc._UNKNOWN_SERVICE}
+    documented = {bare(text) for text, _ in rows(section(text_of("docs/health.md"), "## What a probe may say"))}
+    assert fixed - documented == set()
+
+
+def test_every_metric_is_documented() -> None:
+    source = text_of("registry_server/telemetry/metrics.py")
+    names = re.findall(r'(Counter|Gauge|Histogram)MetricFamily\(\s*_PREFIX \+ "(\w+)"', source)
+    assert len(names) == source.count("MetricFamily(")
+    assert {bare(name): kind for name, kind, _ in rows(section(text_of("docs/health.md"), "## Metrics"))} == {
+        f"ossa_registry_{name}{'_total' if kind == 'Counter' else ''}": kind.lower() for kind, name in names
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the default data directory that is documented is that of Linux")

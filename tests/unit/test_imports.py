@@ -26,7 +26,8 @@ LAYERS: Final = (
     ("rpc", "gateway"),
     # Wired in from outside, as interceptor and middleware.
     ("security", "telemetry"),
-    "app",
+    # Compose the two kinds of process.
+    ("app", "probe_worker"),
     "__main__",
 )
 RANKS: Final = {

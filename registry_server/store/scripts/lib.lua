@@ -41,12 +41,12 @@ end
 
 -- Adds the event of the next revision and makes it the newest. This is the first write of every change: if Redis is
 -- out of memory it is refused here, before anything else is written.
-local function publish(maxlen, now, kind, reason, name, record, before)
+local function publish(maxlen, now, kind, reason, name, record, before, text)
   local revision = head() + 1
   local epoch = redis.call('GET', EPOCH)
   if record then record = with_revision(record, revision) end
   redis.call('XADD', EVENTS, 'MAXLEN', '~', maxlen, int(revision) .. '-0', 'e', epoch, 'k', kind, 'r', reason,
-    't', int(now), 'n', name, 's', record or '', 'b', before or '')
+    't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', text or '')
   redis.call('SET', REVISION, int(revision))
   return revision, record
 end

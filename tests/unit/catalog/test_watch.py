@@ -1,7 +1,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ UNREGISTERED = EventType.EVENT_TYPE_SERVICE_UNREGISTERED
 HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
 SNAPSHOT = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
 UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
+REGISTRY_ERROR = EventType.EVENT_TYPE_REGISTRY_ERROR
 
 
 class Catalog:
@@ -51,6 +52,20 @@ class Catalog:
 
     def delete(self, name: str) -> None:
         self._apply(None, name)
+
+    def notice(self, error: str) -> None:
+        """Something is wrong with the registry itself."""
+        self.replica.apply(
+            Change(
+                revision=self.replica.revision + 1,
+                type=REGISTRY_ERROR,
+                reason=EventReason.EVENT_REASON_HEALTH_CHECK,
+                at_ms=1000,
+                before=None,
+                after=None,
+                error=error,
+            )
+        )
 
     def resync(self, *changes: Change) -> None:
         self.replica.resync(changes, Position("another", changes[0].revision))
@@ -401,6 +416,117 @@ async def test_a_snapshot_comes_whatever_kinds_are_asked_for() -> None:
         message = await read(watcher)
 
     assert brief(message) == [(SNAPSHOT, "a")]
+
+
+# Notices: events of no service.
+
+
+async def test_every_watcher_gets_a_notice_once_whatever_its_filter() -> None:
+    catalog = Catalog()
+    catalog.put("a", **tagged("x"))
+    filters: list[dict[str, Any]] = [
+        {},
+        {"tags": ["x"]},
+        {"tags": ["y"]},
+        {"name_pattern": "^nobody$"},
+        {"group": "a"},
+        {"health": [1]},
+    ]
+    async with AsyncExitStack() as stack:
+        watchers = [
+            await stack.enter_async_context(catalog.following(filtering(**fields)))
+            for fields in [*filters, *filters]  # two of each: watchers with one filter share an interest
+        ]
+        catalog.notice("half of all services fail")
+        messages = [await read(watcher) for watcher in watchers]
+
+    expected = Event(
+        type=REGISTRY_ERROR,
+        revision=2,
+        reason=EventReason.EVENT_REASON_HEALTH_CHECK,
+        error="half of all services fail",
+    )
+    expected.occurred_at.FromMilliseconds(1000)
+    for message in messages:
+        assert list(message.events) == [expected]
+        assert (message.revision, cursor_of(message)) == (2, Cursor("epoch", 2))
+
+
+async def test_a_notice_is_told_in_its_place_among_changes() -> None:
+    catalog = Catalog()
+    async with catalog.following(filtering(tags=["x"])) as watcher:
+        catalog.put("a", **tagged("x"))
+        catalog.put("other")
+        catalog.notice("trouble")
+        catalog.delete("a")
+        message = await read(watcher)
+
+    assert brief(message) == [(REGISTERED, "a"), (REGISTRY_ERROR, ""), (UNREGISTERED, "a")]
+    assert [event.revision for event in message.events] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("types", "wanted"),
+    [([REGISTRY_ERROR], True), ([REGISTERED, REGISTRY_ERROR], True), ([REGISTERED], False), ([UNREGISTERED], False)],
+)
+async def test_a_notice_comes_to_those_who_ask_for_its_kind(types: list[int], wanted: bool) -> None:  # noqa: FBT001
+    catalog = Catalog()
+    async with catalog.following(types=types, bookmark_interval=0) as watcher:
+        catalog.notice("trouble")
+        live = await read(watcher)
+    async with catalog.watching(types=types, cursor=Cursor("epoch", 0)) as watcher:
+        past = await read(watcher)
+
+    assert brief(live) == brief(past) == ([(REGISTRY_ERROR, "")] if wanted else [])
+    assert cursor_of(live) == cursor_of(past) == Cursor("epoch", 1), "whoever does not want it has passed it by"
+
+
+async def test_whoever_resumes_from_before_a_notice_gets_it_whatever_the_filter() -> None:
+    catalog = Catalog()
+    catalog.put("a", **tagged("x"))
+    catalog.notice("trouble")
+    catalog.put("b", **tagged("x"))
+
+    for fields, names in (({"tags": ["x"]}, ["b"]), ({"tags": ["z"]}, [])):
+        async with catalog.watching(filtering(**fields), cursor=Cursor("epoch", 1)) as watcher:
+            message = await read(watcher)
+        assert brief(message) == [(REGISTRY_ERROR, ""), *((REGISTERED, name) for name in names)]
+        assert message.events[0].error == "trouble"
+    async with catalog.watching(filtering(tags=["x"]), cursor=Cursor("epoch", 2)) as watcher:
+        assert brief(await read(watcher)) == [(REGISTERED, "b")]
+
+
+async def test_a_snapshot_has_no_notices() -> None:
+    catalog = Catalog()
+    catalog.put("a")
+    catalog.notice("trouble")
+    async with catalog.watching(snapshot=True) as watcher:
+        state, complete = await read(watcher), await read(watcher)
+        catalog.notice("more trouble")
+        live = await read(watcher)
+
+    assert brief(state) == [(SNAPSHOT, "a")]
+    assert complete.snapshot_complete
+    assert [event.error for event in live.events] == ["more trouble"]
+
+
+async def test_a_notice_changes_nothing_about_what_is_registered() -> None:
+    catalog = Catalog()
+    catalog.put("a")
+    before = dict(catalog.replica.records)
+    catalog.notice("trouble")
+    assert catalog.replica.records == before
+    assert catalog.replica.revision == 2
+
+
+async def test_whoever_is_too_slow_for_notices_is_ended_and_costs_the_others_nothing() -> None:
+    catalog = Catalog(buffer_events=2)
+    async with catalog.following() as slow, catalog.following(filtering(tags=["x"])) as quick:
+        for i in range(5):
+            catalog.notice(f"trouble {i}")
+            assert [event.error for event in (await read(quick)).events] == [f"trouble {i}"]
+        with pytest.raises(WatcherTooSlow):
+            await read(slow)
 
 
 # Messages.

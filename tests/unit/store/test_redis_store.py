@@ -11,7 +11,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import ConfigurationError, StoreUnavailable
 from registry_server.model.document import service_document
-from registry_server.store import Conflict, EpochChanged, Position, RedisStore, StoredEvent, redis_store
+from registry_server.store import Conflict, EpochChanged, Position, ProbeResult, RedisStore, StoredEvent, redis_store
 from registry_server.store.keys import Keys
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import seed_service, small_service
@@ -23,6 +23,8 @@ UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
 UNREGISTERED = EventType.EVENT_TYPE_SERVICE_UNREGISTERED
 CLIENT_REQUEST = EventReason.EVENT_REASON_CLIENT_REQUEST
 LEASE_EXPIRED = EventReason.EVENT_REASON_LEASE_EXPIRED
+REGISTRY_ERROR = EventType.EVENT_TYPE_REGISTRY_ERROR
+HEALTH_CHECK = EventReason.EVENT_REASON_HEALTH_CHECK
 SLACK_MS = 5_000  # that a slow machine may take between two commands
 
 
@@ -69,6 +71,13 @@ class Box(NamedTuple):
         return await self.store.delete(
             name, epoch=self.epoch if epoch is None else epoch, expected=expected, reason=CLIENT_REQUEST
         )
+
+    async def notice(self, error: str, *, epoch: str | None = None) -> int | EpochChanged:
+        return await self.store.notice(error, epoch=self.epoch if epoch is None else epoch, reason=HEALTH_CHECK)
+
+    async def members(self) -> set[str]:
+        listed: Any = await self.client.zrange(self.store.keys.members, 0, -1)
+        return {member.decode() for member in listed}
 
     async def now_ms(self) -> int:
         seconds, micros = await self.client.time()
@@ -682,6 +691,148 @@ async def test_a_sweep_forgets_checks(box: Box) -> None:
     assert await box.client.hgetall(box.store.keys.checks) == {}
 
 
+async def test_results_of_probes_are_kept_for_known_services_only_and_make_no_change(box: Box) -> None:
+    await box.put("a")
+    await box.put("b")
+    before = await box.events()
+
+    await box.store.write_checks(
+        [
+            ProbeResult("a", b"of a", renew=False),
+            ProbeResult("absent", b"of nobody", renew=True),
+            ProbeResult("b", b"\x00\xff", renew=True),
+        ]
+    )
+
+    assert await box.client.hgetall(box.store.keys.checks) == {b"a": b"of a", b"b": b"\x00\xff"}
+    assert await box.deadline("absent") is None
+    assert await box.events() == before
+    assert await box.revision() == 2
+
+
+async def test_results_renew_the_leases_of_those_that_succeeded(box: Box) -> None:
+    soon = await box.now_ms() + 1_000
+    for name in ("renewed", "kept"):
+        await box.put(name, ttl=60)
+        await box.set_deadline(name, soon)
+    await box.put("permanent", ttl=0)
+
+    before = await box.now_ms()
+    await box.store.write_checks(
+        [ProbeResult(name, b"check", renew=name != "kept") for name in ("renewed", "kept", "permanent")]
+    )
+
+    renewed = await box.deadline("renewed")
+    assert renewed is not None
+    assert 0 <= renewed - before - 60_000 < SLACK_MS
+    assert await box.document_left_ms("renewed") > 60_000 - SLACK_MS
+    assert await box.deadline("kept") == soon
+    assert await box.document_left_ms("kept") <= 1_000
+    assert await box.deadline("permanent") == float("inf")
+    assert await box.document_left_ms("permanent") == -1
+
+
+async def test_a_result_that_renews_a_lease_whose_document_is_gone_has_it_written_again(box: Box) -> None:
+    await box.store.sweep(LEASE_EXPIRED)
+    await box.put("a")
+    await box.client.delete(box.store.keys.document_prefix + "a")
+
+    await box.store.write_checks([ProbeResult("a", b"check", renew=True)])
+
+    assert (await box.store.sweep(LEASE_EXPIRED)).bare == ["a"]
+
+
+async def test_any_number_of_results_is_written_the_newest_last(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "CHECKS_BATCH", 3)
+    names = [f"s{i}" for i in range(7)]
+    for name in names:
+        await box.put(name)
+
+    await box.store.write_checks([])
+    await box.store.write_checks([ProbeResult(name, name.encode(), renew=False) for name in names])
+    await box.store.write_checks([ProbeResult("s0", b"newer", renew=False)])
+
+    checks = {name.encode(): name.encode() for name in names}
+    assert await box.client.hgetall(box.store.keys.checks) == {**checks, b"s0": b"newer"}
+
+
+# Notices.
+
+
+async def test_a_notice_is_an_event_of_no_service_with_a_revision_of_its_own(box: Box) -> None:
+    await box.put("a")
+    records = await box.client.hgetall(box.store.keys.records)
+    before = await box.now_ms()
+
+    assert await box.notice("half of all fail: größer als 機") == 2
+
+    [_, event] = await box.events()
+    assert event == StoredEvent(
+        box.epoch, 2, REGISTRY_ERROR, HEALTH_CHECK, event.at_ms, "", b"", b"", "half of all fail: größer als 機"
+    )
+    assert 0 <= event.at_ms - before < SLACK_MS
+    assert await box.store.event(2) == event
+    assert await box.store.tail(1) == [event]
+    assert await box.store.head() == Position(box.epoch, 2)
+    assert await box.client.hgetall(box.store.keys.records) == records
+    assert await box.put("b") == 3
+
+
+async def test_an_event_of_a_service_has_no_error_also_if_it_was_written_before_there_were_notices(box: Box) -> None:
+    await box.put("a")
+    [event] = await box.events()
+    assert event.error == ""
+
+    entries: Any = await box.client.xrange(box.store.keys.events)
+    [(_, fields)] = entries
+    assert fields.pop(b"x") == b""
+    await box.client.xadd(box.store.keys.events, fields, id="2-0")
+    [_, older] = await box.events()
+    assert older == event._replace(revision=2)
+
+
+async def test_a_notice_of_another_epoch_is_refused_and_writes_nothing(box: Box) -> None:
+    await box.put("a")
+    contents = await box.contents()
+    assert isinstance(await box.notice("trouble", epoch="another"), EpochChanged)
+    assert await box.contents() == contents
+
+
+# Members.
+
+
+async def test_members_are_those_who_say_so_and_have_not_left(box: Box) -> None:
+    assert await box.store.stay_member("b", 60) == ["b"]
+    assert sorted(await box.store.stay_member("a", 60)) == ["a", "b"]
+    assert sorted(await box.store.stay_member("b", 60)) == ["a", "b"]
+
+    await box.store.leave_members("b", 60)
+    await box.store.leave_members("never-there", 60)
+
+    assert await box.members() == {"a"}
+    assert await box.store.stay_member("a", 60) == ["a"]
+
+
+@pytest.mark.parametrize(("said_s", "lives"), [(-50, True), (-70, False), (50, True), (70, False)], ids=str)
+async def test_whoever_said_so_more_than_a_period_ago_or_ahead_is_gone(
+    box: Box,
+    said_s: int,
+    lives: bool,  # noqa: FBT001
+) -> None:
+    """Ahead: the clock of Redis was set back."""
+    await box.client.zadd(box.store.keys.members, {"other": await box.now_ms() + said_s * 1000})
+    assert ("other" in await box.store.stay_member("a", 60)) is lives
+    assert ("other" in await box.members()) is lives
+
+
+async def test_after_the_clock_of_redis_was_set_back_a_member_says_so_at_the_new_time(box: Box) -> None:
+    await box.client.zadd(box.store.keys.members, {"a": await box.now_ms() + 3_600_000})
+    assert await box.store.stay_member("a", 60) == ["a"]
+    score = await box.client.zscore(box.store.keys.members, "a")
+    assert score is not None
+    assert abs(await box.now_ms() - float(score)) < SLACK_MS
+
+
 # Revisions of every size, which Lua writes into records and reads from them.
 
 
@@ -893,6 +1044,9 @@ WRITES = {
     "renew": lambda box: box.store.renew(["a"]),
     "sweep": lambda box: box.store.sweep(LEASE_EXPIRED),
     "check": lambda box: box.store.write_check("a", b"new check", expected=1),
+    "probe results": lambda box: box.store.write_checks([ProbeResult("a", b"new check", renew=True)]),
+    "notice": lambda box: box.notice("trouble"),
+    "member": lambda box: box.store.stay_member("process", 60),
     "new epoch": lambda box: box.store.head(Position(box.epoch, 99)),
 }
 

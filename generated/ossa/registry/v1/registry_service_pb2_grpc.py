@@ -199,7 +199,10 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckServiceHealth(self, request, context):
-        """Probes the service now. Errors: NOT_FOUND; UNIMPLEMENTED where this server does not probe.
+        """Probes the service now, as `Service.health_check` says; a service that is not probed is answered as it is. The result
+        counts like that of any other probe, on the server that probes this service anyway; on another one it counts alone.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) where this server does not probe;
+        UNAVAILABLE if a change of status could not be stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

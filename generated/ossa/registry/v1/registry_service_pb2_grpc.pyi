@@ -73,7 +73,11 @@ class RegistryServiceStub:
     Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
     """
     CheckServiceHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckServiceHealthRequest, _registry_service_pb2.CheckServiceHealthResponse]
-    """Probes the service now. Errors: NOT_FOUND; UNIMPLEMENTED where this server does not probe."""
+    """Probes the service now, as `Service.health_check` says; a service that is not probed is answered as it is. The result
+    counts like that of any other probe, on the server that probes this service anyway; on another one it counts alone.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) where this server does not probe;
+    UNAVAILABLE if a change of status could not be stored.
+    """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]
     """Renews leases. Unknown names are data, not an error: register those again. Errors: INVALID_ARGUMENT; UNAVAILABLE."""
     KeepAlive: _grpc.StreamStreamMultiCallable[_registry_service_pb2.KeepAliveRequest, _registry_service_pb2.KeepAliveResponse]
@@ -139,7 +143,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
     """
     CheckServiceHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckServiceHealthRequest, _registry_service_pb2.CheckServiceHealthResponse]  # type: ignore[assignment]
-    """Probes the service now. Errors: NOT_FOUND; UNIMPLEMENTED where this server does not probe."""
+    """Probes the service now, as `Service.health_check` says; a service that is not probed is answered as it is. The result
+    counts like that of any other probe, on the server that probes this service anyway; on another one it counts alone.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) where this server does not probe;
+    UNAVAILABLE if a change of status could not be stored.
+    """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews leases. Unknown names are data, not an error: register those again. Errors: INVALID_ARGUMENT; UNAVAILABLE."""
     KeepAlive: _aio.StreamStreamMultiCallable[_registry_service_pb2.KeepAliveRequest, _registry_service_pb2.KeepAliveResponse]  # type: ignore[assignment]
@@ -256,7 +264,11 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CheckServiceHealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.CheckServiceHealthResponse, _abc.Awaitable[_registry_service_pb2.CheckServiceHealthResponse]]:
-        """Probes the service now. Errors: NOT_FOUND; UNIMPLEMENTED where this server does not probe."""
+        """Probes the service now, as `Service.health_check` says; a service that is not probed is answered as it is. The result
+        counts like that of any other probe, on the server that probes this service anyway; on another one it counts alone.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) where this server does not probe;
+        UNAVAILABLE if a change of status could not be stored.
+        """
 
     @_abc_1.abstractmethod
     def Heartbeat(

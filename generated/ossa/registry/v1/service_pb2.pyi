@@ -433,7 +433,7 @@ class HealthCheck(_message.Message):
 
     @_typing.final
     class HeartbeatProbe(_message.Message):
-        """No probe: the service is healthy while its heartbeats come."""
+        """No probe: the service is HEALTHY from its registration on, and gone with its lease."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -497,11 +497,11 @@ class HealthCheck(_message.Message):
 
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
-        """Time between two probes, 1 s to 24 h; unset = 30 s."""
+        """Time between two probes, 1 s to 24 h; unset = the default of the server (30 s)."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """Longest time for one probe, 10 ms to 5 min and not longer than `interval`; unset = 5 s."""
+        """Longest time for one probe, 10 ms to 5 min and not longer than `interval`; unset = the default (5 s)."""
 
     @_builtins.property
     def degraded_after(self) -> _duration_pb2.Duration:

@@ -1,0 +1,164 @@
+"""Health probes: are they on time, what do they cost, and do calls notice? Beside a bare aiohttp client loop."""
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from benchmarks.processes import Served, process, served
+from benchmarks.report import Report
+from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, GetServiceRequest
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from ossa.registry.v1.service_pb2 import Service
+
+_ENDPOINTS = 5_000
+_INTERVAL_MS = 5_000
+_CALLS = 1_500
+_PACE = 0.005  # seconds between two calls
+_SECONDS = 5
+_CONCURRENCY = 64
+_PROBING = ("--health-check.enabled=true", f"--health-check.interval-ms={_INTERVAL_MS}")
+# More than can be done: what is measured is how many are.
+_SATURATED = (
+    "--health-check.enabled=true",
+    "--health-check.interval-ms=200",
+    "--health-check.timeout-ms=200",
+    f"--health-check.concurrency={_CONCURRENCY}",
+    "--health-check.failure-threshold=100",
+)
+
+
+class _Sample(NamedTuple):
+    """What a registry says of its probes at one time."""
+
+    at: float
+    cpu: float
+    probes: float
+    began: float
+    on_time: float
+
+
+async def run(report: Report, args: argparse.Namespace) -> None:
+    """Measures lateness and calls beside probes, then the rate."""
+    rounds: int = args.rounds
+    report.title(f"Probes of {_ENDPOINTS:,} HTTP endpoints every {_INTERVAL_MS / 1000:g} s by one process")
+    with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
+        folder = Path(name)
+        async with process(r"([\d,]+)", r"\d", "-m", "benchmarks.endpoints", str(_ENDPOINTS)) as ports:
+            await _beside_calls(report, folder, ports.split(","), rounds)
+            await _rate(report, folder, ports, rounds)
+
+
+async def _beside_calls(report: Report, folder: Path, ports: list[str], rounds: int) -> None:
+    idle, probing, probes, late, busy = [], [], 0.0, 0.0, []
+    for i in range(rounds):
+        async with served(folder) as quiet:
+            if i == 0:
+                await _register(quiet.grpc, ports)
+            idle.append(await _p99(quiet.grpc))
+        async with served(folder, *_PROBING) as one:
+            await asyncio.sleep(_INTERVAL_MS / 1000)  # until every service had its first probe
+            before = _sample(one)
+            probing.append(await _p99(one.grpc))
+            after = _sample(one)
+            probes += after.began - before.began
+            late += (after.began - before.began) - (after.on_time - before.on_time)
+            busy.append((after.cpu - before.cpu) / (after.at - before.at))
+    report.line("probes counted, busy share of one core", f"{probes:,.0f} {statistics.median(busy):.0%}")
+    report.at_most("probes that began more than 0.5 s late", 100 * late / probes, 1, "%")
+    report.line("GetService p99 idle, probing", f"{min(idle):.2f} {min(probing):.2f} ms")
+    ratio = statistics.median(b / a for a, b in zip(idle, probing, strict=True))
+    report.at_most("GetService p99 probing / idle, median of rounds", ratio, 2, "")
+
+
+async def _rate(report: Report, folder: Path, ports: str, rounds: int) -> None:
+    ratios, by_wall, ours = [], [], []
+    for _ in range(rounds):
+        wall, core = await _bare(ports)
+        async with served(folder, *_SATURATED) as one:
+            await asyncio.sleep(1)
+            before = _sample(one)
+            await asyncio.sleep(_SECONDS)
+            after = _sample(one)
+        probes = after.probes - before.probes
+        ours.append(probes / (after.cpu - before.cpu))
+        ratios.append(ours[-1] / core)
+        by_wall.append(probes / (after.at - before.at) / wall)
+        report.line("checks/s a core: bare aiohttp, ours", f"{core:,.0f} {ours[-1]:,.0f}")
+    report.line("checks a second and core, median", f"{statistics.median(ours):,.0f}/s")
+    report.line("ratio to the bare loop by the clock, median", f"{statistics.median(by_wall):.2f}")
+    report.at_least("ratio to the bare loop a core, median", statistics.median(ratios), 0.6)
+
+
+async def _register(address: str, ports: list[str]) -> None:
+    fleet = [
+        Service(name=f"agent-{i}", endpoint=f"http://127.0.0.1:{port}", version="1.0.0", ttl=Duration())
+        for i, port in enumerate(ports)
+    ]
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = RegistryServiceStub(channel)
+        for start in range(0, len(fleet), 500):
+            await stub.BatchRegisterServices(BatchRegisterServicesRequest(services=fleet[start : start + 500]))
+
+
+async def _p99(address: str) -> float:
+    """Calls ``GetService`` at a steady pace; gives the 99th percentile in ms."""
+    took = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = RegistryServiceStub(channel)
+        request = GetServiceRequest(name="agent-0")
+        for _ in range(_CALLS):
+            start = time.perf_counter()
+            await stub.GetService(request)
+            took.append((time.perf_counter() - start) * 1000)
+            await asyncio.sleep(_PACE)
+    return statistics.quantiles(took, n=100)[98]
+
+
+async def _bare(ports: str) -> tuple[float, float]:
+    """Rate of the bare loop: a second, and a second of its processor time."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.bare_probes", str(_SECONDS), str(_CONCURRENCY), ports),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await child.communicate()
+    wall, core = output.decode().split()
+    return float(wall), float(core)
+
+
+def _sample(one: Served) -> _Sample:
+    with urllib.request.urlopen(f"http://{one.http}/metrics") as answer:
+        text = answer.read().decode()
+
+    def value(pattern: str) -> float:
+        return sum(float(found) for found in re.findall(rf"^ossa_registry_{pattern} (\S+)$", text, re.MULTILINE))
+
+    return _Sample(
+        at=time.perf_counter(),
+        cpu=sum(map(_processor_time, (one.pid, *_python_children(one.pid)))),
+        probes=value(r'probes_total\{outcome="(?:ok|degraded)"\}'),
+        began=value("probe_lateness_seconds_count"),
+        on_time=value(r'probe_lateness_seconds_bucket\{le="0.5"\}'),
+    )
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _python_children(pid: int) -> list[int]:
+    """Process ids of the children that are ours and not Redis."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [int(child) for child in children if b"python" in Path(f"/proc/{child}/cmdline").read_bytes()]

@@ -1,0 +1,334 @@
+"""``HealthMonitor``: probes every service of this process's share when it is due."""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from ossa.registry.v1.event_pb2 import EventReason
+from ossa.registry.v1.service_pb2 import Health
+from registry_server.catalog import Change, Replica
+from registry_server.config import HealthCheckSettings
+from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavailable
+from registry_server.health.figures import Figures
+from registry_server.health.judge import Judge
+from registry_server.health.members import Membership
+from registry_server.health.probes import Plan, ProbeProcess
+from registry_server.health.results import ResultWriter
+from registry_server.health.schedule import Schedule
+from registry_server.health.standstill import Standstill
+from registry_server.model.record import Record
+from registry_server.tasks import cancel
+
+_FIRST_PROBE: Final = 1.0
+"""Seconds within which a service is probed that registered or moved."""
+_TICK: Final = 0.01
+"""Seconds by which probes may be late to begin together: handed over one by one they would cost twice as much."""
+_REVIEW_EVERY: Final = 1.0
+"""Seconds."""
+_SLICE: Final = 500
+"""Services that are looked at between two turns of other tasks; about 10 ms."""
+_ON_DEMAND: Final = 64
+"""Probes at once that clients ask for, beside those that are due: they cannot hold those up."""
+
+log = structlog.get_logger(__name__)
+
+
+class HealthMonitor:
+    """Probes services at their intervals with bounded concurrency.
+
+    One heap says who is due; there is a task for each probe that is under way and none for those that wait. A result is
+    dropped if this process stood still meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        prober: ProbeProcess,
+        membership: Membership,
+        judge: Judge,
+        results: ResultWriter,
+        settings: HealthCheckSettings,
+        contact: Callable[[], int],
+    ) -> None:
+        """Prepares it.
+
+        Args:
+            replica: Which services there are.
+            prober: Makes the probes.
+            membership: Which of them are this process's.
+            judge: Takes the results.
+            results: Writes them.
+            settings: Defaults of checks, and concurrency.
+            contact: Number of the connection to the store, counted from 1; 0 while it is away.
+        """
+        self._replica = replica
+        self._prober = prober
+        self._membership = membership
+        self._judge = judge
+        self._results = results
+        self._settings = settings
+        self._contact = contact
+        self._standstill = Standstill(self._on_standstill)
+        self._schedule = Schedule()
+        self._plans: dict[str, Plan] = {}  # of the services that this process probes
+        self._fresh: set[str] = set()  # changed before it was known whose they are
+        self._wake = asyncio.Event()
+        self._waits_until = math.inf
+        self._shares_changed = asyncio.Event()
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._on_demand_slots = asyncio.Semaphore(_ON_DEMAND)
+        self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
+        self._turn = asyncio.Lock()  # of starting and stopping
+        self._session: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._failure: asyncio.Future[None] | None = None
+        self.figures = Figures()
+
+    @property
+    def probed_services(self) -> int:
+        """How many services this process probes."""
+        return len(self._plans)
+
+    @property
+    def members(self) -> int:
+        """Among how many live processes services are shared out."""
+        return len(self._membership.members)
+
+    @property
+    def standstills(self) -> int:
+        """How often this process stood still."""
+        return self._standstill.count
+
+    @property
+    def protection_active(self) -> bool:
+        """Whether this process doubts itself and has frozen statuses."""
+        return self._judge.protection.active
+
+    async def start(self) -> None:
+        """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
+        async with self._turn:
+            if self._session is None:
+                self._prober.start()
+                self._session = asyncio.create_task(self._run(), name="health-monitor")
+                self._session.add_done_callback(self._on_end)
+
+    async def stop(self) -> None:
+        """Ends it and leaves the services to other processes; probes under way are given up."""
+        async with self._turn:
+            if self._session is not None:
+                await cancel([self._session])
+                await self._prober.close()
+                self._session = None
+
+    async def supervise(self) -> None:
+        """Ends with the error that ended the monitor, if one ever does."""
+        self._failure = asyncio.get_running_loop().create_future()
+        await self._failure
+
+    async def check_now(self, record: Record) -> Health | None:
+        """Probes a service at once; the result counts like any other and can be read on return.
+
+        Those who ask while a probe is under way that was asked for get its result too.
+
+        Returns:
+            The health after the probe; ``None`` if there is nothing to probe, or the service changed meanwhile.
+
+        Raises:
+            ProbingDisabled: The monitor does not run.
+            RegistryError: The result could not be committed.
+        """
+        if self._group is None:
+            raise ProbingDisabled
+        plan = Plan.of(record.message(), self._settings)
+        answer = self._on_demand.get((record.name, plan))
+        if answer is None:
+            answer = self._on_demand[record.name, plan] = asyncio.get_running_loop().create_future()
+            self._group.create_task(self._check_on_demand(record, plan))
+        health = await asyncio.shield(answer)
+        if isinstance(health, RegistryError):
+            raise health
+        return health
+
+    async def _run(self) -> None:
+        self._standstill.begin()
+        self._replica.on_applied.append(self._on_change)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._membership.run(self._shares_changed.set), name="membership")
+                group.create_task(self._results.run(), name="probe-results")
+                group.create_task(self._share_out(), name="probe-shares")
+                group.create_task(self._standstill.run(), name="standstill")
+                group.create_task(self._review(), name="protection")
+                try:
+                    await self._dispatch(group)
+                finally:
+                    self._group = None  # which takes no more tasks while it ends
+        finally:
+            self._fresh.clear()
+            self._replica.on_applied.remove(self._on_change)
+            for name in list(self._plans):
+                self._let_go(name)
+            for answer in self._on_demand.values():
+                if not answer.done():
+                    answer.set_result(ProbingDisabled())
+            self._on_demand.clear()
+
+    def _on_end(self, session: asyncio.Task[None]) -> None:
+        error = None if session.cancelled() else session.exception()
+        if error is not None and self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    # Probing.
+
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._slots.acquire()
+            record, plan, due = await self._next()
+            self.figures.began(time.monotonic() - due)
+            group.create_task(self._check(record, plan, due))
+
+    async def _next(self) -> tuple[Record, Plan, float]:
+        """Waits for a service that is due; gives it with its plan and the time at which it was due."""
+        while True:
+            self._standstill.look()  # what became due meanwhile is not to be caught up with at once
+            now = time.monotonic()
+            while (entry := self._schedule.pop_due(now)) is not None:
+                name, due = entry
+                if name in self._plans and name in self._replica.records:
+                    return self._replica.records[name], self._plans[name], due
+            following = self._schedule.next_due()
+            self._waits_until = math.inf if following is None else following
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if following is None else max(following - now, _TICK)):
+                    await self._wake.wait()
+
+    async def _check(self, record: Record, plan: Plan, due: float) -> None:
+        """Makes one probe that is due and sets the time of the next."""
+        stood_still = self._standstill.look()
+        try:
+            await self._probe(record, plan)
+        except RegistryError as error:  # the store went away meanwhile: the next probe tells
+            log.debug("result of a probe was not kept", service=record.name, why=str(error))
+        except Exception:
+            # Ours to mend; it must cost one result, not all probing.
+            log.exception("result of a probe was lost", service=record.name)
+        finally:
+            self._slots.release()
+        # One that was taken on anew meanwhile has its time already.
+        if self._plans.get(record.name) is plan:
+            now = time.monotonic()
+            again = max(due + plan.interval, now)
+            if self._standstill.look() != stood_still:  # all that were under way would come at once
+                again = now + _jitter(plan.interval)
+            self._set(record.name, again)
+
+    async def _check_on_demand(self, record: Record, plan: Plan) -> None:
+        health: Health | RegistryError | None = None
+        try:
+            async with self._on_demand_slots:
+                # Again if this process stood still: who asks wants to know.
+                health = await self._probe(record, plan) or await self._probe(record, plan)
+            with suppress(StoreUnavailable):
+                await self._results.flush()
+        except RegistryError as error:
+            health = error
+        except Exception:
+            log.exception("result of a probe was lost", service=record.name)
+        self._on_demand.pop((record.name, plan)).set_result(health)
+
+    async def _probe(self, record: Record, plan: Plan) -> Health | None:
+        """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
+        if not plan.probed:
+            return None
+        stood_still = self._standstill.look()
+        contact = self._contact()
+        outcome = await self._prober.probe(plan)
+        self.figures.ended(outcome)
+        if self._standstill.look() != stood_still:  # the time that passed was not the service's
+            return None
+        return await self._judge.take(record, plan, outcome, contact=contact if contact == self._contact() else 0)
+
+    async def _review(self) -> None:
+        while True:
+            await asyncio.sleep(_REVIEW_EVERY)
+            await self._judge.review()
+
+    # Whom to probe, and when.
+
+    def _on_change(self, change: Change) -> None:
+        before, after = change.before, change.after
+        if after is None:
+            self._let_go(change.name)
+        elif not self._membership.members:
+            self._fresh.add(after.name)
+        elif not self._membership.owns(after.name):
+            return
+        elif before is None or _probed_otherwise(before, after):
+            self._take_on(after, _FIRST_PROBE)
+        elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
+            self._judge.expect(after)  # somebody knows better
+
+    async def _share_out(self) -> None:
+        """Takes on what has become this process's, and lets go what no longer is, whenever shares change."""
+        while True:
+            await self._shares_changed.wait()
+            self._shares_changed.clear()
+            for i, record in enumerate(list(self._replica.records.values())):
+                if i % _SLICE == 0:
+                    await asyncio.sleep(0)
+                if self._replica.records.get(record.name) is not record:
+                    continue  # it changed meanwhile, and was looked at
+                if not self._membership.owns(record.name):
+                    self._let_go(record.name)
+                elif record.name not in self._plans:
+                    self._take_on(record, _FIRST_PROBE if record.name in self._fresh else math.inf)
+            self._fresh.clear()
+
+    def _take_on(self, record: Record, within: float) -> None:
+        """Begins to probe a service, at the latest within an interval: somebody may have probed it just now."""
+        plan = Plan.of(record.message(), self._settings)
+        if not plan.probed:
+            self._let_go(record.name)
+            return
+        self._plans[record.name] = plan
+        self._judge.expect(record)
+        self._set(record.name, time.monotonic() + _jitter(min(within, plan.interval)))
+
+    def _let_go(self, name: str) -> None:
+        if self._plans.pop(name, None) is not None:
+            self._schedule.discard(name)
+            self._judge.forget(name)
+
+    def _set(self, name: str, due: float) -> None:
+        self._schedule.set(name, due)
+        if due < self._waits_until - _TICK:
+            self._wake.set()
+
+    def _on_standstill(self, gap: float) -> None:
+        """Spreads what became due during a standstill, so that all is checked within an interval but not at once."""
+        self._membership.refresh()
+        now = time.monotonic()
+        overdue: list[str] = []
+        while (entry := self._schedule.pop_due(now)) is not None:
+            overdue.append(entry[0])
+        for name in overdue:
+            if name in self._plans:
+                self._set(name, now + _jitter(min(gap, self._plans[name].interval)))
+
+
+def _probed_otherwise(before: Record, after: Record) -> bool:
+    old, new = before.message(), after.message()
+    return old.endpoint != new.endpoint or old.health_check != new.health_check
+
+
+def _jitter(within: float) -> float:
+    return random.uniform(0, within)  # noqa: S311 - spreads load, hides nothing

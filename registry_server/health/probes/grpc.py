@@ -1,0 +1,162 @@
+"""The gRPC probe: ``grpc.health.v1.Health/Check`` on a channel of its own.
+
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from registry_server import __version__
+from registry_server.health.network import NetworkPolicy, ResolvedAddress
+from registry_server.health.probes import outcome
+from registry_server.health.probes.outcome import Answer, ProbeFailed
+from registry_server.health.probes.plan import Plan
+
+_CHECK: Final = "/grpc.health.v1.Health/Check"
+_UNKNOWN_SERVICE = "the server does not know the gRPC service that is asked for"
+_NOT_GRPC = "not a gRPC answer"
+_ROOTS_VARIABLE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+
+_OPTIONS: Final[Sequence[tuple[str, str | int]]] = (
+    ("grpc.primary_user_agent", f"ossa-registry/{__version__}"),
+    ("grpc.use_local_subchannel_pool", 1),  # a pool would hand on connections, and the back-off of failed ones
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.max_receive_message_length", 4_096),
+    ("grpc.max_metadata_size", 8_192),
+)
+
+_BY_STATUS: Final[Mapping[int, str]] = {
+    HealthCheckResponse.UNKNOWN: "the service reports UNKNOWN",
+    HealthCheckResponse.NOT_SERVING: "the service reports NOT_SERVING",
+    HealthCheckResponse.SERVICE_UNKNOWN: _UNKNOWN_SERVICE,
+}
+
+# gRPC tells why it could not connect in words alone. The first that is found counts.
+_NOT_CONNECTED: Final = "failed to connect to all addresses"
+_BY_WORDS: Final[Sequence[tuple[str, str]]] = (
+    ("Connection refused", outcome.REFUSED),
+    ("Too many open files", outcome.TOO_MANY_FILES),
+    ("Cannot assign requested address", outcome.NO_LOCAL_ADDRESS),
+    ("No route to host", outcome.HOST_UNREACHABLE),
+    ("Network is unreachable", outcome.NETWORK_UNREACHABLE),
+    ("Hostname Verification Check failed", outcome.TLS_OTHER_HOST),
+    ("WRONG_VERSION_NUMBER", outcome.TLS_NOT_SPOKEN),
+    ("self signed certificate in certificate chain", outcome.TLS_SELF_SIGNED_CHAIN),
+    ("self signed certificate", outcome.TLS_SELF_SIGNED),
+    ("unable to get local issuer certificate", outcome.TLS_UNKNOWN_ISSUER),
+    ("certificate has expired", outcome.TLS_EXPIRED),
+    ("certificate is not yet valid", outcome.TLS_NOT_YET_VALID),
+    ("CERTIFICATE_VERIFY_FAILED", outcome.TLS_NOT_TRUSTED),
+    ("handshake failed", outcome.TLS_FAILED),
+    ("Failed parsing HTTP/2", _NOT_GRPC),
+    ("Socket closed", outcome.CLOSED_WITHOUT_ANSWER),
+    ("Connection reset", outcome.CLOSED_WITHOUT_ANSWER),
+    ("Broken pipe", outcome.CLOSED_WITHOUT_ANSWER),
+)
+
+
+class GrpcProber:
+    """Asks over gRPC."""
+
+    def __init__(self, policy: NetworkPolicy, authorities: bytes | None) -> None:
+        """Prepares a prober.
+
+        Args:
+            policy: Which addresses may be connected to.
+            authorities: Certificates of the authorities to trust, as PEM; None = those that gRPC ships.
+        """
+        self._policy = policy
+        # Made once: with the authorities of a system it takes milliseconds.
+        self._credentials = grpc.ssl_channel_credentials(authorities)
+
+    async def probe(self, plan: Plan, deadline: float) -> Answer:
+        """Asks for the health of the service of a plan.
+
+        Args:
+            plan: What to ask.
+            deadline: Time of the event loop at which to give up.
+
+        Raises:
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not as it should.
+            TimeoutError: It did not answer in time.
+        """
+        request = HealthCheckRequest(service=plan.grpc_service).SerializeToString()
+        try:
+            async with asyncio.timeout_at(deadline):
+                addresses = await self._policy.resolve(plan.host, plan.port)
+                async with self._channel(plan, addresses) as channel:
+                    # In bytes: an answer that cannot be parsed would otherwise be logged by gRPC.
+                    check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)
+                    answer = await check(request, timeout=deadline - asyncio.get_running_loop().time())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise TimeoutError from error
+            raise ProbeFailed(_why(error)) from error
+        try:
+            status = HealthCheckResponse.FromString(answer).status
+        except DecodeError as error:
+            raise ProbeFailed(_NOT_GRPC) from error
+        if status != HealthCheckResponse.SERVING:
+            raise ProbeFailed(_BY_STATUS.get(status, _NOT_GRPC))
+        return Answer()
+
+    def _channel(self, plan: Plan, addresses: Sequence[ResolvedAddress]) -> grpc.aio.Channel:
+        options = [*_OPTIONS, ("grpc.default_authority", plan.authority)]
+        if not plan.tls:
+            return grpc.aio.insecure_channel(_target(addresses), options)
+        # The target is an address; what the certificate must be valid for is the host.
+        options.append(("grpc.ssl_target_name_override", plan.host.rstrip(".")))
+        return grpc.aio.secure_channel(_target(addresses), self._credentials, options)
+
+
+def system_authorities() -> bytes | None:
+    """Certificates of the authorities that this system trusts, as PEM; None = leave it to gRPC. Reads files.
+
+    gRPC by itself trusts those that it ships, so that one installed on the host for a network of its own would count
+    for HTTP and not for gRPC. Where its environment variable for them is set, its own way is taken: it reads them once,
+    while those that it is given it reads for each channel (150 of them: 7 ms).
+    """
+    if _ROOTS_VARIABLE in os.environ:
+        return None
+    paths = ssl.get_default_verify_paths()
+    files = [Path(paths.cafile)] if paths.cafile else sorted(Path(paths.capath).glob("*.0")) if paths.capath else []
+    return b"\n".join(file.read_bytes() for file in files) or None
+
+
+def _target(addresses: Sequence[ResolvedAddress]) -> str:
+    """All addresses as one target, tried in their order and a little apart (RFC 8305) as gRPC does.
+
+    A target has addresses of one family; IPv4 addresses beside IPv6 are written as mapped ones.
+    """
+    if all(address.family == socket.AF_INET for address in addresses):
+        return "ipv4:" + ",".join(f"{address.address}:{address.port}" for address in addresses)
+    return "ipv6:" + ",".join(
+        f"[::ffff:{address.address}]:{address.port}"
+        if address.family == socket.AF_INET
+        else f"[{address.address}]:{address.port}"
+        for address in addresses
+    )
+
+
+def _why(error: grpc.aio.AioRpcError) -> str:
+    """Says in plain words what went wrong."""
+    code, words = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and words.startswith(_NOT_CONNECTED):
+        return next((text for part, text in _BY_WORDS if part in words), outcome.FAILED)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return _UNKNOWN_SERVICE
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return "the server does not offer grpc.health.v1"
+    return f"gRPC {code.name}"

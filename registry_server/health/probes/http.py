@@ -1,0 +1,249 @@
+"""The HTTP probe: one request on a connection of its own, judged by its status code."""
+
+import asyncio
+import json
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Final, Never
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import LineTooLong
+from google.protobuf.struct_pb2 import Struct
+from yarl import URL
+
+from registry_server import __version__
+from registry_server.health.network import EndpointRefused, NetworkPolicy
+from registry_server.health.probes import outcome
+from registry_server.health.probes.outcome import Answer, ProbeFailed
+from registry_server.health.probes.plan import Plan
+from registry_server.model.json_reader import JsonReader
+from registry_server.model.validation import MAX_DETAILS_BYTES, details_violations
+
+_CUT_SHORT = "closed the connection before the answer was complete"
+_NOT_HTTP = "not an HTTP answer"
+_HEADER_TOO_LARGE = "the header of the answer is too large"
+_DEGRADED = "the service reports that it is degraded"
+
+_MAX_HEADERS = 128
+_MAX_HEADER_BYTES = 8_190
+# As much of an answer as the kernel takes in before we look at it (it doubles the number, for its own needs). asyncio
+# reads up to 256 KiB at once: without this a large body would cost that much each time, and it is thrown away.
+_RECEIVE_BUFFER: Final = 8_192
+
+_HEADERS: Final[Mapping[str, str]] = {
+    "User-Agent": f"ossa-registry/{__version__}",
+    # A body is read only up to some size, and of a compressed one that would tell nothing.
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
+
+# OpenSSL's X509_V_ERR_*, which are stable; its texts are not.
+_BY_VERIFY_CODE: Final[Mapping[int, str]] = {
+    9: outcome.TLS_NOT_YET_VALID,
+    10: outcome.TLS_EXPIRED,
+    18: outcome.TLS_SELF_SIGNED,
+    19: outcome.TLS_SELF_SIGNED_CHAIN,
+    20: outcome.TLS_UNKNOWN_ISSUER,
+    21: outcome.TLS_UNKNOWN_ISSUER,
+    62: outcome.TLS_OTHER_HOST,
+    64: outcome.TLS_OTHER_HOST,
+}
+_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"})
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+class HttpProber:
+    """Asks over HTTP; one session for all probes, one connection for each."""
+
+    def __init__(self, policy: NetworkPolicy, authorities: str | None) -> None:
+        """Prepares a prober; needs a running event loop.
+
+        Args:
+            policy: Which addresses may be connected to.
+            authorities: Certificates of the authorities to trust, as PEM; None = those of the system.
+        """
+        self._policy = policy
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                force_close=True,
+                limit=0,  # who calls bounds how many run: waiting here would count as time of the service
+                resolver=_Resolver(policy),
+                use_dns_cache=False,
+                socket_factory=self._open_socket,
+                ssl=True if authorities is None else ssl.create_default_context(cadata=authorities),
+            ),
+            headers=_HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(),  # none: aiohttp rounds those above 5 s up to whole seconds
+            skip_auto_headers=("Content-Type",),  # of an empty body
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=MAX_DETAILS_BYTES,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
+            middlewares=(_only_once,),
+        )
+
+    async def close(self) -> None:
+        """Closes the connections that are still open."""
+        await self._session.close()
+
+    async def probe(self, plan: Plan, deadline: float) -> Answer:
+        """Sends the request of a plan and judges the answer.
+
+        Args:
+            plan: What to ask.
+            deadline: Time of the event loop at which to give up.
+
+        Raises:
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not as it should.
+            TimeoutError: It did not answer in time.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._session.request(
+                    plan.method, URL(plan.url, encoded=True), headers=plan.headers, allow_redirects=False
+                )
+        except aiohttp.ClientError as error:
+            raise ProbeFailed(_why(error)) from error
+        try:
+            return await _judge(plan, response, deadline)
+        finally:
+            response.close()
+
+    def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = info
+        # The last gate: whatever led here, to this address the connection goes.
+        refusal = self._policy.refuses(str(address[0]))
+        if refusal is not None:
+            raise EndpointRefused(refusal)
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        return opened
+
+
+class _Resolver(AbstractResolver):
+    """Gives aiohttp those addresses of a name that the policy allows."""
+
+    def __init__(self, policy: NetworkPolicy) -> None:
+        self._policy = policy
+
+    async def resolve(
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector asks for any
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address.address,
+                port=port,
+                family=address.family,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in await self._policy.resolve(host, port)
+        ]
+
+    async def close(self) -> None:
+        pass
+
+
+async def _only_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keeps aiohttp from sending a request again whose connection broke.
+
+    That is meant for connections that were used before (RFC 9112, 9.3.1); these never were.
+    """
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectionError as error:
+        raise ProbeFailed(_why(error)) from error
+
+
+async def _judge(plan: Plan, response: aiohttp.ClientResponse, deadline: float) -> Answer:
+    if plan.expects(response.status):
+        try:
+            async with asyncio.timeout_at(deadline):
+                body = await _read(response)
+        except aiohttp.ClientError as error:
+            raise ProbeFailed(_why(error)) from error
+        members, details = _details(body)
+        degraded = str(members.get("status", "")).lower() == "degraded"
+        return Answer(_DEGRADED if degraded else "", details)
+    # The code says enough; that the body came in whole does not matter.
+    try:
+        async with asyncio.timeout_at(deadline):
+            body = await _read(response)
+    except (aiohttp.ClientError, TimeoutError):
+        body = b""
+    raise ProbeFailed(f"HTTP {response.status}", _details(body)[1])
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body; empty if it is larger than what details may have."""
+    body = bytearray()
+    while not response.content.at_eof():
+        body += await response.content.read(MAX_DETAILS_BYTES + 1 - len(body))
+        if len(body) > MAX_DETAILS_BYTES:
+            return b""
+    return bytes(body)
+
+
+def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
+    """A body that is a JSON object, parsed and as details; details that would not be valid are left out."""
+    if not body.lstrip().startswith(b"{"):
+        return {}, None
+    try:
+        members = _JSON.decode(body.decode())
+    except (ValueError, RecursionError):
+        return {}, None
+    details = Struct()
+    reader = JsonReader("details")
+    reader.struct(members, "", details)
+    return members, None if reader.violations or details_violations(details) else details
+
+
+def _why(error: aiohttp.ClientError) -> str:
+    """Says in plain words what went wrong."""
+    match error:
+        case aiohttp.ClientConnectorError():
+            return _why_not_connected(error)
+        case aiohttp.ClientOSError() | aiohttp.ClientConnectionResetError():
+            return outcome.connection_error(error)
+        case aiohttp.ServerDisconnectedError(message=str()):
+            return outcome.CLOSED_WITHOUT_ANSWER
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return _CUT_SHORT
+        case aiohttp.ClientResponseError():
+            return _HEADER_TOO_LARGE if _is_too_large(error) else _NOT_HTTP
+        case _:
+            return outcome.FAILED
+
+
+def _why_not_connected(error: aiohttp.ClientConnectorError) -> str:
+    match error.os_error:
+        case ssl.SSLCertVerificationError() as fault:
+            return _BY_VERIFY_CODE.get(fault.verify_code, outcome.TLS_NOT_TRUSTED)
+        case ssl.SSLError() as fault:
+            return outcome.TLS_NOT_SPOKEN if fault.reason in _NOT_TLS else outcome.TLS_FAILED
+        case fault:
+            return outcome.connection_error(fault)
+
+
+def _is_too_large(error: BaseException | None) -> bool:
+    """Whether the parser gave up at one of the limits for the header of an answer."""
+    while error is not None:
+        if isinstance(error, LineTooLong) or "Too many headers" in str(error):
+            return True
+        error = error.__cause__
+    return False

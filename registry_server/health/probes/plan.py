@@ -1,0 +1,125 @@
+"""``Plan``: how one service is checked, worked out of what it says and the defaults."""
+
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple, Self
+from urllib.parse import SplitResult, urlsplit
+
+from google.protobuf.duration_pb2 import Duration
+
+from ossa.registry.v1.service_pb2 import HealthCheck, Service
+from registry_server.config import HealthCheckSettings
+
+ProbeKind = Literal["http", "grpc", "tcp", "heartbeat", "none"]
+
+DEFAULT_PATH: Final = "/health"
+DEFAULT_METHOD: Final = "GET"
+
+_BY_SCHEME: Final[Mapping[str, ProbeKind]] = {"http": "http", "https": "http", "grpc": "grpc", "grpcs": "grpc"}
+_TLS_SCHEMES: Final = frozenset({"https", "grpcs", "wss"})
+_PORT, _TLS_PORT = 80, 443
+
+
+class Plan(NamedTuple):
+    """How one service is checked. Two plans are equal if nothing about it differs."""
+
+    kind: ProbeKind
+    interval: float
+    """Seconds between two probes."""
+    timeout: float
+    """Most seconds for one probe; at most the interval."""
+    failure_threshold: int
+    success_threshold: int
+    degraded_after: float | None
+    """Seconds from which on a success is too slow; None = never."""
+    host: str = ""
+    """DNS name or IP address, without brackets. Empty if the endpoint cannot be read or nothing is probed."""
+    port: int = 0
+    tls: bool = False
+    """Whether the endpoint speaks TLS."""
+    authority: str = ""
+    """``host`` or ``host:port`` as the endpoint has it."""
+    url: str = ""
+    """Of HTTP: what is requested."""
+    method: str = DEFAULT_METHOD
+    """Of HTTP."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Of HTTP: what is sent beside what every probe sends, ordered by name."""
+    expected_statuses: frozenset[int] = frozenset()
+    """Of HTTP: the codes of a success; empty = any 2xx."""
+    grpc_service: str = ""
+    """Of gRPC: the service asked for; empty = the whole server."""
+
+    @property
+    def probed(self) -> bool:
+        """Whether there is anything to probe; if not, heartbeats or reports tell how the service is."""
+        return self.kind not in {"heartbeat", "none"}
+
+    @property
+    def by_heartbeat(self) -> bool:
+        """Whether the service is healthy as long as its heartbeats come."""
+        return self.kind == "heartbeat"
+
+    def expects(self, status: int) -> bool:
+        """Whether a status code of HTTP is a success."""
+        return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
+
+    @classmethod
+    def of(cls, service: Service, defaults: HealthCheckSettings) -> Self:
+        """Works out the plan of a service.
+
+        It never fails: an endpoint that validation would refuse makes a plan without a host, whose probes fail.
+
+        Args:
+            service: What is registered.
+            defaults: What counts where the service does not say.
+        """
+        check = service.health_check
+        endpoint = _split(service.endpoint)
+        interval = _seconds(check.interval) if check.HasField("interval") else defaults.interval_ms / 1000
+        timeout = _seconds(check.timeout) if check.HasField("timeout") else defaults.timeout_ms / 1000
+        common = cls(
+            kind=check.WhichOneof("probe") or _BY_SCHEME.get(endpoint.scheme, "tcp"),
+            interval=interval,
+            timeout=min(timeout, interval),
+            failure_threshold=check.failure_threshold or defaults.failure_threshold,
+            success_threshold=check.success_threshold or defaults.success_threshold,
+            degraded_after=_seconds(check.degraded_after) if check.HasField("degraded_after") else None,
+        )
+        return common._at(endpoint, check) if common.probed else common
+
+    def _at(self, endpoint: SplitResult, check: HealthCheck) -> Self:
+        tls = endpoint.scheme in _TLS_SCHEMES
+        located = self._replace(
+            host=endpoint.hostname or "",
+            port=endpoint.port or (_TLS_PORT if tls else _PORT),
+            tls=tls,
+            authority=endpoint.netloc,
+        )
+        if located.kind == "grpc":
+            return located._replace(grpc_service=check.grpc.service)
+        if located.kind == "http":
+            return located._replace(
+                url=_url(endpoint, check.http.path or DEFAULT_PATH, tls=tls),
+                method=check.http.method or DEFAULT_METHOD,
+                headers=tuple(sorted(check.http.headers.items())),
+                expected_statuses=frozenset(check.http.expected_statuses),
+            )
+        return located
+
+
+def _split(endpoint: str) -> SplitResult:
+    try:
+        parts = urlsplit(endpoint)
+        _ = parts.port, parts.hostname  # parsed when they are asked for
+    except ValueError:
+        return SplitResult("", "", "", "", "")
+    return parts
+
+
+def _url(endpoint: SplitResult, path: str, *, tls: bool) -> str:
+    """The path joined to the endpoint, whose own path stays in front; its query and fragment are of other requests."""
+    return f"{'https' if tls else 'http'}://{endpoint.netloc}{endpoint.path.rstrip('/')}{path}"
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1_000_000_000

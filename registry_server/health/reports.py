@@ -1,0 +1,79 @@
+"""``HealthReports``: what agents and operators say of a service, and the newest that is known of it."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import Health, Service
+from registry_server.catalog import Follower
+from registry_server.clock import Clock, timestamp
+from registry_server.errors import StoreUnavailable
+from registry_server.health.results import ResultWriter
+from registry_server.model import normal
+from registry_server.model.record import Record
+from registry_server.store import Conflict, EpochChanged, RedisStore
+from registry_server.writes import Writes, existing
+
+
+class HealthReports:
+    """Takes reports and tells the newest health, be it reported or probed, by this process or another."""
+
+    def __init__(
+        self, *, store: RedisStore, follower: Follower, writes: Writes, results: ResultWriter, clock: Clock
+    ) -> None:
+        self._store = store
+        self._follower = follower
+        self._writes = writes
+        self._results = results
+        self._clock = clock
+
+    async def newest(self, record: Record) -> tuple[Health, Timestamp | None]:
+        """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away)."""
+        health = record.message().health
+        if not self._follower.connected:
+            return health, None
+        try:
+            wire, lease_ends = await self._store.read_check(record.name)
+        except StoreUnavailable:
+            return health, None
+        if wire is not None:
+            check = Health.FromString(wire)
+            # A check that was written just before a transition tells of the time before it. Not compared with the time
+            # of the check that the transition came with: a registration may have given any.
+            since = health.status_changed_at
+            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
+                check.status_changed_at.CopyFrom(since)
+                health = check
+        return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+
+    async def take(self, name: str, reported: Health) -> Health:
+        """Takes a report, valid and of now; commits it if the status differs, else only keeps it.
+
+        Raises:
+            ServiceNotFound: No such service.
+            WriteConflict: Others changed it each time.
+            StoreUnavailable: Redis does not answer.
+        """
+
+        async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
+            before = existing(name, current).message()
+            now = timestamp(self._clock())
+            reported.last_check.CopyFrom(now)
+            after = normal.with_health(before, reported, now)
+            if after.health.status == before.health.status:
+                self._results.discard(name)  # a result that still waits is older
+                check = after.health.SerializeToString()
+                return await self._store.write_check(name, check, expected=before.revision) or after.health
+            outcome = await self._writes.put(
+                before,
+                normal.stamped(after, now),
+                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
+                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
+                renew=False,
+            )
+            return outcome.health if isinstance(outcome, Service) else outcome
+
+        return await self._writes.write(name, attempt)
+
+
+def _nanoseconds(time: Timestamp) -> int:
+    return time.seconds * 1_000_000_000 + time.nanos

@@ -1,0 +1,15 @@
+-- Keeps the list of live processes.
+-- KEYS[10] members
+-- ARGV     1 id of this process  2 ms after which a silent process is taken for dead  3 stay | leave
+-- Gives    ids of the live processes
+local members = KEYS[10]
+local now = now_ms()
+if ARGV[3] == 'leave' then
+  redis.call('ZREM', members, ARGV[1])
+else
+  redis.call('ZADD', members, int(now), ARGV[1])
+end
+-- Also those from the future: the clock of Redis was set back, and whoever lives says so again soon.
+redis.call('ZREMRANGEBYSCORE', members, '-inf', '(' .. int(now - tonumber(ARGV[2])))
+redis.call('ZREMRANGEBYSCORE', members, '(' .. int(now + tonumber(ARGV[2])), '+inf')
+return redis.call('ZRANGE', members, 0, -1)

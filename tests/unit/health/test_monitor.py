@@ -1,0 +1,589 @@
+"""The monitor at moments that the front door cannot choose: what changes or stands still while probes are under way."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from ossa.registry.v1.event_pb2 import Event, EventType
+from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from registry_server.app import Parts, open_parts
+from registry_server.config import HealthCheckSettings
+from registry_server.errors import ServiceNotFound
+from registry_server.health import HealthMonitor, OutcomeKind
+from registry_server.health import monitor as module
+from registry_server.health.probes import Outcome, Plan
+from registry_server.tasks import cancel
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import settings
+
+PATIENCE = 20.0
+HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
+UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
+UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
+MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
+HOURLY: dict[str, Any] = {"interval_ms": 3_600_000, "timeout_ms": 60_000}
+PLAN = Plan.of(small_service("any"), HealthCheckSettings(interval_ms=30_000))
+OFTEN: dict[str, Any] = {"interval_ms": 100, "timeout_ms": 100}
+
+Says = Callable[[], bytes]
+
+
+def fine() -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def broken() -> bytes:
+    return b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+
+
+class Agent:
+    """Answers HTTP as it is told; counts those who wait for an answer."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.says: Says = fine
+        self.asked: list[str] = []
+        """Paths, in the order of the requests."""
+        self.waiting = 0
+        self.most_waiting = 0
+        self.open = asyncio.Event()
+        """Cleared, it keeps requests waiting."""
+        self.open.set()
+
+    def endpoint(self, path: str = "") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.split()[1].decode())
+        says = self.says  # how it is when the request comes
+        self.waiting += 1
+        self.most_waiting = max(self.waiting, self.most_waiting)
+        gone = asyncio.ensure_future(reader.read())
+        opened = asyncio.ensure_future(self.open.wait())
+        try:
+            await asyncio.wait((gone, opened), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.waiting -= 1
+            gone.cancel()
+            opened.cancel()
+        writer.write(says())
+        await writer.drain()
+
+
+@asynccontextmanager
+async def agents(count: int) -> AsyncIterator[list[Agent]]:
+    connections: set[asyncio.Task[None]] = set()
+
+    def serving(agent: Agent) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            connections.add(task)
+            with suppress(asyncio.CancelledError, OSError, EOFError):
+                await agent.serve(reader, writer)
+            writer.close()
+
+        return serve
+
+    made = [Agent() for _ in range(count)]
+    servers = [await asyncio.start_server(serving(agent), "127.0.0.1", 0) for agent in made]
+    for agent, server in zip(made, servers, strict=True):
+        agent.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        for server in servers:
+            server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections)
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[Agent]:
+    async with agents(1) as [made]:
+        yield made
+
+
+class Clock:
+    """Seconds of a clock by which standstills are noticed; it goes on only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Process:
+    """One process of the registry, and what a watcher was told."""
+
+    def __init__(self, parts: Parts, clock: Clock) -> None:
+        self.parts = parts
+        self.registry = parts.registry
+        self.monitor: HealthMonitor = parts.monitor
+        self.clock = clock
+        self.events: list[Event] = []
+
+    async def watch(self) -> None:
+        with await self.registry.watch(WatchEventsRequest()) as watcher:
+            async for message in watcher:
+                self.events += WatchEventsResponse.FromString(message).events
+
+    @property
+    def statuses(self) -> list[HealthStatus.ValueType]:
+        """The statuses that were told of, in order."""
+        changed = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+        return [event.service.health.status for event in self.events if event.type == changed]
+
+    @property
+    def results(self) -> int:
+        """How many probes ended."""
+        return sum(self.monitor.figures.outcomes.values())
+
+    async def register(self, name: str, endpoint: str, **fields: Any) -> Service:
+        return await self.registry.register(small_service(name, endpoint=endpoint, **fields))
+
+    async def health(self, name: str) -> Health:
+        return (await self.registry.health(name))[0]
+
+    def status(self, name: str) -> HealthStatus.ValueType:
+        return self.parts.registry._replica.records[name].message().health.status
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def process_on(redis: RedisProcess, *, start: bool = True, **health_check: Any) -> AsyncIterator[Process]:
+    """A process whose clock for standstills stands; monitoring has begun and its share is known."""
+    async with open_parts(settings(redis.url, health_check={**health_check, "enabled": False})) as parts:
+        async with asyncio.timeout(PATIENCE):
+            await parts.loaded.wait()
+        clock = Clock()
+        parts.monitor._standstill._now = clock
+        parts.monitor._standstill._last = clock()
+        process = Process(parts, clock)
+        watching = asyncio.create_task(process.watch())
+        if start:
+            await parts.registry.start_health_monitoring()
+            await eventually(lambda: bool(parts.monitor._membership.members))
+        try:
+            yield process
+        finally:
+            await cancel([watching])
+
+
+# Changes while a probe is under way.
+
+
+async def test_the_result_of_a_service_that_is_gone_meanwhile_is_dropped(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        agent.open.clear()
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: agent.waiting == 1)
+        await process.registry.unregister("a")
+        assert process.monitor.probed_services == 0
+
+        agent.open.set()
+        await eventually(lambda: process.results == 1)
+        await process.monitor._results.flush()
+        with pytest.raises(ServiceNotFound):
+            await process.health("a")
+        assert await process.registry._store.read_check("a") == (None, None)
+        assert process.statuses == []
+        assert len(process.monitor._schedule) == 0
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["re-registered", "unregistered and registered anew"])
+async def test_the_result_of_an_endpoint_that_a_service_has_left_is_dropped(
+    redis: RedisProcess,
+    anew: bool,  # noqa: FBT001
+) -> None:
+    async with agents(2) as [old, new], process_on(redis, **HOURLY) as process:
+        old.says = broken
+        old.open.clear()
+        new.open.clear()
+        await process.register("a", old.endpoint())
+        await eventually(lambda: old.waiting == 1)
+        if anew:
+            await process.registry.unregister("a")
+        await process.register("a", new.endpoint())
+        old.open.set()
+        await eventually(lambda: process.results == 1)
+        await process.monitor._results.flush()
+        assert (await process.health("a")).status == UNKNOWN
+        assert not (await process.health("a")).HasField("last_check")
+
+        await eventually(lambda: new.waiting == 1)
+        new.open.set()
+        await eventually(lambda: process.statuses == [HEALTHY])
+        await eventually(lambda: len(process.monitor._schedule) == 1)
+
+
+async def test_the_result_of_a_service_that_is_registered_anew_as_it_was_counts_once(
+    redis: RedisProcess, agent: Agent
+) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        agent.open.clear()
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: agent.waiting == 1)
+        await process.registry.unregister("a")
+        await process.register("a", agent.endpoint())
+        agent.open.set()
+        await eventually(lambda: process.results == 2)
+        await eventually(lambda: process.statuses == [HEALTHY])
+        await eventually(lambda: process.monitor.probed_services == len(process.monitor._schedule) == 1)
+
+
+async def test_maintenance_that_is_reported_during_a_probe_outlasts_its_result(
+    redis: RedisProcess, agent: Agent
+) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        agent.open.clear()
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: agent.waiting == 1)
+        await process.registry.report_health("a", MAINTENANCE, None, "")
+        agent.open.set()
+        await eventually(lambda: process.results == 1)
+        await process.monitor._results.flush()
+        assert (await process.health("a")).status == MAINTENANCE
+        await eventually(lambda: process.statuses == [MAINTENANCE])
+
+
+async def test_other_changes_during_a_probe_leave_its_result_alone(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        agent.open.clear()
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: agent.waiting == 1)
+        await process.register("a", agent.endpoint(), version="2.0.0")
+        agent.open.set()
+        await eventually(lambda: process.statuses == [HEALTHY])
+        assert (await process.registry.get("a")).message().version == "2.0.0"
+        assert len(agent.asked) == 1
+
+
+async def test_a_service_that_hangs_has_one_probe_at_a_time_also_after_it_changed(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PROBE", 0.01)
+    async with process_on(redis, **OFTEN) as process:
+        probe = process.monitor._prober.probe
+        under_way, most, count = 0, 0, 0
+
+        async def counted(plan: Plan) -> Outcome:
+            nonlocal under_way, most, count
+            count += 1
+            under_way += 1
+            most = max(most, under_way)
+            try:
+                return await probe(plan)
+            finally:
+                under_way -= 1
+
+        monkeypatch.setattr(process.monitor._prober, "probe", counted)
+        agent.open.clear()
+        for i in range(5):
+            await process.register("a", agent.endpoint(f"/{i}"))
+            await eventually(lambda i=i: f"/{i}/health" in agent.asked)  # type: ignore[misc]
+        # Those of before end with their timeout; from then on each follows the one before it.
+        begun = count
+        await eventually(lambda: count >= begun + 20)
+        most = 0
+        await eventually(lambda: count >= begun + 40)
+        assert most == 1
+
+
+async def test_a_service_that_goes_as_its_probe_begins_is_nobodys_fault(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        began = process.monitor.figures.began
+        gone = asyncio.Event()
+
+        def goes(lateness: float) -> None:
+            began(lateness)
+            process.monitor._let_go("a")  # as when its end is applied before the task of the probe runs
+            gone.set()
+
+        monkeypatch.setattr(process.monitor.figures, "began", goes)
+        await process.register("a", agent.endpoint())
+        async with asyncio.timeout(PATIENCE):
+            await gone.wait()
+        await eventually(lambda: process.monitor._slots._value == process.monitor._settings.concurrency - 1)
+        assert "was lost" not in "".join(capsys.readouterr())
+
+
+# Bounds.
+
+
+async def test_no_more_probes_are_under_way_than_are_allowed_and_all_get_their_turn(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PROBE", 0.01)
+    async with process_on(redis, concurrency=3, **HOURLY) as process:
+        agent.open.clear()
+        names = [f"s{i}" for i in range(20)]
+        for name in names:
+            await process.register(name, agent.endpoint(f"/{name}"))
+        await eventually(lambda: agent.waiting == 3)
+        # All are due: more would have begun long before this one, whom nobody holds up.
+        async with asyncio.timeout(PATIENCE):
+            asking = asyncio.create_task(process.registry.check_health("s19"))
+            await eventually(lambda: agent.waiting == 4)
+        agent.open.set()
+        assert (await asking).status == HEALTHY
+        await eventually(lambda: all(process.status(name) == HEALTHY for name in names))
+    assert agent.most_waiting == 4
+    assert set(agent.asked) == {f"/{name}/health" for name in names}
+
+
+async def test_those_who_ask_are_not_held_up_by_services_that_hang(redis: RedisProcess) -> None:
+    async with agents(2) as [hanging, good], process_on(redis, concurrency=1, **HOURLY) as process:
+        hanging.open.clear()
+        await process.register("hangs", hanging.endpoint())
+        await eventually(lambda: hanging.waiting == 1)
+        await process.register("good", good.endpoint())
+        async with asyncio.timeout(PATIENCE):
+            health = await process.registry.check_health("good")
+        assert health.status == HEALTHY
+        assert hanging.waiting == 1
+
+
+async def test_those_who_ask_are_bounded_too(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_PROBE", 3600.0)
+    async with process_on(redis, **HOURLY) as process:
+        process.monitor._on_demand_slots = asyncio.Semaphore(2)
+        names = [f"s{i}" for i in range(8)]
+        for name in names:
+            await process.register(name, agent.endpoint())
+        agent.open.clear()
+        asking = [asyncio.create_task(process.registry.check_health(name)) for name in names]
+        await eventually(lambda: agent.waiting == 2)
+        agent.open.set()
+        assert {health.status for health in await asyncio.gather(*asking)} == {HEALTHY}
+    assert agent.most_waiting <= 3, "one of those that are due may have come too"
+
+
+async def test_what_was_probed_is_counted_by_how_it_went(redis: RedisProcess) -> None:
+    async with agents(2) as [good, bad], process_on(redis, **HOURLY) as process:
+        bad.says = broken
+        await process.register("good", good.endpoint())
+        await process.register("bad", bad.endpoint())
+        await eventually(lambda: process.results == 2)
+        assert dict(process.monitor.figures.outcomes) == {OutcomeKind.OK: 1, OutcomeKind.FAILED: 1}
+        assert sum(process.monitor.figures.lateness) == 2
+        assert process.monitor.probed_services == 2
+        await process.registry.check_health("good")
+        assert process.monitor.figures.outcomes[OutcomeKind.OK] == 2
+        assert sum(process.monitor.figures.lateness) == 2, "nobody is late who was not due"
+
+
+# Standstills.
+
+
+async def test_what_was_under_way_during_a_standstill_does_not_count_and_is_checked_again_within_an_interval(
+    redis: RedisProcess, agent: Agent
+) -> None:
+    async with process_on(redis, interval_ms=1000, timeout_ms=1000) as process:
+        agent.open.clear()
+        agent.says = broken
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: agent.waiting == 1)
+        process.clock.now += 600
+        agent.says = fine
+        agent.open.set()
+        begun = time.monotonic()
+        await eventually(lambda: len(agent.asked) == 2)
+        within = time.monotonic() - begun
+        await eventually(lambda: process.statuses == [HEALTHY])
+        assert process.monitor._standstill.count == 1
+        assert within < PATIENCE / 2, "not after the length of the standstill"
+
+
+async def test_what_became_due_during_a_standstill_is_spread_over_an_interval(redis: RedisProcess) -> None:
+    names = [f"s{i}" for i in range(100)]
+    async with process_on(redis, start=False, **HOURLY) as process:
+        monitor = process.monitor
+        for name in names:
+            monitor._plans[name] = PLAN
+            monitor._schedule.set(name, time.monotonic() - 5)
+        monitor._plans["later"] = PLAN
+        monitor._schedule.set("later", later := time.monotonic() + 1000)
+
+        before = time.monotonic()
+        process.clock.now += 600
+        monitor._standstill.look()
+        after = time.monotonic()
+
+        due: dict[str, float] = {}
+        while (entry := monitor._schedule.pop_due(before + 2000)) is not None:
+            due[entry[0]] = entry[1]
+        assert due.pop("later") == later
+        assert sorted(due) == sorted(names)
+        assert all(before <= each <= after + 30 for each in due.values())
+        assert max(due.values()) - min(due.values()) > 10, "not all at once"
+
+
+async def test_after_a_short_standstill_what_became_due_is_not_put_off_for_longer_than_it(redis: RedisProcess) -> None:
+    async with process_on(redis, start=False, **HOURLY) as process:
+        process.monitor._plans["a"] = PLAN
+        process.monitor._schedule.set("a", time.monotonic())
+        process.clock.now += 2
+        process.monitor._standstill.look()
+        due = process.monitor._schedule.next_due()
+        assert due is not None
+        assert due <= time.monotonic() + 2
+
+
+async def test_time_in_which_nobody_monitored_is_no_standstill(redis: RedisProcess) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        await process.registry.stop_health_monitoring()
+        process.clock.now += 600
+        await process.registry.start_health_monitoring()
+        await eventually(lambda: bool(process.monitor._membership.members))
+        assert process.monitor._standstill.count == 0
+
+
+# Shares.
+
+
+async def test_each_service_is_probed_by_one_process_whichever_come_and_go(redis: RedisProcess, agent: Agent) -> None:
+    names = {f"s{i}" for i in range(60)}
+
+    def shares(*processes: Process) -> list[set[str]]:
+        return [set(process.monitor._plans) for process in processes]
+
+    def shared_out(*processes: Process) -> bool:
+        held = shares(*processes)
+        return set().union(*held) == names and sum(map(len, held)) == len(names) and all(held)
+
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(process_on(redis, member_period_ms=1000, **HOURLY))
+        for name in names:
+            await first.register(name, agent.endpoint())
+        assert shared_out(first)
+        second = await stack.enter_async_context(process_on(redis, member_period_ms=1000, **HOURLY))
+        await eventually(lambda: shared_out(first, second))
+        [of_first, of_second] = shares(first, second)
+
+        async with process_on(redis, member_period_ms=1000, **HOURLY) as third:
+            await eventually(lambda: shared_out(first, second, third))
+            [fewer, also_fewer, _] = shares(first, second, third)
+            assert fewer < of_first, "whoever comes takes, and moves nothing between the others"
+            assert also_fewer < of_second
+        await eventually(lambda: shares(first, second) == [of_first, of_second])
+
+        await second.registry.stop_health_monitoring()
+        await eventually(lambda: shared_out(first))
+        assert second.monitor.probed_services == 0
+
+
+async def test_the_services_of_others_are_checked_on_demand_all_the_same(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, **HOURLY) as first, process_on(redis, **HOURLY) as second:
+        await eventually(lambda: all(len(each.monitor._membership.members) == 2 for each in (first, second)))
+        for i in range(10):
+            await first.register(f"s{i}", agent.endpoint())
+        await eventually(lambda: all(f"s{i}" in second.registry._replica.records for i in range(10)))
+        for process in (first, second):
+            for i in range(10):
+                assert (await process.registry.check_health(f"s{i}")).status == HEALTHY
+        held = [set(process.monitor._plans) for process in (first, second)]
+        assert not held[0] & held[1]
+
+
+async def test_what_was_registered_before_monitoring_began_is_probed_too(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, start=False, **OFTEN) as process:
+        names = [f"s{i}" for i in range(20)]
+        for name in names:
+            await process.register(name, agent.endpoint(f"/{name}"))
+        await process.register("quiet", agent.endpoint("/quiet"), health_check={"heartbeat": {}})
+        assert agent.asked == []
+        await process.registry.start_health_monitoring()
+        await eventually(lambda: {f"/{name}/health" for name in names} <= set(agent.asked))
+        assert process.monitor.probed_services == 20
+        assert "/quiet/health" not in agent.asked
+
+        await process.registry.stop_health_monitoring()
+        assert process.monitor.probed_services == len(process.monitor._schedule) == 0
+
+
+async def test_a_service_is_let_go_once_it_is_not_to_be_probed(redis: RedisProcess, agent: Agent) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        await process.register("a", agent.endpoint())
+        assert process.monitor.probed_services == 1
+        await process.register("a", agent.endpoint(), health_check={"heartbeat": {}})
+        assert process.monitor.probed_services == 0
+        await process.register("a", agent.endpoint())
+        assert process.monitor.probed_services == 1
+
+
+# Faults of our own.
+
+
+async def test_a_result_that_breaks_us_costs_that_result_alone(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with process_on(redis, **OFTEN) as process:
+        take = process.monitor._judge.take
+        failures = [ValueError("a bug"), ValueError("the same bug")]
+
+        async def fails_at_first(*arguments: Any, **options: Any) -> Health | None:
+            if failures:
+                raise failures.pop()
+            return await take(*arguments, **options)
+
+        monkeypatch.setattr(process.monitor._judge, "take", fails_at_first)
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: process.statuses == [HEALTHY])
+        assert not failures
+
+
+async def test_whoever_asks_is_answered_also_when_the_result_breaks_us(
+    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with process_on(redis, **HOURLY) as process:
+        await process.register("a", agent.endpoint())
+        await eventually(lambda: process.statuses == [HEALTHY])
+
+        async def fails(*_: Any) -> Outcome:
+            raise ValueError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(process.monitor._prober, "probe", fails)
+            async with asyncio.timeout(PATIENCE):
+                assert (await process.registry.check_health("a")).status == HEALTHY
+        assert (await process.registry.check_health("a")).status == HEALTHY
+
+
+async def test_a_monitor_that_breaks_ends_the_process_and_not_the_checks_alone(
+    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry that goes on without its checks would show dead services as healthy."""
+    monkeypatch.setattr(module, "_REVIEW_EVERY", 0.01)
+
+    async def fails() -> None:
+        raise ValueError("a bug")
+
+    async def run() -> None:
+        async with process_on(redis, start=False, **HOURLY) as process:
+            monkeypatch.setattr(process.monitor._judge, "review", fails)
+            await process.registry.start_health_monitoring()
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await run()
+    assert raised.group_contains(ValueError, match="a bug")

@@ -1,0 +1,198 @@
+"""How one service is checked."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.config import HealthCheckSettings
+from registry_server.health.probes import Plan
+
+DEFAULTS = HealthCheckSettings()
+
+
+def plan(endpoint: str, check: dict[str, Any] | None = None, defaults: HealthCheckSettings = DEFAULTS) -> Plan:
+    service = Service(name="a", endpoint=endpoint, version="1.0.0")
+    if check is not None:
+        ParseDict(check, service.health_check)
+    return Plan.of(service, defaults)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "kind", "host", "port", "tls"),
+    [
+        ("http://agent.test", "http", "agent.test", 80, False),
+        ("https://agent.test", "http", "agent.test", 443, True),
+        ("grpc://agent.test", "grpc", "agent.test", 80, False),
+        ("grpcs://agent.test", "grpc", "agent.test", 443, True),
+        ("ws://agent.test", "tcp", "agent.test", 80, False),
+        ("wss://agent.test", "tcp", "agent.test", 443, True),
+        ("tcp://agent.test:6379", "tcp", "agent.test", 6379, False),
+        ("http://agent.test:8080/base", "http", "agent.test", 8080, False),
+        ("http://[::1]:8080", "http", "::1", 8080, False),
+        ("grpcs://10.0.0.1:50051", "grpc", "10.0.0.1", 50051, True),
+        ("HTTPS://Agent.Test", "http", "agent.test", 443, True),
+    ],
+)
+def test_the_scheme_tells_kind_port_and_tls(
+    endpoint: str,
+    kind: str,
+    host: str,
+    port: int,
+    tls: bool,  # noqa: FBT001 - a table
+) -> None:
+    made = plan(endpoint)
+    assert (made.kind, made.host, made.port, made.tls) == (kind, host, port, tls)
+    assert made.probed
+    assert not made.by_heartbeat
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "path", "url"),
+    [
+        ("http://agent.test", "", "http://agent.test/health"),
+        ("http://agent.test/", "", "http://agent.test/health"),
+        ("http://agent.test:8080/base", "", "http://agent.test:8080/base/health"),
+        ("http://agent.test/base/", "", "http://agent.test/base/health"),
+        ("http://agent.test/base//", "", "http://agent.test/base/health"),
+        ("http://agent.test/a/b?x=1#top", "", "http://agent.test/a/b/health"),
+        ("http://agent.test?x=1", "", "http://agent.test/health"),
+        ("http://agent.test#top", "", "http://agent.test/health"),
+        ("http://agent.test/base", "/ready?deep=1", "http://agent.test/base/ready?deep=1"),
+        ("http://agent.test/base", "/", "http://agent.test/base/"),
+        ("http://agent.test/%7Ea", "/%20b", "http://agent.test/%7Ea/%20b"),
+        ("https://[::1]:8443/base", "/ready", "https://[::1]:8443/base/ready"),
+        ("grpc://agent.test:50051", "/ready", "http://agent.test:50051/ready"),
+        ("wss://agent.test/socket", "/ready", "https://agent.test/socket/ready"),
+        ("tcp://agent.test:80", "/ready", "http://agent.test:80/ready"),
+    ],
+)
+def test_the_path_is_joined_to_the_endpoint(endpoint: str, path: str, url: str) -> None:
+    assert plan(endpoint, {"http": {"path": path}}).url == url
+
+
+@pytest.mark.parametrize(
+    ("check", "kind"),
+    [
+        ({"http": {}}, "http"),
+        ({"grpc": {}}, "grpc"),
+        ({"tcp": {}}, "tcp"),
+        ({"heartbeat": {}}, "heartbeat"),
+        ({"none": {}}, "none"),
+        ({"interval": "9s"}, "http"),
+    ],
+)
+def test_the_kind_that_is_given_counts_more_than_the_scheme(check: dict[str, Any], kind: str) -> None:
+    assert plan("http://agent.test", check).kind == kind
+
+
+@pytest.mark.parametrize(("kind", "by_heartbeat"), [("heartbeat", True), ("none", False)])
+def test_heartbeats_and_reports_need_no_probe(kind: str, by_heartbeat: bool) -> None:  # noqa: FBT001 - a table
+    made = plan("http://agent.test", {kind: {}})
+    assert not made.probed
+    assert made.by_heartbeat is by_heartbeat
+
+
+def test_what_is_unset_takes_the_defaults_of_the_server() -> None:
+    defaults = HealthCheckSettings(interval_ms=7_000, timeout_ms=1_500, failure_threshold=4, success_threshold=6)
+    made = plan("http://agent.test", None, defaults)
+    assert (made.interval, made.timeout) == (7.0, 1.5)
+    assert (made.failure_threshold, made.success_threshold) == (4, 6)
+    assert made.degraded_after is None
+    assert (made.method, made.headers, made.expected_statuses) == ("GET", (), frozenset())
+
+
+def test_what_is_set_counts() -> None:
+    made = plan(
+        "http://agent.test",
+        {
+            "http": {"method": "POST", "headers": {"X-B": "2", "X-A": "1"}, "expectedStatuses": [204, 301, 204]},
+            "interval": "10s",
+            "timeout": "0.250s",
+            "failureThreshold": 1,
+            "successThreshold": 9,
+            "degradedAfter": "0.001500s",
+        },
+    )
+    assert (made.interval, made.timeout, made.degraded_after) == (10.0, 0.25, 0.0015)
+    assert (made.failure_threshold, made.success_threshold) == (1, 9)
+    assert (made.method, made.expected_statuses) == ("POST", frozenset({204, 301}))
+    assert made.headers == (("X-A", "1"), ("X-B", "2"))
+
+
+@pytest.mark.parametrize(
+    ("expected", "status", "success"),
+    [
+        ([], 200, True),
+        ([], 204, True),
+        ([], 299, True),
+        ([], 199, False),
+        ([], 300, False),
+        ([503], 503, True),
+        ([503], 200, False),
+    ],
+)
+def test_any_2xx_is_expected_unless_others_are(
+    expected: list[int],
+    status: int,
+    success: bool,  # noqa: FBT001 - a table
+) -> None:
+    assert plan("http://agent.test", {"http": {"expectedStatuses": expected}}).expects(status) is success
+
+
+def test_a_grpc_plan_has_service_and_authority() -> None:
+    made = plan("grpc://agent.test:50051", {"grpc": {"service": "acme.v1.Chat"}})
+    assert (made.grpc_service, made.authority) == ("acme.v1.Chat", "agent.test:50051")
+    assert plan("grpc://agent.test").authority == "agent.test"
+
+
+@pytest.mark.parametrize(
+    ("check", "timeout"),
+    [({"interval": "2s"}, 2.0), ({"interval": "2s", "timeout": "1s"}, 1.0), ({"timeout": "60s"}, 30.0)],
+)
+def test_a_probe_never_takes_longer_than_the_interval(check: dict[str, Any], timeout: float) -> None:
+    assert plan("http://agent.test", check).timeout == timeout
+
+
+def test_registering_again_makes_an_equal_plan_unless_the_check_changed() -> None:
+    check: dict[str, Any] = {"http": {"headers": {"B": "1", "A": "2"}, "expectedStatuses": [200, 204]}}
+    again: dict[str, Any] = {"http": {"headers": {"A": "2", "B": "1"}, "expectedStatuses": [204, 200]}}
+    first = plan("http://agent.test", check)
+    assert first == plan("http://agent.test", again)
+    assert hash(first) == hash(plan("http://agent.test", again))
+    for endpoint, other in (
+        ("http://agent.test:81", check),
+        ("https://agent.test", check),
+        ("http://agent.test/base", check),
+        ("http://agent.test", check | {"interval": "9s"}),
+        ("http://agent.test", check | {"degradedAfter": "1s"}),
+        ("http://agent.test", check | {"failureThreshold": 9}),
+        ("http://agent.test", {"http": {"headers": {"B": "1", "A": "3"}, "expectedStatuses": [200, 204]}}),
+        ("http://agent.test", {"tcp": {}}),
+    ):
+        assert plan(endpoint, other) != first, (endpoint, other)
+
+
+def test_content_that_is_no_concern_of_probes_does_not_change_the_plan() -> None:
+    one = Service(name="a", endpoint="http://agent.test", version="1.0.0")
+    other = Service(name="a", endpoint="http://agent.test", version="2.0.0", ttl=Duration(seconds=9), group="g")
+    assert Plan.of(one, DEFAULTS) == Plan.of(other, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "http://", "http:///health", "agent.test", "http://[::1", "http://a:b", "tcp://a:99999"]
+)
+def test_an_endpoint_that_cannot_be_read_makes_a_plan_without_a_host(endpoint: str) -> None:
+    made = plan(endpoint)
+    assert made.probed
+    assert made.host == ""
+
+
+@given(st.text())
+def test_no_endpoint_breaks_it(endpoint: str) -> None:
+    plan(endpoint)
+    plan("http://" + endpoint)
