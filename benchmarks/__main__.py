@@ -7,13 +7,14 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, probes, start, watch
+from benchmarks import catalog, discover, probes, rest, start, watch
 from benchmarks.report import Report
 
 SCENARIOS = {
     "start": start.run,
     "catalog": catalog.run,
     "discover": discover.run,
+    "rest": rest.run,
     "watch": watch.run,
     "probes": probes.run,
 }

@@ -113,7 +113,13 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     async with open_parts(settings) as parts:
         rpc = RpcServer(parts.registry, settings.grpc)
         metrics = Metrics(parts.monitor)
-        http = HttpServer(parts.registry, settings.http, metrics=metrics.text, metrics_type=CONTENT_TYPE)
+        http = HttpServer(
+            parts.registry,
+            settings.http,
+            metrics=metrics.text,
+            metrics_type=CONTENT_TYPE,
+            grace=settings.shutdown.grace_seconds,
+        )
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()

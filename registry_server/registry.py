@@ -318,6 +318,10 @@ class ServiceRegistry:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""
         return self._discovery.ready(request)
 
+    def ready_page(self, request: bytes) -> bytes | None:
+        """Gives the same without revision and ``stale``, and as one object as long as no change touches it."""
+        return self._discovery.ready_page(request)
+
     async def discover_page(
         self, request: DiscoverServicesRequest, *, wire: bytes | None = None, within: float = PATIENCE
     ) -> bytes:

@@ -92,6 +92,14 @@ class Discovery:
         page = self._ready.get(request)
         return None if page is None else page + self._suffix
 
+    def ready_page(self, request: bytes) -> bytes | None:
+        """Gives the ready answer without what differs from one moment to the next, revision and ``stale``.
+
+        As long as no change touches the answer it is the same object: who makes something else of it can tell by
+        ``is`` whether that still holds.
+        """
+        return self._ready.get(request)
+
     async def answer(self, filter_: Filter, size: int, after: str, request: bytes | None = None) -> bytes:
         """Answers a query.
 

@@ -45,6 +45,8 @@ class _Form(NamedTuple):
     path: re.Pattern[str]
 
 
+# As browsers write it (RFC 6454, 6.2): lower case, no path, no port that is the scheme's own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _DATABASE = re.compile(r"(/[0-9]*)?")
 _REDIS_FORMS = {
     "redis": _Form("redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]", 1, _DATABASE),
@@ -155,3 +157,18 @@ def check_listen_address(text: str) -> str:
     elif split_host_port(text) is not None:
         return text
     raise bad_setting("must be HOST:PORT, [IPV6]:PORT or unix:PATH (0.0.0.0:PORT or [::]:PORT for all interfaces)")
+
+
+def split_list(value: object) -> object:
+    """Splits text at its commas; ``none`` is the empty list."""
+    if not isinstance(value, str):
+        return value
+    return [] if value == "none" else [item.strip() for item in value.split(",")]
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses what no browser sends as the origin of a page."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise bad_setting("must be origins such as https://console.example.com, without a path, or *, or 'none'")
+    return origins

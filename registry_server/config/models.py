@@ -14,9 +14,11 @@ from registry_server.config.addresses import (
     RedisUrl,
     bad_setting,
     check_listen_address,
+    check_origins,
     check_redis_url,
     check_tcp_address,
     split_host_port,
+    split_list,
 )
 from registry_server.config.networks import DENIED_NETWORKS, Network, parse_networks
 
@@ -94,6 +96,17 @@ class HttpSettings(_Group):
 
     address: Annotated[str, AfterValidator(check_tcp_address), Metavar("ADDRESS")] = "127.0.0.1:3002"
     """Where to listen: HOST:PORT or [IPV6]:PORT. Port 0 takes a free one."""
+    cors_origins: Annotated[
+        tuple[str, ...], BeforeValidator(split_list), AfterValidator(check_origins), Metavar("ORIGINS")
+    ] = ()
+    """Origins whose pages may call the API from a browser, with commas, such as https://console.example.com; * for all
+    of them."""
+    max_body_bytes: Annotated[Number, Field(ge=64 * _KIB, le=64 * _MIB)] = _MIB
+    """Largest body that is taken, in bytes."""
+    write_timeout_ms: Milliseconds = 30_000
+    """How long a client may take to read 64 KiB before it is cut, in milliseconds."""
+    events_keep_alive_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 15_000
+    """Time after which a quiet event stream gets a comment, in milliseconds."""
 
     @property
     def host_port(self) -> HostPort:

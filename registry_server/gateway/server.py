@@ -1,39 +1,99 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
+import logging
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.clock import Clock, system_clock
 from registry_server.config import HttpSettings
 from registry_server.errors import ConfigurationError
+from registry_server.gateway.docs import docs_routes
+from registry_server.gateway.documents import Documents
+from registry_server.gateway.envelope import Envelope
+from registry_server.gateway.events import EventStream
+from registry_server.gateway.middleware import LONGEST_URL, Middleware
+from registry_server.gateway.routes import BASE, Api
+from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
+
+_KEEP_ALIVE = 75.0
+"""Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
+_LINGER = 2.0
+"""Seconds in which the rest of a refused body is read, so that its sender gets to read the refusal."""
 
 
 class HttpServer:
-    """Serves readiness, liveness and metrics."""
+    """Serves the REST API, the event stream, their documentation, readiness, liveness and metrics."""
 
     def __init__(
-        self, registry: ServiceRegistry, settings: HttpSettings, *, metrics: Callable[[], bytes], metrics_type: str
+        self,
+        registry: ServiceRegistry,
+        settings: HttpSettings,
+        *,
+        metrics: Callable[[], bytes],
+        metrics_type: str,
+        grace: float,
+        clock: Clock = system_clock,
     ) -> None:
-        """Prepares it.
+        """Puts the parts together.
 
         Args:
-            registry: What is served.
-            settings: Where to listen.
+            registry: The use cases.
+            settings: Where to listen, and limits.
             metrics: Gives the metrics of this process.
             metrics_type: Their content type.
+            grace: Seconds that requests under way have when the server stops.
+            clock: Wall clock.
         """
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
         self._metrics_type = metrics_type
         self._draining = False
-        app = web.Application()
-        app.router.add_get("/health", self._ready)
-        app.router.add_get("/health/live", self._live)
-        app.router.add_get("/metrics", self._tell_metrics)
-        self._runner = web.AppRunner(app, access_log=None)
+        envelope, documents = Envelope(clock), Documents()
+        write_timeout = settings.write_timeout_ms / 1000
+        middleware = Middleware(envelope, settings.cors_origins, write_timeout=write_timeout)
+        api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
+        events = EventStream(
+            registry,
+            documents,
+            middleware,
+            keep_alive=settings.events_keep_alive_ms / 1000,
+            write_timeout=write_timeout,
+        )
+        app = web.Application(client_max_size=settings.max_body_bytes)
+        routes = [
+            *api.routes(),
+            web.get(f"{BASE}/events", events.stream),
+            web.get("/health", self._ready),
+            web.get("/health/live", self._live),
+            web.get("/metrics", self._tell_metrics),
+            *docs_routes(),
+        ]
+        middleware.route(app.router, routes)
+        self._app = app
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            keepalive_timeout=_KEEP_ALIVE,
+            # More than is taken, so that what is too long gets an answer and not only an end.
+            max_line_size=4 * LONGEST_URL,
+            lingering_time=_LINGER,
+            shutdown_timeout=grace,
+            logger=_server_logger(),
+        )
+
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Method and path of every route that does something."""
+        return [
+            (route.method, route.resource.canonical)
+            for route in self._app.router.routes()
+            if route.resource and route.method != "*"
+        ]
 
     async def start(self) -> str:
         """Begins to serve; gives the address with the port that was taken.
@@ -64,7 +124,7 @@ class HttpServer:
     async def _ready(self, _: web.Request) -> web.Response:
         health = self._registry.registry_health()
         ready = health.status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self._draining
-        status = HealthStatus.Name(health.status).removeprefix("HEALTH_STATUS_").lower()
+        status = STATUS_WORDS.get(health.status, "unknown")
         return web.json_response({"status": status if ready else "unhealthy"}, status=200 if ready else 503)
 
     async def _live(self, _: web.Request) -> web.Response:
@@ -72,3 +132,15 @@ class HttpServer:
 
     async def _tell_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics(), headers={"Content-Type": self._metrics_type})
+
+
+def _server_logger() -> logging.Logger:
+    """The logger of aiohttp's server, which has a traceback for every peer that does not speak HTTP."""
+
+    def is_of_ours(record: logging.LogRecord) -> bool:
+        peer_is_wrong = record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+        return not peer_is_wrong or logger.isEnabledFor(logging.DEBUG)
+
+    logger = logging.getLogger(f"{__name__}.http")
+    logger.filters = [is_of_ours]
+    return logger

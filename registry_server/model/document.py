@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
-from registry_server.errors import InvalidRequest
+from registry_server.errors import InvalidRequest, Violation
 from registry_server.model.json_reader import EPOCH, NANOS_PER_SECOND, JsonReader, member
 from registry_server.model.rules import quoted
 
@@ -99,7 +99,7 @@ def health_document(health: Health) -> dict[str, Any]:
     """
     document: dict[str, Any] = {"status": STATUS_WORDS.get(health.status, "unknown")}
     if health.HasField("last_check"):
-        document["lastCheck"] = _time(health.last_check)
+        document["lastCheck"] = time_text(health.last_check)
     if health.HasField("response_time"):
         document["responseTime"] = _number_of(health.response_time, _NANOS_PER_MS)
     if health.HasField("details"):
@@ -107,7 +107,7 @@ def health_document(health: Health) -> dict[str, Any]:
     if error := health.error:
         document["error"] = error
     if health.HasField("status_changed_at"):
-        document["statusChangedAt"] = _time(health.status_changed_at)
+        document["statusChangedAt"] = time_text(health.status_changed_at)
     return document
 
 
@@ -124,13 +124,30 @@ def service_from_document(document: object, at: str = "") -> Service:
     Raises:
         InvalidRequest: Fields that are unknown or of the wrong type, all of them, with their paths in camelCase.
     """
+    violations: list[Violation] = []
+    service = read_service(document, violations, at)
+    if violations:
+        raise InvalidRequest(violations)
+    return service
+
+
+def read_service(document: object, violations: list[Violation], at: str = "") -> Service:
+    """Reads a service like ``service_from_document``, but goes on after what is wrong.
+
+    Args:
+        document: What ``json.loads`` gave.
+        violations: What is wrong with it is added here.
+        at: Path of the document in the request, where it is not the whole of it.
+
+    Returns:
+        What could be read of the service.
+    """
     reader = JsonReader("service")
     service = Service()
     if document is None:
         reader.note(at, "is required: a JSON object")
     _read_service(reader, document, at, service)
-    if reader.violations:
-        raise InvalidRequest(reader.violations)
+    violations += reader.violations
     return service
 
 
@@ -146,9 +163,9 @@ def _document(service: Service) -> dict[str, Any]:
     if service.HasField("metadata"):
         document["metadata"] = _metadata_document(service.metadata)
     if service.HasField("registered_at"):
-        document["registeredAt"] = _time(service.registered_at)
+        document["registeredAt"] = time_text(service.registered_at)
     if service.HasField("updated_at"):
-        document["updatedAt"] = _time(service.updated_at)
+        document["updatedAt"] = time_text(service.updated_at)
     document["group"] = service.group or name
     if service.HasField("health_check"):
         document["healthCheck"] = _health_check_document(service.health_check)
@@ -218,7 +235,8 @@ def _http_probe_document(probe: HealthCheck.HttpProbe) -> dict[str, Any]:
     return document
 
 
-def _time(timestamp: Timestamp) -> str:
+def time_text(timestamp: Timestamp) -> str:
+    """A time in ISO 8601 UTC with milliseconds and ``Z``."""
     moment = EPOCH + timedelta(seconds=timestamp.seconds, milliseconds=timestamp.nanos // _NANOS_PER_MS)
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 

@@ -30,3 +30,30 @@ def integer_field(number: int, value: int) -> bytes:
 def bytes_field(number: int, payload: bytes) -> bytes:
     """Encodes a string, bytes or message field, also when ``payload`` is empty."""
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
+
+
+def split_frames(message: bytes, tag: int) -> tuple[list[bytes], bytes]:
+    """Takes the leading length-delimited fields with one tag off a serialised message.
+
+    Args:
+        message: As this registry puts answers together: the repeated field comes first.
+        tag: The tag's one byte.
+
+    Returns:
+        The payloads of those fields, and what follows them.
+    """
+    payloads: list[bytes] = []
+    at, end = 0, len(message)
+    while at < end and message[at] == tag:
+        at += 1
+        length = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            length |= (byte & _LOW_BITS) << shift
+            if byte <= _LOW_BITS:
+                break
+            shift += 7
+        payloads.append(message[at : at + length])
+        at += length
+    return payloads, message[at:]

@@ -23,6 +23,10 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "grpc.keepalive_timeout_ms": (10000, "1001", 1001),
     "grpc.min_ping_interval_ms": (5000, "1002", 1002),
     "http.address": ("127.0.0.1:3002", "localhost:80", "localhost:80"),
+    "http.cors_origins": ((), "https://a.test,http://b.test:8080", ("https://a.test", "http://b.test:8080")),
+    "http.max_body_bytes": (1048576, "65536", 65536),
+    "http.write_timeout_ms": (30000, "1003", 1003),
+    "http.events_keep_alive_ms": (15000, "1004", 1004),
     "redis.url": (RedisUrl("embedded"), "redis://h:1/2", RedisUrl("redis://h:1/2")),
     "redis.key_prefix": ("ossa:services", "a", "a"),
     "redis.timeout_ms": (2000, "3000", 3000),
@@ -249,6 +253,7 @@ def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
 
 KEY_PREFIX_RULE = "must be 1 to 128 characters of A-Z a-z 0-9 { } . _ : / - without a colon at the end"
 LISTEN_RULE = "must be HOST:PORT, [IPV6]:PORT or unix:PATH (0.0.0.0:PORT or [::]:PORT for all interfaces)"
+ORIGIN_RULE = "must be origins such as https://console.example.com, without a path, or *, or 'none'"
 TCP_RULE = "must be HOST:PORT or [IPV6]:PORT (0.0.0.0:PORT or [::]:PORT for all interfaces)"
 
 
@@ -279,6 +284,18 @@ TCP_RULE = "must be HOST:PORT or [IPV6]:PORT (0.0.0.0:PORT or [::]:PORT for all 
             ("grpc.address", text, LISTEN_RULE)
             for text in ("", "h", ":1", "h:", "h:x", "h:65536", "h:1:2", "::1:1", "[::1]", "[x]:1", "a b:1", "unix:")
         ],
+        *[
+            ("http.cors_origins", text, ORIGIN_RULE)
+            for text in (
+                "",
+                "a.test",
+                "https://a.test/",
+                "https://a.test,",
+                "https://*.test",
+                "null",
+                "https://a.test:x",
+            )
+        ],
         *[("http.address", text, TCP_RULE) for text in ("", "3002", "*:1", "http://h:1", "unix:/x", "[::1]1")],
     ],
 )
@@ -291,6 +308,13 @@ def test_a_bad_value_is_told_under_the_name_that_it_was_given(key: str, text: st
     written = text.replace("\n", "\\n")
     file = toml_file(tmp_path, f'{key} = "{written}"')
     assert problems_of(["--config", file]) == [f"{key} in {file}: {problem}"]
+
+
+def test_origins_may_be_a_list_in_the_file(tmp_path: Path) -> None:
+    file = toml_file(tmp_path, 'http.cors_origins = ["https://a.test", "http://[::1]:8080"]')
+    assert load_settings(["--config", file], {}).http.cors_origins == ("https://a.test", "http://[::1]:8080")
+    assert load_settings(["--config", file, "--http.cors-origins=none"], {}).http.cors_origins == ()
+    assert load_settings(["--http.cors-origins=*"], {}).http.cors_origins == ("*",)
 
 
 @pytest.mark.parametrize("address", ["h:1", "127.0.0.1:0", "a-b.c_d.:65535", "[::1]:1", "[fe80::1%eth0]:1"])

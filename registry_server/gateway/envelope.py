@@ -1,0 +1,150 @@
+"""What an answer looks like, and the one table from errors to HTTP status."""
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+import structlog
+from aiohttp import web
+
+from registry_server import __version__, errors
+from registry_server.clock import Clock
+
+STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.ServiceNotFound: HTTPStatus.NOT_FOUND,
+    errors.ServiceExists: HTTPStatus.CONFLICT,
+    errors.RevisionMismatch: HTTPStatus.PRECONDITION_FAILED,
+    errors.WriteConflict: HTTPStatus.CONFLICT,
+    errors.RevisionNotReached: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.CursorExpired: HTTPStatus.GONE,
+    errors.WatcherTooSlow: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ProbingDisabled: HTTPStatus.NOT_IMPLEMENTED,
+}
+
+HTTP_CODES: Final[Mapping[int, str]] = {
+    HTTPStatus.NOT_FOUND: "NOT_FOUND",
+    HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
+    HTTPStatus.REQUEST_TIMEOUT: "REQUEST_TIMEOUT",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BODY_TOO_LARGE",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "URL_TOO_LONG",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UNSUPPORTED_MEDIA_TYPE",
+}
+"""``error.code`` of what HTTP itself refuses, before the registry is asked."""
+
+_MOST_TOLD = 3
+"""Violations that the message of an error repeats; ``details`` has all of them."""
+
+_JSON = "application/json"
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+# What a client sent may come back in an error, also what is no Unicode text: as ASCII it always can.
+_encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
+
+log = structlog.get_logger(__name__)
+
+
+class Failure(NamedTuple):
+    """An error as HTTP tells it."""
+
+    status: int
+    code: str
+    message: str
+    details: Mapping[str, Any]
+    headers: Mapping[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """The member ``error`` of the envelope."""
+        return {"code": self.code, "message": self.message, "details": self.details}
+
+
+def encode(document: Any) -> bytes:
+    """Compact UTF-8 JSON of plain values."""
+    return _encode(document).encode()
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    """A second since the epoch in ISO 8601; kept, since thousands of answers share one."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+class Envelope:
+    """Wraps answers: ``{"success":true,"data":...,"meta":...}`` or ``{"success":false,"error":...,"meta":...}``."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    @property
+    def now(self) -> str:
+        """The time in ISO 8601 with milliseconds."""
+        seconds, rest = divmod(self._clock(), 1_000_000_000)
+        return f"{_second(seconds)}.{rest // 1_000_000:03}Z"
+
+    def success(
+        self, data: bytes, request_id: str, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> web.Response:
+        """Makes the answer to a request that was done.
+
+        Args:
+            data: JSON of the result.
+            request_id: Names the request; nothing in it that JSON would escape.
+            status: HTTP status.
+            headers: Headers beside those of every answer.
+        """
+        body = b"".join((b'{"success":true,"data":', data, self._meta(request_id)))
+        return web.Response(body=body, status=status, headers=headers, content_type=_JSON)
+
+    def failure(self, failure: Failure, request_id: str) -> web.Response:
+        """Makes the answer to a request that was not done."""
+        error = _encode_ascii(failure.document()).encode()
+        body = b"".join((b'{"success":false,"error":', error, self._meta(request_id)))
+        return web.Response(body=body, status=failure.status, headers=failure.headers, content_type=_JSON)
+
+    def _meta(self, request_id: str) -> bytes:
+        meta = f',"meta":{{"timestamp":"{self.now}","version":"{__version__}","requestId":"{request_id}"}}}}'
+        return meta.encode()
+
+
+def failure_of(error: Exception, request_id: str) -> Failure:
+    """Turns an error into what a client is told of it.
+
+    An error that is in no table is a bug: it is logged in full, and the client is told nothing of it.
+    """
+    if isinstance(error, web.HTTPException) and error.status in HTTP_CODES:
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return Failure(error.status, HTTP_CODES[error.status], _sentence(error), {}, headers)
+    if not isinstance(error, errors.RegistryError) or type(error) not in STATUSES:
+        log.error("unexpected error", request_id=request_id, exc_info=error)
+        status, code = HTTPStatus.INTERNAL_SERVER_ERROR, errors.RegistryError.reason
+        return Failure(status, code, "internal error; see the server's log", {}, {})
+    details: dict[str, Any] = dict(error.metadata)
+    message = str(error)
+    if isinstance(error, errors.InvalidRequest):
+        details["violations"] = [violation._asdict() for violation in error.violations]
+        message = _summary(error.violations)
+    headers = {}
+    if isinstance(error, (errors.StoreUnavailable, errors.ShuttingDown)):
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    return Failure(STATUSES[type(error)], error.reason, message, details, headers)
+
+
+def _sentence(error: web.HTTPException) -> str:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            return f"this path takes {', '.join(sorted(error.allowed_methods))}"
+        case web.HTTPNotFound():
+            return "there is nothing at this path"
+        case _:
+            return error.text or error.reason
+
+
+def _summary(violations: tuple[errors.Violation, ...]) -> str:
+    told = "; ".join(f"{field}: {description}" for field, description in violations[:_MOST_TOLD])
+    more = len(violations) - _MOST_TOLD
+    return f"{told}; and {more} more" if more > 0 else told

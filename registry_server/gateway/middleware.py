@@ -1,0 +1,180 @@
+"""What is done for every request: its id, limits, errors, CORS, compression and a line in the log."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterable, Sequence
+from http import HTTPStatus
+from itertools import count
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from multidict import CIMultiDict
+
+from registry_server.gateway.envelope import Envelope, failure_of
+
+LONGEST_URL: Final = 8_192
+"""Most bytes of path and query."""
+CHUNK_BYTES: Final = 64 << 10
+"""How much a client must take within the time that it has for writes."""
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+
+# What a log, a shell and JSON take as it stands; anything else a client sends as its id is replaced by one of ours.
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
+_REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization"
+_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, X-Request-Id"
+_PREFLIGHT_SECONDS: Final = "600"
+_PROCESS: Final = secrets.token_hex(6)
+"""Begins the ids that this process makes; a number follows."""
+_LEAST_COMPRESSED: Final = 1_024
+"""Bytes: less than this becomes hardly smaller, and fits one packet anyway."""
+_NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
+
+
+class Middleware:
+    """Stands around every handler.
+
+    Not as aiohttp's middleware, which takes 8 µs before it has done anything: handlers are wrapped as they are routed.
+    """
+
+    def __init__(self, envelope: Envelope, cors_origins: Collection[str], *, write_timeout: float) -> None:
+        """Makes it.
+
+        Args:
+            envelope: Makes answers of errors.
+            cors_origins: Origins whose pages are let in, or ``*``.
+            write_timeout: Seconds within which a client must take 64 KiB.
+        """
+        self._envelope = envelope
+        self._write_timeout = write_timeout
+        self._any_origin = "*" in cors_origins
+        self._origins = frozenset(cors_origins)
+        self._ids = count(1)
+        self._log = structlog.get_logger(__name__).bind()
+        self._tells_reads = self._log.is_enabled_for(logging.DEBUG)
+
+    def route(self, router: web.UrlDispatcher, routes: Iterable[web.RouteDef]) -> None:
+        """Routes all requests that there may be: those of the table to its handlers, all others to refusals.
+
+        Args:
+            router: A router without routes.
+            routes: The whole table.
+        """
+        for route in routes:
+            web.RouteDef(route.method, route.path, self._around(route.handler), route.kwargs).register(router)
+        for resource in list(router.resources()):
+            allowed = sorted(route.method for route in resource)
+            if isinstance(resource, web.Resource):
+                resource.add_route("*", self._around(self._others(allowed)))
+        router.add_route("*", "/{path:.*}", self._around(_nothing))
+
+    def add_headers(self, request: web.Request, headers: CIMultiDict[str]) -> None:
+        """Adds the headers of every answer; handlers that begin their answer themselves call it."""
+        headers["X-Request-Id"] = request[REQUEST_ID]
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Server"] = "ossa-registry"  # and not which versions of what it runs on
+        headers["Vary"] = "Accept-Encoding"
+        if not self._origins:
+            return
+        if not self._any_origin:
+            headers["Vary"] = "Accept-Encoding, Origin"
+        origin = request.headers.get("Origin")
+        if origin is not None and (self._any_origin or origin in self._origins):
+            headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
+            headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+
+    def _around(self, handler: Any) -> Handler:
+        async def around(request: web.Request) -> web.StreamResponse:
+            began = time.perf_counter()
+            given = request.headers.get("X-Request-Id")
+            request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(self._ids):x}"
+            request[REQUEST_ID] = request_id
+            response: web.StreamResponse
+            try:
+                if len(request.raw_path) > LONGEST_URL:
+                    raise web.HTTPRequestURITooLong(text=f"the URL is longer than {LONGEST_URL} bytes")  # noqa: TRY301
+                response = await handler(request)
+            except ConnectionError:  # the client has gone: nobody is there to be told
+                response = web.Response(status=HTTPStatus.BAD_REQUEST)
+            except Exception as error:  # noqa: BLE001 - the one place that turns errors into answers
+                response = self._envelope.failure(failure_of(error, request_id), request_id)
+            if not response.prepared:
+                self.add_headers(request, response.headers)
+                if "Accept-Encoding" in request.headers:
+                    _compress(request, response)
+                if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
+                    await self._send(request, response)
+            status = response.status
+            if self._tells_reads or status >= HTTPStatus.BAD_REQUEST or request.method not in _READING:
+                self._tell(request, status, began)
+            return response
+
+        return around
+
+    async def _send(self, request: web.Request, response: web.Response) -> None:
+        """Sends an answer that may not fit the buffers between here and the client, which may never read it."""
+        chunks = 1 + (response.content_length or 0) // CHUNK_BYTES
+        try:
+            async with asyncio.timeout(self._write_timeout * chunks):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            self._log.info("answer cut: its client does not read", request_id=request[REQUEST_ID])
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # the client has left
+
+    def _others(self, allowed: Sequence[str]) -> Handler:
+        """Handles the methods that a path does not have."""
+
+        async def others(request: web.Request) -> web.Response:
+            if request.method != "OPTIONS":
+                raise web.HTTPMethodNotAllowed(request.method, allowed)
+            headers = {"Allow": ", ".join((*allowed, "OPTIONS"))}
+            if self._origins and "Access-Control-Request-Method" in request.headers:
+                headers |= {
+                    "Access-Control-Allow-Methods": _METHODS,
+                    "Access-Control-Allow-Headers": _REQUEST_HEADERS,
+                    "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
+                }
+            return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+
+        return others
+
+    def _tell(self, request: web.Request, status: int, began: float) -> None:
+        """Logs a request; a read that succeeds for who asks for it: a busy registry has thousands of them a second."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            level = logging.WARNING
+        elif status >= HTTPStatus.BAD_REQUEST or request.method not in _READING:
+            level = logging.INFO
+        else:
+            level = logging.DEBUG
+        self._log.log(
+            level,
+            "request",
+            method=request.method,
+            path=request.raw_path[:LONGEST_URL].encode("ascii", "backslashreplace").decode(),  # bytes of no encoding
+            status=status,
+            milliseconds=round((time.perf_counter() - began) * 1000, 3),
+            request_id=request[REQUEST_ID],
+        )
+
+
+async def _nothing(_: web.Request) -> web.Response:
+    raise web.HTTPNotFound
+
+
+def _compress(request: web.Request, response: web.StreamResponse) -> None:
+    # Not aiohttp's own choice: it takes deflate first, and "gzip;q=0" for a yes.
+    if not isinstance(response, web.Response) or (response.content_length or 0) < _LEAST_COMPRESSED:
+        return
+    accepted = request.headers["Accept-Encoding"].lower()
+    if "gzip" in accepted and not _NOT_GZIP.search(accepted):
+        response.enable_compression(web.ContentCoding.gzip)

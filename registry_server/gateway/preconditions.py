@@ -1,0 +1,70 @@
+"""``ETag``, ``If-Match`` and ``If-None-Match`` (RFC 9110, 8.8.3 and 13.1): the tag of a service is its revision."""
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from registry_server.errors import InvalidRequest, RevisionMismatch, Violation
+from registry_server.registry import ServiceRegistry
+
+_TAG: Final = re.compile(r'(?P<weak>W/)?"(?P<opaque>[\x21\x23-\x7e\x80-\uffff]*)"')
+_LIST: Final = re.compile(rf"\s*(?:{_TAG.pattern}\s*(?:,\s*|$))+".replace("?P<weak>", "").replace("?P<opaque>", ""))
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
+
+
+def etag(revision: int) -> str:
+    """The tag of a service at a revision."""
+    return f'"{revision}"'
+
+
+async def expected_revision(request: web.Request, registry: ServiceRegistry, name: str) -> int:
+    """Reads ``If-Match``.
+
+    Args:
+        request: The request.
+        registry: To find out which of several tags is the current one.
+        name: The service.
+
+    Returns:
+        The revision at which the service must be; 0 if any will do.
+
+    Raises:
+        InvalidRequest: It is no list of tags.
+        RevisionMismatch: No tag in it can be that of the service.
+        ServiceNotFound: No such service.
+    """
+    header = _header(request, "If-Match")
+    if header is None or header.strip() == "*":
+        return 0
+    # Weak tags never match here (RFC 9110, 13.1.1); nor does what is no revision.
+    revisions = [int(opaque) for weak, opaque in _tags(header, "If-Match") if not weak and _NUMBER.fullmatch(opaque)]
+    if len(revisions) == 1:
+        return revisions[0]
+    current = (await registry.get(name)).revision
+    if current in revisions:
+        return current
+    raise RevisionMismatch(name, max(revisions, default=0), current)
+
+
+def is_known(request: web.Request, revision: int) -> bool:
+    """Whether the client says by ``If-None-Match`` that it has this revision.
+
+    Raises:
+        InvalidRequest: It is no list of tags.
+    """
+    header = _header(request, "If-None-Match")
+    if header is None:
+        return False
+    return header.strip() == "*" or any(opaque == str(revision) for _, opaque in _tags(header, "If-None-Match"))
+
+
+def _header(request: web.Request, name: str) -> str | None:
+    # Given several times it is one list (RFC 9110, 5.3).
+    return ", ".join(request.headers.getall(name)) if name in request.headers else None
+
+
+def _tags(header: str, name: str) -> list[tuple[str, str]]:
+    if not _LIST.fullmatch(header):
+        raise InvalidRequest([Violation(name, 'is neither * nor a list of entity tags such as "42"')])
+    return [(match["weak"] or "", match["opaque"]) for match in _TAG.finditer(header)]

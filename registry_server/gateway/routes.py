@@ -1,0 +1,193 @@
+"""The REST API: decode, call, encode."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohttp import web
+
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
+from registry_server.errors import ServiceNotFound
+from registry_server.gateway import bodies, preconditions
+from registry_server.gateway.documents import Documents
+from registry_server.gateway.envelope import Envelope, encode
+from registry_server.gateway.listing import Listing
+from registry_server.gateway.middleware import REQUEST_ID
+from registry_server.gateway.names import rest_names
+from registry_server.gateway.parameters import PAGE, Query, none_taken
+from registry_server.model.document import STATUS_WORDS, health_document, service_document, time_text
+from registry_server.registry import ServiceRegistry
+
+BASE: Final = "/api/v1/registry"
+
+_DECIMALS: Final = 2
+"""Of the average in statistics, as in the seed."""
+
+
+class Api:
+    """One handler for each route below ``BASE`` but the event stream."""
+
+    def __init__(
+        self, registry: ServiceRegistry, envelope: Envelope, documents: Documents, *, max_body_bytes: int
+    ) -> None:
+        self._registry = registry
+        self._envelope = envelope
+        self._documents = documents
+        self._listing = Listing(registry, documents)
+        self._max_body_bytes = max_body_bytes
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """The route table."""
+        return [
+            web.post(f"{BASE}/services", self.register),
+            web.get(f"{BASE}/services", self.discover),
+            web.get(f"{BASE}/services/{{name}}", self.get),
+            web.put(f"{BASE}/services/{{name}}", self.update),
+            web.delete(f"{BASE}/services/{{name}}", self.unregister),
+            web.get(f"{BASE}/services/{{name}}/health", self.service_health),
+            web.post(f"{BASE}/services/{{name}}/heartbeat", self.heartbeat),
+            web.get(f"{BASE}/health", self.registry_health),
+            web.get(f"{BASE}/stats", self.stats),
+            web.get(f"{BASE}/capabilities", self.capabilities),
+            web.post(f"{BASE}/cleanup", self.cleanup),
+        ]
+
+    async def register(self, request: web.Request) -> web.Response:
+        """Registers a service, or takes its new content."""
+        query = Query(request.query, ("createOnly",))
+        create_only = query.flag("createOnly")
+        query.check()
+        service = bodies.registration(await bodies.read_json(request, self._max_body_bytes))
+        with rest_names():
+            registered = await self._registry.register(service, create_only=create_only)
+        headers = {
+            "ETag": preconditions.etag(registered.revision),
+            "Location": f"{BASE}/services/{registered.name}",
+        }
+        return self._success(request, service_document(registered), status=201, headers=headers)
+
+    async def discover(self, request: web.Request) -> web.Response:
+        """Finds services."""
+        query_string = request.rel_url.raw_query_string
+        data = self._listing.ready(query_string)
+        if data is None:
+            data = await self._listing.find(query_string, request.query)
+        return self._envelope.success(data, request[REQUEST_ID])
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Reads a service."""
+        none_taken(request.query)
+        record = await self._registry.get(request.match_info["name"])
+        headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
+        if preconditions.is_known(request, record.revision):
+            return web.Response(status=304, headers=headers)
+        return self._envelope.success(self._documents.of(record.wire), request[REQUEST_ID], headers=headers)
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Changes the fields that are given."""
+        none_taken(request.query)
+        name = request.match_info["name"]
+        service, mask = bodies.update(await bodies.read_json(request, self._max_body_bytes), name)
+        expected = await preconditions.expected_revision(request, self._registry, name)
+        with rest_names():
+            updated = await self._registry.update_service(service, mask, expected_revision=expected)
+        headers = {"ETag": preconditions.etag(updated.revision)}
+        return self._success(request, service_document(updated), headers=headers)
+
+    async def unregister(self, request: web.Request) -> web.Response:
+        """Removes a service."""
+        none_taken(request.query)
+        name = request.match_info["name"]
+        expected = await preconditions.expected_revision(request, self._registry, name)
+        with rest_names():
+            await self._registry.unregister(name, expected_revision=expected)
+        return self._success(request, {"message": f"Service {name} unregistered"})
+
+    async def service_health(self, request: web.Request) -> web.Response:
+        """Tells the newest health of a service, and when its lease ends."""
+        none_taken(request.query)
+        health, lease_ends = await self._registry.health(request.match_info["name"])
+        document = health_document(health)
+        if lease_ends is not None:
+            document["leaseExpiresAt"] = time_text(lease_ends)
+        return self._success(request, document)
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """Renews the lease of a service."""
+        none_taken(request.query)
+        name = request.match_info["name"]
+        await self._registry.get(name)  # refuses what cannot be a name by the name of this parameter
+        _, unknown = await self._registry.heartbeat([name])
+        if unknown:
+            raise ServiceNotFound(name)
+        return self._success(request, {"message": f"Lease of service {name} renewed"})
+
+    async def registry_health(self, request: web.Request) -> web.Response:
+        """Tells how the registry is."""
+        none_taken(request.query)
+        health = self._registry.registry_health()
+        document = {
+            "status": STATUS_WORDS.get(health.status, "unknown"),
+            "timestamp": time_text(health.checked_at),
+            "statistics": stats_document(health.stats),
+        }
+        return self._success(request, document)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Counts what is registered."""
+        none_taken(request.query)
+        return self._success(request, stats_document(self._registry.get_stats()))
+
+    async def capabilities(self, request: web.Request) -> web.Response:
+        """Lists the distinct capabilities."""
+        query = Query(request.query, PAGE)
+        size = query.page_size()
+        query.check()
+        with rest_names():
+            page = self._registry.list_capabilities(size, query.text("pageToken"))
+        document = {
+            "capabilities": [capability_document(summary) for summary in page.capabilities],
+            "count": len(page.capabilities),
+            "nextPageToken": page.next_page_token or None,
+        }
+        return self._success(request, document)
+
+    async def cleanup(self, request: web.Request) -> web.Response:
+        """Removes services whose lease has run out."""
+        none_taken(request.query)
+        names = await self._registry.cleanup()
+        return self._success(request, {"message": "Cleanup completed", "servicesRemoved": len(names)})
+
+    def _success(
+        self, request: web.Request, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
+    ) -> web.Response:
+        return self._envelope.success(encode(document), request[REQUEST_ID], status, headers)
+
+
+def stats_document(stats: RegistryStats) -> dict[str, Any]:
+    """The JSON shape of statistics."""
+    return {
+        "totalServices": stats.total_services,
+        "healthyServices": stats.healthy_services,
+        "unhealthyServices": stats.unhealthy_services,
+        "degradedServices": stats.degraded_services,
+        "unknownServices": stats.unknown_services,
+        "servicesInMaintenance": stats.services_in_maintenance,
+        "uniqueCapabilities": stats.unique_capabilities,
+        "totalCapabilities": stats.total_capabilities,
+        "uniqueVersions": stats.unique_versions,
+        "uniqueTags": stats.unique_tags,
+        "averageCapabilitiesPerService": round(stats.average_capabilities_per_service, _DECIMALS),
+    }
+
+
+def capability_document(summary: CapabilitySummary) -> dict[str, Any]:
+    """The JSON shape of a capability as the registry knows it."""
+    document: dict[str, Any] = {
+        "name": summary.name,
+        "versions": list(summary.versions),
+        "serviceNames": list(summary.service_names),
+        "serviceCount": summary.service_count,
+    }
+    if summary.description:
+        document["description"] = summary.description
+    return document

@@ -1,0 +1,233 @@
+"""``GET /services``: filters, pages, and answers that are kept."""
+
+from typing import Any
+from urllib.parse import quote
+
+from structlog.testing import capture_logs
+
+from ossa.registry.v1.registry_service_pb2 import UpdateServiceRequest
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.gateway.parameters import FILTERS
+from tests.rest.client import Answer, Rest, service
+from tests.rest.raw import exchange
+from tests.support.server import Server
+
+FLEET: list[dict[str, Any]] = [
+    service(
+        "alpha",
+        version="1.0.0",
+        capabilities=[{"name": "translate", "version": "1.2.0"}],
+        health={"status": "healthy"},
+        metadata={"tags": ["ai", "nlp"], "environment": "production", "labels": {"region": "eu", "tier": "gold"}},
+    ),
+    service(
+        "beta",
+        version="1.5.0",
+        capabilities=[{"name": "translate", "version": "2.0.0"}],
+        health={"status": "unhealthy"},
+        metadata={"tags": ["ai"], "environment": "staging", "labels": {"region": "us", "empty": ""}},
+    ),
+    service(
+        "Gamma-AI",
+        version="2.0.0",
+        capabilities=[{"name": "ocr/pdf", "version": "1.0.0"}],
+        group="readers",
+        health={"status": "degraded"},
+        metadata={"tags": ["vision"], "environment": "production", "labels": {"region": "eu"}},
+    ),
+    service("delta", version="weird-build", health={"status": "maintenance"}),
+]
+
+
+async def fleet(rest: Rest) -> None:
+    for each in FLEET:
+        assert (await rest.post("/services", each)).status == 201
+
+
+def names(answer: Answer) -> list[str]:
+    assert answer.status == 200, answer.raw
+    return [each["name"] for each in answer.data["services"]]
+
+
+FOUND = {
+    "": ["Gamma-AI", "alpha", "beta", "delta"],
+    "name=^a": ["alpha"],
+    "name=ai": ["Gamma-AI"],
+    "name=A%24": ["alpha", "beta", "delta"],
+    "name=b|d": ["beta", "delta"],
+    "capability=translate": ["alpha", "beta"],
+    "capability=ocr/pdf": ["Gamma-AI"],
+    "capability=ocr%2Fpdf": ["Gamma-AI"],
+    "capability=none": [],
+    "capability=translate&capabilityVersion=2.0.0": ["beta"],
+    "capability=translate&capabilityVersion=%3E%3D1.2%20%3C2": ["alpha"],
+    "capability=translate&capabilityVersion=>=1.2+<2": ["alpha"],
+    "health=healthy": ["alpha"],
+    "health=healthy,degraded": ["Gamma-AI", "alpha"],
+    "health=unknown": [],
+    "health=maintenance": ["delta"],
+    "tags=ai": ["alpha", "beta"],
+    "tags=nlp,vision": ["Gamma-AI", "alpha"],
+    "tags=ai,nlp&tagMatch=any": ["alpha", "beta"],
+    "tags=ai,nlp&tagMatch=all": ["alpha"],
+    "version=1.5.0": ["beta"],
+    "version=^1": ["alpha", "beta"],
+    "version=weird-build": ["delta"],
+    "environment=production": ["Gamma-AI", "alpha"],
+    "group=readers": ["Gamma-AI"],
+    "group=alpha": ["alpha"],
+    "label.region=eu": ["Gamma-AI", "alpha"],
+    "label.region=eu&label.tier=gold": ["alpha"],
+    "label.empty=": ["beta"],
+    "label.region=": [],
+    "health=healthy&environment=production": ["alpha"],
+    "name=a&capability=translate&health=healthy&tags=ai&version=1.0.0&environment=production&group=alpha": ["alpha"],
+}
+
+
+async def test_every_filter_of_the_contract_finds_what_it_says(rest: Rest) -> None:
+    await fleet(rest)
+    for query, expected in FOUND.items():
+        assert names(await rest.get(f"/services?{query}")) == expected, query
+        assert names(await rest.get(f"/services?{query}")) == expected, f"{query}, again"
+    asked = {part.partition("=")[0] for query in FOUND for part in query.split("&")}
+    assert set(FILTERS) <= asked
+
+
+async def test_the_answer_has_the_members_of_the_contract(rest: Rest) -> None:
+    await fleet(rest)
+    query = "health=healthy,degraded&tags=ai,nlp&tagMatch=any&label.region=eu&name=a&version=1.0.0"
+    data = (await rest.get(f"/services?{query}")).data
+    assert data == {
+        "services": [(await rest.get("/services/alpha")).data],
+        "count": 1,
+        "total": 1,
+        "filter": {
+            "name": "a",
+            "version": "1.0.0",
+            "health": "healthy,degraded",
+            "tags": ["ai", "nlp"],
+            "tagMatch": "any",
+            "labels": {"region": "eu"},
+        },
+        "nextPageToken": None,
+    }
+
+
+async def test_nothing_registered_is_an_empty_list(rest: Rest) -> None:
+    assert (await rest.get("/services")).data == {
+        "services": [],
+        "count": 0,
+        "total": 0,
+        "filter": {},
+        "nextPageToken": None,
+    }
+
+
+BAD_QUERIES: dict[str, list[str]] = {
+    "colour=red": ["colour"],
+    "Capability=x": ["Capability"],
+    "page_size=1": ["page_size"],
+    "capability=": ["capability"],
+    "tags=": ["tags"],
+    "tags=a,,b": ["tags"],
+    "tags=" + ",".join(f"t{i}" for i in range(65)): ["tags"],
+    "capability=a&capability=b": ["capability"],
+    "tags=a&tags=b": ["tags"],
+    "health=sick": ["health"],
+    "health=HEALTHY": ["health"],
+    "health=healthy,": ["health"],
+    "tags=a&tagMatch=some": ["tagMatch"],
+    "name=(": ["name"],
+    "name=a(?=b)": ["name"],
+    "name=" + "a" * 513: ["name"],
+    "version=%3E%3D1%20%3C": ["version"],
+    "capabilityVersion=1.0.0": ["capabilityVersion"],
+    "capability=a%00b": ["capability"],
+    "environment=" + "e" * 129: ["environment"],
+    "label.=x": ["label."],
+    "label.a%20b=x": ["label.a b"],
+    "label.region=" + "x" * 257: ["label.region"],
+    "label.region=a&label.region=b": ["label.region"],
+    "&".join(f"label.k{i}=x" for i in range(65)): ["label"],
+    "pageSize=0": ["pageSize"],
+    "pageSize=-1": ["pageSize"],
+    "pageSize=1001": ["pageSize"],
+    "pageSize=ten": ["pageSize"],
+    "pageSize=1.0": ["pageSize"],
+    "pageSize=99999999999999999999": ["pageSize"],
+    "pageSize=%D9%A1": ["pageSize"],  # a digit, but of another script
+    "pageToken=abc": ["pageToken"],
+    "pageToken=%F0%9F%90%8D": ["pageToken"],
+    "colour=red&health=sick&pageSize=0&name=(&capability=": ["capability", "colour", "health", "name", "pageSize"],
+}
+
+
+async def test_bad_parameters_are_refused_all_at_once_by_their_names(rest: Rest) -> None:
+    for query, fields in BAD_QUERIES.items():
+        answer = await rest.get(f"/services?{query}")
+        assert (answer.status, answer.code) == (400, "INVALID_REQUEST"), query
+        assert sorted(answer.fields) == fields
+
+
+async def test_pages_have_every_service_once(rest: Rest) -> None:
+    for i in range(7):
+        await rest.post("/services", service(f"agent-{i}"))
+    seen: list[str] = []
+    query = "/services?pageSize=3"
+    for count, last in ((3, False), (3, False), (1, True)):
+        data = (await rest.get(query)).data
+        assert (data["count"], data["total"]) == (count, 7)
+        seen += [each["name"] for each in data["services"]]
+        assert (data["nextPageToken"] is None) == last
+        query = f"/services?pageSize=3&pageToken={quote(data['nextPageToken'] or '')}"
+    assert seen == [f"agent-{i}" for i in range(7)]
+
+
+async def test_a_page_token_is_good_for_its_filter_alone(rest: Rest) -> None:
+    await fleet(rest)
+    token = (await rest.get("/services?pageSize=1")).data["nextPageToken"]
+    assert (await rest.get(f"/services?pageSize=1&capability=translate&pageToken={token}")).fields == ["pageToken"]
+
+
+async def test_a_page_has_a_hundred_services_if_nothing_is_said(rest: Rest) -> None:
+    for i in range(101):
+        await rest.post("/services", service(f"agent-{i:03}"))
+    data = (await rest.get("/services")).data
+    assert (data["count"], data["total"]) == (100, 101)
+
+
+async def test_a_kept_answer_is_dropped_by_every_change_that_touches_it(rest: Rest, server: Server) -> None:
+    await fleet(rest)
+    query = "/services?capability=translate"
+    assert names(await rest.get(query)) == ["alpha", "beta"]
+
+    await rest.put("/services/alpha", {"version": "1.0.1"})
+    assert [each["version"] for each in (await rest.get(query)).data["services"]] == ["1.0.1", "1.5.0"]
+
+    request = UpdateServiceRequest(service=Service(name="beta", version="1.6.0"))
+    await server.stub.UpdateService(request)
+    assert [each["version"] for each in (await rest.get(query)).data["services"]] == ["1.0.1", "1.6.0"]
+
+    await rest.post("/services", service("new", capabilities=[{"name": "translate", "version": "1"}]))
+    assert names(await rest.get(query)) == ["alpha", "beta", "new"]
+
+    await rest.delete("/services/alpha")
+    assert names(await rest.get(query)) == ["beta", "new"]
+
+    await rest.put("/services/beta", {"capabilities": []})
+    assert names(await rest.get(query)) == ["new"]
+
+
+async def test_more_queries_than_are_kept_are_all_answered(rest: Rest) -> None:
+    await fleet(rest)
+    for i in range(700):
+        assert names(await rest.get(f"/services?name=alpha&pageSize={i + 1}")) == ["alpha"]
+
+
+async def test_raw_bytes_in_a_query_are_refused_or_read_but_never_an_error_of_ours(server: Server) -> None:
+    with capture_logs() as logs:
+        for query in (b"name=\xff\xfe", b"label.\xff=1", b"name=%ff", b"\xed\xa0\x80=1", b"name=\xc3\xa9"):
+            status, _, _ = await exchange(server.http, b"GET /api/v1/registry/services?" + query + b" HTTP/1.1")
+            assert status in (200, 400), query
+    assert all(line["path"].isascii() for line in logs), "what a log is written to may not take it"
