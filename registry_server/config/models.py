@@ -169,7 +169,7 @@ class HealthCheckSettings(_Group):
     member_period_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 5_000
     """Silence after which a process is taken for dead and the others check its services, in milliseconds."""
     allowed_networks: Networks = ()
-    """Networks that probes may connect to, such as 10.0.0.0/8, separated by commas; empty: all that are not denied."""
+    """Networks that probes may connect to, such as 10.0.0.0/8, with commas; none for all that are not denied."""
     denied_networks: Networks = DENIED_NETWORKS
     """Networks that probes may not connect to, whatever is allowed. By default link-local and multicast addresses and
     those of clouds' metadata services; who sets it repeats them."""

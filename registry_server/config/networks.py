@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from registry_server.config.addresses import bad_setting
+from registry_server.config.addresses import bad_setting, split_list
 
 Network = IPv4Network | IPv6Network
 
@@ -30,17 +30,17 @@ DENIED_NETWORKS: Final[tuple[Network, ...]] = tuple(
 
 def parse_networks(value: object) -> object:
     """Reads networks from a text with commas or a list of texts."""
-    parts = value.split(",") if isinstance(value, str) else value
+    parts = split_list(value)
     if not isinstance(parts, Sequence):
-        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas")
-    return tuple(_network(part) for part in parts if part not in ("", " "))
+        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'")
+    return tuple(_network(part) for part in parts)
 
 
 def _network(part: object) -> Network:
     if isinstance(part, IPv4Network | IPv6Network):
         return part
     try:
-        return ip_network(part.strip() if isinstance(part, str) else "")
+        return ip_network(part if isinstance(part, str) else "")
     except ValueError:
         # Also where bits beside the prefix are set: whoever writes 10.1.0.0/8 meant one of two things.
-        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas") from None
+        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'") from None

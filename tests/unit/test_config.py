@@ -490,14 +490,14 @@ def test_the_help_tells_every_setting_within_the_width() -> None:
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "10.1.0.0/8", "example.com", "10.0.0.0/8;::1", "fe80::1%eth0/64"])
 def test_networks_are_networks(text: str) -> None:
     assert problems_of(["--health-check.denied-networks", text]) == [
-        f"--health-check.denied-networks: must be networks such as 10.0.0.0/8, separated by commas, not {text!r}"
+        f"--health-check.denied-networks: must be networks such as 10.0.0.0/8, separated by commas, or 'none', not {text!r}"
     ]
 
 
 def test_networks_may_be_none_and_a_list_in_the_file(tmp_path: Path) -> None:
-    assert load_settings(["--health-check.denied-networks="], {}).health_check.denied_networks == ()
+    assert load_settings(["--health-check.denied-networks=none"], {}).health_check.denied_networks == ()
     file = toml_file(tmp_path, 'health_check.allowed_networks = ["10.0.0.0/8", "::1"]')
     allowed = load_settings(["--config", file], {}).health_check.allowed_networks
     assert allowed == (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))
     bad = toml_file(tmp_path, "health_check.allowed_networks = 7")
-    assert problems_of(["--config", bad])[0].endswith("must be networks such as 10.0.0.0/8, separated by commas, not 7")
+    assert problems_of(["--config", bad])[0].endswith("must be networks such as 10.0.0.0/8, separated by commas, or 'none', not 7")
