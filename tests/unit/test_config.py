@@ -500,4 +500,6 @@ def test_networks_may_be_none_and_a_list_in_the_file(tmp_path: Path) -> None:
     allowed = load_settings(["--config", file], {}).health_check.allowed_networks
     assert allowed == (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))
     bad = toml_file(tmp_path, "health_check.allowed_networks = 7")
-    assert problems_of(["--config", bad])[0].endswith("must be networks such as 10.0.0.0/8, separated by commas, or 'none', not 7")
+    assert problems_of(["--config", bad])[0].endswith(
+        "must be networks such as 10.0.0.0/8, separated by commas, or 'none', not 7"
+    )
