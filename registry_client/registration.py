@@ -67,11 +67,12 @@ class Registration:
     ) -> bool:
         if self._sigterm:
             self._terminated = terminations().was_signalled(self)
-        try:
-            await self._leave()
-        finally:
-            ended_by_sigterm = self._sigterm and terminations().leave(self)
-        return ended_by_sigterm and kind is asyncio.CancelledError
+        cut = await self._leave_in_full()
+        if self._sigterm and terminations().leave(self):
+            return kind is None or kind is asyncio.CancelledError
+        if cut and kind is not asyncio.CancelledError:
+            raise asyncio.CancelledError
+        return False
 
     @property
     def name(self) -> str:
@@ -140,6 +141,21 @@ class Registration:
         self._lease.service = made
         self._lease.accepted(answer)
         return answer
+
+    async def _leave_in_full(self) -> bool:
+        """Leaves, which takes a bounded time, though the task is cancelled meanwhile; tells whether it was.
+
+        A task group cancels its tasks once more when SIGTERM has cancelled them already.
+        """
+        leaving = asyncio.create_task(self._leave(), name=f"unregistering {self.name}")
+        cut = False
+        while not leaving.done():
+            try:
+                await asyncio.shield(leaving)
+            except asyncio.CancelledError:
+                cut = True
+        leaving.result()
+        return cut
 
     async def _leave(self) -> None:
         known = self._lease.known

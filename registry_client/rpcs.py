@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar, Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -10,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import values
 from registry_client.calls import Caller, Session
-from registry_client.errors import DeadlineExceeded, RegistryError, error_of_status
+from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_of_status
 from registry_client.messages import (
     CapabilitySummary,
     Consistency,
@@ -315,14 +316,26 @@ class UnaryCalls:
     ) -> _Response:
         """Reads at a revision: the one that is asked for, else that of the session."""
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        remembered = self._session.revision if min_revision is None else 0
-        if not remembered:
+        if min_revision is not None or not self._session.revision:
             return await read(min_revision or 0, deadline - time.monotonic())
-        try:
-            return await read(remembered, min(_PATIENCE, deadline - time.monotonic()))
-        except DeadlineExceeded:
-            # Either the process lags, or the store was replaced and counts anew: then this revision may never come.
-            health = await self.get_registry_health(timeout=deadline - time.monotonic())
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return await read(self._session.revision, min(_PATIENCE, left))
+            except RegistryUnavailable:
+                if left <= _PATIENCE:
+                    raise
+            except DeadlineExceeded:
+                if left <= _PATIENCE:
+                    raise
+                await self._check_history()
+
+    async def _check_history(self) -> None:
+        """Begins the session anew if the revision that it waits for may never come.
+
+        That is so if the process follows its store and is below it all the same: the store was replaced.
+        """
+        with suppress(RegistryError):  # who waits for the revision will meet it too
+            health = await self.get_registry_health(timeout=_PATIENCE)
             if health.store_connected and not health.replication_lag.ToNanoseconds():
                 self._session.restart(health.revision)
-            return await read(min(remembered, self._session.revision), deadline - time.monotonic())

@@ -19,6 +19,7 @@ def _blocking(
 
     @functools.wraps(method)
     def call(self: "SyncRegistryClient", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._check()
         return self._runner.run(method(self._client, *args, **kwargs))
 
     return call
@@ -48,6 +49,7 @@ class SyncRegistryClient:
         session: bool = True,
     ) -> None:
         self._runner = asyncio.Runner()
+        self._closed = False
         self._client = RegistryClient(target, tls=tls, token=token, timeout=timeout, session=session)
 
     def __enter__(self) -> Self:
@@ -58,8 +60,20 @@ class SyncRegistryClient:
 
     def close(self) -> None:
         """Ends the connections. Idempotent."""
-        self._runner.run(self._client.close())
-        self._runner.close()
+        if not self._closed:
+            self._check()
+            self._closed = True
+            self._runner.run(self._client.close())
+            self._runner.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return  # as it should be
+        raise RuntimeError("this client would stop the running event loop; use RegistryClient there")
 
     register_service = _blocking(RegistryClient.register_service)
     batch_register_services = _blocking(RegistryClient.batch_register_services)

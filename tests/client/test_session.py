@@ -1,0 +1,62 @@
+"""Session consistency: a client reads its own writes, whichever process answers."""
+
+from redis.asyncio import Redis
+
+from registry_client import RegistryClient, Service, make_service
+from registry_client.calls import Session
+from tests.support.redis_process import RedisProcess
+from tests.support.server import ServerProcess
+
+
+def agent(name: str) -> Service:
+    return make_service(name, f"http://{name}.test", version="1.0.0")
+
+
+async def emptied(redis: RedisProcess) -> None:
+    async with Redis.from_url(redis.url) as admin:
+        await admin.flushall()
+
+
+async def test_what_was_written_to_one_process_is_read_from_another(redis: RedisProcess) -> None:
+    url = f"--redis.url={redis.url}"
+    async with (
+        ServerProcess(url) as one,
+        ServerProcess(url) as other,
+        RegistryClient([one.grpc_address, other.grpc_address], timeout=30) as client,
+    ):
+        for i in range(20):
+            written = await client.register_service(agent(f"agent-{i}"))
+            client._channels.give_up(client.target)
+            assert await client.get_service(f"agent-{i}") == written
+
+
+async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, timeout=30) as client,
+    ):
+        for i in range(10):
+            await client.register_service(agent(f"agent-{i}"))
+        assert client.revision == 10
+        await emptied(redis)
+        await process.logged("resynchronised with the store")
+        assert await client.find_services() == []
+        assert client.revision < 10
+
+
+async def test_it_can_be_switched_off(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, session=False) as client,
+    ):
+        await client.register_service(agent("agent"))
+        assert client.revision == 0
+
+
+def test_a_session_remembers_the_highest_revision() -> None:
+    session = Session(enabled=True)
+    for revision in (3, 7, 5):
+        session.saw(revision)
+    assert session.revision == 7
+    session.restart(2)
+    assert session.revision == 2
