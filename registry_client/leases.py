@@ -27,8 +27,10 @@ Register: TypeAlias = Callable[[Sequence[Service]], Awaitable[Sequence[Service |
 _BEATS_IN_A_TTL: Final = 3
 _PERMANENT: Final = 30.0
 """Seconds between beats of a service without a lease: they only tell whether the registry still knows it."""
-_EARLIEST: Final = 0.9
-"""Beats come at 0.9 to 1 of their period, so that agents that started together do not stay together."""
+_EARLIEST: Final = 0.75
+_LATEST: Final = 0.9
+"""Beats come at 0.75 to 0.9 of a third of the TTL: agents that started together do not stay together, and a registry
+that has forgotten a service is told of it again within a third of the TTL."""
 _MOST_NAMES: Final = 10_000
 _BATCH: Final = 50
 """Services in one registration: 64 KiB each at the most, in a message of 4 MiB."""
@@ -84,7 +86,7 @@ class Lease:
         """The registry knows the service."""
         self.known = True
         self.refusals = 0
-        self.due = time.monotonic() + self.period * random.uniform(_EARLIEST, 1)  # noqa: S311 - spreads load
+        self.due = time.monotonic() + self.period * random.uniform(_EARLIEST, _LATEST)  # noqa: S311 - spreads load
         self.become(RegistrationState.REGISTERED)
 
     def accepted(self, answer: Service) -> None:

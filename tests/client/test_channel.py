@@ -24,7 +24,7 @@ class Listener:
     @asynccontextmanager
     async def listening(self, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
         server = grpc.aio.server()
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer)  # type: ignore[arg-type]
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("ossa.registry.v1.RegistryService", {"GetStats": handler}),)
         )
