@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, probes, start, watch
+from benchmarks import catalog, discover, probes, resolve, start, watch
 from benchmarks.report import Report
 
 SCENARIOS = {
@@ -16,6 +16,7 @@ SCENARIOS = {
     "discover": discover.run,
     "watch": watch.run,
     "probes": probes.run,
+    "resolve": resolve.run,
 }
 
 

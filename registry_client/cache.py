@@ -53,6 +53,8 @@ class ServiceCache:
         self._times = ResponseTimes()
         self._listeners: Listeners[Event] = Listeners()
         self._ready = asyncio.Event()
+        self._change = asyncio.Event()
+        """Set with the next change, which brings a new one."""
         self._task: asyncio.Task[None] | None = None
         self._last_error: RegistryError | None = None
 
@@ -109,6 +111,10 @@ class ServiceCache:
     async def wait_ready(self) -> None:
         """Waits for the first snapshot."""
         await self._ready.wait()
+
+    async def changed(self) -> None:
+        """Waits for the next change: ``while not cache.find("summarize"): await cache.changed()``."""
+        await self._change.wait()
 
     def __len__(self) -> int:
         return len(self._services)
@@ -280,6 +286,9 @@ class ServiceCache:
                 self._drop(touched)
         if self._watch.complete:
             self._ready.set()
+        if taken:
+            change, self._change = self._change, asyncio.Event()
+            change.set()
         for event in taken:
             self._listeners.tell(event)
 

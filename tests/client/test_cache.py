@@ -47,8 +47,12 @@ async def test_it_has_what_is_there_and_follows(client: RegistryClient) -> None:
         assert cache.last_error is None
         assert (names(cache), len(cache), "one" in cache) == ({"one"}, 1, True)
 
+        waiting = asyncio.create_task(cache.changed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
         await client.register_service(agent("two"))
-        await until(lambda: "two" in cache)
+        await waiting
+        assert "two" in cache
         await client.unregister_service("one")
         await until(lambda: "one" not in cache)
         assert cache.get("one") is None
