@@ -154,8 +154,8 @@ class LeaseKeeper:
                 failure = RegistryError(str(error))
             self._failures += 1
             for lease in self._leases.values():
-                if lease.state is RegistrationState.REGISTERED:
-                    lease.become(RegistrationState.AWAY, failure)
+                was_registered = lease.state is RegistrationState.REGISTERED
+                lease.become(RegistrationState.AWAY if was_registered else lease.state, failure)
             another = self._channels.give_up(target)
             if not (another and self._failures < len(self._channels)):
                 await asyncio.sleep(self._delay(self._failures))

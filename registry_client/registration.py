@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from registry_client.errors import RegistryError
+from registry_client.errors import RegistryError, ServiceNotFound
 from registry_client.leases import Lease, LeaseKeeper, RegistrationState
 from registry_client.messages import HealthStatus, Service
 from registry_client.signals import terminations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _FAREWELL: Final = 5.0
 """Seconds that maintenance and unregistering may take together; if the registry is away, the lease ends by itself."""
+_LEAVING: Final = "the agent is leaving"
+"""By this the maintenance of an agent that leaves is told from that of an operator."""
 _LONGEST_NAME: Final = 128
 _SUFFIX_BYTES: Final = 6
 
@@ -57,6 +59,7 @@ class Registration:
         """
         if self._wait:
             self._lease.accepted(await self._client.register_service(self._lease.service))
+            await self._return()
         self._leases.add(self._lease)
         if self._sigterm:
             terminations().enter(self)
@@ -142,6 +145,22 @@ class Registration:
         self._lease.accepted(answer)
         return answer
 
+    async def _return(self) -> None:
+        """Takes back the maintenance in which a former process of this name left, but could not unregister.
+
+        It is sticky, so that what an operator has taken out stays out; this one is known by its words.
+        """
+        health = self.service.health
+        if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING:
+            return
+        by_heartbeat = self._lease.service.health_check.WhichOneof("probe") == "heartbeat"
+        await self._client.report_service_health(self.name, "healthy" if by_heartbeat else "unknown")
+        self._lease.accepted(await self._client.get_service(self.name))
+
+    async def _is_ours(self) -> bool:
+        """Whether the service is still this one: in a rolling restart the next process may have taken the name."""
+        return (await self._client.get_service(self.name)).endpoint == self._lease.service.endpoint
+
     async def _leave_in_full(self) -> bool:
         """Leaves, which takes a bounded time, though the task is cancelled meanwhile; tells whether it was.
 
@@ -161,13 +180,15 @@ class Registration:
         known = self._lease.known
         try:
             async with asyncio.timeout(_FAREWELL + self._drain):
-                if known:
+                if known and await self._is_ours():
                     maintenance = HealthStatus.HEALTH_STATUS_MAINTENANCE
-                    await self._client.report_service_health(self.name, maintenance, error="shutting down")
+                    await self._client.report_service_health(self.name, maintenance, error=_LEAVING)
                     await asyncio.sleep(self._drain)
                 await self._leases.remove(self._lease)
-                if known:
+                if known and await self._is_ours():
                     await self._client.unregister_service(self.name)
+        except ServiceNotFound:
+            log.info("%s was not registered any more", self.name)
         except (RegistryError, TimeoutError) as error:
             log.warning("%s could not be unregistered, its lease ends by itself: %s", self.name, error)
         finally:

@@ -181,6 +181,51 @@ async def test_it_is_put_in_maintenance_before_it_goes(client: RegistryClient) -
     assert statuses == [HealthStatus.HEALTH_STATUS_MAINTENANCE, HealthStatus.HEALTH_STATUS_MAINTENANCE]
 
 
+async def test_a_name_that_the_next_process_has_taken_is_left_to_it(registry: RegistryProcess) -> None:
+    async with RegistryClient(registry.target) as old, RegistryClient(registry.target) as new:
+        leaving = old.registration(agent())
+        await leaving.__aenter__()
+        successor = make_service("agent", "http://successor.test", version="2.0.0", health_check="heartbeat")
+        async with new.registration(successor):
+            await leaving.__aexit__(None, None, None)
+            service = await new.get_service("agent")
+            assert (service.version, service.health.status) == ("2.0.0", HealthStatus.HEALTH_STATUS_HEALTHY)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("the agent is leaving", HealthStatus.HEALTH_STATUS_HEALTHY),
+        ("an operator looks at it", HealthStatus.HEALTH_STATUS_MAINTENANCE),
+    ],
+)
+async def test_who_comes_back_after_leaving_is_healthy_and_an_operators_maintenance_stays(
+    words: str, status: HealthStatus.ValueType, client: RegistryClient
+) -> None:
+    await client.register_service(agent())
+    await client.report_service_health("agent", "maintenance", error=words)
+    async with client.registration(agent()) as me:
+        assert me.service.health.status == status
+        assert (await client.get_service("agent")).health.status == status
+
+
+async def test_the_next_registry_takes_over(redis: RedisProcess) -> None:
+    url = f"--redis.url={redis.url}"
+    async with (
+        ServerProcess(url, "--shutdown.grace-seconds=2") as one,
+        ServerProcess(url) as other,
+        RegistryClient([one.grpc_address, other.grpc_address], timeout=30) as client,
+        client.registration(agent()) as me,
+        client.cache() as cache,
+    ):
+        assert client.target == one.grpc_address
+        await one.stop()
+        await until(lambda: client.target == other.grpc_address and me.state is REGISTERED and cache.connected)
+        await client.register_service(agent("late"))
+        await until(lambda: "late" in cache)
+        assert me.service.revision == (await client.get_service("agent")).revision
+
+
 async def test_leaving_while_the_registry_is_away_raises_nothing(registry: RegistryProcess) -> None:
     async with RegistryClient(registry.target, timeout=0.3) as client, client.registration(agent()):
         registry.kill()

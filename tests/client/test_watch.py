@@ -215,3 +215,18 @@ def test_a_difference_of_states_has_each_kind_of_change() -> None:
     assert told(events) == [(UNREGISTERED, "gone"), (HEALTH_CHANGED, "ill"), (UPDATED, "both"), (REGISTERED, "new")]
     assert [event.previous_health for event in events] == [1, 1, 1, 0]
     assert {event.revision for event in events} == {7}
+
+
+async def test_a_slow_reader_misses_nothing(redis: RedisProcess) -> None:
+    buffer = ("--watch.buffer-events=20", "--watch.buffer-bytes=131072")
+    async with (
+        ServerProcess(f"--redis.url={redis.url}", *buffer) as process,
+        RegistryClient(process.grpc_address, timeout=30) as client,
+        client.watch(include_snapshot=True) as watch,
+    ):
+        await begun(watch)
+        large = {f"label-{i}": "x" * 256 for i in range(60)}
+        for i in range(200):
+            await client.register_service(make_service("busy", "http://busy.test", version=f"1.0.{i}", labels=large))
+        events = await take(watch, 200)
+        assert [event.service.version for event in events] == [f"1.0.{i}" for i in range(200)]
