@@ -20,7 +20,7 @@ from registry_client import (
 )
 from registry_client.testing import RegistryProcess
 from tests.support.redis_process import RedisProcess
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, running
 
 REGISTERED = EventType.EVENT_TYPE_SERVICE_REGISTERED
 UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
@@ -218,15 +218,21 @@ def test_a_difference_of_states_has_each_kind_of_change() -> None:
 
 
 async def test_a_slow_reader_misses_nothing(redis: RedisProcess) -> None:
-    buffer = ("--watch.buffer-events=20", "--watch.buffer-bytes=131072")
+    large = {f"label-{i}": "x" * 256 for i in range(60)}
     async with (
-        ServerProcess(f"--redis.url={redis.url}", *buffer) as process,
-        RegistryClient(process.grpc_address, timeout=30) as client,
-        client.watch(include_snapshot=True) as watch,
+        running(redis.url, watch={"buffer_events": 5}, redis={"events_max_length": 10_000}) as server,
+        RegistryClient(server.grpc_address, timeout=30) as client,
+        client.watch() as watch,
     ):
         await begun(watch)
-        large = {f"label-{i}": "x" * 256 for i in range(60)}
-        for i in range(200):
-            await client.register_service(make_service("busy", "http://busy.test", version=f"1.0.{i}", labels=large))
-        events = await take(watch, 200)
-        assert [event.service.version for event in events] == [f"1.0.{i}" for i in range(200)]
+        written = 0
+        while server.parts.hub.watchers:
+            assert written < 2_000, "the windows and buffers of a connection are bounded"
+            await client.register_service(
+                make_service("busy", "http://busy.test", version=f"1.0.{written}", labels=large)
+            )
+            written += 1
+        assert written > 5
+        events = await take(watch, written)
+        assert [event.service.version for event in events] == [f"1.0.{i}" for i in range(written)]
+        assert {event.reason for event in events} == {EventReason.EVENT_REASON_CLIENT_REQUEST}
