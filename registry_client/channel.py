@@ -28,10 +28,11 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # By default gRPC waits up to 2 minutes before it connects again: leases would run out.
+    # By default gRPC waits up to 2 minutes before it connects again: leases would run out. The shortest lease is 5 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name: how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # Retries are ours: only we know what is safe.
     ("grpc.enable_retries", 0),
 )

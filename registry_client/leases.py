@@ -34,6 +34,8 @@ that has forgotten a service is told of it again within a third of the TTL."""
 _MOST_NAMES: Final = 10_000
 _BATCH: Final = 50
 """Services in one registration: 64 KiB each at the most, in a message of 4 MiB."""
+_LONGEST_WAIT: Final = 0.25
+"""Share of a period that passes at the most before a registry that is away is tried again."""
 _LEAST_PATIENCE: Final = 2.0
 """Seconds to wait for the answer to a beat, if half of the period is shorter. A registry that hangs is found out, and
 another one told, well before the lease ends."""
@@ -162,8 +164,11 @@ class LeaseKeeper:
                 await asyncio.sleep(self._delay(self._failures))
 
     def _delay(self, failures: int) -> float:
-        """Seconds to wait after failures: once the registry is back, everybody is to be there within a period."""
-        return min(self._backoff.delay(failures), self._shortest() / 2)
+        """Seconds to wait after failures: once the registry is back, everybody is to be there within a period.
+
+        gRPC itself waits up to a second before it connects again; it comes on top.
+        """
+        return min(self._backoff.delay(failures), self._shortest() * _LONGEST_WAIT)
 
     def _shortest(self) -> float:
         return min((lease.period for lease in self._leases.values()), default=_PERMANENT)

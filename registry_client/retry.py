@@ -28,7 +28,7 @@ class Backoff:
 
     first: float = 0.1
     """Longest wait after the first failure; doubles with each further one."""
-    most: float = 5.0
+    most: float = 2.0
     """Longest wait at all."""
 
     def delay(self, failures: int, at_least: float = 0.0) -> float:

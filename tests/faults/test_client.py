@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from registry_client import NoEndpoint, RegistrationState, RegistryClient, Service, ServiceCache, make_service
+from registry_client import (
+    NoEndpoint,
+    Registration,
+    RegistrationState,
+    RegistryClient,
+    Service,
+    ServiceCache,
+    make_service,
+)
 from registry_client.testing import RegistryProcess
 from tests.support.redis_process import RedisProcess
-from tests.support.waiting import until
 
 REGISTRATIONS = 50
 CACHES = 10
@@ -29,6 +36,7 @@ class Fleet:
     def __init__(self, target: str) -> None:
         self.target = target
         self.caches: list[ServiceCache] = []
+        self.registrations: list[Registration] = []
         self.failures: list[object] = []
         self.states: set[RegistrationState] = set()
         self.picks = 0
@@ -42,6 +50,7 @@ class Fleet:
             for i in range(REGISTRATIONS):
                 registration = await stack.enter_async_context(client.registration(agent(i)))
                 registration.on_change(self.states.add)
+                self.registrations.append(registration)
             for _ in range(CACHES):
                 self.caches.append(await stack.enter_async_context(caching.cache(capability="x")))
             yield client
@@ -67,12 +76,18 @@ class Fleet:
             task.cancel()
             await asyncio.wait([task])
 
-    async def whole(self, client: RegistryClient) -> dict[str, Service]:
-        """Waits until all are registered and all caches are level with the registry."""
+    async def whole(self, client: RegistryClient, change: int) -> None:
+        """Makes a change; waits until all are registered and all caches are level with the registry."""
+        marker = make_service("marker", "http://marker.test", version=f"1.0.{change}", capabilities=["x"], ttl=0)
+        await client.register_service(marker)
         while True:
             found = {each.name: each for each in await client.find_services(consistency="strong")}
-            if len(found) == REGISTRATIONS and all(cache.services == found for cache in self.caches):
-                return found
+            if (
+                len(found) == REGISTRATIONS + 1
+                and all(cache.connected and cache.services == found for cache in self.caches)
+                and {each.state for each in self.registrations} == {RegistrationState.REGISTERED}
+            ):
+                return
             await asyncio.sleep(0.02)
 
 
@@ -105,7 +120,7 @@ async def test_a_fleet_survives_twenty_killed_registries_and_an_emptied_redis(re
     async with RegistryProcess(f"--redis.url={redis.url}") as registry:
         fleet = Fleet(registry.target)
         async with fleet.running() as client:
-            await fleet.whole(client)
+            await fleet.whole(client, 0)
             for i in range(RESTARTS):
                 if i in EMPTIED_WHILE_AWAY:
                     registry.kill()
@@ -117,18 +132,18 @@ async def test_a_fleet_survives_twenty_killed_registries_and_an_emptied_redis(re
                         if i in REDIS_RESTARTED:
                             await redis.restart()
                         await asyncio.to_thread(registry.start)
-                        took.append(await timed(fleet.whole(client)))
+                        took.append(await timed(fleet.whole(client, i + 1)))
                     continue
-                took.append(await timed(fleet.whole(client)))
+                took.append(await timed(fleet.whole(client, i + 1)))
 
             # Emptied under a registry that runs: its agents learn of it by their next heartbeat.
             await emptied(redis)
-            took.append(await timed(fleet.whole(client)))
-            await until(lambda: all(cache.connected for cache in fleet.caches))
+            took.append(await timed(fleet.whole(client, 100)))
 
             async with fleet.picking():
                 await redis.restart()
-                took.append(await timed(fleet.whole(client)))
+                took.append(await timed(fleet.whole(client, 200)))
+            await client.unregister_service("marker")
         assert await gone(registry)
     assert fleet.failures == []
     assert fleet.picks > 0
