@@ -123,7 +123,8 @@ class RegistryClient(UnaryCalls):
         """Watches changes: ``async for event in client.watch(capability="summarize")``.
 
         The stream resumes by itself after every break, with no gap and no repeat. Where the registry no longer holds
-        what happened meanwhile, the difference comes as events with reason ``RESYNC``.
+        what happened meanwhile, the difference comes as events with reason ``RESYNC``. To be able to tell it, a watch
+        takes a snapshot of what matches in any case and keeps it; a narrow filter keeps that small.
 
         Args:
             filter: Which services; unset = all.

@@ -13,8 +13,7 @@ from weakref import WeakKeyDictionary
 class Terminations:
     """The blocks of one event loop that SIGTERM ends. SIGTERM is left alone where the program has taken it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._blocks: dict[object, asyncio.Task[object]] = {}
         self._cancelled: set[asyncio.Task[object]] = set()
         self._installed = False
@@ -47,13 +46,13 @@ class Terminations:
         ):
             return False
         with suppress(NotImplementedError, RuntimeError, ValueError):  # loops and platforms that cannot
-            self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
             self._installed = True
         return self._installed
 
     def _uninstall(self) -> None:
         self._installed = False
-        self._loop.remove_signal_handler(signal.SIGTERM)  # which restores the default that was there
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # which restores the default that was there
 
     def _on_sigterm(self) -> None:
         self._uninstall()  # a second SIGTERM ends the process at once
@@ -69,4 +68,4 @@ _OF_LOOPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, Terminations]" = WeakKe
 def terminations() -> Terminations:
     """Those of the running event loop."""
     loop = asyncio.get_running_loop()
-    return _OF_LOOPS.setdefault(loop, Terminations(loop))
+    return _OF_LOOPS.setdefault(loop, Terminations())

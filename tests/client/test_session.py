@@ -1,8 +1,11 @@
 """Session consistency: a client reads its own writes, whichever process answers."""
 
+import asyncio
+
+import pytest
 from redis.asyncio import Redis
 
-from registry_client import RegistryClient, Service, make_service
+from registry_client import RegistryClient, Service, StoreUnavailable, make_service
 from registry_client.calls import Session
 from tests.support.redis_process import RedisProcess
 from tests.support.server import ServerProcess
@@ -42,6 +45,21 @@ async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProc
         await process.logged("resynchronised with the store")
         assert await client.find_services() == []
         assert client.revision < 10
+
+
+async def test_a_write_waits_for_a_store_that_comes_back(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, timeout=60) as client,
+    ):
+        await client.register_service(agent("first"))
+        redis.kill()
+        await process.logged("store away: reads go on from memory, writes are refused")
+        with pytest.raises(StoreUnavailable):
+            await client.register_service(agent("second"), timeout=0.2)
+        writing = asyncio.create_task(client.register_service(agent("second")))
+        await redis.restart()
+        assert (await writing).revision == client.revision
 
 
 async def test_it_can_be_switched_off(redis: RedisProcess) -> None:
