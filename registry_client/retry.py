@@ -16,7 +16,6 @@ from registry_client.errors import (
     DeadlineExceeded,
     RegistryError,
     RegistryUnavailable,
-    RevisionNotReached,
     WatcherTooSlow,
     WriteConflict,
 )
@@ -47,8 +46,8 @@ def may_repeat(error: RegistryError, *, repeatable: bool) -> bool:
     """
     if isinstance(error, WriteConflict):
         return True
-    if isinstance(error, RevisionNotReached):
-        return False  # it has waited as long as it could
+    # A deadline that passed was perhaps only the share of one target of several: another one may answer in time, or
+    # hold the revision already.
     return repeatable and isinstance(error, RegistryUnavailable | DeadlineExceeded)
 
 

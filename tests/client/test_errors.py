@@ -98,7 +98,7 @@ def test_every_error_is_exported() -> None:
         (errors.StoreUnavailable, True, False, True),
         (errors.ShuttingDown, True, False, True),
         (errors.DeadlineExceeded, True, False, True),
-        (errors.RevisionNotReached, False, False, True),
+        (errors.RevisionNotReached, True, False, True),
         (errors.WriteConflict, True, True, False),
         (errors.WatcherTooSlow, False, False, True),
         (errors.CursorExpired, False, False, False),

@@ -1,6 +1,7 @@
 """Session consistency: a client reads its own writes, whichever process answers."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -31,6 +32,21 @@ async def test_what_was_written_to_one_process_is_read_from_another(redis: Redis
             written = await client.register_service(agent(f"agent-{i}"))
             client._channels.give_up(client.target)
             assert await client.get_service(f"agent-{i}") == written
+
+
+async def test_a_process_that_has_lost_its_store_is_left_for_one_that_holds_the_revision(
+    redis: RedisProcess, tmp_path: Path
+) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as whole,
+        ServerProcess("--redis.url=embedded", f"--data-dir={tmp_path}/d") as behind,
+        RegistryClient(whole.grpc_address, timeout=30) as writer,
+        RegistryClient([behind.grpc_address, whole.grpc_address], timeout=30) as reader,
+    ):
+        written = await writer.register_service(agent("agent"))
+        reader._session.saw(written.revision)
+        assert await reader.get_service("agent") == written
+        assert reader.target == whole.grpc_address
 
 
 async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProcess) -> None:
