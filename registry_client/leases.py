@@ -99,6 +99,8 @@ class Lease:
 
     def become(self, state: RegistrationState, error: RegistryError | None = None) -> None:
         """Changes the state, and tells the listeners if it is another one."""
+        if self.state is RegistrationState.ENDED:
+            return  # an answer that was under way
         changed = state is not self.state
         self.state, self.error = state, error
         if changed:
@@ -115,7 +117,8 @@ class LeaseKeeper:
         self._leases: dict[str, Lease] = {}
         self._failures = 0
         self._news = asyncio.Event()
-        self._registering = asyncio.Lock()
+        self.registering = asyncio.Lock()
+        """Held while something is registered, so that old content cannot overtake new."""
         self._task: asyncio.Task[None] | None = None
 
     def add(self, lease: Lease) -> None:
@@ -134,16 +137,20 @@ class LeaseKeeper:
     async def remove(self, lease: Lease) -> None:
         """Ends keeping a lease. After this nothing registers the service again."""
         self._leases.pop(lease.name, None)
-        async with self._registering:  # it may be under way
+        async with self.registering:  # it may be under way
             pass
         if not self._leases:
             await self.close()
 
     async def close(self) -> None:
-        """Ends everything. Idempotent."""
+        """Ends everything; what is registered is left to its lease. Idempotent."""
+        # First, without waiting: what is added meanwhile is kept by a task of its own.
         task, self._task = self._task, None
+        leases, self._leases = self._leases, {}
         if task is not None:
             await end(task)
+        for lease in leases.values():
+            lease.become(RegistrationState.ENDED)
 
     async def _run(self) -> None:
         while True:
@@ -235,7 +242,7 @@ class LeaseKeeper:
 
     async def _register_again(self, leases: Sequence[Lease]) -> None:
         for start in range(0, len(leases), _BATCH):
-            async with self._registering:
+            async with self.registering:
                 part = [lease for lease in leases[start : start + _BATCH] if self._leases.get(lease.name) is lease]
                 if not part:
                     continue
@@ -245,7 +252,7 @@ class LeaseKeeper:
                         continue
                     away = isinstance(result, RegistryUnavailable | DeadlineExceeded)
                     lease.refusals += 1
-                    lease.due = time.monotonic() + self._delay(lease.refusals)
+                    lease.due = time.monotonic() + (self._delay(lease.refusals) if away else lease.period)
                     lease.become(RegistrationState.AWAY if away else RegistrationState.REFUSED, result)
             self._failures = 0
 

@@ -140,9 +140,10 @@ class Registration:
         made.group = made.group or self._lease.service.group
         if not made.HasField("ttl"):
             made.ttl.CopyFrom(self._lease.service.ttl)
-        answer = await self._client.register_service(made)
-        self._lease.service = made
-        self._lease.accepted(answer)
+        async with self._leases.registering:
+            answer = await self._client.register_service(made)
+            self._lease.service = made
+            self._lease.accepted(answer)
         return answer
 
     async def _return(self) -> None:

@@ -99,6 +99,11 @@ async def test_a_cache_and_a_registration_outlive_their_client_without_harm(regi
         await client.close()
         await until(lambda: not cache.connected)
         assert cache.resolve().name == "there"
+    client = RegistryClient(registry.target)
+    registration = client.registration(agent())
+    await registration.__aenter__()
+    await client.close()
+    assert registration.state is RegistrationState.ENDED
 
 
 async def test_a_cancelled_block_unregisters_though_it_is_cancelled_again(client: RegistryClient) -> None:

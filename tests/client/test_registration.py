@@ -286,3 +286,18 @@ async def test_the_handler_of_sigterm_is_restored(client: RegistryClient) -> Non
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     async with client.registration(agent(), sigterm=False):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+async def test_one_that_comes_as_the_last_one_goes_is_kept(client: RegistryClient) -> None:
+    async def one(i: int) -> None:
+        async with client.registration(agent(f"agent-{i}")) as me:
+            await asyncio.sleep(0.002 * i)
+            beat_now(me)
+            await until(lambda: me._lease.due > 0)
+            assert me.state is REGISTERED
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for i in range(30):
+            group.create_task(one(i))
+            await asyncio.sleep(0.005)
+    assert await client.find_services() == []
