@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, probes, rest, start, watch
+from benchmarks import catalog, discover, probes, resolve, rest, start, watch
 from benchmarks.report import Report
 
 SCENARIOS = {
@@ -17,6 +17,7 @@ SCENARIOS = {
     "rest": rest.run,
     "watch": watch.run,
     "probes": probes.run,
+    "resolve": resolve.run,
 }
 
 

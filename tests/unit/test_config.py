@@ -490,7 +490,8 @@ def test_the_help_tells_every_setting_within_the_width() -> None:
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "10.1.0.0/8", "example.com", "10.0.0.0/8;::1", "fe80::1%eth0/64"])
 def test_networks_are_networks(text: str) -> None:
     assert problems_of(["--health-check.denied-networks", text]) == [
-        f"--health-check.denied-networks: must be networks such as 10.0.0.0/8, separated by commas, or 'none', not {text!r}"
+        "--health-check.denied-networks: "
+        f"must be networks such as 10.0.0.0/8, separated by commas, or 'none', not {text!r}"
     ]
 
 

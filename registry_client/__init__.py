@@ -1,0 +1,113 @@
+"""The SDK for agents: register and stay registered, find others, watch changes.
+
+::
+
+    async with RegistryClient("localhost:50051") as client:
+        me = make_service("summarizer", "http://10.0.0.7:8080", version="1.0.0", capabilities=["summarize"])
+        async with client.registration(me, replicas=True), client.cache() as cache:
+            translator = cache.resolve("translate", version="^2")
+
+Errors are in ``registry_client.errors``, messages are those of ``ossa.registry.v1``.
+"""
+
+from registry_client.cache import ServiceCache
+from registry_client.channel import Tls
+from registry_client.client import RegistryClient
+from registry_client.errors import (
+    CursorExpired,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    LimitExceeded,
+    NoEndpoint,
+    PermissionDenied,
+    ProbingDisabled,
+    RegistryError,
+    RegistryUnavailable,
+    RevisionMismatch,
+    RevisionNotReached,
+    ServiceExists,
+    ServiceNotFound,
+    ShuttingDown,
+    StoreUnavailable,
+    Unauthenticated,
+    Violation,
+    WatcherTooSlow,
+    WriteConflict,
+)
+from registry_client.leases import RegistrationState
+from registry_client.messages import (
+    Capability,
+    CapabilitySummary,
+    Consistency,
+    DiscoverServicesResponse,
+    Event,
+    EventReason,
+    EventType,
+    GetRegistryHealthResponse,
+    Health,
+    HealthCheck,
+    HealthStatus,
+    HeartbeatResponse,
+    Metadata,
+    RegistryStats,
+    Service,
+    ServiceFilter,
+    TagMatch,
+)
+from registry_client.registration import Registration
+from registry_client.resolve import Policy
+from registry_client.retry import Backoff
+from registry_client.sync import SyncRegistryClient
+from registry_client.values import make_service
+from registry_client.watch import Watch
+
+__all__ = [
+    "Backoff",
+    "Capability",
+    "CapabilitySummary",
+    "Consistency",
+    "CursorExpired",
+    "DeadlineExceeded",
+    "DiscoverServicesResponse",
+    "Event",
+    "EventReason",
+    "EventType",
+    "GetRegistryHealthResponse",
+    "Health",
+    "HealthCheck",
+    "HealthStatus",
+    "HeartbeatResponse",
+    "InternalError",
+    "InvalidRequest",
+    "LimitExceeded",
+    "Metadata",
+    "NoEndpoint",
+    "PermissionDenied",
+    "Policy",
+    "ProbingDisabled",
+    "Registration",
+    "RegistrationState",
+    "RegistryClient",
+    "RegistryError",
+    "RegistryStats",
+    "RegistryUnavailable",
+    "RevisionMismatch",
+    "RevisionNotReached",
+    "Service",
+    "ServiceCache",
+    "ServiceExists",
+    "ServiceFilter",
+    "ServiceNotFound",
+    "ShuttingDown",
+    "StoreUnavailable",
+    "SyncRegistryClient",
+    "TagMatch",
+    "Tls",
+    "Unauthenticated",
+    "Violation",
+    "Watch",
+    "WatcherTooSlow",
+    "WriteConflict",
+    "make_service",
+]

@@ -1,0 +1,29 @@
+"""pytest fixtures. To use them, a ``conftest.py`` says ``pytest_plugins = ["registry_client.testing.fixtures"]``."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from registry_client.errors import ServiceNotFound
+from registry_client.sync import SyncRegistryClient
+from registry_client.testing.process import RegistryProcess
+
+
+@pytest.fixture(scope="session")
+def registry_process() -> Iterator[RegistryProcess]:
+    """One registry for all tests; ``registry`` is the same, emptied."""
+    with RegistryProcess() as process:
+        yield process
+
+
+@pytest.fixture
+def registry(registry_process: RegistryProcess) -> RegistryProcess:
+    """A registry in which nothing is registered; its address is ``registry.target``. A test may kill and restart it."""
+    if not registry_process.running:
+        registry_process.start()  # the test before left it so
+    with SyncRegistryClient(registry_process.target) as client:
+        for service in client.find_services():
+            with suppress(ServiceNotFound):  # its lease ended meanwhile
+                client.unregister_service(service.name)
+    return registry_process

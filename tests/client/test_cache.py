@@ -1,0 +1,227 @@
+"""The cache: level with the registry, and useful without it."""
+
+import asyncio
+import logging
+import math
+import threading
+
+import pytest
+
+from registry_client import (
+    Event,
+    EventType,
+    InvalidRequest,
+    NoEndpoint,
+    Policy,
+    RegistryClient,
+    RegistryUnavailable,
+    Service,
+    ServiceCache,
+    make_service,
+)
+from registry_client.errors import DeadlineExceeded
+from registry_client.testing import RegistryProcess
+from tests.support.waiting import until
+
+
+def agent(name: str, capability: str = "x@1.0.0", **fields: str) -> Service:
+    return make_service(
+        name,
+        f"http://{name}.test",
+        version="1.0.0",
+        capabilities=[capability],
+        health_check="heartbeat",
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def names(cache: ServiceCache) -> set[str]:
+    return set(cache.services)
+
+
+async def test_it_has_what_is_there_and_follows(client: RegistryClient) -> None:
+    await client.register_service(agent("one"))
+    async with client.cache() as cache:
+        assert cache.ready
+        assert cache.connected
+        assert cache.last_error is None
+        assert (names(cache), len(cache), "one" in cache) == ({"one"}, 1, True)
+
+        waiting = asyncio.create_task(cache.changed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await client.register_service(agent("two"))
+        await waiting
+        assert "two" in cache
+        await client.unregister_service("one")
+        await until(lambda: "one" not in cache)
+        assert cache.get("one") is None
+        assert cache.get("two") == await client.get_service("two")
+
+
+async def test_a_pick_follows_every_change(client: RegistryClient) -> None:
+    async with client.cache() as cache:
+        with pytest.raises(NoEndpoint, match="no service matches capability=x"):
+            cache.resolve("x")
+
+        await client.register_service(agent("one"))
+        await until(lambda: cache.find("x"))
+        assert cache.resolve("x").name == "one"
+        assert cache.resolve("x", version="^1", labels={}).name == "one"
+        with pytest.raises(NoEndpoint):
+            cache.resolve("x", version="^2")
+
+        await client.report_service_health("one", "unhealthy")
+        await until(lambda: cache.services["one"].health.status == 2)
+        with pytest.raises(NoEndpoint, match="1 unhealthy"):
+            cache.resolve("x")
+
+        await client.report_service_health("one", "healthy")
+        await client.register_service(agent("one", "y@1.0.0"))
+        await until(lambda: cache.find("y"))
+        assert cache.find("x") == ()
+        assert cache.resolve("y").name == cache.resolve().name == "one"
+
+
+async def test_the_one_that_is_killed_is_picked_no_more(client: RegistryClient) -> None:
+    await client.register_service(agent("one"))
+    await client.register_service(agent("two"))
+    async with client.cache(capability="x") as cache:
+        assert {cache.resolve("x").name for _ in range(2)} == {"one", "two"}
+        await client.unregister_service("one")
+        await until(lambda: len(cache) == 1)
+        assert {cache.resolve("x").name for _ in range(10)} == {"two"}
+
+
+async def test_labels_and_policies_are_told_with_each_call(client: RegistryClient) -> None:
+    await client.register_service(make_service("a", "http://a.test", version="1.0.0", health_check="heartbeat", labels={"zone": "eu", "weight": "0"}))  # fmt: skip  # noqa: E501
+    await client.register_service(agent("b"))
+    async with client.cache(policy=Policy.WEIGHTED_RANDOM) as cache:
+        assert {cache.resolve().name for _ in range(50)} == {"b"}
+        assert cache.resolve(labels={"zone": "eu"}).name == "a"
+        assert {cache.resolve(policy=Policy.ROUND_ROBIN).name for _ in range(2)} == {"a", "b"}
+        cache.observe(cache.services["a"], 0.9)
+        cache.observe(cache.services["b"], 0.1)
+        assert cache.resolve(policy=Policy.LEAST_RESPONSE_TIME).name == "b"
+
+
+async def test_a_fallback_is_given_by_name(client: RegistryClient) -> None:
+    await client.register_service(agent("one"))
+    await client.report_service_health("one", "degraded")
+    async with client.cache(fallback=["degraded"]) as cache, client.cache() as strict:
+        assert cache.resolve("x").name == "one"
+        with pytest.raises(NoEndpoint, match="1 degraded"):
+            strict.resolve("x")
+
+
+async def test_only_what_the_filter_asks_for_is_kept(client: RegistryClient) -> None:
+    await client.register_service(agent("one", environment="production"))
+    await client.register_service(agent("two", environment="test"))
+    async with client.cache(environment="production") as cache:
+        assert names(cache) == {"one"}
+        await client.register_service(agent("one", environment="test"))
+        await until(lambda: not len(cache))
+
+
+async def test_it_goes_on_without_the_registry_and_says_how_old_it_is(
+    registry: RegistryProcess, client: RegistryClient
+) -> None:
+    await client.register_service(agent("one"))
+    async with client.cache() as cache:
+        registry.kill()
+        await until(lambda: not cache.connected)
+        before = cache.age
+        await asyncio.sleep(0.05)
+        assert cache.age >= before + 0.04
+        assert cache.resolve("x").name == "one"
+        assert cache.last_error is not None
+
+        await asyncio.to_thread(registry.start)
+        await client.register_service(agent("two"))
+        await until(lambda: "two" in cache)
+        assert cache.connected
+        assert names(cache) == {"one", "two"}
+
+
+async def test_listeners_are_told_and_may_fail(client: RegistryClient, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[Event] = []
+
+    def fail(_: Event) -> None:
+        raise ZeroDivisionError
+
+    async with client.cache() as cache:
+        cache.on_change(fail)
+        remove = cache.on_change(events.append)
+        with caplog.at_level(logging.ERROR):
+            await client.register_service(agent("one"))
+            await until(lambda: events)
+        assert [(event.type, event.service.name) for event in events] == [
+            (EventType.EVENT_TYPE_SERVICE_REGISTERED, "one")
+        ]
+        assert "a listener failed" in caplog.text
+        remove()
+        await client.register_service(agent("two"))
+        await until(lambda: "two" in cache)
+        assert len(events) == 1
+
+
+async def test_without_a_registry_it_can_be_opened_empty() -> None:
+    async with RegistryClient("127.0.0.1:1") as client, client.cache(wait=False) as cache:
+        assert not cache.ready
+        assert cache.age == math.inf
+        with pytest.raises(NoEndpoint):
+            cache.resolve()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await cache.wait_ready()
+
+
+async def test_that_no_snapshot_comes_is_told() -> None:
+    async with RegistryClient("127.0.0.1:1", timeout=0.3) as client:
+        with pytest.raises((RegistryUnavailable, DeadlineExceeded), match="no snapshot"):
+            async with client.cache():
+                pass
+
+
+async def test_a_bad_filter_is_told(client: RegistryClient) -> None:
+    with pytest.raises(InvalidRequest):
+        async with client.cache(name_pattern="("):
+            pass
+
+
+async def test_other_threads_may_pick(client: RegistryClient) -> None:
+    await client.register_service(agent("stays"))
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def pick(cache: ServiceCache) -> None:
+        try:
+            while not stop.is_set():
+                cache.resolve("x")
+                cache.find(labels={"none": "such"})
+        except BaseException as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    async with client.cache() as cache:
+        threads = [threading.Thread(target=pick, args=(cache,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for i in range(50):
+            await client.register_service(agent(f"comes-{i}"))
+            await client.unregister_service(f"comes-{i}")
+        stop.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        await until(lambda: names(cache) == {"stays"})
+        assert cache.resolve("x").name == "stays"
+    assert failures == []
+
+
+async def test_ever_new_questions_do_not_fill_the_memory(client: RegistryClient) -> None:
+    await client.register_service(agent("one"))
+    async with client.cache() as cache:
+        for i in range(2_500):
+            cache.find(labels={"request": str(i)})
+            assert cache.resolve("x", labels={}).name == "one"
+        assert len(cache._pools) <= 1_000
+        assert len(cache._pickers) <= 1_000

@@ -1,0 +1,118 @@
+"""Targets, TLS and tokens, against a gRPC server that tells what it was sent."""
+
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_client import RegistryClient, RegistryUnavailable, Tls, Unauthenticated
+from registry_client.channel import Channels
+from registry_client.errors import DeadlineExceeded
+
+
+class Listener:
+    """A server of ``GetStats`` that notes the authorization of each call."""
+
+    def __init__(self) -> None:
+        self.authorizations: list[object] = []
+        self.port = 0
+
+    @asynccontextmanager
+    async def listening(self, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
+        server = grpc.aio.server()
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("ossa.registry.v1.RegistryService", {"GetStats": handler}),)
+        )
+        if credentials is None:
+            self.port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = server.add_secure_port("127.0.0.1:0", credentials)
+        await server.start()
+        try:
+            yield f"127.0.0.1:{self.port}"
+        finally:
+            await server.stop(0)
+
+    async def _answer(self, _: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        self.authorizations.append(dict(context.invocation_metadata() or ()).get("authorization"))
+        return pb.GetStatsResponse().SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of ``registry.test`` that is its own authority, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    paths = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-out", str(paths[0]), "-keyout", str(paths[1]), "-days", "2", "-subj", "/CN=registry.test"]
+    command += ["-addext", "subjectAltName=DNS:registry.test"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("openssl is not in PATH")
+    return paths
+
+
+async def test_a_token_goes_with_each_call_and_may_change() -> None:
+    listener = Listener()
+    tokens = iter(["one", "two"])
+    async with listener.listening() as target, RegistryClient(target, token=lambda: next(tokens)) as client:
+        await client.get_stats()
+        await client.get_stats()
+    async with listener.listening() as target, RegistryClient(target, token="fixed") as client:
+        await client.get_stats()
+    async with listener.listening() as target, RegistryClient(target) as client:
+        await client.get_stats()
+    assert listener.authorizations == ["Bearer one", "Bearer two", "Bearer fixed", None]
+
+
+async def test_a_token_that_cannot_be_had_is_an_error_of_ours() -> None:
+    async with RegistryClient("127.0.0.1:1", token=lambda: Path("/nowhere").read_text()) as client:
+        with pytest.raises(Unauthenticated, match="nowhere"):
+            await client.get_stats()
+
+
+async def test_a_server_is_trusted_by_its_authority(certificate: tuple[Path, Path]) -> None:
+    ca, key = certificate
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), ca.read_bytes())])
+    async with Listener().listening(credentials) as target:
+        async with RegistryClient(target, tls=Tls(ca=ca, server_name="registry.test"), timeout=30) as client:
+            await client.get_stats()
+        for stranger in (Tls(server_name="registry.test"), Tls(ca=ca, server_name="other.test"), None):
+            async with RegistryClient(target, tls=stranger, timeout=0.5) as client:
+                with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
+                    await client.get_stats()
+
+
+async def test_a_server_that_asks_for_it_gets_the_clients_certificate(certificate: tuple[Path, Path]) -> None:
+    ca, key = certificate
+    pair = (key.read_bytes(), ca.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], root_certificates=ca.read_bytes(), require_client_auth=True)
+    async with Listener().listening(credentials) as target:
+        mine = Tls(ca=ca.read_bytes(), certificate=ca, key=key, server_name="registry.test")
+        async with RegistryClient(target, tls=mine, timeout=30) as client:
+            await client.get_stats()
+        async with RegistryClient(target, tls=Tls(ca=ca, server_name="registry.test"), timeout=0.5) as client:
+            with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
+                await client.get_stats()
+
+
+def test_keys_are_not_printed() -> None:
+    assert "secret" not in repr(Tls(key=b"secret", certificate=b"secret"))
+
+
+def test_a_target_is_given_up_once_however_many_calls_failed_on_it() -> None:
+    channels = Channels(["a", "b", "a", "c"], None, None)
+    assert (len(channels), channels.target) == (3, "a")
+    assert channels.give_up("a")
+    assert channels.give_up("a")
+    assert channels.target == "b"
+    channels.give_up("b")
+    channels.give_up("c")
+    assert channels.target == "a"
+    assert not Channels(["a"], None, None).give_up("a")

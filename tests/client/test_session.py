@@ -1,0 +1,96 @@
+"""Session consistency: a client reads its own writes, whichever process answers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from registry_client import RegistryClient, Service, StoreUnavailable, make_service
+from registry_client.calls import Session
+from tests.support.redis_process import RedisProcess
+from tests.support.server import ServerProcess
+
+
+def agent(name: str) -> Service:
+    return make_service(name, f"http://{name}.test", version="1.0.0")
+
+
+async def emptied(redis: RedisProcess) -> None:
+    async with Redis.from_url(redis.url) as admin:
+        await admin.flushall()
+
+
+async def test_what_was_written_to_one_process_is_read_from_another(redis: RedisProcess) -> None:
+    url = f"--redis.url={redis.url}"
+    async with (
+        ServerProcess(url) as one,
+        ServerProcess(url) as other,
+        RegistryClient([one.grpc_address, other.grpc_address], timeout=30) as client,
+    ):
+        for i in range(20):
+            written = await client.register_service(agent(f"agent-{i}"))
+            client._channels.give_up(client.target)
+            assert await client.get_service(f"agent-{i}") == written
+
+
+async def test_a_process_that_has_lost_its_store_is_left_for_one_that_holds_the_revision(
+    redis: RedisProcess, tmp_path: Path
+) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as whole,
+        ServerProcess("--redis.url=embedded", f"--data-dir={tmp_path}/d") as behind,
+        RegistryClient(whole.grpc_address, timeout=30) as writer,
+        RegistryClient([behind.grpc_address, whole.grpc_address], timeout=30) as reader,
+    ):
+        written = await writer.register_service(agent("agent"))
+        reader._session.saw(written.revision)
+        assert await reader.get_service("agent") == written
+        assert reader.target == whole.grpc_address
+
+
+async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, timeout=30) as client,
+    ):
+        for i in range(10):
+            await client.register_service(agent(f"agent-{i}"))
+        assert client.revision == 10
+        await emptied(redis)
+        await process.logged("resynchronised with the store")
+        assert await client.find_services() == []
+        assert client.revision < 10
+
+
+async def test_a_write_waits_for_a_store_that_comes_back(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, timeout=60) as client,
+    ):
+        await client.register_service(agent("first"))
+        redis.kill()
+        await process.logged("store away: reads go on from memory, writes are refused")
+        with pytest.raises(StoreUnavailable):
+            await client.register_service(agent("second"), timeout=0.2)
+        writing = asyncio.create_task(client.register_service(agent("second")))
+        await redis.restart()
+        assert (await writing).revision == client.revision
+
+
+async def test_it_can_be_switched_off(redis: RedisProcess) -> None:
+    async with (
+        ServerProcess(f"--redis.url={redis.url}") as process,
+        RegistryClient(process.grpc_address, session=False) as client,
+    ):
+        await client.register_service(agent("agent"))
+        assert client.revision == 0
+
+
+def test_a_session_remembers_the_highest_revision() -> None:
+    session = Session(enabled=True)
+    for revision in (3, 7, 5):
+        session.saw(revision)
+    assert session.revision == 7
+    session.restart(2)
+    assert session.revision == 2

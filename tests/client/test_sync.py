@@ -1,0 +1,92 @@
+"""The synchronous client, and the registry for users' tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from registry_client import RegistryUnavailable, Service, ServiceNotFound, SyncRegistryClient, make_service
+from registry_client.errors import DeadlineExceeded
+from registry_client.rpcs import UnaryCalls
+from registry_client.testing import RegistryProcess
+
+
+def test_it_has_every_unary_call() -> None:
+    calls = {name for name, value in vars(UnaryCalls).items() if callable(value) and not name.startswith("_")}
+    assert {name for name in calls if not callable(getattr(SyncRegistryClient, name, None))} == set()
+    assert SyncRegistryClient.get_service.__doc__ == UnaryCalls.get_service.__doc__
+
+
+def test_a_script_registers_finds_and_unregisters(registry: RegistryProcess) -> None:
+    with SyncRegistryClient(registry.target, timeout=30) as client:
+        client.register_service(make_service("agent", "http://agent.test", version="1.0.0", capabilities=["x"]))
+        assert [service.name for service in client.find_services(capability="x")] == ["agent"]
+        client.update_service(Service(name="agent", version="2.0.0"), ["version"])
+        client.report_service_health("agent", "maintenance")
+        assert client.get_stats().services_in_maintenance == 1
+        client.unregister_service("agent")
+        with pytest.raises(ServiceNotFound):
+            client.get_service("agent")
+    client.close()
+
+
+def test_it_survives_a_restart_between_two_calls(registry: RegistryProcess) -> None:
+    with SyncRegistryClient(registry.target, timeout=30) as client:
+        client.register_service(make_service("agent", "http://agent.test", version="1.0.0"))
+        registry.restart()
+        assert client.get_service("agent").name == "agent"
+
+
+def test_nobody_there_is_told() -> None:
+    nobody = (RegistryUnavailable, DeadlineExceeded)
+    with SyncRegistryClient("127.0.0.1:1", timeout=0.3) as client, pytest.raises(nobody):
+        client.get_stats()
+
+
+async def test_it_is_not_for_event_loops() -> None:
+    client = SyncRegistryClient("127.0.0.1:1")
+    with pytest.raises(RuntimeError, match="running"):
+        client.get_stats()
+
+
+def test_a_registry_for_tests_keeps_address_and_data_when_it_is_killed(registry: RegistryProcess) -> None:
+    target = registry.target
+    with SyncRegistryClient(target, timeout=30) as client:
+        client.register_service(make_service("agent", "http://agent.test", version="1.0.0"))
+        registry.kill()
+        assert not registry.running
+        registry.start()
+        assert registry.running
+        assert registry.target == target
+        assert client.get_service("agent").name == "agent"
+
+
+def test_a_registry_for_tests_is_empty_in_each_test(registry: RegistryProcess) -> None:
+    with SyncRegistryClient(registry.target, timeout=30) as client:
+        assert client.find_services() == []
+
+
+def test_a_registry_that_does_not_start_says_why() -> None:
+    process = RegistryProcess("--no-such-flag=1")
+    with pytest.raises(RuntimeError, match="no-such-flag"):
+        process.__enter__()
+    with pytest.raises(RuntimeError, match="not started"):
+        _ = process.target
+
+
+async def test_a_registry_for_tests_can_be_opened_in_a_loop() -> None:
+    async with RegistryProcess() as process:
+        assert "ossa-registry serves" in {json.loads(line)["event"] for line in process.log.splitlines()}
+        with pytest.raises(RuntimeError, match="already"):
+            process.start()
+    assert not process.running
+
+
+def test_the_fixtures_are_there_for_users_as_a_plugin(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["registry_client.testing.fixtures"]\n')
+    (tmp_path / "test_mine.py").write_text("def test(registry):\n    assert registry.running\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout

@@ -1,0 +1,93 @@
+"""Short ways to write messages."""
+
+import pytest
+
+from registry_client import (
+    Capability,
+    Consistency,
+    EventType,
+    HealthCheck,
+    HealthStatus,
+    ServiceFilter,
+    TagMatch,
+    values,
+)
+from registry_client.values import FilterFields, make_filter, make_service
+
+HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
+UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
+DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
+UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
+MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
+STRONG = Consistency.CONSISTENCY_STRONG
+
+
+def test_a_service_is_written_in_one_call() -> None:
+    service = make_service(
+        "agent",
+        "http://agent.test",
+        version="1.0.0",
+        capabilities=["x", "y@1.2.0", Capability(name="z", description="more")],
+        group="team",
+        health_check=HealthCheck(tcp=HealthCheck.TcpProbe()),
+        ttl=7.5,
+        tags=["ai"],
+        labels={"zone": "eu"},
+        environment="production",
+        description="An agent",
+    )
+    assert [(each.name, each.version) for each in service.capabilities] == [("x", ""), ("y", "1.2.0"), ("z", "")]
+    assert (service.group, service.ttl.ToMilliseconds()) == ("team", 7_500)
+    assert service.health_check.WhichOneof("probe") == "tcp"
+    assert (list(service.metadata.tags), dict(service.metadata.labels)) == (["ai"], {"zone": "eu"})
+    assert (service.metadata.environment, service.metadata.description) == ("production", "An agent")
+
+
+def test_what_is_not_given_is_not_set() -> None:
+    service = make_service("agent", "http://agent.test", version="1.0.0")
+    assert {field.name for field, _ in service.ListFields()} == {"name", "endpoint", "version"}
+    assert make_service("a", "http://a.test", version="1", ttl=0).HasField("ttl")
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc", "tcp", "heartbeat", "none"])
+def test_a_health_check_is_given_by_its_kind(kind: str) -> None:
+    service = make_service("a", "http://a.test", version="1", health_check=kind)
+    assert service.health_check.WhichOneof("probe") == kind
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="psychic"):
+        make_service("a", "http://a.test", version="1", health_check="psychic")
+    with pytest.raises(TypeError, match="colour"):
+        make_service("a", "http://a.test", version="1", colour="red")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="JOLLY"):
+        values.status("jolly")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"health": "healthy"}, ServiceFilter(health=[HEALTHY])),
+        ({"health": UNHEALTHY}, ServiceFilter(health=[UNHEALTHY])),
+        ({"health": ["HEALTH_STATUS_UNKNOWN", DEGRADED]}, ServiceFilter(health=[UNKNOWN, DEGRADED])),
+        ({"tags": ["a", "b"], "tag_match": "all"}, ServiceFilter(tags=["a", "b"], tag_match=TagMatch.TAG_MATCH_ALL)),
+        ({"tag_match": 1}, ServiceFilter(tag_match=TagMatch.TAG_MATCH_ANY)),
+        ({"labels": {"zone": "eu"}, "group": "g"}, ServiceFilter(labels={"zone": "eu"}, group="g")),
+    ],
+)
+def test_a_filter_is_written_by_keywords(fields: FilterFields, expected: ServiceFilter) -> None:
+    assert make_filter(None, fields) == expected
+
+
+def test_keywords_go_on_top_of_a_filter_and_leave_it_as_it_is() -> None:
+    base = ServiceFilter(capability="x", health=[HEALTHY])
+    made = make_filter(base, {"health": "degraded", "environment": "test"})
+    assert made == ServiceFilter(capability="x", health=[DEGRADED], environment="test")
+    assert base == ServiceFilter(capability="x", health=[HEALTHY])
+
+
+def test_enums_go_by_name_or_value() -> None:
+    assert values.status("maintenance") == values.status(MAINTENANCE) == MAINTENANCE
+    assert values.consistency("strong") == values.consistency(STRONG) == STRONG
+    snapshot = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
+    assert values.event_type("service_snapshot") == values.event_type(snapshot) == snapshot
