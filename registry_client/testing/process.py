@@ -134,7 +134,8 @@ class RegistryProcess:
         while self._process.poll() is None and time.monotonic() < until:
             if self._serves():
                 return True
-            time.sleep(_POLL)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_POLL)
         return False
 
     def _serves(self) -> bool:

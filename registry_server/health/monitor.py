@@ -33,8 +33,8 @@ _IN_ONE_TURN: Final = 4
 """Probes that begin between two turns of other tasks: those that are due together must not hold up calls."""
 _REVIEW_EVERY: Final = 1.0
 """Seconds."""
-_SLICE: Final = 500
-"""Services that are looked at between two turns of other tasks; about 10 ms."""
+_SLICE: Final = 100
+"""Services that are looked at between two turns of other tasks; about 4 ms."""
 _ON_DEMAND: Final = 64
 """Probes at once that clients ask for, beside those that are due: they cannot hold those up."""
 

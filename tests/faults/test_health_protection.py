@@ -1,11 +1,13 @@
 """When the registry itself may be at fault, or is overrun, its probes must not tell lies about services."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import aiohttp
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
@@ -58,6 +60,13 @@ async def connected(server: Server, *, wanted: bool) -> None:
         return answer.store_connected == wanted
 
     await eventually(holds, f"connected to the store: {wanted}")
+
+
+async def gauge(server: Server) -> str:
+    """What a Prometheus reads of the protection."""
+    async with aiohttp.ClientSession() as client, client.get(f"{server.http}/metrics") as response:
+        (value,) = re.findall(r"^ossa_registry_protection_active (\S+)$", await response.text(), re.MULTILINE)
+    return str(value)
 
 
 async def seen(subscriber: Subscriber, server: Server) -> list[Event]:
@@ -222,6 +231,7 @@ async def test_half_of_200_that_drop_at_once_and_recover_never_change(redis: Red
             assert not told.HasField("service")
             assert "of 200 services fail their probes at once; their statuses are frozen" in told.error
             assert monitor.protection_active
+            assert await gauge(server) == "1.0"
             (line,) = (line for line in logs if line["event"] == "protection began: statuses are frozen")
             assert (line["log_level"], line["of"]) == ("error", 200)
             assert line["failing"] >= 100
@@ -233,6 +243,7 @@ async def test_half_of_200_that_drop_at_once_and_recover_never_change(redis: Red
             await drops.listen()
             recovered = time.monotonic()
             await until(lambda: not monitor.protection_active, "protection has ended")
+            assert await gauge(server) == "0.0"
             print(f"protection: began after {noticed:.2f} s, ended {time.monotonic() - recovered:.2f} s after recovery")
             await drops.asked(since=recovered, times=3)
             events = await seen(subscriber, server)

@@ -166,7 +166,8 @@ class ProbeProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", _WORKER, str(theirs.fileno())),
+                # -P: what lies in the directory from which somebody started the registry is not ours to import.
+                *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )

@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,15 @@ async def test_the_network_policy_holds_in_the_worker() -> None:
     async with agent() as port, prober(denied=(*DENIED_NETWORKS, *_loopback())) as subject:
         outcome = await subject.probe(plan(port))
     assert (outcome.kind, outcome.error) == (OutcomeKind.FAILED, "address 127.0.0.1 is not allowed")
+
+
+async def test_the_worker_imports_nothing_from_the_directory_that_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pickle.py").write_text("raise SystemExit('not ours')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    async with agent() as port, prober() as subject, asyncio.timeout(PATIENCE):
+        assert (await subject.probe(plan(port))).kind is OutcomeKind.OK
 
 
 async def test_a_worker_that_is_killed_fails_nobody_and_is_replaced() -> None:
