@@ -210,12 +210,20 @@ def _build(settings: Settings, store: RedisStore) -> Parts:
     )
     monitor = HealthMonitor(
         replica=replica,
-        prober=ProbeProcess(checks.allowed_networks, checks.denied_networks, settings.log),
+        prober=ProbeProcess(
+            checks.allowed_networks, checks.denied_networks, concurrency=checks.concurrency, logs=settings.log
+        ),
         membership=Membership(store, period=checks.member_period_ms / 1000),
-        judge=Judge(replica=replica, writes=writes, results=results, protection=protection, clock=system_clock),
+        judge=Judge(
+            replica=replica,
+            writes=writes,
+            results=results,
+            protection=protection,
+            contact=follower.connection_since,
+            clock=system_clock,
+        ),
         results=results,
         settings=checks,
-        contact=lambda: follower.connections if follower.connected else 0,
     )
     registry = ServiceRegistry(
         store=store,

@@ -8,51 +8,66 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from typing import Any, Final
 
 from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, OutcomeKind, Plan, Prober
-from registry_server.health.probes.frames import Setup, framed, read_frame
-from registry_server.health.standstill import Standstill
+from registry_server.health.probes import Outcome, Plan, Prober
+from registry_server.health.probes.frames import Orders, Setup, framed, read_frame
+from registry_server.health.rounds import Probes, Rounds
 from registry_server.telemetry.logs import configure_logging
 
-_GATHER: Final = 0.005
+_GATHER: Final = 0.01
 """Seconds in which answers gather: that late they come, and that much fewer are the messages."""
+_SPEAK_EVERY: Final = 1.0
+"""Seconds: who is silent for longer is taken for deaf."""
 
 
 class Worker:
     """Makes the probes that come over a connection, and answers in the order in which they end."""
 
-    def __init__(self, prober: Prober, writer: asyncio.StreamWriter) -> None:
-        self._prober = prober
+    def __init__(self, prober: Probes, writer: asyncio.StreamWriter, *, concurrency: int) -> None:
+        self._rounds = Rounds(prober, concurrency=concurrency, on_result=self._answer)
         self._writer = writer
         self._answers: list[tuple[Any, ...]] = []
-        self._standstill = Standstill(lambda _: None)
+        self._news = asyncio.Event()
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Works until the connection ends: then nobody wants to know the rest."""
-        self._flush()  # says that it is ready
-        self._standstill.begin()
+        self._writer.write(framed(b"[]"))  # says that it is ready
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._standstill.run(), name="standstill")
+            group.create_task(self._rounds.run(), name="rounds")
+            group.create_task(self._speak(), name="answers")
             while (frame := await read_frame(reader)) is not None:
-                for number, plan in pickle.loads(frame):  # noqa: S301 - from our own parent
-                    group.create_task(self._probe(number, plan))
+                orders: Orders = pickle.loads(frame)  # noqa: S301 - from our own parent
+                for number in orders.drop:
+                    self._rounds.drop(number)
+                for number, plan, due in orders.assign:
+                    self._rounds.assign(number, plan, due)
+                for number, plan in orders.once:
+                    group.create_task(self._probe_once(number, plan))
             os._exit(0)  # at once, though threads may look up names
 
-    async def _probe(self, number: int, plan: Plan) -> None:
-        stood_still = self._standstill.look()
-        outcome = await self._prober.probe(plan)
-        if self._standstill.look() != stood_still and outcome.kind is not OutcomeKind.OK:
-            outcome = outcome._replace(kind=OutcomeKind.INCONCLUSIVE)
-        self._answers.append((number, *_plain(outcome)))
-        if len(self._answers) == 1:
-            asyncio.get_running_loop().call_later(_GATHER, self._flush)
+    async def _probe_once(self, number: int, plan: Plan) -> None:
+        self._answer(number, await self._rounds.probe(plan), 0.0, None)
 
-    def _flush(self) -> None:
-        """Sends what ended; the reader is our parent, who asked for no more than it takes."""
-        answers, self._answers = self._answers, []
-        self._writer.write(framed(json.dumps(answers).encode()))
+    def _answer(self, number: int, outcome: Outcome, began: float, late: float | None) -> None:
+        self._answers.append((number, *_plain(outcome), began, late))
+        self._news.set()
+
+    async def _speak(self) -> None:
+        """Sends what ended, at the pace of the reader."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SPEAK_EVERY):
+                    await self._news.wait()
+                    await asyncio.sleep(_GATHER)
+            self._news.clear()
+            answers, self._answers = self._answers, []
+            self._writer.write(framed(json.dumps(answers).encode()))
+            self._rounds.pause()
+            await self._writer.drain()
+            self._rounds.resume()
 
 
 def _plain(outcome: Outcome) -> tuple[str, float, str, str | None]:
@@ -68,7 +83,7 @@ async def _main(connection: socket.socket) -> None:
     setup: Setup = pickle.loads(frame)  # noqa: S301 - from our own parent
     configure_logging(setup.logs)
     async with Prober(NetworkPolicy(setup.allowed, setup.denied)) as prober:
-        await Worker(prober, writer).run(reader)
+        await Worker(prober, writer, concurrency=setup.concurrency).run(reader)
 
 
 def main() -> None:

@@ -70,6 +70,7 @@ class Follower:
         self._fits_one_message = fits_one_message
         self._stands_still = False
         self._last_contact = time.monotonic()
+        self._connected_at = 0.0
         self._broken: str | None = None
         self._rewritten = False
         self._newest: StoredEvent | None = None  # as the stream had it
@@ -86,6 +87,10 @@ class Follower:
     def lag(self) -> float:
         """Seconds since the replica was last known to be level with the store; 0 while it follows."""
         return 0.0 if self.connected else time.monotonic() - self._last_contact
+
+    def connection_since(self, then: float) -> int:
+        """Number of the connection that has stood since a monotonic second, counted from 1; 0 if none has."""
+        return self.connections if self.connected and self._connected_at <= then else 0
 
     def suspect(self, why: str) -> None:
         """Says that history may have broken, when somebody else notices first."""
@@ -274,6 +279,7 @@ class Follower:
         self.connected = connected
         self.connections += connected
         if connected:
+            self._connected_at = self._last_contact
             log.info("following the store", revision=self._replica.revision)
         else:
             log.warning("store away: reads go on from memory, writes are refused", why=why)

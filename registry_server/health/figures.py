@@ -22,12 +22,15 @@ class Figures:
         self.lateness_sum = 0.0
         """Seconds."""
 
-    def began(self, lateness: float) -> None:
-        """Counts a probe that begins, by the seconds since it was due."""
-        self.late += lateness > _LATE
-        self.lateness[bisect_left(LATENESS_BOUNDS, lateness)] += 1
-        self.lateness_sum += lateness
+    def ended(self, outcome: Outcome, late: float | None = None) -> None:
+        """Counts a result.
 
-    def ended(self, outcome: Outcome) -> None:
-        """Counts a result."""
+        Args:
+            outcome: What it is.
+            late: How many seconds after it was due the probe began; ``None`` if it was not due.
+        """
         self.outcomes[outcome.kind] += 1
+        if late is not None:
+            self.late += late > _LATE
+            self.lateness[bisect_left(LATENESS_BOUNDS, late)] += 1
+            self.lateness_sum += late

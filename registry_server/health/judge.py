@@ -1,7 +1,9 @@
 """``Judge``: what follows from the result of a probe."""
 
+import asyncio
 import time
-from typing import cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import structlog
 
@@ -25,22 +27,65 @@ UP = frozenset({HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_D
 log = structlog.get_logger(__name__)
 
 
+class Ruling(NamedTuple):
+    """What one result says of a service."""
+
+    record: Record
+    """The service as it was when it was judged."""
+    before: HealthStatus.ValueType
+    health: Health
+    """With ``status_changed_at`` only if the status changes."""
+    renew: bool
+    """Whether the service has earned its lease anew."""
+    began: float
+    """When the probe began, in monotonic seconds."""
+    contact: int
+    """The connection to the store that has stood since then; 0 if none has."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is a transition, to be committed."""
+        return self.health.status != self.before
+
+
 class Judge:
     """Turns results into statuses by the thresholds of each service, unless this process doubts itself.
 
-    A transition is committed like any change; every other result is only kept, without a revision.
+    A transition is to be committed like any change; every other result is only kept, without a revision.
     """
 
     def __init__(
-        self, *, replica: Replica, writes: Writes, results: ResultWriter, protection: Protection, clock: Clock
+        self,
+        *,
+        replica: Replica,
+        writes: Writes,
+        results: ResultWriter,
+        protection: Protection,
+        contact: Callable[[float], int],
+        clock: Clock,
     ) -> None:
+        """Prepares it.
+
+        Args:
+            replica: Which services there are.
+            writes: Commits transitions.
+            results: Keeps all other results.
+            protection: When to doubt.
+            contact: Number of the connection to the store that has stood since a monotonic second, counted from 1; 0 if
+                none has.
+            clock: Wall clock.
+        """
         self.protection = protection
+        self.news = asyncio.Event()
+        """Set when ``review`` has something to tell."""
         self._replica = replica
         self._writes = writes
         self._results = results
         self._clock = clock
+        self._contact_since = contact
         self._streaks: dict[str, Streak] = {}
-        self._contact = 0
+        self._contact = 0  # on which the streaks were seen
+        self._untold = ""
 
     def expect(self, record: Record) -> None:
         """Takes on a service of this process; what was known of it before no longer counts."""
@@ -52,20 +97,54 @@ class Judge:
         self._streaks.pop(name, None)
         self.protection.forget(name)
 
-    async def take(self, probed: Record, plan: Plan, outcome: Outcome, *, contact: int) -> Health | None:
-        """Draws the conclusions of one result.
+    def weigh(self, record: Record, plan: Plan, outcome: Outcome, began: float) -> Ruling:
+        """Draws the conclusions of one result; keeps it if it is no transition.
+
+        It proves nothing if the store was away since the probe began, and neither do those before it once there is
+        another connection: what took the store away may have failed the probes.
 
         Args:
-            probed: The service as it was when the probe began.
+            record: The service, which is probed as it was when the probe began.
             plan: How it was probed.
             outcome: The result.
-            contact: Number of the connection to the store that stood all the time; 0 if none did. Then the result
-                proves nothing, and neither do those before it once there is another connection: what took the store
-                away may have failed the probes.
+            began: When the probe began, in monotonic seconds.
+        """
+        contact = self._contact_since(began)
+        name = record.name
+        failed = outcome.kind is OutcomeKind.FAILED
+        before = status = cast("HealthStatus.ValueType", record.status)
+        if contact not in (0, self._contact):
+            self._contact = contact
+            self._streaks = {each: Streak() for each in self._streaks}
+        if contact and outcome.kind is not OutcomeKind.INCONCLUSIVE:
+            # That of a service which another process checks counts alone: the results between are not known here.
+            ours = self._streaks.get(name)
+            streak = ours or Streak()
+            streak.add(outcome.kind)
+            if ours:
+                self.protection.take(name, failed=failed, up=status in UP)
+                self._look()
+            if not self.protection.active:
+                status = streak.verdict(status, plan.failure_threshold, plan.success_threshold)
+            if ours and status in UP:
+                self.protection.expect(name, up=True)  # so that a fleet that has just come up counts as a whole
+        now = timestamp(self._clock())
+        health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
+        health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
+        if status != before:
+            health.status_changed_at.CopyFrom(now)
+            return Ruling(record, before, health, not failed, began, contact)
+        # While statuses are frozen so are leases: nobody is evicted on the word of a process that doubts itself.
+        renew = not failed or self.protection.active
+        if contact:
+            self._results.add(name, health.SerializeToString(), renew=renew)
+        return Ruling(record, before, health, renew, began, contact)
+
+    async def take(self, probed: Record, plan: Plan, outcome: Outcome, began: float) -> Health | None:
+        """The same, of a probe whose service may have changed since it began; commits a transition.
 
         Returns:
-            The health that the result shows, with ``status_changed_at`` only if it changes; ``None`` if the service is
-            another one by now, or gone.
+            The health that the result shows; ``None`` if the service is another one by now, or gone.
 
         Raises:
             RegistryError: A transition could not be committed.
@@ -73,50 +152,41 @@ class Judge:
         record = self._replica.records.get(probed.name)
         if record is None or (record is not probed and not _same(record.message(), probed.message())):
             return None
-        failed = outcome.kind is OutcomeKind.FAILED
-        before = status = cast("HealthStatus.ValueType", record.status)
-        if contact not in (0, self._contact):
-            self._contact = contact
-            self._streaks = {name: Streak() for name in self._streaks}
-        if contact and outcome.kind is not OutcomeKind.INCONCLUSIVE:
-            # That of a service which another process checks counts alone: the results between are not known here.
-            streak = self._streaks.get(probed.name) or Streak()
-            streak.add(outcome.kind)
-            if probed.name in self._streaks:
-                self.protection.take(probed.name, failed=failed, up=status in UP)
-                await self.review()
-            if not self.protection.active:
-                status = streak.verdict(status, plan.failure_threshold, plan.success_threshold)
-            if probed.name in self._streaks and status in UP:
-                self.protection.expect(probed.name, up=True)  # so that a fleet that has just come up counts as a whole
-        now = timestamp(self._clock())
-        health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
-        health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
-        if status != before:
-            health.status_changed_at.CopyFrom(now)
-            committed = await self._commit(probed.message(), before, health, renew=not failed)
-            return health if committed else None
-        if contact:
-            # While statuses are frozen so are leases: nobody is evicted on the word of a process that doubts itself.
-            self._results.add(probed.name, health.SerializeToString(), renew=not failed or self.protection.active)
-        return health
+        ruling = self.weigh(record, plan, outcome, began)
+        await self.review()
+        if ruling.changes and not await self.commit(ruling):
+            return None
+        return ruling.health
 
     async def review(self) -> None:
-        """Looks whether protection begins or ends; says so."""
+        """Looks whether protection begins or ends, which it may with time; tells it to everyone."""
+        self._look()
+        self.news.clear()
+        what, self._untold = self._untold, ""
+        if what:
+            try:
+                await self._writes.notice(what, EventReason.EVENT_REASON_HEALTH_CHECK)
+            except RegistryError as error:
+                log.warning("could not tell of the protection", why=str(error))
+
+    def _look(self) -> None:
         match self.protection.judge(time.monotonic()):
             case True:
                 failing, counted = self.protection.failing, self.protection.counted
                 log.error("protection began: statuses are frozen", failing=failing, of=counted)
-                what = f"{failing} of {counted} services fail their probes at once; their statuses are frozen"
-                try:
-                    await self._writes.notice(what, EventReason.EVENT_REASON_HEALTH_CHECK)
-                except RegistryError as error:
-                    log.warning("could not tell of the protection", why=str(error))
+                self._untold = f"{failing} of {counted} services fail their probes at once; their statuses are frozen"
+                self.news.set()
             case False:
                 log.warning("protection ended")
 
-    async def _commit(self, probed: Service, status: HealthStatus.ValueType, health: Health, *, renew: bool) -> bool:
-        """Commits a transition; does not if the service is no longer what was judged."""
+    async def commit(self, ruling: Ruling) -> bool:
+        """Commits a transition; does not if the service is no longer what was judged, or the store was away meanwhile.
+
+        Raises:
+            RegistryError: It could not be committed.
+        """
+        status, health = ruling.before, ruling.health
+        probed = ruling.record.message()
 
         async def attempt(current: Record | None) -> bool | Conflict | EpochChanged:
             before = current.message() if current else None
@@ -125,17 +195,19 @@ class Judge:
             if health.status not in UP:
                 # A store that hangs would carry it out when it goes on: asked first, it shows before anything is sent.
                 await self._writes.head()
+            if self._contact_since(ruling.began) != ruling.contact:
+                return False
             after = normal.stamped(normal.with_health(before, health, health.last_check), health.last_check)
             outcome = await self._writes.put(
                 before,
                 after,
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
                 reason=EventReason.EVENT_REASON_HEALTH_CHECK,
-                renew=renew,
+                renew=ruling.renew,
             )
             return True if isinstance(outcome, Service) else outcome
 
-        return await self._writes.write(probed.name, attempt)
+        return await self._writes.write(ruling.record.name, attempt)
 
 
 def _same(service: Service, probed: Service) -> bool:

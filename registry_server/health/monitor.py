@@ -1,10 +1,8 @@
-"""``HealthMonitor``: probes every service of this process's share when it is due."""
+"""``HealthMonitor``: has every service of this process's share probed, and draws the conclusions."""
 
 import asyncio
 import math
-import random
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -18,19 +16,16 @@ from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavaila
 from registry_server.health.figures import Figures
 from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
-from registry_server.health.probes import Plan, ProbeProcess
+from registry_server.health.probes import Plan, ProbeProcess, Result
 from registry_server.health.results import ResultWriter
-from registry_server.health.schedule import Schedule
+from registry_server.health.rounds import jitter
 from registry_server.health.standstill import Standstill
+from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
 from registry_server.tasks import cancel
 
 _FIRST_PROBE: Final = 1.0
 """Seconds within which a service is probed that registered or moved."""
-_TICK: Final = 0.01
-"""Seconds by which probes may be late to begin together: handed over one by one they would cost twice as much."""
-_IN_ONE_TURN: Final = 4
-"""Probes that begin between two turns of other tasks: those that are due together must not hold up calls."""
 _REVIEW_EVERY: Final = 1.0
 """Seconds."""
 _SLICE: Final = 100
@@ -42,10 +37,9 @@ log = structlog.get_logger(__name__)
 
 
 class HealthMonitor:
-    """Probes services at their intervals with bounded concurrency.
+    """Decides whom this process probes, and takes the results.
 
-    One heap says who is due; there is a task for each probe that is under way and none for those that wait. A result is
-    dropped if this process stood still meanwhile.
+    The probe process keeps the time and makes the probes. A result is dropped if this process stood still meanwhile.
     """
 
     def __init__(
@@ -57,7 +51,6 @@ class HealthMonitor:
         judge: Judge,
         results: ResultWriter,
         settings: HealthCheckSettings,
-        contact: Callable[[], int],
     ) -> None:
         """Prepares it.
 
@@ -67,8 +60,7 @@ class HealthMonitor:
             membership: Which of them are this process's.
             judge: Takes the results.
             results: Writes them.
-            settings: Defaults of checks, and concurrency.
-            contact: Number of the connection to the store, counted from 1; 0 while it is away.
+            settings: Defaults of checks.
         """
         self._replica = replica
         self._prober = prober
@@ -76,15 +68,11 @@ class HealthMonitor:
         self._judge = judge
         self._results = results
         self._settings = settings
-        self._contact = contact
-        self._standstill = Standstill(self._on_standstill)
-        self._schedule = Schedule()
+        self._transitions = Transitions(judge.commit)
+        self._standstill = Standstill(lambda _: membership.refresh())  # it may have been taken for dead
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
         self._fresh: set[str] = set()  # changed before it was known whose they are
-        self._wake = asyncio.Event()
-        self._waits_until = math.inf
         self._shares_changed = asyncio.Event()
-        self._slots = asyncio.Semaphore(settings.concurrency)
         self._on_demand_slots = asyncio.Semaphore(_ON_DEMAND)
         self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
         self._turn = asyncio.Lock()  # of starting and stopping
@@ -117,7 +105,7 @@ class HealthMonitor:
         """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
         async with self._turn:
             if self._session is None:
-                self._prober.start()
+                self._prober.start(self._on_result)
                 self._session = asyncio.create_task(self._run(), name="health-monitor")
                 self._session.add_done_callback(self._on_end)
 
@@ -168,9 +156,9 @@ class HealthMonitor:
                 group.create_task(self._results.run(), name="probe-results")
                 group.create_task(self._share_out(), name="probe-shares")
                 group.create_task(self._standstill.run(), name="standstill")
-                group.create_task(self._review(), name="protection")
+                group.create_task(self._transitions.run(), name="transitions")
                 try:
-                    await self._dispatch(group)
+                    await self._review()
                 finally:
                     self._group = None  # which takes no more tasks while it ends
         finally:
@@ -188,54 +176,28 @@ class HealthMonitor:
         if error is not None and self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
-    # Probing.
+    # Results.
 
-    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
-        begun = 0
-        while True:
-            await self._slots.acquire()
-            record, plan, due = await self._next()
-            begun += 1
-            if begun % _IN_ONE_TURN == 0:
-                await asyncio.sleep(0)
-            self.figures.began(time.monotonic() - due)
-            group.create_task(self._check(record, plan, due))
-
-    async def _next(self) -> tuple[Record, Plan, float]:
-        """Waits for a service that is due; gives it with its plan and the time at which it was due."""
-        while True:
-            self._standstill.look()  # what became due meanwhile is not to be caught up with at once
-            now = time.monotonic()
-            while (entry := self._schedule.pop_due(now)) is not None:
-                name, due = entry
-                if name in self._plans and name in self._replica.records:
-                    return self._replica.records[name], self._plans[name], due
-            following = self._schedule.next_due()
-            self._waits_until = math.inf if following is None else following
-            self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if following is None else max(following - now, _TICK)):
-                    await self._wake.wait()
-
-    async def _check(self, record: Record, plan: Plan, due: float) -> None:
-        """Makes one probe that is due and sets the time of the next."""
-        stood_still = self._standstill.count
+    def _on_result(self, result: Result) -> None:
+        """Takes the result of a probe that was due."""
+        name, plan, outcome, began, late = result
+        self.figures.ended(outcome, late)
+        self._standstill.look()
+        if name is None or plan is None or began < self._standstill.ended:  # the time that passed was not the service's
+            return
+        record = self._replica.records.get(name)
+        if record is None:
+            return
         try:
-            await self._probe(record, plan)
-        except RegistryError as error:  # the store went away meanwhile: the next probe tells
-            log.debug("result of a probe was not kept", service=record.name, why=str(error))
+            ruling = self._judge.weigh(record, plan, outcome, began)
         except Exception:
             # Ours to mend; it must cost one result, not all probing.
-            log.exception("result of a probe was lost", service=record.name)
-        finally:
-            self._slots.release()
-        # One that was taken on anew meanwhile has its time already.
-        if self._plans.get(record.name) is plan:
-            now = time.monotonic()
-            again = max(due + plan.interval, now)
-            if self._standstill.look() != stood_still:  # all that were under way would come at once
-                again = now + _jitter(plan.interval)
-            self._set(record.name, again)
+            log.exception("result of a probe was lost", service=name)
+            return
+        if ruling.changes:
+            self._transitions.put(name, ruling)
+        else:
+            self._transitions.discard(name)
 
     async def _check_on_demand(self, record: Record, plan: Plan) -> None:
         health: Health | RegistryError | None = None
@@ -256,16 +218,18 @@ class HealthMonitor:
         if not plan.probed:
             return None
         stood_still = self._standstill.look()
-        contact = self._contact()
+        began = time.monotonic()
         outcome = await self._prober.probe(plan)
         self.figures.ended(outcome)
-        if self._standstill.look() != stood_still:  # the time that passed was not the service's
+        if self._standstill.look() != stood_still:
             return None
-        return await self._judge.take(record, plan, outcome, contact=contact if contact == self._contact() else 0)
+        return await self._judge.take(record, plan, outcome, began)
 
     async def _review(self) -> None:
         while True:
-            await asyncio.sleep(_REVIEW_EVERY)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REVIEW_EVERY):
+                    await self._judge.news.wait()
             await self._judge.review()
 
     # Whom to probe, and when.
@@ -307,34 +271,15 @@ class HealthMonitor:
             return
         self._plans[record.name] = plan
         self._judge.expect(record)
-        self._set(record.name, time.monotonic() + _jitter(min(within, plan.interval)))
+        self._prober.assign(record.name, plan, time.monotonic() + jitter(min(within, plan.interval)))
 
     def _let_go(self, name: str) -> None:
         if self._plans.pop(name, None) is not None:
-            self._schedule.discard(name)
+            self._prober.drop(name)
+            self._transitions.discard(name)
             self._judge.forget(name)
-
-    def _set(self, name: str, due: float) -> None:
-        self._schedule.set(name, due)
-        if due < self._waits_until - _TICK:
-            self._wake.set()
-
-    def _on_standstill(self, gap: float) -> None:
-        """Spreads what became due during a standstill, so that all is checked within an interval but not at once."""
-        self._membership.refresh()
-        now = time.monotonic()
-        overdue: list[str] = []
-        while (entry := self._schedule.pop_due(now)) is not None:
-            overdue.append(entry[0])
-        for name in overdue:
-            if name in self._plans:
-                self._set(name, now + _jitter(min(gap, self._plans[name].interval)))
 
 
 def _probed_otherwise(before: Record, after: Record) -> bool:
     old, new = before.message(), after.message()
     return old.endpoint != new.endpoint or old.health_check != new.health_check
-
-
-def _jitter(within: float) -> float:
-    return random.uniform(0, within)  # noqa: S311 - spreads load, hides nothing

@@ -1,6 +1,7 @@
 """``Standstill``: notices that this process stood still."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -40,6 +41,8 @@ class Standstill:
         self._last = now()
         self.count = 0
         """How often this process stood still."""
+        self.ended = -math.inf
+        """When the last standstill ended, in monotonic seconds."""
 
     def look(self) -> int:
         """Looks at the clock; gives how often this process stood still so far.
@@ -50,6 +53,7 @@ class Standstill:
         gap, self._last = now - self._last, now
         if gap > _LONGEST_GAP:
             self.count += 1
+            self.ended = time.monotonic()
             log.warning("this process stood still: probes under way do not count", seconds=round(gap, 1))
             self._on_end(gap)
         return self.count

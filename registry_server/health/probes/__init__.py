@@ -3,6 +3,6 @@
 from registry_server.health.probes.outcome import Outcome, OutcomeKind
 from registry_server.health.probes.plan import Plan
 from registry_server.health.probes.prober import Prober
-from registry_server.health.probes.process import ProbeProcess
+from registry_server.health.probes.process import ProbeProcess, Result
 
-__all__ = ["Outcome", "OutcomeKind", "Plan", "ProbeProcess", "Prober"]
+__all__ = ["Outcome", "OutcomeKind", "Plan", "ProbeProcess", "Prober", "Result"]

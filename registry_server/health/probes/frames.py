@@ -1,6 +1,8 @@
 """What the registry and its probe process say to each other: frames of a length (4 bytes, big-endian) and bytes.
 
-Down go pickles, which we made; up comes JSON, since the worker has read what strangers sent.
+Down go pickles, which we made: ``Setup``, then ``Orders``. Up comes JSON, since the worker has read what strangers
+sent: lists of answers, the first of them empty, which says that the worker is ready. An answer is the number that it
+was asked by, kind, response time, error, details, when the probe began and how late that was (null if it was not due).
 """
 
 import asyncio
@@ -8,6 +10,7 @@ import struct
 from typing import Final, NamedTuple
 
 from registry_server.config import LogSettings, Network
+from registry_server.health.probes.plan import Plan
 
 _LENGTH: Final = struct.Struct("!I")
 
@@ -17,7 +20,20 @@ class Setup(NamedTuple):
 
     allowed: tuple[Network, ...]
     denied: tuple[Network, ...]
+    concurrency: int
+    """Most probes under way at once of those that are due."""
     logs: LogSettings
+
+
+class Orders(NamedTuple):
+    """What a worker shall do; each number means one thing for as long as it lives."""
+
+    assign: list[tuple[int, Plan, float]]
+    """To probe once an interval, with the monotonic second at which the first is due: one clock serves a machine."""
+    drop: list[int]
+    """Of these, no longer."""
+    once: list[tuple[int, Plan]]
+    """To probe now."""
 
 
 def framed(content: bytes) -> bytes:

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from registry_server.health import LATENESS_BOUNDS, Figures, OutcomeKind
 from registry_server.health.probes import Outcome
 
+FINE = Outcome(OutcomeKind.OK, 0.1)
+
 
 def test_nothing_is_counted_at_first() -> None:
     figures = Figures()
@@ -30,7 +32,7 @@ def test_nothing_is_counted_at_first() -> None:
 )
 def test_lateness_is_counted_in_the_class_whose_bound_it_does_not_pass(lateness: float, index: int) -> None:
     figures = Figures()
-    figures.began(lateness)
+    figures.ended(FINE, lateness)
     assert [i for i, count in enumerate(figures.lateness) if count] == [index]
     assert index == len(LATENESS_BOUNDS) or lateness <= LATENESS_BOUNDS[index]
     assert figures.lateness_sum == lateness
@@ -39,7 +41,7 @@ def test_lateness_is_counted_in_the_class_whose_bound_it_does_not_pass(lateness:
 @pytest.mark.parametrize(("lateness", "late"), [(0.0, 0), (1.0, 0), (1.001, 1)])
 def test_more_than_a_second_is_late(lateness: float, late: int) -> None:
     figures = Figures()
-    figures.began(lateness)
+    figures.ended(FINE, lateness)
     assert figures.late == late
 
 
@@ -47,7 +49,7 @@ def test_more_than_a_second_is_late(lateness: float, late: int) -> None:
 def test_every_probe_that_begins_is_in_one_class(latenesses: list[float]) -> None:
     figures = Figures()
     for lateness in latenesses:
-        figures.began(lateness)
+        figures.ended(FINE, lateness)
     assert sum(figures.lateness) == len(latenesses)
     for i, bound in enumerate(LATENESS_BOUNDS):
         assert sum(figures.lateness[: i + 1]) == sum(lateness <= bound for lateness in latenesses)
@@ -65,3 +67,4 @@ def test_results_are_counted_by_their_kind() -> None:
         OutcomeKind.FAILED: 3,
         OutcomeKind.INCONCLUSIVE: 4,
     }
+    assert sum(figures.lateness) == 0, "nobody is late who was not due"

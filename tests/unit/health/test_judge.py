@@ -1,6 +1,7 @@
 """What follows from results, on a real store: committed, kept, or dropped."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -71,7 +72,8 @@ class Court:
     ) -> Health | None:
         record = probed or self.record(name)
         plan = Plan.of(record.message(), HealthCheckSettings(**health_check))
-        return await self.judge.take(record, plan, outcome, contact=contact)
+        self.judge._contact_since = lambda _: contact
+        return await self.judge.take(record, plan, outcome, time.monotonic())
 
     async def health(self, name: str = "a") -> Health:
         await self.results.flush()

@@ -12,11 +12,11 @@ from ossa.registry.v1.event_pb2 import Event, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.app import Parts, open_parts
-from registry_server.config import HealthCheckSettings
 from registry_server.errors import ServiceNotFound
 from registry_server.health import HealthMonitor, OutcomeKind
 from registry_server.health import monitor as module
-from registry_server.health.probes import Outcome, Plan
+from registry_server.health.judge import Ruling
+from registry_server.health.probes import Outcome
 from registry_server.tasks import cancel
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
@@ -29,7 +29,6 @@ UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
 UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
 MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 HOURLY: dict[str, Any] = {"interval_ms": 3_600_000, "timeout_ms": 60_000}
-PLAN = Plan.of(small_service("any"), HealthCheckSettings(interval_ms=30_000))
 OFTEN: dict[str, Any] = {"interval_ms": 100, "timeout_ms": 100}
 
 
@@ -129,7 +128,6 @@ async def test_the_result_of_a_service_that_is_gone_meanwhile_is_dropped(redis: 
             await process.health("a")
         assert await process.registry._store.read_check("a") == (None, None)
         assert process.statuses == []
-        assert len(process.monitor._schedule) == 0
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["re-registered", "unregistered and registered anew"])
@@ -155,7 +153,6 @@ async def test_the_result_of_an_endpoint_that_a_service_has_left_is_dropped(
         await eventually(lambda: new.waiting == 1)
         new.open.set()
         await eventually(lambda: process.statuses == [HEALTHY])
-        await eventually(lambda: len(process.monitor._schedule) == 1)
 
 
 async def test_the_result_of_a_service_that_is_registered_anew_as_it_was_counts_once(
@@ -170,7 +167,7 @@ async def test_the_result_of_a_service_that_is_registered_anew_as_it_was_counts_
         agent.open.set()
         await eventually(lambda: process.results == 2)
         await eventually(lambda: process.statuses == [HEALTHY])
-        await eventually(lambda: process.monitor.probed_services == len(process.monitor._schedule) == 1)
+        await eventually(lambda: process.monitor.probed_services == 1)
 
 
 async def test_maintenance_that_is_reported_during_a_probe_outlasts_its_result(
@@ -198,57 +195,6 @@ async def test_other_changes_during_a_probe_leave_its_result_alone(redis: RedisP
         await eventually(lambda: process.statuses == [HEALTHY])
         assert (await process.registry.get("a")).message().version == "2.0.0"
         assert len(agent.paths) == 1
-
-
-async def test_a_service_that_hangs_has_one_probe_at_a_time_also_after_it_changed(
-    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_FIRST_PROBE", 0.01)
-    async with process_on(redis, **OFTEN) as process:
-        probe = process.monitor._prober.probe
-        under_way, most, count = 0, 0, 0
-
-        async def counted(plan: Plan) -> Outcome:
-            nonlocal under_way, most, count
-            count += 1
-            under_way += 1
-            most = max(most, under_way)
-            try:
-                return await probe(plan)
-            finally:
-                under_way -= 1
-
-        monkeypatch.setattr(process.monitor._prober, "probe", counted)
-        agent.open.clear()
-        for i in range(5):
-            await process.register("a", agent.endpoint(f"/{i}"))
-            await eventually(lambda i=i: f"/{i}/health" in agent.paths)  # type: ignore[misc]
-        # Those of before end with their timeout; from then on each follows the one before it.
-        begun = count
-        await eventually(lambda: count >= begun + 20)
-        most = 0
-        await eventually(lambda: count >= begun + 40)
-        assert most == 1
-
-
-async def test_a_service_that_goes_as_its_probe_begins_is_nobodys_fault(
-    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with process_on(redis, **HOURLY) as process:
-        began = process.monitor.figures.began
-        gone = asyncio.Event()
-
-        def goes(lateness: float) -> None:
-            began(lateness)
-            process.monitor._let_go("a")  # as when its end is applied before the task of the probe runs
-            gone.set()
-
-        monkeypatch.setattr(process.monitor.figures, "began", goes)
-        await process.register("a", agent.endpoint())
-        async with asyncio.timeout(PATIENCE):
-            await gone.wait()
-        await eventually(lambda: process.monitor._slots._value == process.monitor._settings.concurrency - 1)
-        assert "was lost" not in "".join(capsys.readouterr())
 
 
 # Bounds.
@@ -340,41 +286,6 @@ async def test_what_was_under_way_during_a_standstill_does_not_count_and_is_chec
         assert within < PATIENCE / 2, "not after the length of the standstill"
 
 
-async def test_what_became_due_during_a_standstill_is_spread_over_an_interval(redis: RedisProcess) -> None:
-    names = [f"s{i}" for i in range(100)]
-    async with process_on(redis, start=False, **HOURLY) as process:
-        monitor = process.monitor
-        for name in names:
-            monitor._plans[name] = PLAN
-            monitor._schedule.set(name, time.monotonic() - 5)
-        monitor._plans["later"] = PLAN
-        monitor._schedule.set("later", later := time.monotonic() + 1000)
-
-        before = time.monotonic()
-        process.clock.now += 600
-        monitor._standstill.look()
-        after = time.monotonic()
-
-        due: dict[str, float] = {}
-        while (entry := monitor._schedule.pop_due(before + 2000)) is not None:
-            due[entry[0]] = entry[1]
-        assert due.pop("later") == later
-        assert sorted(due) == sorted(names)
-        assert all(before <= each <= after + 30 for each in due.values())
-        assert max(due.values()) - min(due.values()) > 10, "not all at once"
-
-
-async def test_after_a_short_standstill_what_became_due_is_not_put_off_for_longer_than_it(redis: RedisProcess) -> None:
-    async with process_on(redis, start=False, **HOURLY) as process:
-        process.monitor._plans["a"] = PLAN
-        process.monitor._schedule.set("a", time.monotonic())
-        process.clock.now += 2
-        process.monitor._standstill.look()
-        due = process.monitor._schedule.next_due()
-        assert due is not None
-        assert due <= time.monotonic() + 2
-
-
 async def test_time_in_which_nobody_monitored_is_no_standstill(redis: RedisProcess) -> None:
     async with process_on(redis, **HOURLY) as process:
         await process.registry.stop_health_monitoring()
@@ -444,7 +355,7 @@ async def test_what_was_registered_before_monitoring_began_is_probed_too(redis: 
         assert "/quiet/health" not in agent.paths
 
         await process.registry.stop_health_monitoring()
-        assert process.monitor.probed_services == len(process.monitor._schedule) == 0
+        assert process.monitor.probed_services == 0
 
 
 async def test_a_service_is_let_go_once_it_is_not_to_be_probed(redis: RedisProcess, agent: Agent) -> None:
@@ -463,16 +374,16 @@ async def test_a_service_is_let_go_once_it_is_not_to_be_probed(redis: RedisProce
 async def test_a_result_that_breaks_us_costs_that_result_alone(
     redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with process_on(redis, **OFTEN) as process:
-        take = process.monitor._judge.take
+    async with process_on(redis, interval_ms=1000, timeout_ms=1000) as process:
+        weigh = process.monitor._judge.weigh
         failures = [ValueError("a bug"), ValueError("the same bug")]
 
-        async def fails_at_first(*arguments: Any, **options: Any) -> Health | None:
+        def fails_at_first(*arguments: Any, **options: Any) -> Ruling:
             if failures:
                 raise failures.pop()
-            return await take(*arguments, **options)
+            return weigh(*arguments, **options)
 
-        monkeypatch.setattr(process.monitor._judge, "take", fails_at_first)
+        monkeypatch.setattr(process.monitor._judge, "weigh", fails_at_first)
         await process.register("a", agent.endpoint())
         await eventually(lambda: process.statuses == [HEALTHY])
         assert not failures

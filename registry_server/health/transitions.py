@@ -1,0 +1,69 @@
+"""``Transitions``: commits what results of probes change, a bounded number at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from registry_server.errors import RegistryError
+from registry_server.health.judge import Ruling
+
+_AT_ONCE: Final = 64
+"""Commits under way; more would only wait in each other's pipeline."""
+
+log = structlog.get_logger(__name__)
+
+
+class Transitions:
+    """Holds the newest transition of each service until it is committed, one after the other of each.
+
+    So what waits is bounded by the number of services, however slow the store is. One that cannot be committed is
+    dropped: the next probe tells again.
+    """
+
+    def __init__(self, commit: Callable[[Ruling], Awaitable[bool]]) -> None:
+        """Prepares it; ``commit`` is what ``Judge.commit`` is."""
+        self._commit = commit
+        self._waiting: dict[str, Ruling] = {}
+        self._under_way: set[str] = set()
+        self._turns: asyncio.Queue[str] = asyncio.Queue()  # of names that wait and are not under way
+
+    def put(self, name: str, ruling: Ruling) -> None:
+        """Takes a transition; it replaces one of the same service that waits."""
+        if name not in self._waiting and name not in self._under_way:
+            self._turns.put_nowait(name)
+        self._waiting[name] = ruling
+
+    def discard(self, name: str) -> None:
+        """Drops what waits of a service: something newer is known, or it is gone."""
+        self._waiting.pop(name, None)
+
+    async def run(self) -> None:
+        """Commits what waits, until cancelled; what waits then is dropped."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_AT_ONCE):
+                    group.create_task(self._work(), name="transition")
+        finally:
+            self._waiting.clear()
+            self._turns = asyncio.Queue()
+
+    async def _work(self) -> None:
+        while True:
+            name = await self._turns.get()
+            ruling = self._waiting.pop(name, None)
+            if ruling is None:
+                continue
+            self._under_way.add(name)
+            try:
+                await self._commit(ruling)
+            except RegistryError as error:  # the store went away meanwhile
+                log.debug("result of a probe was not kept", service=name, why=str(error))
+            except Exception:
+                # Ours to mend; it must cost one result, not all of them.
+                log.exception("result of a probe was lost", service=name)
+            finally:
+                self._under_way.discard(name)
+            if name in self._waiting:
+                self._turns.put_nowait(name)
