@@ -14,6 +14,7 @@ LAYERS: Final = (
     "errors",
     "clock",
     "tasks",
+    "frames",
     "config",
     # The domain, what keeps it, and the copy that answers.
     "model",

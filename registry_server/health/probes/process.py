@@ -21,7 +21,8 @@ import structlog
 from google.protobuf.struct_pb2 import Struct
 
 from registry_server.config import LogSettings, Network
-from registry_server.health.probes.frames import Orders, Setup, framed, read_frame
+from registry_server.frames import framed, read_frame
+from registry_server.health.probes.messages import Orders, Setup
 from registry_server.health.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
 from registry_server.health.probes.plan import Plan
 from registry_server.tasks import cancel

@@ -1,18 +1,14 @@
-"""What the registry and its probe process say to each other: frames of a length (4 bytes, big-endian) and bytes.
+"""What the registry and its probe process say to each other, in frames.
 
 Down go pickles, which we made: ``Setup``, then ``Orders``. Up comes JSON, since the worker has read what strangers
 sent: lists of answers, the first of them empty, which says that the worker is ready. An answer is the number that it
 was asked by, kind, response time, error, details, when the probe began and how late that was (null if it was not due).
 """
 
-import asyncio
-import struct
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from registry_server.config import LogSettings, Network
 from registry_server.health.probes.plan import Plan
-
-_LENGTH: Final = struct.Struct("!I")
 
 
 class Setup(NamedTuple):
@@ -34,17 +30,3 @@ class Orders(NamedTuple):
     """Of these, no longer."""
     once: list[tuple[int, Plan]]
     """To probe now."""
-
-
-def framed(content: bytes) -> bytes:
-    """Makes a frame."""
-    return _LENGTH.pack(len(content)) + content
-
-
-async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """Reads a frame; ``None`` at the end of the connection."""
-    try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, ConnectionResetError):
-        return None
