@@ -31,9 +31,14 @@ def serve(args: Sequence[str], program: str = "python -m registry_server") -> in
         # gRPC writes lines of its own to standard error, among ours; what it has to say it also raises.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Late, so that help and wrong settings are told before gRPC and all the rest are loaded.
-        from registry_server.app import run  # noqa: PLC0415
+        if settings.workers > 1:
+            from registry_server.workers import run_workers  # noqa: PLC0415
 
-        run(settings)
+            run_workers(settings)
+        else:
+            from registry_server.app import run  # noqa: PLC0415
+
+            run(settings)
     except ConfigurationError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"ossa-registry: {line}\n")

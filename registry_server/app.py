@@ -3,10 +3,10 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -35,6 +35,8 @@ from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
 from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
 from registry_server.writes import Writes
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -67,51 +69,83 @@ def run(settings: Settings) -> None:
         ConfigurationError: It cannot be served as it is configured.
     """
     configure_logging(settings.log)
+    run_loop(_serve(settings))
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in an event loop of its own, the fastest that there is; gives what it returns."""
     if sys.implementation.name == "cpython":
         import uvloop  # noqa: PLC0415 - only there on CPython
 
-        uvloop.run(serve(settings))
-    else:
-        asyncio.run(serve(settings))
+        return uvloop.run(main)
+    return asyncio.run(main)
 
 
-async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; see ``run``."""
+def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:
+    """Makes an event that is set by one of these signals; a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def begin_stop() -> None:
         stop.set()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):  # the second one ends the process at once
-            loop.remove_signal_handler(signal_number)
+        for number in signals:
+            loop.remove_signal_handler(number)
 
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, begin_stop)
+    for number in signals:
+        loop.add_signal_handler(number, begin_stop)
+    return stop
+
+
+async def _serve(settings: Settings) -> None:
+    def announce() -> None:
+        log.info("ossa-registry serves", version=__version__)
+
+    await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
+
+
+async def serve_until(
+    stop: asyncio.Event, settings: Settings, *, on_ready: Callable[[], None], shared_ports: bool = False
+) -> None:
+    """Serves until it is told to stop, then drains.
+
+    Args:
+        stop: Set when it is to end.
+        settings: All of them.
+        on_ready: Called once calls are taken and the catalog is loaded.
+        shared_ports: Whether other processes listen on the same ports.
+
+    Raises:
+        ConfigurationError: It cannot be served as it is configured.
+    """
     failure: BaseException | None = None
     try:
-        async with serving(settings) as server:
+        async with serving(settings, shared_ports=shared_ports) as server:
             if await _either(server.parts.loaded, stop):
-                log.info("ossa-registry serves", version=__version__)
+                on_ready()
             await stop.wait()
             log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
         log.info("stopped")
     except* ConfigurationError as group:  # from any of the tasks
-        failure = _first(group)
+        failure = first_error(group)
     if failure is not None:
         raise failure
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Serving]:
+async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIterator[Serving]:
     """Starts everything; drains on leaving.
 
     Calls are taken at once; until the catalog is loaded they are answered with UNAVAILABLE and health says NOT_SERVING.
+
+    Args:
+        settings: All of them.
+        shared_ports: Whether other processes listen on the same ports.
 
     Raises:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
     """
     async with open_parts(settings) as parts:
-        rpc = RpcServer(parts.registry, settings.grpc)
+        rpc = RpcServer(parts.registry, settings.grpc, shared_port=shared_ports)
         metrics = Metrics(parts.monitor)
         http = HttpServer(
             parts.registry,
@@ -119,6 +153,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             metrics=metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
+            shared_port=shared_ports,
         )
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
@@ -256,7 +291,8 @@ async def _either(event: asyncio.Event, stop: asyncio.Event) -> bool:
     return event.is_set()
 
 
-def _first(group: BaseExceptionGroup[ConfigurationError]) -> BaseException:
+def first_error(group: BaseExceptionGroup[ConfigurationError]) -> BaseException:
+    """The first error in a group, and in the groups in it."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

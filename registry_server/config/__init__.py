@@ -1,6 +1,6 @@
 """Settings of a server, and where they come from."""
 
-from registry_server.config.addresses import EMBEDDED, HostPort, RedisUrl
+from registry_server.config.addresses import EMBEDDED, HostPort, RedisUrl, split_host_port
 from registry_server.config.loading import load_settings
 from registry_server.config.models import (
     GrpcSettings,
@@ -32,5 +32,6 @@ __all__ = [
     "ShutdownSettings",
     "WatchSettings",
     "load_settings",
+    "split_host_port",
     "usage",
 ]

@@ -246,8 +246,8 @@ class Settings(BaseSettings):
     """Directory of the embedded Redis' data."""
     service_ttl_seconds: Annotated[Number, Field(ge=5, le=24 * 60 * 60)] = 300
     """Length of the lease of a service that does not say otherwise, in seconds."""
-    workers: Annotated[Number, Field(ge=1)] = 1
-    """Number of processes. This version has one only."""
+    workers: Annotated[Number, Field(ge=1, le=256)] = 1
+    """Number of processes that serve the same ports."""
     grpc: GrpcSettings = GrpcSettings()
     http: HttpSettings = HttpSettings()
     redis: RedisSettings = RedisSettings()
@@ -256,13 +256,6 @@ class Settings(BaseSettings):
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
-
-    @field_validator("workers")
-    @classmethod
-    def _one_worker(cls, workers: int) -> int:
-        if workers > 1:
-            raise bad_setting("must be 1, the only number that this version supports")
-        return workers
 
     @classmethod
     def settings_customise_sources(

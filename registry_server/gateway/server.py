@@ -36,6 +36,7 @@ class HttpServer:
         metrics: Callable[[], bytes],
         metrics_type: str,
         grace: float,
+        shared_port: bool = False,
         clock: Clock = system_clock,
     ) -> None:
         """Puts the parts together.
@@ -46,12 +47,14 @@ class HttpServer:
             metrics: Gives the metrics of this process.
             metrics_type: Their content type.
             grace: Seconds that requests under way have when the server stops.
+            shared_port: Whether other processes listen on the same port.
             clock: Wall clock.
         """
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
         self._metrics_type = metrics_type
+        self._shared_port = shared_port
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
@@ -103,7 +106,7 @@ class HttpServer:
         """
         await self._runner.setup()
         host, port = self._settings.host_port
-        site = web.TCPSite(self._runner, host, port)
+        site = web.TCPSite(self._runner, host, port, reuse_port=self._shared_port)
         try:
             await site.start()
         except OSError as error:

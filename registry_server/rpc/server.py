@@ -33,11 +33,18 @@ log = structlog.get_logger(__name__)
 class RpcServer:
     """Serves ``RegistryService``, ``grpc.health.v1`` and reflection."""
 
-    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings) -> None:
+    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings, *, shared_port: bool = False) -> None:
+        """Puts the parts together.
+
+        Args:
+            registry: The use cases.
+            settings: Where to listen, and limits.
+            shared_port: Whether other processes listen on the same port.
+        """
         self._settings = settings
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings))
+        self._server = grpc.aio.server(options=_options(settings, shared_port=shared_port))
         rpc = RegistryRpc(registry, self._drain)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain)),)
@@ -83,12 +90,12 @@ class RpcServer:
         await stopping
 
 
-def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
+def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         # Two servers on one port by accident would each get half of the calls.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared_port)),
         # Our own pings find peers that are gone without a word.
         ("grpc.keepalive_time_ms", settings.keepalive_time_ms),
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),

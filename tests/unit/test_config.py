@@ -266,7 +266,7 @@ TCP_RULE = "must be HOST:PORT or [IPV6]:PORT (0.0.0.0:PORT or [::]:PORT for all 
         ("service_ttl_seconds", "", "must be a whole number"),
         ("service_ttl_seconds", "9" * 30, "must be at most 86400"),
         ("workers", "0", "must be at least 1"),
-        ("workers", "2", "must be 1, the only number that this version supports"),
+        ("workers", "257", "must be at most 256"),
         ("data_dir", "", "must be the path of a directory"),
         ("data_dir", "~no-such-user/x", "must be the path of a directory"),
         ("grpc.max_message_bytes", "65535", "must be at least 65536"),
@@ -333,7 +333,7 @@ def test_grpc_can_listen_on_a_unix_socket(address: str) -> None:
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     file = toml_file(tmp_path, "colour = 1\nservice_ttl_seconds = 1")
     environ = {"OSSA_REGISTRY_LOG__LEVEL": "x", "OSSA_REGISTRY_FOO": "1"}
-    problems = problems_of(["--config", file, "--workers=2", "--foo"], environ)
+    problems = problems_of(["--config", file, "--workers=0", "--foo"], environ)
     assert [problem.split(": ")[0] for problem in problems] == [
         "--foo",
         "OSSA_REGISTRY_FOO",

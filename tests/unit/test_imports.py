@@ -29,6 +29,7 @@ LAYERS: Final = (
     ("security", "telemetry"),
     # Compose the two kinds of process.
     ("app", "probe_worker"),
+    "workers",
     "__main__",
 )
 RANKS: Final = {

@@ -1,0 +1,176 @@
+"""``--workers``: several processes on one port, as their users and operators meet them."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_client import RegistryClient
+from registry_server.workers import supervisor
+from registry_server.workers.supervisor import Supervisor
+from tests.support.processes import children_of, command_of, runs
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import ServerProcess, connected, settings
+
+PATIENCE = 30.0
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+def workers_of(pid: int) -> list[int]:
+    return [child for child in children_of(pid) if "workers.worker" in command_of(child)]
+
+
+def redis_of(pid: int) -> list[int]:
+    return [child for child in children_of(pid) if "redis-server" in command_of(child)]
+
+
+@asynccontextmanager
+async def two_workers(tmp_path: Path, *flags: str) -> AsyncIterator[ServerProcess]:
+    async with ServerProcess(
+        "--workers=2", f"--data-dir={tmp_path}", "--shutdown.grace-seconds=3", "--redis.url=embedded", *flags
+    ) as server:
+        assert (await server.logged("ossa-registry serves"))["workers"] == 2
+        yield server
+
+
+async def test_connections_are_shared_out_and_all_see_the_same(tmp_path: Path) -> None:
+    async with two_workers(tmp_path, "--log.level=debug") as server, aiohttp.ClientSession() as http:
+        async with connected(server.grpc_address) as (_, stub):
+            answer = await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        revision = answer.service.revision
+        for _ in range(40):
+            async with connected(server.grpc_address) as (_, stub):
+                found = await stub.GetService(pb.GetServiceRequest(name="a", min_revision=revision))
+                assert found.service.revision == revision
+            url = f"http://{server.http_address}/api/v1/registry/services/a"
+            async with http.get(url, headers={"Connection": "close"}) as response:
+                assert response.status == 200
+        served = Counter(line.get("worker") for line in server.log if line.get("path") == "/api/v1/registry/services/a")
+        assert set(served) == {1, 2}
+        assert served.total() == 40
+        assert len(workers_of(server.pid)) == 2
+        assert len(redis_of(server.pid)) == 1, "one embedded Redis for all"
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as server, RegistryClient(server.grpc_address) as client:
+        for i in range(20):
+            await client.register_service(small_service(f"s{i}"))
+        before = workers_of(server.pid)
+        os.kill(before[0], signal.SIGKILL)
+        for _ in range(20):  # through the one that is left, and then through both
+            assert (await client.get_service("s7")).name == "s7"
+            await asyncio.sleep(0.02)
+        await eventually(lambda: len(workers_of(server.pid)) == 2)
+        assert before[0] not in workers_of(server.pid)
+        assert before[1] in workers_of(server.pid)
+        found = await client.discover_services(consistency="strong")
+        assert len(found.services) == 20
+        assert (await server.logged("a worker ended; another one follows"))["code"] == -signal.SIGKILL
+
+
+async def test_a_worker_that_is_told_to_end_drains_and_is_replaced(tmp_path: Path) -> None:
+    """As for a rolling restart by hand."""
+    async with two_workers(tmp_path) as server:
+        before = workers_of(server.pid)
+        os.kill(before[0], signal.SIGTERM)
+        await server.logged("a worker has drained; another one follows")
+        await eventually(lambda: len(set(workers_of(server.pid)) - {before[0]}) == 2)
+
+
+@pytest.mark.parametrize("whom", ["the supervisor", "all of them"])
+async def test_sigterm_drains_all(tmp_path: Path, whom: str) -> None:
+    """Service managers tell all processes of a group, or the first one."""
+    async with two_workers(tmp_path) as server, connected(server.grpc_address) as (_, stub):
+        stream = stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
+        await stream.read()
+        processes = [*workers_of(server.pid), *redis_of(server.pid)]
+        if whom == "all of them":
+            for worker in workers_of(server.pid):
+                os.kill(worker, signal.SIGTERM)
+        server.signal(signal.SIGTERM)
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+        assert await server.wait() == 0
+        assert not [pid for pid in processes if runs(pid)]
+
+
+async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as server:
+        processes = [*workers_of(server.pid), *redis_of(server.pid)]
+        assert len(processes) == 3
+        await server.kill()
+        await eventually(lambda: not [pid for pid in processes if runs(pid)])
+
+
+async def refused(*flags: str) -> str:
+    """What a server that does not start prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "registry_server", "--workers=2", *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        _, errors = await process.communicate()
+    assert process.returncode == 2
+    return "\n".join(line for line in errors.decode().splitlines() if not line.startswith("{"))
+
+
+async def test_a_port_that_somebody_else_has_is_not_shared(tmp_path: Path) -> None:
+    async with two_workers(tmp_path / "one") as server:
+        told = await refused(f"--grpc.address={server.grpc_address}", "--http.address=127.0.0.1:0")
+        address = server.grpc_address
+        assert told == f"ossa-registry: grpc.address: cannot listen on {address}: Address already in use"
+
+
+async def test_a_port_that_a_program_without_workers_has_is_refused_too() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        told = await refused("--grpc.address=127.0.0.1:0", f"--http.address={address}")
+        assert told == f"ossa-registry: http.address: cannot listen on {address}: Address already in use"
+
+
+async def test_what_cannot_be_served_is_told_once_and_ends_all(tmp_path: Path) -> None:
+    told = await refused(f"--grpc.address=unix:{tmp_path}/socket", "--http.address=127.0.0.1:0")
+    assert told == (
+        "ossa-registry: grpc.address: a unix socket serves one worker; set workers to 1 or use a TCP address"
+    )
+    told = await refused("--redis.url=redis+cluster://127.0.0.1:7000", "--redis.key-prefix={a}:s")
+    assert told.startswith("ossa-registry: redis.url: ")
+    assert len(told.splitlines()) == 1
+
+
+async def test_a_worker_that_does_not_speak_is_replaced(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_DEAF", 5)
+    stop = asyncio.Event()
+    # Each on a port of its own: nobody calls.
+    subject = Supervisor(settings(redis.url).model_copy(update={"workers": 2}))
+    running = asyncio.create_task(subject.run(stop))
+    async with asyncio.timeout(PATIENCE):
+        for worker in subject._workers:
+            await worker.ready.wait()
+    before = workers_of(os.getpid())
+    os.kill(before[0], signal.SIGSTOP)
+    await eventually(lambda: before[0] not in (now := workers_of(os.getpid())) and len(now) == 2)
+    assert before[1] in workers_of(os.getpid())
+    stop.set()
+    async with asyncio.timeout(PATIENCE):
+        await running
+    assert workers_of(os.getpid()) == []
