@@ -7,15 +7,18 @@ import sys
 
 import structlog
 
-from benchmarks import catalog, discover, probes, resolve, rest, start, watch
+from benchmarks import catalog, discover, fanout, probes, queries, resolve, rest, start, watch, writes
 from benchmarks.report import Report
 
 SCENARIOS = {
     "start": start.run,
     "catalog": catalog.run,
     "discover": discover.run,
+    "queries": queries.run,
+    "writes": writes.run,
     "rest": rest.run,
     "watch": watch.run,
+    "fanout": fanout.run,
     "probes": probes.run,
     "resolve": resolve.run,
 }

@@ -20,6 +20,10 @@ class Report:
         """Begins a scenario."""
         print(f"\n{text}")
 
+    def skipped(self, title: str, missing: str) -> None:
+        """Says that a scenario cannot be measured here."""
+        print(f"\n{title}: skipped, without {missing}")
+
     def line(self, what: str, value: str) -> None:
         """Prints a figure without a bound."""
         print(f"  {what:<58} {value:>14}", flush=True)

@@ -1,0 +1,112 @@
+"""Events to many watchers, beside a bare grpc.aio loop that writes the same bytes, and etcd's ``Watch``."""
+
+import argparse
+import statistics
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+
+from benchmarks import etcd, replay
+from benchmarks.fleet import services
+from benchmarks.processes import process, registry
+from benchmarks.report import Report
+from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, WatchEventsRequest, WatchEventsResponse
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from ossa.registry.v1.service_pb2 import Service
+
+_SERVICE = "/ossa.registry.v1.RegistryService"
+_ROUNDS_IN_ONE = 5  # events of a few milliseconds are told together
+_BATCH = 500
+
+
+async def run(report: Report, args: argparse.Namespace) -> None:
+    """Measures one event to many, and many events to some."""
+    if not replay.is_available():
+        report.skipped("Fan-out", "Go, for the load generator")
+        return
+    await replay.build()
+    await _scenario(report, args.rounds, watchers=1_000, events=1)
+    await _scenario(report, args.rounds, watchers=100, events=1_000)
+
+
+async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) -> None:
+    report.title(f"{events:,} event{'s' * (events > 1)} to {watchers:,} watchers")
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
+        ours = await stack.enter_async_context(registry(folder))
+        peer = await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else ""
+        (folder / "event").write_bytes(await _event(ours))
+        arguments = ("-m", "benchmarks.bare_watch", str(folder / "event"), str(events))
+        port = await stack.enter_async_context(process(r"(\d+)", r"\d", *arguments))
+        watch = replay.requests_file(folder / "watch", [WatchEventsRequest().SerializeToString()])
+        nothing = replay.requests_file(folder / "nothing", [b""] * _ROUNDS_IN_ONE)
+        flags = (f"-watchers={watchers}", f"-events={events}", f"-rounds={_ROUNDS_IN_ONE}", "-connections=4")
+        bare, own, others = [], [], []
+        for i in range(rounds):
+            bare.append(
+                await _median(
+                    replay.fanout(f"127.0.0.1:{port}", "/bare/Watch", watch, "/bare/Trigger", nothing, *flags)
+                )
+            )
+            changes = _changes(folder, i, events)
+            own.append(await _median(replay.fanout(ours, f"{_SERVICE}/WatchEvents", watch, *changes, *flags)))
+            text = f"{bare[-1]:,.0f} ms {own[-1]:,.0f} ms"
+            if peer:
+                others.append(await _etcd(folder, peer, i, events, flags))
+                text += f" {others[-1]:,.0f} ms"
+            report.line("last delivery: bare loop, ours, etcd", text)
+        ratios = [mine / floor for mine, floor in zip(own, bare, strict=True)]
+        if events == 1:
+            report.at_most("ratio of the last delivery to the bare loop, median", statistics.median(ratios), 1.5, "")
+        else:
+            deliveries = watchers * events / statistics.median(own) * 1000
+            report.line("deliveries a second, median", f"{deliveries:,.0f}/s")
+            report.at_least("ratio of deliveries/s to the bare loop, median", 1 / statistics.median(ratios), 5)
+        if others:
+            ratio = statistics.median(theirs / mine for theirs, mine in zip(others, own, strict=True))
+            report.line("time of etcd's watch to ours, median", f"{ratio:.2f}")
+
+
+async def _median(measured: "replay.Measured") -> float:
+    return statistics.median(await measured)
+
+
+def _changes(folder: Path, i: int, events: int) -> tuple[str, Path]:
+    """What makes so many events a round: each service is new in its version."""
+    fleet = list(services(_ROUNDS_IN_ONE)) if events == 1 else list(services(events)) * _ROUNDS_IN_ONE
+    requests = []
+    size = min(events, _BATCH)
+    for start in range(0, len(fleet), size):
+        batch = []
+        for one in fleet[start : start + size]:
+            changed = Service()
+            changed.CopyFrom(one)
+            changed.version = f"3.{i}.{start}"
+            batch.append(changed)
+        requests.append(BatchRegisterServicesRequest(services=batch).SerializeToString())
+    return f"{_SERVICE}/BatchRegisterServices", replay.requests_file(folder / "changes", requests)
+
+
+async def _etcd(folder: Path, address: str, i: int, events: int, flags: tuple[str, ...]) -> float:
+    watch = replay.requests_file(folder / "etcd-watch", [etcd.watch()])
+    fleet = list(services(events)) * _ROUNDS_IN_ONE
+    puts = [etcd.put(one.name, one.SerializeToString() + bytes(8 + i)) for one in fleet]
+    changes = replay.requests_file(folder / "etcd-changes", puts)
+    more = (f"-field={etcd.WATCH_EVENTS}", "-keep-open")
+    return await _median(replay.fanout(address, etcd.WATCH, watch, etcd.PUT, changes, *flags, *more))
+
+
+async def _event(address: str) -> bytes:
+    """One message with one event, as ours sends it."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = RegistryServiceStub(channel)
+        stream = stub.WatchEvents(WatchEventsRequest())
+        await stream.read()
+        await stub.BatchRegisterServices(BatchRegisterServicesRequest(services=services(1)))
+        message = await stream.read()
+        stream.cancel()
+    assert isinstance(message, WatchEventsResponse)
+    assert len(message.events) == 1
+    return message.SerializeToString()

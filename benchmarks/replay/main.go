@@ -1,0 +1,318 @@
+// Command replay makes load on a gRPC server with requests that were prepared as bytes, and prints what came of it as
+// one line of JSON. It knows nothing of their content, so a registry, a bare echo and etcd are measured alike.
+//
+//	replay unary  -addr A -method M -requests FILE [-in-flight 64] [-connections 2] [-seconds 3] [-once]
+//	replay stream -addr A -method M -requests FILE [-in-flight 8] [-seconds 3]
+//	replay fanout -addr A -method M -requests FILE -watchers N -trigger M -triggers FILE [-events N] [-rounds R]
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// raw passes bytes through: what is measured is the server, not how fast this client encodes.
+type raw struct{}
+
+func (raw) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(*v.(*[]byte))}, nil
+}
+
+func (raw) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*[]byte) = data.Materialize()
+	return nil
+}
+
+func (raw) Name() string { return "proto" }
+
+func main() {
+	if err := run(os.Args[1], os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "replay:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	addr, method, requests, trigger, triggers                       string
+	inFlight, connections, seconds, watchers, events, rounds, field int
+	once, keepOpen                                                  bool
+}
+
+func run(mode string, args []string) error {
+	encoding.RegisterCodecV2(raw{})
+	var o options
+	flags := flag.NewFlagSet(mode, flag.ExitOnError)
+	flags.StringVar(&o.addr, "addr", "", "HOST:PORT")
+	flags.StringVar(&o.method, "method", "", "/package.Service/Method")
+	flags.StringVar(&o.requests, "requests", "", "file of requests, each after its length in 4 bytes, big-endian")
+	flags.IntVar(&o.inFlight, "in-flight", 64, "calls at once")
+	flags.IntVar(&o.connections, "connections", 2, "connections")
+	flags.IntVar(&o.seconds, "seconds", 3, "how long")
+	flags.BoolVar(&o.once, "once", false, "make each request once, however long that takes")
+	flags.IntVar(&o.watchers, "watchers", 1, "streams that receive")
+	flags.StringVar(&o.trigger, "trigger", "", "method that makes something to receive")
+	flags.StringVar(&o.triggers, "triggers", "", "file of its requests")
+	flags.IntVar(&o.events, "events", 1, "events that each stream receives in a round")
+	flags.IntVar(&o.rounds, "rounds", 10, "rounds; one takes events/rounds of the triggers")
+	flags.IntVar(&o.field, "field", 1, "field of a received message that holds an event")
+	flags.BoolVar(&o.keepOpen, "keep-open", false, "do not end the sending side of streams that receive")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	requests, err := read(o.requests)
+	if err != nil {
+		return err
+	}
+	var conns []*grpc.ClientConn
+	for range o.connections {
+		conn, err := grpc.NewClient(o.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<28)))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	var result any
+	switch mode {
+	case "unary":
+		result, err = unary(conns, requests, o)
+	case "stream":
+		result, err = stream(conns[0], requests, o)
+	case "fanout":
+		result, err = fanout(conns, requests, o)
+	default:
+		err = fmt.Errorf("no such mode: %s", mode)
+	}
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(result)
+}
+
+func read(name string) ([][]byte, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var requests [][]byte
+	for len(data) >= 4 {
+		n := int(data[0])<<24 | int(data[1])<<16 | int(data[2])<<8 | int(data[3])
+		requests = append(requests, data[4:4+n])
+		data = data[4+n:]
+	}
+	if len(requests) == 0 {
+		return nil, fmt.Errorf("%s: no requests", name)
+	}
+	return requests, nil
+}
+
+type rates struct {
+	Rate   float64 `json:"rate"` // calls a second
+	P50    float64 `json:"p50"`  // ms
+	P99    float64 `json:"p99"`  // ms
+	Failed int64   `json:"failed"`
+	Error  string  `json:"error,omitempty"` // the first
+}
+
+// unary keeps so many calls in flight, after a second of which nothing is counted.
+func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error) {
+	var next, failed, done atomic.Int64
+	var first atomic.Value
+	took := make([][]time.Duration, o.inFlight)
+	warm := time.Now()
+	if !o.once {
+		warm = warm.Add(time.Second)
+	}
+	end := warm.Add(time.Duration(o.seconds) * time.Second)
+	var group sync.WaitGroup
+	for i := range o.inFlight {
+		group.Go(func() {
+			conn := conns[i%len(conns)]
+			var answer []byte
+			for {
+				n := int(next.Add(1) - 1)
+				if o.once && n >= len(requests) {
+					return
+				}
+				start := time.Now()
+				if !o.once && start.After(end) {
+					return
+				}
+				request := requests[n%len(requests)]
+				if err := conn.Invoke(context.Background(), o.method, &request, &answer); err != nil {
+					failed.Add(1)
+					first.CompareAndSwap(nil, err.Error())
+				} else if start.After(warm) {
+					done.Add(1)
+					took[i] = append(took[i], time.Since(start))
+				}
+			}
+		})
+	}
+	group.Wait()
+	elapsed := time.Since(warm).Seconds()
+	all := slices.Concat(took...)
+	slices.Sort(all)
+	result := rates{Rate: float64(done.Load()) / elapsed, Failed: failed.Load()}
+	if len(all) > 0 {
+		result.P50, result.P99 = ms(all[len(all)/2]), ms(all[len(all)*99/100])
+	}
+	if text, ok := first.Load().(string); ok {
+		result.Error = text
+	}
+	return result, nil
+}
+
+// stream keeps so many messages unanswered on one stream.
+func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) {
+	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s, err := conn.NewStream(ctx, desc, o.method)
+	if err != nil {
+		return rates{}, err
+	}
+	slots := make(chan time.Time, o.inFlight)
+	warm := time.Now().Add(time.Second)
+	end := warm.Add(time.Duration(o.seconds) * time.Second)
+	go func() {
+		for n := 0; time.Now().Before(end); n++ {
+			slots <- time.Now()
+			if s.SendMsg(&requests[n%len(requests)]) != nil {
+				break // the reader gets the reason
+			}
+		}
+		s.CloseSend()
+	}()
+	var took []time.Duration
+	for {
+		var answer []byte
+		if err := s.RecvMsg(&answer); err == io.EOF {
+			break
+		} else if err != nil {
+			return rates{}, err
+		}
+		if sent := <-slots; sent.After(warm) {
+			took = append(took, time.Since(sent))
+		}
+	}
+	elapsed := time.Since(warm).Seconds()
+	slices.Sort(took)
+	return rates{Rate: float64(len(took)) / elapsed, P50: ms(took[len(took)/2]), P99: ms(took[len(took)*99/100])}, nil
+}
+
+type fanned struct {
+	Last []float64 `json:"last"` // ms of each round from the first trigger to the last event at the last stream
+}
+
+// fanout opens streams, then makes rounds of triggers, and waits each time until all streams have all events.
+func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, error) {
+	triggers, err := read(o.triggers)
+	if err != nil {
+		return fanned{}, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	errs := make(chan error, o.watchers)
+	received := make(chan struct{}, o.watchers)
+	var open sync.WaitGroup
+	for i := range o.watchers {
+		desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: o.keepOpen}
+		s, err := conns[i%len(conns)].NewStream(ctx, desc, o.method)
+		if err == nil {
+			err = s.SendMsg(&requests[0])
+		}
+		if err == nil && !o.keepOpen {
+			err = s.CloseSend()
+		}
+		if err != nil {
+			return fanned{}, err
+		}
+		open.Add(1)
+		go func() {
+			count := 0
+			for first := true; ; first = false {
+				var message []byte
+				if err := s.RecvMsg(&message); err != nil {
+					errs <- err
+					return
+				}
+				if first { // which says that it watches
+					open.Done()
+					continue
+				}
+				if count += events(message, protowire.Number(o.field)); count >= o.events {
+					count -= o.events
+					received <- struct{}{}
+				}
+			}
+		}()
+	}
+	open.Wait()
+	var result fanned
+	each := len(triggers) / o.rounds
+	for round := range o.rounds {
+		start := time.Now()
+		sent := make(chan error, 1)
+		go func() {
+			var answer []byte
+			for i := range each {
+				if err := conns[0].Invoke(ctx, o.trigger, &triggers[round*each+i], &answer); err != nil {
+					sent <- err
+					return
+				}
+			}
+			sent <- nil
+		}()
+		for range o.watchers {
+			select {
+			case <-received:
+			case err := <-errs:
+				return fanned{}, err
+			case <-time.After(2 * time.Minute):
+				return fanned{}, fmt.Errorf("not all was received")
+			}
+		}
+		result.Last = append(result.Last, ms(time.Since(start)))
+		if err := <-sent; err != nil {
+			return fanned{}, err
+		}
+	}
+	return result, nil
+}
+
+// events counts the entries of a field of a message.
+func events(message []byte, field protowire.Number) (count int) {
+	for len(message) > 0 {
+		number, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return count
+		}
+		message = message[n:]
+		if n = protowire.ConsumeFieldValue(number, kind, message); n < 0 {
+			return count
+		}
+		message = message[n:]
+		if number == field {
+			count++
+		}
+	}
+	return count
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
