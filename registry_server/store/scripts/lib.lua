@@ -51,11 +51,16 @@ local function publish(maxlen, now, kind, reason, name, record, before, text)
   return revision, record
 end
 
--- Sets the end of a lease, for the service and for its document alike. Redis may have dropped the document already,
--- while nobody swept or in the moment before a late heartbeat: then it is noted, until a process writes it again.
+-- Has a document end with its lease. Redis may have dropped it already, while nobody swept or in the moment before a
+-- late heartbeat: then it is noted, until a process writes it again.
+local function expire_document(name, document, deadline)
+  if redis.call('PEXPIREAT', document, deadline) == 0 then redis.call('SADD', BARE, name) end
+end
+
+-- Sets the end of a lease, for the service and for its document alike.
 local function set_deadline(name, document, deadline)
   redis.call('ZADD', LEASES, deadline, name)
-  if redis.call('PEXPIREAT', document, deadline) == 0 then redis.call('SADD', BARE, name) end
+  expire_document(name, document, deadline)
 end
 
 local function forget(name, document)
