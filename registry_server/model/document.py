@@ -4,12 +4,13 @@ REST answers it, Server-Sent Events carry it, and Redis holds it for other progr
 ``json_format`` takes 360 µs for what takes 40 µs here, and its shape of times and durations is another.
 """
 
-import json
+from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
 from math import copysign
 from typing import Any, Final
 
+import orjson
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -53,8 +54,8 @@ _PROBE_TYPES = ("http", "grpc", "tcp", "heartbeat", "none")
 _REMEMBERED_SCHEMAS = 1_024
 _MAX_REMEMBERED_BYTES = 4_096
 
-_decode = json.JSONDecoder().decode
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+_Schema = Callable[[Struct], Any]
+"""Makes of a schema what stands for it in a document."""
 
 
 def service_document(service: Service) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def service_document(service: Service) -> dict[str, Any]:
     Returns:
         Plain values, ready for ``json.dumps``; optional fields that are unset are left out.
     """
-    document = _document(service)
+    document = _document(service, _plain_schema)
     document["revision"] = service.revision
     return document
 
@@ -81,11 +82,8 @@ def encode_document_open(service: Service) -> bytes:
 
     Returns:
         The document without its end.
-
-    Raises:
-        ValueError: A number in it is not finite; validation refuses those.
     """
-    return f'{_encode(_document(service))[:-1]},"revision":'.encode()
+    return orjson.dumps(_document(service, _schema_fragment))[:-1] + b',"revision":'
 
 
 def health_document(health: Health) -> dict[str, Any]:
@@ -151,12 +149,12 @@ def read_service(document: object, violations: list[Violation], at: str = "") ->
     return service
 
 
-def _document(service: Service) -> dict[str, Any]:
+def _document(service: Service, schema: _Schema) -> dict[str, Any]:
     name = service.name
     document: dict[str, Any] = {
         "name": name,
         "endpoint": service.endpoint,
-        "capabilities": [_capability_document(capability) for capability in service.capabilities],
+        "capabilities": [_capability_document(capability, schema) for capability in service.capabilities],
         "version": service.version,
         "health": health_document(service.health),
     }
@@ -174,12 +172,12 @@ def _document(service: Service) -> dict[str, Any]:
     return document
 
 
-def _capability_document(capability: Capability) -> dict[str, Any]:
+def _capability_document(capability: Capability, schema: _Schema) -> dict[str, Any]:
     document: dict[str, Any] = {"name": capability.name, "version": capability.version}
     if capability.HasField("inputs"):
-        document["inputs"] = _plain_schema(capability.inputs)
+        document["inputs"] = schema(capability.inputs)
     if capability.HasField("outputs"):
-        document["outputs"] = _plain_schema(capability.outputs)
+        document["outputs"] = schema(capability.outputs)
     if description := capability.description:
         document["description"] = description
     return document
@@ -249,19 +247,25 @@ def _number_of(duration: Duration, nanos_per_unit: int) -> int | float:
 def _plain_schema(struct: Struct) -> dict[str, Any]:
     """``_plain_struct`` with a memory: replicas share their schemas, and each change of health writes them again.
 
-    A walk takes about 1.1 µs a value, the way by the wire bytes 4 µs for a schema of twelve values.
+    A walk takes about 1.1 µs a value, the way by the wire bytes 2 µs for a schema of twelve values.
     """
     wire = struct.SerializeToString()
     if len(wire) > _MAX_REMEMBERED_BYTES:
         return _plain_struct(struct)
     # Decoded anew each time: what is handed out belongs to the caller.
-    plain: dict[str, Any] = _decode(_schema_text(wire))
+    plain: dict[str, Any] = orjson.loads(_schema_text(wire))
     return plain
 
 
+def _schema_fragment(struct: Struct) -> orjson.Fragment | dict[str, Any]:
+    """The same, for where it is only to be written: not even decoded."""
+    wire = struct.SerializeToString()
+    return _plain_struct(struct) if len(wire) > _MAX_REMEMBERED_BYTES else orjson.Fragment(_schema_text(wire))
+
+
 @lru_cache(maxsize=_REMEMBERED_SCHEMAS)
-def _schema_text(wire: bytes) -> str:
-    return json.dumps(_plain_struct(Struct.FromString(wire)))
+def _schema_text(wire: bytes) -> bytes:
+    return orjson.dumps(_plain_struct(Struct.FromString(wire)))
 
 
 def _plain_struct(struct: Struct) -> dict[str, Any]:
