@@ -20,6 +20,7 @@ from tests.examples.programs import BUILD_TIMEOUT, PATIENCE, Example, Language, 
 LANGUAGES = (
     Language("python"),
     Language("node", ("node", "npm")),
+    Language("go", ("go",)),
 )
 CHANGES, BATCH = 1_500, 100
 """Of 16 KiB each: more than the windows of HTTP/2 and the buffers of TCP take."""
