@@ -132,7 +132,7 @@ def test_the_readme_has_every_rpc_once() -> None:
 
 def test_every_rpc_is_called_by_hand_and_every_filter_told() -> None:
     document = text_of("docs/grpcurl.md")
-    called = set(re.findall(r"^[^`]*ossa\.registry\.v1\.RegistryService/(\w+)", document, re.MULTILINE))
+    called = set(re.findall(r"^[^`\n]*ossa\.registry\.v1\.RegistryService/(\w+)", document, re.MULTILINE))
     assert called == {method.name for method in DESCRIPTOR.services_by_name["RegistryService"].methods}
     documented = [bare(row[0]) for row in rows(section(document, "## Finding"))]
     assert documented == [field.name for field in ServiceFilter.DESCRIPTOR.fields]
