@@ -132,7 +132,7 @@ def set_up(language: Language, shared: Path) -> Example:
     """
     missing = [tool for tool in language.tools if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"the {language.name} example is not run without {' and '.join(missing)}")
+        pytest.skip(f"the {language.name} example needs {', '.join(missing)}: not in PATH")
     root = shared / f"example-{language.name}"
     example = Example(language, root / "examples" / language.name)
     done, refused = root / "done", root / "refused"

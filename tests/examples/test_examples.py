@@ -21,6 +21,7 @@ LANGUAGES = (
     Language("python"),
     Language("node", ("node", "npm")),
     Language("go", ("go",)),
+    Language("java", ("java", "javac", "mvn")),
 )
 CHANGES, BATCH = 1_500, 100
 """Of 16 KiB each: more than the windows of HTTP/2 and the buffers of TCP take."""
