@@ -145,8 +145,9 @@ def set_up(language: Language, shared: Path) -> Example:
             (refused if fault else done).write_text(fault, encoding="utf-8")
     if refused.exists():
         fault = refused.read_text(encoding="utf-8")
-        if _NO_NETWORK.search(fault) and not os.environ.get("CI"):
-            pytest.skip(f"the {language.name} example is not run: its packages cannot be had: {fault[-200:]}")
+        cause = next((line for line in fault.splitlines() if _NO_NETWORK.search(line)), "")
+        if cause and not os.environ.get("CI"):
+            pytest.skip(f"the packages of the {language.name} example cannot be had: {cause}")
         pytest.fail(f"{language.commands()[0]}: {fault}")
     return example
 
