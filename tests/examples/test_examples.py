@@ -1,6 +1,7 @@
 """The agents and subscribers of ``examples/`` live through what the registry lives through, in every language alike."""
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from registry_client import HealthStatus, RegistryClient, RegistryError, Service, make_service
 from registry_client.testing import RegistryProcess
-from tests.examples.programs import BUILD_TIMEOUT, PATIENCE, Example, Language, set_up
+from tests.examples.programs import BUILD_TIMEOUT, PATIENCE, ROOT, Example, Language, set_up
 
 LANGUAGES = (
     Language("python"),
@@ -142,6 +143,15 @@ async def test_a_token_is_sent_and_a_refusal_ends_both(example: Example, tmp_pat
                 assert "who are you?" in program.errors()
                 assert "s3cret" not in program.errors()
     assert set(tokens) == {"Bearer s3cret"}
+
+
+def test_the_packages_of_node_are_pinned_and_come_from_wherever_npm_is_told() -> None:
+    lock = json.loads((ROOT / "examples" / "node" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = [package for path, package in lock["packages"].items() if path]
+    assert packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages)
+    public = "https://registry.npmjs.org/"
+    assert all(package.get("resolved", public).startswith(public) for package in packages)
 
 
 def quiet(name: str) -> Service:
