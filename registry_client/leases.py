@@ -13,7 +13,14 @@ import grpc
 from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, KeepAliveResponse
 from registry_client.calls import being_cancelled
 from registry_client.channel import Channels
-from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_of_call
+from registry_client.errors import (
+    DeadlineExceeded,
+    PermissionDenied,
+    RegistryError,
+    RegistryUnavailable,
+    Unauthenticated,
+    error_of_call,
+)
 from registry_client.messages import Service
 from registry_client.retry import Backoff
 from registry_client.tasks import Listeners, end
@@ -163,9 +170,13 @@ class LeaseKeeper:
                 log.exception("keeping leases failed; it goes on")
                 failure = RegistryError(str(error))
             self._failures += 1
+            refused = isinstance(failure, Unauthenticated | PermissionDenied)
             for lease in self._leases.values():
-                was_registered = lease.state is RegistrationState.REGISTERED
-                lease.become(RegistrationState.AWAY if was_registered else lease.state, failure)
+                if refused:
+                    lease.become(RegistrationState.REFUSED, failure)
+                else:
+                    was_registered = lease.state is RegistrationState.REGISTERED
+                    lease.become(RegistrationState.AWAY if was_registered else lease.state, failure)
             another = self._channels.give_up(target)
             if not (another and self._failures < len(self._channels)):
                 await asyncio.sleep(self._delay(self._failures))

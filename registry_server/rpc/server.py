@@ -19,6 +19,7 @@ from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import code_of, status_of, trailers_of
+from registry_server.rpc.symbols import Symbols
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -52,7 +53,8 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            symbols: Any = Symbols()  # as far as the reflection uses a pool, it is one
+            reflection.enable_server_reflection(names, self._server, symbols)
 
     async def start(self) -> str:
         """Begins to serve; gives the address with the port that was taken.

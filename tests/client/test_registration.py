@@ -17,6 +17,7 @@ from registry_client import (
     RegistryClient,
     Service,
     ServiceNotFound,
+    Unauthenticated,
     make_service,
 )
 from registry_client.leases import Lease
@@ -301,3 +302,18 @@ async def test_one_that_comes_as_the_last_one_goes_is_kept(client: RegistryClien
             group.create_task(one(i))
             await asyncio.sleep(0.005)
     assert await client.find_services() == []
+
+
+async def test_that_it_is_let_in_by_nobody_is_told_and_tried_on(registry: RegistryProcess) -> None:
+    tokens: list[str] = []
+    states: list[RegistrationState] = []
+    async with (
+        RegistryClient(registry.target, token=lambda: tokens[0]) as client,
+        client.registration(agent(), wait=False) as registration,
+    ):
+        registration.on_change(states.append)
+        await until(lambda: registration.state is RegistrationState.REFUSED)
+        assert isinstance(registration.error, Unauthenticated)
+        tokens.append("one")
+        await until(lambda: registration.state is REGISTERED)
+        assert states == [RegistrationState.REFUSED, REGISTERED]

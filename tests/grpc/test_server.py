@@ -126,6 +126,17 @@ async def test_reflection_gives_a_client_without_files_all_that_it_needs(server:
         assert method.output_type.fields_by_name.keys() == known.output_type.fields_by_name.keys()
 
 
+@pytest.mark.parametrize("name", ["RegistryService", "RegistryService.WatchEvents", "Service", "Service.name"])
+async def test_reflection_knows_in_which_file_a_name_is(name: str, server: Server) -> None:
+    answer = await reflected(server.channel, file_containing_symbol=f"ossa.registry.v1.{name}")
+    assert any(b"ossa/registry/v1" in file for file in answer.file_descriptor_response.file_descriptor_proto)
+
+
+async def test_reflection_says_that_there_is_no_such_name(server: Server) -> None:
+    answer = await reflected(server.channel, file_containing_symbol="ossa.registry.v1.RegistryService.Nothing")
+    assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
 async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"reflection": False}) as server:
         with pytest.raises(grpc.aio.AioRpcError) as raised:

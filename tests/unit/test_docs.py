@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
+from ossa.registry.v1.service_pb2 import ServiceFilter
 from registry_server.config import load_settings, usage
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE
 from registry_server.errors import RegistryError
@@ -127,6 +128,14 @@ def test_the_settings_file_of_the_readme_is_one(tmp_path: Path) -> None:
 def test_the_readme_has_every_rpc_once() -> None:
     documented = [bare(row[0]) for row in rows(section(text_of("README.md"), "## RPCs"))]
     assert documented == [method.name for method in DESCRIPTOR.services_by_name["RegistryService"].methods]
+
+
+def test_every_rpc_is_called_by_hand_and_every_filter_told() -> None:
+    document = text_of("docs/grpcurl.md")
+    called = set(re.findall(r"^[^`\n]*ossa\.registry\.v1\.RegistryService/(\w+)", document, re.MULTILINE))
+    assert called == {method.name for method in DESCRIPTOR.services_by_name["RegistryService"].methods}
+    documented = [bare(row[0]) for row in rows(section(document, "## Finding"))]
+    assert documented == [field.name for field in ServiceFilter.DESCRIPTOR.fields]
 
 
 def test_the_readme_has_every_error_with_its_code() -> None:

@@ -1,4 +1,4 @@
-"""One agent offers `greet`, another finds it and calls it: `python examples/quickstart.py [TARGET]`."""
+"""One agent offers `greet`, another finds it and calls it: `python quickstart.py [TARGET]`."""
 
 import asyncio
 import sys

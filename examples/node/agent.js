@@ -1,0 +1,92 @@
+// An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+//
+// $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN say where and as what; see README.md.
+
+import { createServer } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
+import { backoff, call, connect, isFatal, metadata } from "./registry.js";
+
+const NAME = process.env.AGENT_NAME || "greeter-node";
+/** Seconds that the lease lasts without a heartbeat. */
+const TTL = 15;
+
+const stopping = new AbortController();
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stopping.abort());
+
+/** What the agent does: `GET /greet?name=you`, and `GET /health` for the registry's probes. */
+const server = createServer((request, response) => {
+  const url = new URL(request.url, "http://agent");
+  if (url.pathname === "/health") {
+    response.setHeader("Content-Type", "application/json").end('{"status":"ok"}');
+  } else if (url.pathname === "/greet") {
+    response.setHeader("Content-Type", "text/plain").end(`hello, ${url.searchParams.get("name") ?? "you"}\n`);
+  } else {
+    response.writeHead(404).end();
+  }
+});
+
+/**
+ * Keeps the service registered until `stopping`: one KeepAlive stream, opened again when it breaks. The registry says
+ * itself what it does not know any more.
+ */
+async function stayRegistered(client, service) {
+  let registered = false;
+  let failures = 0;
+  while (!stopping.signal.aborted) {
+    const stream = client.KeepAlive(metadata());
+    stream.on("error", () => {}); // it is thrown below, where the answer is awaited
+    const hangUp = () => stream.cancel();
+    stopping.signal.addEventListener("abort", hangUp);
+    try {
+      const answers = stream[Symbol.asyncIterator]();
+      while (!stopping.signal.aborted) {
+        if (!registered) {
+          await call(client, "RegisterService", { service });
+          console.log(`registered ${service.name} at ${service.endpoint}`);
+        }
+        stream.write({ names: [service.name] });
+        const { value: answer, done } = await answers.next();
+        if (done) break; // the registry ended the stream
+        registered = answer.unknownNames.length === 0;
+        failures = 0;
+        if (registered) await sleep((TTL / 3) * 1000, undefined, { signal: stopping.signal });
+      }
+    } catch (error) {
+      if (stopping.signal.aborted) break;
+      if (isFatal(error)) throw error;
+      console.error(`the registry is away: ${error.message}`);
+    } finally {
+      stopping.signal.removeEventListener("abort", hangUp);
+      stream.cancel();
+    }
+    await sleep(backoff(++failures), undefined, { signal: stopping.signal }).catch(() => {});
+  }
+}
+
+await new Promise((resolve, reject) => {
+  server.once("error", reject).listen(Number(process.env.AGENT_PORT || 0), "127.0.0.1", resolve);
+});
+const service = {
+  name: NAME,
+  group: "greeter", // what its replicas share
+  endpoint: `http://127.0.0.1:${server.address().port}`,
+  version: "1.0.0",
+  capabilities: [{ name: "greet", version: "1.0.0", description: "Says hello: GET /greet?name=you" }],
+  metadata: { tags: ["example"], labels: { language: "node" } },
+  healthCheck: { http: { path: "/health" } },
+  ttl: { seconds: TTL },
+};
+const client = connect();
+try {
+  await stayRegistered(client, service);
+  await call(client, "UnregisterService", { name: NAME })
+    .then(() => console.log(`unregistered ${NAME}`))
+    .catch((error) => console.error(`left to its lease: ${error.message}`));
+} catch (error) {
+  console.error(`refused: ${error.message}`);
+  process.exitCode = 1;
+} finally {
+  client.close();
+  server.close();
+  server.closeAllConnections();
+}

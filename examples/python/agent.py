@@ -1,0 +1,85 @@
+"""An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+
+``$REGISTRY``, ``$AGENT_NAME``, ``$AGENT_PORT`` and ``$OSSA_REGISTRY_TOKEN`` say where and as what; see README.md.
+"""
+
+import asyncio
+import os
+import sys
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from registry_client import Registration, RegistrationState, RegistryClient, make_service
+
+NAME = os.environ.get("AGENT_NAME") or "greeter-python"
+TTL = 15
+
+
+class Greeter(BaseHTTPRequestHandler):
+    """What the agent does: ``GET /greet?name=you``, and ``GET /health`` for the registry's probes."""
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        match url.path:
+            case "/health":
+                self._answer(200, "application/json", '{"status":"ok"}')
+            case "/greet":
+                self._answer(200, "text/plain", f"hello, {parse_qs(url.query).get('name', ['you'])[0]}\n")
+            case _:
+                self._answer(404, "text/plain", "")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
+        """A probe every few seconds is not worth a line."""
+
+    def _answer(self, status: int, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+async def stay_registered(registration: Registration, endpoint: str) -> None:
+    """Tells how the registration stands, until the registry refuses it.
+
+    Everything else is done by the SDK: heartbeats at a third of the TTL on one stream, registering again, SIGTERM.
+    """
+    states: asyncio.Queue[RegistrationState] = asyncio.Queue()
+    registration.on_change(states.put_nowait)
+    while (state := await states.get()) is not RegistrationState.REFUSED:
+        if state is RegistrationState.REGISTERED:
+            print(f"registered {NAME} at {endpoint}", flush=True)
+        elif state is RegistrationState.AWAY:
+            print(f"the registry is away: {registration.error}", file=sys.stderr)
+    raise SystemExit(f"refused: {registration.error}")
+
+
+async def main(port: int) -> None:
+    endpoint = f"http://127.0.0.1:{port}"
+    service = make_service(
+        NAME,
+        endpoint,
+        version="1.0.0",
+        group="greeter",  # what its replicas share
+        capabilities=["greet@1.0.0"],
+        tags=["example"],
+        labels={"language": "python"},
+        ttl=TTL,
+    )
+    client = RegistryClient(
+        os.environ.get("REGISTRY") or "localhost:50051", token=os.environ.get("OSSA_REGISTRY_TOKEN") or None
+    )
+    async with client, client.registration(service, wait=False) as registration:
+        await stay_registered(registration, endpoint)
+    print(f"unregistered {NAME}", flush=True)
+
+
+if __name__ == "__main__":
+    with ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("AGENT_PORT") or 0)), Greeter) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with suppress(KeyboardInterrupt):  # it is unregistered by now
+            asyncio.run(main(server.server_port))
+        server.shutdown()

@@ -1,0 +1,38 @@
+"""A subscriber: prints what is registered, then every change, and loses none when the registry is away for a while.
+
+``$REGISTRY`` and ``$OSSA_REGISTRY_TOKEN`` say where, ``$CAPABILITY`` narrows what is watched; see README.md. One line
+an event: ``REVISION KIND NAME STATUS ENDPOINT REASON``.
+"""
+
+import asyncio
+import os
+
+from registry_client import Event, EventReason, EventType, HealthStatus, RegistryClient, RegistryError
+
+
+def line(event: Event) -> str:
+    kind = EventType.Name(event.type).removeprefix("EVENT_TYPE_").removeprefix("SERVICE_")
+    if not event.HasField("service"):
+        return f"{event.revision} {kind} {event.error}"
+    service = event.service
+    status = HealthStatus.Name(service.health.status).removeprefix("HEALTH_STATUS_")
+    reason = EventReason.Name(event.reason).removeprefix("EVENT_REASON_")
+    return f"{event.revision} {kind} {service.name} {status} {service.endpoint} {reason}"
+
+
+async def main() -> None:
+    client = RegistryClient(
+        os.environ.get("REGISTRY") or "localhost:50051", token=os.environ.get("OSSA_REGISTRY_TOKEN") or None
+    )
+    # The SDK keeps the cursor, waits and resumes; where the cursor has expired it takes a snapshot and gives the
+    # difference. It raises only what trying again would not change.
+    async with client, client.watch(include_snapshot=True, capability=os.environ.get("CAPABILITY", "")) as watch:
+        try:
+            async for event in watch:
+                print(line(event), flush=True)
+        except RegistryError as error:
+            raise SystemExit(f"refused: {error}") from error
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

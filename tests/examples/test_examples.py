@@ -1,0 +1,236 @@
+"""The agents and subscribers of ``examples/`` live through what the registry lives through, in every language alike."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from registry_client import HealthStatus, RegistryClient, RegistryError, Service, make_service
+from registry_client.testing import RegistryProcess
+from tests.examples.programs import BUILD_TIMEOUT, PATIENCE, ROOT, Example, Language, set_up
+
+LANGUAGES = (
+    Language("python"),
+    Language("node", ("node", "npm")),
+    Language("go", ("go",)),
+    Language("java", ("java", "javac", "mvn")),
+)
+CHANGES, BATCH = 1_500, 100
+"""Of 16 KiB each: more than the windows of HTTP/2 and the buffers of TCP take."""
+PROBED = ("--health-check.enabled=true", "--health-check.interval-ms=1000")
+
+pytestmark = pytest.mark.timeout(BUILD_TIMEOUT + 5 * PATIENCE)
+
+
+@pytest.fixture(params=LANGUAGES, ids=lambda language: language.name)
+def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """An example that is set up."""
+    base = tmp_path_factory.getbasetemp()
+    # A worker of pytest-xdist has a directory of its own in that of the run.
+    return set_up(request.param, base.parent if hasattr(request.config, "workerinput") else base)
+
+
+async def test_an_agent_lives_and_a_subscriber_sees_it_through_a_killed_registry(
+    example: Example, tmp_path: Path
+) -> None:
+    name = f"greeter-{example.language.name}"
+    with RegistryProcess(*PROBED) as registry:
+        async with (
+            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            example.agent(tmp_path / "agent", REGISTRY=registry.target) as agent,
+        ):
+            endpoint = (await agent.prints(rf"registered {name} at (http://127\.0\.0\.1:\d+)"))[1]
+            await becomes_healthy(client, name)
+            await register(client, "before")
+            first = (await client.get_service("before")).revision
+            async with example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber:
+                await subscriber.prints(rf"\d+ SNAPSHOT {name} HEALTHY {endpoint} UNSPECIFIED")
+                await subscriber.prints(rf"{first} SNAPSHOT before HEALTHY http://before\.test UNSPECIFIED")
+                await register(client, "live")
+                await subscriber.prints(rf"{first + 1} REGISTERED live HEALTHY http://live\.test CLIENT_REQUEST")
+
+                (service,) = await client.find_services(capability="greet", capability_version="^1")
+                assert service.name == name
+                assert service.metadata.labels["language"] == example.language.name
+                assert await greeting_of(service) == "hello, world\n"
+
+                await register(client, *(f"killed-{i}" for i in range(20)))
+                await asyncio.to_thread(registry.kill)
+                await asyncio.to_thread(registry.start)
+                await register(client, *(f"restarted-{i}" for i in range(20)))
+                await subscriber.prints(r"\d+ REGISTERED restarted-19 .*")
+                assert (await client.get_service(name)).health.status == HealthStatus.HEALTH_STATUS_HEALTHY
+
+                # Forgotten, it is there again with its next heartbeat.
+                await client.unregister_service(name)
+                await subscriber.prints(rf"\d+ UNREGISTERED {name} HEALTHY {endpoint} CLIENT_REQUEST")
+                await subscriber.prints(rf"\d+ REGISTERED {name} UNKNOWN {endpoint} CLIENT_REQUEST")
+                await becomes_healthy(client, name)
+
+                agent.process.send_signal(signal.SIGTERM)
+                assert await agent.ends() == 0, agent.errors()
+                assert agent.lines()[-1] == f"unregistered {name}"
+                last = await client.register_service(quiet("last"))
+                await subscriber.prints(rf"{last.revision} REGISTERED last .*")
+                told = [line.split() for line in subscriber.lines()]
+                assert [kind for _, kind, *rest in told if rest[0] == name].count("UNREGISTERED") == 2
+                # Every change of the registry is an event, and this subscriber has seen each of them once, in order.
+                changes = [int(revision) for revision, kind, *_ in told if kind != "SNAPSHOT"]
+                assert changes == list(range(first + 1, last.revision + 1))
+
+
+async def test_where_the_cursor_has_expired_a_subscriber_starts_over(example: Example, tmp_path: Path) -> None:
+    name = f"greeter-{example.language.name}"
+    with RegistryProcess() as registry:
+        async with (
+            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            example.agent(tmp_path / "agent", REGISTRY=registry.target) as agent,
+            example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber,
+        ):
+            await agent.prints(rf"registered {name} at .*")
+            await register(client, "relic")
+            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT) relic .*")
+            await asyncio.to_thread(registry.kill)
+            empty(registry)
+            await asyncio.to_thread(registry.start)
+            await subscriber.prints(r"\d+ UNREGISTERED relic HEALTHY http://relic\.test RESYNC")
+            await registered(client, name)
+            await register(client, "new")
+            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT|UPDATED) new .*")
+            agent.process.send_signal(signal.SIGINT)
+            assert await agent.ends() == 0, agent.errors()
+            await subscriber.prints(rf"\d+ UNREGISTERED {name} .* CLIENT_REQUEST")
+
+
+async def test_a_subscriber_that_is_too_slow_resumes(example: Example, tmp_path: Path) -> None:
+    with RegistryProcess("--watch.buffer-events=10") as registry:
+        async with (
+            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber,
+        ):
+            await register(client, "before")
+            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT) before .*")
+            subscriber.process.send_signal(signal.SIGSTOP)
+            for start in range(0, CHANGES, BATCH):
+                registered = await client.batch_register_services(map(large, range(start, start + BATCH)))
+                assert not any(isinstance(result, RegistryError) for result in registered)
+            subscriber.process.send_signal(signal.SIGCONT)
+            await subscriber.prints(rf"\d+ REGISTERED large-{CHANGES - 1} .*")
+            names = [name for line in subscriber.lines() if (name := line.split()[2]).startswith("large-")]
+            assert names == [f"large-{i}" for i in range(CHANGES)]
+            if example.language.name != "python":  # the SDK resumes without a word
+                assert "the watcher fell behind" in subscriber.errors()
+
+
+async def test_a_token_is_sent_and_a_refusal_ends_both(example: Example, tmp_path: Path) -> None:
+    async with refusing() as (target, tokens):
+        for program in (
+            example.agent(tmp_path / "agent", REGISTRY=target, OSSA_REGISTRY_TOKEN="s3cret"),
+            example.subscriber(tmp_path / "subscriber", REGISTRY=target, OSSA_REGISTRY_TOKEN="s3cret"),
+        ):
+            async with program:
+                assert await program.ends() == 1, program.errors()
+                assert "refused:" in program.errors()
+                assert "who are you?" in program.errors()
+                assert "s3cret" not in program.errors()
+    assert set(tokens) == {"Bearer s3cret"}
+
+
+def test_the_packages_of_node_are_pinned_and_come_from_wherever_npm_is_told() -> None:
+    lock = json.loads((ROOT / "examples" / "node" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = [package for path, package in lock["packages"].items() if path]
+    assert packages
+    assert all(package["integrity"].startswith("sha512-") for package in packages)
+    public = "https://registry.npmjs.org/"
+    assert all(package.get("resolved", public).startswith(public) for package in packages)
+
+
+def quiet(name: str) -> Service:
+    """A permanent service that nobody probes."""
+    return make_service(
+        name,
+        f"http://{name}.test",
+        version="1.0.0",
+        capabilities=["other"],
+        health_check="heartbeat",
+        ttl=0,
+    )
+
+
+def large(number: int) -> Service:
+    service = quiet(f"large-{number}")
+    for i in range(64):
+        service.metadata.labels[f"label-{i}"] = "x" * 256
+    return service
+
+
+async def register(client: RegistryClient, *names: str) -> None:
+    for name in names:
+        await client.register_service(quiet(name))
+
+
+async def registered(client: RegistryClient, name: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await client.find_services(name_pattern=f"^{re.escape(name)}$"):
+            await asyncio.sleep(0.05)
+
+
+async def becomes_healthy(client: RegistryClient, name: str) -> None:
+    """Waits until the registry has probed it and found it well."""
+    async with asyncio.timeout(PATIENCE):
+        while not await client.find_services(name_pattern=f"^{re.escape(name)}$", health="healthy"):
+            await asyncio.sleep(0.05)
+    health, _ = await client.get_service_health(name)
+    assert health.HasField("response_time")
+
+
+async def greeting_of(service: Service) -> str:
+    def get() -> str:
+        with urllib.request.urlopen(f"{service.endpoint}/greet?name=world", timeout=PATIENCE) as answer:
+            body: bytes = answer.read()
+        return body.decode()
+
+    return await asyncio.to_thread(get)
+
+
+def empty(registry: RegistryProcess) -> None:
+    """Takes from a registry that does not run all that it has kept."""
+    shutil.rmtree(Path(registry._directory.name) / "data")
+
+
+@asynccontextmanager
+async def refusing() -> AsyncIterator[tuple[str, list[str]]]:
+    """A gRPC server that lets nobody in; gives its address and the list of what it is shown."""
+    shown: list[str] = []
+
+    class Guard(grpc.aio.ServerInterceptor):
+        async def intercept_service(
+            self, _: object, details: grpc.HandlerCallDetails
+        ) -> "grpc.RpcMethodHandler[Any, Any]":
+            shown.append(str(dict(details.invocation_metadata or ()).get("authorization")))
+
+            async def refuse(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+            if details.method.endswith("/KeepAlive"):
+                return grpc.stream_stream_rpc_method_handler(refuse)
+            if details.method.endswith("/WatchEvents"):
+                return grpc.unary_stream_rpc_method_handler(refuse)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    server = grpc.aio.server(interceptors=[Guard()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}", shown
+    finally:
+        await server.stop(0)
