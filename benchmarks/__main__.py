@@ -4,10 +4,11 @@ import argparse
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 import structlog
 
-from benchmarks import catalog, discover, fanout, probes, queries, resolve, rest, start, watch, writes
+from benchmarks import catalog, discover, fanout, probes, queries, resolve, rest, start, watch, workers, writes
 from benchmarks.report import Report
 
 SCENARIOS = {
@@ -19,6 +20,7 @@ SCENARIOS = {
     "rest": rest.run,
     "watch": watch.run,
     "fanout": fanout.run,
+    "workers": workers.run,
     "probes": probes.run,
     "resolve": resolve.run,
 }
@@ -30,12 +32,15 @@ def main() -> int:
     parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], help="default: all")
     parser.add_argument("--services", type=int, default=100_000, help="services in the catalog scenario")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of a comparison")
+    parser.add_argument("--page", type=Path, help="write what was measured to this file, in Markdown")
     args = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     report = Report()
-    report.machine()
+    asyncio.run(report.machine())
     for name in args.scenario or SCENARIOS:
         asyncio.run(SCENARIOS[name](report, args))
+    if args.page:
+        args.page.write_text(report.page(f"python -m benchmarks {' '.join(sys.argv[1:])}"), encoding="utf-8")
     return report.failed
 
 

@@ -1,4 +1,7 @@
-"""The floor: a bare grpc.aio server that answers every call with the same bytes. ``python -m benchmarks.echo FILE``."""
+"""The floor: a bare grpc.aio server that answers every call with the same bytes.
+
+``python -m benchmarks.echo FILE [PORT]``: with a port that others may listen on too, as gRPC does by default.
+"""
 
 import sys
 from pathlib import Path
@@ -18,14 +21,14 @@ class _Echo(grpc.GenericRpcHandler):
         return self._handler
 
 
-async def _main(answer: bytes) -> None:
+async def _main(answer: bytes, port: int) -> None:
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((_Echo(answer),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print(port, flush=True)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(Path(sys.argv[1]).read_bytes()))
+    uvloop.run(_main(Path(sys.argv[1]).read_bytes(), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

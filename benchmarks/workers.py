@@ -1,0 +1,70 @@
+"""What a second worker gains, beside what a second bare echo on the same port gains."""
+
+import argparse
+import statistics
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+
+from benchmarks import replay
+from benchmarks.fleet import services
+from benchmarks.processes import process, registry
+from benchmarks.report import Report
+from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, GetServiceRequest
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+_METHOD = "/ossa.registry.v1.RegistryService/GetService"
+_FLEET = 500
+# Many connections, so that the system shares them out evenly.
+_LOAD = ("-seconds=3", "-in-flight=64", "-connections=32")
+
+
+async def run(report: Report, args: argparse.Namespace) -> None:
+    """Measures one and two of each in turn."""
+    if not replay.is_available():
+        report.skipped("Workers", "Go, for the load generator")
+        return
+    await replay.build()
+    report.title("GetService with one and two workers; one and two bare echoes on one port")
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
+        (folder / "answer").write_bytes(next(services(1)).SerializeToString())
+        echo = ("-m", "benchmarks.echo", str(folder / "answer"))
+        one_echo = await stack.enter_async_context(process(r"(\d+)", r"\d", *echo))
+        two_echoes = await stack.enter_async_context(process(r"(\d+)", r"\d", *echo))
+        await stack.enter_async_context(process(r"(\d+)", r"\d", *echo, two_echoes))
+        ours = []
+        for workers in (1, 2):
+            (folder / str(workers)).mkdir()
+            ours.append(await stack.enter_async_context(registry(folder / str(workers), f"--workers={workers}")))
+            await _fill(ours[-1])
+        asked = replay.requests_file(
+            folder / "asked", (GetServiceRequest(name=one.name).SerializeToString() for one in services(_FLEET))
+        )
+        bare_gains, gains = [], []
+        for _ in range(args.rounds):
+            rates = []
+            for address, method in (
+                (f"127.0.0.1:{one_echo}", "/bare/Echo"),
+                (f"127.0.0.1:{two_echoes}", "/bare/Echo"),
+                *((address, _METHOD) for address in ours),
+            ):
+                rates.append((await replay.unary(address, method, asked, *_LOAD)).rate)
+            bare_gains.append(rates[1] / rates[0])
+            gains.append(rates[3] / rates[2])
+            report.line("one echo, two; one worker, two (calls/s)", " ".join(f"{rate:,.0f}" for rate in rates))
+    report.line("gain of a second echo, of a second worker, median", f"{_median(bare_gains):.2f} {_median(gains):.2f}")
+    ratio = _median([mine / bare for mine, bare in zip(gains, bare_gains, strict=True)])
+    report.at_least("ratio of the gains, median", ratio, 0.9)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+async def _fill(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        request = BatchRegisterServicesRequest(services=services(_FLEET))
+        await RegistryServiceStub(channel).BatchRegisterServices(request)
