@@ -77,8 +77,8 @@ class Report:
             "",
             *(f"- {line}" for line in self._machine if line),
             "",
-            "Client, server and Redis share the processors. Absolute figures are of that machine and that hour. What to",
-            "look at are ratios, whose two sides are measured in alternating rounds of one run.",
+            "Client, server and Redis share the processors. Absolute figures are of that machine and that hour; what",
+            "counts are ratios, whose two sides are measured in alternating rounds of one run.",
         ]
         for title, rows in self._scenarios:
             lines += ["", f"## {title}", "", "| | | bound | |", "|---|---:|---|---|"]
