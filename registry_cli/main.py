@@ -21,7 +21,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "health": ("health", "Show the health of services, or of the registry."),
     "check": ("check", "Let the registry probe services now."),
     "heartbeat": ("heartbeat", "Renew the leases of services."),
-    "watch": ("watch", "Show every change as it happens."),
+    "watch": ("watch", "Show every change as it happens, until Ctrl-C."),
     "unregister": ("unregister", "Remove services."),
     "capabilities": ("capabilities", "List what services can do."),
     "stats": ("stats", "Count what is registered."),
