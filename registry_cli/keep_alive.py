@@ -64,6 +64,8 @@ def _ended_by_signal() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
+    # Also where SIGINT is ignored, as in the background of a script: Ctrl-C ends the agent there, and who keeps a lease
+    # for it must not outlive it.
     for number in _SIGNALS:
         loop.add_signal_handler(number, end)
     try:

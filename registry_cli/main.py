@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping
@@ -71,8 +72,7 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command. Whatever goes wrong is told in one line, unless ``--debug`` asks for more."""
-        # gRPC writes lines of its own to standard error; what it has to say it also raises.
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        _prepare()
         try:
             try:
                 return super().invoke(ctx)
@@ -97,6 +97,14 @@ class Program(click.Group):
                 raise
             what = f"{type(error).__name__}: {error}"
             raise Failure(f"this is a bug: {what}; --debug before the command tells where") from error
+
+
+def _prepare() -> None:
+    # gRPC writes lines of its own to standard error; what it has to say it also raises.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal does not know is no reason to fail
 
 
 def _end(code: Exit) -> NoReturn:

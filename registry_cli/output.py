@@ -149,7 +149,8 @@ def _cell(value: str | Cell) -> Cell:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=(",", ": ") if indent else (",", ":"))
+    separators = (",", ": ") if indent else (",", ":")
+    return json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=indent, separators=separators)
 
 
 def yaml_text(value: Any) -> str:
@@ -157,7 +158,7 @@ def yaml_text(value: Any) -> str:
     import yaml  # noqa: PLC0415 - 20 ms, and tables do not need it
 
     # YAML escapes only what it cannot hold; marks that change the direction of writing it can.
-    safe = all(map(str.isprintable, _texts(value)))
+    safe = _speaks_unicode() and all(map(str.isprintable, _texts(value)))
     return yaml.safe_dump(value, allow_unicode=safe, sort_keys=False, default_flow_style=False, width=1_000_000)
 
 
@@ -171,6 +172,11 @@ def _texts(value: Any) -> Iterable[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def _speaks_unicode() -> bool:
+    """Whether all characters can be printed as they are; JSON and YAML have escapes of their own for the others."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _wants_color() -> bool:

@@ -128,6 +128,9 @@ def _show(call: Call, services: Sequence[Service], *, single: bool, word: str) -
         call.out.names(service.name for service in services)
     elif not call.out.is_table:
         documents = [document(service) for service in services]
+        for each in documents:
+            if not each["revision"]:  # not registered yet
+                del each["revision"]
         if documents or not single:
             call.out.data(documents[0] if single else documents)
     else:

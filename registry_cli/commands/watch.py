@@ -74,7 +74,8 @@ async def _tell_connection(call: Call, watch: Watch) -> None:
         await asyncio.sleep(_LOOK)
         if watch.last_error is not None and not away:
             away = True
-            call.out.remark(f"{explained(watch.last_error, call.client.target)}; waiting for it")
+            why = explained(watch.last_error, call.client.target).removesuffix("; is it running?")
+            call.out.remark(f"{why}; waiting for it")
         elif watch.connected and away:
             away = False
             call.out.remark("connected again")

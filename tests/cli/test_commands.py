@@ -63,7 +63,7 @@ def test_create_only_refuses_a_name_that_exists(program: Program) -> None:
     register(program, "a")
     done = program.run("register", "a", "http://b.test", "--version", "1", "--create-only")
     assert (done.code, done.out) == (5, "")
-    assert "'a' is already registered" in done.err
+    assert "'a' is registered already" in done.err
 
 
 def test_list_has_a_table_and_all_columns_with_wide(program: Program) -> None:

@@ -98,7 +98,7 @@ def test_wrong_usage(program: Program, args: tuple[str, ...], expected: str) -> 
         (("register", "a b", "ftp://x", "--version", "1", "--ttl", "1"), 2, "ttlSeconds: "),
         (("get", "a"), 3, "service 'a' is not registered"),
         (("get", "a/b"), 2, "name: 'a/b' is not a name"),
-        (("check", "a"), 1, "this server does not probe"),
+        (("check", "a"), 3, "service 'a' is not registered"),
         (("watch", "--cursor", "x"), 2, "cursor: is not a cursor of this registry"),
         (("list", "-t", "nobody.invalid:1"), 4, "cannot reach the registry at nobody.invalid:1: the host name is not"),
         (("list", "--tls"), 4, "the port there does not speak TLS"),
@@ -191,7 +191,7 @@ def listening(answer: bytes, called: threading.Event | None = None) -> Iterator[
 
 def test_a_reader_that_goes_away_is_no_error(program: Program) -> None:
     services = "\n---\n".join(
-        f'{{name: s{at}, endpoint: "http://{"x" * 1900}.test", version: "1"}}' for at in range(99)
+        f'{{name: s{at}, endpoint: "http://x.test/{"x" * 1900}", version: "1"}}' for at in range(99)
     )
     program.good("register", "-f", "-", stdin=services)
     ours, its = os.pipe()

@@ -222,7 +222,7 @@ def test_create_only_registers_those_that_are_new(program: Program) -> None:
     program.good("register", "-f", "-", stdin=json.dumps(ONE))
     done = program.run("register", "-f", "-", "--create-only", stdin=json.dumps([ONE, TWO]))
     assert done.code == 1
-    assert done.err.startswith("ossa-registry: standard input, item 1: a: service 'a' is already registered")
+    assert done.err.startswith("ossa-registry: standard input, item 1: a: service 'a' is registered already")
     assert registered(program) == ["a", "b"]
 
 
