@@ -35,7 +35,7 @@ def status_word(value: HealthStatus.ValueType) -> str:
 
 def response_time(health: Health) -> str:
     """How long the newest probe took; empty if there was none."""
-    return f"{milliseconds(health.response_time):.3g} ms" if health.HasField("response_time") else ""
+    return f"{milliseconds(health.response_time):.1f} ms" if health.HasField("response_time") else ""
 
 
 def capabilities(service: Service, shown: int) -> str:
