@@ -8,7 +8,7 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format type proto proto-check docs bench clean
+.PHONY: help setup run test check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ proto-check: $(STAMP) ## Fail if generated/ is not what protos/ give
 
 docs: $(STAMP) ## Write down what the commands of docs/cli.md print
 	$(BIN)/python -m docs.record
+
+build: $(STAMP) ## Build the distributions into dist/: the whole, and the SDK alone
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist --wheel packaging/client
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks
