@@ -70,6 +70,13 @@ class Connection:
             backoff=None if again else Once(),
         )
 
+    @property
+    def tells_token_openly(self) -> bool:
+        """Whether the token goes over a network as it is."""
+        local = ("localhost:", "127.0.0.1:", "[::1]:", "unix:")
+        known = self.token_file is not None or TOKEN_VARIABLE in os.environ
+        return known and self.tls is None and not all(target.startswith(local) for target in self.targets)
+
     def _token(self) -> str:
         """The token that is valid now: files are replaced while a watch lasts."""
         if self.token_file is None:
@@ -138,6 +145,8 @@ def talks(*formats: Format) -> Callable[[Command], Callable[..., None]]:
 
 
 async def _run(command: Callable[..., Awaitable[Any]], connection: Connection, out: Output, parameters: Any) -> Any:
+    if connection.tells_token_openly:
+        out.remark("the token is sent unencrypted; see --tls")
     client = connection.client()
     try:
         async with client:

@@ -74,7 +74,9 @@ SHELLS = {
     "zsh": """
         autoload -U compinit && compinit -u
         eval "$(ossa-registry completion zsh)"
-        whence -w _ossa_registry_completion | grep -q function && echo summarizer
+        compadd() { print -l -- "${completions[@]}" }  # where the real one would put them into the line
+        words=(ossa-registry get s); CURRENT=3
+        _ossa_registry_completion
     """,
     "fish": """
         ossa-registry completion fish | source

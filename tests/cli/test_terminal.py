@@ -113,3 +113,11 @@ def test_the_token_is_never_shown(program: Program) -> None:
         done = program.run(*args, OSSA_REGISTRY_TOKEN=token)
         assert token not in done.out + done.err
     assert token not in program.run("list", "--help", OSSA_REGISTRY_TOKEN=token).out
+
+
+def test_a_token_that_goes_over_a_network_as_it_is_is_remarked(program: Program) -> None:
+    remark = "ossa-registry: the token is sent unencrypted; see --tls\n"
+    assert remark in program.run("list", "-t", "nobody.invalid:1", OSSA_REGISTRY_TOKEN="x").err
+    assert remark not in program.run("list", "-t", "nobody.invalid:1", "--tls", OSSA_REGISTRY_TOKEN="x").err
+    assert remark not in program.run("list", "-t", "nobody.invalid:1", "--quiet", OSSA_REGISTRY_TOKEN="x").err
+    assert remark not in program.run("list", OSSA_REGISTRY_TOKEN="x").err
