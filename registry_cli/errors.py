@@ -42,12 +42,16 @@ _CONNECTIONS: Final = (
         "the host name is not known",
     ),
     ("certificate_verify_failed|certificate verify failed", "its certificate is not trusted; see --ca-file"),
+    ("hostname verification", "its certificate is that of another host; see --server-name"),
     ("wrong_version_number|wrong version number", "the port there does not speak TLS"),
     ("ssl|tls|handshak", "the TLS handshake failed"),
     ("http1|http/1|http2 settings|http/2|goaway|http2 error", "the program there does not speak gRPC"),
     ("timed out|timeout", "no answer"),
     ("network is unreachable|no route to host|network unreachable|host unreachable", "the network is unreachable"),
-    ("socket closed|connection reset|broken pipe|end of tcp stream|recvmsg|eof", "the connection was closed"),
+    (
+        "socket closed|connection reset|broken pipe|end of tcp stream|recvmsg|eof",
+        "the connection was closed; does it ask for TLS (--tls)?",
+    ),
 )
 
 
