@@ -21,6 +21,7 @@ _COLORS: Final = {
     "maintenance": "blue",
 }
 _GAP: Final = 3
+_NO_WRAPPING: Final = 1_000_000
 _NONE: Final = "-"
 _AGES: Final = ((365 * 86_400, "y"), (86_400, "d"), (3_600, "h"), (60, "m"))
 _TWO: Final = 2
@@ -159,7 +160,9 @@ def yaml_text(value: Any) -> str:
 
     # YAML escapes only what it cannot hold; marks that change the direction of writing it can.
     safe = _speaks_unicode() and all(map(str.isprintable, _texts(value)))
-    return yaml.safe_dump(value, allow_unicode=safe, sort_keys=False, default_flow_style=False, width=1_000_000)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where the build has it
+    text: str = yaml.dump(value, Dumper=dumper, allow_unicode=safe, sort_keys=False, width=_NO_WRAPPING)
+    return text
 
 
 def _texts(value: Any) -> Iterable[str]:
