@@ -62,8 +62,7 @@ async def command(call: Call, *, name: str | None, endpoint: str | None, files: 
     if how["keep_alive"]:
         if refused:
             return Exit.USAGE
-        await keep(call, good, replicas=how["replicas"], drain=how["drain"] or 0.0)
-        return Exit.OK
+        return await keep(call, good, replicas=how["replicas"], drain=how["drain"] or 0.0)
     results = await register_all(call, good, create_only=how["create_only"]) if good else []
     code = _tell_failures(call, results, len(good), single=not files)
     _show(call, [result for _, result in results if isinstance(result, Service)], single=not files, word="registered")

@@ -67,6 +67,16 @@ def test_a_registry_that_forgets_is_told_again(program: Program, registry: Regis
         assert running.end().code == 0
 
 
+def test_a_registry_that_is_away_at_the_end_is_told(program: Program, registry: RegistryProcess) -> None:
+    with program.started("register", "a", "http://a.test", *SHORT) as running:
+        running.wait_for("registered")
+        registry.kill()
+        done = running.end()
+    assert done.code == 4
+    assert "unregistered\n" not in done.out
+    assert "ossa-registry: a could not be unregistered, its lease ends by itself: " in done.err
+
+
 def test_replicas_take_names_of_their_own(program: Program) -> None:
     with (
         program.started("register", "web", "http://1.test", *SHORT, "--replicas") as one,
