@@ -10,6 +10,9 @@ import pytest
 from registry_client.testing import RegistryProcess
 from tests.cli.program import Program, lines
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 class Agent(BaseHTTPRequestHandler):
     """Answers whatever it is asked."""

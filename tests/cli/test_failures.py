@@ -16,6 +16,9 @@ from registry_cli.main import COMMANDS
 from registry_client.testing import RegistryProcess
 from tests.cli.program import PATIENCE, PROGRAM, Program
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 # A good call of each command that talks to a registry.
 CALLS = {
     "register": ("register", "a", "http://a.test", "--version", "1"),

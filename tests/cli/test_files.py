@@ -8,6 +8,9 @@ import yaml
 
 from tests.cli.program import Program
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 ONE = {"name": "a", "endpoint": "http://a.test", "version": "1.0.0", "healthCheck": {"type": "heartbeat"}}
 TWO = {"name": "b", "endpoint": "http://b.test", "version": "1.0.0"}
 DOCUMENTS = f"{yaml.safe_dump(ONE)}---\n{yaml.safe_dump(TWO)}---\n"

@@ -9,6 +9,9 @@ from registry_client import SyncRegistryClient
 from registry_client.testing import RegistryProcess
 from tests.cli.program import Program
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 SHORT = ("--version", "1", "--health-check", "heartbeat", "--ttl", "5", "--keep-alive")
 
 

@@ -4,9 +4,13 @@ import asyncio
 from pathlib import Path
 
 import grpc
+import pytest
 
 from tests.cli.program import Done, Program
 from tests.client.test_channel import Listener, certificate
+
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 __all__ = ["certificate"]
 

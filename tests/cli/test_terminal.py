@@ -7,6 +7,9 @@ import pytest
 from registry_client import SyncRegistryClient, make_service
 from tests.cli.program import Program
 
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
 HOSTILE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e\r\n"
 ESCAPED = r"\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e\r\n"
 GREEN = "\x1b[32mhealthy\x1b[0m"

@@ -4,9 +4,14 @@ import json
 import signal
 from typing import Any
 
+import pytest
+
 from registry_client import SyncRegistryClient, make_service
 from registry_client.testing import RegistryProcess
 from tests.cli.program import Done, Program, Running, lines
+
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 
 def register(client: SyncRegistryClient, name: str, version: str = "1") -> None:

@@ -1,7 +1,12 @@
 """What is shown of the command line is what it prints now. Its commands are compared by ``test_readme.py``."""
 
+import pytest
+
 from docs.record import DOCUMENT, PICTURE, drawn, recorded
 from tests.support.console import blocks
+
+# Many processes, each of which takes a second or more on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 
 async def test_the_picture_is_what_is_drawn_now() -> None:
