@@ -8,7 +8,7 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format type proto proto-check bench clean
+.PHONY: help setup run test check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ proto-check: $(STAMP) ## Fail if generated/ is not what protos/ give
 	@rm -rf build/proto && mkdir -p build/proto
 	$(call protoc,build/proto)
 	diff --recursive --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ build/proto generated
+
+docs: $(STAMP) ## Write down what the commands of docs/cli.md print
+	$(BIN)/python -m docs.record
+
+build: $(STAMP) ## Build the distributions into dist/: the whole, and the SDK alone
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist --wheel packaging/client
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks

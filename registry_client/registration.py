@@ -49,6 +49,7 @@ class Registration:
         self._drain = drain
         self._sigterm = sigterm
         self._terminated = False
+        self._removed = False
 
     async def __aenter__(self) -> Self:
         """Registers the service.
@@ -101,6 +102,14 @@ class Registration:
     def terminated(self) -> bool:
         """Whether SIGTERM ended the block."""
         return self._terminated
+
+    @property
+    def removed(self) -> bool:
+        """Whether the registry has confirmed, after the block, that the name is free or another's.
+
+        False: it could not be asked, and a service that is still there goes when its lease ends.
+        """
+        return self._removed
 
     def on_change(self, listener: Callable[[RegistrationState], object]) -> Callable[[], None]:
         """Calls a function with each new state, in the event loop. What it raises is logged.
@@ -188,7 +197,9 @@ class Registration:
                 await self._leases.remove(self._lease)
                 if known and await self._is_ours():
                     await self._client.unregister_service(self.name)
+                self._removed = known
         except ServiceNotFound:
+            self._removed = True
             log.info("%s was not registered any more", self.name)
         except (RegistryError, TimeoutError) as error:
             log.warning("%s could not be unregistered, its lease ends by itself: %s", self.name, error)

@@ -119,6 +119,14 @@ class Watch:
         """Whether the stream is open and has said something."""
         return self._call is not None and self.last_error is None and self.last_heard > 0
 
+    @property
+    def next_cursor(self) -> str:
+        """What ``cursor`` becomes once the events that were given so far are handled.
+
+        Empty where the last of them has others of its message behind it, since there is no going on between them.
+        """
+        return "" if self._pending else self._resume
+
     async def close(self) -> None:
         """Ends the watch: iterating stops. Idempotent."""
         self._closed = True

@@ -1,6 +1,7 @@
 """``RegistryProcess``: a registry of one's own, for tests."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import random
@@ -63,10 +64,15 @@ class RegistryProcess:
         """Starts it; returns once it serves.
 
         Raises:
-            RuntimeError: It runs already, or does not start; the message has its log.
+            RuntimeError: It runs already, is not installed, or does not start; then the message has its log.
         """
         if self._process is not None:
             raise RuntimeError("this registry runs already")
+        if importlib.util.find_spec("registry_server") is None:
+            raise RuntimeError(
+                "registry_client.testing starts a registry, which is not installed: "
+                "install ossa-registry in the place of ossa-registry-client"
+            )
         for _ in range(1 if self._target else 5):
             address = self._target or f"127.0.0.1:{_free_port()}"
             if self._starts(address):

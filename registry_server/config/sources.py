@@ -25,6 +25,11 @@ SettingPath = tuple[str, ...]
 
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = f"{Settings.model_config['env_prefix']}CONFIG"
+CLIENT_VARIABLES = frozenset(
+    f"{Settings.model_config['env_prefix']}{name}"
+    for name in ("TARGET", "TIMEOUT", "TOKEN", "TOKEN_FILE", "USE_TLS", "CA_FILE", "CERT_FILE", "KEY_FILE")
+)
+"""Of the command line, for the environment in which both run: no settings, and no mistakes either."""
 
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -140,7 +145,7 @@ class EnvironmentSource(Source):
                 self.config_file = Given(value, name)
             elif name in known:
                 self.given[known[name].path] = Given(value, name)
-            elif name.startswith(prefix) and not _is_service_link(name, environ):
+            elif name.startswith(prefix) and name not in CLIENT_VARIABLES and not _is_service_link(name, environ):
                 suggestion = _suggest(name, (*known, CONFIG_VARIABLE), prefix)
                 self.problems.append(f"{_shown(name)}: unknown variable{suggestion}")
 

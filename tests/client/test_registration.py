@@ -44,9 +44,11 @@ async def test_a_service_is_there_for_as_long_as_the_block_lasts(client: Registr
     async with client.registration(agent()) as me:
         assert (me.name, me.state, me.error) == ("agent", REGISTERED, None)
         assert await client.get_service("agent") == me.service
+        assert not me.removed
     with pytest.raises(ServiceNotFound):
         await client.get_service("agent")
     assert me.state is RegistrationState.ENDED
+    assert me.removed
 
 
 async def test_it_ends_well_when_the_block_fails(client: RegistryClient) -> None:
@@ -189,6 +191,7 @@ async def test_a_name_that_the_next_process_has_taken_is_left_to_it(registry: Re
         successor = make_service("agent", "http://successor.test", version="2.0.0", health_check="heartbeat")
         async with new.registration(successor):
             await leaving.__aexit__(None, None, None)
+            assert leaving.removed
             service = await new.get_service("agent")
             assert (service.version, service.health.status) == ("2.0.0", HealthStatus.HEALTH_STATUS_HEALTHY)
 
@@ -228,8 +231,9 @@ async def test_the_next_registry_takes_over(redis: RedisProcess) -> None:
 
 
 async def test_leaving_while_the_registry_is_away_raises_nothing(registry: RegistryProcess) -> None:
-    async with RegistryClient(registry.target, timeout=0.3) as client, client.registration(agent()):
+    async with RegistryClient(registry.target, timeout=0.3) as client, client.registration(agent()) as me:
         registry.kill()
+    assert not me.removed
 
 
 async def test_fifty_registrations_are_one_stream(client: RegistryClient) -> None:

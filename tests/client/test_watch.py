@@ -113,6 +113,19 @@ async def test_a_cursor_goes_on_right_after_what_was_handled(client: RegistryCli
         assert not again.complete
 
 
+async def test_the_next_cursor_stands_after_all_that_was_given(client: RegistryClient) -> None:
+    for name in ("one", "two", "three"):
+        await client.register_service(agent(name))
+    async with client.watch(include_snapshot=True) as watch:
+        # A snapshot is one step: there is no going on within it.
+        assert [bool((await take(watch, 1)) and watch.next_cursor) for _ in range(3)] == [False, False, True]
+        cursor = watch.next_cursor
+        assert watch.cursor == ""  # the last event of it may not have been handled yet
+    await client.unregister_service("two")
+    async with client.watch(cursor=cursor) as again:
+        assert told(await take(again, 1)) == [(UNREGISTERED, "two")]
+
+
 async def test_giving_up_waiting_loses_nothing(client: RegistryClient) -> None:
     async with client.watch() as watch:
         await begun(watch)
@@ -181,7 +194,7 @@ async def test_without_anything_to_compare_with_an_expired_cursor_is_told(own: S
     async with RegistryClient(own.grpc_address, timeout=30) as client:
         async with client.watch() as watch:
             await begun(watch)
-            cursor = watch._resume
+            cursor = watch.next_cursor
         for i in range(300):
             await client.register_service(agent("busy", version=f"1.0.{i}"))
         with pytest.raises(CursorExpired):

@@ -1,16 +1,12 @@
 """The commands in the documents do what the documents say."""
 
-import os
 import sys
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.console import Block, Substitutions, blocks, missing_tools, run
-from tests.support.server import ServerProcess
+from tests.support.console import Block, blocks, missing_tools, run
+from tests.support.documented import as_documented, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = {
@@ -20,27 +16,11 @@ DOCUMENTS = {
 }
 
 
-@asynccontextmanager
-async def as_documented() -> AsyncIterator[Substitutions]:
-    """A server in the place of the one that ``make run`` starts."""
-    # Not pytest's directory: its path may be too long for the socket of the embedded Redis.
-    with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
-        async with ServerProcess(f"--data-dir={directory}", "--health-check.enabled=true") as server:
-            yield Substitutions(
-                {
-                    "localhost:50051": server.grpc_address,
-                    "localhost:3002": server.http_address,
-                    ".data": directory,
-                    ".venv/bin": str(Path(sys.executable).parent),
-                }
-            )
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 async def test_every_command_prints_what_the_document_says(document: str, subtests: pytest.Subtests) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")}
     missing: list[str] = []
     async with as_documented() as substitutions:
+        env = environment(substitutions)
         for block in DOCUMENTS[document]:
             with subtests.test(f"{document}:{block.line}"):
                 skip_if_not_to_be_run(block, missing or (missing := missing_tools(block, substitutions)))

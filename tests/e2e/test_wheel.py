@@ -1,25 +1,21 @@
 """What is built from the checkout can be installed and run without it."""
 
 import email
-import importlib.util
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import textwrap
-import venv
 import zipfile
 from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from registry_server import __version__
+from tests.support.wheels import Installed, built, environ, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {
@@ -48,44 +44,14 @@ CLIENT = textwrap.dedent("""
 pytestmark = pytest.mark.timeout(300)
 
 
-class Installed(NamedTuple):
-    """A virtual environment with the wheel, and a directory to work in, both away from the checkout."""
-
-    environment: Path
-    elsewhere: Path
-
-    def run(self, program: str, *arguments: str) -> str:
-        """Runs a program of the environment, which must succeed, and gives what it prints."""
-        command = [str(self.environment / "bin" / program), *arguments]
-        return subprocess.run(
-            command, cwd=self.elsewhere, env=environ(), stdout=subprocess.PIPE, text=True, check=True, timeout=240
-        ).stdout
-
-
-def environ() -> dict[str, str]:
-    """The environment without what would lead back to the checkout."""
-    ours = ("OSSA_REGISTRY_", "PYTHON", "VIRTUAL_ENV", "COV_", "COVERAGE_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("wheel")
-    isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
-    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(directory), str(ROOT)]
-    done = subprocess.run(command, env=environ(), capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = directory.iterdir()
-    return wheel
+    return built(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
 def installed(wheel: Path, tmp_path: Path) -> Installed:
-    made = Installed(tmp_path / "venv", tmp_path / "elsewhere")
-    made.elsewhere.mkdir()
-    venv.create(made.environment, with_pip=True)
-    made.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel))
-    return made
+    return install(wheel, tmp_path)
 
 
 def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel: Path) -> None:

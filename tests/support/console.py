@@ -11,7 +11,7 @@ Of the fenced blocks these are run, in the order of the document:
 Every command has a shell of its own, in the root of the checkout: neither ``cd`` nor a variable lasts.
 
 ``...`` in expected output stands for anything, also for several lines, on a line of its own also for none. Times,
-cursors, revisions in JSON and the spaces after its colons may differ.
+ages, cursors, revisions in JSON and the spaces after its colons may differ.
 
 A comment before a block says what to do with it: ``<!-- test: skip REASON -->`` leaves it out;
 ``<!-- test: background -->`` says that its command is to run beside the others: whoever runs the document has a server
@@ -47,6 +47,12 @@ _LOOSE: Final = (
     (re.compile(r'(?<="cursor": )"[^"]*"'), '"CURSOR"'),
     (re.compile(r'(?<="revision": )"\d+"'), '"REVISION"'),
     (re.compile(r'(?<="revision":)\d+'), "REVISION"),
+    # What the command line tells: the time of an event, how long ago or how long something was, where to go on.
+    (re.compile(r"\b\d\d:\d\d:\d\d\b"), "CLOCK"),
+    (re.compile(r"\b(?:\d+[ydhms]){1,2}\b( ago)? *"), r"AGE\1 "),
+    (re.compile(r"\b[\d.]+ ms\b *"), "DURATION "),
+    (re.compile(r"(?<=--cursor )\w+"), "CURSOR"),
+    (re.compile(r'(?<="cursor":)"[^"]*"'), '"CURSOR"'),
 )
 
 

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import pytest
 
 from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
 from ossa.registry.v1.service_pb2 import ServiceFilter
+from registry_cli.exits import Exit
+from registry_cli.main import main
 from registry_server.config import load_settings, usage
-from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE
+from registry_server.config.sources import CLIENT_VARIABLES, CONFIG_FLAG, CONFIG_VARIABLE
 from registry_server.errors import RegistryError
 from registry_server.health.probes import grpc, http, outcome
 from registry_server.rpc.status import CODES
@@ -159,6 +162,29 @@ def test_every_make_target_is_documented() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", text_of("Makefile"), flags=re.MULTILINE)
     documented = [bare(row[0]) for row in rows(section(text_of("CONTRIBUTING.md"), "## Make targets"))]
     assert documented == [f"make {target}" for target in targets]
+
+
+def test_every_exit_code_of_the_command_line_is_documented() -> None:
+    documented = [int(code) for code, _ in rows(section(text_of("docs/cli.md"), "## Exit codes"))]
+    assert documented == sorted(Exit)
+
+
+def test_every_flag_that_says_where_the_registry_is_is_documented() -> None:
+    context = click.Context(main, info_name="ossa-registry")
+    command = main.get_command(context, "list")
+    assert command is not None
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    # Between these two, in the order of the help.
+    first, last = (
+        next(at for at, each in enumerate(options) if each.name == name) for name in ("targets", "token_file")
+    )
+    known = {each.opts[-1]: each.envvar for each in options[first : last + 1]}
+    documented = [
+        [None if cell == "-" else bare(cell.rpartition(", ")[2]) for cell in (flag, variable)]
+        for flag, variable, _ in rows(section(text_of("docs/cli.md"), "## Where the registry is"))
+    ]
+    assert {flag: variable for flag, variable in documented if flag} == known
+    assert {variable for _, variable in documented if variable} == CLIENT_VARIABLES
 
 
 def names_in(source: str) -> Iterator[str]:

@@ -1,0 +1,15 @@
+"""``serve``."""
+
+import sys
+
+import click
+
+
+@click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def command(args: tuple[str, ...]) -> None:
+    """Run a registry server; `serve --help` lists its settings."""
+    # Late: every other command works without the server and must not wait until it is loaded.
+    from registry_server.__main__ import serve as run_server  # noqa: PLC0415
+
+    sys.exit(run_server(args, program="ossa-registry serve"))

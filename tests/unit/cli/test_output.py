@@ -1,0 +1,93 @@
+"""Tables and ages."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_cli.output import Cell, Output, age, several, yaml_text
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (-5, "0s"),
+        (0, "0s"),
+        (59.9, "59s"),
+        (60, "1m"),
+        (61, "1m1s"),
+        (599, "9m59s"),
+        (600, "10m"),
+        (3_660, "1h1m"),
+        (86_400, "1d"),
+        (90_000, "1d1h"),
+        (86_400 * 30, "30d"),
+        (86_400 * 400, "1y35d"),
+    ],
+)
+def test_an_age_has_one_or_two_units(seconds: float, expected: str) -> None:
+    assert age(NOW - timedelta(seconds=seconds), NOW) == expected
+
+
+def test_several() -> None:
+    assert several(["a", "b", "c"], 2) == "a,b +1"
+    assert several(["a", "b"], 2) == several(["a", "b"], 0) == "a,b"
+    assert several([], 2) == ""
+
+
+def test_columns_are_as_wide_as_what_is_in_them(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=False, quiet=False).table(("A", "B"), [("日本", "x"), ("abcdefg", ""), ("\x1b", "y")])
+    assert capsys.readouterr().out.splitlines() == [
+        "A         B",
+        "日本      x",
+        "abcdefg   -",
+        r"\x1b      y",
+    ]
+
+
+def test_a_cell_that_is_too_long_for_its_column_does_not_touch_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=False, quiet=False).columns([("abcdefghij", 3), ("x", 0)])
+    assert capsys.readouterr().out == "abcdefghij x\n"
+
+
+def test_colours_do_not_move_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=True, quiet=False).table(("A", "B"), [(Cell("x", "red"), "y")])
+    assert capsys.readouterr().out.splitlines()[1] == "\x1b[31mx\x1b[0m   y"
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "0"}, False, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+    ],
+)
+def test_when_there_are_colours(
+    variables: dict[str, str], *, terminal: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert Output("table", color=None, quiet=False).color is expected
+    assert Output("table", color=True, quiet=False).color
+    assert not Output("table", color=False, quiet=False).color
+
+
+@given(st.recursive(st.none() | st.booleans() | st.text(st.characters(codec="utf-8")), st.lists))
+def test_yaml_reads_back_and_is_harmless(value: object) -> None:
+    shown = yaml_text({"value": value})
+    assert yaml.safe_load(shown) == {"value": value}
+    assert all(line.isprintable() for line in shown.split("\n"))
