@@ -29,6 +29,9 @@ from registry_server.health import (
 )
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
+from registry_server.security.exposure import check_exposure
+from registry_server.security.guard import Guard
+from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
@@ -54,6 +57,8 @@ class Serving(NamedTuple):
     """A server that takes calls."""
 
     parts: Parts
+    guard: Guard
+    """Admits calls; ``reload`` reads the policy again."""
     grpc_address: str
     """HOST:PORT with the port that was taken, or ``unix:PATH``."""
     http_address: str
@@ -87,9 +92,12 @@ async def serve(settings: Settings) -> None:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, begin_stop)
+    # Until there is a policy to read again: by default the signal would end the process.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "there is nothing to read again yet")
     failure: BaseException | None = None
     try:
         async with serving(settings) as server:
+            loop.add_signal_handler(signal.SIGHUP, server.guard.reload)
             if await _either(server.parts.loaded, stop):
                 log.info("ossa-registry serves", version=__version__)
             await stop.wait()
@@ -110,8 +118,14 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
     Raises:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
     """
+    check_exposure(settings)
+    guard = Guard(settings.security, settings.limits)
+    tls = settings.tls.cert_file is not None
+    optional = settings.tls.http_client_certificates == "optional"
     async with open_parts(settings) as parts:
-        rpc = RpcServer(parts.registry, settings.grpc)
+        rpc = RpcServer(
+            parts.registry, settings.grpc, guard=guard, certificates=Certificates(settings.tls) if tls else None
+        )
         metrics = Metrics(parts.monitor)
         http = HttpServer(
             parts.registry,
@@ -119,20 +133,23 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             metrics=metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
+            guard=guard,
+            certificates=Certificates(settings.tls, optional=optional) if tls else None,
         )
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
-            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection)
+            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection, tls=tls)
             http_address = await http.start()
-            log.info("HTTP listens", address=http_address, health=f"http://{http_address}/health")
-            yield Serving(parts, grpc_address, http_address)
+            log.info("HTTP listens", address=http_address, health=f"http{'s' if tls else ''}://{http_address}/health")
+            yield Serving(parts, guard, grpc_address, http_address)
         finally:
             ready.cancel()
             http.begin_drain()
             parts.hub.drain()
             await rpc.drain(settings.shutdown.grace_seconds)
             await http.stop()
+            await guard.close()
 
 
 @asynccontextmanager
