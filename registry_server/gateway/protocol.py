@@ -1,7 +1,7 @@
 """``Runner``: aiohttp's server with an end to its patience for headers.
 
-aiohttp waits for the headers of a request as long as for the request itself (75 s here). Whoever sends them one byte at a
-time on many connections ("slowloris") would hold each of those for that long.
+aiohttp waits for the headers of a request as long as for the request itself (75 s here). Whoever sends them one byte at
+a time on many connections ("slowloris") would hold each of those for that long.
 """
 
 from typing import TYPE_CHECKING, Any
