@@ -4,11 +4,16 @@ import sys
 
 import click
 
+from registry_cli.keys import keys
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ossa-registry")
 def main() -> None:
     """Service registry for fleets of AI agents."""
+
+
+main.add_command(keys)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

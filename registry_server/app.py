@@ -32,7 +32,7 @@ from registry_server.rpc import RpcServer
 from registry_server.security.exposure import check_exposure
 from registry_server.security.guard import Guard
 from registry_server.security.tls import Certificates
-from registry_server.store import RedisStore
+from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
@@ -173,6 +173,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             timeout=settings.redis.timeout_ms / 1000,
             events_max_length=settings.redis.events_max_length,
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
+            tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
         )
         stack.push_async_callback(store.close)
         parts = _build(settings, store)

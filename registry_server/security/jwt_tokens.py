@@ -87,7 +87,9 @@ def _verified(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any
         raise Refused("wrong audience", "the token is for another audience") from None
     except jwt.MissingRequiredClaimError as error:
         raise Refused(f"no claim {error.claim}") from None
-    except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+    except (jwt.InvalidKeyError, TypeError):
+        raise Refused("key of another kind") from None
+    except (jwt.PyJWTError, ValueError, OverflowError) as error:
         raise Refused(type(error).__name__) from None
 
 

@@ -18,6 +18,7 @@ from registry_server.store.commands import Commands
 from registry_server.store.failures import translated
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.values import (
     Conflict,
     EpochChanged,
@@ -52,6 +53,7 @@ class RedisStore:
         timeout: float = 2.0,
         events_max_length: int = 10_000,
         sweep_interval: float = 1.0,
+        tls: RedisTls = NO_TLS_FILES,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
@@ -61,6 +63,10 @@ class RedisStore:
             timeout: Seconds that one answer of Redis may take.
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
+            tls: Files for ``rediss://``.
+
+        Raises:
+            ConfigurationError: The URL is of a kind that is not supported, or the files are no good.
         """
         self.keys = Keys.under(key_prefix)
         self._script_keys = (
@@ -78,9 +84,9 @@ class RedisStore:
         )
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
-        self._client = _client(url, timeout)
+        self._client = _client(url, timeout, tls)
         # Reads of its own, since a blocking read holds its connection.
-        self._tail = _client(url, timeout + TAIL_BLOCK)
+        self._tail = _client(url, timeout + TAIL_BLOCK, tls)
         self._commands = Commands(self._client, Scripts())
 
     async def open(self) -> None:
@@ -369,13 +375,18 @@ class RedisStore:
                 return EpochChanged()
 
 
-def _client(url: str, timeout: float) -> Redis:
+def _client(url: str, timeout: float, tls: RedisTls) -> Redis:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigurationError(
             f"redis.url: {url.partition(':')[0]}:// is not supported by this version; use redis://, rediss:// or unix://"
         )
+    options: dict[str, Any] = {}
+    if url.startswith("rediss://"):
+        tls.check()
+        options = tls.options()
     return Redis.from_url(
         url,
+        **options,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         # A repeated commit could meet its own first try; who may repeat is decided by the callers.
