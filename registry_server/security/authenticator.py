@@ -114,6 +114,6 @@ class Authenticator:
 def _mark(presented: Presented) -> object:
     """Under what a credential is remembered: never as it is."""
     authorization, api_key, certificate = presented
-    if authorization or api_key:
-        return digest_of(f"{authorization}\n{api_key}")
-    return certificate
+    if not api_key:
+        return digest_of(authorization) if authorization else certificate
+    return digest_of(f"{authorization}\n{api_key}")  # no header has a line's end in it

@@ -108,9 +108,31 @@ class Guard:
             RateLimited: Too many calls.
             IssuerUnavailable: The keys of a token's issuer cannot be had.
         """
-        if permission.part in self._public or (self._authenticator is None and permission.part == HEALTH):
-            return UNCHECKED if self._authenticator is None else _PUBLIC
-        identity = await self._identity(presented, permission, peer)
+        identity = self.admit_known(presented, permission, peer)
+        if identity is None:
+            identity = await self._identity(presented, permission, peer)
+            self.charge(identity, peer)
+        return identity
+
+    def admit_known(self, presented: Presented, permission: Permission, peer: Peer) -> Identity | None:
+        """Lets in who is known and may; the way of almost every call, which costs microseconds.
+
+        Returns:
+            Who calls; ``None``: ask ``admit``.
+
+        Raises:
+            RateLimited: Too many calls.
+        """
+        authenticator = self._authenticator
+        if authenticator is None:
+            if permission.part != HEALTH:
+                self.charge(UNCHECKED, peer)
+            return UNCHECKED
+        if permission.part in self._public:
+            return _PUBLIC
+        identity = authenticator.known(presented)
+        if identity is None or identity.role < permission.least:
+            return None
         self.charge(identity, peer)
         return identity
 
