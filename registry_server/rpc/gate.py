@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from urllib.parse import unquote
 
 from registry_server.errors import Unauthenticated
 from registry_server.rpc.codec import Context
@@ -69,8 +70,16 @@ class RpcGate:
 
 
 def _peer_of(context: Context) -> Peer:
-    # Without the port: of that each connection has another one. All of a unix socket are one.
-    return lambda: str(context.peer()).rpartition(":")[0]
+    return lambda: _address(context.peer())
+
+
+def _address(peer: str) -> str:
+    """The address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5``, as HTTP has it; all of a unix socket are one.
+
+    Without the port, which is another one for each connection.
+    """
+    kind, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]).strip("[]") if kind in {"ipv4", "ipv6"} else kind
 
 
 def _text(value: str | bytes) -> str:
