@@ -19,6 +19,7 @@ from registry_server.rpc.builtin import HEALTH, health_handlers, reflection_hand
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.gate import RpcGate
+from registry_server.rpc.listener import Listener
 from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import abort
 from registry_server.rpc.tls import server_credentials
@@ -54,7 +55,6 @@ class RpcServer:
         self._certificates = certificates
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings))
         rpc = RegistryRpc(registry, self._drain, guard)
         shows = certificates is not None and certificates.current().client_ca is not None
         gate = RpcGate(guard, certificates=shows)
@@ -64,7 +64,11 @@ class RpcServer:
         ]
         if settings.reflection:
             handlers.append(reflection_handlers((SERVICE, HEALTH, reflection.SERVICE_NAME), gate))
-        self._server.add_generic_rpc_handlers(tuple(handlers))
+
+        def server() -> grpc.aio.Server:
+            return grpc.aio.server(handlers=tuple(handlers), options=_options(settings))
+
+        self._listener = Listener(server, self._bind)
 
     async def start(self) -> str:
         """Begins to serve; gives the address with the port that was taken.
@@ -75,14 +79,14 @@ class RpcServer:
         address = self._settings.address
         await self.set_serving(serving=False)
         try:
-            if self._certificates is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, server_credentials(self._certificates))
+            return await self._listener.start(address)
         except RuntimeError as error:
             raise ConfigurationError(f"grpc.address: cannot listen on {address}; is it in use?") from error
-        await self._server.start()
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        if self._certificates is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(self._certificates))
 
     async def set_serving(self, *, serving: bool) -> None:
         """Tells health watchers whether calls can be served."""
@@ -95,13 +99,13 @@ class RpcServer:
         """Shuts down: refuses new calls, lets those under way finish, cuts what is left after ``grace`` seconds."""
         await self._health.enter_graceful_shutdown()
         self._drain.begin()
-        stopping = asyncio.create_task(self._server.stop(grace))
+        stopping = asyncio.create_task(self._listener.stop(grace))
         if not await self._drain.finished(grace):
             log.warning("calls were cut at shutdown", grace_seconds=grace)
         await asyncio.wait([stopping], timeout=min(grace, _FAREWELL))
         if not stopping.done():
             # What is left are streams of other services (health, reflection), which end only when they are cut.
-            await self._server.stop(0)
+            await self._listener.stop(0)
         await stopping
 
 
