@@ -92,12 +92,11 @@ async def serve(settings: Settings) -> None:
 
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, begin_stop)
-    # Until there is a policy to read again: by default the signal would end the process.
-    loop.add_signal_handler(signal.SIGHUP, log.info, "there is nothing to read again yet")
     failure: BaseException | None = None
     try:
         async with serving(settings) as server:
-            loop.add_signal_handler(signal.SIGHUP, server.guard.reload)
+            if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
+                loop.add_signal_handler(signal.SIGHUP, server.guard.reload)
             if await _either(server.parts.loaded, stop):
                 log.info("ossa-registry serves", version=__version__)
             await stop.wait()

@@ -193,7 +193,6 @@ class Guard:
         Open streams go on if the new policy lets their caller in, and end within a moment if not.
         """
         if self._file is None:
-            log.info("there is no policy to read again")
             return
         try:
             self._authenticator = self._read(self._file)

@@ -213,10 +213,3 @@ async def test_sighup_reads_the_policy_again_and_a_broken_one_changes_nothing(
         line = await server.logged("the policy was not read again; the old one stays")
         assert line["problems"] == [f"{policy.file}:2: api_keys: must be a list"]
         assert await is_known()
-
-
-async def test_sighup_does_not_end_a_server_without_a_policy(redis: RedisProcess) -> None:
-    async with ServerProcess(f"--redis.url={redis.url}") as server:
-        server.signal(signal.SIGHUP)
-        await server.logged("there is no policy to read again")
-        assert await server.stop() == 0
