@@ -8,6 +8,7 @@ calls under way finish, and that is all that it does. So we look after it, and p
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -18,6 +19,7 @@ from registry_server.tasks import cancel
 LOOK_EVERY: Final = 0.1
 """Seconds for which nobody may be listening."""
 _GRPC_LOG: Final = "grpc._cython.cygrpc"
+_CLIENT_LEFT: Final = "ExecuteBatchError raised in core"
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +35,9 @@ class Listener:
             bind: Has a server listen at an address; gives the port. Raises ``RuntimeError`` if it cannot.
         """
         self._make, self._bind = make, bind
-        self._servers: list[grpc.aio.Server] = []
+        self._server: grpc.aio.Server | None = None
+        self._ended: dict[asyncio.Task[None], grpc.aio.Server] = {}
+        """Servers that were ended and have calls under way, which may be watches that go on for days."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, address: str) -> str:
@@ -48,29 +52,33 @@ class Listener:
         port = self._bind(server, address)
         taken = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
         await server.start()
-        self._servers.append(server)
-        self._task = asyncio.create_task(self._look_after(taken), name="gRPC listener")
+        self._server = server
+        self._task = asyncio.create_task(self._look_after(server, taken), name="gRPC listener")
         return taken
 
     async def stop(self, grace: float | None) -> None:
         """Refuses new calls, lets those under way finish, and cuts what is left after ``grace`` seconds."""
         if self._task is not None:
             await cancel([self._task])
+        ended = dict(self._ended)
+        await cancel(list(ended))
+        servers = [*ended.values(), *([self._server] if self._server is not None else [])]
         # One by one would be a grace for each.
-        await asyncio.gather(*(_stop(server, grace) for server in self._servers))
+        await asyncio.gather(*(_stop(server, grace) for server in servers))
 
-    async def _look_after(self, address: str) -> None:
+    async def _look_after(self, server: grpc.aio.Server, address: str) -> None:
         while True:
             try:
-                if not await self._servers[-1].wait_for_termination(timeout=LOOK_EVERY):
+                if not await server.wait_for_termination(timeout=LOOK_EVERY):
                     return
             except UnicodeDecodeError:
                 log.warning("gRPC was ended by a call whose path is no text; it listens again", address=address)
-                await self._begin_again(address)
+                rest = asyncio.create_task(_free(server), name="ended gRPC server")
+                self._ended[rest] = server
+                rest.add_done_callback(self._ended.pop)
+                self._server = server = await self._another(address)
 
-    async def _begin_again(self, address: str) -> None:
-        # The old ones have calls under way, which may be watches that go on for days.
-        self._servers = [server for server in self._servers if not await _is_over(server)]
+    async def _another(self, address: str) -> grpc.aio.Server:
         while True:
             server = self._make()
             try:
@@ -78,10 +86,16 @@ class Listener:
             except RuntimeError:  # the old one is not quite gone
                 await server.stop(None)
                 await asyncio.sleep(LOOK_EVERY)
-                continue
-            await server.start()
-            self._servers.append(server)
-            return
+            else:
+                await server.start()
+                return server
+
+
+async def _free(server: grpc.aio.Server) -> None:
+    """Waits until an ended server has no more calls under way, and gives back what it holds."""
+    with suppress(UnicodeDecodeError):
+        await server.wait_for_termination()
+    await server.stop(None)
 
 
 async def _stop(server: grpc.aio.Server, grace: float | None) -> None:
@@ -91,16 +105,13 @@ async def _stop(server: grpc.aio.Server, grace: float | None) -> None:
         await server.stop(grace)
 
 
-async def _is_over(server: grpc.aio.Server) -> bool:
-    """Whether an ended server has no more calls under way; then frees it."""
-    try:
-        return not await server.wait_for_termination(timeout=0.001)
-    except UnicodeDecodeError:
-        return False
-
-
 def _is_of_ours(record: logging.LogRecord) -> bool:
-    """Leaves out what gRPC logs of bytes that are no text: a stranger decides how often, and they may be a secret."""
+    """Leaves out what gRPC logs as errors where clients send bytes that are no text, or leave in the middle of a call.
+
+    A stranger decides how often that is, and the bytes may be a secret.
+    """
+    if record.name == _GRPC_LOG and record.getMessage().startswith(_CLIENT_LEFT):
+        return False
     for error in (record.msg, record.exc_info[1] if record.exc_info else None):
         if isinstance(error, UnicodeDecodeError) and _is_of_grpc(error):
             return False
