@@ -8,7 +8,7 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint format type proto proto-check docs build bench clean
+.PHONY: help setup run test fuzz check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ run: $(STAMP) ## Serve gRPC on :50051 and HTTP on :3002 with an embedded Redis
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(STAMP) ## Send 50,000 broken and 50,000 generated requests; takes a few minutes
+	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
 
 check: lint type proto-check test ## All that CI runs
 

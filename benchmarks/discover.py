@@ -17,6 +17,7 @@ from ossa.registry.v1.registry_service_pb2 import (
     DiscoverServicesResponse,
 )
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from registry_server.security.keys import hash_text, new_key
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
 _METHOD = f"{_SERVICE}/DiscoverServices"
@@ -25,31 +26,45 @@ _SECONDS = 3
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures both in turn."""
+    """Measures all in turn."""
     report.title(f"DiscoverServices, cached, {MATCHES} services of {_FLEET:,}; load from {generator()}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
-        async with registry(Path(folder)) as ours:
+        key = new_key()
+        policy = Path(folder) / "policy.yaml"
+        policy.write_text(f"api_keys:\n- {{name: bench, role: admin, hashes: ['{hash_text(key)}']}}\n")
+        async with (
+            registry(Path(folder) / "open") as ours,
+            registry(Path(folder) / "guarded", f"--security.policy-file={policy}") as guarded,
+        ):
             request = query(3).SerializeToString()
             answer = await _filled(ours, request)
+            await _filled(guarded, request, key)
             (Path(folder) / "answer").write_bytes(answer)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(Path(folder) / "answer")) as port:
                 echo = f"127.0.0.1:{port}"
-                ratios = []
+                ratios, with_key = [], []
                 for _ in range(args.rounds):
                     bare = await rate(echo, "/bare/Echo", request, _SECONDS)
                     cached = await rate(ours, _METHOD, request, _SECONDS)
+                    asked = await rate(guarded, _METHOD, request, _SECONDS, key)
                     ratios.append(cached / bare)
-                    report.line(f"{len(answer):,} bytes: echo, ours", f"{bare:,.0f}/s {cached:,.0f}/s")
+                    with_key.append(asked / bare)
+                    figures = f"{bare:,.0f}/s {cached:,.0f}/s {asked:,.0f}/s"
+                    report.line(f"{len(answer):,} bytes: echo, ours, ours with an API key", figures)
     report.at_least("ratio to the bare echo, median", statistics.median(ratios), 0.85)
+    report.at_least("the same with an API key, median", statistics.median(with_key), 0.8)
 
 
-async def _filled(address: str, request: bytes) -> bytes:
+async def _filled(address: str, request: bytes, key: str = "") -> bytes:
     """Registers the fleet; gives the answer that is measured."""
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)
         fleet = list(services(_FLEET))
         for start in range(0, len(fleet), 500):
-            await stub.BatchRegisterServices(BatchRegisterServicesRequest(services=fleet[start : start + 500]))
-        answer = (await stub.DiscoverServices(DiscoverServicesRequest.FromString(request))).SerializeToString()
+            batch = BatchRegisterServicesRequest(services=fleet[start : start + 500])
+            await stub.BatchRegisterServices(batch, metadata=metadata)
+        found = await stub.DiscoverServices(DiscoverServicesRequest.FromString(request), metadata=metadata)
+        answer = found.SerializeToString()
     assert len(DiscoverServicesResponse.FromString(answer).services) == MATCHES
     return answer

@@ -18,14 +18,22 @@ def generator() -> str:
     return "h2load" if shutil.which("h2load") else "a Python client (h2load is not installed: the ratio is flattered)"
 
 
-async def rate(address: str, method: str, request: bytes, seconds: int) -> float:
-    """Calls ``method`` (``/package.Service/Method``) for some seconds, 32 calls in flight; gives calls per second."""
+async def rate(address: str, method: str, request: bytes, seconds: int, key: str = "") -> float:
+    """Calls ``method`` (``/package.Service/Method``) for some seconds, 32 calls in flight; gives calls per second.
+
+    Args:
+        address: Whom.
+        method: What.
+        request: With what.
+        seconds: How long.
+        key: API key to show.
+    """
     if shutil.which("h2load"):
-        return await _h2load(address, method, request, seconds)
-    return await _python(address, method, request, seconds)
+        return await _h2load(address, method, request, seconds, key)
+    return await _python(address, method, request, seconds, key)
 
 
-async def _h2load(address: str, method: str, request: bytes, seconds: int) -> float:
+async def _h2load(address: str, method: str, request: bytes, seconds: int, key: str) -> float:
     with tempfile.NamedTemporaryFile(prefix="ossa-bench-") as body:
         body.write(struct.pack(">BI", 0, len(request)) + request)
         body.flush()
@@ -38,6 +46,7 @@ async def _h2load(address: str, method: str, request: bytes, seconds: int) -> fl
             f"--data={body.name}",
             "--header=content-type: application/grpc",
             "--header=te: trailers",
+            *([f"--header=authorization: Bearer {key}"] if key else []),
             f"http://{address}{method}",
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -51,7 +60,8 @@ async def _h2load(address: str, method: str, request: bytes, seconds: int) -> fl
     return float(found[1])
 
 
-async def _python(address: str, method: str, request: bytes, seconds: int) -> float:
+async def _python(address: str, method: str, request: bytes, seconds: int, key: str) -> float:
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
     async with grpc.aio.insecure_channel(address) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         end = time.perf_counter() + seconds
@@ -60,7 +70,7 @@ async def _python(address: str, method: str, request: bytes, seconds: int) -> fl
         async def caller() -> None:
             nonlocal calls
             while time.perf_counter() < end:
-                await call(request)
+                await call(request, metadata=metadata)
                 calls += 1
 
         start = time.perf_counter()

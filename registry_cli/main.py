@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "stats": ("stats", "Count what is registered."),
     "maintenance": ("maintenance", "Take services out, or back in."),
     "cleanup": ("cleanup", "Remove services whose lease has ended."),
+    "keys": ("keys", "Make API keys for agents and people."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
     "version": ("version", "Show the versions of this program and of what it runs on."),
 }

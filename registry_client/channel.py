@@ -104,6 +104,11 @@ class Channels:
             self._current = (self._current + 1) % len(self._targets)
         return target != self.target
 
+    @property
+    def renews_token(self) -> bool:
+        """Whether a token that has expired may be followed by another one."""
+        return callable(self._token)
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What goes with each call. A token that is a function is asked each time, so that it may change.
 

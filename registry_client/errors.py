@@ -13,11 +13,13 @@
     ├── ProbingDisabled            this server does not probe
     ├── Unauthenticated            no token, or one that is not accepted
     ├── PermissionDenied           the token does not allow this
-    ├── LimitExceeded              too large, too many, too often
+    ├── LimitExceeded              too large, or too many
+    │   └── RateLimited            too often; nothing was done
     ├── DeadlineExceeded           no answer in time
     │   └── RevisionNotReached     the process asked does not hold the wanted revision yet
     ├── RegistryUnavailable        nobody answers
     │   ├── StoreUnavailable       the registry does not reach Redis
+    │   ├── IssuerUnavailable      the registry cannot read the keys that would verify the token
     │   └── ShuttingDown           the process asked drains
     ├── InternalError              a bug of the registry; its log has the details
     └── NoEndpoint                 ``ServiceCache.resolve`` finds nobody; no call was made
@@ -150,6 +152,10 @@ class LimitExceeded(RegistryError):
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class RateLimited(LimitExceeded):
+    """This client makes more calls than it may. Nothing was done: calls are made again after ``retry_after``."""
+
+
 class DeadlineExceeded(RegistryError):
     """No answer came in time. A write may or may not have been made."""
 
@@ -168,6 +174,10 @@ class RegistryUnavailable(RegistryError):
 
 class StoreUnavailable(RegistryUnavailable):
     """The registry does not reach Redis. A write may or may not have been made."""
+
+
+class IssuerUnavailable(RegistryUnavailable):
+    """The registry cannot read the keys that would verify the token."""
 
 
 class ShuttingDown(RegistryUnavailable):
@@ -198,6 +208,11 @@ _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
     "STORE_UNAVAILABLE": StoreUnavailable,
     "SHUTTING_DOWN": ShuttingDown,
     "PROBING_DISABLED": ProbingDisabled,
+    "UNAUTHENTICATED": Unauthenticated,
+    "ISSUER_UNAVAILABLE": IssuerUnavailable,
+    "PERMISSION_DENIED": PermissionDenied,
+    "RATE_LIMITED": RateLimited,
+    "LIMIT_EXCEEDED": LimitExceeded,
     "INTERNAL": InternalError,
 }
 # For reasons that this version does not know yet, and for what gRPC or a proxy says without any.

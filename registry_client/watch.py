@@ -18,6 +18,7 @@ from registry_client.errors import (
     DeadlineExceeded,
     RegistryError,
     RegistryUnavailable,
+    Unauthenticated,
     WatcherTooSlow,
     error_of_call,
 )
@@ -152,7 +153,7 @@ class Watch:
                 self._hang_up()
                 if self._closed:
                     return []
-                if not may_resume(error):
+                if not may_resume(error) and not self._only_expired(error):
                     raise
                 self.last_error = error
                 await self._wait(error)
@@ -161,6 +162,15 @@ class Watch:
                 self.last_error = None
                 self._failures = 0
                 return self._take(message)
+
+    def _only_expired(self, error: RegistryError) -> bool:
+        """Whether a token that was good ended under an open stream, and there may be another one by now."""
+        return (
+            isinstance(error, Unauthenticated)
+            and self._channels.renews_token
+            and self.last_heard > 0
+            and not self._failures
+        )
 
     async def _read(self) -> WatchEventsResponse:
         silence = _SILENT_BOOKMARKS * self._bookmark_interval

@@ -29,7 +29,10 @@ from registry_server.health import (
 )
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
-from registry_server.store import RedisStore
+from registry_server.security.exposure import check_exposure
+from registry_server.security.guard import Guard
+from registry_server.security.tls import Certificates
+from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
@@ -56,6 +59,8 @@ class Serving(NamedTuple):
     """A server that takes calls."""
 
     parts: Parts
+    guard: Guard
+    """Admits calls; ``reload`` reads the policy again."""
     grpc_address: str
     """HOST:PORT with the port that was taken, or ``unix:PATH``."""
     http_address: str
@@ -120,6 +125,8 @@ async def serve_until(
     failure: BaseException | None = None
     try:
         async with serving(settings, shared_ports=shared_ports) as server:
+            if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
             if await _either(server.parts.loaded, stop):
                 on_ready()
             await stop.wait()
@@ -144,8 +151,18 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
     Raises:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
     """
+    check_exposure(settings)
+    guard = Guard(settings.security, settings.limits)
+    tls = settings.tls.cert_file is not None
+    optional = settings.tls.http_client_certificates == "optional"
     async with open_parts(settings) as parts:
-        rpc = RpcServer(parts.registry, settings.grpc, shared_port=shared_ports)
+        rpc = RpcServer(
+            parts.registry,
+            settings.grpc,
+            guard=guard,
+            certificates=Certificates(settings.tls) if tls else None,
+            shared_port=shared_ports,
+        )
         metrics = Metrics(parts.monitor)
         http = HttpServer(
             parts.registry,
@@ -153,21 +170,24 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
             metrics=metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
+            guard=guard,
+            certificates=Certificates(settings.tls, optional=optional) if tls else None,
             shared_port=shared_ports,
         )
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
-            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection)
+            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection, tls=tls)
             http_address = await http.start()
-            log.info("HTTP listens", address=http_address, health=f"http://{http_address}/health")
-            yield Serving(parts, grpc_address, http_address)
+            log.info("HTTP listens", address=http_address, health=f"http{'s' if tls else ''}://{http_address}/health")
+            yield Serving(parts, guard, grpc_address, http_address)
         finally:
             ready.cancel()
             http.begin_drain()
             parts.hub.drain()
             await rpc.drain(settings.shutdown.grace_seconds)
             await http.stop()
+            await guard.close()
 
 
 @asynccontextmanager
@@ -191,6 +211,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             timeout=settings.redis.timeout_ms / 1000,
             events_max_length=settings.redis.events_max_length,
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
+            tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
         )
         stack.push_async_callback(store.close)
         parts = _build(settings, store)

@@ -13,14 +13,19 @@
     ├── WatcherTooSlow             the watcher's buffer is full
     ├── StoreUnavailable           Redis does not answer; safe to repeat
     ├── ShuttingDown               this process drains; go to another or come back
-    └── ProbingDisabled            this server does not probe
+    ├── ProbingDisabled            this server does not probe
+    ├── Unauthenticated            no credential, or one that is not accepted
+    ├── IssuerUnavailable          the keys that would verify a token cannot be had
+    ├── PermissionDenied           the caller's role, or the owner of the service, does not allow it
+    ├── RateLimited                too many calls; ``retry_after`` tells how long to wait
+    └── LimitExceeded              too many of something at once
     ConfigurationError             the server cannot start as it is configured
 
 ``reason`` is the UPPER_SNAKE word that clients may switch on (``google.rpc.ErrorInfo.reason``, ``error.code`` in REST).
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 
 class Violation(NamedTuple):
@@ -161,6 +166,72 @@ class ProbingDisabled(RegistryError):
 
     def __init__(self) -> None:
         super().__init__("this server does not probe services")
+
+
+class Unauthenticated(RegistryError):
+    """No credential came with the call, or one that is not accepted. Never says which part of it is wrong."""
+
+    reason = "UNAUTHENTICATED"
+
+    def __init__(self, why: str = "a credential is needed") -> None:
+        super().__init__(why)
+
+
+class IssuerUnavailable(RegistryError):
+    """The keys of the issuer of a token cannot be had, so that nobody can tell whether it is valid. Safe to repeat."""
+
+    reason = "ISSUER_UNAVAILABLE"
+    retry_after: ClassVar[float] = 5.0
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(f"the keys of issuer {issuer!r} cannot be read now; try again")
+
+
+class PermissionDenied(RegistryError):
+    """The caller is known but may not do this."""
+
+    reason = "PERMISSION_DENIED"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+
+
+class RateLimited(RegistryError):
+    """The caller makes more calls than it may; nothing was done."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, retry_after: float, what: str = "too many calls") -> None:
+        """Says when the next call has a chance, in seconds."""
+        self.retry_after = retry_after
+        super().__init__(f"{what}; try again later")
+
+
+class LimitExceeded(RegistryError):
+    """The caller has as many of something as it may have."""
+
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, limit: str, most: int, why: str, *, retry_after: float = 5.0) -> None:
+        """Names the limit.
+
+        Args:
+            limit: Word for programs, such as ``watches``.
+            most: How many there may be.
+            why: What a person is told.
+            retry_after: Seconds after which another try has a chance.
+        """
+        self.limit, self.most, self.retry_after = limit, most, retry_after
+        super().__init__(why)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Which limit, and how much it is."""
+        return {"limit": self.limit, "most": str(self.most)}
+
+
+ComeBackLater: TypeAlias = StoreUnavailable | ShuttingDown | IssuerUnavailable | RateLimited | LimitExceeded
+"""Errors that tell by ``retry_after`` how many seconds to wait before the next try."""
 
 
 class ConfigurationError(Exception):

@@ -94,6 +94,7 @@ def main() -> None:
     # Whoever stops the registry stops all its processes; it decides when this one has to go, by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each probe takes a file
     connection = socket.socket(fileno=int(sys.argv[1]))

@@ -24,6 +24,7 @@ from registry_server.catalog import Capabilities, Discovery, Follower, Replica, 
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
     InvalidRequest,
+    PermissionDenied,
     RegistryError,
     ServiceExists,
     StoreUnavailable,
@@ -42,6 +43,7 @@ from registry_server.model.validation import (
     status_violations,
     update_mask_violations,
 )
+from registry_server.security.identity import Claim, current_identity
 from registry_server.store import Conflict, EpochChanged, RedisStore
 from registry_server.writes import PATIENCE, Writes, existing
 
@@ -107,6 +109,7 @@ class ServiceRegistry:
         """
         violations = service_violations(service)
         requests.refuse(violations + self._endpoint_violations(service, violations))
+        claim = _claim_on(service.name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             if current is not None and create_only:
@@ -115,9 +118,9 @@ class ServiceRegistry:
             now = self._now()
             after = normal.registered(service, before, now)
             if before is not None and after == before:
-                return await self._writes.touch(before, renew=True)
+                return await self._writes.touch(before, renew=True, claim=claim)
             type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
-            return await self._writes.put(before, normal.stamped(after, now), type_, renew=True)
+            return await self._writes.put(before, normal.stamped(after, now), type_, renew=True, claim=claim)
 
         return await self._writes.write(service.name, attempt)
 
@@ -163,6 +166,7 @@ class ServiceRegistry:
         violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
         requests.check_not_negative(expected_revision, "expected_revision", violations)
         requests.refuse(violations)
+        claim = _claim_on(service.name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             before = existing(service.name, current, expected_revision).message()
@@ -173,9 +177,9 @@ class ServiceRegistry:
                 violations += self._endpoint_violations(after, violations)
             requests.refuse(violations)
             if after == before:  # asked of the store all the same: what this process knows may be old
-                return await self._writes.touch(before, renew=False)
+                return await self._writes.touch(before, renew=False, claim=claim)
             type_ = normal.update_type(before, after)
-            return await self._writes.put(before, normal.stamped(after, now), type_, renew=False)
+            return await self._writes.put(before, normal.stamped(after, now), type_, renew=False, claim=claim)
 
         return await self._writes.write(service.name, attempt)
 
@@ -190,9 +194,10 @@ class ServiceRegistry:
         violations = name_violations(name, "name")
         requests.check_not_negative(expected_revision, "expected_revision", violations)
         requests.refuse(violations)
+        claim = _claim_on(name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
-            return await self._writes.delete(existing(name, current, expected_revision))
+            return await self._writes.delete(existing(name, current, expected_revision), claim)
 
         return await self._writes.write(name, attempt)
 
@@ -207,7 +212,7 @@ class ServiceRegistry:
         requests.check_names(names)
         self._writes.must_be_loaded()
         distinct = list(dict.fromkeys(names))
-        unknown = await self._store.renew(distinct)
+        unknown = await self._store.renew(distinct, _claim_on(*distinct))
         return len(distinct) - len(unknown), unknown
 
     async def restore_documents(self, names: Sequence[str]) -> None:
@@ -245,7 +250,8 @@ class ServiceRegistry:
         if details is not None:
             violations += details_violations(details, "details")
         requests.refuse(violations)
-        return await self._reports.take(name, Health(status=status, details=details, error=error))
+        claim = _claim_on(name)
+        return await self._reports.take(name, Health(status=status, details=details, error=error), claim)
 
     async def check_health(self, name: str) -> Health:
         """Probes a service now, by its own settings; the result counts like that of any other probe.
@@ -257,6 +263,7 @@ class ServiceRegistry:
             ProbingDisabled: This server does not probe.
         """
         record = await self.get(name)
+        await self._reports.refuse_if_of_another(name, _claim_on(name))
         health = await self._monitor.check_now(record)
         if health is None:
             return (await self.health(name))[0]
@@ -429,3 +436,16 @@ class ServiceRegistry:
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())
+
+
+def _claim_on(*names: str) -> Claim:
+    """On whose account the caller writes services of these names.
+
+    Raises:
+        PermissionDenied: One is not a name that the caller may have.
+    """
+    identity = current_identity.get()
+    refused = next((name for name in names if not identity.may_have(name)), None)
+    if refused is not None:
+        raise PermissionDenied(f"{refused!r} is not a name that this identity may have")
+    return identity.claim()

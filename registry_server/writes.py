@@ -21,6 +21,7 @@ from registry_server.errors import (
     WriteConflict,
 )
 from registry_server.model.record import Record
+from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
 PATIENCE: Final = 5.0
@@ -97,6 +98,7 @@ class Writes:
         *,
         renew: bool,
         reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
+        claim: Claim = NO_CLAIM,
     ) -> Service | Conflict | EpochChanged:
         """Commits a service in place of what it was before (``None``: nothing), and waits until this process has it."""
         outcome = await self._store.put(
@@ -109,6 +111,7 @@ class Writes:
             renew=renew,
             # What was checked before is no longer how the service is.
             forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
+            claim=claim,
         )
         if not isinstance(outcome, int):
             return outcome
@@ -116,7 +119,9 @@ class Writes:
         after.revision = outcome
         return after
 
-    async def touch(self, service: Service, *, renew: bool) -> Service | Conflict | EpochChanged:
+    async def touch(
+        self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM
+    ) -> Service | Conflict | EpochChanged:
         """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes."""
         outcome = await self._store.touch(
             service,
@@ -124,16 +129,18 @@ class Writes:
             expected=service.revision,
             ttl=self._ttl(service),
             renew=renew,
+            claim=claim,
         )
         return service if isinstance(outcome, int) else outcome
 
-    async def delete(self, record: Record) -> Service | Conflict | EpochChanged:
+    async def delete(self, record: Record, claim: Claim = NO_CLAIM) -> Service | Conflict | EpochChanged:
         """Removes a service, and waits until this process has removed it; gives its last state."""
         outcome = await self._store.delete(
             record.name,
             epoch=self._replica.position.epoch,
             expected=record.revision,
             reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+            claim=claim,
         )
         if not isinstance(outcome, int):
             return outcome

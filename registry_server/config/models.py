@@ -56,10 +56,34 @@ def _directory(value: object) -> object:
     return path
 
 
+def _file(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return None
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        path = None
+    if not value or path is None:
+        raise bad_setting("must be the path of a file, or 'none'")
+    return path
+
+
+def _check_public(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if not set(parts) <= set(PUBLIC_PARTS):
+        raise bad_setting(f"must be some of {', '.join(PUBLIC_PARTS)}, with commas, or 'none'")
+    return parts
+
+
 Number = Annotated[int, BeforeValidator(_not_bool)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_file), Metavar("FILE")]
 Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
 
 Networks = Annotated[tuple[Network, ...], BeforeValidator(parse_networks), Metavar("NETWORKS")]
+
+PUBLIC_PARTS = ("health", "metrics", "docs", "reflection")
+"""What ``security.public`` may name."""
 
 _PROBE_TIMEOUT_MS = 5_000
 
@@ -89,6 +113,10 @@ class GrpcSettings(_Group):
     """How long the server waits for the answer to its ping before it drops the client, in milliseconds."""
     min_ping_interval_ms: Milliseconds = 5_000
     """How often a client may ping, in milliseconds; one that pings more often is sent away."""
+    max_metadata_bytes: Annotated[Number, Field(ge=4 * _KIB, le=_MIB)] = 16 * _KIB
+    """Most bytes of metadata that a call may have."""
+    max_concurrent_streams: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
+    """Most calls and streams at a time on one connection; further ones wait."""
 
 
 class HttpSettings(_Group):
@@ -103,6 +131,12 @@ class HttpSettings(_Group):
     of them."""
     max_body_bytes: Annotated[Number, Field(ge=64 * _KIB, le=64 * _MIB)] = _MIB
     """Largest body that is taken, in bytes."""
+    max_headers: Annotated[Number, Field(ge=16, le=1_000)] = 100
+    """Most headers that a request may have."""
+    max_header_bytes: Annotated[Number, Field(ge=_KIB, le=64 * _KIB)] = 16 * _KIB
+    """Most bytes of one header."""
+    header_timeout_ms: Milliseconds = 10_000
+    """How long a client may take to send the headers of a request, in milliseconds."""
     write_timeout_ms: Milliseconds = 30_000
     """How long a client may take to read 64 KiB before it is cut, in milliseconds."""
     events_keep_alive_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 15_000
@@ -127,10 +161,23 @@ class RedisSettings(_Group):
     key_prefix: str = "ossa:services"
     """What the keys start with, 1 to 128 characters of A-Z a-z 0-9 { } . _ : / -, without a colon at the end. With
     redis+cluster:// it needs one hash tag, as in {ossa}:services."""
+    tls_ca_file: OptionalFile = None
+    """Certificates of the authorities that vouch for Redis with rediss://, as PEM; none for those of the system."""
+    tls_cert_file: OptionalFile = None
+    """Certificate to show to a Redis that asks for one, as PEM."""
+    tls_key_file: OptionalFile = None
+    """Private key of that certificate, as PEM, not encrypted."""
     timeout_ms: Milliseconds = 2_000
     """Longest wait for an answer of Redis, in milliseconds."""
     events_max_length: Annotated[Number, Field(ge=100, le=10_000_000)] = 10_000
     """How many events the stream in Redis and each process keep, so that a watch can go on where it ended."""
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _check_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_cert_file") is None):
+            raise bad_setting("must be given together with {other}", other="redis.tls_cert_file")
+        return key
 
     @property
     def safe_url(self) -> str:
@@ -149,6 +196,63 @@ class RedisSettings(_Group):
                 "must have one hash tag, as in '{ossa}:services', for the Redis Cluster of {other}", other="redis.url"
             )
         return prefix
+
+
+class TlsSettings(_Group):
+    """TLS of gRPC and HTTP."""
+
+    cert_file: OptionalFile = None
+    """Certificate of the server with those that lead to its authority, as PEM. Read again when it changes."""
+    key_file: OptionalFile = None
+    """Private key of the certificate, as PEM, not encrypted. Read again when it changes."""
+    client_ca_file: OptionalFile = None
+    """Certificates of the authorities of clients, as PEM: clients then have to show a certificate (mTLS)."""
+    http_client_certificates: Literal["required", "optional"] = "required"
+    """Whether with tls.client_ca_file HTTP clients may come without a certificate, such as probes of a platform."""
+
+    @field_validator("client_ca_file")
+    @classmethod
+    def _check_client_ca(cls, client_ca: Path | None, info: ValidationInfo) -> Path | None:
+        if client_ca is not None and info.data.get("cert_file") is None:
+            raise bad_setting("needs {other}", other="tls.cert_file")
+        return client_ca
+
+    @field_validator("key_file")
+    @classmethod
+    def _check_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("cert_file") is None):
+            raise bad_setting("must be given together with {other}", other="tls.cert_file")
+        return key
+
+
+class SecuritySettings(_Group):
+    """Authentication and roles (docs/security.md)."""
+
+    policy_file: OptionalFile = None
+    """Who may do what, as YAML; none lets everybody do everything. Read again at SIGHUP."""
+    public: Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_check_public), Metavar("PARTS")] = (
+        "health",
+        "docs",
+        "reflection",
+    )
+    """What needs no credential, with commas: health, metrics, docs, reflection."""
+
+
+class LimitSettings(_Group):
+    """Limits for each caller, told apart by identity, or by address where there is none."""
+
+    requests_per_second: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
+    """Calls a second in the long run, in each process."""
+    request_burst: Annotated[Number, Field(ge=1, le=10_000_000)] = 20_000
+    """Most calls at once."""
+    watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
+    """Most watches and event streams at a time, in each process."""
+    watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000
+    """Most of them of all callers together."""
+    services_per_owner: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
+    """Most services that an agent may own, in the whole registry."""
+    stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000
+    """How long a KeepAlive stream may stay without a message, in seconds; without a first one, a minute at the most."""
 
 
 class HealthCheckSettings(_Group):
@@ -248,9 +352,14 @@ class Settings(BaseSettings):
     """Length of the lease of a service that does not say otherwise, in seconds."""
     workers: Annotated[Number, Field(ge=1, le=256)] = 1
     """Number of processes that serve the same ports."""
+    insecure: bool = False
+    """Serve other machines although TLS or authentication is off."""
     grpc: GrpcSettings = GrpcSettings()
     http: HttpSettings = HttpSettings()
     redis: RedisSettings = RedisSettings()
+    tls: TlsSettings = TlsSettings()
+    security: SecuritySettings = SecuritySettings()
+    limits: LimitSettings = LimitSettings()
     health_check: HealthCheckSettings = HealthCheckSettings()
     lease: LeaseSettings = LeaseSettings()
     watch: WatchSettings = WatchSettings()

@@ -70,6 +70,8 @@ def _metavar(setting: Setting) -> str:
 
 def _default(setting: Setting) -> str:
     value = setting.field.get_default(call_default_factory=True, validated_data={})
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -26,6 +26,11 @@ STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ProbingDisabled: HTTPStatus.NOT_IMPLEMENTED,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.IssuerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.PermissionDenied: HTTPStatus.FORBIDDEN,
+    errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.LimitExceeded: HTTPStatus.TOO_MANY_REQUESTS,
 }
 
 HTTP_CODES: Final[Mapping[int, str]] = {
@@ -129,8 +134,10 @@ def failure_of(error: Exception, request_id: str) -> Failure:
         details["violations"] = [violation._asdict() for violation in error.violations]
         message = _summary(error.violations)
     headers = {}
-    if isinstance(error, (errors.StoreUnavailable, errors.ShuttingDown)):
+    if isinstance(error, errors.ComeBackLater):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if isinstance(error, errors.Unauthenticated):  # RFC 9110, 11.6.1 asks for it
+        headers["WWW-Authenticate"] = 'Bearer realm="ossa-registry"'
     return Failure(STATUSES[type(error)], error.reason, message, details, headers)
 
 

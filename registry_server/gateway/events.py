@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Final
 
 import structlog
@@ -15,10 +16,12 @@ from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, S
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import failure_of
-from registry_server.gateway.middleware import CHUNK_BYTES, REQUEST_ID, Middleware
+from registry_server.gateway.middleware import CHUNK_BYTES, IDENTITY, REQUEST_ID, Middleware, peer_of
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import EVENTS, FILTERS, Query
 from registry_server.registry import ServiceRegistry
+from registry_server.security.guard import Guard
+from registry_server.security.permissions import API, ROUTES
 
 _RETRY_MS: Final = (1_000, 3_000)
 """After how long a client comes back: spread out, so that not all come at the same moment after a restart."""
@@ -39,6 +42,7 @@ class EventStream:
         registry: ServiceRegistry,
         documents: Documents,
         middleware: Middleware,
+        guard: Guard,
         *,
         keep_alive: float,
         write_timeout: float,
@@ -49,12 +53,14 @@ class EventStream:
             registry: What is watched.
             documents: JSON of services.
             middleware: Knows the headers of every answer.
+            guard: Looks after streams that are open.
             keep_alive: Seconds after which a quiet stream gets a comment.
             write_timeout: Seconds within which a client must take 64 KiB.
         """
         self._registry = registry
         self._documents = documents
         self._middleware = middleware
+        self._guard = guard
         self._keep_alive = keep_alive
         self._write_timeout = write_timeout
 
@@ -66,12 +72,18 @@ class EventStream:
             CursorExpired: What came after the cursor is no longer all at hand, and no snapshot is wanted.
         """
         watch = self._request(request)
+        presented = self._middleware.presented(request)
+        permission = ROUTES["GET", f"{API}/events"]
         response = web.StreamResponse(headers=_HEADERS)
         self._middleware.add_headers(request, response.headers)
-        with ExitStack() as stack:
+        with (
+            ExitStack() as stack,
+            self._guard.session(request[IDENTITY], presented, permission, peer_of(request), watches=True) as session,
+        ):
             try:
                 watcher, snapshot = await self._begin(watch)
                 messages: AsyncIterator[bytes] = stack.enter_context(watcher)
+                session.on_end(partial(watcher.end, at_once=True))
             except (StoreUnavailable, ShuttingDown) as error:
                 # Told any other status than 200, a browser's EventSource gives up for ever. This is over in a moment.
                 if "text/event-stream" not in request.headers.get("Accept", ""):

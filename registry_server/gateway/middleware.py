@@ -15,25 +15,33 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
+from registry_server.errors import Unauthenticated
 from registry_server.gateway.envelope import Envelope, failure_of
+from registry_server.security.authenticator import Presented
+from registry_server.security.guard import Guard, Peer
+from registry_server.security.identity import Identity, current_identity
+from registry_server.security.permissions import ROUTES, Permission
+from registry_server.security.tls import names_of
 
 LONGEST_URL: Final = 8_192
 """Most bytes of path and query."""
 CHUNK_BYTES: Final = 64 << 10
 """How much a client must take within the time that it has for writes."""
 REQUEST_ID: Final = web.RequestKey("request_id", str)
+IDENTITY: Final = web.RequestKey("identity", Identity)
 
 # What a log, a shell and JSON take as it stands; anything else a client sends as its id is replaced by one of ours.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
-_REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization"
-_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, X-Request-Id"
+_REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
+_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
 _PREFLIGHT_SECONDS: Final = "600"
 _PROCESS: Final = secrets.token_hex(6)
 """Begins the ids that this process makes; a number follows."""
 _LEAST_COMPRESSED: Final = 1_024
 """Bytes: less than this becomes hardly smaller, and fits one packet anyway."""
+_NOTHING: Final = Presented()
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 
@@ -43,15 +51,19 @@ class Middleware:
     Not as aiohttp's middleware, which takes 8 µs before it has done anything: handlers are wrapped as they are routed.
     """
 
-    def __init__(self, envelope: Envelope, cors_origins: Collection[str], *, write_timeout: float) -> None:
+    def __init__(
+        self, envelope: Envelope, guard: Guard, cors_origins: Collection[str], *, write_timeout: float
+    ) -> None:
         """Makes it.
 
         Args:
             envelope: Makes answers of errors.
+            guard: Stands before every route.
             cors_origins: Origins whose pages are let in, or ``*``.
             write_timeout: Seconds within which a client must take 64 KiB.
         """
         self._envelope = envelope
+        self._guard = guard
         self._write_timeout = write_timeout
         self._any_origin = "*" in cors_origins
         self._origins = frozenset(cors_origins)
@@ -67,7 +79,8 @@ class Middleware:
             routes: The whole table.
         """
         for route in routes:
-            web.RouteDef(route.method, route.path, self._around(route.handler), route.kwargs).register(router)
+            around = self._around(route.handler, ROUTES[route.method, route.path])
+            web.RouteDef(route.method, route.path, around, route.kwargs).register(router)
         for resource in list(router.resources()):
             allowed = sorted(route.method for route in resource)
             if isinstance(resource, web.Resource):
@@ -89,7 +102,9 @@ class Middleware:
             headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
             headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
 
-    def _around(self, handler: Any) -> Handler:
+    def _around(self, handler: Any, permission: Permission | None = None) -> Handler:
+        """Wraps a handler; without a permission it only refuses, and whoever asks may be told so."""
+
         async def around(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
             given = request.headers.get("X-Request-Id")
@@ -99,6 +114,10 @@ class Middleware:
             try:
                 if len(request.raw_path) > LONGEST_URL:
                     raise web.HTTPRequestURITooLong(text=f"the URL is longer than {LONGEST_URL} bytes")  # noqa: TRY301
+                if permission is not None:
+                    identity = await self._guard.admit(self.presented(request), permission, peer_of(request))
+                    request[IDENTITY] = identity
+                    current_identity.set(identity)
                 response = await handler(request)
             except ConnectionError:  # the client has gone: nobody is there to be told
                 response = web.Response(status=HTTPStatus.BAD_REQUEST)
@@ -116,6 +135,18 @@ class Middleware:
             return response
 
         return around
+
+    def presented(self, request: web.Request) -> Presented:
+        """What a caller shows.
+
+        Raises:
+            Unauthenticated: It shows the same header twice: another server on the way may have read the other one.
+        """
+        if not self._guard.checks:
+            return _NOTHING
+        authorization, api_key = _only(request, "Authorization"), _only(request, "X-Api-Key")
+        certificate = names_of(request.get_extra_info("peercert")) if request.secure else ()
+        return Presented(authorization, api_key, certificate)
 
     async def _send(self, request: web.Request, response: web.Response) -> None:
         """Sends an answer that may not fit the buffers between here and the client, which may never read it."""
@@ -165,6 +196,18 @@ class Middleware:
             milliseconds=round((time.perf_counter() - began) * 1000, 3),
             request_id=request[REQUEST_ID],
         )
+
+
+def _only(request: web.Request, name: str) -> str:
+    values = request.headers.getall(name, ())
+    if len(values) > 1:
+        raise Unauthenticated("give one credential, not two")
+    return values[0] if values else ""
+
+
+def peer_of(request: web.Request) -> Peer:
+    """Tells the address of the other end."""
+    return lambda: request.remote or ""
 
 
 async def _nothing(_: web.Request) -> web.Response:

@@ -16,8 +16,9 @@ from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import PAGE, Query, none_taken
 from registry_server.model.document import STATUS_WORDS, health_document, service_document, time_text
 from registry_server.registry import ServiceRegistry
+from registry_server.security import permissions
 
-BASE: Final = "/api/v1/registry"
+BASE: Final = permissions.API
 
 _DECIMALS: Final = 2
 """Of the average in statistics, as in the seed."""

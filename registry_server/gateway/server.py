@@ -15,9 +15,12 @@ from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.events import EventStream
 from registry_server.gateway.middleware import LONGEST_URL, Middleware
+from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import BASE, Api
 from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
+from registry_server.security.guard import Guard
+from registry_server.security.tls import Certificates
 
 _KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
@@ -37,6 +40,8 @@ class HttpServer:
         metrics_type: str,
         grace: float,
         shared_port: bool = False,
+        guard: Guard,
+        certificates: Certificates | None,
         clock: Clock = system_clock,
     ) -> None:
         """Puts the parts together.
@@ -48,6 +53,8 @@ class HttpServer:
             metrics_type: Their content type.
             grace: Seconds that requests under way have when the server stops.
             shared_port: Whether other processes listen on the same port.
+            guard: Stands before every route.
+            certificates: For TLS; ``None``: without.
             clock: Wall clock.
         """
         self._registry = registry
@@ -58,12 +65,13 @@ class HttpServer:
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
-        middleware = Middleware(envelope, settings.cors_origins, write_timeout=write_timeout)
+        middleware = Middleware(envelope, guard, settings.cors_origins, write_timeout=write_timeout)
         api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
         events = EventStream(
             registry,
             documents,
             middleware,
+            guard,
             keep_alive=settings.events_keep_alive_ms / 1000,
             write_timeout=write_timeout,
         )
@@ -78,12 +86,16 @@ class HttpServer:
         ]
         middleware.route(app.router, routes)
         self._app = app
-        self._runner = web.AppRunner(
+        self._certificates = certificates
+        self._runner = Runner(
             app,
+            header_timeout=settings.header_timeout_ms / 1000,
             access_log=None,
             keepalive_timeout=_KEEP_ALIVE,
             # More than is taken, so that what is too long gets an answer and not only an end.
             max_line_size=4 * LONGEST_URL,
+            max_headers=settings.max_headers,
+            max_field_size=settings.max_header_bytes,
             lingering_time=_LINGER,
             shutdown_timeout=grace,
             logger=_server_logger(),
@@ -106,7 +118,8 @@ class HttpServer:
         """
         await self._runner.setup()
         host, port = self._settings.host_port
-        site = web.TCPSite(self._runner, host, port, reuse_port=self._shared_port)
+        context = None if self._certificates is None else self._certificates.context()
+        site = web.TCPSite(self._runner, host, port, ssl_context=context, reuse_port=self._shared_port)
         try:
             await site.start()
         except OSError as error:

@@ -6,10 +6,11 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.catalog import Follower
 from registry_server.clock import Clock, timestamp
-from registry_server.errors import StoreUnavailable
+from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.health.results import ResultWriter
 from registry_server.model import normal
 from registry_server.model.record import Record
+from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store import Conflict, EpochChanged, RedisStore
 from registry_server.writes import Writes, existing
 
@@ -45,10 +46,11 @@ class HealthReports:
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
 
-    async def take(self, name: str, reported: Health) -> Health:
+    async def take(self, name: str, reported: Health, claim: Claim = NO_CLAIM) -> Health:
         """Takes a report, valid and of now; commits it if the status differs, else only keeps it.
 
         Raises:
+            PermissionDenied: The service is not that of the claim.
             ServiceNotFound: No such service.
             WriteConflict: Others changed it each time.
             StoreUnavailable: Redis does not answer.
@@ -60,6 +62,7 @@ class HealthReports:
             reported.last_check.CopyFrom(now)
             after = normal.with_health(before, reported, now)
             if after.health.status == before.health.status:
+                await self.refuse_if_of_another(name, claim)
                 self._results.discard(name)  # a result that still waits is older
                 check = after.health.SerializeToString()
                 return await self._store.write_check(name, check, expected=before.revision) or after.health
@@ -69,10 +72,20 @@ class HealthReports:
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
                 reason=EventReason.EVENT_REASON_HEALTH_REPORT,
                 renew=False,
+                claim=claim,
             )
             return outcome.health if isinstance(outcome, Service) else outcome
 
         return await self._writes.write(name, attempt)
+
+    async def refuse_if_of_another(self, name: str, claim: Claim) -> None:
+        """Refuses who may not speak for a service; a change asks in its own script, what is no change asks here.
+
+        Raises:
+            PermissionDenied: The service is not that of the claim.
+        """
+        if claim.exclusive and await self._store.owner(name) not in {None, claim.owner}:
+            raise PermissionDenied(of_another(name))
 
 
 def _nanoseconds(time: Timestamp) -> int:

@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from registry_server.errors import ShuttingDown
+from registry_server.errors import LimitExceeded, RegistryError, ShuttingDown
+from registry_server.security.guard import Session
 
 _T = TypeVar("_T")
+
+_FIRST_MESSAGE: Final = 60.0
+"""Seconds for the first message of a stream."""
 
 
 class Drain:
@@ -42,20 +46,33 @@ class Drain:
             return False
         return True
 
-    async def until_drained(self, requests: AsyncIterator[_T]) -> AsyncIterator[_T]:
+    async def until_drained(self, requests: AsyncIterator[_T], session: Session, *, idle: float) -> AsyncIterator[_T]:
         """Passes on what a client streams.
+
+        Args:
+            requests: What it streams.
+            session: Of the stream.
+            idle: Seconds that it may send nothing; a client that has sent nothing yet has less of them.
 
         Raises:
             ShuttingDown: The server shuts down and the client has sent nothing that waits.
+            LimitExceeded: It sends nothing for too long.
+            RegistryError: The session is over.
         """
         begun = asyncio.create_task(self._begun.wait())
+        over: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
+        session.on_end(over.set_result)
         following: asyncio.Future[_T] | None = None
+        patience = min(idle, _FIRST_MESSAGE)
         try:
             while True:
                 following = asyncio.ensure_future(anext(requests))
-                await asyncio.wait((following, begun), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((following, begun, over), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                patience = idle
+                if over.done():
+                    raise over.result()
                 if not following.done():
-                    raise ShuttingDown
+                    raise ShuttingDown if begun.done() else _too_quiet(idle)
                 try:
                     request = following.result()
                 except StopAsyncIteration:
@@ -65,3 +82,7 @@ class Drain:
             begun.cancel()
             if following is not None:
                 following.cancel()
+
+
+def _too_quiet(idle: float) -> LimitExceeded:
+    return LimitExceeded("stream_idle_seconds", round(idle), "nothing came on this stream for too long")

@@ -3,23 +3,29 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.config import GrpcSettings
 from registry_server.errors import ConfigurationError
 from registry_server.registry import ServiceRegistry
+from registry_server.rpc.builtin import HEALTH, health_handlers, reflection_handlers
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
+from registry_server.rpc.gate import RpcGate
+from registry_server.rpc.listener import Listener
 from registry_server.rpc.service import RegistryRpc
-from registry_server.rpc.status import code_of, status_of, trailers_of
-from registry_server.rpc.symbols import Symbols
+from registry_server.rpc.status import abort
+from registry_server.rpc.tls import server_credentials
+from registry_server.security.guard import Guard, Session
+from registry_server.security.permissions import RPCS, Permission
+from registry_server.security.tls import Certificates
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -34,27 +40,42 @@ log = structlog.get_logger(__name__)
 class RpcServer:
     """Serves ``RegistryService``, ``grpc.health.v1`` and reflection."""
 
-    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings, *, shared_port: bool = False) -> None:
+    def __init__(
+        self,
+        registry: ServiceRegistry,
+        settings: GrpcSettings,
+        *,
+        guard: Guard,
+        certificates: Certificates | None,
+        shared_port: bool = False,
+    ) -> None:
         """Puts the parts together.
 
         Args:
             registry: The use cases.
             settings: Where to listen, and limits.
+            guard: Stands before every call.
+            certificates: For TLS; ``None``: without.
             shared_port: Whether other processes listen on the same port.
         """
         self._settings = settings
+        self._certificates = certificates
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings, shared_port=shared_port))
-        rpc = RegistryRpc(registry, self._drain)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain)),)
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        rpc = RegistryRpc(registry, self._drain, guard)
+        shows = certificates is not None and certificates.current().client_ca is not None
+        gate = RpcGate(guard, certificates=shows)
+        handlers = [
+            grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, gate)),
+            health_handlers(self._health, gate),
+        ]
         if settings.reflection:
-            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-            symbols: Any = Symbols()  # as far as the reflection uses a pool, it is one
-            reflection.enable_server_reflection(names, self._server, symbols)
+            handlers.append(reflection_handlers((SERVICE, HEALTH, reflection.SERVICE_NAME), gate))
+
+        def server() -> grpc.aio.Server:
+            return grpc.aio.server(handlers=tuple(handlers), options=_options(settings, shared_port=shared_port))
+
+        self._listener = Listener(server, self._bind)
 
     async def start(self) -> str:
         """Begins to serve; gives the address with the port that was taken.
@@ -65,11 +86,14 @@ class RpcServer:
         address = self._settings.address
         await self.set_serving(serving=False)
         try:
-            port = self._server.add_insecure_port(address)
+            return await self._listener.start(address)
         except RuntimeError as error:
             raise ConfigurationError(f"grpc.address: cannot listen on {address}; is it in use?") from error
-        await self._server.start()
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> int:
+        if self._certificates is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(self._certificates))
 
     async def set_serving(self, *, serving: bool) -> None:
         """Tells health watchers whether calls can be served."""
@@ -82,13 +106,13 @@ class RpcServer:
         """Shuts down: refuses new calls, lets those under way finish, cuts what is left after ``grace`` seconds."""
         await self._health.enter_graceful_shutdown()
         self._drain.begin()
-        stopping = asyncio.create_task(self._server.stop(grace))
+        stopping = asyncio.create_task(self._listener.stop(grace))
         if not await self._drain.finished(grace):
             log.warning("calls were cut at shutdown", grace_seconds=grace)
         await asyncio.wait([stopping], timeout=min(grace, _FAREWELL))
         if not stopping.done():
             # What is left are streams of other services (health, reflection), which end only when they are cut.
-            await self._server.stop(0)
+            await self._listener.stop(0)
         await stopping
 
 
@@ -96,6 +120,9 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
         # Two servers on one port by accident would each get half of the calls.
         ("grpc.so_reuseport", int(shared_port)),
         # Our own pings find peers that are gone without a word.
@@ -108,7 +135,7 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
     ]
 
 
-def _handlers(rpc: RegistryRpc, drain: Drain) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
+def _handlers(rpc: RegistryRpc, drain: Drain, gate: RpcGate) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
@@ -126,9 +153,16 @@ def _handlers(rpc: RegistryRpc, drain: Drain) -> "dict[str, grpc.RpcMethodHandle
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
     return {
-        **{name: grpc.unary_unary_rpc_method_handler(_unary(method, drain)) for name, method in methods.items()},
-        "KeepAlive": grpc.stream_stream_rpc_method_handler(_stream(rpc.keep_alive, drain)),
-        "WatchEvents": grpc.unary_stream_rpc_method_handler(_stream(rpc.watch_events, drain)),
+        **{
+            name: grpc.unary_unary_rpc_method_handler(_unary(method, drain, gate, RPCS[name]))
+            for name, method in methods.items()
+        },
+        "KeepAlive": grpc.stream_stream_rpc_method_handler(
+            _stream(rpc.keep_alive, drain, gate, RPCS["KeepAlive"], watches=False)
+        ),
+        "WatchEvents": grpc.unary_stream_rpc_method_handler(
+            _stream(rpc.watch_events, drain, gate, RPCS["WatchEvents"], watches=True)
+        ),
     }
 
 
@@ -139,35 +173,40 @@ def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> 
     return handler
 
 
-def _unary(method: _Unary, drain: Drain) -> Any:
+def _unary(method: _Unary, drain: Drain, gate: RpcGate, permission: Permission) -> Any:
     async def handler(wire: bytes, context: Context) -> bytes:
         drain.enter()
         try:
+            await gate.admit(context, permission)
             return await method(wire, context)
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
-            await _abort(context, error)
+            await abort(context, error)
         finally:
             drain.leave()
 
     return handler
 
 
-def _stream(method: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: Drain) -> Any:
+def _stream(
+    method: Callable[[Any, Context, Session], AsyncGenerator[bytes, None]],
+    drain: Drain,
+    gate: RpcGate,
+    permission: Permission,
+    *,
+    watches: bool,
+) -> Any:
     async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
         drain.enter()
         try:
-            # Closed by us: a stream that the client has left must not wait for the garbage collector.
-            async with aclosing(method(request, context)) as messages:
-                async for message in messages:
-                    yield message
+            identity = await gate.admit(context, permission)
+            with gate.session(context, identity, permission, watches=watches) as session:
+                # Closed by us: a stream that the client has left must not wait for the garbage collector.
+                async with aclosing(method(request, context, session)) as messages:
+                    async for message in messages:
+                        yield message
         except Exception as error:  # noqa: BLE001 - as above
-            await _abort(context, error)
+            await abort(context, error)
         finally:
             drain.leave()
 
     return handler
-
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    status = status_of(error)
-    await context.abort(code_of(status), status.message, trailers_of(status))

@@ -3,6 +3,7 @@
 # ruff: noqa: D102 - what each RPC does is told in the proto, once
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.errors import RegistryError
@@ -10,6 +11,8 @@ from registry_server.registry import ServiceRegistry
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.status import status_of
+from registry_server.security.guard import Guard, Session
+from registry_server.security.identity import current_identity
 
 LONGEST_WAIT = 30.0
 """Seconds that a call without a deadline waits for a revision."""
@@ -22,9 +25,10 @@ class RegistryRpc:
     decoded nor encoded at all.
     """
 
-    def __init__(self, registry: ServiceRegistry, drain: Drain) -> None:
+    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard) -> None:
         self._registry = registry
         self._drain = drain
+        self._guard = guard
 
     async def register_service(self, request: pb.RegisterServiceRequest, _: Context) -> pb.RegisterServiceResponse:
         service = await self._registry.register(request.service, create_only=request.create_only)
@@ -86,14 +90,19 @@ class RegistryRpc:
         renewed, unknown = await self._registry.heartbeat(request.names)
         return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
 
-    async def keep_alive(self, wires: AsyncIterator[bytes], _: Context) -> AsyncGenerator[bytes, None]:
-        async for wire in self._drain.until_drained(wires):
+    async def keep_alive(
+        self, wires: AsyncIterator[bytes], _: Context, session: Session
+    ) -> AsyncGenerator[bytes, None]:
+        async for wire in self._drain.until_drained(wires, session, idle=self._guard.stream_idle):
             request = parse(pb.KeepAliveRequest, wire)
+            current_identity.set(session.identity)  # another policy may have given it other names
+            self._guard.charge(session.identity, session.peer)
             renewed, unknown = await self._registry.heartbeat(request.names)
             yield pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown).SerializeToString()
 
-    async def watch_events(self, wire: bytes, _: Context) -> AsyncGenerator[bytes, None]:
+    async def watch_events(self, wire: bytes, _: Context, session: Session) -> AsyncGenerator[bytes, None]:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
+            session.on_end(partial(watcher.end, at_once=True))
             async for message in watcher:
                 yield message
 

@@ -1,7 +1,7 @@
 """The one table from errors to gRPC status."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NoReturn
 
 import grpc
 import structlog
@@ -11,6 +11,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from registry_server import errors
+from registry_server.rpc.codec import Context
 
 DOMAIN: Final = "registry.ossa"
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -27,6 +28,11 @@ CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     errors.ProbingDisabled: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.IssuerUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 # Clients refuse trailers of more than 8 KiB by default, as they are on the wire: the details in base64, and the message
@@ -50,11 +56,17 @@ def status_of(error: Exception) -> Status:
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if isinstance(error, errors.InvalidRequest):
         details.append(_bad_request(error))
-    if isinstance(error, (errors.StoreUnavailable, errors.ShuttingDown)):
+    if isinstance(error, errors.ComeBackLater):
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(retry)
     return _status(CODES[type(error)], str(error), details)
+
+
+async def abort(context: Context, error: Exception) -> NoReturn:
+    """Ends a call with the status of an error."""
+    status = status_of(error)
+    await context.abort(code_of(status), status.message, trailers_of(status))
 
 
 def trailers_of(status: Status) -> tuple[tuple[str, bytes], ...]:

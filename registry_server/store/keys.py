@@ -26,6 +26,10 @@ class Keys(NamedTuple):
     """string: when leases were last swept, ms by Redis ``TIME``."""
     members: str
     """zset: id of each live process, scored by when it last said so, ms by Redis ``TIME``."""
+    owners: str
+    """hash: name to the identity that owns the service; those without an owner are not in it."""
+    owned: str
+    """hash: identity to how many services it owns."""
     bare: str
     """set: names whose document Redis dropped before their lease went on; the next sweep has it written again."""
 
@@ -48,5 +52,7 @@ class Keys(NamedTuple):
             checks=own + "checks",
             sweep=own + "sweep",
             members=own + "members",
+            owners=own + "owners",
+            owned=own + "owned",
             bare=own + "bare",
         )

@@ -11,12 +11,14 @@ from redis.backoff import NoBackoff
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import ConfigurationError
+from registry_server.errors import ConfigurationError, LimitExceeded, PermissionDenied
 from registry_server.model.document import encode_document_open
+from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store.commands import Commands
 from registry_server.store.failures import translated
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.values import (
     Conflict,
     EpochChanged,
@@ -51,6 +53,7 @@ class RedisStore:
         timeout: float = 2.0,
         events_max_length: int = 10_000,
         sweep_interval: float = 1.0,
+        tls: RedisTls = NO_TLS_FILES,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
@@ -60,6 +63,10 @@ class RedisStore:
             timeout: Seconds that one answer of Redis may take.
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
+            tls: Files for ``rediss://``.
+
+        Raises:
+            ConfigurationError: The URL is of a kind that is not supported, or the files are no good.
         """
         self.keys = Keys.under(key_prefix)
         self._script_keys = (
@@ -72,12 +79,14 @@ class RedisStore:
             self.keys.checks,
             self.keys.sweep,
             self.keys.bare,
+            self.keys.owners,
+            self.keys.owned,
         )
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
-        self._client = _client(url, timeout)
+        self._client = _client(url, timeout, tls)
         # Reads of its own, since a blocking read holds its connection.
-        self._tail = _client(url, timeout + TAIL_BLOCK)
+        self._tail = _client(url, timeout + TAIL_BLOCK, tls)
         self._commands = Commands(self._client, Scripts())
 
     async def open(self) -> None:
@@ -178,6 +187,7 @@ class RedisStore:
         ttl: float,
         renew: bool,
         forget_check: bool = False,
+        claim: Claim = NO_CLAIM,
     ) -> int | Conflict | EpochChanged:
         """Commits a service as it shall be.
 
@@ -190,34 +200,59 @@ class RedisStore:
             ttl: Seconds that the lease lasts; 0 = permanent.
             renew: Begin a new lease; else the lease goes on, unless ``ttl`` differs from before.
             forget_check: Drop the newest check, which was of another endpoint.
+            claim: On whose account.
 
         Returns:
             The revision of the change, or why there is none.
+
+        Raises:
+            PermissionDenied: The service is of another owner.
+            LimitExceeded: The owner has as many services as it may.
         """
         service.ClearField("revision")
         args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
-        return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check)
+        return await self._commit(
+            epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim
+        )
 
     async def touch(
-        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool
+        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool, claim: Claim = NO_CLAIM
     ) -> int | Conflict | EpochChanged:
         """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is."""
         args = ("touch", 0, 0, b"", encode_document_open(service))
-        return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=False)
+        return await self._commit(
+            epoch, service.name, expected, args, ttl, renew=renew, forget_check=False, claim=claim
+        )
 
     async def delete(
-        self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType
+        self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType, claim: Claim = NO_CLAIM
     ) -> int | Conflict | EpochChanged:
         """Removes a service; arguments and result as for ``put``."""
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
-        return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False)
+        return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim)
 
-    async def renew(self, names: Sequence[str]) -> list[str]:
-        """Renews leases for their full length; gives the names without a lease, in the order given."""
+    async def owner(self, name: str) -> str | None:
+        """Tells who owns a service; ``None``: nobody."""
+        owner = await self._commands.run("HGET", self.keys.owners, name)
+        return None if owner is None else str(owner.decode())
+
+    async def renew(self, names: Sequence[str], claim: Claim = NO_CLAIM) -> list[str]:
+        """Renews leases for their full length; gives the names without a lease, in the order given.
+
+        Raises:
+            PermissionDenied: One is of another owner.
+        """
+        owner = claim.owner if claim.exclusive else ""
         batches = [names[i : i + RENEW_BATCH] for i in range(0, len(names), RENEW_BATCH)]
         answers = await asyncio.gather(
-            *(self._commands.script("renew", self._script_keys, self.keys.document_prefix, *batch) for batch in batches)
+            *(
+                self._commands.script("renew", self._script_keys, self.keys.document_prefix, owner, *batch)
+                for batch in batches
+            )
         )
+        for answer in answers:
+            if answer and answer[0] == b"owner":
+                raise PermissionDenied(of_another(answer[1].decode()))
         return [batch[i] for batch, unknown in zip(batches, answers, strict=True) for i in unknown]
 
     async def sweep(self, reason: EventReason.ValueType) -> Sweep:
@@ -305,6 +340,7 @@ class RedisStore:
         *,
         renew: bool,
         forget_check: bool,
+        claim: Claim,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
         answer = await self._commands.script(
@@ -322,23 +358,35 @@ class RedisStore:
             int(renew),
             int(forget_check),
             self._events_max_length,
+            claim.owner,
+            int(claim.exclusive),
+            claim.most,
         )
         match answer[0]:
             case b"ok":
                 return int(answer[1])
             case b"conflict":
                 return Conflict(answer[1])
+            case b"owner":
+                raise PermissionDenied(of_another(name))
+            case b"limit":
+                raise LimitExceeded("services", claim.most, f"this identity may own {claim.most} services, and does")
             case _:
                 return EpochChanged()
 
 
-def _client(url: str, timeout: float) -> Redis:
+def _client(url: str, timeout: float, tls: RedisTls) -> Redis:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigurationError(
             f"redis.url: {url.partition(':')[0]}:// is not supported by this version; use redis://, rediss:// or unix://"
         )
+    options: dict[str, Any] = {}
+    if url.startswith("rediss://"):
+        tls.check()
+        options = tls.options()
     return Redis.from_url(
         url,
+        **options,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         # A repeated commit could meet its own first try; who may repeat is decided by the callers.

@@ -89,6 +89,8 @@ class Supervisor:
         Raises:
             ConfigurationError: They cannot serve as they are configured; within an ``ExceptionGroup``.
         """
+        if self._settings.security.policy_file is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
         async with asyncio.TaskGroup() as group:
             keeping = [group.create_task(worker.keep(), name=f"worker-{worker.number}") for worker in self._workers]
             announcing = group.create_task(self._announce(), name="announce")
@@ -101,6 +103,10 @@ class Supervisor:
             await asyncio.wait(keeping, timeout=grace + _FAREWELL)
             for worker in self._workers:
                 worker.kill()
+
+    def _reload(self) -> None:
+        for worker in self._workers:
+            worker.reload()
 
     async def _announce(self) -> None:
         for worker in self._workers:
@@ -143,6 +149,10 @@ class _Worker:
         """Lets it finish what is under way and end."""
         self._draining = True
         self._signal(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Has it read its policy again."""
+        self._signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """Ends it, if it still runs."""

@@ -36,7 +36,6 @@ class Worker:
     async def run(self, setup: "Setup") -> int:
         """Serves; gives the exit code of the process."""
         structlog.contextvars.bind_contextvars(worker=setup.number)
-        # SIGINT, which a terminal sends to all processes of a group, is for the supervisor alone.
         stop = stop_on_signals(signal.SIGTERM)
         tasks = [
             asyncio.create_task(self._listen(stop), name="supervisor"),
@@ -80,7 +79,9 @@ async def _main(connection: socket.socket) -> int:
 
 def main() -> int:
     """Serves as the connection on the file descriptor that is the argument says."""
+    # What a terminal sends to all processes of a group is for the supervisor, which passes on what concerns us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return run_loop(_main(socket.socket(fileno=int(sys.argv[1]))))
 

@@ -23,6 +23,11 @@ SAMPLES: dict[type[of_server.RegistryError], of_server.RegistryError] = {
     of_server.StoreUnavailable: of_server.StoreUnavailable(),
     of_server.ShuttingDown: of_server.ShuttingDown(),
     of_server.ProbingDisabled: of_server.ProbingDisabled(),
+    of_server.Unauthenticated: of_server.Unauthenticated(),
+    of_server.IssuerUnavailable: of_server.IssuerUnavailable("corp"),
+    of_server.PermissionDenied: of_server.PermissionDenied("not yours"),
+    of_server.RateLimited: of_server.RateLimited(0.25),
+    of_server.LimitExceeded: of_server.LimitExceeded("watches", 3, "too many watches"),
 }
 
 

@@ -8,12 +8,13 @@ import yaml
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from registry_server import errors
-from registry_server.config import HttpSettings
+from registry_server.config import HttpSettings, LimitSettings, SecuritySettings
 from registry_server.gateway import HttpServer, sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.middleware import LONGEST_URL
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
 from registry_server.model import document, filters, requests, rules, validation
+from registry_server.security.guard import Guard
 from tests.rest import spec
 from tests.rest.client import BASE, Rest, service
 from tests.rest.spec import DOCUMENT, Node, operations, parameters, schema
@@ -39,7 +40,13 @@ def test_it_is_openapi() -> None:
 async def test_it_has_every_route_and_no_other(server: Server) -> None:
     routes = set(
         HttpServer(
-            server.parts.registry, HttpSettings(address="127.0.0.1:0"), metrics=bytes, metrics_type="", grace=0
+            server.parts.registry,
+            HttpSettings(address="127.0.0.1:0"),
+            metrics=bytes,
+            metrics_type="",
+            grace=0,
+            guard=Guard(SecuritySettings(), LimitSettings()),
+            certificates=None,
         ).routes
     )
     assets = {(method, path) for method, path in routes if path.startswith("/docs/")}

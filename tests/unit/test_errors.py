@@ -41,6 +41,16 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
     (errors.StoreUnavailable(), grpc.StatusCode.UNAVAILABLE, {}, 1.0),
     (errors.ShuttingDown(), grpc.StatusCode.UNAVAILABLE, {}, 0.5),
     (errors.ProbingDisabled(), grpc.StatusCode.UNIMPLEMENTED, {}, None),
+    (errors.Unauthenticated(), grpc.StatusCode.UNAUTHENTICATED, {}, None),
+    (errors.IssuerUnavailable("corp"), grpc.StatusCode.UNAVAILABLE, {}, 5.0),
+    (errors.PermissionDenied("not yours"), grpc.StatusCode.PERMISSION_DENIED, {}, None),
+    (errors.RateLimited(0.25), grpc.StatusCode.RESOURCE_EXHAUSTED, {}, 0.25),
+    (
+        errors.LimitExceeded("watches", 3, "too many watches"),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        {"limit": "watches", "most": "3"},
+        5.0,
+    ),
 ]
 
 

@@ -16,6 +16,8 @@ LAYERS: Final = (
     "tasks",
     "frames",
     "config",
+    # Who calls and what they may do: asked by the use cases and by the transports.
+    "security",
     # The domain, what keeps it, and the copy that answers.
     "model",
     "store",
@@ -25,8 +27,8 @@ LAYERS: Final = (
     "registry",
     # Transports do not know each other.
     ("rpc", "gateway"),
-    # Wired in from outside, as interceptor and middleware.
-    ("security", "telemetry"),
+    # Wired in from outside.
+    "telemetry",
     # Compose the two kinds of process.
     ("app", "probe_worker"),
     "workers",
@@ -42,9 +44,11 @@ KEPT_TO: Final = {
     "grpc": ("registry_server.rpc", "registry_server.health.probes", "registry_client"),
     "grpc_health": ("registry_server.rpc", "registry_server.health.probes", "registry_client"),
     "grpc_reflection": ("registry_server.rpc",),
-    "aiohttp": ("registry_server.gateway", "registry_server.health.probes"),
+    "aiohttp": ("registry_server.gateway", "registry_server.health.probes", "registry_server.security.jwks"),
     "aiohttp.web": ("registry_server.gateway",),
-    "pydantic": ("registry_server.config",),
+    "jwt": ("registry_server.security",),
+    "yaml": ("registry_server.security",),
+    "pydantic": ("registry_server.config", "registry_server.security.policy"),
     "pydantic_settings": ("registry_server.config",),
     "click": ("registry_cli",),
 }

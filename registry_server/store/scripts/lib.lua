@@ -1,7 +1,7 @@
 -- Shared by the scripts that change something; put in front of each of them when it is loaded.
 -- Every script takes the same KEYS, so that a cluster can tell that they are in one slot:
-local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP, BARE =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP, BARE, OWNERS, OWNED =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 
 -- Milliseconds by the clock of Redis: the one clock that all processes share.
 local function now_ms()
@@ -63,7 +63,21 @@ local function set_deadline(name, document, deadline)
   expire_document(name, document, deadline)
 end
 
+-- Whether a service is somebody else's, who alone may change it.
+local function is_of_another(name, owner)
+  local current = redis.call('HGET', OWNERS, name)
+  return current and current ~= owner
+end
+
+local function disown(name)
+  local owner = redis.call('HGET', OWNERS, name)
+  if not owner then return end
+  redis.call('HDEL', OWNERS, name)
+  if redis.call('HINCRBY', OWNED, owner, -1) <= 0 then redis.call('HDEL', OWNED, owner) end
+end
+
 local function forget(name, document)
+  disown(name)
   redis.call('HDEL', RECORDS, name)
   redis.call('ZREM', LEASES, name)
   redis.call('HDEL', TTLS, name)

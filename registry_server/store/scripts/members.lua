@@ -1,8 +1,8 @@
 -- Keeps the list of live processes.
--- KEYS[10] members
+-- KEYS[12] members
 -- ARGV     1 id of this process  2 ms after which a silent process is taken for dead  3 stay | leave
 -- Gives    ids of the live processes
-local members = KEYS[10]
+local members = KEYS[12]
 local now = now_ms()
 if ARGV[3] == 'leave' then
   redis.call('ZREM', members, ARGV[1])

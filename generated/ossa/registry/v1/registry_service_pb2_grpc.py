@@ -29,10 +29,15 @@ class RegistryServiceStub:
     """Register agents, keep their leases alive, find them, and watch every change.
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
+    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
     writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+
+    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
+    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
+    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
+    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
     """
 
     def __init__(self, channel):
@@ -127,10 +132,15 @@ class RegistryServiceServicer:
     """Register agents, keep their leases alive, find them, and watch every change.
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
+    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
     writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+
+    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
+    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
+    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
+    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
     """
 
     def RegisterService(self, request, context):
@@ -355,10 +365,15 @@ class RegistryService:
     """Register agents, keep their leases alive, find them, and watch every change.
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE. While the store is away reads go on from memory and
+    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
     writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+
+    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
+    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
+    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
+    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
     """
 
     @staticmethod

@@ -1,0 +1,28 @@
+"""TLS of the gRPC server: the newest certificates for each new connection."""
+
+import grpc
+
+from registry_server.security.tls import Bundle, Certificates
+
+
+def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Credentials that ask for the newest bundle before each handshake. TLS 1.2 is the least that gRPC does."""
+    used = certificates.current()
+
+    def newest() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        bundle = certificates.current()
+        if bundle is used:
+            return None
+        used = bundle
+        return _configuration(bundle)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(used),
+        newest,  # type: ignore[arg-type]  # None for "no change" is documented, but not in its type
+        require_client_authentication=used.client_ca is not None,
+    )
+
+
+def _configuration(bundle: Bundle) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(bundle.key, bundle.certificate)], bundle.client_ca)

@@ -1,0 +1,290 @@
+"""The policy file: who there is, and what they may do."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from registry_server.errors import ConfigurationError
+from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
+from registry_server.security.keys import parse_hash
+from registry_server.security.lines import BadYaml, Document, Place, read_yaml
+
+LARGEST_FILE: Final = 4 << 20
+"""Bytes: more is a mistake."""
+SUBJECT: Final = "{subject}"
+"""In a pattern, stands for the subject of the token or certificate."""
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""All with a public key: with a shared secret, who can verify a token could also make one."""
+
+_PATTERN: Final = re.compile(r"[A-Za-z0-9._*-]{1,128}")
+_CLAIM: Final = re.compile(r"[^\s.]+(\.[^\s.]+)*")
+
+# What to say where pydantic's words are for programmers.
+_WORDS: Final = {
+    "extra_forbidden": "is unknown here",
+    "missing": "is missing",
+    "too_short": "must not be empty",
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "string_type": "must be text",
+    "string_pattern_mismatch": "must be 1 to 128 letters, digits and . _ - and begin with a letter or digit",
+    "datetime": "must be a time with its zone, such as 2027-01-31T00:00:00Z",
+}
+_ROLES: Final = {role.word: role for role in Role}
+
+
+def _bad(what: str) -> PydanticCustomError:
+    return PydanticCustomError("policy", what)
+
+
+def _check_hash(text: str) -> str:
+    if parse_hash(text) is None:
+        # Never repeated: it may be the key itself.
+        raise _bad("must be sha256: and 64 hexadecimal digits, as `ossa-registry keys create` prints it")
+    return text
+
+
+def _check_pattern(text: str) -> str:
+    if not _PATTERN.fullmatch(text.replace(SUBJECT, "x")):
+        raise _bad("must be a name of services, with * for any text")
+    return text
+
+
+def _check_url(text: str) -> str:
+    if not re.fullmatch(r"https://[^\s/@]+(/\S*)?|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/\S*)?", text):
+        raise _bad("must be an https:// URL without user and password (http:// for this machine alone)")
+    return text
+
+
+def _check_claim(text: str) -> str:
+    if not _CLAIM.fullmatch(text):
+        raise _bad("must be the name of a claim, with dots into objects")
+    return text
+
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+_Text = Annotated[str, Field(min_length=1, max_length=512)]
+_Hash = Annotated[str, AfterValidator(_check_hash)]
+_Url = Annotated[str, AfterValidator(_check_url)]
+_Claim = Annotated[str, AfterValidator(_check_claim)]
+_RoleWord = Literal["viewer", "agent", "operator", "admin"]
+_Patterns = tuple[Annotated[str, AfterValidator(_check_pattern)], ...]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class OwnLimits(_Model):
+    """Limits of one entry; what is not given is as in the settings."""
+
+    requests_per_second: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    burst: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    watches: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    services: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
+
+    def over(self, general: Limits) -> Limits:
+        """These, and the general ones where there are none."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return Limits(**{name: given.get(name, getattr(general, name)) for name in Limits.__slots__})
+
+
+class Grant(_Model):
+    """What an entry gives: a role, and for agents the names that they may have."""
+
+    role: _RoleWord
+    patterns: _Patterns = ()
+    limits: OwnLimits | None = None
+
+
+class ApiKey(Grant):
+    """An identity that shows a key; several hashes while one key replaces another."""
+
+    name: _Name
+    hashes: Annotated[tuple[_Hash, ...], Field(min_length=1, max_length=16)]
+    expires: AwareDatetime | None = None
+
+
+class JwtRule(Grant):
+    """What tokens get in which a claim has a value; without a claim, all tokens."""
+
+    claim: _Claim | None = None
+    has: _Text | None = None
+
+
+class JwtIssuer(_Model):
+    """Whose tokens are taken."""
+
+    name: _Name
+    issuer: _Text
+    audience: Annotated[tuple[_Text, ...], Field(min_length=1)]
+    jwks_url: _Url | None = None
+    jwks_file: _Text | None = None
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    leeway_seconds: Annotated[int, Field(ge=0, le=600)] = 30
+    subject_claim: _Claim = "sub"
+    rules: Annotated[tuple[JwtRule, ...], Field(min_length=1)]
+
+
+class CertificateRule(Grant):
+    """What clients get whose certificate has a name."""
+
+    uri: _Text | None = None
+    dns: _Text | None = None
+    common_name: _Text | None = None
+
+    @property
+    def wanted(self) -> tuple[str, str]:
+        """Kind of the name and its pattern."""
+        return next((kind, text) for kind in ("uri", "dns", "common_name") if (text := getattr(self, kind)))
+
+
+class Policy(_Model):
+    """The whole file."""
+
+    anonymous: Literal["none", "viewer"] = "none"
+    """Role of callers without a credential."""
+    api_keys: tuple[ApiKey, ...] = ()
+    jwt: tuple[JwtIssuer, ...] = ()
+    certificates: tuple[CertificateRule, ...] = ()
+
+
+class Problem(NamedTuple):
+    """Something wrong with the file."""
+
+    place: Place
+    what: str
+
+
+def role_of(word: str) -> Role:
+    """The role of a word in the file."""
+    return _ROLES[word]
+
+
+def granted(grant: Grant, name: str, method: str, subject: str, general: Limits, expires: float | None) -> Identity:
+    """Makes the identity that an entry gives.
+
+    Args:
+        grant: The entry.
+        name: Name of the identity.
+        method: How it was told.
+        subject: What stands for ``{subject}`` in patterns.
+        general: Limits where the entry has none.
+        expires: When the credential ends, in seconds since the epoch.
+    """
+    # A subject that could not be part of a name must not become a pattern of its own.
+    plain = _PATTERN.fullmatch(subject) and "*" not in subject
+    patterns = tuple(pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or plain)
+    limits = grant.limits.over(general) if grant.limits else general
+    return Identity(name, role_of(grant.role), method, patterns, limits, expires)
+
+
+def read_policy(file: Path) -> Policy:
+    """Reads and checks a policy file.
+
+    Raises:
+        ConfigurationError: It cannot be read, or something is wrong with it: one line for each problem, which begins
+            with file and line. No line repeats a value.
+    """
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise ConfigurationError(f"security.policy_file: cannot read {str(file)!r}: {error.strerror}") from None
+    if len(raw) > LARGEST_FILE:
+        raise ConfigurationError(f"security.policy_file: {str(file)!r} is larger than {LARGEST_FILE >> 20} MiB")
+    try:
+        document = read_yaml(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{file}:{line}: is not UTF-8 text") from None
+    except BadYaml as error:
+        raise ConfigurationError(f"{file}:{error.line}: {error}") from None
+    try:
+        # By way of JSON, in whose strict mode lists are tuples and text is a date, but "1" is no number.
+        policy = Policy.model_validate_json(json.dumps(document.value or {}))
+    except ValidationError as error:
+        problems = list(_described(error.errors(include_url=False, include_input=False)))
+        raise ConfigurationError("\n".join(_lines(file, document, problems))) from None
+    if problems := [*_name_problems(policy), *_key_problems(policy), *_rule_problems(policy)]:
+        raise ConfigurationError("\n".join(_lines(file, document, problems)))
+    return policy
+
+
+def _lines(file: Path, document: Document, problems: list[Problem]) -> Iterator[str]:
+    found = sorted((document.line_of(place), place, what) for place, what in problems)
+    for line, place, what in found:
+        yield f"{file}:{line}: {_path(place)}{what}"
+
+
+def _path(place: Place) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return f"{text}: " if text else ""
+
+
+def _described(details: list[ErrorDetails]) -> Iterator[Problem]:
+    places = [detail["loc"] for detail in details]
+    for detail in details:
+        kind, place = detail["type"], detail["loc"]
+        if kind == "too_short" and any(other != place and other[: len(place)] == place for other in places):
+            continue  # pydantic counts only what is right
+        if kind.startswith(("datetime", "timezone")):
+            kind = "datetime"
+        yield Problem(place, _WORDS.get(kind) or detail["msg"].replace("Input should be", "must be"))
+
+
+# What is wrong although each value by itself is right.
+
+
+def _name_problems(policy: Policy) -> Iterator[Problem]:
+    names: set[str] = set()
+    entries: list[tuple[Place, str]] = [(("api_keys", i), key.name) for i, key in enumerate(policy.api_keys)]
+    entries += [(("jwt", i), issuer.name) for i, issuer in enumerate(policy.jwt)]
+    for place, name in entries:
+        if name in names:
+            yield Problem((*place, "name"), "stands in the file already; every identity needs its own")
+        if name in {ANONYMOUS, "certificate"}:
+            yield Problem((*place, "name"), "is taken by the registry itself")
+        names.add(name)
+
+
+def _key_problems(policy: Policy) -> Iterator[Problem]:
+    hashes: set[str] = set()
+    for i, key in enumerate(policy.api_keys):
+        for j, text in enumerate(key.hashes):
+            if text in hashes:
+                yield Problem(("api_keys", i, "hashes", j), "stands in the file already")
+            hashes.add(text)
+        yield from _grant(key, ("api_keys", i), subject=False)
+
+
+def _rule_problems(policy: Policy) -> Iterator[Problem]:
+    issuers: set[str] = set()
+    for i, issuer in enumerate(policy.jwt):
+        if issuer.issuer in issuers:
+            yield Problem(("jwt", i, "issuer"), "stands in the file already")
+        issuers.add(issuer.issuer)
+        if (issuer.jwks_url is None) == (issuer.jwks_file is None):
+            yield Problem(("jwt", i), "needs one of jwks_url and jwks_file")
+        for j, rule in enumerate(issuer.rules):
+            if (rule.claim is None) != (rule.has is None):
+                yield Problem(("jwt", i, "rules", j), "needs both of claim and has, or none for all tokens")
+            yield from _grant(rule, ("jwt", i, "rules", j))
+    for i, certificate in enumerate(policy.certificates):
+        if [certificate.uri, certificate.dns, certificate.common_name].count(None) != 2:  # noqa: PLR2004 - one of three
+            yield Problem(("certificates", i), "needs one of uri, dns and common_name")
+        yield from _grant(certificate, ("certificates", i))
+
+
+def _grant(grant: Grant, place: Place, *, subject: bool = True) -> Iterator[Problem]:
+    if grant.role == "agent" and not grant.patterns:
+        yield Problem(place, "needs patterns: an agent may have only services whose names match")
+    if grant.role != "agent" and grant.patterns:
+        yield Problem((*place, "patterns"), "are for the role agent alone")
+    if not subject and any(SUBJECT in pattern for pattern in grant.patterns):
+        yield Problem((*place, "patterns"), f"cannot have {SUBJECT}: a key has none")

@@ -1,0 +1,80 @@
+"""A call whose path is no text ends grpc.aio's server; ours goes on."""
+
+import asyncio
+
+import grpc
+from structlog.testing import capture_logs
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, header_block
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import Server, ServerProcess, connected
+
+SECRET = b"secret-in-bytes-\xff"
+
+
+async def strike(address: str, path: bytes = b"/ossa.registry.v1.RegistryService/GetStats\xff") -> None:
+    """Sends one call with this path, and a credential that is no text either."""
+    host, _, port = address.rpartition(":")
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path),
+        (b":authority", b"a"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+        (b"authorization", b"Bearer " + SECRET),
+    ]
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS, 1, header_block(fields)))
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.transport.abort()
+
+
+async def served_again(address: str) -> None:
+    """Waits until a new client is answered."""
+    async with asyncio.timeout(30):
+        while True:
+            async with connected(address) as (_, stub):
+                if await stub.GetStats(pb.GetStatsRequest(), timeout=5).code() is grpc.StatusCode.OK:
+                    return
+
+
+async def test_a_path_that_is_no_text_does_not_end_the_server(server: Server) -> None:
+    async with connected(server.grpc_address) as (_, watching):
+        watch = watching.WatchEvents(pb.WatchEventsRequest())
+        await watch.read()
+        with capture_logs() as logs:
+            for _ in range(4):
+                await strike(server.grpc_address)
+                await served_again(server.grpc_address)
+        # What was under way goes on.
+        async with connected(server.grpc_address) as (_, stub):
+            await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("one")), timeout=10)
+        async with asyncio.timeout(20):
+            message = await watch.read()
+        assert isinstance(message, pb.WatchEventsResponse)
+        assert [event.service.name for event in message.events] == ["one"]
+        watch.cancel()
+    told = [line for line in logs if line["event"].startswith("gRPC was ended")]
+    assert 1 <= len(told) <= 4
+
+
+async def test_it_drains_and_ends_all_the_same_and_logs_nothing_of_what_was_sent(redis: RedisProcess) -> None:
+    async with ServerProcess(f"--redis.url={redis.url}") as server:
+        for _ in range(3):
+            await strike(server.grpc_address)
+            await served_again(server.grpc_address)
+        await strike(server.grpc_address, b"/ossa.registry.v1.RegistryService/GetStats")
+        async with connected(server.grpc_address) as (_, stub):
+            watch = stub.WatchEvents(pb.WatchEventsRequest())
+            await watch.read()
+            await strike(server.grpc_address)
+            await served_again(server.grpc_address)
+            assert await server.stop() == 0
+            assert await watch.code() is grpc.StatusCode.UNAVAILABLE
+    assert [line for line in server.log if line.get("level") in {"error", "critical"}] == []
+    assert "secret-in-bytes" not in str(server.log)
+    assert "GetStats" not in str(server.log)

@@ -1,0 +1,110 @@
+"""Redis over TLS, as a user of its ACL."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.app import serving
+from registry_server.config import RedisSettings, RedisUrl
+from registry_server.errors import ConfigurationError
+from registry_server.store import RedisTls
+from tests.support.certificates import Authority
+from tests.support.redis_process import PORTS, RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import running, settings
+from tests.unit.test_docs import text_of
+
+USER, PASSWORD = "registry", "s3cr3t-of-redis"
+# As docs/security.md gives it.
+ACL = "~ossa:* resetchannels +@read +@write +@scripting +@connection +info +time"
+
+
+class TlsRedis:
+    """A redis-server with a TLS port that asks for certificates, and a user with just what the registry needs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.authority = Authority(directory / "authority")
+        self.client = self.authority.files("client", "client.test")
+        certificate, key = self.authority.files("redis", "localhost")
+        # A clash of ports makes redis-server end, which the fixture would tell.
+        self.port = random.choice(PORTS)
+        self.process = RedisProcess(
+            directory / "redis",
+            *("--tls-port", str(self.port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)),
+            *("--tls-ca-cert-file", str(self.authority.file), "--tls-auth-clients", "yes"),
+            *("--user", USER, "on", f">{PASSWORD}", *ACL.split()),
+        )
+
+    def section(self, host: str = "localhost", user: str = USER, password: str = PASSWORD) -> dict[str, object]:
+        return {
+            "url": RedisUrl(f"rediss://{user}:{password}@{host}:{self.port}/0"),
+            "tls_ca_file": self.authority.file,
+            "tls_cert_file": self.client[0],
+            "tls_key_file": self.client[1],
+        }
+
+
+@pytest.fixture
+async def tls_redis(tmp_path: Path) -> AsyncIterator[TlsRedis]:
+    made = TlsRedis(tmp_path)
+    async with made.process:
+        yield made
+
+
+async def test_the_registry_works_over_tls_as_a_user_with_few_rights(tls_redis: TlsRedis) -> None:
+    async with running("unused", redis=tls_redis.section()) as server:
+        await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service("one")))
+        await server.stub.Heartbeat(pb.HeartbeatRequest(names=["one"]))
+        await server.stub.GetServiceHealth(pb.GetServiceHealthRequest(name="one"))
+        await server.stub.Cleanup(pb.CleanupRequest())
+        await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="one"))
+    assert ACL in text_of("docs/security.md")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": "127.0.0.1"},  # not a name in the certificate
+        {"password": "wrong"},
+        {"user": "nobody"},
+    ],
+    ids=str,
+)
+async def test_a_wrong_name_or_password_never_serves_and_is_told_without_it(
+    change: dict[str, str], tls_redis: TlsRedis
+) -> None:
+    whole = settings("unused", redis=tls_redis.section(**change))
+    with capture_logs() as logs:
+        async with serving(whole) as served:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.5):
+                    await served.parts.loaded.wait()
+    assert logs
+    assert PASSWORD not in str(logs) + repr(whole) + str(whole.redis.url)
+
+
+async def test_an_authority_that_is_not_ours_is_not_trusted(tls_redis: TlsRedis, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    async with serving(settings("unused", redis=tls_redis.section() | {"tls_ca_file": stranger.file})) as served:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await served.parts.loaded.wait()
+
+
+def test_files_that_are_no_good_are_told_at_the_start(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, _ = authority.files("one")
+    _, other = authority.files("two")
+    for files in (RedisTls(ca=tmp_path / "nowhere"), RedisTls(ca=other), RedisTls(authority.file, certificate, other)):
+        with pytest.raises(ConfigurationError, match=r"^redis\.tls_ca_file"):
+            files.check()
+
+
+def test_a_key_goes_with_its_certificate() -> None:
+    with pytest.raises(ValueError, match="together"):
+        RedisSettings(tls_key_file=Path("/nowhere"))
