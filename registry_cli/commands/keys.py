@@ -7,7 +7,7 @@ import click
 
 @click.group("keys")
 def command() -> None:
-    """API keys for agents and people."""
+    """Make API keys for agents and people."""
 
 
 @command.command()

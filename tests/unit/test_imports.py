@@ -47,7 +47,7 @@ KEPT_TO: Final = {
     "aiohttp": ("registry_server.gateway", "registry_server.health.probes", "registry_server.security.jwks"),
     "aiohttp.web": ("registry_server.gateway",),
     "jwt": ("registry_server.security",),
-    "yaml": ("registry_server.security",),
+    "yaml": ("registry_server.security", "registry_cli"),
     "pydantic": ("registry_server.config", "registry_server.security.policy"),
     "pydantic_settings": ("registry_server.config",),
     "click": ("registry_cli",),
