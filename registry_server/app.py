@@ -34,6 +34,7 @@ from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
 from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
+from registry_server.telemetry.samples import Samples
 from registry_server.writes import Writes
 
 log = structlog.get_logger(__name__)
@@ -46,6 +47,10 @@ class Parts(NamedTuple):
     hub: WatchHub
     follower: Follower
     monitor: HealthMonitor
+    store: RedisStore
+    discovery: Discovery
+    replica: Replica
+    samples: Samples
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
@@ -111,15 +116,25 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
     """
     async with open_parts(settings) as parts:
-        rpc = RpcServer(parts.registry, settings.grpc)
-        metrics = Metrics(parts.monitor)
+        rpc = RpcServer(parts.registry, settings.grpc, settings.log)
+        metrics = Metrics(
+            store=parts.store,
+            replica=parts.replica,
+            discovery=parts.discovery,
+            hub=parts.hub,
+            follower=parts.follower,
+            monitor=parts.monitor,
+            samples=parts.samples,
+        )
         http = HttpServer(
             parts.registry,
             settings.http,
             metrics=metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
+            logs=settings.log,
         )
+        metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
@@ -167,6 +182,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 group.create_task(parts.follower.run(), name="follower"),
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
+                group.create_task(parts.samples.run(), name="samples"),
             ]
             if settings.health_check.enabled:
                 start = _after(parts.loaded, parts.registry.start_health_monitoring)
@@ -229,7 +245,7 @@ def _build(settings: Settings, store: RedisStore) -> Parts:
         policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, loaded)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -216,6 +216,8 @@ class LogSettings(_Group):
     """Least level that is logged."""
     format: Literal["auto", "console", "json"] = "auto"
     """Form of the lines; auto is console on a terminal and json elsewhere."""
+    requests: Literal["off", "errors", "all"] = "errors"
+    """Which requests get a line: none, those that end with an error, or all of them."""
 
 
 class ShutdownSettings(_Group):

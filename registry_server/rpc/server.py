@@ -1,20 +1,24 @@
 """``RpcServer``: the gRPC server with everything on it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_server.config import GrpcSettings
+from registry_server.config import GrpcSettings, LogSettings
 from registry_server.errors import ConfigurationError
+from registry_server.origin import ORIGIN, REQUEST_ID_HEADER, Origin
 from registry_server.registry import ServiceRegistry
+from registry_server.rpc.calls import Method, origin_of
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.service import RegistryRpc
@@ -33,14 +37,18 @@ log = structlog.get_logger(__name__)
 class RpcServer:
     """Serves ``RegistryService``, ``grpc.health.v1`` and reflection."""
 
-    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings) -> None:
+    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings, logs: LogSettings | None = None) -> None:
         self._settings = settings
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings))
+        logs = logs or LogSettings()
+        methods = pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+        self.methods = {each.name: Method(each.name, logs, streams=each.server_streaming) for each in methods}
+        """What is counted of each RPC."""
         rpc = RegistryRpc(registry, self._drain)
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain)),)
+            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, self.methods)),)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
@@ -99,7 +107,9 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _handlers(rpc: RegistryRpc, drain: Drain) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
+def _handlers(
+    rpc: RegistryRpc, drain: Drain, of: Mapping[str, Method]
+) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
@@ -117,48 +127,68 @@ def _handlers(rpc: RegistryRpc, drain: Drain) -> "dict[str, grpc.RpcMethodHandle
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
     return {
-        **{name: grpc.unary_unary_rpc_method_handler(_unary(method, drain)) for name, method in methods.items()},
-        "KeepAlive": grpc.stream_stream_rpc_method_handler(_stream(rpc.keep_alive, drain)),
-        "WatchEvents": grpc.unary_stream_rpc_method_handler(_stream(rpc.watch_events, drain)),
+        **{name: grpc.unary_unary_rpc_method_handler(_unary(call, drain, of[name])) for name, call in methods.items()},
+        "KeepAlive": grpc.stream_stream_rpc_method_handler(_stream(rpc.keep_alive, drain, of["KeepAlive"])),
+        "WatchEvents": grpc.unary_stream_rpc_method_handler(_stream(rpc.watch_events, drain, of["WatchEvents"])),
     }
 
 
 def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
+        ORIGIN.set(origin_of(context))  # in a task of its own: nobody has to take it back
         return (await method(parse(kind, wire), context)).SerializeToString()
 
     return handler
 
 
-def _unary(method: _Unary, drain: Drain) -> Any:
+def _unary(call: _Unary, drain: Drain, method: Method) -> Any:
     async def handler(wire: bytes, context: Context) -> bytes:
         drain.enter()
+        began, code, origin = time.perf_counter(), "OK", None
         try:
-            return await method(wire, context)
+            if method.tells_all:
+                origin = origin_of(context)
+                context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
+            return await call(wire, context)
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
-            await _abort(context, error)
+            status, origin = status_of(error), origin or ORIGIN.get() or origin_of(context)
+            code = code_of(status).name
+            await _abort(context, status, origin)
+        except asyncio.CancelledError:  # the client has left, or its deadline has passed
+            code = "CANCELLED"
+            raise
         finally:
             drain.leave()
+            method.ended(code, began, context, origin)
 
     return handler
 
 
-def _stream(method: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: Drain) -> Any:
+def _stream(call: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: Drain, method: Method) -> Any:
     async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
         drain.enter()
+        method.under_way += 1
+        began, code, origin = time.perf_counter(), "OK", origin_of(context)
         try:
             # Closed by us: a stream that the client has left must not wait for the garbage collector.
-            async with aclosing(method(request, context)) as messages:
+            async with aclosing(call(request, context)) as messages:
                 async for message in messages:
                     yield message
         except Exception as error:  # noqa: BLE001 - as above
-            await _abort(context, error)
+            status = status_of(error)
+            code = code_of(status).name
+            await _abort(context, status, origin)
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
         finally:
             drain.leave()
+            method.under_way -= 1
+            method.ended(code, began, context, origin)
 
     return handler
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    status = status_of(error)
-    await context.abort(code_of(status), status.message, trailers_of(status))
+async def _abort(context: Context, status: Status, origin: Origin) -> NoReturn:
+    trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), (REQUEST_ID_HEADER, origin.request_id))
+    await context.abort(code_of(status), status.message, trailers)

@@ -1,6 +1,7 @@
 """Group commit: commands given while a round trip is under way share the next one."""
 
 import asyncio
+import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -8,6 +9,7 @@ from redis.exceptions import NoScriptError
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store.failures import as_unavailable, translated
+from registry_server.store.figures import StoreFigures
 from registry_server.store.lua import Scripts
 
 _LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
@@ -22,6 +24,7 @@ class Commands:
     """
 
     def __init__(self, client: Redis, scripts: Scripts) -> None:
+        self.figures = StoreFigures()
         self._client = client
         self._scripts = scripts
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
@@ -47,7 +50,18 @@ class Commands:
 
     async def script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
         """Runs a Lua script by its name; errors as in ``run``."""
-        return await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+        began, how = time.perf_counter(), "failed"
+        try:
+            answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+            how = "ok"
+        finally:
+            self.figures.scripts[name].count(how, time.perf_counter() - began)
+        return answer
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for their round trip."""
+        return len(self._waiting)
 
     async def load_scripts(self) -> None:
         """Makes the scripts known to Redis; needed once for each start of a Redis."""

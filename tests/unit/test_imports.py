@@ -14,6 +14,8 @@ LAYERS: Final = (
     "errors",
     "clock",
     "tasks",
+    "figures",
+    "origin",
     "config",
     # The domain, what keeps it, and the copy that answers.
     "model",

@@ -8,8 +8,8 @@ from registry_server.health.probes import Outcome
 
 def test_nothing_is_counted_at_first() -> None:
     figures = Figures()
-    assert figures.late == figures.lateness_sum == sum(figures.lateness) == sum(figures.outcomes.values()) == 0
-    assert len(figures.lateness) == len(LATENESS_BOUNDS) + 1
+    assert figures.late == figures.lateness.sum == sum(figures.lateness.counts) == sum(figures.outcomes.values()) == 0
+    assert len(figures.lateness.counts) == len(LATENESS_BOUNDS) + 1
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_nothing_is_counted_at_first() -> None:
 def test_lateness_is_counted_in_the_class_whose_bound_it_does_not_pass(lateness: float, index: int) -> None:
     figures = Figures()
     figures.began(lateness)
-    assert [i for i, count in enumerate(figures.lateness) if count] == [index]
+    assert [i for i, count in enumerate(figures.lateness.counts) if count] == [index]
     assert index == len(LATENESS_BOUNDS) or lateness <= LATENESS_BOUNDS[index]
-    assert figures.lateness_sum == lateness
+    assert figures.lateness.sum == lateness
 
 
 @pytest.mark.parametrize(("lateness", "late"), [(0.0, 0), (1.0, 0), (1.001, 1)])
@@ -48,10 +48,10 @@ def test_every_probe_that_begins_is_in_one_class(latenesses: list[float]) -> Non
     figures = Figures()
     for lateness in latenesses:
         figures.began(lateness)
-    assert sum(figures.lateness) == len(latenesses)
+    assert sum(figures.lateness.counts) == len(latenesses)
     for i, bound in enumerate(LATENESS_BOUNDS):
-        assert sum(figures.lateness[: i + 1]) == sum(lateness <= bound for lateness in latenesses)
-    assert figures.lateness_sum == pytest.approx(sum(latenesses))
+        assert sum(figures.lateness.counts[: i + 1]) == sum(lateness <= bound for lateness in latenesses)
+    assert figures.lateness.sum == pytest.approx(sum(latenesses))
 
 
 def test_results_are_counted_by_their_kind() -> None:
