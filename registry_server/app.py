@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from registry_server import __version__
+from registry_server.audit import Audit
 from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
 from registry_server.clock import system_clock
 from registry_server.config import EMBEDDED, Settings
@@ -173,9 +174,13 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
         )
         stack.push_async_callback(store.close)
-        parts = _build(settings, store)
+        audit = Audit(enabled=settings.log.audit != "off")
+        parts = _build(settings, store, audit)
         sweeper = LeaseSweeper(
-            store, interval=settings.lease.sweep_interval_ms / 1000, restore=parts.registry.restore_documents
+            store,
+            interval=settings.lease.sweep_interval_ms / 1000,
+            restore=parts.registry.restore_documents,
+            audit=audit,
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -194,7 +199,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 await parts.monitor.stop()
 
 
-def _build(settings: Settings, store: RedisStore) -> Parts:
+def _build(settings: Settings, store: RedisStore, audit: Audit) -> Parts:
     """Puts the parts together; nothing runs yet."""
     replica = Replica(settings.redis.events_max_length)
     discovery = Discovery(replica)
@@ -243,6 +248,7 @@ def _build(settings: Settings, store: RedisStore) -> Parts:
         monitor=monitor,
         reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
         policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
+        audit=audit,
         clock=system_clock,
     )
     return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), loaded)

@@ -56,6 +56,12 @@ def _directory(value: object) -> object:
     return path
 
 
+def _destination(value: str) -> str:
+    if value not in ("log", "off") and ("/" not in value or value.endswith("/")):
+        raise bad_setting("must be log, off or the path of a file, with a slash in it")
+    return value
+
+
 Number = Annotated[int, BeforeValidator(_not_bool)]
 Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
 
@@ -218,6 +224,9 @@ class LogSettings(_Group):
     """Form of the lines; auto is console on a terminal and json elsewhere."""
     requests: Literal["off", "errors", "all"] = "errors"
     """Which requests get a line: none, those that end with an error, or all of them."""
+    audit: Annotated[str, AfterValidator(_destination), Metavar("WHERE")] = "log"
+    """Where changes are written, each with who made it: log, among the rest; off; or the path of a file, with a slash
+    in it."""
 
 
 class ShutdownSettings(_Group):

@@ -49,6 +49,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "log.level": ("info", "debug", "debug"),
     "log.format": ("auto", "json", "json"),
     "log.requests": ("errors", "all", "all"),
+    "log.audit": ("log", "/var/log/ossa/audit.log", "/var/log/ossa/audit.log"),
     "shutdown.grace_seconds": (10, "0", 0),
 }
 BY_KEY = {setting.key: setting for setting in SETTINGS}

@@ -16,6 +16,7 @@ LAYERS: Final = (
     "tasks",
     "figures",
     "origin",
+    "audit",
     "config",
     # The domain, what keeps it, and the copy that answers.
     "model",
