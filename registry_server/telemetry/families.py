@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -16,7 +17,9 @@ from registry_server.rpc.calls import Method
 from registry_server.store import RedisStore
 from registry_server.telemetry.samples import Samples
 
-PREFIX = "ossa_registry_"
+PREFIX: Final = "ossa_registry_"
+# A counter that begins at its first error looks to Prometheus as if it had always stood there.
+_FROM_THE_START: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 
 def of_rpc(methods: Mapping[str, Method]) -> Iterator[Metric]:
@@ -27,7 +30,7 @@ def of_rpc(methods: Mapping[str, Method]) -> Iterator[Metric]:
     seconds = _histogram("grpc_request_duration_seconds", "How long RPCs took; without streams", ["method"])
     open_ = GaugeMetricFamily(PREFIX + "grpc_streams", "Streams that are open", labels=["method"])
     for name, method in methods.items():
-        for code, count in {"OK": 0, **method.calls.ended}.items():
+        for code, count in {**_FROM_THE_START, **method.calls.ended}.items():
             requests.add_metric([name, code], count)
         if method.streams:
             open_.add_metric([name], method.under_way)
