@@ -36,6 +36,7 @@ from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
 from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
 from registry_server.telemetry.samples import Samples
+from registry_server.tracing import Tracer
 from registry_server.writes import Writes
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
     discovery: Discovery
     replica: Replica
     samples: Samples
+    tracer: Tracer | None
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
@@ -117,7 +119,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
     """
     async with open_parts(settings) as parts:
-        rpc = RpcServer(parts.registry, settings.grpc, settings.log)
+        rpc = RpcServer(parts.registry, settings.grpc, settings.log, parts.tracer)
         metrics = Metrics(
             store=parts.store,
             replica=parts.replica,
@@ -134,6 +136,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
             logs=settings.log,
+            tracer=parts.tracer,
         )
         metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
@@ -166,16 +169,18 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             log.info("embedded Redis started", version=embedded.version, data_dir=str(settings.data_dir))
         else:
             log.info("using Redis", url=settings.redis.safe_url)
+        tracer = await stack.enter_async_context(_tracing()) if settings.trace.enabled else None
         store = RedisStore(
             url,
             key_prefix=settings.redis.key_prefix,
             timeout=settings.redis.timeout_ms / 1000,
             events_max_length=settings.redis.events_max_length,
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
+            tracer=tracer,
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off")
-        parts = _build(settings, store, audit)
+        parts = _build(settings, store, audit, tracer)
         sweeper = LeaseSweeper(
             store,
             interval=settings.lease.sweep_interval_ms / 1000,
@@ -199,7 +204,21 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 await parts.monitor.stop()
 
 
-def _build(settings: Settings, store: RedisStore, audit: Audit) -> Parts:
+@asynccontextmanager
+async def _tracing() -> AsyncIterator[Tracer]:
+    """A tracer; what it has not sent yet is sent on leaving."""
+    try:
+        from registry_server.telemetry.otel import OtelTracer  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise ConfigurationError("trace.enabled: needs OpenTelemetry: pip install 'ossa-registry[otel]'") from error
+    tracer = OtelTracer()
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)
+
+
+def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer | None) -> Parts:
     """Puts the parts together; nothing runs yet."""
     replica = Replica(settings.redis.events_max_length)
     discovery = Discovery(replica)
@@ -251,7 +270,7 @@ def _build(settings: Settings, store: RedisStore, audit: Audit) -> Parts:
         audit=audit,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), loaded)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), tracer, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

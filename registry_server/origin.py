@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import count
 from typing import Final, Literal, TypeAlias
 
+from registry_server.tracing import TRACE_ID
+
 Transport: TypeAlias = Literal["grpc", "http"]
 
 REQUEST_ID_HEADER: Final = "x-request-id"
@@ -48,8 +50,8 @@ class Origin:
 
     @cached_property
     def trace_id(self) -> str:
-        """The W3C trace that the call belongs to, 32 hexadecimal digits; empty if its client did not say."""
-        return trace_id_of(self._header(TRACE_HEADER))
+        """The W3C trace that the call belongs to, 32 hexadecimal digits; empty if there is none."""
+        return TRACE_ID.get() or trace_id_of(self._header(TRACE_HEADER))
 
     @cached_property
     def peer(self) -> str:

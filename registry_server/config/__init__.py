@@ -11,6 +11,7 @@ from registry_server.config.models import (
     RedisSettings,
     Settings,
     ShutdownSettings,
+    TraceSettings,
     WatchSettings,
 )
 from registry_server.config.networks import DENIED_NETWORKS, Network
@@ -30,6 +31,7 @@ __all__ = [
     "RedisUrl",
     "Settings",
     "ShutdownSettings",
+    "TraceSettings",
     "WatchSettings",
     "load_settings",
     "usage",

@@ -229,6 +229,14 @@ class LogSettings(_Group):
     in it."""
 
 
+class TraceSettings(_Group):
+    """Traces."""
+
+    enabled: bool = False
+    """Whether calls are traced by OpenTelemetry, which needs the extra otel. The standard variables OTEL_* say where
+    the traces go."""
+
+
 class ShutdownSettings(_Group):
     """Shutdown."""
 
@@ -266,6 +274,7 @@ class Settings(BaseSettings):
     lease: LeaseSettings = LeaseSettings()
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
 
     @field_validator("workers")

@@ -19,6 +19,7 @@ from registry_server.config import LogSettings
 from registry_server.figures import Histogram
 from registry_server.gateway.envelope import Envelope, failure_of
 from registry_server.origin import ORIGIN, Origin
+from registry_server.tracing import Attributes, Tracer
 
 LONGEST_URL: Final = 8_192
 """Most bytes of path and query."""
@@ -59,7 +60,13 @@ class Middleware:
     """
 
     def __init__(
-        self, envelope: Envelope, cors_origins: Collection[str], logs: LogSettings, *, write_timeout: float
+        self,
+        envelope: Envelope,
+        cors_origins: Collection[str],
+        logs: LogSettings,
+        *,
+        write_timeout: float,
+        tracer: Tracer | None = None,
     ) -> None:
         """Makes it.
 
@@ -68,7 +75,9 @@ class Middleware:
             cors_origins: Origins whose pages are let in, or ``*``.
             logs: Which requests get a line.
             write_timeout: Seconds within which a client must take 64 KiB.
+            tracer: Times requests, if they are traced.
         """
+        self._tracer = tracer
         self._envelope = envelope
         self._write_timeout = write_timeout
         self._any_origin = "*" in cors_origins
@@ -144,7 +153,7 @@ class Middleware:
                 self._tell(request, response.status, seconds, origin)
             return response
 
-        return around
+        return around if self._tracer is None else _traced(around, path, self._tracer)
 
     async def _send(self, request: web.Request, response: web.Response) -> None:
         """Sends an answer that may not fit the buffers between here and the client, which may never read it."""
@@ -187,6 +196,19 @@ class Middleware:
             milliseconds=round(seconds * 1000, 3),
             **origin.fields(),
         )
+
+
+def _traced(handler: Handler, path: str, tracer: Tracer) -> Handler:
+    async def traced(request: web.Request) -> web.StreamResponse:
+        method = request.method if request.method in _COUNTED else "_OTHER"
+        known: Attributes = {"http.request.method": method, "http.route": path}
+        with tracer.call(f"{method} {path}", known, request.headers.get) as span:
+            response = await handler(request)
+            status = response.status
+            span.ended({"http.response.status_code": status}, failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return response
+
+    return traced
 
 
 def _peer(request: web.Request) -> str:

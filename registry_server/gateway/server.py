@@ -20,6 +20,7 @@ from registry_server.gateway.middleware import LONGEST_URL, Middleware, Route
 from registry_server.gateway.routes import BASE, Api
 from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
+from registry_server.tracing import Tracer
 
 
 class HttpFigures(NamedTuple):
@@ -49,6 +50,7 @@ class HttpServer:
         metrics_type: str,
         grace: float,
         logs: LogSettings | None = None,
+        tracer: Tracer | None = None,
         clock: Clock = system_clock,
     ) -> None:
         """Puts the parts together.
@@ -60,6 +62,7 @@ class HttpServer:
             metrics_type: Their content type.
             grace: Seconds that requests under way have when the server stops.
             logs: Which requests get a line in the log; by default those that end with an error.
+            tracer: Times requests, if they are traced.
             clock: Wall clock.
         """
         self._registry = registry
@@ -69,7 +72,9 @@ class HttpServer:
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
-        middleware = Middleware(envelope, settings.cors_origins, logs or LogSettings(), write_timeout=write_timeout)
+        middleware = Middleware(
+            envelope, settings.cors_origins, logs or LogSettings(), write_timeout=write_timeout, tracer=tracer
+        )
         api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
         events = EventStream(
             registry,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -55,10 +56,11 @@ class Method:
 
 def origin_of(context: Context) -> Origin:
     """Where a call comes from."""
+    return Origin("grpc", partial(header_of, context), context.peer)
 
-    def header(name: str) -> str | None:
-        metadata: Any = context.invocation_metadata()
-        value = next((value for key, value in metadata or () if key == name), None)
-        return value if isinstance(value, str) else None
 
-    return Origin("grpc", header, context.peer)
+def header_of(context: Context, name: str) -> str | None:
+    """The first value of a key of the metadata, if it is text."""
+    metadata: Any = context.invocation_metadata()
+    value = next((value for key, value in metadata or () if key == name), None)
+    return value if isinstance(value, str) else None

@@ -23,6 +23,8 @@ from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import code_of, status_of, trailers_of
+from registry_server.rpc.traces import traced_stream, traced_unary
+from registry_server.tracing import Tracer
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -37,7 +39,13 @@ log = structlog.get_logger(__name__)
 class RpcServer:
     """Serves ``RegistryService``, ``grpc.health.v1`` and reflection."""
 
-    def __init__(self, registry: ServiceRegistry, settings: GrpcSettings, logs: LogSettings | None = None) -> None:
+    def __init__(
+        self,
+        registry: ServiceRegistry,
+        settings: GrpcSettings,
+        logs: LogSettings | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._settings = settings
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
@@ -48,7 +56,7 @@ class RpcServer:
         """What is counted of each RPC."""
         rpc = RegistryRpc(registry, self._drain)
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, self.methods)),)
+            (grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, self.methods, tracer)),)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
@@ -108,7 +116,7 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
 
 
 def _handlers(
-    rpc: RegistryRpc, drain: Drain, of: Mapping[str, Method]
+    rpc: RegistryRpc, drain: Drain, of: Mapping[str, Method], tracer: Tracer | None
 ) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
@@ -126,10 +134,17 @@ def _handlers(
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
+    unary = {name: _unary(call, drain, of[name]) for name, call in methods.items()}
+    keep_alive = _stream(rpc.keep_alive, drain, of["KeepAlive"])
+    watch_events = _stream(rpc.watch_events, drain, of["WatchEvents"])
+    if tracer is not None:
+        unary = {name: traced_unary(handler, name, tracer) for name, handler in unary.items()}
+        keep_alive = traced_stream(keep_alive, "KeepAlive", tracer)
+        watch_events = traced_stream(watch_events, "WatchEvents", tracer)
     return {
-        **{name: grpc.unary_unary_rpc_method_handler(_unary(call, drain, of[name])) for name, call in methods.items()},
-        "KeepAlive": grpc.stream_stream_rpc_method_handler(_stream(rpc.keep_alive, drain, of["KeepAlive"])),
-        "WatchEvents": grpc.unary_stream_rpc_method_handler(_stream(rpc.watch_events, drain, of["WatchEvents"])),
+        **{name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in unary.items()},
+        "KeepAlive": grpc.stream_stream_rpc_method_handler(keep_alive),
+        "WatchEvents": grpc.unary_stream_rpc_method_handler(watch_events),
     }
 
 

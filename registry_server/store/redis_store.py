@@ -28,6 +28,7 @@ from registry_server.store.values import (
     Sweep,
     stored_event,
 )
+from registry_server.tracing import Tracer
 
 OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
 PAGE: Final = 1000
@@ -53,6 +54,7 @@ class RedisStore:
         timeout: float = 2.0,
         events_max_length: int = 10_000,
         sweep_interval: float = 1.0,
+        tracer: Tracer | None = None,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
@@ -62,6 +64,7 @@ class RedisStore:
             timeout: Seconds that one answer of Redis may take.
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
+            tracer: Times scripts that calls wait for, if calls are traced.
         """
         self.keys = Keys.under(key_prefix)
         self._script_keys = (
@@ -80,7 +83,7 @@ class RedisStore:
         self._client = _client(url, timeout)
         # Reads of its own, since a blocking read holds its connection.
         self._tail = _client(url, timeout + TAIL_BLOCK)
-        self._commands = Commands(self._client, Scripts())
+        self._commands = Commands(self._client, Scripts(), tracer)
 
     @property
     def figures(self) -> StoreFigures:

@@ -50,6 +50,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "log.format": ("auto", "json", "json"),
     "log.requests": ("errors", "all", "all"),
     "log.audit": ("log", "/var/log/ossa/audit.log", "/var/log/ossa/audit.log"),
+    "trace.enabled": (False, "true", True),
     "shutdown.grace_seconds": (10, "0", 0),
 }
 BY_KEY = {setting.key: setting for setting in SETTINGS}

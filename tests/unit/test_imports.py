@@ -15,6 +15,7 @@ LAYERS: Final = (
     "clock",
     "tasks",
     "figures",
+    "tracing",
     "origin",
     "audit",
     "config",
@@ -48,6 +49,7 @@ KEPT_TO: Final = {
     "pydantic": ("registry_server.config",),
     "pydantic_settings": ("registry_server.config",),
     "click": ("registry_cli",),
+    "opentelemetry": ("registry_server.telemetry",),
 }
 
 
