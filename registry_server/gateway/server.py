@@ -1,7 +1,7 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from aiohttp import web
@@ -46,7 +46,7 @@ class HttpServer:
         registry: ServiceRegistry,
         settings: HttpSettings,
         *,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[], Awaitable[bytes]],
         metrics_type: str,
         grace: float,
         logs: LogSettings | None = None,
@@ -152,7 +152,7 @@ class HttpServer:
         return web.json_response({"status": "alive"})
 
     async def _tell_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics(), headers={"Content-Type": self._metrics_type})
+        return web.Response(body=await self._metrics(), headers={"Content-Type": self._metrics_type})
 
 
 def _server_logger() -> logging.Logger:

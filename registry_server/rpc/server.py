@@ -184,6 +184,8 @@ def _stream(call: Callable[[Any, Context], AsyncGenerator[bytes, None]], drain: 
         drain.enter()
         method.under_way += 1
         began, code, origin = time.perf_counter(), "OK", origin_of(context)
+        if method.tells_all:
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
         try:
             # Closed by us: a stream that the client has left must not wait for the garbage collector.
             async with aclosing(call(request, context)) as messages:

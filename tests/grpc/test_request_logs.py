@@ -91,8 +91,21 @@ async def stream(server: Server) -> None:
     call.cancel()
 
 
+async def stream_to_its_end(server: Server) -> None:
+    call = server.stub.KeepAlive(metadata=(("x-request-id", "mine-2"),))
+    await call.write(pb.KeepAliveRequest(names=["a"]))
+    await call.done_writing()
+    assert [list(answer.unknown_names) async for answer in call] == [["a"]]
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine-2"
+
+
 @pytest.mark.parametrize(
-    ("call", "method", "code"), [(unary, "DiscoverServices", "OK"), (stream, "WatchEvents", "CANCELLED")]
+    ("call", "method", "code"),
+    [
+        (unary, "DiscoverServices", "OK"),
+        (stream, "WatchEvents", "CANCELLED"),
+        (stream_to_its_end, "KeepAlive", "OK"),
+    ],
 )
 async def test_all_calls_are_told_for_who_asks_for_it(
     call: Callable[[Server], Coroutine[Any, Any, None]], method: str, code: str, redis: RedisProcess
