@@ -150,7 +150,8 @@ def _handlers(
 
 def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
-        ORIGIN.set(origin_of(context))  # in a task of its own: nobody has to take it back
+        if ORIGIN.get() is None:  # a call has a task of its own: nobody has to take it back
+            ORIGIN.set(origin_of(context))
         return (await method(parse(kind, wire), context)).SerializeToString()
 
     return handler
@@ -163,6 +164,7 @@ def _unary(call: _Unary, drain: Drain, method: Method) -> Any:
         try:
             if method.tells_all:
                 origin = origin_of(context)
+                ORIGIN.set(origin)
                 context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
             return await call(wire, context)
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status

@@ -62,6 +62,16 @@ async def test_a_change_is_told_with_who_and_where_from(redis: RedisProcess) -> 
     }
 
 
+@pytest.mark.parametrize("requests", ["errors", "all"])
+async def test_the_lines_of_a_request_and_of_its_change_have_one_id(requests: str, redis: RedisProcess) -> None:
+    async with audited(redis, log={"requests": requests}) as (server, logs):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="nobody"))
+        await until(lambda: any(line["event"] == "request" for line in logs))
+        ids = {line["request_id"] for line in logs if line["event"] in ("request", "change")}
+    assert ids == {dict(caught.value.trailing_metadata() or ())["x-request-id"]}
+
+
 async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProcess) -> None:
     async with audited(redis) as (server, logs):
         await register(server, "a")
