@@ -82,7 +82,8 @@ class OtelTracer:
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            token = TRACE_ID.set(trace.format_trace_id(span.get_span_context().trace_id))
+            context = span.get_span_context()  # of no trace if OTEL_SDK_DISABLED says so
+            token = TRACE_ID.set(trace.format_trace_id(context.trace_id) if context.is_valid else "")
             try:
                 yield _Span(span)
             finally:

@@ -120,6 +120,14 @@ async def test_a_call_without_a_trace_begins_one_that_the_log_knows(redis: Redis
     assert collector.resources[0]["service.name"] == "mine"
 
 
+async def test_the_sdk_may_be_disabled(redis: RedisProcess) -> None:
+    async with traced(redis, OTEL_SDK_DISABLED="true") as (collector, server, stub):
+        await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
+        assert "trace_id" not in await server.logged("request")
+        assert await server.stop() == 0
+    assert collector.spans == []
+
+
 async def test_errors_of_ours_are_errors_and_those_of_clients_are_not(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, _, stub):
         with pytest.raises(grpc.aio.AioRpcError):

@@ -205,3 +205,13 @@ async def test_a_file_is_only_ever_added_to(redis: RedisProcess, tmp_path: Path)
     ):
         await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
     assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["older", "change"]
+
+
+async def test_a_disk_that_is_full_holds_up_no_change(redis: RedisProcess) -> None:
+    flags = (f"--redis.url={redis.url}", "--log.audit=/dev/full")
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        for i in range(20):
+            await stub.RegisterService(pb.RegisterServiceRequest(service=small_service(f"a{i}")))
+        await server.logged("--- Logging error ---")
+        assert any("No space left on device" in str(line) for line in server.log)
+        assert await server.stop() == 0
