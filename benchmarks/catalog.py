@@ -13,7 +13,7 @@ from benchmarks.fleet import MATCHES, query, services
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from registry_server.app import open_parts
-from registry_server.config import HealthCheckSettings, Settings
+from registry_server.config import HealthCheckSettings, LogSettings, Settings
 from registry_server.registry import ServiceRegistry
 
 _BATCH = 500
@@ -23,7 +23,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     """Registers a fleet, starts a second registry on it, and asks."""
     count: int = args.services
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
-        settings = Settings(data_dir=Path(folder), health_check=HealthCheckSettings(enabled=False))
+        settings = Settings(
+            data_dir=Path(folder),
+            health_check=HealthCheckSettings(enabled=False),
+            log=LogSettings(audit="off"),  # its lines would be among the figures
+        )
         report.title(f"Catalog of {count:,} services in one process")
         async with open_parts(settings) as parts:
             await parts.loaded.wait()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from registry_server import __version__
+from registry_server.audit import Audit
 from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
 from registry_server.clock import system_clock
 from registry_server.config import EMBEDDED, Settings
@@ -31,12 +32,15 @@ from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.security.exposure import check_exposure
 from registry_server.security.guard import Guard
+from registry_server.security.identity import current_identity
 from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.tasks import cancel
 from registry_server.telemetry.logs import configure_logging
 from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
+from registry_server.telemetry.samples import Samples
+from registry_server.tracing import Tracer
 from registry_server.writes import Writes
 
 T = TypeVar("T")
@@ -51,6 +55,11 @@ class Parts(NamedTuple):
     hub: WatchHub
     follower: Follower
     monitor: HealthMonitor
+    store: RedisStore
+    discovery: Discovery
+    replica: Replica
+    samples: Samples
+    tracer: Tracer | None
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
@@ -162,8 +171,18 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
             guard=guard,
             certificates=Certificates(settings.tls) if tls else None,
             shared_port=shared_ports,
+            logs=settings.log,
+            tracer=parts.tracer,
         )
-        metrics = Metrics(parts.monitor)
+        metrics = Metrics(
+            store=parts.store,
+            replica=parts.replica,
+            discovery=parts.discovery,
+            hub=parts.hub,
+            follower=parts.follower,
+            monitor=parts.monitor,
+            samples=parts.samples,
+        )
         http = HttpServer(
             parts.registry,
             settings.http,
@@ -173,7 +192,10 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
             guard=guard,
             certificates=Certificates(settings.tls, optional=optional) if tls else None,
             shared_port=shared_ports,
+            logs=settings.log,
+            tracer=parts.tracer,
         )
+        metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
@@ -205,6 +227,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             log.info("embedded Redis started", version=embedded.version, data_dir=str(settings.data_dir))
         else:
             log.info("using Redis", url=settings.redis.safe_url)
+        tracer = await stack.enter_async_context(_tracing()) if settings.trace.enabled else None
         store = RedisStore(
             url,
             key_prefix=settings.redis.key_prefix,
@@ -212,17 +235,23 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             events_max_length=settings.redis.events_max_length,
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
             tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
+            tracer=tracer,
         )
         stack.push_async_callback(store.close)
-        parts = _build(settings, store)
+        audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
+        parts = _build(settings, store, audit, tracer)
         sweeper = LeaseSweeper(
-            store, interval=settings.lease.sweep_interval_ms / 1000, restore=parts.registry.restore_documents
+            store,
+            interval=settings.lease.sweep_interval_ms / 1000,
+            restore=parts.registry.restore_documents,
+            audit=audit,
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(parts.follower.run(), name="follower"),
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
+                group.create_task(parts.samples.run(), name="samples"),
             ]
             if settings.health_check.enabled:
                 start = _after(parts.loaded, parts.registry.start_health_monitoring)
@@ -234,7 +263,21 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 await parts.monitor.stop()
 
 
-def _build(settings: Settings, store: RedisStore) -> Parts:
+@asynccontextmanager
+async def _tracing() -> AsyncIterator[Tracer]:
+    """A tracer; what it has not sent yet is sent on leaving."""
+    try:
+        from registry_server.telemetry.otel import OtelTracer  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise ConfigurationError("trace.enabled: needs OpenTelemetry: pip install 'ossa-registry[otel]'") from error
+    tracer = OtelTracer()
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)
+
+
+def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer | None) -> Parts:
     """Puts the parts together; nothing runs yet."""
     replica = Replica(settings.redis.events_max_length)
     discovery = Discovery(replica)
@@ -291,9 +334,10 @@ def _build(settings: Settings, store: RedisStore) -> Parts:
         monitor=monitor,
         reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
         policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
+        audit=audit,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, loaded)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), tracer, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -20,6 +20,7 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
+from registry_server.audit import Audit
 from registry_server.catalog import Capabilities, Discovery, Follower, Replica, Watcher, WatchHub, stats
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
@@ -69,6 +70,7 @@ class ServiceRegistry:
         monitor: HealthMonitor,
         reports: HealthReports,
         policy: NetworkPolicy,
+        audit: Audit,
         clock: Clock,
     ) -> None:
         """Puts the parts together; ``registry_server.app`` makes and owns them.
@@ -83,6 +85,7 @@ class ServiceRegistry:
             monitor: Probes services.
             reports: Takes and tells health.
             policy: Which addresses an endpoint may have.
+            audit: Is told of every change.
             clock: Wall clock.
         """
         self._store = store
@@ -95,6 +98,7 @@ class ServiceRegistry:
         self._monitor = monitor
         self._reports = reports
         self._policy = policy
+        self._audit = audit
         self._capabilities = Capabilities(replica)
 
     # Registration.
@@ -107,11 +111,9 @@ class ServiceRegistry:
             ServiceExists: With ``create_only``, the name is taken.
             WriteConflict: Others changed it each time.
         """
-        violations = service_violations(service)
-        requests.refuse(violations + self._endpoint_violations(service, violations))
-        claim = _claim_on(service.name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
             if current is not None and create_only:
                 raise ServiceExists(service.name)
             before = current.message() if current else None
@@ -122,7 +124,13 @@ class ServiceRegistry:
             type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
             return await self._writes.put(before, normal.stamped(after, now), type_, renew=True, claim=claim)
 
-        return await self._writes.write(service.name, attempt)
+        with self._audit.change("register", service.name) as entry:
+            violations = service_violations(service)
+            requests.refuse(violations + self._endpoint_violations(service, violations))
+            claim = _claim_on(service.name)
+            registered = await self._writes.write(service.name, attempt)
+            entry.after = registered.revision
+        return registered
 
     async def register_batch(self, services: Sequence[Service]) -> list[Service | RegistryError]:
         """Registers many services; each stands alone, in order.
@@ -131,9 +139,10 @@ class ServiceRegistry:
             InvalidRequest: There are none, or too many.
         """
         if not 1 <= len(services) <= requests.LARGEST_BATCH:
-            raise InvalidRequest(
-                [Violation("services", f"has {len(services)} services; 1 to {requests.LARGEST_BATCH} are taken")]
-            )
+            with self._audit.change("register", ""):
+                raise InvalidRequest(
+                    [Violation("services", f"has {len(services)} services; 1 to {requests.LARGEST_BATCH} are taken")]
+                )
 
         async def one(i: int) -> Service | RegistryError:
             try:
@@ -163,12 +172,9 @@ class ServiceRegistry:
             WriteConflict: Others changed it each time.
         """
         mask = mask or FieldMask()
-        violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
-        requests.check_not_negative(expected_revision, "expected_revision", violations)
-        requests.refuse(violations)
-        claim = _claim_on(service.name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
             before = existing(service.name, current, expected_revision).message()
             now = self._now()
             after = normal.updated(service, mask, before, now)
@@ -181,7 +187,14 @@ class ServiceRegistry:
             type_ = normal.update_type(before, after)
             return await self._writes.put(before, normal.stamped(after, now), type_, renew=False, claim=claim)
 
-        return await self._writes.write(service.name, attempt)
+        with self._audit.change("update", service.name) as entry:
+            violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
+            requests.check_not_negative(expected_revision, "expected_revision", violations)
+            requests.refuse(violations)
+            claim = _claim_on(service.name)
+            updated = await self._writes.write(service.name, attempt)
+            entry.after = updated.revision
+        return updated
 
     async def unregister(self, name: str, *, expected_revision: int = 0) -> Service:
         """Removes a service and gives its last state.
@@ -191,15 +204,17 @@ class ServiceRegistry:
             RevisionMismatch: It is not at ``expected_revision`` (0 = any).
             WriteConflict: Others changed it each time.
         """
-        violations = name_violations(name, "name")
-        requests.check_not_negative(expected_revision, "expected_revision", violations)
-        requests.refuse(violations)
-        claim = _claim_on(name)
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
             return await self._writes.delete(existing(name, current, expected_revision), claim)
 
-        return await self._writes.write(name, attempt)
+        with self._audit.change("unregister", name) as entry:
+            violations = name_violations(name, "name")
+            requests.check_not_negative(expected_revision, "expected_revision", violations)
+            requests.refuse(violations)
+            claim = _claim_on(name)
+            return await self._writes.write(name, attempt)
 
     # Leases and health.
 
@@ -245,13 +260,15 @@ class ServiceRegistry:
             ServiceNotFound: No such service.
             WriteConflict: Others changed it each time.
         """
-        violations = name_violations(name, "name") + error_text_violations(error, "error")
-        violations += status_violations(status, "status")
-        if details is not None:
-            violations += details_violations(details, "details")
-        requests.refuse(violations)
-        claim = _claim_on(name)
-        return await self._reports.take(name, Health(status=status, details=details, error=error), claim)
+        with self._audit.change("report_health", name) as entry:
+            violations = name_violations(name, "name") + error_text_violations(error, "error")
+            violations += status_violations(status, "status")
+            if details is not None:
+                violations += details_violations(details, "details")
+            requests.refuse(violations)
+            claim = _claim_on(name)
+            health = Health(status=status, details=details, error=error)
+            return await self._reports.take(name, health, entry, claim)
 
     async def check_health(self, name: str) -> Health:
         """Probes a service now, by its own settings; the result counts like that of any other probe.
@@ -286,15 +303,19 @@ class ServiceRegistry:
 
     async def cleanup(self) -> list[str]:
         """Removes services whose lease has run out; gives their names."""
-        self._writes.must_be_loaded()
         removed: list[str] = []
-        while True:
-            sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP)
-            removed += sweep.removed
-            if not sweep.removed:
-                break
-        if removed:
-            await self._writes.level()
+        try:
+            with self._audit.change("cleanup", ""):  # a line of its own only if it fails
+                self._writes.must_be_loaded()
+                while True:
+                    sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP)
+                    removed += sweep.removed
+                    if not sweep.removed:
+                        break
+                if removed:
+                    await self._writes.level()
+        finally:
+            self._audit.removed("cleanup", removed)
         return removed
 
     # Reading.

@@ -5,7 +5,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Literal, Protocol, get_args
 
 import structlog
 
@@ -14,14 +14,21 @@ from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.clock import Clock
 from registry_server.errors import StoreUnavailable
+from registry_server.figures import Histogram
 from registry_server.model.normal import update_type
 from registry_server.model.record import Record
 from registry_server.store import Position, RedisStore, StoredEvent
 
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 2.0
+_LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds; by two clocks, so finer classes would tell nothing."""
 
 log = structlog.get_logger(__name__)
+
+
+FollowerState = Literal["loading", "following", "resyncing", "away"]
+STATES: Final[tuple[FollowerState, ...]] = get_args(FollowerState)
 
 
 class ConnectionListener(Protocol):
@@ -82,6 +89,10 @@ class Follower:
         """How often it was connected: another number means that the store was away meanwhile."""
         self.resyncs = 0
         """How often the state was loaded anew because history broke."""
+        self.epoch_changes = 0
+        """How often that began another epoch."""
+        self.event_lag = Histogram(_LAG_BOUNDS)
+        """Seconds from an event's commit, by the clock of Redis, until it was applied, by the clock of this process."""
 
     @property
     def lag(self) -> float:
@@ -91,6 +102,15 @@ class Follower:
     def connection_since(self, then: float) -> int:
         """Number of the connection that has stood since a monotonic second, counted from 1; 0 if none has."""
         return self.connections if self.connected and self._connected_at <= then else 0
+
+    @property
+    def state(self) -> "FollowerState":
+        """What it does now."""
+        if not self.loaded:
+            return "loading"
+        if not self.connected:
+            return "away"
+        return "following" if self._broken is None else "resyncing"
 
     def suspect(self, why: str) -> None:
         """Says that history may have broken, when somebody else notices first."""
@@ -166,6 +186,7 @@ class Follower:
         self._stands_still = False
         self._newest = event
         self._replica.apply(_change(event, self._replica.records.get(event.name)))
+        self.event_lag.observe(max(self._clock() / 1_000_000 - event.at_ms, 0.0) / 1000)
 
     async def _load(self) -> None:
         # Millions of objects are made and none dies: without this the collector looks at all of them again and again,
@@ -197,6 +218,7 @@ class Follower:
             self._on_start_over()
         self._replica.resync(changes, position)
         self.resyncs += 1
+        self.epoch_changes += before.epoch != position.epoch
 
     async def _read_all(self) -> tuple[list[Record], list[Change], Position]:
         """Reads state and past, both of one position, without stopping the store.

@@ -1,10 +1,10 @@
 """Watches: every change that matches, to everyone who asked, in revision order."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import Final, Literal, Self, get_args
 
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.catalog.change import Change, snapshot_event
@@ -28,6 +28,11 @@ _RESYNC_BYTES = 2 << 20
 """A difference found by a resync is one revision, so one message; if it is larger than this, watchers start over."""
 _PATIENCE = 5.0
 """Seconds that a watch waits to begin where its client stands already, told by a process that is ahead of this one."""
+CLIENT_LEFT: Final = "CLIENT_LEFT"
+"""How a watch ends that no error ends."""
+ENDS: Final = (CLIENT_LEFT, WatcherTooSlow.reason, CursorExpired.reason, ShuttingDown.reason)
+WatchStart = Literal["now", "cursor", "snapshot"]
+STARTS: Final[tuple[WatchStart, ...]] = get_args(WatchStart)
 _UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
 
 
@@ -55,6 +60,8 @@ class Watcher:
 
     def __exit__(self, *_: object) -> None:
         self._hub.leave(self._group, self)
+        if self._end is None:
+            self._hub.figures.ended[CLIENT_LEFT] += 1
 
     def __aiter__(self) -> Self:
         return self
@@ -102,6 +109,7 @@ class Watcher:
         """Ends the watch, after what waits is sent or ``at_once``."""
         if self._end is None:
             self._end, self._end_at_once = reason, at_once
+            self._hub.figures.ended[reason.reason] += 1
         if at_once:
             self._waiting.clear()
             self._waiting_bytes = 0
@@ -121,6 +129,7 @@ class Watcher:
             frames.append(frame)
             size += len(frame)
         self._waiting_bytes -= size
+        self._hub.figures.events += len(frames)
         # With nothing left to send the watcher has seen all that is applied, also what does not match: its cursor stays
         # young while other services change. But a watch that has ended is told of nothing more.
         level = not self._waiting and self._end is None
@@ -154,6 +163,19 @@ class Watcher:
                 frames, size = [], 0
         # Also without events: it tells the client at once that it watches now, and from where.
         yield _message(frames, start)
+
+
+class WatchFigures:
+    """What a hub counts."""
+
+    def __init__(self) -> None:
+        self.started: Counter[WatchStart] = Counter()
+        self.ended: Counter[str] = Counter()
+        """By the ``reason`` of the error that ended the watch, or ``CLIENT_LEFT``."""
+        self.events = 0
+        """Changes that were handed to streams; snapshots and what a cursor brings again left out."""
+        self.cursors_expired = 0
+        """Watches that could not go on where their cursor stands."""
 
 
 class WatchGroup:
@@ -190,6 +212,7 @@ class WatchHub:
         self._discovery = discovery
         self._groups: dict[bytes, WatchGroup] = {}
         self._draining = False
+        self.figures = WatchFigures()
         replica.on_applied.append(self._on_applied)
 
     @property
@@ -225,7 +248,11 @@ class WatchHub:
         names = await self._discovery.matching(filter_) if snapshot and cursor is None else None
         # From here on nothing is awaited: state, past and joining are of one position.
         start = self.replica.position
-        past = self._since(cursor) if cursor else ()
+        try:
+            past = self._since(cursor) if cursor else ()
+        except CursorExpired:
+            self.figures.cursors_expired += 1
+            raise
         if self._draining:
             raise ShuttingDown
         group = self._groups.get(filter_.key)
@@ -238,6 +265,7 @@ class WatchHub:
         else:
             watcher.open_with_past(past, start)
         group.watchers[watcher] = None
+        self.figures.started["cursor" if cursor else "now" if names is None else "snapshot"] += 1
         return watcher
 
     def leave(self, group: WatchGroup, watcher: Watcher) -> None:

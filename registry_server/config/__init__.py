@@ -14,6 +14,7 @@ from registry_server.config.models import (
     Settings,
     ShutdownSettings,
     TlsSettings,
+    TraceSettings,
     WatchSettings,
 )
 from registry_server.config.networks import DENIED_NETWORKS, Network
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "ShutdownSettings",
     "TlsSettings",
+    "TraceSettings",
     "WatchSettings",
     "load_settings",
     "split_host_port",

@@ -76,6 +76,12 @@ def _check_public(parts: tuple[str, ...]) -> tuple[str, ...]:
     return parts
 
 
+def _destination(value: str) -> str:
+    if value not in ("log", "off") and ("/" not in value or value.endswith("/")):
+        raise bad_setting("must be log, off or the path of a file, with a slash in it")
+    return value
+
+
 Number = Annotated[int, BeforeValidator(_not_bool)]
 OptionalFile = Annotated[Path | None, BeforeValidator(_file), Metavar("FILE")]
 Milliseconds = Annotated[Number, Field(ge=1, le=_DAY_MS)]
@@ -320,6 +326,19 @@ class LogSettings(_Group):
     """Least level that is logged."""
     format: Literal["auto", "console", "json"] = "auto"
     """Form of the lines; auto is console on a terminal and json elsewhere."""
+    requests: Literal["off", "errors", "all"] = "errors"
+    """Which requests get a line: none, those that end with an error, or all of them."""
+    audit: Annotated[str, AfterValidator(_destination), Metavar("WHERE")] = "log"
+    """Where changes are written, each with who made it: log, among the rest; off; or the path of a file, with a slash
+    in it."""
+
+
+class TraceSettings(_Group):
+    """Traces."""
+
+    enabled: bool = False
+    """Whether calls are traced by OpenTelemetry, which needs the extra otel. The standard variables OTEL_* say where
+    the traces go."""
 
 
 class ShutdownSettings(_Group):
@@ -364,6 +383,7 @@ class Settings(BaseSettings):
     lease: LeaseSettings = LeaseSettings()
     watch: WatchSettings = WatchSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
 
     @classmethod

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import re
-import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
-from itertools import count
 from typing import Any, Final
 
 import structlog
@@ -15,13 +15,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
+from registry_server.config import LogSettings
 from registry_server.errors import Unauthenticated
+from registry_server.figures import Histogram
 from registry_server.gateway.envelope import Envelope, failure_of
+from registry_server.origin import ORIGIN, Origin
 from registry_server.security.authenticator import Presented
 from registry_server.security.guard import Guard, Peer
 from registry_server.security.identity import Identity, current_identity
 from registry_server.security.permissions import ROUTES, Permission
 from registry_server.security.tls import names_of
+from registry_server.tracing import Attributes, Tracer
 
 LONGEST_URL: Final = 8_192
 """Most bytes of path and query."""
@@ -30,19 +34,31 @@ CHUNK_BYTES: Final = 64 << 10
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 
-# What a log, a shell and JSON take as it stands; anything else a client sends as its id is replaced by one of ours.
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_COUNTED: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
 _REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
 _EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
 _PREFLIGHT_SECONDS: Final = "600"
-_PROCESS: Final = secrets.token_hex(6)
-"""Begins the ids that this process makes; a number follows."""
 _LEAST_COMPRESSED: Final = 1_024
 """Bytes: less than this becomes hardly smaller, and fits one packet anyway."""
 _NOTHING: Final = Presented()
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
+
+
+class Route:
+    """What is counted of the requests of one path, or of all that there is no path for."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, int]] = Counter()
+        """By method and status; a method that HTTP does not know is ``OTHER``."""
+        self.seconds = Histogram()
+        """How long they took; without event streams, which last as long as their reader likes."""
+
+    def count(self, method: str, response: web.StreamResponse, seconds: float) -> None:
+        """Counts a request that is answered."""
+        self.answers[method if method in _COUNTED else "OTHER", response.status] += 1
+        if isinstance(response, web.Response):  # an event stream is another kind
+            self.seconds.observe(seconds)
 
 
 class Middleware:
@@ -52,7 +68,14 @@ class Middleware:
     """
 
     def __init__(
-        self, envelope: Envelope, guard: Guard, cors_origins: Collection[str], *, write_timeout: float
+        self,
+        envelope: Envelope,
+        guard: Guard,
+        cors_origins: Collection[str],
+        logs: LogSettings,
+        *,
+        write_timeout: float,
+        tracer: Tracer | None = None,
     ) -> None:
         """Makes it.
 
@@ -60,16 +83,25 @@ class Middleware:
             envelope: Makes answers of errors.
             guard: Stands before every route.
             cors_origins: Origins whose pages are let in, or ``*``.
+            logs: Which requests get a line.
             write_timeout: Seconds within which a client must take 64 KiB.
+            tracer: Times requests, if they are traced.
         """
+        self._tracer = tracer
         self._envelope = envelope
         self._guard = guard
         self._write_timeout = write_timeout
         self._any_origin = "*" in cors_origins
         self._origins = frozenset(cors_origins)
-        self._ids = count(1)
+        self._routes: dict[str, Route] = {}
         self._log = structlog.get_logger(__name__).bind()
-        self._tells_reads = self._log.is_enabled_for(logging.DEBUG)
+        self._tells_all = logs.requests == "all"
+        self._tells_errors = logs.requests != "off"
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """What is counted, by path with its parameters in braces; ``OTHER`` is where there is none."""
+        return self._routes
 
     def route(self, router: web.UrlDispatcher, routes: Iterable[web.RouteDef]) -> None:
         """Routes all requests that there may be: those of the table to its handlers, all others to refusals.
@@ -79,13 +111,13 @@ class Middleware:
             routes: The whole table.
         """
         for route in routes:
-            around = self._around(route.handler, ROUTES[route.method, route.path])
+            around = self._around(route.handler, route.path, ROUTES[route.method, route.path])
             web.RouteDef(route.method, route.path, around, route.kwargs).register(router)
         for resource in list(router.resources()):
             allowed = sorted(route.method for route in resource)
             if isinstance(resource, web.Resource):
-                resource.add_route("*", self._around(self._others(allowed)))
-        router.add_route("*", "/{path:.*}", self._around(_nothing))
+                resource.add_route("*", self._around(self._others(allowed), resource.canonical))
+        router.add_route("*", "/{path:.*}", self._around(_nothing, "OTHER"))
 
     def add_headers(self, request: web.Request, headers: CIMultiDict[str]) -> None:
         """Adds the headers of every answer; handlers that begin their answer themselves call it."""
@@ -102,14 +134,15 @@ class Middleware:
             headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
             headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
 
-    def _around(self, handler: Any, permission: Permission | None = None) -> Handler:
+    def _around(self, handler: Any, path: str, permission: Permission | None = None) -> Handler:
         """Wraps a handler; without a permission it only refuses, and whoever asks may be told so."""
+        route = self._routes.setdefault(path, Route())
 
         async def around(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
-            given = request.headers.get("X-Request-Id")
-            request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(self._ids):x}"
-            request[REQUEST_ID] = request_id
+            origin = Origin("http", request.headers.get, partial(_peer, request))
+            ORIGIN.set(origin)  # for this request: the next one of the connection sets its own
+            request_id = request[REQUEST_ID] = origin.request_id
             response: web.StreamResponse
             try:
                 if len(request.raw_path) > LONGEST_URL:
@@ -129,12 +162,13 @@ class Middleware:
                     _compress(request, response)
                 if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
                     await self._send(request, response)
-            status = response.status
-            if self._tells_reads or status >= HTTPStatus.BAD_REQUEST or request.method not in _READING:
-                self._tell(request, status, began)
+            seconds = time.perf_counter() - began
+            route.count(request.method, response, seconds)
+            if self._tells_all or (self._tells_errors and response.status >= HTTPStatus.BAD_REQUEST):
+                self._tell(request, response.status, seconds, origin)
             return response
 
-        return around
+        return around if self._tracer is None else _traced(around, path, self._tracer)
 
     def presented(self, request: web.Request) -> Presented:
         """What a caller shows.
@@ -179,22 +213,15 @@ class Middleware:
 
         return others
 
-    def _tell(self, request: web.Request, status: int, began: float) -> None:
-        """Logs a request; a read that succeeds for who asks for it: a busy registry has thousands of them a second."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            level = logging.WARNING
-        elif status >= HTTPStatus.BAD_REQUEST or request.method not in _READING:
-            level = logging.INFO
-        else:
-            level = logging.DEBUG
+    def _tell(self, request: web.Request, status: int, seconds: float, origin: Origin) -> None:
         self._log.log(
-            level,
+            logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO,
             "request",
             method=request.method,
             path=request.raw_path[:LONGEST_URL].encode("ascii", "backslashreplace").decode(),  # bytes of no encoding
             status=status,
-            milliseconds=round((time.perf_counter() - began) * 1000, 3),
-            request_id=request[REQUEST_ID],
+            milliseconds=round(seconds * 1000, 3),
+            **origin.fields(),
         )
 
 
@@ -208,6 +235,24 @@ def _only(request: web.Request, name: str) -> str:
 def peer_of(request: web.Request) -> Peer:
     """Tells the address of the other end."""
     return lambda: request.remote or ""
+
+
+def _traced(handler: Handler, path: str, tracer: Tracer) -> Handler:
+    async def traced(request: web.Request) -> web.StreamResponse:
+        method = request.method if request.method in _COUNTED else "_OTHER"
+        known: Attributes = {"http.request.method": method, "http.route": path}
+        with tracer.call(f"{method} {path}", known, request.headers.get) as span:
+            response = await handler(request)
+            status = response.status
+            span.ended({"http.response.status_code": status}, failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return response
+
+    return traced
+
+
+def _peer(request: web.Request) -> str:
+    name: Any = request.transport.get_extra_info("peername") if request.transport else None
+    return f"{name[0]}:{name[1]}" if name else ""
 
 
 async def _nothing(_: web.Request) -> web.Response:

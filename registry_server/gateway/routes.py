@@ -7,6 +7,7 @@ from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from registry_server.errors import ServiceNotFound
+from registry_server.figures import CacheFigures
 from registry_server.gateway import bodies, preconditions
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope, encode
@@ -35,6 +36,11 @@ class Api:
         self._documents = documents
         self._listing = Listing(registry, documents)
         self._max_body_bytes = max_body_bytes
+
+    @property
+    def cache(self) -> CacheFigures:
+        """How often a listing was at hand."""
+        return self._listing.figures
 
     def routes(self) -> Sequence[web.RouteDef]:
         """The route table."""

@@ -1,26 +1,39 @@
 """``HttpServer``: the HTTP server with everything on it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.clock import Clock, system_clock
-from registry_server.config import HttpSettings
+from registry_server.config import HttpSettings, LogSettings
 from registry_server.errors import ConfigurationError
+from registry_server.figures import CacheFigures
 from registry_server.gateway.docs import docs_routes
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.events import EventStream
-from registry_server.gateway.middleware import LONGEST_URL, Middleware
+from registry_server.gateway.middleware import LONGEST_URL, Middleware, Route
 from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import BASE, Api
 from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
 from registry_server.security.guard import Guard
 from registry_server.security.tls import Certificates
+from registry_server.tracing import Tracer
+
+
+class HttpFigures(NamedTuple):
+    """What an HTTP server counts."""
+
+    routes: Mapping[str, Route]
+    """By path with its parameters in braces; ``OTHER`` is where there is no path."""
+    listing: CacheFigures
+    """Of the kept answers to ``GET /services``."""
+
 
 _KEEP_ALIVE = 75.0
 """Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
@@ -36,12 +49,14 @@ class HttpServer:
         registry: ServiceRegistry,
         settings: HttpSettings,
         *,
-        metrics: Callable[[], bytes],
+        metrics: Callable[[], Awaitable[bytes]],
         metrics_type: str,
         grace: float,
-        shared_port: bool = False,
         guard: Guard,
         certificates: Certificates | None,
+        shared_port: bool = False,
+        logs: LogSettings | None = None,
+        tracer: Tracer | None = None,
         clock: Clock = system_clock,
     ) -> None:
         """Puts the parts together.
@@ -52,9 +67,11 @@ class HttpServer:
             metrics: Gives the metrics of this process.
             metrics_type: Their content type.
             grace: Seconds that requests under way have when the server stops.
-            shared_port: Whether other processes listen on the same port.
             guard: Stands before every route.
             certificates: For TLS; ``None``: without.
+            shared_port: Whether other processes listen on the same port.
+            logs: Which requests get a line in the log; by default those that end with an error.
+            tracer: Times requests, if they are traced.
             clock: Wall clock.
         """
         self._registry = registry
@@ -65,7 +82,9 @@ class HttpServer:
         self._draining = False
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
-        middleware = Middleware(envelope, guard, settings.cors_origins, write_timeout=write_timeout)
+        middleware = Middleware(
+            envelope, guard, settings.cors_origins, logs or LogSettings(), write_timeout=write_timeout, tracer=tracer
+        )
         api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
         events = EventStream(
             registry,
@@ -86,6 +105,8 @@ class HttpServer:
         ]
         middleware.route(app.router, routes)
         self._app = app
+        self.figures = HttpFigures(middleware.routes, api.cache)
+        """What is counted."""
         self._certificates = certificates
         self._runner = Runner(
             app,
@@ -147,7 +168,7 @@ class HttpServer:
         return web.json_response({"status": "alive"})
 
     async def _tell_metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics(), headers={"Content-Type": self._metrics_type})
+        return web.Response(body=await self._metrics(), headers={"Content-Type": self._metrics_type})
 
 
 def _server_logger() -> logging.Logger:

@@ -1,13 +1,13 @@
 """``Figures``: what a monitor counts."""
 
-from bisect import bisect_left
 from collections import Counter
 from typing import Final
 
+from registry_server.figures import Histogram
 from registry_server.health.probes import Outcome, OutcomeKind
 
 LATENESS_BOUNDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the classes in which lateness is counted, in seconds; what is later is in one more."""
+"""Upper bounds of the classes in which lateness is counted, in seconds."""
 _LATE: Final = 1.0
 
 
@@ -18,8 +18,7 @@ class Figures:
         self.outcomes: Counter[OutcomeKind] = Counter()
         self.late = 0
         """Probes that began more than a second after they were due."""
-        self.lateness = [0] * (len(LATENESS_BOUNDS) + 1)
-        self.lateness_sum = 0.0
+        self.lateness = Histogram(LATENESS_BOUNDS)
         """Seconds."""
 
     def ended(self, outcome: Outcome, late: float | None = None) -> None:
@@ -32,5 +31,4 @@ class Figures:
         self.outcomes[outcome.kind] += 1
         if late is not None:
             self.late += late > _LATE
-            self.lateness[bisect_left(LATENESS_BOUNDS, late)] += 1
-            self.lateness_sum += late
+            self.lateness.observe(late)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from ossa.registry.v1.event_pb2 import EventReason
+from registry_server.audit import REGISTRY, Audit
 from registry_server.errors import StoreUnavailable
 from registry_server.store import RedisStore
 
@@ -23,7 +24,12 @@ class LeaseSweeper:
     """
 
     def __init__(
-        self, store: RedisStore, *, interval: float, restore: Callable[[Sequence[str]], Awaitable[None]]
+        self,
+        store: RedisStore,
+        *,
+        interval: float,
+        restore: Callable[[Sequence[str]], Awaitable[None]],
+        audit: Audit | None = None,
     ) -> None:
         """Prepares the sweeper.
 
@@ -31,10 +37,12 @@ class LeaseSweeper:
             store: Where leases are.
             interval: Seconds between two sweeps.
             restore: Writes the documents of services again that Redis dropped while nobody swept.
+            audit: Is told of every service that is removed.
         """
         self._store = store
         self._interval = interval
         self._restore = restore
+        self._audit = audit or Audit()
 
     async def run(self) -> None:
         """Sweeps for ever; cancel it to stop."""
@@ -52,6 +60,7 @@ class LeaseSweeper:
             log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.moved, 3))
         if sweep.removed:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
+            self._audit.removed("expire", sweep.removed, by=REGISTRY)
         if sweep.bare:
             await self._restore(sweep.bare)
             return min(self._interval, _BETWEEN_BATCHES)

@@ -4,6 +4,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
+from registry_server.audit import Entry
 from registry_server.catalog import Follower
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import PermissionDenied, StoreUnavailable
@@ -46,8 +47,14 @@ class HealthReports:
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
 
-    async def take(self, name: str, reported: Health, claim: Claim = NO_CLAIM) -> Health:
+    async def take(self, name: str, reported: Health, entry: Entry, claim: Claim = NO_CLAIM) -> Health:
         """Takes a report, valid and of now; commits it if the status differs, else only keeps it.
+
+        Args:
+            name: The service.
+            reported: What is said of it.
+            entry: Is told the revisions before and after.
+            claim: Whose the service has to be.
 
         Raises:
             PermissionDenied: The service is not that of the claim.
@@ -58,6 +65,7 @@ class HealthReports:
 
         async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
             before = existing(name, current).message()
+            entry.before = entry.after = before.revision
             now = timestamp(self._clock())
             reported.last_check.CopyFrom(now)
             after = normal.with_health(before, reported, now)
@@ -74,7 +82,10 @@ class HealthReports:
                 renew=False,
                 claim=claim,
             )
-            return outcome.health if isinstance(outcome, Service) else outcome
+            if not isinstance(outcome, Service):
+                return outcome
+            entry.after = outcome.revision
+            return outcome.health
 
         return await self._writes.write(name, attempt)
 

@@ -1,31 +1,37 @@
 """``RpcServer``: the gRPC server with everything on it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_server.config import GrpcSettings
+from registry_server.config import GrpcSettings, LogSettings
 from registry_server.errors import ConfigurationError
+from registry_server.origin import ORIGIN, REQUEST_ID_HEADER, Origin
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.builtin import HEALTH, health_handlers, reflection_handlers
+from registry_server.rpc.calls import Method, origin_of
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.gate import RpcGate
 from registry_server.rpc.listener import Listener
 from registry_server.rpc.service import RegistryRpc
-from registry_server.rpc.status import abort
+from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.rpc.tls import server_credentials
+from registry_server.rpc.traces import traced_stream, traced_unary
 from registry_server.security.guard import Guard, Session
-from registry_server.security.permissions import RPCS, Permission
+from registry_server.security.permissions import RPCS
 from registry_server.security.tls import Certificates
+from registry_server.tracing import Tracer
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
@@ -48,6 +54,8 @@ class RpcServer:
         guard: Guard,
         certificates: Certificates | None,
         shared_port: bool = False,
+        logs: LogSettings | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Puts the parts together.
 
@@ -57,16 +65,22 @@ class RpcServer:
             guard: Stands before every call.
             certificates: For TLS; ``None``: without.
             shared_port: Whether other processes listen on the same port.
+            logs: Which calls get a line in the log; by default those that end with an error.
+            tracer: Times calls, if they are traced.
         """
         self._settings = settings
         self._certificates = certificates
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
+        logs = logs or LogSettings()
+        methods = pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+        self.methods = {each.name: Method(each.name, logs, streams=each.server_streaming) for each in methods}
+        """What is counted of each RPC."""
         rpc = RegistryRpc(registry, self._drain, guard)
         shows = certificates is not None and certificates.current().client_ca is not None
         gate = RpcGate(guard, certificates=shows)
         handlers = [
-            grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, gate)),
+            grpc.method_handlers_generic_handler(SERVICE, _handlers(rpc, self._drain, gate, self.methods, tracer)),
             health_handlers(self._health, gate),
         ]
         if settings.reflection:
@@ -135,7 +149,9 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
     ]
 
 
-def _handlers(rpc: RegistryRpc, drain: Drain, gate: RpcGate) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
+def _handlers(
+    rpc: RegistryRpc, drain: Drain, gate: RpcGate, of: Mapping[str, Method], tracer: Tracer | None
+) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
@@ -152,61 +168,94 @@ def _handlers(rpc: RegistryRpc, drain: Drain, gate: RpcGate) -> "dict[str, grpc.
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
+    unary = {name: _unary(call, drain, gate, of[name]) for name, call in methods.items()}
+    keep_alive = _stream(rpc.keep_alive, drain, gate, of["KeepAlive"], watches=False)
+    watch_events = _stream(rpc.watch_events, drain, gate, of["WatchEvents"], watches=True)
+    if tracer is not None:
+        unary = {name: traced_unary(handler, name, tracer) for name, handler in unary.items()}
+        keep_alive = traced_stream(keep_alive, "KeepAlive", tracer)
+        watch_events = traced_stream(watch_events, "WatchEvents", tracer)
     return {
-        **{
-            name: grpc.unary_unary_rpc_method_handler(_unary(method, drain, gate, RPCS[name]))
-            for name, method in methods.items()
-        },
-        "KeepAlive": grpc.stream_stream_rpc_method_handler(
-            _stream(rpc.keep_alive, drain, gate, RPCS["KeepAlive"], watches=False)
-        ),
-        "WatchEvents": grpc.unary_stream_rpc_method_handler(
-            _stream(rpc.watch_events, drain, gate, RPCS["WatchEvents"], watches=True)
-        ),
+        **{name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in unary.items()},
+        "KeepAlive": grpc.stream_stream_rpc_method_handler(keep_alive),
+        "WatchEvents": grpc.unary_stream_rpc_method_handler(watch_events),
     }
 
 
 def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
+        if ORIGIN.get() is None:  # a call has a task of its own: nobody has to take it back
+            ORIGIN.set(origin_of(context))
         return (await method(parse(kind, wire), context)).SerializeToString()
 
     return handler
 
 
-def _unary(method: _Unary, drain: Drain, gate: RpcGate, permission: Permission) -> Any:
+def _unary(call: _Unary, drain: Drain, gate: RpcGate, method: Method) -> Any:
+    permission = RPCS[method.name]
+
     async def handler(wire: bytes, context: Context) -> bytes:
         drain.enter()
+        began, code, origin = time.perf_counter(), "OK", None
         try:
+            if method.tells_all:
+                origin = origin_of(context)
+                ORIGIN.set(origin)
+                context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
             await gate.admit(context, permission)
-            return await method(wire, context)
+            return await call(wire, context)
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
-            await abort(context, error)
+            status, origin = status_of(error), origin or ORIGIN.get() or origin_of(context)
+            code = code_of(status).name
+            await _abort(context, status, origin)
+        except asyncio.CancelledError:  # the client has left, or its deadline has passed
+            code = "CANCELLED"
+            raise
         finally:
             drain.leave()
+            method.ended(code, began, context, origin)
 
     return handler
 
 
 def _stream(
-    method: Callable[[Any, Context, Session], AsyncGenerator[bytes, None]],
+    call: Callable[[Any, Context, Session], AsyncGenerator[bytes, None]],
     drain: Drain,
     gate: RpcGate,
-    permission: Permission,
+    method: Method,
     *,
     watches: bool,
 ) -> Any:
+    permission = RPCS[method.name]
+
     async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
         drain.enter()
+        method.under_way += 1
+        began, code, origin = time.perf_counter(), "OK", origin_of(context)
+        if method.tells_all:
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
         try:
             identity = await gate.admit(context, permission)
             with gate.session(context, identity, permission, watches=watches) as session:
                 # Closed by us: a stream that the client has left must not wait for the garbage collector.
-                async with aclosing(method(request, context, session)) as messages:
+                async with aclosing(call(request, context, session)) as messages:
                     async for message in messages:
                         yield message
         except Exception as error:  # noqa: BLE001 - as above
-            await abort(context, error)
+            status = status_of(error)
+            code = code_of(status).name
+            await _abort(context, status, origin)
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
         finally:
             drain.leave()
+            method.under_way -= 1
+            method.ended(code, began, context, origin)
 
     return handler
+
+
+async def _abort(context: Context, status: Status, origin: Origin) -> NoReturn:
+    trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), (REQUEST_ID_HEADER, origin.request_id))
+    await context.abort(code_of(status), status.message, trailers)

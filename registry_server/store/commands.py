@@ -1,6 +1,7 @@
 """Group commit: commands given while a round trip is under way share the next one."""
 
 import asyncio
+import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -8,7 +9,9 @@ from redis.exceptions import NoScriptError
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store.failures import as_unavailable, translated
+from registry_server.store.figures import StoreFigures
 from registry_server.store.lua import Scripts
+from registry_server.tracing import TRACE_ID, Tracer
 
 _LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
 _MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
@@ -21,9 +24,11 @@ class Commands:
     knows whether it may be repeated.
     """
 
-    def __init__(self, client: Redis, scripts: Scripts) -> None:
+    def __init__(self, client: Redis, scripts: Scripts, tracer: Tracer | None = None) -> None:
+        self.figures = StoreFigures()
         self._client = client
         self._scripts = scripts
+        self._tracer = tracer
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -47,7 +52,24 @@ class Commands:
 
     async def script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
         """Runs a Lua script by its name; errors as in ``run``."""
-        return await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+        if self._tracer is None or not TRACE_ID.get():  # what no call asked for is of no trace
+            return await self._script(name, keys, args)
+        with self._tracer.script(name):
+            return await self._script(name, keys, args)
+
+    async def _script(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+        began, how = time.perf_counter(), "failed"
+        try:
+            answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+            how = "ok"
+        finally:
+            self.figures.scripts[name].count(how, time.perf_counter() - began)
+        return answer
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for their round trip."""
+        return len(self._waiting)
 
     async def load_scripts(self) -> None:
         """Makes the scripts known to Redis; needed once for each start of a Redis."""

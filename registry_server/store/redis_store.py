@@ -8,6 +8,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
@@ -16,6 +17,7 @@ from registry_server.model.document import encode_document_open
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store.commands import Commands
 from registry_server.store.failures import translated
+from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
@@ -28,6 +30,7 @@ from registry_server.store.values import (
     Sweep,
     stored_event,
 )
+from registry_server.tracing import Tracer
 
 OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
 PAGE: Final = 1000
@@ -54,6 +57,7 @@ class RedisStore:
         events_max_length: int = 10_000,
         sweep_interval: float = 1.0,
         tls: RedisTls = NO_TLS_FILES,
+        tracer: Tracer | None = None,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
@@ -64,6 +68,7 @@ class RedisStore:
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
             tls: Files for ``rediss://``.
+            tracer: Times scripts that calls wait for, if calls are traced.
 
         Raises:
             ConfigurationError: The URL is of a kind that is not supported, or the files are no good.
@@ -87,7 +92,36 @@ class RedisStore:
         self._client = _client(url, timeout, tls)
         # Reads of its own, since a blocking read holds its connection.
         self._tail = _client(url, timeout + TAIL_BLOCK, tls)
-        self._commands = Commands(self._client, Scripts())
+        self._commands = Commands(self._client, Scripts(), tracer)
+
+    @property
+    def figures(self) -> StoreFigures:
+        """What was counted so far."""
+        return self._commands.figures
+
+    @property
+    def waiting_commands(self) -> int:
+        """How many commands wait for their round trip."""
+        return self._commands.waiting
+
+    def pools(self) -> dict[str, PoolFigures]:
+        """Connections by what they are for: commands, and the follower's reading."""
+        return {"commands": _pool(self._client), "follower": _pool(self._tail)}
+
+    async def look(self) -> None:
+        """Reads what Redis tells of its memory and its disk into ``figures``.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        with translated():
+            try:
+                info = {**await self._client.info("memory"), **await self._client.info("persistence")}
+            except NoPermissionError:
+                self.figures.memory = None
+                return
+        saves = info.get("rdb_last_bgsave_status") == "ok" and info.get("aof_last_write_status", "ok") == "ok"
+        self.figures.memory = Memory(int(info["used_memory"]), int(info.get("maxmemory", 0)), saves=saves)
 
     async def open(self) -> None:
         """Checks that this Redis can serve and makes the scripts known to it.
@@ -253,11 +287,14 @@ class RedisStore:
         for answer in answers:
             if answer and answer[0] == b"owner":
                 raise PermissionDenied(of_another(answer[1].decode()))
-        return [batch[i] for batch, unknown in zip(batches, answers, strict=True) for i in unknown]
+        unknown = [batch[i] for batch, missing in zip(batches, answers, strict=True) for i in missing]
+        self.figures.unknown += len(unknown)
+        self.figures.renewed += len(names) - len(unknown)
+        return unknown
 
     async def sweep(self, reason: EventReason.ValueType) -> Sweep:
         """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage."""
-        removed, next_in, moved, bare = await self._commands.script(
+        removed, next_in, moved, bare, leases = await self._commands.script(
             "sweep",
             self._script_keys,
             self.keys.document_prefix,
@@ -267,6 +304,9 @@ class RedisStore:
             reason,
             self._events_max_length,
         )
+        expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
+        self.figures.expired[expiry] += len(removed)
+        self.figures.leases = leases
         return Sweep(_texts(removed), None if next_in < 0 else next_in / 1000, moved / 1000, _texts(bare))
 
     async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
@@ -343,36 +383,47 @@ class RedisStore:
         claim: Claim,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
-        answer = await self._commands.script(
-            "commit",
-            (*self._script_keys, self.keys.document_prefix + name),
-            epoch,
-            name,
-            expected,
-            op,
-            type_,
-            reason,
-            record,
-            document,
-            round(ttl * 1000),
-            int(renew),
-            int(forget_check),
-            self._events_max_length,
-            claim.owner,
-            int(claim.exclusive),
-            claim.most,
-        )
-        match answer[0]:
-            case b"ok":
-                return int(answer[1])
-            case b"conflict":
-                return Conflict(answer[1])
-            case b"owner":
-                raise PermissionDenied(of_another(name))
-            case b"limit":
-                raise LimitExceeded("services", claim.most, f"this identity may own {claim.most} services, and does")
-            case _:
-                return EpochChanged()
+        outcome: CommitOutcome = "failed"
+        try:
+            answer = await self._commands.script(
+                "commit",
+                (*self._script_keys, self.keys.document_prefix + name),
+                epoch,
+                name,
+                expected,
+                op,
+                type_,
+                reason,
+                record,
+                document,
+                round(ttl * 1000),
+                int(renew),
+                int(forget_check),
+                self._events_max_length,
+                claim.owner,
+                int(claim.exclusive),
+                claim.most,
+            )
+            match answer[0]:
+                case b"ok":
+                    outcome = "committed"
+                    return int(answer[1])
+                case b"conflict":
+                    outcome = "conflict"
+                    return Conflict(answer[1])
+                case b"owner":
+                    outcome = "refused"
+                    raise PermissionDenied(of_another(name))
+                case b"limit":
+                    outcome = "refused"
+                    raise LimitExceeded(
+                        "services", claim.most, f"this identity may own {claim.most} services, and does"
+                    )
+                case _:
+                    outcome = "epoch_changed"
+                    return EpochChanged()
+        finally:
+            self.figures.commits[outcome] += 1
 
 
 def _client(url: str, timeout: float, tls: RedisTls) -> Redis:
@@ -393,6 +444,13 @@ def _client(url: str, timeout: float, tls: RedisTls) -> Redis:
         retry=Retry(NoBackoff(), 0),
         client_name="ossa-registry",
     )
+
+
+def _pool(client: Redis) -> PoolFigures:
+    # redis-py tells of them by its own metrics of OpenTelemetry alone.
+    pool = client.connection_pool
+    in_use, idle = pool._in_use_connections, pool._available_connections  # noqa: SLF001
+    return PoolFigures(len(in_use), len(idle), pool.max_connections)
 
 
 def _texts(values: Iterable[bytes]) -> list[str]:

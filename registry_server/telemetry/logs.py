@@ -2,7 +2,10 @@
 
 import logging
 import os
+import re
 import sys
+from logging.handlers import WatchedFileHandler
+from typing import Final
 
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
@@ -11,9 +14,13 @@ from structlog.stdlib import ExtraAdder, LoggerFactory, ProcessorFormatter, add_
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from registry_server.audit import LOGGER as AUDIT
 from registry_server.config import LogSettings
+from registry_server.errors import ConfigurationError
 
-_FIRST_FIELDS = ("timestamp", "level", "logger", "event")
+_FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
+# Also those that some terminals and viewers take for the end of a line.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(settings: LogSettings) -> None:
@@ -23,7 +30,10 @@ def configure_logging(settings: LogSettings) -> None:
     and for an exception ``exception``: its chain with types, messages and frames.
 
     Args:
-        settings: Least level and form.
+        settings: Least level and form, and where the audit goes.
+
+    Raises:
+        ConfigurationError: The file of the audit cannot be written.
     """
     on_terminal = sys.stderr.isatty()
     in_json = settings.format == "json" or (settings.format == "auto" and not on_terminal)
@@ -36,20 +46,13 @@ def configure_logging(settings: LogSettings) -> None:
         TimeStamper(fmt="iso", utc=True),
     ]
     # Tracebacks without local variables, which may hold passwords and whole requests.
-    render: list[Processor]
-    if in_json:
-        render = [ExceptionRenderer(ExceptionDictTransformer(show_locals=False)), _order, JSONRenderer()]
-    else:
-        colors = on_terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
-        render = [ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
+    json: list[Processor] = [ExceptionRenderer(ExceptionDictTransformer(show_locals=False)), _order, JSONRenderer()]
+    colors = on_terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
+    console: list[Processor] = [_escape, ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        ProcessorFormatter(
-            foreign_pre_chain=[*shared, ExtraAdder()],
-            processors=[ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
+    handler.setFormatter(_formatter(shared, json if in_json else console))
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    _configure_audit(settings.audit, _formatter(shared, json))
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[*shared, ProcessorFormatter.wrap_for_formatter],
@@ -57,6 +60,41 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def _configure_audit(where: str, formatter: logging.Formatter) -> None:
+    """Sends the audit to a file if one is set, as JSON; else its lines are among the others."""
+    audit = logging.getLogger(AUDIT)
+    audit.setLevel(logging.INFO)  # whatever the level of the rest
+    for handler in audit.handlers[:]:
+        audit.removeHandler(handler)
+        handler.close()
+    audit.propagate = where == "log"
+    if where in ("log", "off"):
+        return
+    try:
+        # It looks before each line whether its file is still the one of that name: rotation needs no signal.
+        file = WatchedFileHandler(os.path.expanduser(where), encoding="utf-8")  # noqa: PTH111 - of a text
+    except OSError as error:
+        raise ConfigurationError(f"log.audit: cannot write to {where}: {error.strerror}") from error
+    file.setFormatter(formatter)
+    audit.addHandler(file)
+
+
+def _formatter(shared: list[Processor], render: list[Processor]) -> ProcessorFormatter:
+    return ProcessorFormatter(
+        foreign_pre_chain=[*shared, ExtraAdder()], processors=[ProcessorFormatter.remove_processors_meta, *render]
+    )
+
+
+def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keeps what clients send from making lines, or colours, of its own."""
+    return {
+        key: _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
+        if isinstance(value, str) and key not in ("exception", "stack")
+        else value
+        for key, value in event.items()
+    }
 
 
 def _order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -105,13 +105,6 @@ async def test_the_request_id_is_taken_and_told_and_logged(rest: Rest) -> None:
     assert line["log_level"] == "info"
 
 
-async def test_a_read_that_succeeds_is_logged_for_who_asks_for_it(rest: Rest) -> None:
-    with capture_logs() as logs:
-        await rest.get("/services")
-        await rest.post("/services", service())
-    assert [line["log_level"] for line in logs if line["event"] == "request"] == ["debug", "info"]
-
-
 @pytest.mark.parametrize("given", [None, "", "a b", 'a"b', "x" * 129, "<script>", "é"])
 async def test_a_request_without_a_proper_id_gets_one_of_its_own(given: str | None, rest: Rest) -> None:
     headers = {} if given is None else {"X-Request-Id": given}

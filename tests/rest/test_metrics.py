@@ -1,57 +1,237 @@
 """``GET /metrics``: what a Prometheus would read."""
 
+import asyncio
+import re
+from pathlib import Path
+
 import aiohttp
+import grpc
+import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.model.tokens import Cursor, encode_cursor
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
+from tests.support.waiting import PATIENCE, until
 
-NAMES = {
-    "ossa_registry_members",
-    "ossa_registry_probe_lateness_seconds",
-    "ossa_registry_probed_services",
-    "ossa_registry_probes",
-    "ossa_registry_probes_late",
-    "ossa_registry_protection_active",
-    "ossa_registry_standstills",
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+LABELS = {"method", "code", "route", "status", "cache", "result", "outcome", "script", "pool", "state", "start"} | {
+    *("reason", "le", "version", "python_version")
 }
 
 
-async def samples(server: Server) -> dict[str, float]:
-    """Every sample by its name, with the labels behind it."""
+async def families(server: Server) -> list[Metric]:
     async with aiohttp.ClientSession() as client, client.get(f"{server.http}/metrics") as response:
         assert response.status == 200
         assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        text = await response.text()
-    families = list(text_string_to_metric_families(text))
-    assert {family.name for family in families} == NAMES
-    assert all(family.documentation for family in families)
+        return list(text_string_to_metric_families(await response.text()))
+
+
+async def samples(server: Server) -> dict[str, float]:
+    """Every sample of ours by its name without prefix, with the labels behind it."""
     return {
-        sample.name + "".join(f" {key}={value}" for key, value in sorted(sample.labels.items())): sample.value
-        for family in families
+        sample.name.removeprefix("ossa_registry_")
+        + "".join(f" {key}={value}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in await families(server)
         for sample in family.samples
     }
 
 
+async def register(server: Server, name: str, **fields: object) -> None:
+    await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name, **fields)))
+
+
+async def test_every_metric_is_documented_and_every_documented_one_is_there(server: Server) -> None:
+    told = {
+        family.name + ("_total" if family.type == "counter" else ""): family.type
+        for family in await families(server)
+        if not family.name.startswith(("process_", "python_gc_"))
+    }
+    assert told == dict(re.findall(r"^\| `(ossa_registry_\w+)` \| (\w+) \|", OPERATIONS, re.MULTILINE))
+
+
+async def test_names_keep_to_the_conventions_and_labels_are_a_few_known_ones(server: Server) -> None:
+    await register(server, "a")
+    for family in await families(server):
+        assert family.documentation
+        if family.name.startswith("ossa_registry_"):
+            assert family.type != "histogram" or family.name.endswith("_seconds")
+            assert {label for sample in family.samples for label in sample.labels} <= LABELS
+
+
+async def test_the_process_tells_of_its_memory_and_files(server: Server) -> None:
+    names = {family.name for family in await families(server)}
+    assert {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds"} <= names
+
+
 async def test_metrics_are_there_without_probing_too(server: Server) -> None:
     read = await samples(server)
-    assert read["ossa_registry_probed_services"] == 0
-    assert read["ossa_registry_probes_total outcome=ok"] == 0
+    assert read["probed_services"] == 0
+    assert read["probes_total outcome=ok"] == 0
 
 
 async def test_probes_are_counted_by_outcome_and_lateness(redis: RedisProcess) -> None:
     async with running(redis.url, health_check={"interval_ms": 3_600_000, "timeout_ms": 10_000}) as server:
         for name, endpoint in (("alive", server.http), ("dead", "http://127.0.0.1:1")):
-            await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name, endpoint=endpoint)))
+            await register(server, name, endpoint=endpoint)
             await server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name=name))
         read = await samples(server)
-    assert read["ossa_registry_probes_total outcome=ok"] >= 1
-    assert read["ossa_registry_probes_total outcome=failed"] >= 1
-    assert read["ossa_registry_probes_total outcome=degraded"] == 0
-    assert read["ossa_registry_probed_services"] == 2
-    assert read["ossa_registry_members"] == 1
-    assert read["ossa_registry_protection_active"] == 0
-    count = read["ossa_registry_probe_lateness_seconds_count"]
-    assert read["ossa_registry_probe_lateness_seconds_bucket le=+Inf"] == count
+    assert read["probes_total outcome=ok"] >= 1
+    assert read["probes_total outcome=failed"] >= 1
+    assert read["probes_total outcome=degraded"] == 0
+    assert read["probed_services"] == 2
+    assert read["members"] == 1
+    assert read["protection_active"] == 0
+    count = read["probe_lateness_seconds_count"]
+    assert read["probe_lateness_seconds_bucket le=+Inf"] == count
+
+
+async def test_rpcs_are_counted_by_method_and_code_and_timed(server: Server) -> None:
+    request = pb.DiscoverServicesRequest()
+    for _ in range(3):
+        await server.stub.DiscoverServices(request)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.stub.GetService(pb.GetServiceRequest(name="nobody"))
+    read = await samples(server)
+    assert read["grpc_requests_total code=OK method=DiscoverServices"] == 3
+    assert read["grpc_requests_total code=NOT_FOUND method=GetService"] == 1
+    assert read["grpc_requests_total code=OK method=GetService"] == 0
+    assert read["grpc_request_duration_seconds_count method=DiscoverServices"] == 3
+    assert 0 < read["grpc_request_duration_seconds_sum method=DiscoverServices"] < 30
+    assert read["cache_requests_total cache=discovery result=miss"] == 1
+    assert read["cache_requests_total cache=discovery result=hit"] == 2
+
+
+async def test_a_call_whose_client_leaves_is_counted_as_cancelled(server: Server) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await server.stub.DiscoverServices(pb.DiscoverServicesRequest(min_revision=1_000), timeout=0.1)
+    async with asyncio.timeout(PATIENCE):
+        while not (ended := await of_discovery(server)):
+            await asyncio.sleep(0.01)
+    assert ended in ({"CANCELLED": 1}, {"DEADLINE_EXCEEDED": 1}), "whoever of the two notices first"
+
+
+async def of_discovery(server: Server) -> dict[str, float]:
+    """Calls of ``DiscoverServices`` by code, without those that there are none of."""
+    found = {
+        match[1]: value
+        for key, value in (await samples(server)).items()
+        if (match := re.fullmatch(r"grpc_requests_total code=(\w+) method=DiscoverServices", key))
+    }
+    return {code: value for code, value in found.items() if value}
+
+
+async def test_http_is_counted_by_route_and_never_by_path(server: Server) -> None:
+    base = f"{server.http}/api/v1/registry"
+    async with aiohttp.ClientSession() as client:
+        for path in ("/services", "/services", "/services/nobody", "/services/no%20one", "/elsewhere"):
+            async with client.get(base + path) as response:
+                await response.read()
+        async with client.request("PROPFIND", f"{base}/services") as response:
+            assert response.status == 405
+    read = await samples(server)
+    route = "/api/v1/registry/services"
+    assert read[f"http_requests_total method=GET route={route} status=200"] == 2
+    assert read[f"http_requests_total method=OTHER route={route} status=405"] == 1
+    missing = {key: value for key, value in read.items() if "{name} status=" in key}
+    assert sum(missing.values()) == 2
+    assert read["http_requests_total method=GET route=OTHER status=404"] == 1
+    assert read[f"http_request_duration_seconds_count route={route}"] == 3
+    assert read["cache_requests_total cache=listing result=hit"] == 1
+    assert not any("nobody" in key or "elsewhere" in key for key in read)
+
+
+async def test_commits_events_and_services_are_counted(server: Server) -> None:
+    await register(server, "a", health={"status": HealthStatus.HEALTH_STATUS_HEALTHY})
+    await register(server, "b")
+    read = await samples(server)
+    assert read["commits_total outcome=committed"] == 2
+    assert read["store_calls_total outcome=ok script=commit"] == 2
+    assert read["store_call_duration_seconds_count script=commit"] == 2
+    assert read["event_lag_seconds_count"] == 2
+    assert read["event_lag_seconds_sum"] < 30
+    assert read["revision"] == 2
+    assert sum(value for key, value in read.items() if key.startswith("services status=")) == 2
+    assert read["services status=unknown"] + read["services status=healthy"] == 2
+    assert read["follower_state state=following"] == read["store_connected"] == read["store_connections_total"] == 1
+    assert read["follower_state state=away"] == read["follower_lag_seconds"] == read["resyncs_total"] == 0
+    assert read["redis_connections pool=follower state=in_use"] == 1
+    assert read["redis_connections_max pool=commands"] == 100
+
+
+async def test_watches_are_counted_by_how_they_begin_and_end(server: Server) -> None:
+    figures = server.parts.hub.figures
+    watch = server.stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
+    first = await anext(aiter(watch))
+    assert (await samples(server))["watchers"] == 1
+    await register(server, "a")
+    second = await anext(aiter(watch))
+    assert [event.service.name for event in second.events] == ["a"]
+    watch.cancel()
+    await until(lambda: figures.ended["CLIENT_LEFT"] == 1)
+    again = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=first.cursor))
+    assert [event.service.name for event in (await anext(aiter(again))).events] == ["a"]
+    again.cancel()
+    await until(lambda: figures.ended["CLIENT_LEFT"] == 2)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(server.stub.WatchEvents(pb.WatchEventsRequest(cursor=cursor_of_nowhere(server)))))
+    assert caught.value.code() == grpc.StatusCode.OUT_OF_RANGE
+    read = await samples(server)
+    assert read["watches_started_total start=snapshot"] == read["watches_started_total start=cursor"] == 1
+    assert read["watches_ended_total reason=client_left"] == 2
+    assert read["watches_ended_total reason=watcher_too_slow"] == read["watchers"] == 0
+    assert read["watch_cursors_expired_total"] == 1
+    assert read["watch_events_total"] == 1
+    assert read["grpc_requests_total code=OUT_OF_RANGE method=WatchEvents"] == 1
+
+
+def cursor_of_nowhere(server: Server) -> str:
+    return encode_cursor(Cursor(server.parts.replica.position.epoch, 10**6, resumable=False))
+
+
+async def test_a_watcher_that_is_dropped_is_counted(redis: RedisProcess) -> None:
+    async with running(redis.url, watch={"buffer_events": 2}) as server:
+        with await server.parts.registry.watch(pb.WatchEventsRequest()):  # and does not read
+            for name in ("a", "b", "c"):
+                await register(server, name)
+            assert (await samples(server))["watches_ended_total reason=watcher_too_slow"] == 1
+        assert (await samples(server))["watches_ended_total reason=client_left"] == 0
+
+
+async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
+    async with running(redis.url, lease={"sweep_interval_ms": 20}) as server:
+        await register(server, "a", ttl={"seconds": 5})
+        await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a", "nobody"]))
+        figures = server.parts.store.figures
+        await until(lambda: figures.leases == 1)
+        read = await samples(server)
+        assert read["leases"] == read["heartbeats_total result=renewed"] == read["heartbeats_total result=unknown"] == 1
+        await until(lambda: figures.expired["lease_expired"])
+        assert (await samples(server))["leases_expired_total reason=lease_expired"] == 1
+
+
+async def test_a_store_that_is_away_shows(server: Server, redis: RedisProcess) -> None:
+    await register(server, "a")
+    redis.kill()
+    await until(lambda: not server.parts.follower.connected)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await register(server, "b")
+    read = await samples(server)
+    assert read["store_connected"] == 0
+    assert read["follower_state state=away"] == 1
+    assert read["follower_lag_seconds"] > 0
+    assert read["commits_total outcome=failed"] == read["store_calls_total outcome=failed script=commit"] == 1
+    assert read["services status=unknown"] == 1, "reads go on from memory"
+
+
+async def test_the_event_loop_and_redis_are_looked_at(server: Server) -> None:
+    await until(lambda: sum(server.parts.samples.loop_lag.counts) and server.parts.store.figures.memory)
+    read = await samples(server)
+    assert read["event_loop_lag_seconds_count"] >= 1
+    assert read["redis_memory_bytes"] > 100_000
+    assert read["redis_memory_max_bytes"] == 0
+    assert read["redis_saves"] == 1

@@ -69,6 +69,9 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "watch.buffer_bytes": (8388608, "131072", 131072),
     "log.level": ("info", "debug", "debug"),
     "log.format": ("auto", "json", "json"),
+    "log.requests": ("errors", "all", "all"),
+    "log.audit": ("log", "/var/log/ossa/audit.log", "/var/log/ossa/audit.log"),
+    "trace.enabled": (False, "true", True),
     "shutdown.grace_seconds": (10, "0", 0),
 }
 BY_KEY = {setting.key: setting for setting in SETTINGS}

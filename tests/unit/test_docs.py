@@ -84,15 +84,6 @@ def test_every_error_of_a_probe_is_documented() -> None:
     assert fixed - documented == set()
 
 
-def test_every_metric_is_documented() -> None:
-    source = text_of("registry_server/telemetry/metrics.py")
-    names = re.findall(r'(Counter|Gauge|Histogram)MetricFamily\(\s*_PREFIX \+ "(\w+)"', source)
-    assert len(names) == source.count("MetricFamily(")
-    assert {bare(name): kind for name, kind, _ in rows(section(text_of("docs/health.md"), "## Metrics"))} == {
-        f"ossa_registry_{name}{'_total' if kind == 'Counter' else ''}": kind.lower() for kind, name in names
-    }
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="the default data directory that is documented is that of Linux")
 def test_the_readme_has_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)

@@ -15,6 +15,10 @@ LAYERS: Final = (
     "clock",
     "tasks",
     "frames",
+    "figures",
+    "tracing",
+    "origin",
+    "audit",
     "config",
     # Who calls and what they may do: asked by the use cases and by the transports.
     "security",
@@ -51,6 +55,7 @@ KEPT_TO: Final = {
     "pydantic": ("registry_server.config", "registry_server.security.policy"),
     "pydantic_settings": ("registry_server.config",),
     "click": ("registry_cli",),
+    "opentelemetry": ("registry_server.telemetry",),
 }
 
 

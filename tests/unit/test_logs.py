@@ -8,12 +8,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from registry_server.audit import Audit
 from registry_server.config import LogSettings
+from registry_server.errors import ConfigurationError
 from registry_server.telemetry.logs import configure_logging
 
 ESCAPE = "\x1b["
@@ -38,6 +41,7 @@ def logs_of(settings: LogSettings, stream: io.StringIO | None = None) -> Iterato
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        logging.getLogger("audit").propagate = True
         logging.captureWarnings(capture=False)
         structlog.reset_defaults()
 
@@ -190,3 +194,27 @@ def test_nothing_is_written_to_standard_output(capsys: pytest.CaptureFixture[str
         structlog.get_logger("x").info("y")
         sys.stderr.flush()
     assert capsys.readouterr().out == ""
+
+
+def test_a_client_cannot_make_lines_or_colours_on_a_console() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        structlog.get_logger("registry.test").info("refused", name="a\nb\x1b[31m\u2028\x9b", count=2)
+    (line,) = stream.getvalue().splitlines()
+    assert r"a\nb\x1b[31m\u2028\x9b" in line
+    assert ESCAPE not in line
+
+
+def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
+    with logs_of(LogSettings(format="json", level="error")) as stream:
+        structlog.get_logger("registry.test").info("not told")
+        Audit().removed("cleanup", ["a"])
+    (line,) = parsed(stream)
+    assert (line["logger"], line["event"], line["service"]) == ("audit", "change", "a")
+
+
+def test_an_audit_file_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"log\.audit: cannot write to .*: No such file or directory"),
+        logs_of(LogSettings(audit=str(tmp_path / "nowhere" / "audit.log"))),
+    ):
+        pass

@@ -1,7 +1,7 @@
 -- Removes services whose lease has run out, at most ARGV[3] of them.
 -- ARGV     1 prefix of documents  2 sweep period in ms  3 batch  4 event type  5 reason  6 stream bound
 -- Gives    {names removed, ms until the next lease ends or -1, ms by which all leases were moved,
---           names whose document is to be written again, at most ARGV[3]}
+--           names whose document is to be written again, at most ARGV[3], leases that are left}
 -- A lease only runs while somebody is there to take heartbeats: after a time without sweeps (registry or Redis away,
 -- clock set) all deadlines move by its length, and nothing is removed.
 local period = tonumber(ARGV[2])
@@ -26,4 +26,5 @@ else
 end
 local following = redis.call('ZRANGEBYSCORE', LEASES, '-inf', '(+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 local next_in = following[2] and math.max(tonumber(following[2]) - now, 0) or -1
-return {due, next_in, moved, redis.call('SRANDMEMBER', BARE, ARGV[3])}
+local left = redis.call('ZCOUNT', LEASES, '-inf', '(+inf')
+return {due, next_in, moved, redis.call('SRANDMEMBER', BARE, ARGV[3]), left}

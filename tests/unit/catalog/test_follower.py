@@ -504,7 +504,7 @@ async def test_the_difference_of_a_resync_is_exactly_what_differs(
     by_name = {event.service.name: event for event in observer.events}
     assert by_name["sick"].previous_health == HealthStatus.HEALTH_STATUS_HEALTHY
     assert by_name["gone"].service.health.status == HealthStatus.HEALTH_STATUS_HEALTHY
-    assert process.follower.resyncs == 1
+    assert (process.follower.resyncs, process.follower.epoch_changes) == (1, 0)
 
 
 async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
@@ -611,6 +611,34 @@ async def test_a_difference_too_large_to_tell_makes_watchers_start_over(
             assert again.state == {}
 
 
+async def test_the_state_tells_what_the_follower_does(process: Process, writer: Writer, redis: RedisProcess) -> None:
+    await eventually(lambda: process.follower.state == "following")
+    redis.pause()
+    await eventually(lambda: process.follower.state == "away")
+    redis.resume()
+    await eventually(lambda: process.follower.state == "following")
+    process.follower.suspect("a test says so")
+    assert process.follower.state == "resyncing"
+    await writer.put("a")
+    await process.level()
+    await eventually(lambda: process.follower.state == "following")
+    async with Process("redis://127.0.0.1:1").running() as another:
+        assert another.follower.state == "loading"
+
+
+async def test_the_lag_of_each_event_is_counted_from_its_commit(process: Process, writer: Writer) -> None:
+    await process.stall()
+    await writer.put("late")
+    await asyncio.sleep(0.3)
+    process.start()
+    await process.level()
+    await writer.put("early")
+    await process.level()
+    lag = process.follower.event_lag
+    assert sum(lag.counts) == 2
+    assert lag.sum >= 0.3
+
+
 async def test_somebody_else_may_notice_first(process: Process, writer: Writer) -> None:
     await writer.put("a")
     await process.level()
@@ -706,7 +734,7 @@ async def test_a_store_restored_from_older_data_begins_another_epoch(
     assert observer.told()[3:] == [(REGISTERED, "next", CLIENT_REQUEST)]
     assert process.replica.revision == 4
     assert process.replica.position.epoch != before.epoch
-    assert process.follower.resyncs == 1
+    assert process.follower.resyncs == process.follower.epoch_changes == 1
     # Until the difference is applied, answers are as old as while the store was away.
     assert process.connections == [True, False, True]
     assert process.connected_at[-1] == Position(process.replica.position.epoch, 3)

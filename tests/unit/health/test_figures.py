@@ -10,8 +10,8 @@ FINE = Outcome(OutcomeKind.OK, 0.1)
 
 def test_nothing_is_counted_at_first() -> None:
     figures = Figures()
-    assert figures.late == figures.lateness_sum == sum(figures.lateness) == sum(figures.outcomes.values()) == 0
-    assert len(figures.lateness) == len(LATENESS_BOUNDS) + 1
+    assert figures.late == figures.lateness.sum == sum(figures.lateness.counts) == sum(figures.outcomes.values()) == 0
+    assert len(figures.lateness.counts) == len(LATENESS_BOUNDS) + 1
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_nothing_is_counted_at_first() -> None:
 def test_lateness_is_counted_in_the_class_whose_bound_it_does_not_pass(lateness: float, index: int) -> None:
     figures = Figures()
     figures.ended(FINE, lateness)
-    assert [i for i, count in enumerate(figures.lateness) if count] == [index]
+    assert [i for i, count in enumerate(figures.lateness.counts) if count] == [index]
     assert index == len(LATENESS_BOUNDS) or lateness <= LATENESS_BOUNDS[index]
-    assert figures.lateness_sum == lateness
+    assert figures.lateness.sum == lateness
 
 
 @pytest.mark.parametrize(("lateness", "late"), [(0.0, 0), (1.0, 0), (1.001, 1)])
@@ -50,10 +50,10 @@ def test_every_probe_that_begins_is_in_one_class(latenesses: list[float]) -> Non
     figures = Figures()
     for lateness in latenesses:
         figures.ended(FINE, lateness)
-    assert sum(figures.lateness) == len(latenesses)
+    assert sum(figures.lateness.counts) == len(latenesses)
     for i, bound in enumerate(LATENESS_BOUNDS):
-        assert sum(figures.lateness[: i + 1]) == sum(lateness <= bound for lateness in latenesses)
-    assert figures.lateness_sum == pytest.approx(sum(latenesses))
+        assert sum(figures.lateness.counts[: i + 1]) == sum(lateness <= bound for lateness in latenesses)
+    assert figures.lateness.sum == pytest.approx(sum(latenesses))
 
 
 def test_results_are_counted_by_their_kind() -> None:
@@ -67,4 +67,4 @@ def test_results_are_counted_by_their_kind() -> None:
         OutcomeKind.FAILED: 3,
         OutcomeKind.INCONCLUSIVE: 4,
     }
-    assert sum(figures.lateness) == 0, "nobody is late who was not due"
+    assert sum(figures.lateness.counts) == 0, "nobody is late who was not due"

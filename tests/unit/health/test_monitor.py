@@ -257,11 +257,11 @@ async def test_what_was_probed_is_counted_by_how_it_went(redis: RedisProcess) ->
         await process.register("bad", bad.endpoint())
         await eventually(lambda: process.results == 2)
         assert dict(process.monitor.figures.outcomes) == {OutcomeKind.OK: 1, OutcomeKind.FAILED: 1}
-        assert sum(process.monitor.figures.lateness) == 2
+        assert sum(process.monitor.figures.lateness.counts) == 2
         assert process.monitor.probed_services == 2
         await process.registry.check_health("good")
         assert process.monitor.figures.outcomes[OutcomeKind.OK] == 2
-        assert sum(process.monitor.figures.lateness) == 2, "nobody is late who was not due"
+        assert sum(process.monitor.figures.lateness.counts) == 2, "nobody is late who was not due"
 
 
 # Standstills.
