@@ -8,7 +8,6 @@ calls under way finish, and that is all that it does. So we look after it, and p
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -18,6 +17,8 @@ from registry_server.tasks import cancel
 
 LOOK_EVERY: Final = 0.1
 """Seconds for which nobody may be listening."""
+_LONGEST_CALL: Final = 30 * 24 * 60 * 60.0
+"""Seconds that a call may go on in a server that was ended."""
 _GRPC_LOG: Final = "grpc._cython.cygrpc"
 _CLIENT_LEFT: Final = "ExecuteBatchError raised in core"
 
@@ -93,9 +94,8 @@ class Listener:
 
 async def _free(server: grpc.aio.Server) -> None:
     """Waits until an ended server has no more calls under way, and gives back what it holds."""
-    with suppress(UnicodeDecodeError):
-        await server.wait_for_termination()
-    await server.stop(None)
+    # Not wait_for_termination: cancelled, that would take what the stop waits for with it.
+    await server.stop(_LONGEST_CALL)
 
 
 async def _stop(server: grpc.aio.Server, grace: float | None) -> None:

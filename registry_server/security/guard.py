@@ -47,12 +47,28 @@ class Session:
         self.over: RegistryError | None = None
         """Why it has to end; ``None`` while it may go on."""
         self._end: Callable[[RegistryError], object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def on_end(self, end: Callable[[RegistryError], object]) -> None:
         """Says what ends the stream; called at once if it is over already."""
         self._end = end
         if self.over is not None:
             end(self.over)
+
+    def belong_to(self, identity: Identity) -> None:
+        """Says whose it is from now on; it ends when their credential does."""
+        self.identity = identity
+        self.forget_end()
+        if identity.expires is not None:
+            left = max(0.0, identity.expires - time.time())
+            why = Unauthenticated("the credential has expired")
+            self._timer = asyncio.get_running_loop().call_later(left, self.end, why)
+
+    def forget_end(self) -> None:
+        """Forgets when it would end."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def end(self, why: RegistryError) -> None:
         """Ends the stream."""
@@ -173,19 +189,12 @@ class Guard:
     @contextmanager
     def _looked_after(self, session: Session) -> Iterator[None]:
         self._sessions.add(session)
-        timer = self._end_in_time(session)
+        session.belong_to(session.identity)
         try:
             yield
         finally:
             self._sessions.discard(session)
-            if timer is not None:
-                timer.cancel()
-
-    def _end_in_time(self, session: Session) -> asyncio.TimerHandle | None:
-        if session.identity.expires is None:
-            return None
-        left = max(0.0, session.identity.expires - time.time())
-        return asyncio.get_running_loop().call_later(left, session.end, Unauthenticated("the credential has expired"))
+            session.forget_end()
 
     def reload(self) -> None:
         """Reads the policy again; keeps the old one, and logs what is wrong, if that fails.
@@ -214,7 +223,9 @@ class Guard:
             await cancel([previous])
         for session in list(self._sessions):
             try:
-                session.identity = await self._identity(session.presented, session.permission, session.peer)
+                identity = await self._identity(session.presented, session.permission, session.peer)
+                if session in self._sessions:  # it may have been closed meanwhile
+                    session.belong_to(identity)
             except RateLimited:
                 continue  # says nothing about the credential
             except RegistryError as error:

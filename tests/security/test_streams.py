@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -106,6 +107,20 @@ async def test_a_stream_ends_when_its_key_is_taken_away(redis: RedisProcess, pol
             policy.write()
             server.guard.reload()
     assert [task.result() for task in tasks] == [grpc.StatusCode.UNAUTHENTICATED] * 2 + ["UNAUTHENTICATED"]
+
+
+async def test_a_stream_ends_when_its_key_is_given_an_end(redis: RedisProcess, policy: Policy) -> None:
+    async with served(redis, policy) as server:
+        opened = asyncio.Event()
+        ending = asyncio.create_task(watch_end(server.grpc_address, policy.metadata("viewer"), opened))
+        await opened.wait()
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        policy.document["api_keys"][0]["expires"] = soon.isoformat()
+        policy.write()
+        server.guard.reload()
+        async with asyncio.timeout(WITHIN):
+            assert await ending is grpc.StatusCode.UNAUTHENTICATED
+        assert datetime.now(UTC) >= soon
 
 
 async def test_a_stream_ends_when_its_role_is_taken_away(redis: RedisProcess, policy: Policy) -> None:
