@@ -259,7 +259,7 @@ async def test_a_provider_that_is_away_is_no_answer(policy: Policy) -> None:
 
 async def test_a_token_without_key_id_is_taken_where_there_is_one_key(policy: Policy, tmp_path: Path) -> None:
     plain = jwt.encode(
-        {"iss": ISSUER, "aud": "ossa-registry", "sub": "a", "exp": NOW + 100, "roles": ["admin"]},
+        {"iss": ISSUER, "aud": "ossa-registry", "sub": "a", "exp": int(time.time()) + 3600, "roles": ["admin"]},
         SIGNERS["RS256"],
         algorithm="RS256",
     )
