@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -44,6 +44,8 @@ from registry_server.tracing import Tracer
 from registry_server.writes import Writes
 
 T = TypeVar("T")
+MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
+"""Gives metrics in the text format of Prometheus."""
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +120,11 @@ async def _serve(settings: Settings) -> None:
 
 
 async def serve_until(
-    stop: asyncio.Event, settings: Settings, *, on_ready: Callable[[], None], shared_ports: bool = False
+    stop: asyncio.Event,
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None],
+    join_metrics: Callable[[MetricsText], MetricsText] | None = None,
 ) -> None:
     """Serves until it is told to stop, then drains.
 
@@ -126,14 +132,14 @@ async def serve_until(
         stop: Set when it is to end.
         settings: All of them.
         on_ready: Called once calls are taken and the catalog is loaded.
-        shared_ports: Whether other processes listen on the same ports.
+        join_metrics: If other processes listen on the same ports: makes of the metrics of this one those of all.
 
     Raises:
         ConfigurationError: It cannot be served as it is configured.
     """
     failure: BaseException | None = None
     try:
-        async with serving(settings, shared_ports=shared_ports) as server:
+        async with serving(settings, join_metrics=join_metrics) as server:
             if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
             if await _either(server.parts.loaded, stop):
@@ -148,14 +154,16 @@ async def serve_until(
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIterator[Serving]:
+async def serving(
+    settings: Settings, *, join_metrics: Callable[[MetricsText], MetricsText] | None = None
+) -> AsyncIterator[Serving]:
     """Starts everything; drains on leaving.
 
     Calls are taken at once; until the catalog is loaded they are answered with UNAVAILABLE and health says NOT_SERVING.
 
     Args:
         settings: All of them.
-        shared_ports: Whether other processes listen on the same ports.
+        join_metrics: If other processes listen on the same ports: makes of the metrics of this one those of all.
 
     Raises:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
@@ -163,6 +171,7 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
     check_exposure(settings)
     guard = Guard(settings.security, settings.limits)
     tls = settings.tls.cert_file is not None
+    shared = join_metrics is not None
     optional = settings.tls.http_client_certificates == "optional"
     async with open_parts(settings) as parts:
         rpc = RpcServer(
@@ -170,7 +179,7 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
             settings.grpc,
             guard=guard,
             certificates=Certificates(settings.tls) if tls else None,
-            shared_port=shared_ports,
+            shared_port=shared,
             logs=settings.log,
             tracer=parts.tracer,
         )
@@ -186,12 +195,12 @@ async def serving(settings: Settings, *, shared_ports: bool = False) -> AsyncIte
         http = HttpServer(
             parts.registry,
             settings.http,
-            metrics=metrics.text,
+            metrics=metrics.text if join_metrics is None else join_metrics(metrics.text),
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
             guard=guard,
             certificates=Certificates(settings.tls, optional=optional) if tls else None,
-            shared_port=shared_ports,
+            shared_port=shared,
             logs=settings.log,
             tracer=parts.tracer,
         )

@@ -1,4 +1,4 @@
-"""What supervisor and worker say to each other, in frames: down a pickled ``Setup``, up JSON objects."""
+"""What supervisor and worker say to each other, in frames: first a pickled ``Setup``, then JSON objects both ways."""
 
 from typing import Any, Final, NamedTuple
 
@@ -14,11 +14,19 @@ class Setup(NamedTuple):
 
 
 Message = dict[str, Any]
-"""Up: ``{"kind": READY | ALIVE | REFUSED}``."""
+"""``{"kind": one of these, ...}``."""
 
 READY: Final = "ready"
-"""It takes calls, and its catalog is loaded."""
+"""Up: it takes calls, and its catalog is loaded."""
 ALIVE: Final = "alive"
-"""It still runs; said each second."""
+"""Up: it still runs; said each second."""
 REFUSED: Final = "refused"
-"""It cannot serve as it is configured; ``why`` says what is wrong."""
+"""Up: it cannot serve as it is configured; ``why`` says what is wrong."""
+COLLECT: Final = "collect"
+"""Up: somebody asks for the metrics of all; ``id`` is to come back."""
+COLLECTED: Final = "collected"
+"""Down: the metrics that ``id`` asked for, ``texts`` by the number of the worker."""
+TELL: Final = "tell"
+"""Down: asks for the metrics of the worker itself; ``id`` is to come back."""
+TOLD: Final = "told"
+"""Up: those of ``id``, as ``text``."""

@@ -1,12 +1,14 @@
 """``Supervisor``: starts workers, replaces those that die, drains them together."""
 
 import asyncio
+import itertools
 import json
 import pickle
 import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -19,7 +21,8 @@ from registry_server.errors import ConfigurationError
 from registry_server.frames import framed, read_frame
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.telemetry.logs import configure_logging
-from registry_server.workers.messages import READY, REFUSED, Setup
+from registry_server.workers import messages
+from registry_server.workers.messages import COLLECTED, TELL, Message, Setup
 from registry_server.workers.ports import reserved
 
 _WORKER: Final = "registry_server.workers.worker"
@@ -30,6 +33,8 @@ _DEAF: Final = 30
 """Looks without a word of a worker in between, after which it is replaced: its port still gets connections."""
 _FAREWELL: Final = 5.0
 """Seconds beyond the grace of calls that a worker has until it is killed."""
+_TELL_WITHIN: Final = 2.0
+"""Seconds that a worker has to tell its metrics; then they come without it."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +86,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         """Prepares it; the addresses in ``settings`` have ports, which are ours."""
         self._settings = settings
-        self._workers = [_Worker(number, settings) for number in range(1, settings.workers + 1)]
+        self._workers = [_Worker(number, settings, self._collect) for number in range(1, settings.workers + 1)]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs workers until ``stop`` is set, then drains them.
@@ -104,6 +109,11 @@ class Supervisor:
             for worker in self._workers:
                 worker.kill()
 
+    async def _collect(self) -> dict[str, str]:
+        """The metrics of all workers that tell them, by number."""
+        texts = await asyncio.gather(*(worker.metrics() for worker in self._workers))
+        return {str(worker.number): text for worker, text in zip(self._workers, texts, strict=True) if text is not None}
+
     def _reload(self) -> None:
         for worker in self._workers:
             worker.reload()
@@ -117,7 +127,7 @@ class Supervisor:
 class _Worker:
     """One worker after the other, under one number."""
 
-    def __init__(self, number: int, settings: Settings) -> None:
+    def __init__(self, number: int, settings: Settings, collect: Callable[[], Awaitable[dict[str, str]]]) -> None:
         self.number = number
         self.ready = asyncio.Event()
         """Set once one of them serves."""
@@ -125,6 +135,10 @@ class _Worker:
         self._draining = False
         self._process: asyncio.subprocess.Process | None = None
         self._looks = 0  # since it last said something
+        self._collect = collect
+        self._writer: asyncio.StreamWriter | None = None
+        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._ids = itertools.count()
 
     async def keep(self) -> None:
         """Keeps one running until it was drained.
@@ -144,6 +158,22 @@ class _Worker:
             delay = _FIRST_RETRY if time.monotonic() - started > _LAST_RETRY else min(2 * delay, _LAST_RETRY)
             log.error("a worker ended; another one follows", worker=self.number, code=code, seconds=delay)
             await asyncio.sleep(delay)
+
+    async def metrics(self) -> str | None:
+        """Asks it for its metrics; ``None`` if it does not tell them in time."""
+        if self._writer is None:
+            return None
+        number = next(self._ids)
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._say({"kind": TELL, "id": number})
+        try:
+            async with asyncio.timeout(_TELL_WITHIN):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[number]
 
     def drain(self) -> None:
         """Lets it finish what is under way and end."""
@@ -175,26 +205,40 @@ class _Worker:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
             writer.write(framed(pickle.dumps(self._setup)))
+            self._writer = writer
             if self._draining:  # it was too late for the signal
                 self._signal(signal.SIGTERM)
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
-                await self._listen(reader)
+                await self._listen(reader, group)
                 watching.cancel()
             return await self._process.wait()
         finally:
+            self._writer = None
             writer.close()
             self._signal(signal.SIGKILL)
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    def _say(self, message: Message) -> None:
+        if self._writer is not None:
+            self._writer.write(framed(json.dumps(message).encode()))
+
+    async def _answer(self, number: int) -> None:
+        self._say({"kind": COLLECTED, "id": number, "texts": await self._collect()})
+
+    async def _listen(self, reader: asyncio.StreamReader, group: asyncio.TaskGroup) -> None:
         """Takes what it says, until it ends."""
         while (frame := await read_frame(reader)) is not None:
             self._looks = 0
-            message = json.loads(frame)
-            if message["kind"] == READY:
-                self.ready.set()
-            elif message["kind"] == REFUSED and not self.ready.is_set():
-                raise ConfigurationError(message["why"])
+            message: Message = json.loads(frame)
+            match message["kind"]:
+                case messages.READY:
+                    self.ready.set()
+                case messages.REFUSED if not self.ready.is_set():
+                    raise ConfigurationError(message["why"])
+                case messages.COLLECT:
+                    group.create_task(self._answer(message["id"]))
+                case messages.TOLD if (answer := self._asked.get(message["id"])) and not answer.done():
+                    answer.set_result(message["text"])
 
     async def _watch(self) -> None:
         """Ends a worker that does not speak."""

@@ -1,6 +1,7 @@
 """A worker: ``python -m registry_server.workers.worker FD``, which ``Supervisor`` starts."""
 
 import asyncio
+import itertools
 import json
 import os
 import pickle
@@ -15,14 +16,18 @@ from registry_server.app import run_loop, serve_until, stop_on_signals
 from registry_server.errors import ConfigurationError
 from registry_server.frames import framed, read_frame
 from registry_server.tasks import cancel
+from registry_server.telemetry.joined import joined
 from registry_server.telemetry.logs import configure_logging
-from registry_server.workers.messages import ALIVE, READY, REFUSED
+from registry_server.workers import messages
 
 if TYPE_CHECKING:
+    from registry_server.app import MetricsText
     from registry_server.workers.messages import Message, Setup
 
 _SPEAK_EVERY: Final = 1.0
 """Seconds: who is silent for long is replaced."""
+_COLLECT_WITHIN: Final = 5.0
+"""Seconds that the supervisor has to collect metrics; then only our own are told."""
 _BAD_CONFIGURATION: Final = 2
 
 
@@ -32,9 +37,14 @@ class Worker:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._number = 0
+        self._own_metrics: MetricsText | None = None
+        self._asked: dict[int, asyncio.Future[dict[str, str]]] = {}
+        self._ids = itertools.count()
 
     async def run(self, setup: "Setup") -> int:
         """Serves; gives the exit code of the process."""
+        self._number = setup.number
         structlog.contextvars.bind_contextvars(worker=setup.number)
         stop = stop_on_signals(signal.SIGTERM)
         tasks = [
@@ -42,29 +52,60 @@ class Worker:
             asyncio.create_task(self._speak(), name="sign-of-life"),
         ]
         try:
-            await serve_until(stop, setup.settings, shared_ports=True, on_ready=lambda: self._say({"kind": READY}))
+            await serve_until(
+                stop, setup.settings, on_ready=lambda: self._say({"kind": messages.READY}), join_metrics=self._join
+            )
         except ConfigurationError as error:
-            self._say({"kind": REFUSED, "why": str(error)})
+            self._say({"kind": messages.REFUSED, "why": str(error)})
             return _BAD_CONFIGURATION
         finally:
             await cancel(tasks)
             self._writer.close()
         return 0
 
+    def _join(self, own: "MetricsText") -> "MetricsText":
+        """Makes of the metrics of this worker those of all."""
+        self._own_metrics = own
+
+        async def all_metrics() -> bytes:
+            return joined(await self._collected() or {str(self._number): (await own()).decode()})
+
+        return all_metrics
+
+    async def _collected(self) -> dict[str, str] | None:
+        """Has the supervisor collect the metrics of all; ``None`` if it does not answer."""
+        number = next(self._ids)
+        answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._say({"kind": messages.COLLECT, "id": number})
+        try:
+            async with asyncio.timeout(_COLLECT_WITHIN):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            del self._asked[number]
+
     async def _listen(self, stop: asyncio.Event) -> None:
-        while await read_frame(self._reader) is not None:
-            pass
+        while (frame := await read_frame(self._reader)) is not None:
+            message: Message = json.loads(frame)
+            match message["kind"]:
+                case messages.TELL if self._own_metrics is not None:
+                    text = (await self._own_metrics()).decode()
+                    self._say({"kind": messages.TOLD, "id": message["id"], "text": text})
+                case messages.COLLECTED if (answer := self._asked.get(message["id"])) and not answer.done():
+                    answer.set_result(message["texts"])
         stop.set()  # the supervisor is gone: nobody would end us
 
     async def _speak(self) -> None:
         while True:
-            self._say({"kind": ALIVE})
+            # A supervisor that stands still finds at most a few kilobytes of these when it goes on.
+            if self._writer.transport.get_write_buffer_size() == 0:
+                self._say({"kind": messages.ALIVE})
             await asyncio.sleep(_SPEAK_EVERY)
 
     def _say(self, message: "Message") -> None:
-        # A supervisor that stands still finds at most a few kilobytes when it goes on; beyond, it is told less.
-        if self._writer.transport.get_write_buffer_size() == 0:
-            self._writer.write(framed(json.dumps(message).encode()))
+        self._writer.write(framed(json.dumps(message).encode()))
 
 
 async def _main(connection: socket.socket) -> int:

@@ -7,12 +7,13 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient
@@ -50,7 +51,7 @@ async def two_workers(tmp_path: Path, *flags: str) -> AsyncIterator[ServerProces
 
 
 async def test_connections_are_shared_out_and_all_see_the_same(tmp_path: Path) -> None:
-    async with two_workers(tmp_path, "--log.level=debug") as server, aiohttp.ClientSession() as http:
+    async with two_workers(tmp_path, "--log.requests=all") as server, aiohttp.ClientSession() as http:
         async with connected(server.grpc_address) as (_, stub):
             answer = await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
         revision = answer.service.revision
@@ -174,3 +175,36 @@ async def test_a_worker_that_does_not_speak_is_replaced(redis: RedisProcess, mon
     async with asyncio.timeout(PATIENCE):
         await running
     assert workers_of(os.getpid()) == []
+
+
+async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as server, aiohttp.ClientSession() as http:
+
+        async def told() -> dict[tuple[str, str], float]:
+            url = f"http://{server.http_address}/metrics"
+            patience = aiohttp.ClientTimeout(total=5)
+            async with http.get(url, headers={"Connection": "close"}, timeout=patience) as response:
+                text = await response.text()
+            names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+            assert len(names) == len(set(names)), "each family stands once"
+            return {
+                (sample.name, sample.labels["worker"]): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if len(sample.labels) == 1
+            }
+
+        for _ in range(10):
+            seen = await told()
+            assert {worker for name, worker in seen if name == "ossa_registry_revision"} == {"1", "2"}
+            assert seen["process_resident_memory_bytes", "1"] > 1e6
+
+        stopped = workers_of(server.pid)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            for _ in range(20):
+                with suppress(TimeoutError):  # it was the stopped one that was asked
+                    assert len({worker for _, worker in await told()}) == 1
+                    break
+        finally:
+            os.kill(stopped, signal.SIGCONT)
