@@ -191,6 +191,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             timeout=settings.redis.timeout_ms / 1000,
             events_max_length=settings.redis.events_max_length,
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
+            wait_replicas=settings.redis.wait_replicas,
+            wait_timeout=settings.redis.wait_timeout_ms / 1000,
         )
         stack.push_async_callback(store.close)
         parts = _build(settings, store)
@@ -200,6 +202,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(parts.follower.run(), name="follower"),
+                group.create_task(store.watch_primary(), name="primary-watch"),
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
             ]

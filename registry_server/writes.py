@@ -53,6 +53,7 @@ class Writes:
         Raises:
             WriteConflict: Others changed the service each time.
             StoreUnavailable: Redis does not answer.
+            NotReplicated: The write was made, but too few replicas have it.
         """
         self.must_be_loaded()
         # Held by those who wait for it, and gone with the last of them.
@@ -116,14 +117,19 @@ class Writes:
         after.revision = outcome
         return after
 
-    async def touch(self, service: Service, *, renew: bool) -> Service | Conflict | EpochChanged:
-        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes."""
+    async def touch(self, service: Service, *, renew: bool, confirm: bool = True) -> Service | Conflict | EpochChanged:
+        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes.
+
+        Somebody who was told that too few replicas have a change may ask again, and ends here: so replicas are waited
+        for as with a change, unless ``confirm`` is false.
+        """
         outcome = await self._store.touch(
             service,
             epoch=self._replica.position.epoch,
             expected=service.revision,
             ttl=self._ttl(service),
             renew=renew,
+            confirm=confirm,
         )
         return service if isinstance(outcome, int) else outcome
 

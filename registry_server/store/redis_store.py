@@ -5,15 +5,12 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import ConfigurationError
+from registry_server.errors import ConfigurationError, NotReplicated, StoreUnavailable
 from registry_server.model.document import encode_document_open
-from registry_server.store.commands import Commands
+from registry_server.store.commands import Commands, Confirmation
+from registry_server.store.connecting import Connections
 from registry_server.store.failures import translated
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
@@ -24,6 +21,7 @@ from registry_server.store.values import (
     ProbeResult,
     StoredEvent,
     Sweep,
+    Unconfirmed,
     stored_event,
 )
 
@@ -51,15 +49,22 @@ class RedisStore:
         timeout: float = 2.0,
         events_max_length: int = 10_000,
         sweep_interval: float = 1.0,
+        wait_replicas: int = 0,
+        wait_timeout: float = 1.0,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
         Args:
-            url: ``redis://``, ``rediss://`` or ``unix://``.
+            url: The setting ``redis.url``, but not ``embedded``.
             key_prefix: See ``Keys.under``.
             timeout: Seconds that one answer of Redis may take.
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
+            wait_replicas: How many replicas must have a change before it is answered.
+            wait_timeout: Seconds that this may take; less than ``timeout``.
+
+        Raises:
+            ConfigurationError: The URL is none that can be connected to.
         """
         self.keys = Keys.under(key_prefix)
         self._script_keys = (
@@ -75,10 +80,18 @@ class RedisStore:
         )
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
-        self._client = _client(url, timeout)
+        self._connections = Connections(url, timeout=timeout, key=self.keys.revision)
+        self._client = self._connections.client()
         # Reads of its own, since a blocking read holds its connection.
-        self._tail = _client(url, timeout + TAIL_BLOCK)
-        self._commands = Commands(self._client, Scripts())
+        self._tail = self._connections.client(patience=TAIL_BLOCK, on_open=self._tail_opened)
+        self._tail_opens = self._tail_trusted = 0
+        scripts = Scripts()
+        self._commands = self._commits = Commands(self._client, scripts)
+        self._wait_replicas = wait_replicas
+        if wait_replicas:
+            # In a sender of their own, so that heartbeats and reads do not wait for replicas with them.
+            confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
+            self._commits = Commands(self._client, scripts, confirmation)
 
     async def open(self) -> None:
         """Checks that this Redis can serve and makes the scripts known to it.
@@ -93,6 +106,7 @@ class RedisStore:
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
             raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
         await self._commands.load_scripts()
+        await self._trust_tail()
 
     async def reconnect(self) -> None:
         """Drops connections that were made before Redis went away, so that no write is the first to notice.
@@ -103,12 +117,27 @@ class RedisStore:
         for client in (self._client, self._tail):
             await client.connection_pool.disconnect(inuse_connections=False)
         await self._commands.load_scripts()
+        await self._trust_tail()
+
+    async def watch_primary(self) -> None:
+        """Watches for ever whether another Redis takes the writes, and leaves the old one; cancel it to stop."""
+        await self._connections.watch()
 
     async def close(self) -> None:
         """Lets commands that are under way finish and closes all connections."""
         await self._commands.close()
+        await self._commits.close()
         await self._client.aclose()
         await self._tail.aclose()
+        await self._connections.close()
+
+    def _tail_opened(self) -> None:
+        self._tail_opens += 1
+
+    async def _trust_tail(self) -> None:
+        with translated():
+            await self._tail.ping()
+        self._tail_trusted = self._tail_opens
 
     # Reading: the follower's side.
 
@@ -158,11 +187,18 @@ class RedisStore:
         return stored_event(*page[0]) if page else None
 
     async def tail(self, after: int) -> list[StoredEvent]:
-        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds."""
+        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds.
+
+        Raises:
+            StoreUnavailable: Also if they come from another connection than those before: the server behind it may
+                have another past, so ``reconnect``, and look.
+        """
         with translated():
             answer: Any = await self._tail.xread(
                 {self.keys.events: f"{after}-0"}, count=TAIL_PAGE, block=round(TAIL_BLOCK * 1000)
             )
+        if self._tail_opens != self._tail_trusted:
+            raise StoreUnavailable("the connection to the store was lost")
         return [stored_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
 
     # Writing.
@@ -179,7 +215,7 @@ class RedisStore:
         renew: bool,
         forget_check: bool = False,
     ) -> int | Conflict | EpochChanged:
-        """Commits a service as it shall be.
+        """Commits a service as it shall be, and waits for as many replicas to have it as are wanted.
 
         Args:
             service: The new state; its ``revision`` is ignored.
@@ -193,22 +229,30 @@ class RedisStore:
 
         Returns:
             The revision of the change, or why there is none.
+
+        Raises:
+            NotReplicated: The change was made, but too few replicas have it.
         """
         service.ClearField("revision")
         args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
         return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check)
 
     async def touch(
-        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool
+        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool, confirm: bool = True
     ) -> int | Conflict | EpochChanged:
-        """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is."""
+        """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is.
+
+        With ``confirm`` it waits for replicas as ``put`` does: they then have the service as it is, too.
+        """
         args = ("touch", 0, 0, b"", encode_document_open(service))
-        return await self._commit(epoch, service.name, expected, args, ttl, renew=renew, forget_check=False)
+        return await self._commit(
+            epoch, service.name, expected, args, ttl, renew=renew, forget_check=False, confirm=confirm
+        )
 
     async def delete(
         self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType
     ) -> int | Conflict | EpochChanged:
-        """Removes a service; arguments and result as for ``put``."""
+        """Removes a service; arguments, result and errors as for ``put``."""
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
         return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False)
 
@@ -305,9 +349,11 @@ class RedisStore:
         *,
         renew: bool,
         forget_check: bool,
+        confirm: bool = True,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
-        answer = await self._commands.script(
+        sender = self._commits if confirm else self._commands
+        answer = await sender.script(
             "commit",
             (*self._script_keys, self.keys.document_prefix + name),
             epoch,
@@ -323,28 +369,18 @@ class RedisStore:
             int(forget_check),
             self._events_max_length,
         )
+        confirmed = self._wait_replicas
+        if isinstance(answer, Unconfirmed):
+            answer, confirmed = answer
         match answer[0]:
             case b"ok":
+                if confirmed < self._wait_replicas:
+                    raise NotReplicated(int(answer[1]), confirmed, self._wait_replicas)
                 return int(answer[1])
             case b"conflict":
                 return Conflict(answer[1])
             case _:
                 return EpochChanged()
-
-
-def _client(url: str, timeout: float) -> Redis:
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(
-            f"redis.url: {url.partition(':')[0]}:// is not supported by this version; use redis://, rediss:// or unix://"
-        )
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # A repeated commit could meet its own first try; who may repeat is decided by the callers.
-        retry=Retry(NoBackoff(), 0),
-        client_name="ossa-registry",
-    )
 
 
 def _texts(values: Iterable[bytes]) -> list[str]:
