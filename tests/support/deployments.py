@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from registry_server.store.embedded import GuardedProcess, find_redis_server
 from tests.support.redis_process import PORTS, RedisProcess, free_port, serving_pid
@@ -21,6 +23,7 @@ SENTINEL_DOWN_AFTER, NODE_TIMEOUT = 1500, 2500
 # A full copy is not put off to wait for other replicas.
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 SLOTS = 16384
+AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
 CLUSTER_PORTS = PORTS[:2000]  # the bus is 10,000 above, and stays below the ephemeral ports
 
 
@@ -135,7 +138,7 @@ class Watched(NamedTuple):
                 answer: Any = await client.execute_command(  # type: ignore[no-untyped-call]
                     "SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE
                 )
-        except OSError:
+        except AWAY:
             return None
         return int(answer[1])
 
@@ -241,7 +244,7 @@ async def role_of(server: RedisProcess) -> str | None:
     try:
         async with client_of(server) as client:
             role: Any = await client.role()
-    except OSError:
+    except AWAY:
         return None
     return str(role[0])
 
