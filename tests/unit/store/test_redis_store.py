@@ -115,7 +115,10 @@ class Box(NamedTuple):
         async for key in self.client.scan_iter():
             match await self.client.type(key):
                 case b"string":
-                    found[key] = await self.client.get(key), await self.client.ttl(key) // 10
+                    found[key] = (
+                        await self.client.get(key),
+                        -(-await self.client.ttl(key) // 10),
+                    )  # a lease of 60 s stays 6 for ten seconds
                 case b"hash":
                     found[key] = await self.client.hgetall(key)
                 case b"zset":
@@ -1103,6 +1106,22 @@ async def test_a_redis_without_memory_is_unavailable_and_keeps_nothing_of_a_writ
 
     assert await box.contents() == contents
     await box.client.config_set("maxmemory", "0")
+    await write(box)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+async def test_a_redis_that_wants_more_replicas_than_it_has_is_unavailable_and_keeps_nothing_of_a_write(
+    box: Box, write: Any
+) -> None:
+    await prepare(box)
+    contents = await box.contents()
+    await box.client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(StoreUnavailable, match="too few replicas"):
+        await write(box)
+
+    assert await box.contents() == contents
+    await box.client.config_set("min-replicas-to-write", "0")
     await write(box)
 
 
