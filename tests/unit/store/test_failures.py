@@ -36,7 +36,7 @@ REFUSALS = {
 
 
 def said(text: str) -> Exception:
-    error: Exception = BaseParser.parse_error(text)
+    error: Exception = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
     return error
 
 

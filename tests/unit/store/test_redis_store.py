@@ -115,10 +115,8 @@ class Box(NamedTuple):
         async for key in self.client.scan_iter():
             match await self.client.type(key):
                 case b"string":
-                    found[key] = (
-                        await self.client.get(key),
-                        -(-await self.client.ttl(key) // 10),
-                    )  # a lease of 60 s stays 6 for ten seconds
+                    # Rounded up: a lease of 60 s is the same for the ten seconds that a test may take.
+                    found[key] = await self.client.get(key), -(-await self.client.ttl(key) // 10)
                 case b"hash":
                     found[key] = await self.client.hgetall(key)
                 case b"zset":
