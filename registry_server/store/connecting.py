@@ -85,7 +85,8 @@ class Connections:
         try:
             client.connection_pool.make_connection()  # type: ignore[no-untyped-call] # which connects nowhere yet
         except TypeError as error:
-            raise ConfigurationError(f"redis.url: an option is not known: {error}") from None
+            name = str(error).rstrip("'").rpartition("'")[2]  # "... got an unexpected keyword argument 'colour'"
+            raise ConfigurationError(f"redis.url: there is no option {name!r}") from error
         return client
 
     async def watch(self) -> None:

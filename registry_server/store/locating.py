@@ -2,7 +2,8 @@
 
 Those who are asked may be away, hang, or know only what was true before the last failover. So all are asked at once, a
 majority is waited for, and the answer of the highest configuration epoch counts: the number by which Sentinels and
-cluster nodes themselves decide which of two answers is the newer.
+cluster nodes themselves decide which of two answers is the newer. If only a minority answers, it is believed unless it
+is behind what was known already.
 """
 
 import asyncio
@@ -54,12 +55,15 @@ class Sentinels:
 
     def __init__(self, sentinels: Sequence[HostPort], service: str, client_of: ClientOf) -> None:
         self._service = service
+        self._epoch = 0
         self._clients = [client_of(sentinel) for sentinel in sentinels]
 
     async def locate(self) -> HostPort:
         """Gives the primary's address; errors as for ``Locator``."""
         nobody = f"no Sentinel tells where {self._service!r} is"
-        return (await _newest([self._ask(client) for client in self._clients], nobody)).address
+        claim = await _newest([self._ask(client) for client in self._clients], self._epoch, nobody)
+        self._epoch = claim.epoch
+        return claim.address
 
     async def close(self) -> None:
         """Closes all connections."""
@@ -86,6 +90,7 @@ class SlotOwner:
         self._seeds = tuple(seeds)
         self._slot = key_slot(key.encode())
         self._client_of = client_of
+        self._epoch = 0
         self._shard: tuple[HostPort, ...] = ()
         self._clients: dict[HostPort, Redis] = {}
 
@@ -96,8 +101,9 @@ class SlotOwner:
             if address not in self._clients:
                 self._clients[address] = self._client_of(address)
         nobody = f"no node of the cluster tells who owns slot {self._slot}"
-        claim = await _newest([self._ask(address, self._clients[address]) for address in asked], nobody)
-        self._shard = claim.shard
+        questions = [self._ask(address, self._clients[address]) for address in asked]
+        claim = await _newest(questions, self._epoch, nobody)
+        self._epoch, self._shard = claim.epoch, claim.shard
         for address in self._clients.keys() - {*self._seeds, *self._shard}:
             await self._clients.pop(address).aclose()
         return claim.address
@@ -131,8 +137,14 @@ def _address(name: str, node: dict[str, Any], asked: HostPort) -> HostPort:
     return HostPort(node["hostname"] or host or asked.host, int(port))
 
 
-async def _newest(questions: Sequence[Coroutine[Any, Any, _Claim]], nobody: str) -> _Claim:
-    """Asks all at once; gives the newest answer of a majority, or of as many as answer at all."""
+async def _newest(questions: Sequence[Coroutine[Any, Any, _Claim]], known: int, nobody: str) -> _Claim:
+    """Asks all at once; gives the newest answer of a majority, or of as many as answer at all.
+
+    Args:
+        questions: What to ask; each may fail or hang.
+        known: Epoch of the answer before. A majority may be behind it, if the epochs were reset.
+        nobody: What to say if there is no answer.
+    """
     tasks = [asyncio.create_task(_answer(question)) for question in questions]
     claims: list[_Claim] = []
     refusals: set[str] = set()
@@ -145,12 +157,15 @@ async def _newest(questions: Sequence[Coroutine[Any, Any, _Claim]], nobody: str)
                 refused = isinstance(answer, AuthenticationError)  # which redis-py words as advice to a programmer
                 refusals.add("our credentials are refused" if refused else str(answer))
             if len(claims) > len(tasks) // 2:
-                break
+                return max(claims, key=lambda claim: claim.epoch)
     finally:
         await cancel(tasks)  # those that hang
-    if not claims:
-        raise RedisConnectionError(f"{nobody}: {'; '.join(sorted(refusals))}")
-    return max(claims, key=lambda claim: claim.epoch)
+    newest = max(claims, key=lambda claim: claim.epoch, default=None)
+    if newest is not None and newest.epoch >= known:
+        return newest
+    if newest is not None:
+        refusals.add("those that answer are behind")
+    raise RedisConnectionError(f"{nobody}: {'; '.join(sorted(refusals))}")
 
 
 async def _answer(question: Coroutine[Any, Any, _Claim]) -> _Claim | Exception:

@@ -27,7 +27,7 @@ async def hangs() -> _Claim:
 
 
 async def test_the_newest_configuration_counts_whoever_answers_first() -> None:
-    claim = await _newest([says(3, OLD), says(4, NEW, 0.05), hangs()], "nobody knows")
+    claim = await _newest([says(3, OLD), says(4, NEW, 0.05), hangs()], 2, "nobody knows")
 
     assert claim.address == NEW
 
@@ -35,16 +35,29 @@ async def test_the_newest_configuration_counts_whoever_answers_first() -> None:
 async def test_a_majority_is_enough_and_those_that_hang_are_not_waited_for() -> None:
     began = time.monotonic()
 
-    claim = await _newest([hangs(), says(1, OLD), says(1, OLD), hangs(), says(1, OLD)], "nobody knows")
+    claim = await _newest([hangs(), says(2, OLD), says(2, OLD), hangs(), says(2, OLD)], 2, "nobody knows")
 
     assert claim.address == OLD
     assert time.monotonic() - began < HANG / 2
 
 
 async def test_one_answer_is_enough_where_the_others_fail() -> None:
-    questions = [fails(RedisConnectionError("away")), says(1, NEW), fails(OSError("away"))]
+    questions = [fails(RedisConnectionError("away")), says(2, NEW), fails(OSError("away"))]
 
-    assert (await _newest(questions, "nobody knows")).address == NEW
+    assert (await _newest(questions, 2, "nobody knows")).address == NEW
+
+
+async def test_a_minority_that_is_behind_what_was_known_is_not_believed() -> None:
+    questions = [fails(RedisConnectionError("away")), says(1, OLD), fails(RedisConnectionError("away"))]
+
+    with pytest.raises(RedisConnectionError, match=r"^nobody knows: away; those that answer are behind$"):
+        await _newest(questions, 2, "nobody knows")
+
+
+async def test_a_majority_is_believed_even_if_epochs_were_reset() -> None:
+    questions = [fails(RedisConnectionError("away")), says(0, NEW), says(0, NEW)]
+
+    assert (await _newest(questions, 2, "nobody knows")).address == NEW
 
 
 async def test_where_nobody_knows_it_says_why_each_reason_once() -> None:
@@ -56,12 +69,12 @@ async def test_where_nobody_knows_it_says_why_each_reason_once() -> None:
     ]
 
     with pytest.raises(RedisConnectionError, match=r"^nobody knows: away; no number; our credentials are refused$"):
-        await _newest(questions, "nobody knows")
+        await _newest(questions, 2, "nobody knows")
 
 
 async def test_those_that_are_not_waited_for_are_ended() -> None:
     tasks = asyncio.all_tasks()
 
-    await _newest([says(1, OLD), says(1, OLD), hangs()], "nobody knows")
+    await _newest([says(2, OLD), says(2, OLD), hangs()], 2, "nobody knows")
 
     assert asyncio.all_tasks() == tasks
