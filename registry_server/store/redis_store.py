@@ -5,6 +5,8 @@ import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import ConfigurationError, NotReplicated, StoreUnavailable
@@ -97,7 +99,7 @@ class RedisStore:
         """Checks that this Redis can serve and makes the scripts known to it.
 
         Raises:
-            ConfigurationError: Redis is too old.
+            ConfigurationError: Redis is too old, or does not let us wait for replicas.
             StoreUnavailable: Redis does not answer.
         """
         with translated():
@@ -105,6 +107,12 @@ class RedisStore:
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
             raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
+        if self._wait_replicas:
+            with translated():
+                try:
+                    await self._client.wait(0, 1)
+                except NoPermissionError as error:  # else each write would be told not to be replicated
+                    raise ConfigurationError(f"redis.wait_replicas: Redis refuses WAIT: {error}") from error
         await self._commands.load_scripts()
         await self._trust_tail()
 

@@ -1055,6 +1055,18 @@ async def test_without_replicas_a_change_is_made_and_told_not_to_be_replicated(r
     await box.store.close()
 
 
+async def test_a_user_who_may_not_wait_for_replicas_is_refused_at_the_start(redis_process: RedisProcess) -> None:
+    async with redis.asyncio.Redis.from_url(redis_process.url) as client:
+        await client.execute_command(  # type: ignore[no-untyped-call]
+            *("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all", "-wait")
+        )
+    store = RedisStore(redis_process.url.replace("//", "//agent:secret@"), wait_replicas=1)
+
+    with pytest.raises(ConfigurationError, match=r"^redis\.wait_replicas: Redis refuses WAIT: "):
+        await store.open()
+    await store.close()
+
+
 async def test_until_redis_is_back_a_reconnection_says_that_it_is_away(box: Box, redis_process: RedisProcess) -> None:
     await redis_process.stop()
 
