@@ -19,6 +19,7 @@
     │   └── RevisionNotReached     the process asked does not hold the wanted revision yet
     ├── RegistryUnavailable        nobody answers
     │   ├── StoreUnavailable       the registry does not reach Redis
+    │   │   └── NotReplicated      the write was made, but too few replicas of Redis have it
     │   ├── IssuerUnavailable      the registry cannot read the keys that would verify the token
     │   └── ShuttingDown           the process asked drains
     ├── InternalError              a bug of the registry; its log has the details
@@ -176,6 +177,19 @@ class StoreUnavailable(RegistryUnavailable):
     """The registry does not reach Redis. A write may or may not have been made."""
 
 
+class NotReplicated(StoreUnavailable):
+    """The write was made, but too few replicas of Redis have it: a failover now may lose it.
+
+    What may be repeated is repeated, since the same again is answered once there are enough replicas. Where this is
+    raised for ``create_only`` or a write at an ``expected_revision``, do not repeat it: it would meet its own change.
+    """
+
+    @property
+    def revision(self) -> int:
+        """Revision of the change; 0 if the registry did not say."""
+        return int(self.metadata.get("revision", "0"))
+
+
 class IssuerUnavailable(RegistryUnavailable):
     """The registry cannot read the keys that would verify the token."""
 
@@ -206,6 +220,7 @@ _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
     "CURSOR_EXPIRED": CursorExpired,
     "WATCHER_TOO_SLOW": WatcherTooSlow,
     "STORE_UNAVAILABLE": StoreUnavailable,
+    "NOT_REPLICATED": NotReplicated,
     "SHUTTING_DOWN": ShuttingDown,
     "PROBING_DISABLED": ProbingDisabled,
     "UNAUTHENTICATED": Unauthenticated,

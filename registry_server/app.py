@@ -245,6 +245,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             sweep_interval=settings.lease.sweep_interval_ms / 1000,
             tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
             tracer=tracer,
+            wait_replicas=settings.redis.wait_replicas,
+            wait_timeout=settings.redis.wait_timeout_ms / 1000,
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
@@ -258,6 +260,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(parts.follower.run(), name="follower"),
+                group.create_task(store.watch_primary(), name="primary-watch"),
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
                 group.create_task(parts.samples.run(), name="samples"),

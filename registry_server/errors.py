@@ -12,6 +12,7 @@
     ├── CursorExpired              the watch cannot go on without a gap
     ├── WatcherTooSlow             the watcher's buffer is full
     ├── StoreUnavailable           Redis does not answer; safe to repeat
+    │   └── NotReplicated          the change was made, but too few replicas have it
     ├── ShuttingDown               this process drains; go to another or come back
     ├── ProbingDisabled            this server does not probe
     ├── Unauthenticated            no credential, or one that is not accepted
@@ -147,6 +148,32 @@ class StoreUnavailable(RegistryError):
 
     def __init__(self, why: str = "the store does not answer") -> None:
         super().__init__(f"{why}; try again")
+
+
+class NotReplicated(StoreUnavailable):
+    """The change was made, but fewer replicas than ``redis.wait_replicas`` have it: a failover now may lose it.
+
+    Watchers are told of it, and it is not taken back. The same registration or update again changes nothing, and
+    answers once there are enough replicas.
+    """
+
+    reason = "NOT_REPLICATED"
+
+    def __init__(self, revision: int, confirmed: int, wanted: int) -> None:
+        self.revision, self.confirmed, self.wanted = revision, confirmed, wanted
+        super().__init__(
+            f"the change was made, as revision {revision}, but only {confirmed} of {wanted} replicas have it yet: "
+            "a failover now may lose it"
+        )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Revision of the change, how many replicas have it and how many should."""
+        return {
+            "revision": str(self.revision),
+            "confirmedReplicas": str(self.confirmed),
+            "wantedReplicas": str(self.wanted),
+        }
 
 
 class ShuttingDown(RegistryError):

@@ -240,7 +240,7 @@ class ServiceRegistry:
     async def _restore_document(self, record: Record) -> None:
         # One that has changed meanwhile, or meets a store that is away, is asked for again at the next sweep.
         with suppress(StoreUnavailable):
-            await self._writes.touch(record.message(), renew=False)
+            await self._writes.touch(record.message(), renew=False, confirm=False)
 
     async def health(self, name: str) -> tuple[Health, Timestamp | None]:
         """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away).

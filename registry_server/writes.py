@@ -54,6 +54,7 @@ class Writes:
         Raises:
             WriteConflict: Others changed the service each time.
             StoreUnavailable: Redis does not answer.
+            NotReplicated: The write was made, but too few replicas have it.
         """
         self.must_be_loaded()
         # Held by those who wait for it, and gone with the last of them.
@@ -120,9 +121,13 @@ class Writes:
         return after
 
     async def touch(
-        self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM
+        self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM, confirm: bool = True
     ) -> Service | Conflict | EpochChanged:
-        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes."""
+        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes.
+
+        Somebody who was told that too few replicas have a change may ask again, and ends here: so replicas are waited
+        for as with a change, unless ``confirm`` is false.
+        """
         outcome = await self._store.touch(
             service,
             epoch=self._replica.position.epoch,
@@ -130,6 +135,7 @@ class Writes:
             ttl=self._ttl(service),
             renew=renew,
             claim=claim,
+            confirm=confirm,
         )
         return service if isinstance(outcome, int) else outcome
 

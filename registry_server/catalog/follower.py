@@ -20,7 +20,7 @@ from registry_server.model.record import Record
 from registry_server.store import Position, RedisStore, StoredEvent
 
 _FIRST_RETRY = 0.05
-_LAST_RETRY = 2.0
+_LAST_RETRY = 1.0
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; by two clocks, so finer classes would tell nothing."""
 
@@ -78,6 +78,7 @@ class Follower:
         self._stands_still = False
         self._last_contact = time.monotonic()
         self._connected_at = 0.0
+        self._waits_for = ""
         self._broken: str | None = None
         self._rewritten = False
         self._newest: StoredEvent | None = None  # as the stream had it
@@ -296,6 +297,9 @@ class Follower:
     def _set_connected(self, *, connected: bool, why: str = "") -> None:
         if connected:
             self._last_contact = time.monotonic()
+        elif not self.loaded and why != self._waits_for:
+            self._waits_for = why
+            log.warning("the store is not reached yet: nothing is served until it is", why=why)
         if connected == self.connected:
             return
         self.connected = connected

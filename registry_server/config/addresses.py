@@ -20,7 +20,7 @@ _HOST_PORT = re.compile(
 # only where it has a meaning of its own; a URL that does not match is never shown.
 _REDIS_URL = re.compile(
     r"(?P<scheme>[a-z+]+)://"
-    r"(?:(?P<user>[^\s:/?#@]*)(?P<password>:[^\s/?#@]*)?@)?"
+    r"(?P<userinfo>[^\s:/?#@]*(?::[^\s/?#@]*)?@)?"
     r"(?P<hosts>[^\s/?#@]*)(?P<path>/[^\s?#@]*)?(?P<query>\?[^\s#@]*)?"
 )
 _SECRET_OPTION = re.compile(r"(?i)(\b\w*(?:pass|secret|token)\w*=)[^&\s'\"]*")
@@ -52,16 +52,31 @@ _REDIS_FORMS = {
     "redis": _Form("redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]", 1, _DATABASE),
     "rediss": _Form("rediss://[USER:PASSWORD@]HOST[:PORT][/DATABASE]", 1, _DATABASE),
     "unix": _Form("unix://[USER:PASSWORD@]/PATH[?db=DATABASE]", 0, re.compile(r"/.+")),
-    "redis+sentinel": _Form(
-        "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]",
+}
+# With TLS the first word has an s more, as in rediss.
+for _redis in ("redis", "rediss"):
+    _REDIS_FORMS[f"{_redis}+sentinel"] = _Form(
+        f"{_redis}+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/SERVICE[/DATABASE]",
         sys.maxsize,
         re.compile(r"/[A-Za-z0-9._-]+(/[0-9]+)?"),
-    ),
+    )
     # A cluster has only database 0.
-    "redis+cluster": _Form(
-        "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]", sys.maxsize, re.compile(r"/?|/0")
-    ),
-}
+    _REDIS_FORMS[f"{_redis}+cluster"] = _Form(
+        f"{_redis}+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]", sys.maxsize, re.compile(r"/?|/0")
+    )
+
+
+class RedisParts(NamedTuple):
+    """A Redis URL in parts, each as it stands in the URL."""
+
+    scheme: str
+    userinfo: str
+    """``USER:PASSWORD@``, or nothing."""
+    hosts: str
+    """``HOST[:PORT]``, several with commas."""
+    path: str
+    query: str
+    """``?OPTION=VALUE&...``, or nothing."""
 
 
 class RedisUrl(Secret[str]):
@@ -71,18 +86,17 @@ class RedisUrl(Secret[str]):
         url = self.get_secret_value()
         if url == EMBEDDED:
             return url
-        match = _REDIS_URL.fullmatch(url)
-        if match is None:
+        parts = split_redis_url(url)
+        if parts is None:
             return "***"
-        user, password, hosts, path, query = match.group("user", "password", "hosts", "path", "query")
-        userinfo = "" if user is None else f"{user}{':***' if password else ''}@"
-        options = _SECRET_OPTION.sub(r"\1***", query or "")
-        return f"{match['scheme']}://{userinfo}{hosts}{path or ''}{options}"
+        userinfo = re.sub(r":.*@", ":***@", parts.userinfo)
+        options = _SECRET_OPTION.sub(r"\1***", parts.query)
+        return f"{parts.scheme}://{userinfo}{parts.hosts}{parts.path}{options}"
 
     @property
     def is_cluster(self) -> bool:
         """Whether the keys are spread over a Redis Cluster."""
-        return self.get_secret_value().startswith("redis+cluster://")
+        return self.get_secret_value().partition("://")[0].endswith("+cluster")
 
 
 def redact(text: str) -> str:
@@ -99,10 +113,16 @@ def check_redis_url(url: RedisUrl) -> RedisUrl:
     if form is None:
         schemes = ", ".join(f"{scheme}://" for scheme in _REDIS_FORMS)
         raise bad_setting(f"must be '{EMBEDDED}' or a URL that starts with one of {schemes}")
-    match = _REDIS_URL.fullmatch(text)
-    if match is None or not form.path.fullmatch(match["path"] or "") or not _are_hosts(match["hosts"], form.most_hosts):
+    parts = split_redis_url(text)
+    if parts is None or not form.path.fullmatch(parts.path) or not _are_hosts(parts.hosts, form.most_hosts):
         raise bad_setting(f"must be {form.shape}, with special characters in a password written as %XX")
     return url
+
+
+def split_redis_url(text: str) -> RedisParts | None:
+    """Splits a Redis URL of any scheme; ``None`` if it is none."""
+    match = _REDIS_URL.fullmatch(text)
+    return match and RedisParts(*(part or "" for part in match.group("scheme", "userinfo", "hosts", "path", "query")))
 
 
 def _are_hosts(text: str, most: int) -> bool:

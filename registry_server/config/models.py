@@ -92,6 +92,7 @@ PUBLIC_PARTS = ("health", "metrics", "docs", "reflection")
 """What ``security.public`` may name."""
 
 _PROBE_TIMEOUT_MS = 5_000
+_WAIT_TIMEOUT_MS = 1_000
 
 
 class _Group(BaseModel):
@@ -162,8 +163,9 @@ class RedisSettings(_Group):
 
     url: Annotated[RedisUrl, AfterValidator(check_redis_url), Metavar("URL")] = RedisUrl(EMBEDDED)
     """Where the registry is kept: 'embedded' for a private redis-server under the data directory, or a URL that starts
-    with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. A password is better given by the
-    environment or the file than by the flag, which other users of the machine can see."""
+    with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or, with TLS, rediss+sentinel:// or
+    rediss+cluster://. A password is better given by the environment or the file than by the flag, which other users of
+    the machine can see."""
     key_prefix: str = "ossa:services"
     """What the keys start with, 1 to 128 characters of A-Z a-z 0-9 { } . _ : / -, without a colon at the end. With
     redis+cluster:// it needs one hash tag, as in {ossa}:services."""
@@ -175,6 +177,11 @@ class RedisSettings(_Group):
     """Private key of that certificate, as PEM, not encrypted."""
     timeout_ms: Milliseconds = 2_000
     """Longest wait for an answer of Redis, in milliseconds."""
+    wait_replicas: Annotated[Number, Field(ge=0, le=100)] = 0
+    """How many replicas of Redis must have a change before it is answered; if they do not, the answer is UNAVAILABLE
+    with the reason NOT_REPLICATED. 0 waits for none."""
+    wait_timeout_ms: Milliseconds = _WAIT_TIMEOUT_MS
+    """How long that may take, in milliseconds; less than the timeout, to half of which the default is cut."""
     events_max_length: Annotated[Number, Field(ge=100, le=10_000_000)] = 10_000
     """How many events the stream in Redis and each process keep, so that a watch can go on where it ended."""
 
@@ -202,6 +209,24 @@ class RedisSettings(_Group):
                 "must have one hash tag, as in '{ossa}:services', for the Redis Cluster of {other}", other="redis.url"
             )
         return prefix
+
+    @field_validator("wait_replicas")
+    @classmethod
+    def _check_wait_replicas(cls, replicas: int, info: ValidationInfo) -> int:
+        url = info.data.get("url")
+        if replicas and isinstance(url, RedisUrl) and url.get_secret_value() == EMBEDDED:
+            raise bad_setting("must be 0 for the embedded Redis of {other}, which has no replicas", other="redis.url")
+        return replicas
+
+    @field_validator("wait_timeout_ms")
+    @classmethod
+    def _check_wait_timeout(cls, patience: int, info: ValidationInfo) -> int:
+        timeout: int = info.data.get("timeout_ms", patience + 1)
+        if patience == _WAIT_TIMEOUT_MS:  # who sets a short timeout alone need not know of it
+            return min(patience, max(timeout // 2, 1))
+        if patience >= timeout:
+            raise bad_setting("must be less than {other} ({limit})", other="redis.timeout_ms", limit=timeout)
+        return patience
 
 
 class TlsSettings(_Group):

@@ -24,6 +24,7 @@ STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
     errors.CursorExpired: HTTPStatus.GONE,
     errors.WatcherTooSlow: HTTPStatus.TOO_MANY_REQUESTS,
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NotReplicated: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ProbingDisabled: HTTPStatus.NOT_IMPLEMENTED,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,

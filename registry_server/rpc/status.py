@@ -26,6 +26,7 @@ CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
     errors.CursorExpired: grpc.StatusCode.OUT_OF_RANGE,
     errors.WatcherTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.NotReplicated: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     errors.ProbingDisabled: grpc.StatusCode.UNIMPLEMENTED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,

@@ -2,19 +2,29 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from registry_server.errors import StoreUnavailable
-from registry_server.store.failures import as_unavailable, translated
+from registry_server.store.failures import as_unavailable, is_elsewhere, translated
 from registry_server.store.figures import StoreFigures
 from registry_server.store.lua import Scripts
+from registry_server.store.values import Unconfirmed
 from registry_server.tracing import TRACE_ID, Tracer
 
 _LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
 _MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
+
+
+class Confirmation(NamedTuple):
+    """How much is waited for after a round trip (Redis ``WAIT``)."""
+
+    replicas: int
+    """How many replicas must have what was written; 0 = none."""
+    patience_ms: int
+    """How long that may take."""
 
 
 class Commands:
@@ -24,9 +34,27 @@ class Commands:
     knows whether it may be repeated.
     """
 
-    def __init__(self, client: Redis, scripts: Scripts, tracer: Tracer | None = None) -> None:
-        self.figures = StoreFigures()
+    def __init__(
+        self,
+        client: Redis,
+        scripts: Scripts,
+        figures: StoreFigures,
+        *,
+        confirmation: Confirmation | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Prepares the sender.
+
+        Args:
+            client: Where to.
+            scripts: What ``script`` runs.
+            figures: Where scripts are counted.
+            confirmation: What must be so before anybody gets an answer. If it is not, answers are ``Unconfirmed``.
+            tracer: Times scripts that calls wait for, if calls are traced.
+        """
+        self._figures = figures
         self._client = client
+        self._confirmation = confirmation
         self._scripts = scripts
         self._tracer = tracer
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
@@ -63,7 +91,7 @@ class Commands:
             answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
             how = "ok"
         finally:
-            self.figures.scripts[name].count(how, time.perf_counter() - began)
+            self._figures.scripts[name].count(how, time.perf_counter() - began)
         return answer
 
     @property
@@ -95,11 +123,16 @@ class Commands:
     async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
         try:
             results = await self._round_trip([command for command, _ in batch])
+            # Those were not carried out.
             missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-            if missing:  # Redis was restarted: those commands were not carried out
+            elsewhere = [i for i, result in enumerate(results) if _is_elsewhere(result)]
+            if elsewhere:
+                await self._client.connection_pool.disconnect(inuse_connections=False)
+            if missing or elsewhere:  # Redis was restarted, or another one takes the writes
                 await self.load_scripts()
-                again = await self._round_trip([batch[i][0] for i in missing])
-                for i, result in zip(missing, again, strict=True):
+                refused = sorted(missing + elsewhere)
+                again = await self._round_trip([batch[i][0] for i in refused])
+                for i, result in zip(refused, again, strict=True):
                     results[i] = result
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
             failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
@@ -119,5 +152,16 @@ class Commands:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
+        if self._confirmation is not None:
+            pipeline.execute_command("WAIT", *self._confirmation)
         results: list[Any] = await pipeline.execute(raise_on_error=False)
+        if self._confirmation is not None:
+            # A server that was demoted refuses to wait, and has refused the commands too.
+            acknowledged = count if isinstance(count := results.pop(), int) else 0
+            if acknowledged < self._confirmation.replicas:
+                return [r if isinstance(r, Exception) else Unconfirmed(r, acknowledged) for r in results]
         return results
+
+
+def _is_elsewhere(result: Any) -> bool:
+    return isinstance(result, Exception) and is_elsewhere(result)

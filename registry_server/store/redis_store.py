@@ -6,16 +6,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import ConfigurationError, LimitExceeded, PermissionDenied
+from registry_server.errors import ConfigurationError, LimitExceeded, NotReplicated, PermissionDenied, StoreUnavailable
 from registry_server.model.document import encode_document_open
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
-from registry_server.store.commands import Commands
+from registry_server.store.commands import Commands, Confirmation
+from registry_server.store.connecting import Connections
 from registry_server.store.failures import translated
 from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
 from registry_server.store.keys import Keys
@@ -28,6 +27,7 @@ from registry_server.store.values import (
     ProbeResult,
     StoredEvent,
     Sweep,
+    Unconfirmed,
     stored_event,
 )
 from registry_server.tracing import Tracer
@@ -58,20 +58,24 @@ class RedisStore:
         sweep_interval: float = 1.0,
         tls: RedisTls = NO_TLS_FILES,
         tracer: Tracer | None = None,
+        wait_replicas: int = 0,
+        wait_timeout: float = 1.0,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
         Args:
-            url: ``redis://``, ``rediss://`` or ``unix://``.
+            url: The setting ``redis.url``, but not ``embedded``.
             key_prefix: See ``Keys.under``.
             timeout: Seconds that one answer of Redis may take.
             events_max_length: How many events the stream keeps at the least.
             sweep_interval: Seconds between two sweeps.
             tls: Files for ``rediss://``.
             tracer: Times scripts that calls wait for, if calls are traced.
+            wait_replicas: How many replicas must have a change before it is answered.
+            wait_timeout: Seconds that this may take; less than ``timeout``.
 
         Raises:
-            ConfigurationError: The URL is of a kind that is not supported, or the files are no good.
+            ConfigurationError: The URL is none that can be connected to, or the files are no good.
         """
         self.keys = Keys.under(key_prefix)
         self._script_keys = (
@@ -89,20 +93,25 @@ class RedisStore:
         )
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
-        self._client = _client(url, timeout, tls)
+        self._connections = Connections(url, timeout=timeout, key=self.keys.revision, tls=tls)
+        self._client = self._connections.client()
         # Reads of its own, since a blocking read holds its connection.
-        self._tail = _client(url, timeout + TAIL_BLOCK, tls)
-        self._commands = Commands(self._client, Scripts(), tracer)
-
-    @property
-    def figures(self) -> StoreFigures:
+        self._tail = self._connections.client(patience=TAIL_BLOCK, on_open=self._tail_opened)
+        self._tail_opens = self._tail_trusted = 0
+        self.figures = StoreFigures()
         """What was counted so far."""
-        return self._commands.figures
+        scripts = Scripts()
+        self._commands = self._commits = Commands(self._client, scripts, self.figures, tracer=tracer)
+        self._wait_replicas = wait_replicas
+        if wait_replicas:
+            # In a sender of their own, so that heartbeats and reads do not wait for replicas with them.
+            confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
+            self._commits = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
 
     @property
     def waiting_commands(self) -> int:
         """How many commands wait for their round trip."""
-        return self._commands.waiting
+        return sum(sender.waiting for sender in {self._commands, self._commits})
 
     def pools(self) -> dict[str, PoolFigures]:
         """Connections by what they are for: commands, and the follower's reading."""
@@ -127,7 +136,7 @@ class RedisStore:
         """Checks that this Redis can serve and makes the scripts known to it.
 
         Raises:
-            ConfigurationError: Redis is too old.
+            ConfigurationError: Redis is too old, or does not let us wait for replicas.
             StoreUnavailable: Redis does not answer.
         """
         with translated():
@@ -135,7 +144,14 @@ class RedisStore:
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
             raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
+        if self._wait_replicas:
+            with translated():
+                try:
+                    await self._client.wait(0, 1)
+                except NoPermissionError as error:  # else each write would be told not to be replicated
+                    raise ConfigurationError(f"redis.wait_replicas: Redis refuses WAIT: {error}") from error
         await self._commands.load_scripts()
+        await self._trust_tail()
 
     async def reconnect(self) -> None:
         """Drops connections that were made before Redis went away, so that no write is the first to notice.
@@ -146,12 +162,27 @@ class RedisStore:
         for client in (self._client, self._tail):
             await client.connection_pool.disconnect(inuse_connections=False)
         await self._commands.load_scripts()
+        await self._trust_tail()
+
+    async def watch_primary(self) -> None:
+        """Watches for ever whether another Redis takes the writes, and leaves the old one; cancel it to stop."""
+        await self._connections.watch()
 
     async def close(self) -> None:
         """Lets commands that are under way finish and closes all connections."""
         await self._commands.close()
+        await self._commits.close()
         await self._client.aclose()
         await self._tail.aclose()
+        await self._connections.close()
+
+    def _tail_opened(self) -> None:
+        self._tail_opens += 1
+
+    async def _trust_tail(self) -> None:
+        with translated():
+            await self._tail.ping()
+        self._tail_trusted = self._tail_opens
 
     # Reading: the follower's side.
 
@@ -201,11 +232,18 @@ class RedisStore:
         return stored_event(*page[0]) if page else None
 
     async def tail(self, after: int) -> list[StoredEvent]:
-        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds."""
+        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds.
+
+        Raises:
+            StoreUnavailable: Also if they come from another connection than those before: the server behind it may
+                have another past, so ``reconnect``, and look.
+        """
         with translated():
             answer: Any = await self._tail.xread(
                 {self.keys.events: f"{after}-0"}, count=TAIL_PAGE, block=round(TAIL_BLOCK * 1000)
             )
+        if self._tail_opens != self._tail_trusted:
+            raise StoreUnavailable("the connection to the store was lost")
         return [stored_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
 
     # Writing.
@@ -223,7 +261,7 @@ class RedisStore:
         forget_check: bool = False,
         claim: Claim = NO_CLAIM,
     ) -> int | Conflict | EpochChanged:
-        """Commits a service as it shall be.
+        """Commits a service as it shall be, and waits for as many replicas to have it as are wanted.
 
         Args:
             service: The new state; its ``revision`` is ignored.
@@ -242,6 +280,7 @@ class RedisStore:
         Raises:
             PermissionDenied: The service is of another owner.
             LimitExceeded: The owner has as many services as it may.
+            NotReplicated: The change was made, but too few replicas have it.
         """
         service.ClearField("revision")
         args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
@@ -250,18 +289,37 @@ class RedisStore:
         )
 
     async def touch(
-        self, service: Service, *, epoch: str, expected: int, ttl: float, renew: bool, claim: Claim = NO_CLAIM
+        self,
+        service: Service,
+        *,
+        epoch: str,
+        expected: int,
+        ttl: float,
+        renew: bool,
+        claim: Claim = NO_CLAIM,
+        confirm: bool = True,
     ) -> int | Conflict | EpochChanged:
-        """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is."""
+        """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is.
+
+        With ``confirm`` it waits for replicas as ``put`` does: they then have the service as it is, too.
+        """
         args = ("touch", 0, 0, b"", encode_document_open(service))
         return await self._commit(
-            epoch, service.name, expected, args, ttl, renew=renew, forget_check=False, claim=claim
+            epoch,
+            service.name,
+            expected,
+            args,
+            ttl,
+            renew=renew,
+            forget_check=False,
+            claim=claim,
+            confirm=confirm,
         )
 
     async def delete(
         self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType, claim: Claim = NO_CLAIM
     ) -> int | Conflict | EpochChanged:
-        """Removes a service; arguments and result as for ``put``."""
+        """Removes a service; arguments, result and errors as for ``put``."""
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
         return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim)
 
@@ -381,11 +439,14 @@ class RedisStore:
         renew: bool,
         forget_check: bool,
         claim: Claim,
+        confirm: bool = True,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
+        sender = self._commits if confirm else self._commands
+        confirmed = self._wait_replicas
         outcome: CommitOutcome = "failed"
         try:
-            answer = await self._commands.script(
+            answer = await sender.script(
                 "commit",
                 (*self._script_keys, self.keys.document_prefix + name),
                 epoch,
@@ -404,9 +465,13 @@ class RedisStore:
                 int(claim.exclusive),
                 claim.most,
             )
+            if isinstance(answer, Unconfirmed):
+                answer, confirmed = answer
             match answer[0]:
                 case b"ok":
                     outcome = "committed"
+                    if confirmed < self._wait_replicas:
+                        raise NotReplicated(int(answer[1]), confirmed, self._wait_replicas)
                     return int(answer[1])
                 case b"conflict":
                     outcome = "conflict"
@@ -424,26 +489,6 @@ class RedisStore:
                     return EpochChanged()
         finally:
             self.figures.commits[outcome] += 1
-
-
-def _client(url: str, timeout: float, tls: RedisTls) -> Redis:
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(
-            f"redis.url: {url.partition(':')[0]}:// is not supported by this version; use redis://, rediss:// or unix://"
-        )
-    options: dict[str, Any] = {}
-    if url.startswith("rediss://"):
-        tls.check()
-        options = tls.options()
-    return Redis.from_url(
-        url,
-        **options,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # A repeated commit could meet its own first try; who may repeat is decided by the callers.
-        retry=Retry(NoBackoff(), 0),
-        client_name="ossa-registry",
-    )
 
 
 def _pool(client: Redis) -> PoolFigures:

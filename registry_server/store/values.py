@@ -1,6 +1,6 @@
 """What the store takes and gives."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 
@@ -39,6 +39,14 @@ class Conflict(NamedTuple):
 
 class EpochChanged:
     """A change was refused: the store has begun another epoch than the one that the change rests on."""
+
+
+class Unconfirmed(NamedTuple):
+    """An answer of Redis whose change too few replicas have."""
+
+    answer: Any
+    replicas: int
+    """How many have it."""
 
 
 class ProbeResult(NamedTuple):

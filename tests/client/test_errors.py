@@ -21,6 +21,7 @@ SAMPLES: dict[type[of_server.RegistryError], of_server.RegistryError] = {
     of_server.CursorExpired: of_server.CursorExpired("too old"),
     of_server.WatcherTooSlow: of_server.WatcherTooSlow(3),
     of_server.StoreUnavailable: of_server.StoreUnavailable(),
+    of_server.NotReplicated: of_server.NotReplicated(7, 1, 2),
     of_server.ShuttingDown: of_server.ShuttingDown(),
     of_server.ProbingDisabled: of_server.ProbingDisabled(),
     of_server.Unauthenticated: of_server.Unauthenticated(),
@@ -101,6 +102,7 @@ def test_every_error_is_exported() -> None:
     [
         (errors.RegistryUnavailable, True, False, True),
         (errors.StoreUnavailable, True, False, True),
+        (errors.NotReplicated, True, False, True),
         (errors.ShuttingDown, True, False, True),
         (errors.DeadlineExceeded, True, False, True),
         (errors.RevisionNotReached, True, False, True),

@@ -153,7 +153,7 @@ async def test_what_cannot_be_served_is_told_once_and_ends_all(tmp_path: Path) -
     assert told == (
         "ossa-registry: grpc.address: a unix socket serves one worker; set workers to 1 or use a TCP address"
     )
-    told = await refused("--redis.url=redis+cluster://127.0.0.1:7000", "--redis.key-prefix={a}:s")
+    told = await refused("--redis.url=redis://127.0.0.1:7000?colour=red")
     assert told.startswith("ossa-registry: redis.url: ")
     assert len(told.splitlines()) == 1
 

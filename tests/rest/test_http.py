@@ -15,6 +15,7 @@ from yarl import URL
 from registry_server.errors import (
     CursorExpired,
     InvalidRequest,
+    NotReplicated,
     ProbingDisabled,
     RegistryError,
     RevisionMismatch,
@@ -303,6 +304,7 @@ ERRORS = [
     (CursorExpired("it is old"), 410),
     (WatcherTooSlow(3), 429),
     (StoreUnavailable(), 503),
+    (NotReplicated(7, 1, 2), 503),
     (ShuttingDown(), 503),
     (ProbingDisabled(), 501),
 ]

@@ -14,6 +14,7 @@ from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.middleware import LONGEST_URL
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
 from registry_server.model import document, filters, requests, rules, validation
+from registry_server.rpc.status import CODES
 from registry_server.security.guard import Guard
 from tests.rest import spec
 from tests.rest.client import BASE, Rest, service
@@ -119,8 +120,7 @@ def test_it_has_every_error_under_its_status_and_no_other() -> None:
 
 
 def test_every_class_of_error_has_its_status() -> None:
-    ours = {error for error in errors.RegistryError.__subclasses__() if error.__module__ == errors.__name__}
-    assert ours == set(STATUSES)
+    assert set(STATUSES) == set(CODES)  # which has every one, as tests/unit/test_errors.py sees to
 
 
 def test_the_codes_in_its_texts_are_those_of_its_schemas() -> None:

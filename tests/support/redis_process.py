@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -29,11 +30,24 @@ class RedisProcess:
         appendfsync: ``always`` if a test must find every acknowledged write after a ``kill`` of the machine's kind;
             after a SIGKILL alone, ``everysec`` loses none either.
         binary: The server to run instead of the one that the registry would choose.
+        password: What clients must know.
+        ports: Where its port is taken from.
     """
 
-    def __init__(self, directory: Path, *args: str, appendfsync: str = "everysec", binary: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *args: str,
+        appendfsync: str = "everysec",
+        binary: Path | None = None,
+        password: str = "",
+        ports: Sequence[int] = PORTS,
+    ) -> None:
         self._directory, self._args, self._appendfsync = directory, args, appendfsync
         self._binary = binary or find_redis_server()
+        self.password, self._ports = password, ports
+        if password:
+            self._args = (*args, "--requirepass", password)
         self._process: GuardedProcess | None = None
         self._port = 0
 
@@ -59,7 +73,7 @@ class RedisProcess:
         self._directory.mkdir(parents=True, exist_ok=True)
         fixed = bool(self._port)
         async with asyncio.timeout(START_TIMEOUT):
-            while not await self._try_port(self._port or _free_port()):
+            while not await self._try_port(self._port or free_port(self._ports)):
                 if "Address already in use" not in (log := self._log()):
                     raise RuntimeError(f"redis-server does not start:\n{log}")
                 if fixed:
@@ -109,7 +123,7 @@ class RedisProcess:
             os.close(output)
         try:
             while process.returncode is None:
-                if await _serving_pid(port) == process.pid:
+                if await serving_pid(port, self.password) == process.pid:
                     self._process, self._port = process, port
                     return True
                 await asyncio.sleep(0.01)
@@ -122,8 +136,9 @@ class RedisProcess:
         return (self._directory / "redis.log").read_text(errors="replace")
 
 
-def _free_port() -> int:
-    for port in random.sample(PORTS, 100):
+def free_port(ports: Sequence[int] = PORTS) -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    for port in random.sample(ports, 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -134,13 +149,16 @@ def _free_port() -> int:
     raise RuntimeError("no free port found")
 
 
-async def _serving_pid(port: int) -> int | None:
+async def serving_pid(port: int, password: str = "") -> int | None:
     """The pid of the redis-server that has loaded its data and answers there: on a clash, it is not ours."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
         return None
     try:
+        if password:
+            writer.write(f"AUTH {password}\r\n".encode())
+            await reader.readline()
         writer.write(b"INFO\r\n")
         length = int((await reader.readline())[1:] or 0)
         info = await reader.readexactly(length)
@@ -149,4 +167,4 @@ async def _serving_pid(port: int) -> int | None:
     finally:
         writer.close()
     pid = re.search(rb"\bprocess_id:(\d+)", info)
-    return int(pid[1]) if pid and b"\nloading:0" in info else None
+    return int(pid[1]) if pid and b"\nloading:1" not in info else None  # a Sentinel loads nothing

@@ -39,6 +39,8 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "redis.tls_cert_file": (None, "none", None),
     "redis.tls_key_file": (None, "none", None),
     "redis.timeout_ms": (2000, "3000", 3000),
+    "redis.wait_replicas": (0, "0", 0),
+    "redis.wait_timeout_ms": (1000, "1500", 1500),
     "redis.events_max_length": (10000, "100", 100),
     "tls.cert_file": (None, "none", None),
     "tls.key_file": (None, "none", None),
@@ -379,7 +381,25 @@ def test_a_timeout_above_the_interval_names_both_as_they_were_given() -> None:
     ]
 
 
+def test_a_short_timeout_of_redis_alone_cuts_the_default_wait_for_replicas_to_its_half() -> None:
+    assert load_settings(["--redis.timeout-ms", "300"], {}).redis.wait_timeout_ms == 150
+
+
+def test_a_wait_for_replicas_that_outlasts_the_timeout_names_both_as_they_were_given() -> None:
+    given = ["--redis.timeout-ms", "300", "--redis.wait-timeout-ms", "300"]
+    assert problems_of(given) == ["--redis.wait-timeout-ms: must be less than --redis.timeout-ms (300), not '300'"]
+
+
+def test_the_embedded_redis_has_no_replicas_to_wait_for() -> None:
+    rule = "must be 0 for the embedded Redis of redis.url, which has no replicas, not '1'"
+    assert problems_of(["--redis.wait-replicas", "1"]) == [f"--redis.wait-replicas: {rule}"]
+    url = ["--redis.url", "redis://h", "--redis.wait-replicas", "1"]
+    assert load_settings(url, {}).redis.wait_replicas == 1
+
+
 def test_a_cluster_needs_a_key_prefix_with_one_hash_tag() -> None:
+    for scheme in ("redis", "rediss"):
+        assert problems_of(["--redis.url", f"{scheme}+cluster://h"]) != []
     url = {"OSSA_REGISTRY_REDIS__URL": "redis+cluster://:hunter2@h:7000,i:7000"}
     rule = "must have one hash tag, as in '{ossa}:services', for the Redis Cluster of OSSA_REGISTRY_REDIS__URL"
     assert problems_of([], url) == [f"redis.key_prefix (default): {rule}, not 'ossa:services'"]
@@ -403,6 +423,12 @@ def test_a_cluster_needs_a_key_prefix_with_one_hash_tag() -> None:
         ("unix://me:hunter2@/run/redis.sock", "unix://me:***@/run/redis.sock"),
         ("redis+sentinel://:hunter2@a:26379,b/main", "redis+sentinel://:***@a:26379,b/main"),
         ("redis+sentinel://a/main/3?sentinel_password=hunter2", "redis+sentinel://a/main/3?sentinel_password=***"),
+        ("rediss+sentinel://me:hunter2@a/main", "rediss+sentinel://me:***@a/main"),
+        (
+            "redis+sentinel://:hunter2@a/main?sentinel_username=me&sentinel_password=hunter2",
+            "redis+sentinel://:***@a/main?sentinel_username=me&sentinel_password=***",
+        ),
+        ("rediss+cluster://:hunter2@a", "rediss+cluster://:***@a"),
         ("redis+cluster://:hunter2@a:7000,[::1]:7001/0", "redis+cluster://:***@a:7000,[::1]:7001/0"),
     ],
 )
@@ -443,6 +469,10 @@ def test_a_password_shows_in_no_text_form(url: str, safe: str) -> None:
         "unix://run/redis.sock",
         "redis+sentinel://a",
         "redis+sentinel://a,/main",
+        "redis+sentinel://a/",
+        "rediss+sentinel://a",
+        "rediss+cluster://a/1",
+        "redis+sentinels://a/main",
         "redis+cluster://a/1",
         "redis+cluster://",
     ],

@@ -39,6 +39,12 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
     (errors.CursorExpired("too old"), grpc.StatusCode.OUT_OF_RANGE, {}, None),
     (errors.WatcherTooSlow(9), grpc.StatusCode.RESOURCE_EXHAUSTED, {}, None),
     (errors.StoreUnavailable(), grpc.StatusCode.UNAVAILABLE, {}, 1.0),
+    (
+        errors.NotReplicated(7, 1, 2),
+        grpc.StatusCode.UNAVAILABLE,
+        {"revision": "7", "confirmedReplicas": "1", "wantedReplicas": "2"},
+        1.0,
+    ),
     (errors.ShuttingDown(), grpc.StatusCode.UNAVAILABLE, {}, 0.5),
     (errors.ProbingDisabled(), grpc.StatusCode.UNIMPLEMENTED, {}, None),
     (errors.Unauthenticated(), grpc.StatusCode.UNAUTHENTICATED, {}, None),

@@ -118,7 +118,7 @@ def test_the_imports_are_found() -> None:
     found = {(each.source, each.target) for each in EVERYTHING}
 
     assert ("registry_server.registry", "registry_server.catalog.Discovery") in found
-    assert ("registry_server.store.redis_store", "redis.asyncio.Redis") in found
+    assert ("registry_server.store.connecting", "redis.asyncio.Redis") in found
     assert any(each.lazy for each in EVERYTHING)
 
 

