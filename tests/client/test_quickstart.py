@@ -6,7 +6,7 @@ from pathlib import Path
 
 from registry_client.testing import RegistryProcess
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "python" / "quickstart.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.py"
 
 
 def test_it_is_short() -> None:

@@ -1,0 +1,34 @@
+"""The audit names who made a change, or was kept from it."""
+
+import aiohttp
+import grpc
+from structlog.testing import capture_logs
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.security import Policy
+from tests.support.server import running
+
+
+async def test_changes_and_refusals_are_told_with_the_identity_over_both_transports(
+    redis: RedisProcess, policy: Policy
+) -> None:
+    with capture_logs() as logs:
+        async with running(redis.url, security=policy.section) as server, aiohttp.ClientSession() as http:
+            request = pb.RegisterServiceRequest(service=small_service("fleet-1"))
+            await server.stub.RegisterService(request, metadata=policy.metadata("agent"))
+            refused = pb.UnregisterServiceRequest(name="fleet-1")
+            code = await server.stub.UnregisterService(refused, metadata=policy.metadata("other")).code()
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            url = f"{server.http}/api/v1/registry/services/fleet-1"
+            async with http.delete(url, headers=policy.headers("operator")) as response:
+                assert response.status == 200
+    told = [(line["identity"], line["operation"], line["outcome"]) for line in logs if line["event"] == "change"]
+    assert told == [
+        ("agent", "register", "ok"),
+        ("other", "unregister", "PERMISSION_DENIED"),
+        ("operator", "unregister", "ok"),
+    ]
+    for secret in policy.keys.values():
+        assert secret not in str(logs)
