@@ -28,6 +28,7 @@ from registry_server.health import (
     Protection,
     ResultWriter,
 )
+from registry_server.listeners import Listeners
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.security.exposure import check_exposure
@@ -61,6 +62,7 @@ class Parts(NamedTuple):
     discovery: Discovery
     replica: Replica
     samples: Samples
+    listeners: Listeners
     tracer: Tracer | None
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
@@ -264,6 +266,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
                 group.create_task(parts.samples.run(), name="samples"),
+                group.create_task(parts.listeners.run(), name="listeners"),
             ]
             if settings.health_check.enabled:
                 start = _after(parts.loaded, parts.registry.start_health_monitoring)
@@ -336,6 +339,7 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         results=results,
         settings=checks,
     )
+    listeners = Listeners(replica, most_waiting=settings.watch.buffer_events)
     registry = ServiceRegistry(
         store=store,
         replica=replica,
@@ -347,9 +351,10 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
         policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
         audit=audit,
+        listeners=listeners,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), tracer, loaded)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), listeners, tracer, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

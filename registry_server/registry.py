@@ -1,9 +1,9 @@
 """``ServiceRegistry``: the use cases. Transports and embedders call this and nothing below it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -32,6 +32,7 @@ from registry_server.errors import (
     Violation,
 )
 from registry_server.health import HealthMonitor, HealthReports, NetworkPolicy
+from registry_server.listeners import Listeners
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
@@ -71,6 +72,7 @@ class ServiceRegistry:
         reports: HealthReports,
         policy: NetworkPolicy,
         audit: Audit,
+        listeners: Listeners,
         clock: Clock,
     ) -> None:
         """Puts the parts together; ``registry_server.app`` makes and owns them.
@@ -86,6 +88,7 @@ class ServiceRegistry:
             reports: Takes and tells health.
             policy: Which addresses an endpoint may have.
             audit: Is told of every change.
+            listeners: Calls back for changes.
             clock: Wall clock.
         """
         self._store = store
@@ -99,7 +102,48 @@ class ServiceRegistry:
         self._reports = reports
         self._policy = policy
         self._audit = audit
+        self._listeners = listeners
+        self._close: Callable[[], Awaitable[None]] | None = None
         self._capabilities = Capabilities(replica)
+
+    # Within another program; see ``registry_server.open_registry``.
+
+    def on(self, event: str, callback: Callable[..., Any]) -> Callable[[], None]:
+        """Has a function or coroutine function called for every change from now on, in revision order.
+
+        ======================== ==============================================================
+        ``service:registered``   ``callback(service)``
+        ``service:updated``      ``callback(service)``
+        ``service:unregistered`` ``callback(name)``
+        ``service:health:changed`` ``callback(name, before, after)``, values of ``HealthStatus``
+        ``registry:error``       ``callback(error)``
+        ======================== ==============================================================
+
+        One that raises is logged and goes on being called. Changes do not wait for callbacks; too many that wait are
+        dropped, and ``registry:error`` tells it by a ``WatcherTooSlow``.
+
+        Returns:
+            A function that ends it.
+
+        Raises:
+            ValueError: There is no such event.
+        """
+        return self._listeners.add(event, callback)
+
+    async def close(self) -> None:
+        """Ends a registry that ``open_registry`` gave, and all that it runs. May be called again."""
+        if self._close is not None:
+            await self._close()
+
+    def closes_by(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Says what ends it; for whoever made the parts."""
+        self._close = close
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     # Registration.
 

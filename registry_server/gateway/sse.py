@@ -3,24 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.event_pb2 import Event, EventReason
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Failure, encode
 from registry_server.model.document import STATUS_WORDS, time_text
+from registry_server.model.event_names import EVENT_NAMES, REGISTRY_ERROR
 from registry_server.model.tokens import decode_cursor, encode_cursor
 
-NAMES: Final[Mapping[int, str]] = {
-    EventType.EVENT_TYPE_SERVICE_REGISTERED: "service:registered",
-    EventType.EVENT_TYPE_SERVICE_UPDATED: "service:updated",
-    EventType.EVENT_TYPE_SERVICE_UNREGISTERED: "service:unregistered",
-    EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED: "service:health:changed",
-    EventType.EVENT_TYPE_REGISTRY_ERROR: "registry:error",
-    EventType.EVENT_TYPE_SERVICE_SNAPSHOT: "service:snapshot",
-    EventType.EVENT_TYPE_SERVICE_UNMATCHED: "service:unmatched",
-}
-"""Event names, those of the seed for what the seed has."""
-ERROR: Final = "registry:error"
 SNAPSHOT_STARTED: Final = "registry:snapshot:started"
 SNAPSHOT_COMPLETE: Final = "registry:snapshot:complete"
 
@@ -45,15 +35,15 @@ def opening(retry_ms: int, *, snapshot: bool) -> bytes:
 
 def ending(failure: Failure) -> bytes:
     """How a stream ends that the registry ends."""
-    return _event(ERROR, encode({"error": failure.document()}))
+    return _event(REGISTRY_ERROR, encode({"error": failure.document()}))
 
 
 def text_of(message: WatchEventsResponse, documents: Documents) -> bytes:
     """Turns a message of a watch into text; one without events into a comment that moves the cursor."""
     if not decode_cursor(message.cursor).resumable:  # within a snapshot
-        return b"".join(_event(NAMES[event.type], _data(event, documents)) for event in message.events)
+        return b"".join(_event(EVENT_NAMES[event.type], _data(event, documents)) for event in message.events)
     parts = [
-        _event(NAMES[event.type], _data(event, documents), cursor)
+        _event(EVENT_NAMES[event.type], _data(event, documents), cursor)
         for event, cursor in zip(message.events, _cursors(message), strict=True)
     ]
     if message.snapshot_complete:

@@ -8,6 +8,7 @@ from registry_server.gateway import sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.parameters import FILTERS, PAGE
 from registry_server.gateway.routes import BASE
+from registry_server.model.event_names import EVENT_NAMES
 from tests.rest.spec import operations
 from tests.rest.test_openapi import LABEL, NOT_MET
 
@@ -40,7 +41,7 @@ def test_it_has_every_error_with_its_status() -> None:
 
 def test_it_has_every_event() -> None:
     documented = {code for row in table("| `event` | `data` |") for code in codes(row[0])}
-    assert documented == {*sse.NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE}
+    assert documented == {*EVENT_NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE}
 
 
 def test_the_readme_has_every_path_of_the_api() -> None:

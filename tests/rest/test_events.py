@@ -19,6 +19,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.app import serving
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
+from registry_server.model.event_names import EVENT_NAMES
 from registry_server.model.tokens import Cursor, decode_cursor, encode_cursor
 from tests.rest.client import BASE, Rest, client, service
 from tests.rest.sse_client import Follower, Stream, Told, following, streaming
@@ -380,7 +381,7 @@ def test_an_error_of_the_registry_is_told_without_a_service() -> None:
 
 
 def test_every_type_of_event_has_a_name_and_every_reason_a_word() -> None:
-    assert set(sse.NAMES) == set(EventType.values()) - {EventType.EVENT_TYPE_UNSPECIFIED}
+    assert set(EVENT_NAMES) == set(EventType.values()) - {EventType.EVENT_TYPE_UNSPECIFIED}
     assert set(sse.REASONS) == set(EventReason.values()) - {EventReason.EVENT_REASON_UNSPECIFIED}
 
 

@@ -14,6 +14,7 @@ from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.middleware import LONGEST_URL
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
 from registry_server.model import document, filters, requests, rules, validation
+from registry_server.model.event_names import EVENT_NAMES
 from registry_server.rpc.status import CODES
 from registry_server.security.guard import Guard
 from tests.rest import spec
@@ -212,7 +213,7 @@ def limits() -> list[tuple[Any, Any]]:
                     r"`((?:service|registry):[a-z:]+)`", DOCUMENT["paths"][f"{BASE}/events"]["get"]["description"]
                 )
             ),
-            {*sse.NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE},
+            {*EVENT_NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE},
         ),
         (set(of["ServiceList"]["properties"]["filter"]["properties"]), {*FILTERS, "labels"}),
     ]

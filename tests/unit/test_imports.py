@@ -28,6 +28,7 @@ LAYERS: Final = (
     "catalog",
     "writes",
     "health",
+    "listeners",
     "registry",
     # Transports do not know each other.
     ("rpc", "gateway"),
@@ -35,7 +36,7 @@ LAYERS: Final = (
     "telemetry",
     # Compose the two kinds of process.
     ("app", "probe_worker"),
-    "workers",
+    ("workers", "embedding"),
     "__main__",
 )
 RANKS: Final = {
@@ -66,7 +67,7 @@ class Import(NamedTuple):
     line: int
     target: str
     lazy: bool
-    """Within a function: done when that is called."""
+    """Within a function: done when that is called; or for type checkers alone: never done."""
 
     def __str__(self) -> str:
         return f"{self.source}, line {self.line}: {self.target}"
@@ -85,9 +86,9 @@ def imports(package: str) -> Iterator[Import]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         lazy = {
             inner
-            for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-            for inner in ast.walk(function)
+            for outer in ast.walk(tree)
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) or _is_for_type_checkers(outer)
+            for inner in ast.walk(outer)
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -99,6 +100,10 @@ def imports(package: str) -> Iterator[Import]:
             else:
                 continue
             yield from (Import(source, node.lineno, target, node in lazy) for target in targets)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def within(name: str, package: str) -> bool:
