@@ -22,7 +22,7 @@ from registry_server.gateway.envelope import Envelope, failure_of
 from registry_server.origin import ORIGIN, Origin
 from registry_server.security.authenticator import Presented
 from registry_server.security.guard import Guard, Peer
-from registry_server.security.identity import Identity, current_identity
+from registry_server.security.identity import UNCHECKED, Identity, caller_fields, current_identity
 from registry_server.security.permissions import ROUTES, Permission
 from registry_server.security.tls import names_of
 from registry_server.tracing import Attributes, Tracer
@@ -142,6 +142,7 @@ class Middleware:
             began = time.perf_counter()
             origin = Origin("http", request.headers.get, partial(_peer, request))
             ORIGIN.set(origin)  # for this request: the next one of the connection sets its own
+            current_identity.set(UNCHECKED)
             request_id = request[REQUEST_ID] = origin.request_id
             response: web.StreamResponse
             try:
@@ -222,6 +223,7 @@ class Middleware:
             status=status,
             milliseconds=round(seconds * 1000, 3),
             **origin.fields(),
+            **caller_fields(),
         )
 
 

@@ -11,6 +11,7 @@ from registry_server.config import LogSettings
 from registry_server.figures import Calls
 from registry_server.origin import Origin
 from registry_server.rpc.codec import Context
+from registry_server.security.identity import caller_fields
 
 _OURS: Final = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
 """Codes that tell of this server and not of its client."""
@@ -51,6 +52,7 @@ class Method:
                 code=code,
                 milliseconds=round(seconds * 1000, 3),
                 **(origin or origin_of(context)).fields(),
+                **caller_fields(),
             )
 
 

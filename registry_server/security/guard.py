@@ -18,7 +18,7 @@ from registry_server.errors import (
     Unauthenticated,
 )
 from registry_server.security.authenticator import Authenticator, Presented
-from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role
+from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role, current_identity
 from registry_server.security.jwt_tokens import Refused
 from registry_server.security.limits import Buckets, Gauge
 from registry_server.security.permissions import HEALTH, Permission
@@ -249,6 +249,7 @@ class Guard:
         if identity.role < permission.least:
             if identity.method == "none":
                 raise Unauthenticated
+            current_identity.set(identity)  # for the log: a refused call ends here
             raise PermissionDenied(f"this needs the role {permission.least.word}, not {identity.role.word}")
         return identity
 

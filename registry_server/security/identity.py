@@ -105,3 +105,9 @@ NO_CLAIM: Final = Claim()
 def of_another(name: str) -> str:
     """What somebody is told whose write meets the service of another owner; who that is, is nobody's business."""
     return f"service {name!r} is registered by another identity"
+
+
+def caller_fields() -> dict[str, str]:
+    """Who makes the call that is handled now, for a line of the log; nothing where nobody has to say."""
+    identity = current_identity.get()
+    return {} if identity is UNCHECKED else {"identity": identity.name}

@@ -32,3 +32,17 @@ async def test_changes_and_refusals_are_told_with_the_identity_over_both_transpo
     ]
     for secret in policy.keys.values():
         assert secret not in str(logs)
+
+
+async def test_the_line_of_a_request_says_who_was_refused(redis: RedisProcess, policy: Policy) -> None:
+    with capture_logs() as logs:
+        async with running(redis.url, security=policy.section) as server, aiohttp.ClientSession() as http:
+            request = pb.RegisterServiceRequest(service=small_service("fleet-1"))
+            code = await server.stub.RegisterService(request, metadata=policy.metadata("viewer")).code()
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+            for who, status in (("viewer", 403), ("expired", 401)):  # on one connection
+                url = f"{server.http}/api/v1/registry/cleanup"
+                async with http.post(url, headers=policy.headers(who)) as response:
+                    assert response.status == status
+    told = [(line["transport"], line.get("identity")) for line in logs if line["event"] == "request"]
+    assert told == [("grpc", "viewer"), ("http", "viewer"), ("http", None)]
