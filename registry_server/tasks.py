@@ -18,3 +18,16 @@ async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=_AGAIN)
+
+
+def end_if_cancelled() -> None:
+    """Ends the task that calls it if that was cancelled and lost it, as above.
+
+    For loops in tasks of a ``TaskGroup``, which cancels each of them only once: to be called after whatever asks Redis.
+
+    Raises:
+        CancelledError: It was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -10,6 +10,7 @@ import structlog
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store import RedisStore
+from registry_server.tasks import end_if_cancelled
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class Membership:
             while True:
                 self._wake.clear()
                 await self._refresh(on_change)
+                end_if_cancelled()
                 try:
                     async with asyncio.timeout(self._period / _BEATS_PER_PERIOD):
                         await self._wake.wait()

@@ -1,10 +1,12 @@
 """``ResultWriter``: results of many probes in few round trips."""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store import ProbeResult, RedisStore
+from registry_server.tasks import end_if_cancelled
 
 _PAUSE: Final = 0.02
 """Seconds in which results gather: that late they can be read, and that much fewer are the writes."""
@@ -46,7 +48,6 @@ class ResultWriter:
             await self._news.wait()
             await asyncio.sleep(_PAUSE)
             self._news.clear()
-            try:
+            with suppress(StoreUnavailable):
                 await self.flush()
-            except StoreUnavailable:
-                continue
+            end_if_cancelled()

@@ -8,6 +8,7 @@ import structlog
 
 from registry_server.errors import RegistryError
 from registry_server.health.judge import Ruling
+from registry_server.tasks import end_if_cancelled
 
 _AT_ONCE: Final = 64
 """Commits under way; more would only wait in each other's pipeline."""
@@ -65,5 +66,6 @@ class Transitions:
                 log.exception("result of a probe was lost", service=name)
             finally:
                 self._under_way.discard(name)
+            end_if_cancelled()
             if name in self._waiting:
                 self._turns.put_nowait(name)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,15 @@ async def watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
 
 
 async def keep_alive(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
+    """Asks for the status of the call: to write to one that has ended fails in a way of the client's own."""
     call = RegistryServiceStub(channel).KeepAlive(metadata=metadata)
-    await call.write(pb.KeepAliveRequest(names=[name]))
-    await call.read()
-    await call.done_writing()
+    with suppress(grpc.aio.AioRpcError):
+        await call.write(pb.KeepAliveRequest(names=[name]))
+        await call.read()
+        await call.done_writing()
+    code = await call.code()
+    if code is not grpc.StatusCode.OK:
+        raise Failed(code)
 
 
 async def batch(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
@@ -68,10 +74,10 @@ async def batch(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> Non
     )
     status = answer.results[0].status
     if status.code:
-        raise BatchFailed(next(code for code in grpc.StatusCode if code.value[0] == status.code))
+        raise Failed(next(code for code in grpc.StatusCode if code.value[0] == status.code))
 
 
-class BatchFailed(Exception):
+class Failed(Exception):
     def __init__(self, code: grpc.StatusCode) -> None:
         self.code = code
         super().__init__(code)
@@ -228,7 +234,7 @@ async def code_of(make: Call, server: Server, name: str, metadata: Metadata) -> 
         await make(server.channel, name, metadata)
     except grpc.aio.AioRpcError as error:
         return error.code().name
-    except BatchFailed as error:
+    except Failed as error:
         return error.code.name
     return "OK"
 
