@@ -9,6 +9,7 @@ from registry_server.config import Settings
 from registry_server.errors import ConfigurationError
 from registry_server.registry import ServiceRegistry
 from registry_server.tasks import cancel
+from registry_server.telemetry.logs import log_as_a_library
 
 
 async def open_registry(settings: Settings | None = None) -> ServiceRegistry:
@@ -25,6 +26,7 @@ async def open_registry(settings: Settings | None = None) -> ServiceRegistry:
     Raises:
         ConfigurationError: It cannot be run as it is configured.
     """
+    log_as_a_library()
     opened: asyncio.Future[ServiceRegistry] = asyncio.get_running_loop().create_future()
     closing = asyncio.Event()
 

@@ -10,7 +10,14 @@ from typing import Final
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import ExceptionRenderer, JSONRenderer, StackInfoRenderer, TimeStamper
-from structlog.stdlib import ExtraAdder, LoggerFactory, ProcessorFormatter, add_log_level, add_logger_name
+from structlog.stdlib import (
+    ExtraAdder,
+    LoggerFactory,
+    ProcessorFormatter,
+    add_log_level,
+    add_logger_name,
+    filter_by_level,
+)
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -21,6 +28,19 @@ from registry_server.errors import ConfigurationError
 _FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
 # Also those that some terminals and viewers take for the end of a line.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def log_as_a_library() -> None:
+    """Sends our logs through ``logging``, for a program that has the registry in itself and its own idea of logs.
+
+    Without it structlog would print every line to standard output. Does nothing if the program has configured it.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[filter_by_level, structlog.stdlib.render_to_log_kwargs],
+            wrapper_class=structlog.stdlib.BoundLogger,
+            logger_factory=LoggerFactory(),
+        )
 
 
 def configure_logging(settings: LogSettings) -> None:

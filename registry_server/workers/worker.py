@@ -87,15 +87,17 @@ class Worker:
             del self._asked[number]
 
     async def _listen(self, stop: asyncio.Event) -> None:
-        while (frame := await read_frame(self._reader)) is not None:
-            message: Message = json.loads(frame)
-            match message["kind"]:
-                case messages.TELL if self._own_metrics is not None:
-                    text = (await self._own_metrics()).decode()
-                    self._say({"kind": messages.TOLD, "id": message["id"], "text": text})
-                case messages.COLLECTED if (answer := self._asked.get(message["id"])) and not answer.done():
-                    answer.set_result(message["texts"])
-        stop.set()  # the supervisor is gone: nobody would end us
+        try:
+            while (frame := await read_frame(self._reader)) is not None:
+                message: Message = json.loads(frame)
+                match message["kind"]:
+                    case messages.TELL if self._own_metrics is not None:
+                        text = (await self._own_metrics()).decode()
+                        self._say({"kind": messages.TOLD, "id": message["id"], "text": text})
+                    case messages.COLLECTED if (answer := self._asked.get(message["id"])) and not answer.done():
+                        answer.set_result(message["texts"])
+        finally:
+            stop.set()  # the supervisor is gone, or will not be heard any more: nobody would end us
 
     async def _speak(self) -> None:
         while True:

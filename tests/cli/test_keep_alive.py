@@ -65,8 +65,8 @@ def test_a_registry_that_forgets_is_told_again(program: Program, registry: Regis
         registry.start()
         running.wait_for("a is registered", err=True)
         client.unregister_service("a")
-        while not client.find_services():
-            pass
+        running.wait_for("a is registered", 2, err=True)
+        assert [found.name for found in client.find_services()] == ["a"]
         assert running.end().code == 0
 
 

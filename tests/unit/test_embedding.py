@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 import registry_server
@@ -21,6 +22,13 @@ from tests.support.server import settings
 
 PATIENCE = 20.0
 DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Opening a registry says where logs go, for the whole program."""
+    yield
+    structlog.reset_defaults()
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
@@ -151,3 +159,15 @@ def test_what_the_package_offers_is_loaded_late() -> None:
     assert registry_server.ServiceRegistry is ServiceRegistry
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         registry_server.nonsense  # noqa: B018
+
+
+async def test_its_logs_go_where_those_of_the_program_go(
+    redis: RedisProcess, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with await open_registry(settings(redis.url)):
+        pass
+    with caplog.at_level("INFO"):
+        async with await open_registry(settings(redis.url)):
+            pass
+    assert [record.message for record in caplog.records].count("catalog loaded") == 1
+    assert "".join(capsys.readouterr()) == ""
