@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -13,6 +14,8 @@ from registry_server.security.identity import Identity, current_identity
 from registry_server.security.permissions import Permission
 
 _NOTHING: Final = Presented()
+_REMEMBERED: Final = 4_096
+"""Connections whose address is read once, and not for each of their calls."""
 _NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
 """What gRPC tells of the certificate of a connection (grpc/grpc_security_constants.h)."""
 
@@ -73,6 +76,7 @@ def _peer_of(context: Context) -> Peer:
     return lambda: _address(context.peer())
 
 
+@lru_cache(_REMEMBERED)
 def _address(peer: str) -> str:
     """The address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5``, as HTTP has it; all of a unix socket are one.
 
