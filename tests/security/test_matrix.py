@@ -55,16 +55,26 @@ async def watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
     call.cancel()
 
 
-async def keep_alive(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
-    """Asks for the status of the call: to write to one that has ended fails in a way of the client's own."""
-    call = RegistryServiceStub(channel).KeepAlive(metadata=metadata)
-    with suppress(grpc.aio.AioRpcError):
-        await call.write(pb.KeepAliveRequest(names=[name]))
-        await call.read()
-        await call.done_writing()
-    code = await call.code()
+async def streamed(start: Callable[[], Any], message: Any) -> None:
+    """Makes a call that takes a stream; raises what it ended with.
+
+    To write to one that has just ended is an error of the client's own, which then is the status of the call: again.
+    """
+    code, details = grpc.StatusCode.INTERNAL, "execute_batch"
+    while code is grpc.StatusCode.INTERNAL and "execute_batch" in details:
+        call = start()
+        with suppress(grpc.aio.AioRpcError):
+            await call.write(message)
+            await call.read()
+            await call.done_writing()
+        code, details = await call.code(), await call.details() or ""
     if code is not grpc.StatusCode.OK:
         raise Failed(code)
+
+
+async def keep_alive(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
+    stub = RegistryServiceStub(channel)
+    await streamed(lambda: stub.KeepAlive(metadata=metadata), pb.KeepAliveRequest(names=[name]))
 
 
 async def batch(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
@@ -90,10 +100,9 @@ async def health_watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) ->
 
 
 async def reflect(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
-    call = reflection_stub(channel).ServerReflectionInfo(metadata=metadata)
-    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-    await call.read()
-    await call.done_writing()
+    stub = reflection_stub(channel)
+    message = reflection_pb2.ServerReflectionRequest(list_services="")
+    await streamed(lambda: stub.ServerReflectionInfo(metadata=metadata), message)
 
 
 def unary(method: str, request: Callable[[str], Any]) -> Call:
