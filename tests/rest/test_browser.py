@@ -1,10 +1,12 @@
 """A browser's own ``EventSource``, with the script of the documentation."""
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +102,13 @@ async def browser(url: str, profile: Path) -> AsyncIterator[None]:
         url,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # Debian starts it by a script that waits: who ends that alone leaves the browser
     )
     try:
         yield
     finally:
-        if process.returncode is None:
-            process.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
