@@ -48,6 +48,16 @@ T = TypeVar("T")
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
 """Gives metrics in the text format of Prometheus."""
 
+
+class Team(NamedTuple):
+    """Of a process that shares its ports with others."""
+
+    number: int
+    """Which of them it is, counted from 1."""
+    join_metrics: Callable[[MetricsText], MetricsText]
+    """Makes of the metrics of this one those of all."""
+
+
 log = structlog.get_logger(__name__)
 
 
@@ -126,7 +136,7 @@ async def serve_until(
     settings: Settings,
     *,
     on_ready: Callable[[], None],
-    join_metrics: Callable[[MetricsText], MetricsText] | None = None,
+    team: Team | None = None,
 ) -> None:
     """Serves until it is told to stop, then drains.
 
@@ -134,14 +144,14 @@ async def serve_until(
         stop: Set when it is to end.
         settings: All of them.
         on_ready: Called once calls are taken and the catalog is loaded.
-        join_metrics: If other processes listen on the same ports: makes of the metrics of this one those of all.
+        team: If other processes listen on the same ports.
 
     Raises:
         ConfigurationError: It cannot be served as it is configured.
     """
     failure: BaseException | None = None
     try:
-        async with serving(settings, join_metrics=join_metrics) as server:
+        async with serving(settings, team=team) as server:
             if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
             if await _either(server.parts.loaded, stop):
@@ -156,16 +166,14 @@ async def serve_until(
 
 
 @asynccontextmanager
-async def serving(
-    settings: Settings, *, join_metrics: Callable[[MetricsText], MetricsText] | None = None
-) -> AsyncIterator[Serving]:
+async def serving(settings: Settings, *, team: Team | None = None) -> AsyncIterator[Serving]:
     """Starts everything; drains on leaving.
 
     Calls are taken at once; until the catalog is loaded they are answered with UNAVAILABLE and health says NOT_SERVING.
 
     Args:
         settings: All of them.
-        join_metrics: If other processes listen on the same ports: makes of the metrics of this one those of all.
+        team: If other processes listen on the same ports.
 
     Raises:
         ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
@@ -173,7 +181,7 @@ async def serving(
     check_exposure(settings)
     guard = Guard(settings.security, settings.limits)
     tls = settings.tls.cert_file is not None
-    shared = join_metrics is not None
+    shared = team is not None
     optional = settings.tls.http_client_certificates == "optional"
     async with open_parts(settings) as parts:
         rpc = RpcServer(
@@ -193,11 +201,12 @@ async def serving(
             follower=parts.follower,
             monitor=parts.monitor,
             samples=parts.samples,
+            labels={"worker": str(team.number)} if team else {},
         )
         http = HttpServer(
             parts.registry,
             settings.http,
-            metrics=metrics.text if join_metrics is None else join_metrics(metrics.text),
+            metrics=team.join_metrics(metrics.text) if team else metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
             guard=guard,

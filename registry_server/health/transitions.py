@@ -27,14 +27,20 @@ class Transitions:
         """Prepares it; ``commit`` is what ``Judge.commit`` is."""
         self._commit = commit
         self._waiting: dict[str, Ruling] = {}
+        self._turns: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()  # each name once, though what waits of it is discarded and comes again
         self._under_way: set[str] = set()
-        self._turns: asyncio.Queue[str] = asyncio.Queue()  # of names that wait and are not under way
 
     def put(self, name: str, ruling: Ruling) -> None:
         """Takes a transition; it replaces one of the same service that waits."""
-        if name not in self._waiting and name not in self._under_way:
-            self._turns.put_nowait(name)
         self._waiting[name] = ruling
+        if name not in self._under_way:
+            self._queue(name)
+
+    def _queue(self, name: str) -> None:
+        if name not in self._queued:
+            self._queued.add(name)
+            self._turns.put_nowait(name)
 
     def discard(self, name: str) -> None:
         """Drops what waits of a service: something newer is known, or it is gone."""
@@ -48,11 +54,14 @@ class Transitions:
                     group.create_task(self._work(), name="transition")
         finally:
             self._waiting.clear()
+            self._queued.clear()
+            self._under_way.clear()
             self._turns = asyncio.Queue()
 
     async def _work(self) -> None:
         while True:
             name = await self._turns.get()
+            self._queued.discard(name)
             ruling = self._waiting.pop(name, None)
             if ruling is None:
                 continue
@@ -68,4 +77,4 @@ class Transitions:
                 self._under_way.discard(name)
             end_if_cancelled()
             if name in self._waiting:
-                self._turns.put_nowait(name)
+                self._queue(name)

@@ -1,38 +1,30 @@
 """The metrics of several processes behind one port as one text."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
-from prometheus_client import Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
-
-_LABEL = "worker"
+_HELP = "# HELP "
+_COMMENT = "#"
 
 
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
+def joined(texts: Iterable[str]) -> bytes:
+    """Puts metrics side by side, each family once.
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families
-
-
-def joined(texts: Mapping[str, str]) -> bytes:
-    """Puts metrics side by side, each sample with a label ``worker``, as a Prometheus with several targets would.
-
-    Not added up: a worker that is replaced begins at zero, which only its own series may show.
+    Not added up: a worker that is replaced begins at zero, which only its own series may show. Lines are not parsed,
+    which would hold up calls for tens of milliseconds.
 
     Args:
-        texts: What each worker tells, in the text format 0.0.4, by its number.
+        texts: What each process tells, in the text format 0.0.4, its samples told apart by a label.
     """
-    families: dict[str, Metric] = {}
-    for worker, text in texts.items():
-        for told in text_string_to_metric_families(text):
-            family = families.get(told.name)
-            if family is None:
-                family = families[told.name] = Metric(told.name, told.documentation, told.type)
-            for sample in told.samples:
-                labels = {_LABEL: worker, **sample.labels}
-                family.add_sample(sample.name, labels, sample.value)
-    return generate_latest(_Families(families.values()))
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    for text in texts:
+        head: list[str] = []
+        of_family: list[str] = []
+        for line in text.splitlines():
+            if line.startswith(_HELP):
+                family = line.removeprefix(_HELP).partition(" ")[0]
+                head = heads[family] = []
+                of_family = samples.setdefault(family, [])
+            (head if line.startswith(_COMMENT) else of_family).append(line)
+    lines = [line for family, head in heads.items() for line in (*head, *samples[family])]
+    return "".join(f"{line}\n" for line in lines).encode()

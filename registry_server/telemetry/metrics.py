@@ -2,7 +2,7 @@
 
 import asyncio
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import InfoMetricFamily, Metric
@@ -22,8 +22,10 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _Collected(Collector):
-    def __init__(self, family: Metric) -> None:
+    def __init__(self, family: Metric, labels: Mapping[str, str]) -> None:
         self._family = family
+        if labels:
+            family.samples = [sample._replace(labels={**labels, **sample.labels}) for sample in family.samples]
 
     def collect(self) -> Iterator[Metric]:
         yield self._family
@@ -42,8 +44,13 @@ class Metrics(Collector):
         follower: Follower,
         monitor: HealthMonitor,
         samples: Samples,
+        labels: Mapping[str, str],
     ) -> None:
-        """Keeps where to look; the transports come later, since one of them serves the metrics."""
+        """Keeps where to look; the transports come later, since one of them serves the metrics.
+
+        Every sample gets the ``labels`` beside its own.
+        """
+        self._labels = labels
         self._store = store
         self._replica = replica
         self._discovery = discovery
@@ -66,7 +73,7 @@ class Metrics(Collector):
         """All metrics, as of this moment, in the text format 0.0.4."""
         parts: list[bytes] = []
         for family in list(self._all.collect()):
-            parts.append(generate_latest(_Collected(family)))
+            parts.append(generate_latest(_Collected(family, self._labels)))
             await asyncio.sleep(0)  # all of them take 15 ms
         return b"".join(parts)
 

@@ -109,10 +109,10 @@ class Supervisor:
             for worker in self._workers:
                 worker.kill()
 
-    async def _collect(self) -> dict[str, str]:
-        """The metrics of all workers that tell them, by number."""
+    async def _collect(self) -> list[str]:
+        """The metrics of all workers that tell them in time."""
         texts = await asyncio.gather(*(worker.metrics() for worker in self._workers))
-        return {str(worker.number): text for worker, text in zip(self._workers, texts, strict=True) if text is not None}
+        return [text for text in texts if text is not None]
 
     def _reload(self) -> None:
         for worker in self._workers:
@@ -127,7 +127,7 @@ class Supervisor:
 class _Worker:
     """One worker after the other, under one number."""
 
-    def __init__(self, number: int, settings: Settings, collect: Callable[[], Awaitable[dict[str, str]]]) -> None:
+    def __init__(self, number: int, settings: Settings, collect: Callable[[], Awaitable[list[str]]]) -> None:
         self.number = number
         self.ready = asyncio.Event()
         """Set once one of them serves."""

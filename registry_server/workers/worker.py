@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from registry_server.app import run_loop, serve_until, stop_on_signals
+from registry_server.app import Team, run_loop, serve_until, stop_on_signals
 from registry_server.errors import ConfigurationError
 from registry_server.frames import framed, read_frame
 from registry_server.tasks import cancel
@@ -37,14 +37,12 @@ class Worker:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._number = 0
         self._own_metrics: MetricsText | None = None
-        self._asked: dict[int, asyncio.Future[dict[str, str]]] = {}
+        self._asked: dict[int, asyncio.Future[list[str]]] = {}
         self._ids = itertools.count()
 
     async def run(self, setup: "Setup") -> int:
         """Serves; gives the exit code of the process."""
-        self._number = setup.number
         structlog.contextvars.bind_contextvars(worker=setup.number)
         stop = stop_on_signals(signal.SIGTERM)
         tasks = [
@@ -53,7 +51,10 @@ class Worker:
         ]
         try:
             await serve_until(
-                stop, setup.settings, on_ready=lambda: self._say({"kind": messages.READY}), join_metrics=self._join
+                stop,
+                setup.settings,
+                on_ready=lambda: self._say({"kind": messages.READY}),
+                team=Team(setup.number, self._join),
             )
         except ConfigurationError as error:
             self._say({"kind": messages.REFUSED, "why": str(error)})
@@ -68,14 +69,15 @@ class Worker:
         self._own_metrics = own
 
         async def all_metrics() -> bytes:
-            return joined(await self._collected() or {str(self._number): (await own()).decode()})
+            texts = await self._collected()
+            return await own() if texts is None else joined(texts)
 
         return all_metrics
 
-    async def _collected(self) -> dict[str, str] | None:
+    async def _collected(self) -> list[str] | None:
         """Has the supervisor collect the metrics of all; ``None`` if it does not answer."""
         number = next(self._ids)
-        answer: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._asked[number] = answer
         self._say({"kind": messages.COLLECT, "id": number})
         try:

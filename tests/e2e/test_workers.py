@@ -22,6 +22,7 @@ from registry_server.workers.supervisor import Supervisor
 from tests.support.processes import children_of, command_of, runs
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
+from tests.support.security import Policy
 from tests.support.server import ServerProcess, connected, settings
 
 PATIENCE = 30.0
@@ -212,3 +213,27 @@ async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Pat
                     break
         finally:
             os.kill(stopped, signal.SIGCONT)
+
+
+async def test_all_workers_read_the_policy_again_when_their_supervisor_is_told_to(tmp_path: Path) -> None:
+    policy = Policy(tmp_path / "policy")
+    flag = f"--security.policy-file={policy.file}"
+    async with two_workers(tmp_path / "data", flag) as server:
+
+        async def codes() -> set[grpc.StatusCode]:
+            seen = set()
+            for _ in range(20):  # each on a connection of its own
+                async with connected(server.grpc_address) as (_, stub):
+                    call = stub.GetStats(pb.GetStatsRequest(), metadata=policy.metadata("viewer"))
+                    seen.add(await call.code())
+            return seen
+
+        assert await codes() == {grpc.StatusCode.OK}
+        before = workers_of(server.pid)
+        policy.document["api_keys"] = [each for each in policy.document["api_keys"] if each["name"] != "viewer"]
+        policy.write()
+        server.signal(signal.SIGHUP)
+        async with asyncio.timeout(PATIENCE):
+            while await codes() != {grpc.StatusCode.UNAUTHENTICATED}:
+                pass
+        assert workers_of(server.pid) == before

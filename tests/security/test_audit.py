@@ -21,6 +21,8 @@ async def test_changes_and_refusals_are_told_with_the_identity_over_both_transpo
             refused = pb.UnregisterServiceRequest(name="fleet-1")
             code = await server.stub.UnregisterService(refused, metadata=policy.metadata("other")).code()
             assert code is grpc.StatusCode.PERMISSION_DENIED
+            async with http.get(f"{server.http}/metrics", headers=policy.headers("viewer")) as response:
+                assert 'ossa_registry_commits_total{outcome="refused"} 1.0' in await response.text()
             url = f"{server.http}/api/v1/registry/services/fleet-1"
             async with http.delete(url, headers=policy.headers("operator")) as response:
                 assert response.status == 200

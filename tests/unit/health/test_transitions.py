@@ -112,6 +112,23 @@ async def test_commits_at_once_are_bounded_and_all_get_their_turn(monkeypatch: p
     assert store.most == 3
 
 
+async def test_what_comes_and_goes_while_the_store_hangs_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 1)
+    store = Store()
+    async with transitions(store) as subject:
+        store.open.clear()
+        subject.put("held", ruling("held"))
+        await eventually(lambda: store.under_way.total() == 1)
+        for _ in range(100):
+            for name in ("held", "a"):
+                subject.put(name, ruling(name))
+                subject.discard(name)
+        assert subject._turns.qsize() <= 1
+        subject.put("a", ruling("a"))
+        store.open.set()
+        await eventually(lambda: [name for name, _ in store.committed] == ["held", "a"])
+
+
 @pytest.mark.parametrize("failure", [StoreUnavailable("away"), ValueError("a bug")])
 async def test_one_that_cannot_be_committed_costs_no_other(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 2)
