@@ -59,7 +59,11 @@ class Writer:
         services = [Service.FromString(wire) async for page in self.store.records() for wire in page]
         self.revisions = {service.name: service.revision for service in services}
 
-    async def put(self, *names: str, **fields: Any) -> None:
+    async def forget_past(self) -> None:
+        """Trims the stream to its newest event."""
+        await self.store._client.xtrim(self.store.keys.events, maxlen=1, approximate=False)
+
+    async def put(self, *names: str, ttl: float = 0, **fields: Any) -> None:
         for name in names:
             outcome = await self.store.put(
                 small_service(name, **{"group": name, **fields}),
@@ -67,7 +71,7 @@ class Writer:
                 expected=self.revisions.get(name, 0),
                 type=UPDATED if name in self.revisions else REGISTERED,
                 reason=CLIENT_REQUEST,
-                ttl=0,
+                ttl=ttl,
                 renew=True,
                 claim=self.claim,
             )

@@ -20,6 +20,8 @@ if not first or now > ends then -- of nobody, or of one that has died or stands 
   redis.call('DEL', EPOCH)
   return {'wait', gather}
 end
+-- Who only found that a repair is under way, of a store that had all that it knows, has nothing to add.
+if first ~= id and state[5] == ARGV[2] and head() >= revision then return {'wait', ends - now} end
 if now < gathers then
   if revision > best or (revision == best and id > first) then
     redis.call('HSET', repair, 'id', id, 'epoch', ARGV[2], 'revision', ARGV[3])
