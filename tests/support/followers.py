@@ -60,8 +60,8 @@ class Writer:
         self.revisions = {service.name: service.revision for service in services}
 
     async def forget_past(self) -> None:
-        """Trims the stream to its newest event."""
-        await self.store._client.xtrim(self.store.keys.events, maxlen=1, approximate=False)
+        """Trims the stream to its two newest events."""
+        await self.store._client.xtrim(self.store.keys.events, maxlen=2, approximate=False)
 
     async def put(self, *names: str, ttl: float = 0, **fields: Any) -> None:
         for name in names:
