@@ -159,7 +159,7 @@ async def test_while_redis_hangs_reads_go_on_and_writes_are_refused(redis: Redis
         assert {"before", "after"} <= set(subscriber.state)
 
 
-async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference_under_a_new_epoch(
+async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference(
     redis: RedisProcess,
 ) -> None:
     async with running(redis.url, redis={"repair": False}) as server, following(server.stub) as subscriber:
