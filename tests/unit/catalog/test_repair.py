@@ -186,6 +186,24 @@ async def test_where_others_wrote_meanwhile_both_are_kept_under_another_epoch(
         assert fresh.replica.records.keys() == process.replica.records.keys()
 
 
+async def test_where_nothing_is_lacking_but_numbers_mean_other_changes_another_epoch_begins(
+    process: Process, writer: Writer, backup: Backup
+) -> None:
+    await writer.put("a")
+    await process.level()
+    backup.take()
+    await writer.put("brief")
+    await writer.delete("brief")
+    await process.level()
+    before = process.replica.position
+    async with backup.restored() as other:
+        await other.put("b", "c")
+    await repaired(process)
+    assert process.replica.records.keys() == {"a", "b", "c"}
+    assert process.replica.position.epoch != before.epoch
+    assert outcomes(process) == {"merged": 1}
+
+
 async def test_of_two_changes_of_one_service_the_later_is_kept(
     process: Process, writer: Writer, backup: Backup
 ) -> None:
