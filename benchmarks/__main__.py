@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="write what was measured into this page, in Markdown")
     args = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    report = Report()
+    report = Report(args.rounds)
     asyncio.run(report.machine())
     for name in args.scenario or SCENARIOS:
         report.scenario(name, ABOUT[name])

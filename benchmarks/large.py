@@ -18,8 +18,9 @@ from typing import NamedTuple
 from redis.asyncio import Redis
 
 from benchmarks import etcd, replay
-from benchmarks.fleet import MATCHES, query, services
-from benchmarks.processes import process, served
+from benchmarks.fleet import name_of, query, services
+from benchmarks.processes import registry, served
+from benchmarks.queries import fill
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import GetServiceRequest
 from registry_server.clock import timestamp
@@ -28,10 +29,12 @@ from registry_server.model.normal import registered
 from registry_server.store.keys import Keys
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
-_SIZES = (1_000, 10_000, 100_000, 1_000_000)
+_SMALL = 1_000
+_SIZES = (_SMALL, 10_000, 100_000, 1_000_000)
 _NEEDED = 14 << 30  # bytes free, or the largest size is left out
 _BATCH = 1_000
 _KEYS = Keys.under("ossa:services")
+_ROUNDS = 3  # at the most: each size takes its time
 _LOAD = ("-seconds=2", "-in-flight=32")
 
 
@@ -48,9 +51,9 @@ class _Point(NamedTuple):
     redis: int
     """Bytes."""
     query: float
-    """Share of the rate of a bare echo of as many bytes."""
+    """What a capability query costs, by what it costs of 1,000 services."""
     get: float
-    """The same."""
+    """The same of GetService."""
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
@@ -59,11 +62,14 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         report.skipped("Large fleets", "Go, for the load generator, and redis-server")
         return
     await replay.build()
-    report.title("One worker, one Redis; ratios to a bare echo of as many bytes")
+    report.title("One worker, one Redis; costs beside a registry of 1,000 services")
     points: list[_Point] = []
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
         client = await stack.enter_async_context(_redis(folder))
+        (folder / "small").mkdir()
+        small = await stack.enter_async_context(registry(folder / "small"))
+        await fill(small, _SMALL)
         filled = 0
         for size in _SIZES:
             if size > 100_000 and _free() < _NEEDED:
@@ -71,11 +77,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 break
             await _fill(client, filled, size)
             filled = size
-            points.append(await _measure(folder, client, size, args.rounds))
+            points.append(await _measure(folder, client, small, size, min(args.rounds, _ROUNDS)))
             one = points[-1]
             report.line(f"{size:,}: start, longest stall of liveness", f"{one.start:.1f} s {one.stall:.2f} s")
             report.line("  worker, Redis (MiB)", f"{one.worker >> 20:,} {one.redis >> 20:,}")
-            report.line("  ratio to the echo: query, GetService", f"{one.query:.2f} {one.get:.2f}")
+            report.line("  cost to that of 1,000: query, GetService", f"{one.query:.2f} {one.get:.2f}")
     _judge(report, points)
 
 
@@ -85,8 +91,8 @@ def _judge(report: Report, points: list[_Point]) -> None:
         added = (one.worker - small.worker) / (one.size - small.size) / 1024
         report.at_most(f"{one.size:,}: memory of the worker a service", added, 5, "KB")
         report.at_most(f"{one.size:,}: longest stall of liveness", one.stall, 1, "s")
-        report.at_most(f"{one.size:,}: cost of a query to that of {small.size:,}", small.query / one.query, 1.2, "")
-        report.at_most(f"{one.size:,}: cost of GetService to that of {small.size:,}", small.get / one.get, 1.2, "")
+        report.at_most(f"{one.size:,}: cost of a query to that of {small.size:,}", one.query, 1.2, "")
+        report.at_most(f"{one.size:,}: cost of GetService to that of {small.size:,}", one.get, 1.2, "")
         if one.size == 100_000:
             report.at_most("100,000: start", one.start, 5, "s")
         else:
@@ -98,46 +104,44 @@ def _judge(report: Report, points: list[_Point]) -> None:
     )
 
 
-async def _measure(folder: Path, client: Redis, size: int, rounds: int) -> _Point:
-    point = replay.requests_file(
-        folder / "point", (GetServiceRequest(name=one.name).SerializeToString() for one in services(1_000))
-    )
-    asked = replay.requests_file(folder / "asked", (query(i).SerializeToString() for i in range(10)))
+async def _measure(folder: Path, client: Redis, small: str, size: int, rounds: int) -> _Point:
     http = etcd.free_port()
     flags = (f"--redis.url=unix://{folder}/redis.sock", f"--http.address=127.0.0.1:{http}")
     begin = time.perf_counter()
     looking = asyncio.create_task(_longest_stall(f"http://127.0.0.1:{http}/health/live"))
-    async with AsyncExitStack() as stack:
-        one = await stack.enter_async_context(served(folder, *flags))
+    async with served(folder, *flags) as one:
         start = time.perf_counter() - begin
         looking.cancel()
         await asyncio.wait([looking])
-        echoes = []
-        for method, requests in (("DiscoverServices", asked), ("GetService", point)):
-            answer = folder / method
-            first = requests.read_bytes()[4:]
-            request = first[: int.from_bytes(requests.read_bytes()[:4], "big")]
-            answer.write_bytes(await etcd.call(one.grpc, f"{_SERVICE}/{method}", request))
-            port = await stack.enter_async_context(process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(answer)))
-            echoes.append((method, requests, f"127.0.0.1:{port}"))
-        assert len((folder / "DiscoverServices").read_bytes()) > MATCHES * 100
-        ratios: dict[str, list[float]] = {method: [] for method, _, _ in echoes}
-        for _ in range(rounds):
-            for method, requests, echo in echoes:
-                bare = await replay.unary(echo, "/bare/Echo", requests, *_LOAD)
-                ours = await replay.unary(one.grpc, f"{_SERVICE}/{method}", requests, *_LOAD)
-                ratios[method].append(ours.rate / bare.rate)
+        costs = [await _cost(small, one.grpc, method, asked, rounds) for method, asked in _questions(folder, size)]
         worker = _resident(one.pid)
     memory = await client.info("memory")
-    return _Point(
-        size,
-        start,
-        looking.result(),
-        worker,
-        int(memory["used_memory_rss"]),
-        statistics.median(ratios["DiscoverServices"]),
-        statistics.median(ratios["GetService"]),
-    )
+    return _Point(size, start, looking.result(), worker, int(memory["used_memory_rss"]), *costs)
+
+
+def _questions(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
+    """The query and the point read: requests to a fleet of 1,000 and to one of this size."""
+    asked = replay.requests_file(folder / "asked", (query(i).SerializeToString() for i in range(10)))
+    points = {
+        count: replay.requests_file(
+            folder / f"point-{count}",
+            (GetServiceRequest(name=name_of(i)).SerializeToString() for i in range(0, count, count // _SMALL)),
+        )
+        for count in (_SMALL, size)
+    }
+    return [("DiscoverServices", dict.fromkeys(points, asked)), ("GetService", points)]
+
+
+async def _cost(small: str, large: str, method: str, asked: dict[int, Path], rounds: int) -> float:
+    """Calls both in turn; gives by how much a call of the larger fleet costs more."""
+    ratios = []
+    for _ in range(rounds):
+        rates = [
+            (await replay.unary(address, f"{_SERVICE}/{method}", requests, *_LOAD)).rate
+            for address, requests in ((small, asked[_SMALL]), (large, [*asked.values()][-1]))
+        ]
+        ratios.append(rates[0] / rates[1])
+    return statistics.median(ratios)
 
 
 async def _longest_stall(url: str) -> float:

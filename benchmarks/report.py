@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Final, NamedTuple
 
 _PACKAGES: Final = ("grpcio", "protobuf", "redis", "hiredis", "uvloop", "aiohttp")
@@ -34,6 +35,7 @@ in alternating rounds of one run, a few seconds apart; the median of the rounds 
 
 `python -m benchmarks NAME` measures one scenario again, and with `--page docs/benchmarks.md` it writes its part of this
 page anew. What a scenario needs and does not find (Go, etcd, h2load, redis-server) it names, and is left out."""
+_WIDTH: Final = 120
 _BAR: Final = 40  # characters
 
 
@@ -54,8 +56,9 @@ class _Scenario(NamedTuple):
 class Report:
     """Prints figures as they come, each with its bound, and keeps them for the page."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounds: int) -> None:
         self.failed = 0
+        self._rounds = rounds
         self._machine: list[str] = []
         self._scenarios: list[_Scenario] = []
 
@@ -116,8 +119,9 @@ class Report:
         return "\n\n".join((*head, *(sections[name].rstrip() for name in order if name in sections))) + "\n"
 
     def _section(self, scenario: _Scenario) -> str:
-        measured = f"`python -m benchmarks {scenario.name}`, {datetime.now(UTC):%Y-%m-%d}: {'; '.join(self._machine)}."
-        lines = [f"## {scenario.name}", "", scenario.about, "", measured]
+        command = f"`python -m benchmarks {scenario.name} --rounds {self._rounds}`"
+        measured = f"{command}, {datetime.now(UTC):%Y-%m-%d}: {'; '.join(self._machine)}."
+        lines = [f"## {scenario.name}", "", fill(scenario.about, _WIDTH), "", fill(measured, _WIDTH)]
         for before, part in pairwise(("", *scenario.parts)):
             if isinstance(part, str):
                 lines += ["", part]
