@@ -94,7 +94,7 @@ async def _leases(report: Report, stub: RegistryServiceStub, peer: str, rounds: 
         theirs += measured[1] if peer else ()
         text = ", ".join(f"{statistics.median(each):.2f} s {max(each):.2f} s" for each in measured)
         report.line("late, median and most: ours, etcd" if peer else "late, median and most", text)
-    report.at_most("median beyond the lease", statistics.median(ours), 1.5, "s")
+    report.at_most("median beyond the lease", statistics.median(ours), 0.5, "s")
     if theirs:
         report.line("the same of etcd", f"{statistics.median(theirs):.2f} s")
 
