@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -25,6 +25,9 @@ from ossa.registry.v1.registry_service_pb2 import (
 )
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
 
 _DYING, _STAYING = 10, 40
 _INTERVAL, _TIMEOUT, _THRESHOLD = 1.0, 0.5, 3
@@ -52,7 +55,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             await _leases(report, stub, peer, args.rounds)
 
 
-async def _deaths(report: Report, stub: RegistryServiceStub, rounds: int) -> None:
+async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int) -> None:
     report.title(f"{_DYING} of {_DYING + _STAYING} endpoints die: from there to the event UNHEALTHY at a watcher")
     arithmetic = _INTERVAL * _THRESHOLD + _TIMEOUT
     slowest = []
@@ -80,7 +83,7 @@ async def _deaths(report: Report, stub: RegistryServiceStub, rounds: int) -> Non
     report.at_most("slowest beyond the arithmetic", max(slowest) - arithmetic, 0.5, "s")
 
 
-async def _leases(report: Report, stub: RegistryServiceStub, peer: str, rounds: int) -> None:
+async def _leases(report: Report, stub: "RegistryServiceAsyncStub", peer: str, rounds: int) -> None:
     report.title(f"{_LEASES} leases of {_TTL} s run out: from there to the event at a watcher; etcd's")
     ours: list[float] = []
     theirs: list[float] = []
@@ -99,7 +102,7 @@ async def _leases(report: Report, stub: RegistryServiceStub, peer: str, rounds: 
         report.line("the same of etcd", f"{statistics.median(theirs):.2f} s")
 
 
-async def _ours_late(stub: RegistryServiceStub, names: list[str]) -> list[float]:
+async def _ours_late(stub: "RegistryServiceAsyncStub", names: list[str]) -> list[float]:
     stream = stub.WatchEvents(WatchEventsRequest(types=[EventType.EVENT_TYPE_SERVICE_UNREGISTERED]))
     await stream.read()
     fleet = [
@@ -138,7 +141,7 @@ async def _etcd_late(address: str, i: int, names: list[str]) -> list[float]:
     return [at - end for at in heard.values()]
 
 
-async def _register(stub: RegistryServiceStub, prefix: str, ports: list[str]) -> None:
+async def _register(stub: "RegistryServiceAsyncStub", prefix: str, ports: list[str]) -> None:
     fleet = [
         Service(name=f"{prefix}-{i}", endpoint=f"http://127.0.0.1:{port}", version="1.0.0", ttl=Duration())
         for i, port in enumerate(ports)

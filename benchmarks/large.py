@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
@@ -167,7 +167,8 @@ async def _fill(client: Redis, start: int, end: int) -> None:
     rest = islice(services(end), start, None)
     revision = start
     while batch := list(islice(rest, _BATCH)):
-        records, documents = {}, {}
+        records: dict[Any, Any] = {}  # as redis-py types a mapping
+        documents = {}
         template = registered(batch[0], None, now)
         document = encode_document_open(template)
         for sent in batch:
