@@ -70,8 +70,8 @@ build: $(STAMP) ## Build the distributions into dist/: the whole, and the SDK al
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist --wheel packaging/client
 
-bench: $(STAMP) ## Run the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks --page docs/benchmarks.md $(ARGS)
 
 clean: ## Remove what the targets made, except .data
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -47,26 +47,22 @@ class Replica:
         """Newest revision that is applied."""
         return self.position.revision
 
-    def load(
-        self,
-        records: Collection[Record],
-        past: Sequence[Change],
-        position: Position,
-        owners: Mapping[str, str] = NOBODY,
-    ) -> None:
-        """Begins with a state: no one is told of it.
+    def enter(self, records: Collection[Record]) -> None:
+        """Takes in some of the services of the state that ``begin`` begins with."""
+        for record in records:
+            self.records[record.name] = record
+            self.index.add(record)
+            self.total_capabilities += _capabilities(record)
+
+    def begin(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NOBODY) -> None:
+        """Begins with the state that was entered: no one is told of it.
 
         Args:
-            records: All services at ``position``.
             past: The changes that led there, the newest of them at ``position``; for cursors older than this process.
             position: Where the state stands.
             owners: Who owns which service.
         """
         self.owners = dict(owners)
-        self.records = {record.name: record for record in records}
-        for record in self.records.values():
-            self.index.add(record)
-            self.total_capabilities += _capabilities(record)
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
