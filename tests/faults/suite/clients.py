@@ -1,0 +1,439 @@
+"""Many clients at once, each of which writes down what it asked and what it was told."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from registry_server.model.tokens import decode_cursor
+from registry_server.tasks import cancel
+from tests.faults.suite.history import Belief, Call, History, Kind, Message, Told
+from tests.faults.suite.stage import PATIENCE, PROCESSES, Stage
+from tests.support.samples import small_service
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+
+OWNERS, SHARERS, READERS, BEATERS = 3, 3, 2, 2
+"""How many clients write names of their own, names of all, read, and keep short leases alive."""
+_OWN_NAMES, _SHARED_NAMES, _LEASES = 4, 4, 3
+TTL = 5.0
+"""Seconds, the shortest that there is."""
+_BEAT = 0.4
+_PAUSE = 0.03
+"""Seconds, about, between two calls of a client."""
+_DEADLINE = 4.0
+_REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
+"""By these the registry says that nothing was done."""
+_CHANNEL = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+class Load:
+    """All clients of a run, and the history that they write."""
+
+    def __init__(self, stage: Stage, chance: random.Random, history: History) -> None:
+        self.stage, self.history = stage, history
+        self.chance = chance
+        self.newest = 0
+        """Highest revision that anybody was answered."""
+        self.names: list[str] = []
+        self._versions = 0
+        self._stack = AsyncExitStack()
+        self._clients: list[asyncio.Task[None]] = []
+        self._watchers: list[Watcher] = []
+        self._watching: list[asyncio.Task[None]] = []
+        self._over = asyncio.Event()
+
+    def version(self) -> str:
+        """A version that nobody has written yet."""
+        self._versions += 1
+        return f"1.{self._versions}.0"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether clients are to make another call."""
+        return not self._over.is_set()
+
+    async def pause(self, seconds: float = _PAUSE) -> None:
+        """Waits for about so long, or for the end of the load."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds * self.chance.uniform(0.2, 1.8)):
+                await self._over.wait()
+
+    async def start(self) -> None:
+        """Lets all clients begin; returns once each watcher has its snapshot."""
+        self._watchers = [Watcher(self, "watcher-0", 0), Watcher(self, "watcher-1", 1), Watcher(self, "roamer", None)]
+        self._watching = [asyncio.create_task(watcher.run()) for watcher in self._watchers]
+        async with asyncio.timeout(PATIENCE):
+            while not all(watcher.position for watcher in self._watchers):
+                self._check_watchers()
+                await asyncio.sleep(0.01)
+        jobs: list[Any] = [Owner(self, f"owner-{i}").run() for i in range(OWNERS)]
+        jobs += [Sharer(self, f"sharer-{i}").run() for i in range(SHARERS)]
+        jobs += [Reader(self, f"reader-{i}").run() for i in range(READERS)]
+        jobs += [Beater(self, f"beater-{i}").run() for i in range(BEATERS)]
+        self._clients = [asyncio.create_task(job) for job in jobs]
+
+    async def stop(self) -> None:
+        """Lets clients finish the calls that they have made."""
+        self._over.set()
+        await asyncio.gather(*self._clients)
+
+    async def settle(self) -> None:
+        """Waits until each process takes a write and all watchers have seen all; then asks what everybody believes."""
+        last = Client(self, "last")
+        for process in range(PROCESSES):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while (await last.register(f"last-{process}", process)).outcome != "ok":
+                        await asyncio.sleep(0.1)
+                    continue
+            self.history.complaints.append(f"process {process} took no write within {PATIENCE:.0f} s after the faults")
+            return
+        redis = await self.stage.belief_of_redis()
+        self.history.beliefs.append(redis)
+        for process in range(PROCESSES):
+            belief = await last.believes(process, redis)
+            self.history.beliefs.append(belief)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while any(watcher.position != (redis.epoch, redis.revision) for watcher in self._watchers):
+                    self._check_watchers()
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            at = {watcher.name: watcher.position for watcher in self._watchers}
+            self.history.complaints.append(f"watchers did not come to {redis.epoch}, {redis.revision}: {at}")
+
+    def channel(self, process: int) -> grpc.aio.Channel:
+        """A connection of its own to a process."""
+        return grpc.aio.insecure_channel(self.stage.address(process), options=_CHANNEL)
+
+    async def close(self) -> None:
+        """Ends all clients."""
+        self._over.set()
+        await cancel([*self._clients, *self._watching])
+
+    def _check_watchers(self) -> None:
+        for task in self._watching:
+            if task.done():
+                task.result()
+
+
+@asynccontextmanager
+async def load(stage: Stage, chance: random.Random, history: History) -> AsyncIterator[Load]:
+    """Keeps clients busy until it is stopped or left."""
+    subject = Load(stage, chance, history)
+    try:
+        await subject.start()
+        yield subject
+    finally:
+        await subject.close()
+
+
+class Client:
+    """One client with a connection to each process, which goes on with another process now and then."""
+
+    def __init__(self, of: Load, name: str) -> None:
+        self.load, self.name = of, name
+        self.chance = random.Random(of.chance.random())
+        self.process = self.chance.randrange(PROCESSES)
+        channels = [of.channel(process) for process in range(PROCESSES)]
+        self._channels = channels
+        self.stubs: list[RegistryServiceAsyncStub] = [RegistryServiceStub(channel) for channel in channels]
+
+    async def run(self) -> None:
+        """Makes calls until the load is over."""
+        try:
+            while self.load.goes_on:
+                if self.chance.random() < 0.1:
+                    self.process = self.chance.randrange(PROCESSES)
+                await self.step()
+                await self.load.pause()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def step(self) -> None:
+        """Makes a call, or a few."""
+        raise NotImplementedError
+
+    def call(self, kind: Kind, name: str, process: int | None = None, **asked: Any) -> Call:
+        """Writes down a call that is about to be made."""
+        at = self.process if process is None else process
+        call = Call(self.name, at, kind, name, time.time(), **asked)
+        self.load.history.calls.append(call)
+        return call
+
+    async def answer(self, call: Call, rpc: Awaitable[Any]) -> Any:
+        """Waits for the answer and writes it down; ``None`` if it is an error."""
+        try:
+            answer = await rpc
+        except grpc.aio.AioRpcError as error:
+            call.code = code_of(error)
+            if error.code().name in _REFUSED:
+                call.outcome = "refused"
+                call.end = time.time()
+            return None
+        call.end = time.time()
+        call.outcome = "ok"
+        return answer
+
+    async def register(self, name: str, process: int | None = None, *, create: bool = False, ttl: float = 0) -> Call:
+        """Registers a service with content that nobody has registered before."""
+        call = self.call("create" if create else "register", name, process, version=self.load.version(), ttl=ttl)
+        service = small_service(name, version=call.version)
+        service.ttl.FromMilliseconds(round(ttl * 1000) or 3_600_000)
+        request = pb.RegisterServiceRequest(service=service, create_only=create)
+        self._wrote(call, await self.answer(call, self.stubs[call.process].RegisterService(request, timeout=_DEADLINE)))
+        return call
+
+    async def update(self, name: str, expected: int = 0) -> Call:
+        """Changes the version of a service."""
+        call = self.call("update", name, version=self.load.version(), expected=expected)
+        request = pb.UpdateServiceRequest(
+            service=small_service(name, version=call.version),
+            update_mask=FieldMask(paths=["version"]),
+            expected_revision=expected,
+        )
+        self._wrote(call, await self.answer(call, self.stubs[call.process].UpdateService(request, timeout=_DEADLINE)))
+        return call
+
+    async def unregister(self, name: str, expected: int = 0) -> Call:
+        """Removes a service."""
+        call = self.call("unregister", name, expected=expected)
+        request = pb.UnregisterServiceRequest(name=name, expected_revision=expected)
+        self._wrote(
+            call, await self.answer(call, self.stubs[call.process].UnregisterService(request, timeout=_DEADLINE))
+        )
+        return call
+
+    async def get(self, name: str, min_revision: int = 0) -> Call:
+        """Reads a service."""
+        call = self.call("get", name, min_revision=min_revision)
+        request = pb.GetServiceRequest(name=name, min_revision=min_revision)
+        self._read(call, await self.answer(call, self.stubs[call.process].GetService(request, timeout=_DEADLINE)))
+        return call
+
+    async def read_all(self, *, min_revision: int = 0, strong: bool = False) -> Call:
+        """Reads everything."""
+        call = self.call("list", "", min_revision=min_revision, strong=strong)
+        consistency = pb.Consistency.CONSISTENCY_STRONG if strong else pb.Consistency.CONSISTENCY_UNSPECIFIED
+        request = pb.DiscoverServicesRequest(page_size=1000, min_revision=min_revision, consistency=consistency)
+        answer = await self.answer(call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE))
+        if answer is not None and not answer.next_page_token:  # pages together are of several revisions
+            call.revision = answer.revision
+            call.states = {service.name: (service.version, service.revision) for service in answer.services}
+        elif answer is not None:
+            call.outcome = "unknown"
+        return call
+
+    async def beat(self, names: Sequence[str]) -> list[str]:
+        """Renews leases; gives the names that the registry does not know."""
+        calls = [self.call("heartbeat", name) for name in names]
+        request = pb.HeartbeatRequest(names=names)
+        answer = await self.answer(calls[0], self.stubs[self.process].Heartbeat(request, timeout=_DEADLINE))
+        unknown = [] if answer is None else list(answer.unknown_names)
+        for call in calls:
+            call.end, call.outcome, call.code = calls[0].end, calls[0].outcome, calls[0].code
+            call.seen = "known" if answer is not None and call.name not in unknown else ""
+        return unknown
+
+    async def believes(self, process: int, level: Belief) -> Belief:
+        """What a process has once it is as far as Redis was, or has had the time for that."""
+        deadline = time.time() + PATIENCE
+        while True:
+            self.process = process
+            call = await self.read_all(strong=True)
+            if call.outcome == "ok" and (call.revision == level.revision or time.time() > deadline):
+                return Belief(f"process {process}", level.epoch, call.revision, call.states)
+            if time.time() > deadline + PATIENCE:
+                return Belief(f"process {process}", "unknown", 0, {})
+            await asyncio.sleep(0.05)
+
+    def _wrote(self, call: Call, answer: Any) -> None:
+        if answer is not None:
+            call.revision, call.seen = answer.service.revision, answer.service.version
+            self.load.newest = max(self.load.newest, call.revision)
+
+    @staticmethod
+    def _read(call: Call, answer: Any) -> None:
+        if answer is not None:
+            call.revision, call.seen = answer.service.revision, answer.service.version
+        elif call.outcome == "refused" and call.code.startswith("NOT_FOUND"):
+            call.outcome = "ok"  # an answer like any other: it is not there
+
+
+class Owner(Client):
+    """Writes names that are nobody else's, and reads them."""
+
+    def __init__(self, of: Load, name: str) -> None:
+        super().__init__(of, name)
+        self._names = [f"{name}-{i}" for i in range(_OWN_NAMES)]
+        of.names += self._names
+        self._last: dict[str, int] = {}
+
+    async def step(self) -> None:
+        name = self.chance.choice(self._names)
+        match self.chance.random():
+            case x if x < 0.35:
+                call = await self.register(name)
+            case x if x < 0.55:
+                call = await self.update(name, self._last.get(name, 0) if self.chance.random() < 0.5 else 0)
+            case x if x < 0.68:
+                call = await self.unregister(name)
+            case x if x < 0.76:
+                call = await self.register(name, create=True)
+            case _:
+                await self.get(name)
+                await self.get(name, self._last.get(name, 0))
+                return
+        self._last[name] = call.revision if call.outcome == "ok" else 0
+
+
+class Sharer(Client):
+    """Writes names that others write too, resting on what it has read or not."""
+
+    async def step(self) -> None:
+        name = f"shared-{self.chance.randrange(_SHARED_NAMES)}"
+        read = await self.get(name)
+        match self.chance.random():
+            case x if x < 0.4:
+                await self.update(name, read.revision)
+            case x if x < 0.6:
+                await self.register(name)
+            case x if x < 0.8:
+                await self.register(name, create=True)
+            case _:
+                await self.unregister(name, read.revision if self.chance.random() < 0.5 else 0)
+
+
+class Reader(Client):
+    """Reads what others wrote, wherever."""
+
+    async def step(self) -> None:
+        self.process = self.chance.randrange(PROCESSES)
+        name = self.chance.choice([*self.load.names, "shared-0", "shared-1"])
+        match self.chance.random():
+            case x if x < 0.4:
+                await self.get(name, self.load.newest)
+            case x if x < 0.7:
+                await self.get(name)
+            case x if x < 0.85:
+                await self.read_all(strong=True)
+            case _:
+                await self.read_all()
+
+
+class Beater(Client):
+    """Keeps short leases alive, through any process, and registers again what is not known."""
+
+    def __init__(self, of: Load, name: str) -> None:
+        super().__init__(of, name)
+        self._names = [f"{name}-{i}" for i in range(_LEASES)]
+        self._unknown = set(self._names)
+
+    async def step(self) -> None:
+        for name in sorted(self._unknown):
+            if (await self.register(name, ttl=TTL)).outcome == "ok":
+                self._unknown.discard(name)
+        self._unknown.update(await self.beat(self._names))
+        await self.load.pause(_BEAT)
+
+
+class Watcher:
+    """Follows every change, at one process or, as the roamer, at each in turn; resumes where it was."""
+
+    def __init__(self, of: Load, name: str, process: int | None) -> None:
+        self._load, self.name, self._pinned = of, name, process
+        self._chance = random.Random(of.chance.random())
+        self._cursor = ""
+        self.position: tuple[str, int] | None = None
+        """Epoch and revision; ``None`` until the first snapshot is complete."""
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        process = self._pinned or 0
+        while True:
+            channel = self._load.channel(process)
+            patience = 3600.0 if self._pinned is not None else self._chance.uniform(0.2, 1.0)
+            try:
+                async with asyncio.timeout(patience):
+                    await self._watch(RegistryServiceStub(channel), process)
+            except TimeoutError:
+                pass
+            except grpc.aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.OUT_OF_RANGE:
+                    self._cursor = ""  # it is told to start over
+                await asyncio.sleep(0.05)
+            finally:
+                await channel.close()
+            if self._pinned is None:
+                process = (process + 1) % PROCESSES
+
+    async def _watch(self, stub: "RegistryServiceAsyncStub", process: int) -> None:
+        fresh = not self._cursor
+        request = pb.WatchEventsRequest(cursor=self._cursor, include_snapshot=fresh)
+        request.bookmark_interval.FromMilliseconds(200)
+        within_snapshot = fresh
+        async for wire in stub.WatchEvents(request):
+            cursor = decode_cursor(wire.cursor)
+            events = [told(event) for event in wire.events]
+            self._load.history.messages.append(
+                Message(
+                    self.name,
+                    process,
+                    time.time(),
+                    cursor.epoch,
+                    wire.revision,
+                    events,
+                    complete=wire.snapshot_complete,
+                    fresh=fresh,
+                )
+            )
+            fresh = False
+            within_snapshot = within_snapshot and not wire.snapshot_complete
+            if not within_snapshot:
+                self._cursor, self.position = wire.cursor, (cursor.epoch, wire.revision)
+
+
+def told(event: Event) -> Told:
+    """An event as it is written down."""
+    return Told(
+        EventType.Name(event.type),
+        EventReason.Name(event.reason),
+        event.service.name,
+        event.service.version,
+        event.revision,
+        event.service.revision,
+        event.occurred_at.seconds + event.occurred_at.nanos / 1e9,
+    )
+
+
+def code_of(error: grpc.aio.AioRpcError) -> str:
+    """Status and reason of an error."""
+    trailers = dict(error.trailing_metadata() or ())
+    info = ErrorInfo()
+    details = Status.FromString(bytes(trailers.get("grpc-status-details-bin", b""))).details
+    if details:
+        details[0].Unpack(info)
+    return f"{error.code().name} {info.reason}".rstrip()

@@ -1,0 +1,100 @@
+"""Runs of the suite: a fault, or a mix of them, over a load, and the judgement on what was seen."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults.suite.checker import Violation, check
+from tests.faults.suite.clients import Load, load
+from tests.faults.suite.faults import CATALOGUE, Fault
+from tests.faults.suite.history import History, Promises
+from tests.faults.suite.stage import Stage, staged
+
+WARM, HOLD, AFTER = 0.8, (0.5, 2.5), 1.0
+"""Seconds of load before a fault, during it (about) and after it."""
+
+
+@dataclass
+class Result:
+    """What came of one run."""
+
+    fault: str
+    seed: int
+    seconds: float
+    calls: int = 0
+    refused: int = 0
+    unknown: int = 0
+    changes: int = 0
+    epochs: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, fault: str, seed: int, seconds: float, history: History, violations: Sequence[Violation]) -> "Result":
+        """Counts what is in a history."""
+        outcomes = [call.outcome for call in history.calls]
+        return cls(
+            fault,
+            seed,
+            round(seconds, 1),
+            len(outcomes),
+            outcomes.count("refused"),
+            outcomes.count("unknown"),
+            len({(message.epoch, event.revision) for message in history.messages for event in message.events}),
+            len({message.epoch for message in history.messages}),
+            [str(violation) for violation in violations],
+        )
+
+
+def together(faults: Sequence[Fault]) -> Promises:
+    """What still holds under several faults at once."""
+    promises = [fault.promises for fault in faults]
+    return Promises(
+        may_lose=any(each.may_lose for each in promises),
+        may_skip=any(each.may_skip for each in promises),
+        reads_go_on=all(each.reads_go_on for each in promises),
+        clock_is_true=all(each.clock_is_true for each in promises),
+    )
+
+
+async def run_once(
+    names: Sequence[str], seed: int, directory: Path, *, module: Sequence[str] = ("registry_server",)
+) -> tuple[Result, History]:
+    """Makes one run, writes its history to ``history.jsonl`` and judges it.
+
+    Args:
+        names: Faults, which begin one after the other and are all over at the end.
+        seed: Of everything that is left to chance, but for what the machine does.
+        directory: Where everything goes.
+        module: Run in place of the registry.
+    """
+    chance = random.Random(seed)
+    faults = [CATALOGUE[name] for name in names]
+    history = History(f"{'+'.join(names)} seed {seed}", together(faults))
+    begun = time.monotonic()
+    needs = {need: value for fault in faults for need, value in fault.needs.items()}
+    flags = [flag for fault in faults for flag in fault.flags]
+    async with staged(faults[0].deployment, directory, flags=flags, module=module, **needs) as stage:
+        async with load(stage, chance, history) as subject:
+            await asyncio.sleep(WARM)
+            await _go_wrong(faults, stage, subject, chance)
+            await asyncio.sleep(AFTER)
+            await subject.stop()
+            await subject.settle()
+        for number, process in enumerate(stage.processes):
+            for line in process.log:
+                if line.get("level") in ("error", "critical") or "level" not in line:
+                    history.complaints.append(f"process {number} logged {line}")
+    history.write(directory / "history.jsonl")
+    return Result.of("+".join(names), seed, time.monotonic() - begun, history, check(history)), history
+
+
+async def _go_wrong(faults: Sequence[Fault], stage: Stage, subject: Load, chance: random.Random) -> None:
+    """Begins one fault after the other; all of them are ended in the end."""
+    async with AsyncExitStack() as stack:
+        for fault in faults:
+            await stack.enter_async_context(fault.over(stage, subject, chance))
+            await asyncio.sleep(chance.uniform(*HOLD) / len(faults))
