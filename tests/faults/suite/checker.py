@@ -84,34 +84,33 @@ def _revisions(history: History, timeline: Timeline) -> Found:
                 yield f"revisions went back: {call} after {highest}"
 
 
-def _acknowledged_is_told(history: History, timeline: Timeline) -> Found:
-    """Each acknowledged write is a change of its own with its content, and changes are made by calls alone."""
-    by_version: dict[str, list[tuple[tuple[str, int], Told]]] = {}
-    removed: dict[tuple[str, int], Told] = {}
-    for position, event in timeline.changes.items():
-        if event.type == GONE:
-            removed[event.name, event.of] = event
-        elif event.name:
-            by_version.setdefault(event.version, []).append((position, event))
+def _changes_are_calls(history: History, timeline: Timeline) -> Found:
+    """Each change that is told is one write, with its content and the revision that it was answered with."""
     calls = {call.version: call for call in history.calls if call.version}
-    for version, changes in by_version.items():
-        call, event = calls.get(version), changes[0][1]
-        if len(changes) > 1:
-            yield f"one write took place {len(changes)} times: {call}"
-        if call is None or call.name != event.name:
+    told: dict[str, Told] = {}
+    for event in timeline.changes.values():
+        if event.type == GONE or not event.name:
+            continue
+        call = calls.get(event.version)
+        if (first := told.setdefault(event.version, event)) is not event:
+            yield f"one write took place twice, at revisions {first.revision} and {event.revision}: {call}"
+        elif call is None or call.name != event.name:
             yield f"a change that nobody asked for: {event} at revision {event.revision}"
         elif call.outcome == "refused":
             yield f"a refused write took place at revision {event.revision}: {call}"
         elif call.outcome == "ok" and call.revision != event.revision:
             yield f"a write was answered with another revision than {event.revision}, under which it is told: {call}"
+
+
+def _acknowledged_is_told(history: History, timeline: Timeline) -> Found:
+    """Each acknowledged write is told."""
     if not timeline.whole:
         return
+    events = timeline.changes.values()
+    written = {event.version for event in events if event.type != GONE}
+    removed = {(event.name, event.of) for event in events if event.type == GONE and event.reason != EXPIRED}
     for call in _acknowledged(history):
-        if call.kind == "unregister":
-            event = removed.get((call.name, call.revision))
-            told = event is not None and event.reason != EXPIRED
-        else:
-            told = call.version in by_version
+        told = (call.name, call.revision) in removed if call.kind == "unregister" else call.version in written
         if not told:
             yield f"an acknowledged write is told to nobody: {call}"
 
@@ -144,38 +143,35 @@ def _nothing_lost(history: History, timeline: Timeline) -> Found:
 def _unknown_to(beat: Call, calls: list[Call], since: float) -> Found:
     removals = [call for call in calls if call.kind == "unregister" and call.start < beat.end]
     removed = max((_effective_end(call) for call in removals), default=0)
+    if since > beat.start:  # what it found may be of the time before the loss, or of the time after it
+        return
     for call in calls:
-        if call.kind != "unregister" and call.outcome == "ok" and since < call.start and removed < call.start:
-            if call.end < beat.start and (not since or beat.start < since):
-                yield f"a heartbeat found nothing, although this was acknowledged: {call}"
-                return
+        there = call.kind != "unregister" and call.outcome == "ok" and call.end < beat.start
+        if there and call.start > max(removed, since):
+            yield f"a heartbeat found nothing, although this was acknowledged: {call}"
+            return
 
 
 def _reads(history: History, timeline: Timeline) -> Found:
     """A read shows what was, not older than what its process, its ``min_revision`` or a strong read asks for."""
     if not timeline.whole:
         return
-    writers = {call.version: call for call in history.calls if call.version}
+    makers = _Makers(history)
     for call, here, anywhere in _floors(history):
         if call.outcome != "ok" or call.kind not in ("get", "list"):
             continue
         floor = max(here, call.min_revision, anywhere if call.strong else 0)
-        if call.kind == "list":
-            known = timeline.state_at(call.revision)
-            if call.revision < floor:
+        if call.kind == "get":
+            seen = [span for span in timeline.spans(call.name) if span.version == call.seen]
+            seen = [span for span in seen if not call.seen or span.of == call.revision]
+            if not any(makers.begun(call.name, span) <= call.end for span in seen):
+                yield f"a read of what had never been: {call}"
+            elif max(span.until for span in seen) <= floor:
                 yield f"a read is older than revision {floor}: {call}"
-            elif known is not None and known != digest_of(call.states):
-                yield f"a read of everything at revision {call.revision} is not the state at that revision: {call}"
-            continue
-        spans = [span for span in timeline.spans(call.name) if span.version == call.seen]
-        if call.seen:
-            spans = [span for span in spans if span.of == call.revision]
-        if not spans:
-            yield f"a read of what never was: {call}"
-        elif max(span.until for span in spans) <= floor:
+        elif call.revision < floor:
             yield f"a read is older than revision {floor}: {call}"
-        elif call.seen and (writer := writers.get(call.seen)) and writer.start > call.end:
-            yield f"a read saw a write that had not begun: {call}; {writer}"
+        elif timeline.state_at(call.revision) not in (None, digest_of(call.states)):
+            yield f"a read of everything is not the state at revision {call.revision}: {call}"
 
 
 def _preconditions(history: History, timeline: Timeline) -> Found:
@@ -184,6 +180,7 @@ def _preconditions(history: History, timeline: Timeline) -> Found:
         return
     positions = {event.version: revision for (_, revision), event in timeline.changes.items() if event.type != GONE}
     removals = {(e.name, e.of): revision for (_, revision), e in timeline.changes.items() if e.type == GONE}
+    makers = _Makers(history)
     for call, _, anywhere in _floors(history):
         if call.kind not in WRITES:
             continue
@@ -200,7 +197,7 @@ def _preconditions(history: History, timeline: Timeline) -> Found:
                 yield f"a write took place at revision {at} against its precondition; before, it was {before}: {call}"
         elif call.outcome == "refused" and "WRITE_CONFLICT" not in call.code:
             spans = [span for span in timeline.spans(call.name) if span.until > anywhere]
-            if not any(_refuses(span, call) for span in spans):
+            if not any(_refuses(span, call) and makers.begun(call.name, span) <= call.end for span in spans):
                 yield f"a write was refused for what was not true: {call}"
 
 
@@ -244,12 +241,35 @@ RULES: dict[str, Callable[[History, Timeline], Found]] = {
     "history": _one_history,
     "followers": _followers,
     "revisions": _revisions,
+    "changes": _changes_are_calls,
     "acknowledged": _acknowledged_is_told,
     "lost": _nothing_lost,
     "reads": _reads,
     "preconditions": _preconditions,
     "leases": _leases,
 }
+
+
+class _Makers:
+    """Which calls made what is told."""
+
+    def __init__(self, history: History) -> None:
+        self._writers = {call.version: call.start for call in history.calls if call.version}
+        self._removers: dict[tuple[str, int], float] = {}
+        for call in history.calls:
+            if call.kind == "unregister" and call.outcome != "refused":
+                key = (call.name, call.revision)  # 0 if that is unknown
+                self._removers[key] = min(call.start, self._removers.get(key, _NEVER))
+
+    def begun(self, name: str, span: Span) -> float:
+        """From when on a service can have been so."""
+        if span.change is None:
+            return 0
+        if span.version:
+            return self._writers.get(span.version, 0)
+        if span.change.reason == EXPIRED:
+            return 0
+        return self._removers.get((name, span.change.of), self._removers.get((name, 0), 0))
 
 
 def _acknowledged(history: History) -> list[Call]:

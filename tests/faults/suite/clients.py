@@ -17,6 +17,7 @@ from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.model.tokens import decode_cursor
 from registry_server.tasks import cancel
+from tests.faults.suite.crowd import Crowd
 from tests.faults.suite.history import Belief, Call, History, Kind, Message, Told
 from tests.faults.suite.stage import PATIENCE, PROCESSES, Stage
 from tests.support.samples import small_service
@@ -33,6 +34,8 @@ _BEAT = 0.4
 _PAUSE = 0.03
 """Seconds, about, between two calls of a client."""
 _DEADLINE = 4.0
+_LARGE = 48 * 1024
+"""Bytes of a large service."""
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
 """By these the registry says that nothing was done."""
 _CHANNEL = [
@@ -50,6 +53,8 @@ class Load:
     def __init__(self, stage: Stage, chance: random.Random, history: History) -> None:
         self.stage, self.history = stage, history
         self.chance = chance
+        self.pace = 1.0
+        """How much longer than usual clients rest."""
         self.newest = 0
         """Highest revision that anybody was answered."""
         self.names: list[str] = []
@@ -59,6 +64,7 @@ class Load:
         self._watchers: list[Watcher] = []
         self._watching: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
+        self.crowd = Crowd(self.channel)
 
     def version(self) -> str:
         """A version that nobody has written yet."""
@@ -73,7 +79,7 @@ class Load:
     async def pause(self, seconds: float = _PAUSE) -> None:
         """Waits for about so long, or for the end of the load."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds * self.chance.uniform(0.2, 1.8)):
+            async with asyncio.timeout(seconds * self.pace * self.chance.uniform(0.2, 1.8)):
                 await self._over.wait()
 
     async def start(self) -> None:
@@ -106,19 +112,42 @@ class Load:
                     continue
             self.history.complaints.append(f"process {process} took no write within {PATIENCE:.0f} s after the faults")
             return
-        redis = await self.stage.belief_of_redis()
-        self.history.beliefs.append(redis)
-        for process in range(PROCESSES):
-            belief = await last.believes(process, redis)
-            self.history.beliefs.append(belief)
         try:
             async with asyncio.timeout(PATIENCE):
-                while any(watcher.position != (redis.epoch, redis.revision) for watcher in self._watchers):
-                    self._check_watchers()
-                    await asyncio.sleep(0.02)
+                # Again if something happens meanwhile: calls that were given up may be on their way yet.
+                while not self.history.beliefs or self.history.beliefs[0] != await self.stage.belief_of_redis():
+                    redis = await self.stage.belief_of_redis()
+                    believed = [await last.believes(process, redis) for process in range(PROCESSES)]
+                    self.history.beliefs = [redis, *believed]
+                    await self._watched(redis)
         except TimeoutError:
             at = {watcher.name: watcher.position for watcher in self._watchers}
-            self.history.complaints.append(f"watchers did not come to {redis.epoch}, {redis.revision}: {at}")
+            believed = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
+            self.history.complaints.append(f"not all came to one revision: {believed}, {at}")
+        self.history.followers += await self.crowd.settle(self.history.beliefs[0].revision, PATIENCE)
+        await last.close()
+
+    async def _watched(self, belief: Belief) -> None:
+        while any(watcher.position != (belief.epoch, belief.revision) for watcher in self._watchers):
+            self._check_watchers()
+            if await self.stage.belief_of_redis() != belief:
+                return
+            await asyncio.sleep(0.05)
+
+    async def register_at_once(self, names: Sequence[str]) -> None:
+        """Registers many services, each by a call of its own, all at the same time."""
+        client = Client(self, "crowd")
+        await asyncio.gather(*(client.register(name, i % PROCESSES, deadline=PATIENCE) for i, name in enumerate(names)))
+        await client.close()
+
+    async def write_much(self) -> None:
+        """Registers services that are large, as fast as it can."""
+        client = Client(self, "large")
+        try:
+            while True:
+                await client.register(f"large-{client.chance.randrange(4)}", size=_LARGE)
+        finally:
+            await client.close()
 
     def channel(self, process: int) -> grpc.aio.Channel:
         """A connection of its own to a process."""
@@ -128,6 +157,7 @@ class Load:
         """Ends all clients."""
         self._over.set()
         await cancel([*self._clients, *self._watching])
+        await self.crowd.close()
 
     def _check_watchers(self) -> None:
         for task in self._watching:
@@ -198,13 +228,24 @@ class Client:
         call.outcome = "ok"
         return answer
 
-    async def register(self, name: str, process: int | None = None, *, create: bool = False, ttl: float = 0) -> Call:
+    async def register(
+        self,
+        name: str,
+        process: int | None = None,
+        *,
+        create: bool = False,
+        ttl: float = 0,
+        size: int = 0,
+        deadline: float = _DEADLINE,
+    ) -> Call:
         """Registers a service with content that nobody has registered before."""
         call = self.call("create" if create else "register", name, process, version=self.load.version(), ttl=ttl)
         service = small_service(name, version=call.version)
         service.ttl.FromMilliseconds(round(ttl * 1000) or 3_600_000)
+        if size:
+            service.capabilities.add(name="large", version="1.0.0").inputs.update({"text": "x" * size})
         request = pb.RegisterServiceRequest(service=service, create_only=create)
-        self._wrote(call, await self.answer(call, self.stubs[call.process].RegisterService(request, timeout=_DEADLINE)))
+        self._wrote(call, await self.answer(call, self.stubs[call.process].RegisterService(request, timeout=deadline)))
         return call
 
     async def update(self, name: str, expected: int = 0) -> Call:
@@ -239,13 +280,18 @@ class Client:
         call = self.call("list", "", min_revision=min_revision, strong=strong)
         consistency = pb.Consistency.CONSISTENCY_STRONG if strong else pb.Consistency.CONSISTENCY_UNSPECIFIED
         request = pb.DiscoverServicesRequest(page_size=1000, min_revision=min_revision, consistency=consistency)
-        answer = await self.answer(call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE))
-        if answer is not None and not answer.next_page_token:  # pages together are of several revisions
+        while True:
+            answer = await self.answer(call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE))
+            if answer is None:
+                return call
+            if request.page_token and answer.revision != call.revision:  # pages are of the time when they are read
+                call.outcome = "unknown"
+                return call
             call.revision = answer.revision
-            call.states = {service.name: (service.version, service.revision) for service in answer.services}
-        elif answer is not None:
-            call.outcome = "unknown"
-        return call
+            call.states.update({service.name: (service.version, service.revision) for service in answer.services})
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return call
 
     async def beat(self, names: Sequence[str]) -> list[str]:
         """Renews leases; gives the names that the registry does not know."""
@@ -259,16 +305,12 @@ class Client:
         return unknown
 
     async def believes(self, process: int, level: Belief) -> Belief:
-        """What a process has once it is as far as Redis was, or has had the time for that."""
-        deadline = time.time() + PATIENCE
-        while True:
-            self.process = process
-            call = await self.read_all(strong=True)
-            if call.outcome == "ok" and (call.revision == level.revision or time.time() > deadline):
-                return Belief(f"process {process}", level.epoch, call.revision, call.states)
-            if time.time() > deadline + PATIENCE:
-                return Belief(f"process {process}", "unknown", 0, {})
+        """What a process has, asked until it answers."""
+        self.process = process
+        while (call := await self.read_all(strong=True)).outcome != "ok":
             await asyncio.sleep(0.05)
+        # A process does not tell its epoch; that it is another one shows in what watchers are told.
+        return Belief(f"process {process}", level.epoch, call.revision, call.states)
 
     def _wrote(self, call: Call, answer: Any) -> None:
         if answer is not None:

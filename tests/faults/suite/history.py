@@ -20,6 +20,7 @@ State = tuple[str, int]
 States = dict[str, State]
 
 WRITES: tuple[Kind, ...] = ("register", "create", "update", "unregister")
+REGISTERED = "EVENT_TYPE_SERVICE_REGISTERED"
 GONE = "EVENT_TYPE_SERVICE_UNREGISTERED"
 SNAPSHOT = "EVENT_TYPE_SERVICE_SNAPSHOT"
 RESYNC = "EVENT_REASON_RESYNC"

@@ -1,6 +1,8 @@
 """What a run takes place on: Redis as it is deployed, and two registry processes on it."""
 
 import asyncio
+import shutil
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,14 +25,14 @@ PROCESSES = 2
 PATIENCE = 60.0
 """Seconds until what must come back is given up."""
 _CLUSTER_PREFIX = "{ossa}:services"
-# A full disk is an error of write() to Redis and not the signal by which a limit is told; the clock is that of a file.
+# A full disk is then an error of write() to Redis, and not the signal by which Linux tells of the limit.
 _REDIS = """#!/bin/sh
 trap '' XFSZ
-{faketime}
+{preload}
 exec '{binary}' "$@"
 """
-_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-CLOCK_CAN_JUMP = _FAKETIME.exists()
+COMPILER = shutil.which("cc")
+"""What makes the clock of Redis jump, if there is one."""
 
 
 class Stage:
@@ -92,10 +94,8 @@ class Stage:
 
     def set_clock(self, offset: int) -> None:
         """Sets the clock of a lone Redis this many seconds off, if it was started so that this can be done."""
-        # Read at each call: in place of the old file at once, never empty.
-        new = self.directory / "clock.new"
-        new.write_text(f"{offset:+d}")
-        new.replace(self.directory / "clock")
+        with (self.directory / "offset").open("r+b", buffering=0) as file:
+            file.write(struct.pack("=q", offset))
 
 
 @asynccontextmanager
@@ -161,16 +161,21 @@ async def _redis(stage: Stage, stack: AsyncExitStack, *, clock: bool) -> str:
             stage.servers = stage.cluster.nodes
             return stage.cluster.url
         case "alone":
-            faketime = ""
-            if clock:
-                stage.set_clock(0)
-                faketime = (
-                    f"export LD_PRELOAD={_FAKETIME} FAKETIME_TIMESTAMP_FILE='{stage.directory / 'clock'}' "
-                    "FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1"
-                )
             script = stage.directory / "redis-server"
-            script.write_text(_REDIS.format(binary=find_redis_server(), faketime=faketime))
+            preload = await _clock(stage.directory) if clock else ""
+            script.write_text(_REDIS.format(binary=find_redis_server(), preload=preload))
             script.chmod(0o700)
             server = RedisProcess(directory, binary=script.absolute())
             stage.servers = [await stack.enter_async_context(server)]
             return server.url
+
+
+async def _clock(directory: Path) -> str:
+    """Makes a clock that can be set; gives the line of a shell by which a program gets it."""
+    assert COMPILER is not None, "needs a C compiler"
+    library, offset = (directory / "clock.so").absolute(), (directory / "offset").absolute()
+    offset.write_bytes(bytes(8))
+    source = Path(__file__).with_name("clock.c")
+    compiler = await asyncio.create_subprocess_exec(COMPILER, "-shared", "-fPIC", "-O1", "-o", library, source)
+    assert await compiler.wait() == 0
+    return f"export LD_PRELOAD='{library}' CLOCK_OFFSET='{offset}'"

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.faults.suite.history import GONE, RESYNC, SNAPSHOT, History, Message, Position, States, Told
+from tests.faults.suite.history import GONE, REGISTERED, RESYNC, SNAPSHOT, History, Message, Position, States, Told
 
 
 class Violation(NamedTuple):
@@ -37,6 +37,8 @@ class Walk:
         self.watcher = watcher
         self.position: Position | None = None
         self.state: States = {}
+        self.digest = 0
+        """Of the state; kept with it, since a state is looked at after every change."""
         self._snapshot: States = {}
         self._within_snapshot = False
 
@@ -79,25 +81,21 @@ class Walk:
         if message.complete:
             self._within_snapshot = False
             self.state, self.position = self._snapshot, (message.epoch, message.revision)
+            self.digest = digest_of(self.state)
             yield self.position
 
     def _apply(self, event: Told) -> Iterator[Violation]:
-        there = event.name in self.state
-        match event.type:
-            case "EVENT_TYPE_SERVICE_REGISTERED" if not there:
-                self.state[event.name] = (event.version, event.of)
-            case "EVENT_TYPE_SERVICE_UPDATED" | "EVENT_TYPE_SERVICE_HEALTH_CHANGED" if there:
-                self.state[event.name] = (event.version, event.of)
-            case "EVENT_TYPE_SERVICE_UNREGISTERED" if there:
-                del self.state[event.name]
-            case "EVENT_TYPE_REGISTRY_ERROR":
-                pass
-            case _:
-                having = self.state.get(event.name, "nothing")
-                yield self._broken(f"was told {event} at revision {event.revision}, having {having}")
-                self.state.pop(event.name, None)
-                if event.type != GONE:
-                    self.state[event.name] = (event.version, event.of)
+        if not event.name:  # of the registry itself
+            return
+        before = self.state.get(event.name)
+        expected = (event.type == REGISTERED) == (before is None)
+        if not expected:
+            yield self._broken(f"was told {event} at revision {event.revision}, having {before or 'nothing'}")
+        if before is not None:
+            self.digest ^= hash((event.name, self.state.pop(event.name)))
+        if event.type != GONE:
+            self.state[event.name] = (event.version, event.of)
+            self.digest ^= hash((event.name, self.state[event.name]))
 
     def _broken(self, what: str) -> Violation:
         return Violation("watch", f"{self.watcher} {what}")
@@ -132,9 +130,9 @@ class Timeline:
                 if isinstance(step, Violation):
                     self.violations.append(step)
                 else:
-                    self._compare(step, walk.state, walk.watcher)
+                    self._compare(step, walk.digest, walk.watcher)
         for belief in history.beliefs:
-            self._compare((belief.epoch, belief.revision), belief.states, belief.who)
+            self._compare((belief.epoch, belief.revision), digest_of(belief.states), belief.who)
         revisions = sorted(revision for _, revision in self.changes)
         self.whole = len(self.epochs) == 1 and revisions == list(range(1, len(revisions) + 1))
         for (_, revision), event in sorted(self.changes.items(), key=lambda item: item[0][1]):
@@ -168,13 +166,12 @@ class Timeline:
                 what = f"revision {event.revision} is told as {known} and, to {message.watcher}, as {event}"
                 self.violations.append(Violation("revisions", what))
 
-    def _compare(self, position: Position, state: States, who: str) -> None:
-        digest = _digest(state)
+    def _compare(self, position: Position, digest: int, who: str) -> None:
         known, first = self._states.setdefault(position, (digest, who))
         if known != digest:
-            others = self._rebuild(first, position)
-            names = sorted(name for name in {*state, *others} if state.get(name) != others.get(name))
-            what = "; ".join(f"{name} is {others.get(name)} and {state.get(name)}" for name in names[:3])
+            one, other = self._rebuild(first, position), self._rebuild(who, position)
+            names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+            what = "; ".join(f"{name} is {one.get(name)} and {other.get(name)}" for name in names[:3])
             self.violations.append(Violation("agreement", f"at {position}, to {first} and to {who}: {what}"))
 
     def state_at(self, revision: int) -> int | None:
@@ -195,12 +192,9 @@ class Timeline:
         raise AssertionError("it was there the first time")
 
 
-def _digest(state: States) -> int:
-    """Does not depend on the order, and costs little for a state that is looked at after every change."""
+def digest_of(state: States) -> int:
+    """A number for a state that does not depend on the order in which it came to be."""
     digest = 0
     for item in state.items():
         digest ^= hash(item)
     return digest
-
-
-digest_of = _digest
