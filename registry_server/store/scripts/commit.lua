@@ -42,7 +42,7 @@ if ARGV[11] == '1' then redis.call('HDEL', CHECKS, name) end
 
 local deadline = redis.call('ZSCORE', LEASES, name)
 if ARGV[10] == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ARGV[9] then
-  deadline = ttl == 0 and '+inf' or int(now + ttl)
+  deadline = ttl == 0 and '+inf' or int(lease_begins(now) + ttl)
   redis.call('ZADD', LEASES, deadline, name)
   redis.call('HSET', TTLS, name, ARGV[9])
 end
