@@ -55,8 +55,8 @@ class Load:
         self.chance = chance
         self.pace = 1.0
         """How much longer than usual clients rest."""
-        self.newest = 0
-        """Highest revision that anybody was answered."""
+        self.newest: tuple[int, str] = (0, "shared-0")
+        """Highest revision that anybody was answered, and the name that was written with it."""
         self.names: list[str] = []
         self._versions = 0
         self._stack = AsyncExitStack()
@@ -315,7 +315,7 @@ class Client:
     def _wrote(self, call: Call, answer: Any) -> None:
         if answer is not None:
             call.revision, call.seen = answer.service.revision, answer.service.version
-            self.load.newest = max(self.load.newest, call.revision)
+            self.load.newest = max(self.load.newest, (call.revision, call.name))
 
     @staticmethod
     def _read(call: Call, answer: Any) -> None:
@@ -376,11 +376,14 @@ class Reader(Client):
         self.process = self.chance.randrange(PROCESSES)
         name = self.chance.choice([*self.load.names, "shared-0", "shared-1"])
         match self.chance.random():
-            case x if x < 0.4:
-                await self.get(name, self.load.newest)
-            case x if x < 0.7:
+            case x if x < 0.2:
+                await self.get(name, self.load.newest[0])
+            case x if x < 0.5:
+                revision, newest = self.load.newest
+                await self.get(newest, revision)
+            case x if x < 0.75:
                 await self.get(name)
-            case x if x < 0.85:
+            case x if x < 0.87:
                 await self.read_all(strong=True)
             case _:
                 await self.read_all()

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from tests.faults.suite.clients import Load
 from tests.faults.suite.history import Promises
 from tests.faults.suite.proxy import Proxy
-from tests.faults.suite.stage import PATIENCE, PROCESSES, Deployment, Stage
+from tests.faults.suite.stage import COMPILER, PATIENCE, PROCESSES, Deployment, Stage
 from tests.support.deployments import SERVICE, client_of, linked, role_of
 from tests.support.redis_process import RedisProcess
 
@@ -470,3 +470,20 @@ async def _during(job: Any) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def possible(fault: Fault) -> str:
+    """Why a fault cannot be made on this machine; empty if it can."""
+    return "there is no C compiler" if "clock" in fault.needs and COMPILER is None else ""
+
+
+def mixture(seed: int) -> list[str]:
+    """Two or three faults of a Redis alone, chosen by a seed, of which no two are done to the same thing."""
+    chance = random.Random(f"mix {seed}")
+    groups: dict[str, list[str]] = {}
+    for fault in CATALOGUE.values():
+        if fault.group and not possible(fault):
+            groups.setdefault(fault.group, []).append(fault.name)
+    chosen = chance.sample(sorted(groups), chance.choice((2, 3)))
+    # Those first that ask something of Redis as they begin: it may be away later.
+    return [chance.choice(groups[group]) for group in sorted(chosen, key=lambda group: group != "data")]

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -11,7 +12,7 @@ from pathlib import Path
 from tests.faults.suite.checker import Violation, check
 from tests.faults.suite.clients import Load, load
 from tests.faults.suite.faults import CATALOGUE, Fault
-from tests.faults.suite.history import History, Promises
+from tests.faults.suite.history import WRITES, History, Promises
 from tests.faults.suite.stage import Stage, staged
 
 WARM, HOLD, AFTER = 0.8, (0.5, 2.5), 1.0
@@ -26,27 +27,45 @@ class Result:
     seed: int
     seconds: float
     calls: int = 0
-    refused: int = 0
+    acknowledged: int = 0
+    """Writes."""
     unknown: int = 0
+    """Calls whose outcome their client does not know."""
     changes: int = 0
     epochs: int = 0
     violations: list[str] = field(default_factory=list)
+    commit: str = ""
+    day: str = ""
 
     @classmethod
     def of(cls, fault: str, seed: int, seconds: float, history: History, violations: Sequence[Violation]) -> "Result":
         """Counts what is in a history."""
-        outcomes = [call.outcome for call in history.calls]
         return cls(
             fault,
             seed,
             round(seconds, 1),
-            len(outcomes),
-            outcomes.count("refused"),
-            outcomes.count("unknown"),
+            len(history.calls),
+            sum(call.kind in WRITES and call.outcome == "ok" for call in history.calls),
+            sum(call.outcome == "unknown" for call in history.calls),
             len({(message.epoch, event.revision) for message in history.messages for event in message.events}),
             len({message.epoch for message in history.messages}),
             [str(violation) for violation in violations],
+            commit_of_the_code(),
+            time.strftime("%Y-%m-%d", time.gmtime()),
         )
+
+    def __str__(self) -> str:
+        word = "FAILED" if self.violations else "passed"
+        return (
+            f"{self.fault} seed {self.seed}: {word} in {self.seconds} s; {self.calls} calls, {self.acknowledged} writes "
+            f"acknowledged, {self.unknown} calls without an answer, {self.changes} changes, {self.epochs} epochs"
+        )
+
+
+def commit_of_the_code() -> str:
+    """Short name of the commit that is checked out; empty outside of a repository."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
 
 
 def together(faults: Sequence[Fault]) -> Promises:
