@@ -122,8 +122,8 @@ class Load:
                     await self._watched(redis)
         except TimeoutError:
             at = {watcher.name: watcher.position for watcher in self._watchers}
-            believed = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
-            self.history.complaints.append(f"not all came to one revision: {believed}, {at}")
+            where = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
+            self.history.complaints.append(f"not all came to one revision: {where}, {at}")
         self.history.followers += await self.crowd.settle(self.history.beliefs[0].revision, PATIENCE)
         await last.close()
 

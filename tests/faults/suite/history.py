@@ -4,7 +4,6 @@ Times are seconds since 1970 by the clock of this machine, which clients and reg
 of its own, so that whoever sees a state knows which call made it.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,7 +147,7 @@ class History:
 
     def write(self, path: Path) -> None:
         """Writes it as lines of JSON."""
-        lines: Iterable[tuple[str, Any]] = [
+        lines: list[tuple[str, Any]] = [
             ("run", {"title": self.title, "promises": self.promises, "complaints": self.complaints}),
             *(("call", call) for call in self.calls),
             *(("message", message) for message in self.messages),

@@ -34,7 +34,7 @@ def dropped_event() -> None:
         if not _happens():
             offer(self, *args)
 
-    Watcher.offer = offer_most  # type: ignore[method-assign]
+    Watcher.offer = offer_most  # type: ignore[method-assign,assignment]
 
 
 def repeated_event() -> None:
@@ -46,7 +46,7 @@ def repeated_event() -> None:
         if _happens():
             offer(self, *args)
 
-    Watcher.offer = offer_twice  # type: ignore[method-assign]
+    Watcher.offer = offer_twice  # type: ignore[method-assign,assignment]
 
 
 def lost_write() -> None:

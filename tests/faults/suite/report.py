@@ -26,10 +26,11 @@ def table(results: Sequence[Result]) -> str:
     redis = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True)
     days = sorted({result.day for result in results if result.day})
     commits = list(dict.fromkeys(result.commit for result in results if result.commit))
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    versions = f"Python {platform.python_version()}, grpcio {version('grpcio')}, Redis {redis.stdout.split()[2][2:]}"
+    when = f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, at {', '.join(commits)}"
     lines = [
-        f"{len(results)} runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}, at {', '.join(commits)}; "
-        f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"grpcio {version('grpcio')}, Redis {redis.stdout.split()[2].removeprefix('v=')}.",
+        f"{len(results)} runs, {when}; {machine}, {versions}.",
         "",
         "| Fault | Runs | Passed | Calls | Writes acknowledged | Calls without an answer | Changes | New epochs |",
         "|---|---|---|---|---|---|---|---|",

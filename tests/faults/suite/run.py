@@ -57,8 +57,9 @@ class Result:
     def __str__(self) -> str:
         word = "FAILED" if self.violations else "passed"
         return (
-            f"{self.fault} seed {self.seed}: {word} in {self.seconds} s; {self.calls} calls, {self.acknowledged} writes "
-            f"acknowledged, {self.unknown} calls without an answer, {self.changes} changes, {self.epochs} epochs"
+            f"{self.fault} seed {self.seed}: {word} in {self.seconds} s; {self.calls} calls, "
+            f"{self.acknowledged} writes acknowledged, {self.unknown} calls without an answer, "
+            f"{self.changes} changes, {self.epochs} epochs"
         )
 
 

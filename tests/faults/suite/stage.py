@@ -55,8 +55,6 @@ class Stage:
         self.links: list[Proxy] = []
         self.fronts: list[Proxy] = []
         self.ports = [free_port() for _ in range(PROCESSES)]
-        self.away: set[int] = set()
-        """Processes that a fault has taken away: nobody is surprised if they do not answer."""
         self.keys = Keys.under(_CLUSTER_PREFIX if deployment == "cluster" else "ossa:services")
 
     def address(self, process: int) -> str:
@@ -85,7 +83,8 @@ class Stage:
         server = await self.primary()
         async with Redis(port=server.port) as client:
             records: Any = await client.hgetall(self.keys.records)
-            epoch, revision = await client.get(self.keys.epoch), await client.get(self.keys.revision)
+            epoch: Any = await client.get(self.keys.epoch)
+            revision: Any = await client.get(self.keys.revision)
         states: States = {}
         for wire in records.values():
             service = Service.FromString(wire)
@@ -113,7 +112,7 @@ async def staged(
 
     Args:
         deployment: How Redis is run.
-        directory: Where data and logs go.
+        directory: Where data and logs go; it is there.
         flags: More flags of the registry.
         module: What is run in place of the registry itself: the module and its arguments.
         linked: Put proxies between registry and Redis; only for a Redis alone.
@@ -121,7 +120,6 @@ async def staged(
         clock: Let ``set_clock`` set the clock of a Redis alone.
     """
     stage = Stage(deployment, directory)
-    directory.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         urls = [await _redis(stage, stack, clock=clock)] * PROCESSES
         if linked:
