@@ -1,13 +1,10 @@
 """``python -m tests.faults.suite`` (``make faults``): runs faults with seeds, and keeps what came of them."""
 
 import argparse
-import asyncio
 import itertools
 import multiprocessing
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,9 +17,7 @@ from tests.faults.suite.checker import check
 from tests.faults.suite.faults import CATALOGUE, mixture, possible
 from tests.faults.suite.history import History
 from tests.faults.suite.report import write_page
-from tests.faults.suite.run import Result, run_once
-
-_SHOWN = 10
+from tests.faults.suite.run import Result, run_apart
 
 
 def main() -> int:
@@ -89,26 +84,11 @@ def _all(runs: Iterator[tuple[list[str], int]], options: argparse.Namespace) -> 
                 run = next(runs, None)
                 if run is None:
                     break
-                under_way.add(pool.submit(_one, *run))
+                under_way.add(pool.submit(run_apart, *run))
             if not under_way:
                 return
             ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in ended)
-
-
-def _one(names: list[str], seed: int) -> Result:
-    """Makes one run; what it left is kept if something was wrong."""
-    directory = Path(tempfile.mkdtemp(prefix="ossa-faults-"))
-    try:
-        result, _ = asyncio.run(run_once(names, seed, directory))
-    except Exception as error:  # noqa: BLE001 - a run that breaks is a result too
-        result = Result("+".join(names), seed, 0, violations=[f"suite: the run broke: {error!r}"])
-    print(result, *result.violations[:_SHOWN], sep="\n    ", flush=True)
-    if result.violations:
-        print(f"    {len(result.violations)} violations; see {directory}/history.jsonl", flush=True)
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
-    return result
 
 
 def _read(path: Path) -> list[Result]:

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,6 +17,8 @@ from tests.faults.suite.faults import CATALOGUE, Fault
 from tests.faults.suite.history import WRITES, History, Promises
 from tests.faults.suite.stage import Stage, staged
 
+_SHOWN = 10
+"""Violations of one run that are printed."""
 WARM, HOLD, AFTER = 0.8, (0.5, 2.5), 1.0
 """Seconds of load before a fault, during it (about) and after it."""
 
@@ -110,6 +114,21 @@ async def run_once(
                     history.complaints.append(f"process {number} logged {line}")
     history.write(directory / "history.jsonl")
     return Result.of("+".join(names), seed, time.monotonic() - begun, history, check(history)), history
+
+
+def run_apart(names: list[str], seed: int) -> Result:
+    """Makes one run in an event loop of its own; what it leaves is kept if something was wrong."""
+    directory = Path(tempfile.mkdtemp(prefix="ossa-faults-"))
+    try:
+        result, _ = asyncio.run(run_once(names, seed, directory))
+    except Exception as error:  # noqa: BLE001 - a run that breaks is a result too
+        result = Result("+".join(names), seed, 0, violations=[f"suite: the run broke: {error!r}"])
+    print(result, *result.violations[:_SHOWN], sep="\n    ", flush=True)
+    if result.violations:
+        print(f"    {len(result.violations)} violations; see {directory}/history.jsonl", flush=True)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return result
 
 
 async def _go_wrong(faults: Sequence[Fault], stage: Stage, subject: Load, chance: random.Random) -> None:
