@@ -19,7 +19,7 @@ from tests.faults.suite.stage import Stage, staged
 
 _SHOWN = 10
 """Violations of one run that are printed."""
-WARM, HOLD, AFTER = 0.8, (0.5, 2.5), 1.0
+WARM, HOLD, AFTER = 0.6, (0.3, 2.0), 0.7
 """Seconds of load before a fault, during it (about) and after it."""
 
 
