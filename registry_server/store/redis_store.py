@@ -19,6 +19,7 @@ from registry_server.store.failures import translated
 from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.repairs import Repairs
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.values import (
     Conflict,
@@ -107,6 +108,15 @@ class RedisStore:
             # In a sender of their own, so that heartbeats and reads do not wait for replicas with them.
             confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
             self._commits = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+        self.repairs = Repairs(
+            self._commands,
+            self._commits,
+            self._tail,
+            self.keys,
+            self._script_keys,
+            events_max_length=events_max_length,
+        )
+        """For a store that has lost what was in it."""
 
     @property
     def waiting_commands(self) -> int:
@@ -186,8 +196,13 @@ class RedisStore:
 
     # Reading: the follower's side.
 
+    async def position(self) -> Position:
+        """Reads the newest position; without an epoch if the store was emptied or is being repaired."""
+        epoch, revision = await self._commands.run("MGET", self.keys.epoch, self.keys.revision)
+        return Position((epoch or b"").decode(), int(revision or 0))
+
     async def head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
-        """Reads the newest position; begins a new epoch if history cannot go on.
+        """Reads the newest position; begins a new epoch if history cannot go on, unless a process repairs it.
 
         Args:
             known: A position that was there: if the store is behind it, its history ends.
@@ -195,7 +210,7 @@ class RedisStore:
         """
         epoch, revision = await self._commands.script(
             "head",
-            self._script_keys,
+            (*self._script_keys, self.keys.repair),
             secrets.token_hex(8),
             known.epoch if known else "",
             known.revision if known else 0,
@@ -260,6 +275,7 @@ class RedisStore:
         renew: bool,
         forget_check: bool = False,
         claim: Claim = NO_CLAIM,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Commits a service as it shall be, and waits for as many replicas to have it as are wanted.
 
@@ -273,6 +289,8 @@ class RedisStore:
             renew: Begin a new lease; else the lease goes on, unless ``ttl`` differs from before.
             forget_check: Drop the newest check, which was of another endpoint.
             claim: On whose account.
+            seen: Newest revision of that epoch that the caller has applied: a store that is behind it is refused as
+                one in another epoch.
 
         Returns:
             The revision of the change, or why there is none.
@@ -285,7 +303,7 @@ class RedisStore:
         service.ClearField("revision")
         args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
         return await self._commit(
-            epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim
+            epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim, seen=seen
         )
 
     async def touch(
@@ -298,6 +316,7 @@ class RedisStore:
         renew: bool,
         claim: Claim = NO_CLAIM,
         confirm: bool = True,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is.
 
@@ -314,14 +333,24 @@ class RedisStore:
             forget_check=False,
             claim=claim,
             confirm=confirm,
+            seen=seen,
         )
 
     async def delete(
-        self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType, claim: Claim = NO_CLAIM
+        self,
+        name: str,
+        *,
+        epoch: str,
+        expected: int,
+        reason: EventReason.ValueType,
+        claim: Claim = NO_CLAIM,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Removes a service; arguments, result and errors as for ``put``."""
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
-        return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim)
+        return await self._commit(
+            epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim, seen=seen
+        )
 
     async def owner(self, name: str) -> str | None:
         """Tells who owns a service; ``None``: nobody."""
@@ -350,9 +379,12 @@ class RedisStore:
         self.figures.renewed += len(names) - len(unknown)
         return unknown
 
-    async def sweep(self, reason: EventReason.ValueType) -> Sweep:
-        """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage."""
-        removed, next_in, moved, bare, leases = await self._commands.script(
+    async def sweep(self, reason: EventReason.ValueType, seen: Position | None = None) -> Sweep:
+        """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage.
+
+        Nothing happens unless the store goes on from what the caller has ``seen``, if that is given.
+        """
+        answer = await self._commands.script(
             "sweep",
             self._script_keys,
             self.keys.document_prefix,
@@ -361,7 +393,11 @@ class RedisStore:
             EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
             reason,
             self._events_max_length,
+            *(seen or ("", 0)),
         )
+        if answer is None:
+            return Sweep([], None, 0.0, [])
+        removed, next_in, moved, bare, leases = answer
         expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
         self.figures.expired[expiry] += len(removed)
         self.figures.leases = leases
@@ -403,7 +439,9 @@ class RedisStore:
         ends = None if deadline is None else float(deadline)
         return check, None if ends is None or ends == float("inf") else int(ends)
 
-    async def notice(self, error: str, *, epoch: str, reason: EventReason.ValueType) -> int | EpochChanged:
+    async def notice(
+        self, error: str, *, epoch: str, reason: EventReason.ValueType, seen: int = 0
+    ) -> int | EpochChanged:
         """Commits an event of no service: something is wrong with the registry itself; gives its revision."""
         answer = await self._commands.script(
             "notice",
@@ -413,6 +451,7 @@ class RedisStore:
             reason,
             error,
             self._events_max_length,
+            seen,
         )
         return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
 
@@ -440,6 +479,7 @@ class RedisStore:
         forget_check: bool,
         claim: Claim,
         confirm: bool = True,
+        seen: int,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
         sender = self._commits if confirm else self._commands
@@ -464,6 +504,7 @@ class RedisStore:
                 claim.owner,
                 int(claim.exclusive),
                 claim.most,
+                seen,
             )
             if isinstance(answer, Unconfirmed):
                 answer, confirmed = answer

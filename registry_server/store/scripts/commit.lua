@@ -5,13 +5,13 @@
 --          10 1 = a new lease, 0 = keep the lease if its ttl stays  11 1 = forget the newest check  12 stream bound
 --          13 identity that becomes the owner of a new service, or ''
 --          14 1 = also of one without an owner, and refuse one of another owner
---          15 most services of that owner (0 = any number)
+--          15 most services of that owner (0 = any number)  16 newest revision that the caller has applied
 -- Gives    {'ok', revision} or {'conflict', newest revision} or {'epoch'} or {'owner'} or {'limit'}
 local document = KEYS[12]
 local owner = ARGV[13]
 local name, op, ttl = ARGV[2], ARGV[4], tonumber(ARGV[9])
 
-if redis.call('GET', EPOCH) ~= ARGV[1] then return {'epoch'} end
+if not goes_on_from(ARGV[1], ARGV[16]) then return {'epoch'} end
 local before = redis.call('HGET', RECORDS, name)
 local current = before and revision_of(before) or 0
 if current ~= tonumber(ARGV[3]) then return {'conflict', head()} end
@@ -31,7 +31,8 @@ if op == 'delete' then
 end
 if op == 'put' then
   local record
-  revision, record = publish(ARGV[12], now, ARGV[5], ARGV[6], name, ARGV[7], before)
+  local after = adopts and owner or redis.call('HGET', OWNERS, name)
+  revision, record = publish(ARGV[12], now, ARGV[5], ARGV[6], name, ARGV[7], before, nil, after)
   redis.call('HSET', RECORDS, name, record)
 end
 if adopts then

@@ -24,6 +24,12 @@ local function head()
   return tonumber(redis.call('GET', REVISION) or '0')
 end
 
+-- Whether the store goes on from where the caller stands: who has seen more of this history than is here now must not
+-- give the same revisions to other changes.
+local function goes_on_from(epoch, revision)
+  return redis.call('GET', EPOCH) == epoch and head() >= tonumber(revision)
+end
+
 -- Appends the field `revision` (number 9, varint) to a serialised Service.
 local function with_revision(record, revision)
   local out = '\72'
@@ -46,13 +52,14 @@ local function revision_of(record)
 end
 
 -- Adds the event of the next revision and makes it the newest. This is the first write of every change: if Redis is
--- out of memory it is refused here, before anything else is written.
-local function publish(maxlen, now, kind, reason, name, record, before, text)
+-- out of memory it is refused here, before anything else is written. The owner is that after the change.
+local function publish(maxlen, now, kind, reason, name, record, before, text, owner)
   local revision = head() + 1
   local epoch = redis.call('GET', EPOCH)
   if record then record = with_revision(record, revision) end
   redis.call('XADD', EVENTS, 'MAXLEN', '~', maxlen, int(revision) .. '-0', 'e', epoch, 'k', kind, 'r', reason,
-    't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', text or '')
+    't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', text or '',
+    'o', owner or '')
   redis.call('SET', REVISION, int(revision))
   return revision, record
 end
