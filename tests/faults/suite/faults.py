@@ -115,13 +115,19 @@ async def _redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> As
 # What is in Redis, and what it says.
 
 
+@fault("flushall", "`FLUSHALL`: Redis is empty, and is given back what it had", group="data")
+async def _flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+    await stage.ask("FLUSHALL")
+    yield
+
+
 @fault(
-    "flushall",
-    "`FLUSHALL`: Redis is empty",
-    group="data",
+    "flushall-unrepaired",
+    "`FLUSHALL` with `redis.repair` false",
+    flags=("--redis.repair=false",),
     promises=Promises(may_lose=True, may_skip=True),
 )
-async def _flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def _flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     await stage.ask("FLUSHALL")
     yield
 
@@ -285,10 +291,9 @@ async def _reader_never_reads(stage: Stage, load: Load, _chance: random.Random) 
     load.crowd.wake()
 
 
-# Redis under Sentinels. What an unacknowledged write brought may be taken back: watchers are told the difference.
+# Redis under Sentinels.
 
 _CONFIRMED = ("--redis.wait-replicas=1", "--redis.timeout-ms=1000")
-_TAKEN_BACK = Promises(may_skip=True)
 
 
 @fault(
@@ -296,7 +301,6 @@ _TAKEN_BACK = Promises(may_skip=True)
     "`kill -9` of the primary under Sentinels, with `wait-replicas` 1; it comes back as a replica",
     deployment="sentinel",
     flags=_CONFIRMED,
-    promises=_TAKEN_BACK,
 )
 async def _primary_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
@@ -312,7 +316,6 @@ async def _primary_killed(stage: Stage, _load: Load, _chance: random.Random) -> 
     "`SIGSTOP` of the primary under Sentinels, with `wait-replicas` 1; it wakes up after the failover",
     deployment="sentinel",
     flags=_CONFIRMED,
-    promises=_TAKEN_BACK,
 )
 async def _primary_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
@@ -362,7 +365,6 @@ async def _replica_paused(stage: Stage, _load: Load, _chance: random.Random) -> 
     "`SENTINEL FAILOVER`, with `wait-replicas` 2 of 2",
     deployment="sentinel",
     flags=("--redis.wait-replicas=2",),
-    promises=_TAKEN_BACK,
 )
 async def _failover_planned(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     assert stage.sentinel is not None
@@ -385,7 +387,6 @@ async def _failover_planned(stage: Stage, _load: Load, _chance: random.Random) -
     "failover-lagging",
     "`kill -9` of the primary under Sentinels when its replicas lack the newest writes, with `wait-replicas` 0",
     deployment="sentinel",
-    promises=Promises(may_lose=True, may_skip=True),
 )
 async def _failover_lagging(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
@@ -432,7 +433,6 @@ async def _replica_takes_over(stage: Stage) -> None:
     "`kill -9` of the node of a cluster that owns the slot, with `wait-replicas` 1; it comes back as a replica",
     deployment="cluster",
     flags=_CONFIRMED,
-    promises=_TAKEN_BACK,
 )
 async def _slot_owner_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     stage.servers[0].kill()
@@ -447,7 +447,6 @@ async def _slot_owner_killed(stage: Stage, _load: Load, _chance: random.Random) 
     "`SIGSTOP` of that node; it wakes up after the failover",
     deployment="cluster",
     flags=_CONFIRMED,
-    promises=_TAKEN_BACK,
 )
 async def _slot_owner_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     stage.servers[0].pause()
