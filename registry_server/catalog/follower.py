@@ -19,9 +19,12 @@ from registry_server.figures import Histogram
 from registry_server.model.normal import update_type
 from registry_server.model.record import Record
 from registry_server.store import Position, RedisStore, StoredEvent
+from registry_server.tasks import until_quiet
 
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
+_GATHER: Final = 0.01
+"""Seconds for which a busy process leaves events to gather: one read costs it more than one event does."""
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; by two clocks, so finer classes would tell nothing."""
 
@@ -168,6 +171,7 @@ class Follower:
         """Waits for events and applies them; looks whether history still goes on when there are none."""
         if self._broken is None:
             try:
+                await until_quiet(_GATHER)
                 events = await self._store.tail(self._replica.revision)
                 for event in events:
                     self._apply(event)

@@ -17,6 +17,7 @@ from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
 from registry_server.store.failures import translated
 from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
+from registry_server.store.groups import CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
 from registry_server.store.repairs import Repairs
@@ -102,15 +103,19 @@ class RedisStore:
         self.figures = StoreFigures()
         """What was counted so far."""
         scripts = Scripts()
-        self._commands = self._commits = Commands(self._client, scripts, self.figures, tracer=tracer)
+        self._commands = Commands(self._client, scripts, self.figures, tracer=tracer)
         self._wait_replicas = wait_replicas
+        self._senders = [self._commands]
+        self._commits = self._unconfirmed = self._groups(self._commands)
         if wait_replicas:
-            # In a sender of their own, so that heartbeats and reads do not wait for replicas with them.
+            # With a sender of their own, so that heartbeats and reads do not wait for replicas with them.
             confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
-            self._commits = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+            confirmed = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+            self._senders.append(confirmed)
+            self._commits = self._groups(confirmed)
         self.repairs = Repairs(
             self._commands,
-            self._commits,
+            self._senders[-1],
             self._tail,
             self.keys,
             self._script_keys,
@@ -121,7 +126,7 @@ class RedisStore:
     @property
     def waiting_commands(self) -> int:
         """How many commands wait for their round trip."""
-        return sum(sender.waiting for sender in {self._commands, self._commits})
+        return sum(sender.waiting for sender in self._all_senders())
 
     def pools(self) -> dict[str, PoolFigures]:
         """Connections by what they are for: commands, and the follower's reading."""
@@ -180,11 +185,17 @@ class RedisStore:
 
     async def close(self) -> None:
         """Lets commands that are under way finish and closes all connections."""
-        await self._commands.close()
-        await self._commits.close()
+        for sender in self._all_senders():
+            await sender.close()
         await self._client.aclose()
         await self._tail.aclose()
         await self._connections.close()
+
+    def _groups(self, commands: Commands) -> CommitGroups:
+        return CommitGroups(commands, self._script_keys, self._events_max_length)
+
+    def _all_senders(self) -> list[CommitGroups | Commands]:
+        return [*{self._commits, self._unconfirmed}, *self._senders]  # groups first: they give to the others
 
     def _tail_opened(self) -> None:
         self._tail_opens += 1
@@ -482,13 +493,12 @@ class RedisStore:
         seen: int,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
-        sender = self._commits if confirm else self._commands
+        commits = self._commits if confirm else self._unconfirmed
         confirmed = self._wait_replicas
         outcome: CommitOutcome = "failed"
         try:
-            answer = await sender.script(
-                "commit",
-                (*self._script_keys, self.keys.document_prefix + name),
+            answer = await commits.commit(
+                self.keys.document_prefix + name,
                 epoch,
                 name,
                 expected,
@@ -500,7 +510,6 @@ class RedisStore:
                 round(ttl * 1000),
                 int(renew),
                 int(forget_check),
-                self._events_max_length,
                 claim.owner,
                 int(claim.exclusive),
                 claim.most,

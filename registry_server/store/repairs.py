@@ -54,7 +54,7 @@ class Repairs:
     def __init__(
         self,
         commands: Commands,
-        commits: Commands,
+        confirmed: Commands,
         tail: Redis,
         keys: Keys,
         script_keys: tuple[str, ...],
@@ -63,7 +63,7 @@ class Repairs:
     ) -> None:
         self._id = secrets.token_hex(8)
         self._commands = commands
-        self._commits = commits
+        self._confirmed = confirmed
         self._tail = tail
         self._keys = keys
         self._script_keys = (*script_keys, keys.repair)
@@ -110,7 +110,7 @@ class Repairs:
             common: Newest revision at which that agreed with the store.
         """
         keys = (*self._script_keys, self._keys.merged)
-        answer = await self._commits.script(
+        answer = await self._confirmed.script(
             "repair_end", keys, self._id, *position, int(restart), known.epoch, common, known.revision
         )
         _refuse_if_lost(answer.answer if isinstance(answer, Unconfirmed) else answer)

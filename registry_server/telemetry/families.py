@@ -113,7 +113,7 @@ def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
         for outcome in OUTCOMES:
             repairs.add_metric([outcome], repairer.figures.repairs[outcome])
         services = CounterMetricFamily(
-            PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["change"]
+            PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["result"]
         )
         services.add_metric(["put_back"], repairer.figures.put_back)
         services.add_metric(["removed_again"], repairer.figures.removed_again)

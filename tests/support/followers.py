@@ -119,6 +119,9 @@ class Observer:
 
     def _take(self, event: Event) -> None:
         name = event.service.name
+        if event.error:  # of the registry itself
+            self.events.append(event)
+            return
         if event.type in (SNAPSHOT, REGISTERED):
             assert name not in self.state
         else:

@@ -79,7 +79,7 @@ def early_expiry() -> None:
 
 def blind_write() -> None:
     """A write does not look whether the service is still what it was."""
-    _patch_script("commit", "if current ~= tonumber(ARGV[3]) then", "if false then")
+    _patch_script("commit", "if current ~= tonumber(expected) then", "if false then")
 
 
 def stale_read() -> None:
