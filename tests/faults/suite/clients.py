@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -33,7 +33,7 @@ TTL = 5.0
 _BEAT = 0.4
 _PAUSE = 0.03
 """Seconds, about, between two calls of a client."""
-_DEADLINE = 4.0
+_DEADLINE = 8.0
 _LARGE = 48 * 1024
 """Bytes of a large service."""
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
@@ -59,7 +59,6 @@ class Load:
         """Highest revision that anybody was answered, and the name that was written with it."""
         self.names: list[str] = []
         self._versions = 0
-        self._stack = AsyncExitStack()
         self._clients: list[asyncio.Task[None]] = []
         self._watchers: list[Watcher] = []
         self._watching: list[asyncio.Task[None]] = []
@@ -124,7 +123,8 @@ class Load:
             at = {watcher.name: watcher.position for watcher in self._watchers}
             where = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
             self.history.complaints.append(f"not all came to one revision: {where}, {at}")
-        self.history.followers += await self.crowd.settle(self.history.beliefs[0].revision, PATIENCE)
+        newest = max((belief.revision for belief in self.history.beliefs), default=0)
+        self.history.followers += await self.crowd.settle(newest, PATIENCE)
         await last.close()
 
     async def _watched(self, belief: Belief) -> None:

@@ -91,20 +91,19 @@ async def run_once(
 
     Args:
         names: Faults, which begin one after the other and are all over at the end.
-        seed: Of everything that is left to chance, but for what the machine does.
+        seed: Of the faults and of each client, though not of how they interleave.
         directory: Where everything goes.
         module: Run in place of the registry.
     """
-    chance = random.Random(seed)
     faults = [CATALOGUE[name] for name in names]
     history = History(f"{'+'.join(names)} seed {seed}", together(faults))
     begun = time.monotonic()
     needs = {need: value for fault in faults for need, value in fault.needs.items()}
     flags = [flag for fault in faults for flag in fault.flags]
     async with staged(faults[0].deployment, directory, flags=flags, module=module, **needs) as stage:
-        async with load(stage, chance, history) as subject:
+        async with load(stage, random.Random(seed), history) as subject:
             await asyncio.sleep(WARM)
-            await _go_wrong(faults, stage, subject, chance)
+            await _go_wrong(faults, stage, subject, random.Random(f"faults {seed}"))
             await asyncio.sleep(AFTER)
             await subject.stop()
             await subject.settle()
