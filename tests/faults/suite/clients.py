@@ -223,6 +223,8 @@ class Client:
             if error.code().name in _REFUSED:
                 call.outcome = "refused"
                 call.end = time.time()
+            else:
+                self.process = self.chance.randrange(PROCESSES)  # as clients do that know several targets
             return None
         call.end = time.time()
         call.outcome = "ok"

@@ -103,7 +103,12 @@ async def _redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> As
     await stage.servers[0].restart()
 
 
-@fault("redis-paused", "`SIGSTOP` of Redis: connections stay open and nothing answers", group="redis")
+@fault(
+    "redis-paused",
+    "`SIGSTOP` of Redis: connections stay open and nothing answers",
+    group="redis",
+    flags=("--redis.timeout-ms=500",),  # shorter than the fault
+)
 async def _redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     stage.servers[0].pause()
     try:
