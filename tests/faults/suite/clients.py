@@ -57,6 +57,8 @@ class Load:
         """How much longer than usual clients rest."""
         self.newest: tuple[int, str] = (0, "shared-0")
         """Highest revision that anybody was answered, and the name that was written with it."""
+        self.acknowledged = 0
+        """Writes."""
         self.names: list[str] = []
         self._versions = 0
         self._clients: list[asyncio.Task[None]] = []
@@ -94,6 +96,14 @@ class Load:
         jobs += [Reader(self, f"reader-{i}").run() for i in range(READERS)]
         jobs += [Beater(self, f"beater-{i}").run() for i in range(BEATERS)]
         self._clients = [asyncio.create_task(job) for job in jobs]
+
+    async def more_writes(self, count: int) -> None:
+        """Waits until so many more writes are acknowledged, or until that is given up."""
+        goal = self.acknowledged + count
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while self.acknowledged < goal:
+                    await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """Lets clients finish the calls that they have made."""
@@ -317,6 +327,7 @@ class Client:
     def _wrote(self, call: Call, answer: Any) -> None:
         if answer is not None:
             call.revision, call.seen = answer.service.revision, answer.service.version
+            self.load.acknowledged += 1
             self.load.newest = max(self.load.newest, (call.revision, call.name))
 
     @staticmethod

@@ -16,7 +16,7 @@ from registry_server.registry import ServiceRegistry
 from registry_server.store import RedisStore
 from registry_server.store.lua import Scripts
 
-_NOW_AND_THEN = 20
+_NOW_AND_THEN = 10
 _EARLY_MS = 4_700
 
 _count = itertools.count(1)
