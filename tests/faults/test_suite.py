@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.suite.faults import CATALOGUE, mixture, possible
+from tests.faults.suite.catalogue import CATALOGUE, mixture, possible
 from tests.faults.suite.run import run_once
 
 SEED = 1

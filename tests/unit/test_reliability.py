@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.faults.suite.faults import CATALOGUE
+from tests.faults.suite.catalogue import CATALOGUE
 from tests.faults.suite.report import BEGIN, END, table, write_page
 from tests.faults.suite.run import Result
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
+from tests.faults.suite.catalogue import CATALOGUE, mixture, possible
 from tests.faults.suite.checker import check
-from tests.faults.suite.faults import CATALOGUE, mixture, possible
 from tests.faults.suite.history import History
 from tests.faults.suite.report import write_page
 from tests.faults.suite.run import Result, run_apart

@@ -1,10 +1,9 @@
-"""Many clients at once, each of which writes down what it asked and what it was told."""
+"""Clients of the several kinds, each of which writes down what it asked and what it was answered."""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,183 +12,28 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from registry_server.model.tokens import decode_cursor
-from registry_server.tasks import cancel
-from tests.faults.suite.crowd import Crowd
-from tests.faults.suite.history import Belief, Call, History, Kind, Message, Told
-from tests.faults.suite.stage import PATIENCE, PROCESSES, Stage
+from tests.faults.suite.history import Belief, Call, Kind
+from tests.faults.suite.stage import PROCESSES
 from tests.support.samples import small_service
 
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+    from tests.faults.suite.load import Load
 
-OWNERS, SHARERS, READERS, BEATERS = 3, 3, 2, 2
-"""How many clients write names of their own, names of all, read, and keep short leases alive."""
 _OWN_NAMES, _SHARED_NAMES, _LEASES = 4, 4, 3
 TTL = 5.0
 """Seconds, the shortest that there is."""
 _BEAT = 0.4
-_PAUSE = 0.03
-"""Seconds, about, between two calls of a client."""
 _DEADLINE = 8.0
-_LARGE = 48 * 1024
-"""Bytes of a large service."""
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
 """By these the registry says that nothing was done."""
-_CHANNEL = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
-
-
-class Load:
-    """All clients of a run, and the history that they write."""
-
-    def __init__(self, stage: Stage, chance: random.Random, history: History) -> None:
-        self.stage, self.history = stage, history
-        self.chance = chance
-        self.pace = 1.0
-        """How much longer than usual clients rest."""
-        self.newest: tuple[int, str] = (0, "shared-0")
-        """Highest revision that anybody was answered, and the name that was written with it."""
-        self.acknowledged = 0
-        """Writes."""
-        self.names: list[str] = []
-        self._versions = 0
-        self._clients: list[asyncio.Task[None]] = []
-        self._watchers: list[Watcher] = []
-        self._watching: list[asyncio.Task[None]] = []
-        self._over = asyncio.Event()
-        self.crowd = Crowd(self.channel)
-
-    def version(self) -> str:
-        """A version that nobody has written yet."""
-        self._versions += 1
-        return f"1.{self._versions}.0"
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether clients are to make another call."""
-        return not self._over.is_set()
-
-    async def pause(self, seconds: float = _PAUSE) -> None:
-        """Waits for about so long, or for the end of the load."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds * self.pace * self.chance.uniform(0.2, 1.8)):
-                await self._over.wait()
-
-    async def start(self) -> None:
-        """Lets all clients begin; returns once each watcher has its snapshot."""
-        self._watchers = [Watcher(self, "watcher-0", 0), Watcher(self, "watcher-1", 1), Watcher(self, "roamer", None)]
-        self._watching = [asyncio.create_task(watcher.run()) for watcher in self._watchers]
-        async with asyncio.timeout(PATIENCE):
-            while not all(watcher.position for watcher in self._watchers):
-                self._check_watchers()
-                await asyncio.sleep(0.01)
-        jobs: list[Any] = [Owner(self, f"owner-{i}").run() for i in range(OWNERS)]
-        jobs += [Sharer(self, f"sharer-{i}").run() for i in range(SHARERS)]
-        jobs += [Reader(self, f"reader-{i}").run() for i in range(READERS)]
-        jobs += [Beater(self, f"beater-{i}").run() for i in range(BEATERS)]
-        self._clients = [asyncio.create_task(job) for job in jobs]
-
-    async def more_writes(self, count: int) -> None:
-        """Waits until so many more writes are acknowledged, or until that is given up."""
-        goal = self.acknowledged + count
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while self.acknowledged < goal:
-                    await asyncio.sleep(0.02)
-
-    async def stop(self) -> None:
-        """Lets clients finish the calls that they have made."""
-        self._over.set()
-        await asyncio.gather(*self._clients)
-
-    async def settle(self) -> None:
-        """Waits until each process takes a write and all watchers have seen all; then asks what everybody believes."""
-        last = Client(self, "last")
-        for process in range(PROCESSES):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    while (await last.register(f"last-{process}", process)).outcome != "ok":
-                        await asyncio.sleep(0.1)
-                    continue
-            self.history.complaints.append(f"process {process} took no write within {PATIENCE:.0f} s after the faults")
-            return
-        try:
-            async with asyncio.timeout(PATIENCE):
-                # Again if something happens meanwhile: calls that were given up may be on their way yet.
-                while not self.history.beliefs or self.history.beliefs[0] != await self.stage.belief_of_redis():
-                    redis = await self.stage.belief_of_redis()
-                    believed = [await last.believes(process, redis) for process in range(PROCESSES)]
-                    self.history.beliefs = [redis, *believed]
-                    await self._watched(redis)
-        except TimeoutError:
-            at = {watcher.name: watcher.position for watcher in self._watchers}
-            where = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
-            self.history.complaints.append(f"not all came to one revision: {where}, {at}")
-        newest = max((belief.revision for belief in self.history.beliefs), default=0)
-        self.history.followers += await self.crowd.settle(newest, PATIENCE)
-        await last.close()
-
-    async def _watched(self, belief: Belief) -> None:
-        while any(watcher.position != (belief.epoch, belief.revision) for watcher in self._watchers):
-            self._check_watchers()
-            if await self.stage.belief_of_redis() != belief:
-                return
-            await asyncio.sleep(0.05)
-
-    async def register_at_once(self, names: Sequence[str]) -> None:
-        """Registers many services, each by a call of its own, all at the same time."""
-        client = Client(self, "crowd")
-        await asyncio.gather(*(client.register(name, i % PROCESSES, deadline=PATIENCE) for i, name in enumerate(names)))
-        await client.close()
-
-    async def write_much(self) -> None:
-        """Registers services that are large, as fast as it can."""
-        client = Client(self, "large")
-        try:
-            while True:
-                await client.register(f"large-{client.chance.randrange(4)}", size=_LARGE)
-        finally:
-            await client.close()
-
-    def channel(self, process: int) -> grpc.aio.Channel:
-        """A connection of its own to a process."""
-        return grpc.aio.insecure_channel(self.stage.address(process), options=_CHANNEL)
-
-    async def close(self) -> None:
-        """Ends all clients."""
-        self._over.set()
-        await cancel([*self._clients, *self._watching])
-        await self.crowd.close()
-
-    def _check_watchers(self) -> None:
-        for task in self._watching:
-            if task.done():
-                task.result()
-
-
-@asynccontextmanager
-async def load(stage: Stage, chance: random.Random, history: History) -> AsyncIterator[Load]:
-    """Keeps clients busy until it is stopped or left."""
-    subject = Load(stage, chance, history)
-    try:
-        await subject.start()
-        yield subject
-    finally:
-        await subject.close()
 
 
 class Client:
     """One client with a connection to each process, which goes on with another process now and then."""
 
-    def __init__(self, of: Load, name: str) -> None:
+    def __init__(self, of: "Load", name: str) -> None:
         self.load, self.name = of, name
         self.chance = random.Random(of.chance.random())
         self.process = self.chance.randrange(PROCESSES)
@@ -341,7 +185,7 @@ class Client:
 class Owner(Client):
     """Writes names that are nobody else's, and reads them."""
 
-    def __init__(self, of: Load, name: str) -> None:
+    def __init__(self, of: "Load", name: str) -> None:
         super().__init__(of, name)
         self._names = [f"{name}-{i}" for i in range(_OWN_NAMES)]
         of.names += self._names
@@ -405,7 +249,7 @@ class Reader(Client):
 class Beater(Client):
     """Keeps short leases alive, through any process, and registers again what is not known."""
 
-    def __init__(self, of: Load, name: str) -> None:
+    def __init__(self, of: "Load", name: str) -> None:
         super().__init__(of, name)
         self._names = [f"{name}-{i}" for i in range(_LEASES)]
         self._unknown = set(self._names)
@@ -416,75 +260,6 @@ class Beater(Client):
                 self._unknown.discard(name)
         self._unknown.update(await self.beat(self._names))
         await self.load.pause(_BEAT)
-
-
-class Watcher:
-    """Follows every change, at one process or, as the roamer, at each in turn; resumes where it was."""
-
-    def __init__(self, of: Load, name: str, process: int | None) -> None:
-        self._load, self.name, self._pinned = of, name, process
-        self._chance = random.Random(of.chance.random())
-        self._cursor = ""
-        self.position: tuple[str, int] | None = None
-        """Epoch and revision; ``None`` until the first snapshot is complete."""
-
-    async def run(self) -> None:
-        """Watches until cancelled."""
-        process = self._pinned or 0
-        while True:
-            channel = self._load.channel(process)
-            patience = 3600.0 if self._pinned is not None else self._chance.uniform(0.2, 1.0)
-            try:
-                async with asyncio.timeout(patience):
-                    await self._watch(RegistryServiceStub(channel), process)
-            except TimeoutError:
-                pass
-            except grpc.aio.AioRpcError as error:
-                if error.code() == grpc.StatusCode.OUT_OF_RANGE:
-                    self._cursor = ""  # it is told to start over
-                await asyncio.sleep(0.05)
-            finally:
-                await channel.close()
-            if self._pinned is None:
-                process = (process + 1) % PROCESSES
-
-    async def _watch(self, stub: "RegistryServiceAsyncStub", process: int) -> None:
-        fresh = not self._cursor
-        request = pb.WatchEventsRequest(cursor=self._cursor, include_snapshot=fresh)
-        request.bookmark_interval.FromMilliseconds(200)
-        within_snapshot = fresh
-        async for wire in stub.WatchEvents(request):
-            cursor = decode_cursor(wire.cursor)
-            events = [told(event) for event in wire.events]
-            self._load.history.messages.append(
-                Message(
-                    self.name,
-                    process,
-                    time.time(),
-                    cursor.epoch,
-                    wire.revision,
-                    events,
-                    complete=wire.snapshot_complete,
-                    fresh=fresh,
-                )
-            )
-            fresh = False
-            within_snapshot = within_snapshot and not wire.snapshot_complete
-            if not within_snapshot:
-                self._cursor, self.position = wire.cursor, (cursor.epoch, wire.revision)
-
-
-def told(event: Event) -> Told:
-    """An event as it is written down."""
-    return Told(
-        EventType.Name(event.type),
-        EventReason.Name(event.reason),
-        event.service.name,
-        event.service.version,
-        event.revision,
-        event.service.revision,
-        event.occurred_at.seconds + event.occurred_at.nanos / 1e9,
-    )
 
 
 def code_of(error: grpc.aio.AioRpcError) -> str:

@@ -1,67 +1,22 @@
-"""The catalogue: what can go wrong, each as a context that begins it and, on leaving, ends it."""
+"""Faults of a registry on one Redis: of its processes, of Redis, of the network, and clients that ask for much."""
 
 import asyncio
 import random
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from redis.exceptions import ResponseError
-
-from tests.faults.suite.clients import Load
+from tests.faults.suite.fault import fault
 from tests.faults.suite.history import Promises
+from tests.faults.suite.load import Load
 from tests.faults.suite.proxy import Proxy
-from tests.faults.suite.stage import COMPILER, PATIENCE, PROCESSES, Deployment, Stage
-from tests.support.deployments import SERVICE, client_of, linked, role_of
-from tests.support.redis_process import RedisProcess
-
-Over = Callable[[Stage, Load, random.Random], AbstractAsyncContextManager[None]]
-Body = Callable[[Stage, Load, random.Random], AsyncIterator[None]]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One kind of fault.
-
-    Attributes:
-        name: What it is called on the command line and in the table.
-        summary: What happens, for the table.
-        over: Begins it over a run, and ends it.
-        deployment: How Redis is run.
-        needs: Arguments of ``staged`` that it needs.
-        flags: Settings of the registry.
-        promises: What holds under it.
-        group: What it is done to: of two that are done to one thing, a mix has one. Without, it is in no mix.
-    """
-
-    name: str
-    summary: str
-    over: Over
-    deployment: Deployment = "alone"
-    needs: dict[str, bool] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    promises: Promises = field(default_factory=Promises)
-    group: str = ""
-
-
-CATALOGUE: dict[str, Fault] = {}
-
-
-def fault(name: str, summary: str, **more: Any) -> Callable[[Body], Body]:
-    """Puts a fault into the catalogue."""
-
-    def add(body: Body) -> Body:
-        CATALOGUE[name] = Fault(name, summary, asynccontextmanager(body), **more)
-        return body
-
-    return add
+from tests.faults.suite.stage import PROCESSES, Stage
 
 
 @fault("none", "nothing: the suite itself is looked at")
-async def _none(_stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def none(_stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     yield
 
 
@@ -76,7 +31,7 @@ _OF_A_PROCESS = Promises(reads_go_on=False)
     group="registry",
     promises=_OF_A_PROCESS,
 )
-async def _registry_killed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def registry_killed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     process = stage.processes[chance.randrange(PROCESSES)]
     await process.kill()
     yield
@@ -84,7 +39,7 @@ async def _registry_killed(stage: Stage, _load: Load, chance: random.Random) -> 
 
 
 @fault("registry-paused", "`SIGSTOP` of a registry process", group="registry", promises=_OF_A_PROCESS)
-async def _registry_paused(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def registry_paused(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     process = stage.processes[chance.randrange(PROCESSES)]
     process.signal(signal.SIGSTOP)
     try:
@@ -97,7 +52,7 @@ async def _registry_paused(stage: Stage, _load: Load, chance: random.Random) -> 
 
 
 @fault("redis-killed", "`kill -9` of Redis, which is started again with its append-only file", group="redis")
-async def _redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     stage.servers[0].kill()
     yield
     await stage.servers[0].restart()
@@ -109,7 +64,7 @@ async def _redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> As
     group="redis",
     flags=("--redis.timeout-ms=500",),  # shorter than the fault
 )
-async def _redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     stage.servers[0].pause()
     try:
         yield
@@ -121,7 +76,7 @@ async def _redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> As
 
 
 @fault("flushall", "`FLUSHALL`: Redis is empty, and is given back what it had", group="data")
-async def _flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     await stage.ask("FLUSHALL")
     yield
 
@@ -132,7 +87,7 @@ async def _flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncI
     flags=("--redis.repair=false",),
     promises=Promises(may_lose=True, may_skip=True),
 )
-async def _flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     await stage.ask("FLUSHALL")
     yield
 
@@ -143,7 +98,7 @@ async def _flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random
     group="data",
     promises=Promises(may_skip=True),
 )
-async def _stream_trimmed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def stream_trimmed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     async def trim() -> None:
         while True:
             await stage.ask("XTRIM", stage.keys.events, "MAXLEN", chance.randrange(2))
@@ -154,14 +109,14 @@ async def _stream_trimmed(stage: Stage, _load: Load, chance: random.Random) -> A
 
 
 @fault("out-of-memory", "`maxmemory` is reached: Redis answers `OOM`", group="data")
-async def _out_of_memory(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def out_of_memory(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     await stage.ask("CONFIG", "SET", "maxmemory", "1")
     yield
     await stage.ask("CONFIG", "SET", "maxmemory", "0")
 
 
 @fault("disk-full", "the append-only file takes no more bytes: Redis answers `MISCONF`", group="redis")
-async def _disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     pid = stage.servers[0].pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
@@ -176,7 +131,7 @@ async def _disk_full(stage: Stage, _load: Load, _chance: random.Random) -> Async
     needs={"clock": True},
     promises=Promises(clock_is_true=False),
 )
-async def _clock_jump(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def clock_jump(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     stage.set_clock(chance.choice((-3600, -30, 30, 3600)))
     yield
     stage.set_clock(0)
@@ -192,7 +147,7 @@ def _some_links(stage: Stage, chance: random.Random) -> list[Proxy]:
 
 
 @fault("link-cut", "connections to Redis, of one process or both, are reset, new ones too", group="link", needs=_LINKED)
-async def _link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     links = _some_links(stage, chance)
     for link in links:
         link.refuses = True
@@ -208,7 +163,7 @@ async def _link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIt
     group="link",
     needs=_LINKED,
 )
-async def _link_delayed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def link_delayed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     links = _some_links(stage, chance)
     for link in links:
         link.delay = chance.uniform(0.02, 0.3)
@@ -223,7 +178,7 @@ async def _link_delayed(stage: Stage, _load: Load, chance: random.Random) -> Asy
     group="link",
     needs=_LINKED,
 )
-async def _link_half_open(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def link_half_open(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     links = _some_links(stage, chance)
     for link in links:
         link.swallows = True
@@ -239,7 +194,7 @@ async def _link_half_open(stage: Stage, _load: Load, chance: random.Random) -> A
     group="link",
     needs=_LINKED,
 )
-async def _link_throttled(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def link_throttled(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     links = _some_links(stage, chance)
     for link in links:
         link.rate = chance.randrange(8, 64) * 1024
@@ -255,7 +210,7 @@ async def _link_throttled(stage: Stage, _load: Load, chance: random.Random) -> A
     needs={"fronted": True},
     promises=Promises(reads_go_on=False),
 )
-async def _clients_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def clients_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     async def cut() -> None:
         while True:
             chance.choice(stage.fronts).cut()
@@ -269,7 +224,7 @@ async def _clients_cut(stage: Stage, _load: Load, chance: random.Random) -> Asyn
 
 
 @fault("crowd", "1,000 watchers, who are told of 1,000 services that register again at once", promises=_OF_A_PROCESS)
-async def _crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
     load.pace = 10  # each change is a thousand messages
     names = [f"crowd-{i}" for i in range(1000)]
     await load.register_at_once(names)
@@ -283,7 +238,7 @@ async def _crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncIter
     "watchers over gRPC and SSE that do not read while much is written, and read on later",
     flags=("--watch.buffer-bytes=131072",),
 )
-async def _reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
     await load.crowd.join(4, asleep=True)
     async with AsyncExitStack() as stack:
         for process in stage.processes:
@@ -294,173 +249,6 @@ async def _reader_never_reads(stage: Stage, load: Load, _chance: random.Random) 
         async with _during(load.write_much()):
             yield
     load.crowd.wake()
-
-
-# Redis under Sentinels.
-
-_CONFIRMED = ("--redis.wait-replicas=1", "--redis.timeout-ms=1000")
-
-
-@fault(
-    "primary-killed",
-    "`kill -9` of the primary under Sentinels, with `wait-replicas` 1; it comes back as a replica",
-    deployment="sentinel",
-    flags=_CONFIRMED,
-)
-async def _primary_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    primary = await stage.primary()
-    primary.kill()
-    yield
-    await _replaced(stage, primary)
-    await primary.restart()
-    await _follows(primary)
-
-
-@fault(
-    "primary-paused",
-    "`SIGSTOP` of the primary under Sentinels, with `wait-replicas` 1; it wakes up after the failover",
-    deployment="sentinel",
-    flags=_CONFIRMED,
-)
-async def _primary_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    primary = await stage.primary()
-    primary.pause()
-    try:
-        yield
-        await _replaced(stage, primary)
-    finally:
-        primary.resume()
-    await _follows(primary)
-
-
-@fault(
-    "replica-killed",
-    "`kill -9` of one of two replicas, with `wait-replicas` 1",
-    deployment="sentinel",
-    flags=_CONFIRMED,
-)
-async def _replica_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    primary = await stage.primary()
-    replica = next(server for server in stage.servers if server is not primary)
-    replica.kill()
-    yield
-    await replica.restart()
-    await linked(replica)
-
-
-@fault(
-    "replica-paused",
-    "`SIGSTOP` of one of two replicas, with `wait-replicas` 1",
-    deployment="sentinel",
-    flags=_CONFIRMED,
-)
-async def _replica_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    primary = await stage.primary()
-    replica = next(server for server in stage.servers if server is not primary)
-    replica.pause()
-    try:
-        yield
-    finally:
-        replica.resume()
-    await linked(replica)
-
-
-@fault(
-    "failover-planned",
-    "`SENTINEL FAILOVER`, with `wait-replicas` 2 of 2",
-    deployment="sentinel",
-    flags=("--redis.wait-replicas=2",),
-)
-async def _failover_planned(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    assert stage.sentinel is not None
-    primary = await stage.primary()
-    async with asyncio.timeout(PATIENCE), stage.sentinel.client(stage.sentinel.sentinels[0]) as client:
-        while True:
-            try:
-                await client.execute_command("SENTINEL FAILOVER", SERVICE)  # type: ignore[no-untyped-call]
-                break
-            except ResponseError:  # it has not heard of a replica for a moment
-                await asyncio.sleep(0.2)
-    yield
-    await _replaced(stage, primary)
-    for server in stage.servers:
-        if await role_of(server) == "slave":
-            await linked(server)
-
-
-@fault(
-    "failover-lagging",
-    "`kill -9` of the primary under Sentinels when its replicas lack the newest writes, with `wait-replicas` 0",
-    deployment="sentinel",
-)
-async def _failover_lagging(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    primary = await stage.primary()
-    replicas = [server for server in stage.servers if server is not primary]
-    for replica in replicas:
-        async with client_of(replica) as client:
-            await client.config_set("masterauth", "wrong")  # by which it cannot come back once it is cut off
-    async with client_of(primary) as client:
-        await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
-    await asyncio.sleep(chance.uniform(0.1, 0.8))
-    primary.kill()
-    for replica in replicas:
-        async with client_of(replica) as client:
-            await client.config_set("masterauth", "")
-    yield
-    await _replaced(stage, primary)
-    await primary.restart()
-    await _follows(primary)
-
-
-async def _replaced(stage: Stage, primary: RedisProcess) -> None:
-    assert stage.sentinel is not None
-    await stage.sentinel.primary(other_than=primary)
-
-
-async def _follows(server: RedisProcess) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await role_of(server) != "slave":
-            await asyncio.sleep(0.05)
-    await linked(server)
-
-
-# A cluster.
-
-
-async def _replica_takes_over(stage: Stage) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await role_of(stage.servers[-1]) != "master":
-            await asyncio.sleep(0.05)
-
-
-@fault(
-    "slot-owner-killed",
-    "`kill -9` of the node of a cluster that owns the slot, with `wait-replicas` 1; it comes back as a replica",
-    deployment="cluster",
-    flags=_CONFIRMED,
-)
-async def _slot_owner_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    stage.servers[0].kill()
-    yield
-    await _replica_takes_over(stage)
-    await stage.servers[0].restart()
-    await _follows(stage.servers[0])
-
-
-@fault(
-    "slot-owner-paused",
-    "`SIGSTOP` of that node; it wakes up after the failover",
-    deployment="cluster",
-    flags=_CONFIRMED,
-)
-async def _slot_owner_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    stage.servers[0].pause()
-    try:
-        yield
-        await _replica_takes_over(stage)
-    finally:
-        stage.servers[0].resume()
-    await _follows(stage.servers[0])
 
 
 @asynccontextmanager
@@ -474,20 +262,3 @@ async def _during(job: Any) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def possible(fault: Fault) -> str:
-    """Why a fault cannot be made on this machine; empty if it can."""
-    return "there is no C compiler" if "clock" in fault.needs and COMPILER is None else ""
-
-
-def mixture(seed: int) -> list[str]:
-    """Two or three faults of a Redis alone, chosen by a seed, of which no two are done to the same thing."""
-    chance = random.Random(f"mix {seed}")
-    groups: dict[str, list[str]] = {}
-    for fault in CATALOGUE.values():
-        if fault.group and not possible(fault):
-            groups.setdefault(fault.group, []).append(fault.name)
-    chosen = chance.sample(sorted(groups), chance.choice((2, 3)))
-    # Those first that ask something of Redis as they begin: it may be away later.
-    return [chance.choice(groups[group]) for group in sorted(chosen, key=lambda group: group != "data")]

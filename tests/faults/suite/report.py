@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from registry_server.store.embedded import find_redis_server
-from tests.faults.suite.faults import CATALOGUE
+from tests.faults.suite.catalogue import CATALOGUE
 from tests.faults.suite.run import Result
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"

@@ -11,10 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.faults.suite.catalogue import CATALOGUE
 from tests.faults.suite.checker import Violation, check
-from tests.faults.suite.clients import Load, load
-from tests.faults.suite.faults import CATALOGUE, Fault
+from tests.faults.suite.fault import Fault
 from tests.faults.suite.history import WRITES, History, Promises
+from tests.faults.suite.load import Load, load
 from tests.faults.suite.stage import Stage, staged
 
 _SHOWN = 10
