@@ -142,7 +142,7 @@ class Repairer:
         if agreement.exact:
             outcome, end = "continued", known
             await self._put_events(agreement.common, restart=bool(turn.plan))
-        elif not (difference.put or difference.remove or turn.plan):
+        elif not (difference.put or difference.remove or turn.plan or self._is_fork(turn, agreement)):
             outcome, end = "unneeded", Position(turn.found.epoch or known.epoch, turn.found.revision)
         await self._store.repairs.end(end, restart=outcome == "merged", known=known, common=agreement.common)
         self.figures.repairs[outcome] += 1
@@ -158,6 +158,11 @@ class Repairer:
             revision=end.revision,
         )
         return agreement.known
+
+    def _is_fork(self, turn: Turn, agreement: _Agreement) -> bool:
+        """Whether the numbers of one epoch stand for other changes in the store: then it cannot go on in any case."""
+        known = self._replica.position
+        return turn.found.epoch in {"", known.epoch} and agreement.common < known.revision
 
     async def _agreement(self, turn: Turn) -> _Agreement:
         known, found = self._replica.position, turn.found

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,14 @@ async def nothing_is_lost(each: list[Member], subject: Clients) -> None:
         assert member.subscriber.state == services
 
 
+def has_repaired(each: list[Member], times: int) -> bool:
+    return sum(len(member.repairs()) for member in each) >= times
+
+
+def holds(member: Member, names: set[str]) -> bool:
+    return member.subscriber.state.keys() == names
+
+
 async def flush(redis: RedisProcess) -> None:
     async with Redis.from_url(redis.url) as client:
         await client.flushall()
@@ -155,7 +164,7 @@ async def test_emptied_under_load_it_loses_nothing_and_goes_on_with_its_history(
             for round_ in range(1, 3):
                 await more(subject, 300)
                 await flush(redis)
-                await until(lambda r=round_: sum(len(member.repairs()) for member in each) >= r)
+                await until(partial(has_repaired, each, round_))
                 await more(subject, 100)
         await nothing_is_lost(each, subject)
         for member in each:
@@ -299,7 +308,7 @@ async def test_a_repair_whose_process_ends_or_stands_still_is_ended_by_another(
         assert_told_all(other)
         assert len(await other.services()) == MANY + 1
         async with Redis.from_url(redis.url) as client:
-            assert await client.hlen("ossa:registry:records") == MANY + 1  # type: ignore[misc]
+            assert await client.hlen("ossa:registry:records") == MANY + 1
             assert not await client.exists("ossa:registry:repair")
 
 
@@ -319,7 +328,7 @@ async def test_a_process_that_begins_with_an_emptied_redis_does_not_win(
             member.process.signal(signal.SIGCONT)
             names = {f"agent-{i}" for i in range(5)} | ({"new"} if written else set())
             for each in (member, fresh):
-                await until(lambda each=each: each.subscriber.state.keys() == names)
+                await until(partial(holds, each, names))
             services = await fresh.services()
             assert [services[service.name] for service in before] == before
             assert (await fresh.register("next")).revision == 6

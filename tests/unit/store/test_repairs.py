@@ -77,8 +77,8 @@ async def test_who_has_seen_more_than_the_store_changes_nothing(writer: Writer) 
 async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
     writer: Writer, ahead: Position | None
 ) -> None:
-    await writer.put("a", ttl=0.001)
     await writer.store.sweep(LEASE_EXPIRED)
+    await writer.put("a", ttl=0.001)
     await asyncio.sleep(0.01)
     assert (await writer.store.sweep(LEASE_EXPIRED, ahead or Position(writer.epoch, 2))).removed == []
     assert (await writer.store.sweep(LEASE_EXPIRED, Position(writer.epoch, 1))).removed == ["a"]
@@ -137,11 +137,11 @@ async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     await store.repairs.end(known, restart=False, known=known, common=3)
 
     client = store._client
-    assert await client.hgetall(keys.owners) == {b"hers": b"alice", b"taken": b"alice"}  # type: ignore[misc]
-    assert await client.hgetall(keys.owned) == {b"alice": b"2"}  # type: ignore[misc]
-    assert await client.hget(keys.records, "taken") == wire  # type: ignore[misc]
+    assert await client.hgetall(keys.owners) == {b"hers": b"alice", b"taken": b"alice"}
+    assert await client.hgetall(keys.owned) == {b"alice": b"2"}
+    assert await client.hget(keys.records, "taken") == wire
     assert await client.zscore(keys.leases, "new") == float("inf")
-    assert await client.smembers(keys.bare) == {b"taken", b"new"}  # type: ignore[misc]
+    assert await client.smembers(keys.bare) == {b"taken", b"new"}
     assert not await client.exists(keys.document_prefix + "gone")
     assert await store.event(9) == event
     assert await store.event(3) is None
