@@ -71,6 +71,7 @@ class Parts(NamedTuple):
     store: RedisStore
     discovery: Discovery
     replica: Replica
+    writes: Writes
     samples: Samples
     listeners: Listeners
     tracer: Tracer | None
@@ -188,6 +189,7 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
             parts.registry,
             settings.grpc,
             guard=guard,
+            limits=settings.limits,
             certificates=Certificates(settings.tls) if tls else None,
             shared_port=shared,
             logs=settings.log,
@@ -201,6 +203,8 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
             follower=parts.follower,
             monitor=parts.monitor,
             samples=parts.samples,
+            writes=parts.writes,
+            in_flight=guard.in_flight,
             labels={"worker": str(team.number)} if team else {},
         )
         http = HttpServer(
@@ -363,7 +367,9 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         listeners=listeners,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), listeners, tracer, loaded)
+    return Parts(
+        registry, hub, follower, monitor, store, discovery, replica, writes, Samples(store), listeners, tracer, loaded
+    )
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
