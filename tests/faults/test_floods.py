@@ -74,8 +74,11 @@ async def serving(redis: RedisProcess, *flags: str) -> "AsyncIterator[tuple[Serv
 
 @asynccontextmanager
 async def channels(server: ServerProcess, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Connections that take 64 KiB of what is not read: without probing for bandwidth, which makes it up to 16 MiB."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
     async with AsyncExitStack() as stack:
-        yield [(await stack.enter_async_context(connected(server.grpc_address)))[0] for _ in range(count)]
+        made = [grpc.aio.insecure_channel(server.grpc_address, options=options) for _ in range(count)]
+        yield [await stack.enter_async_context(each) for each in made]
 
 
 async def metric(server: ServerProcess, name: str) -> float:
@@ -203,12 +206,7 @@ async def test_watchers_that_never_read(redis: RedisProcess) -> None:
 async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
     wire = pb.DiscoverServicesRequest(page_size=500).SerializeToString()
     flags = ("--grpc.write-timeout-ms=2000", f"--limits.call-bytes={32 * MIB}")
-    # Without probing for bandwidth a client takes 64 KiB of what it does not read, and not up to 16 MiB.
-    little = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-    async with (
-        serving(redis, *flags) as (server, stub),
-        grpc.aio.insecure_channel(server.grpc_address, options=little) as channel,
-    ):
+    async with serving(redis, *flags) as (server, stub), channels(server, 1) as (channel,):
         fleet = [large(f"s{i}", 16) for i in range(200)]
         for some in (fleet[:100], fleet[100:]):
             await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=some))
