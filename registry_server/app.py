@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -47,6 +47,11 @@ from registry_server.writes import Writes
 T = TypeVar("T")
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
 """Gives metrics in the text format of Prometheus."""
+
+
+ROLL_SIGNAL: Final = signal.SIGUSR2
+"""Restarts workers one after the other, as it does with HAProxy's; SIGHUP reads the policy again, which costs nobody a
+connection."""
 
 
 class Team(NamedTuple):
@@ -129,6 +134,10 @@ async def _serve(settings: Settings) -> None:
     def announce() -> None:
         log.info("ossa-registry serves", version=__version__)
 
+    def refuse_to_roll() -> None:
+        log.warning("there are no workers to restart one after the other: restart this process, or set workers")
+
+    asyncio.get_running_loop().add_signal_handler(ROLL_SIGNAL, refuse_to_roll)
     await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
 
 
