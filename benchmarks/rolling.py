@@ -34,19 +34,22 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     """Measures memory for so many minutes, then restarts."""
     title = f"Two workers, {_SERVICES:,} leases of 30 s, {_WATCHERS:,} watchers"
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
-        async with served(Path(folder), "--workers=2", "--log.requests=off") as registry:
-            async with _fleet(registry) as fleet:
-                report.title(f"{title}: memory over {args.minutes:g} minutes")
-                await _memory(report, registry, args.minutes * 60)
-                report.title(f"{title}: {_RESTARTS} rolling restarts")
-                await _restarts(report, registry)
-                assert fleet.stdin is not None
-                fleet.stdin.write(b"\n")
-                assert fleet.stdout is not None
-                found: dict[str, Any] = json.loads(await fleet.stdout.readline())
+        async with (
+            served(Path(folder), "--workers=2", "--log.requests=off") as registry,
+            _fleet(registry) as fleet,
+        ):
+            report.title(f"{title}: memory over {args.minutes:g} minutes")
+            await _memory(report, registry, args.minutes * 60)
+            report.title(f"{title}: {_RESTARTS} rolling restarts")
+            await _restarts(report, registry)
+            assert fleet.stdin is not None
+            fleet.stdin.write(b"\n")
+            assert fleet.stdout is not None
+            found: dict[str, Any] = json.loads(await fleet.stdout.readline())
     report.line("leases renewed", f"{found['beats']:,}")
     report.line("changes told to watchers", f"{found['events']:,}")
     report.line("calls and streams that were UNAVAILABLE, and tried again", f"{sum(found['refused'].values()):,}")
+    report.line("those that gRPC reset in the moment of a stop", f"{found['reset']:,}")
     report.at_most("leases lost", found["lost"], 0, "")
     report.at_most("changes that a watcher missed, or was told twice", found["holes"], 0, "")
     report.at_least("watchers that went on at their cursor", found["resumed"], _WATCHERS)
@@ -75,7 +78,7 @@ async def _restarts(report: Report, registry: Served) -> None:
     for _ in range(_RESTARTS):
         before, begun = set(workers_of(registry.pid)), time.monotonic()
         os.kill(registry.pid, signal.SIGUSR2)
-        while before & (now := set(workers_of(registry.pid))) or len(now) < 2:
+        while before & (now := set(workers_of(registry.pid))) or len(now) < 2:  # noqa: ASYNC110 - /proc has no events
             await asyncio.sleep(0.05)
         seconds.append(time.monotonic() - begun)
         await asyncio.sleep(_BETWEEN)

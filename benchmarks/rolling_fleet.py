@@ -9,7 +9,7 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -30,7 +30,10 @@ _WATCHERS_ON_ONE: Final = 50
 
 
 class Fleet:
-    """Retries what is UNAVAILABLE and nothing else; notices leases that are lost and watchers that miss a change."""
+    """Retries what is UNAVAILABLE or was reset, and nothing else.
+
+    It notices leases that are lost, and watchers that miss a change or are told one twice.
+    """
 
     def __init__(self, address: str, *, changes_every: float) -> None:
         """Prepares it; ``changes_every`` is how many seconds lie between two changes of services."""
@@ -51,6 +54,8 @@ class Fleet:
         """Watchers that went on at their cursor."""
         self.refused: Counter[str] = Counter()
         """Calls and streams that ended as UNAVAILABLE."""
+        self.reset = 0
+        """Those that reached a server in the moment of its stop: gRPC resets them (CANCELLED, without a reason)."""
 
     async def run(self, count: int, streams: int, watchers: int, stop: asyncio.Event, ready: asyncio.Event) -> None:
         """Registers and keeps the fleet until ``stop``; then waits until every watcher has every change."""
@@ -67,14 +72,14 @@ class Fleet:
                 if number % _WATCHERS_ON_ONE == 0:
                     channel = await stack.enter_async_context(_connection(self._address))
                 tasks.append(group.create_task(self._watch(RegistryServiceStub(channel), number)))
-            while len(self._revisions) < watchers:
+            while len(self._revisions) < watchers:  # noqa: ASYNC110 - a look now and then is enough
                 await asyncio.sleep(0.05)
             changing = group.create_task(self._change(writer, stop))
             ready.set()
             await stop.wait()
             await changing
             async with asyncio.timeout(60):
-                while min(self._revisions.values(), default=self._head) < self._head:
+                while min(self._revisions.values(), default=self._head) < self._head:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(0.05)
             for task in tasks:
                 task.cancel()
@@ -88,6 +93,7 @@ class Fleet:
             "events": self.events,
             "resumed": len(self.resumed),
             "refused": self.refused,
+            "reset": self.reset,
         }
 
     async def _register(self, stub: "RegistryServiceAsyncStub", count: int) -> None:
@@ -104,17 +110,16 @@ class Fleet:
                 self._head = max(self._head, result.service.revision)
 
     async def _beat(self, stub: "RegistryServiceAsyncStub", names: Sequence[str]) -> None:
+        async def messages() -> AsyncIterator[pb.KeepAliveRequest]:
+            while True:
+                yield pb.KeepAliveRequest(names=names)
+                await asyncio.sleep(_BEAT_EVERY * random.uniform(0.8, 1.0))
+
         while True:
-            call = stub.KeepAlive()
             try:
-                while True:
-                    await call.write(pb.KeepAliveRequest(names=names))
-                    answer = await call.read()
-                    if not isinstance(answer, pb.KeepAliveResponse):
-                        raise _ended(await call.code(), await call.details())
+                async for answer in stub.KeepAlive(messages()):
                     self.beats += answer.renewed_count
                     self.lost += len(answer.unknown_names)
-                    await asyncio.sleep(_BEAT_EVERY * random.uniform(0.8, 1.0))
             except grpc.aio.AioRpcError as error:
                 await self._pause(error)
 
@@ -152,14 +157,13 @@ class Fleet:
             await asyncio.sleep(self._changes_every)
 
     async def _pause(self, error: grpc.aio.AioRpcError) -> None:
-        if error.code() != grpc.StatusCode.UNAVAILABLE:
+        if error.code() == grpc.StatusCode.CANCELLED:  # not by us
+            self.reset += 1
+        elif error.code() == grpc.StatusCode.UNAVAILABLE:
+            self.refused[error.details() or ""] += 1
+        else:
             raise error
-        self.refused[error.details() or ""] += 1
         await asyncio.sleep(random.uniform(0.05, 0.5))
-
-
-def _ended(code: grpc.StatusCode, details: str) -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)
 
 
 def _connection(address: str) -> grpc.aio.Channel:

@@ -239,6 +239,7 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
         finally:
             ready.cancel()
             http.begin_drain()
+            await rpc.begin_drain(settings.shutdown.grace_seconds)
             parts.hub.drain()
             await rpc.drain(settings.shutdown.grace_seconds)
             await http.stop()

@@ -90,6 +90,7 @@ class RpcServer:
         self.readers = Readers(settings.write_timeout_ms / 1000)
         """Who is waited for."""
         self._cutting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         rpc = RegistryRpc(registry, self._drain, guard)
         shows = certificates is not None and certificates.current().client_ca is not None
         gate = RpcGate(guard, certificates=shows)
@@ -138,13 +139,22 @@ class RpcServer:
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
-    async def drain(self, grace: float) -> None:
-        """Shuts down: refuses new calls, lets those under way finish, cuts what is left after ``grace`` seconds."""
+    async def begin_drain(self, grace: float) -> None:
+        """Sends clients elsewhere: takes no more connections or calls; those under way have ``grace`` seconds.
+
+        Returns when clients know. Told so only once their streams have ended, they would open them again on the same
+        connection, and what arrives after the stop gRPC resets without a reason.
+        """
         await self._health.enter_graceful_shutdown()
+        self._stopping = asyncio.create_task(self._listener.stop(grace), name="gRPC stop")
+        await asyncio.sleep(min(grace, _FAREWELL))
+
+    async def drain(self, grace: float) -> None:
+        """Ends streams, lets calls under way finish, and cuts what is left after ``grace`` seconds."""
         self._drain.begin()
-        stopping = asyncio.create_task(self._listener.stop(grace))
         if not await self._drain.finished(grace):
             log.warning("calls were cut at shutdown", grace_seconds=grace)
+        stopping = self._stopping or asyncio.create_task(self._listener.stop(grace))
         await asyncio.wait([stopping], timeout=min(grace, _FAREWELL))
         if not stopping.done():
             # What is left are streams of other services (health, reflection), which end only when they are cut.
