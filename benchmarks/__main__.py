@@ -8,7 +8,21 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import catalog, discover, fanout, probes, queries, resolve, rest, rolling, start, watch, workers, writes
+from benchmarks import (
+    catalog,
+    discover,
+    failover,
+    fanout,
+    probes,
+    queries,
+    resolve,
+    rest,
+    rolling,
+    start,
+    watch,
+    workers,
+    writes,
+)
 from benchmarks.report import Report
 
 SCENARIOS = {
@@ -24,7 +38,7 @@ SCENARIOS = {
     "probes": probes.run,
     "resolve": resolve.run,
 }
-LONG = {"rolling": rolling.run}
+LONG = {"failover": failover.run, "rolling": rolling.run}
 """Those that take minutes run only where they are named."""
 
 
