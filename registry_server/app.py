@@ -12,7 +12,7 @@ import structlog
 
 from registry_server import __version__
 from registry_server.audit import Audit
-from registry_server.catalog import Discovery, Follower, Replica, WatchHub, fits_one_message
+from registry_server.catalog import Discovery, Follower, Repairer, Replica, WatchHub, fits_one_message
 from registry_server.clock import system_clock
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
@@ -280,6 +280,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             store,
             interval=settings.lease.sweep_interval_ms / 1000,
             restore=parts.registry.restore_documents,
+            seen=lambda: parts.replica.position,
             audit=audit,
         )
         async with asyncio.TaskGroup() as group:
@@ -336,6 +337,7 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         on_connection=on_connection,
         on_start_over=hub.start_over,
         fits_one_message=fits_one_message,
+        repairer=Repairer(store, replica, default_ttl=settings.service_ttl_seconds) if settings.redis.repair else None,
     )
     writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
     checks = settings.health_check

@@ -4,14 +4,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal, TypeAlias
-
-import structlog
+from typing import Final, Literal, TypeAlias
 
 from registry_server.errors import RegistryError
 from registry_server.origin import ORIGIN
 
 LOGGER: Final = "audit"
+FIELDS: Final = (
+    *("operation", "service", "outcome", "identity", "revision_before", "revision_after"),
+    *("transport", "peer", "request_id", "trace_id"),
+)
+"""Attributes of its log records; those from ``transport`` on only where a call made the change."""
 ANONYMOUS: Final = "anonymous"
 REGISTRY: Final = "registry"
 """Who changes what no call asked for."""
@@ -46,9 +49,7 @@ class Audit:
         """
         self._enabled = enabled
         self._identity = identity or (lambda: ANONYMOUS)
-        # Whatever the least level of the log is, the audit is complete.
-        bound = structlog.make_filtering_bound_logger(logging.INFO)
-        self._log: Any = structlog.wrap_logger(logging.getLogger(LOGGER), wrapper_class=bound)
+        self._logger = logging.getLogger(LOGGER)
 
     @contextmanager
     def change(self, operation: Operation, name: str) -> Iterator[Entry]:
@@ -85,11 +86,13 @@ class Audit:
             self._write(operation, name, "ok", Entry(), by)
 
     def _write(self, operation: Operation, name: str, outcome: str, entry: Entry, by: str | None = None) -> None:
-        if not self._enabled:
+        if not self._enabled or not self._logger.isEnabledFor(logging.INFO):
             return
         origin = ORIGIN.get() if by is None else None
-        self._log.info(
-            "change",
+        # Made here and not by the logger, which would look for the caller, and every change pays for its line. Whatever
+        # the least level of the log is, the audit is complete.
+        line = logging.LogRecord(LOGGER, logging.INFO, __file__, 0, "change", None, None)
+        line.__dict__.update(
             operation=operation,
             service=name[:_LONGEST_NAME],
             outcome=outcome,
@@ -98,3 +101,4 @@ class Audit:
             revision_after=entry.after,
             **(origin.fields() if origin else {}),
         )
+        self._logger.handle(line)

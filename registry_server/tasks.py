@@ -1,11 +1,15 @@
-"""Ending of tasks."""
+"""Ending of tasks, and waiting for others."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 _AGAIN = 0.1
 """Seconds."""
+_IDLE_PASS: Final = 0.00005
+"""Seconds that one pass of an event loop takes in which nothing was done: 10 to 30 us here."""
+_IDLE_PASSES: Final = 2
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -31,3 +35,18 @@ def end_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def until_quiet(most: float) -> None:
+    """Waits while the event loop has other work at hand.
+
+    Args:
+        most: Seconds after which it has been waited long enough.
+    """
+    began = before = time.perf_counter()
+    idle = 0
+    while idle < _IDLE_PASSES and before - began < most:
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        idle = idle + 1 if now - before < _IDLE_PASS else 0
+        before = now

@@ -21,6 +21,7 @@ from registry_server.errors import (
     StoreUnavailable,
     WriteConflict,
 )
+from registry_server.model.normal import ttl_of
 from registry_server.model.record import Record
 from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import Conflict, EpochChanged, RedisStore
@@ -96,7 +97,7 @@ class Writes:
                 case Conflict(newest):
                     await self.applied(newest)
                 case EpochChanged():
-                    await self._next_epoch(epoch)
+                    await self._whole_again(epoch)
                 case _:
                     return outcome
             # By time and not by number: another process may win many rounds in a row.
@@ -117,10 +118,11 @@ class Writes:
         outcome = await self._store.put(
             after,
             epoch=self._replica.position.epoch,
+            seen=self._replica.revision,
             expected=before.revision if before else 0,
             type=type_,
             reason=reason,
-            ttl=self._ttl(after),
+            ttl=ttl_of(after, self._default_ttl),
             renew=renew,
             # What was checked before is no longer how the service is.
             forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
@@ -128,7 +130,7 @@ class Writes:
         )
         if not isinstance(outcome, int):
             return outcome
-        await self.applied(outcome)
+        await self._made(after.name, outcome)
         after.revision = outcome
         return after
 
@@ -143,26 +145,32 @@ class Writes:
         outcome = await self._store.touch(
             service,
             epoch=self._replica.position.epoch,
+            seen=self._replica.revision,
             expected=service.revision,
-            ttl=self._ttl(service),
+            ttl=ttl_of(service, self._default_ttl),
             renew=renew,
             claim=claim,
             confirm=confirm,
         )
-        return service if isinstance(outcome, int) else outcome
+        if not isinstance(outcome, int):
+            return outcome
+        if claim.exclusive:  # it may have become theirs just now, of which no event tells
+            self._replica.owners[service.name] = claim.owner
+        return service
 
     async def delete(self, record: Record, claim: Claim = NO_CLAIM) -> Service | Conflict | EpochChanged:
         """Removes a service, and waits until this process has removed it; gives its last state."""
         outcome = await self._store.delete(
             record.name,
             epoch=self._replica.position.epoch,
+            seen=self._replica.revision,
             expected=record.revision,
             reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
             claim=claim,
         )
         if not isinstance(outcome, int):
             return outcome
-        await self.applied(outcome)
+        await self._made(record.name, outcome, gone=True)
         return record.message()
 
     async def notice(self, error: str, reason: EventReason.ValueType) -> None:
@@ -171,7 +179,8 @@ class Writes:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        await self._store.notice(error, epoch=self._replica.position.epoch, reason=reason)
+        epoch, revision = self._replica.position
+        await self._store.notice(error, epoch=epoch, reason=reason, seen=revision)
 
     async def applied(self, revision: int) -> None:
         """Waits until this process holds a revision that is committed.
@@ -184,34 +193,44 @@ class Writes:
         except RevisionNotReached:
             raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
 
+    async def _made(self, name: str, revision: int, *, gone: bool = False) -> None:
+        """Waits until this process holds a change of a service that it has committed itself.
+
+        Raises:
+            StoreUnavailable: It does not come; or the store has lost it before this process held it, and gave its
+                revision to another change.
+        """
+        await self.applied(revision)
+        change, record = self._replica.history.at(revision), self._replica.records.get(name)
+        if change is not None:
+            is_ours = change.name == name and (change.after is None) == gone
+        else:  # the state was loaded anew meanwhile
+            is_ours = record is None if gone else record is not None and record.revision == revision
+        if not is_ours:
+            raise StoreUnavailable("the store was replaced: whether it has the change is not known")
+
     async def level(self) -> None:
         """Waits until this process holds all that was committed when the call arrived."""
         await self.applied(await self.head())
 
     async def head(self) -> int:
         """Reads the newest revision, in the epoch that this process is in by then."""
-        epoch = self._replica.position.epoch
-        head = await self._store.head()
-        if head.epoch != epoch:
-            await self._next_epoch(epoch)
+        known = self._replica.position
+        head = await self._store.position()
+        if head.epoch != known.epoch or head.revision < known.revision:
+            await self._whole_again(known.epoch)
         return head.revision
 
-    async def _next_epoch(self, epoch: str) -> None:
-        """Waits until the follower has left an epoch that the store has left."""
+    async def _whole_again(self, epoch: str) -> None:
+        """Waits until the follower has looked at a store that is in another epoch than this process, or behind it."""
         if self._replica.position.epoch != epoch:
             return
-        self._follower.suspect("a write found the store in another epoch")
-        moved = asyncio.Event()
-        self._replica.on_moved.append(moved.set)
+        self._follower.suspect("a write found the store in another epoch, or behind")
         try:
             async with asyncio.timeout(PATIENCE):
-                while self._replica.position.epoch == epoch:
-                    await moved.wait()
-                    moved.clear()
+                await self._follower.whole()
         except TimeoutError:
             raise StoreUnavailable("the store was replaced and is being read again") from None
-        finally:
-            self._replica.on_moved.remove(moved.set)
 
     def must_be_loaded(self) -> None:
         """Refuses while this process does not know yet what is registered."""
@@ -222,9 +241,6 @@ class Writes:
         """Refuses while so many more writes are too many."""
         if self.under_way + count > _MOST:
             raise Overloaded("writes", _MOST, f"{self.under_way} writes wait for the store here")
-
-    def _ttl(self, service: Service) -> float:
-        return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else self._default_ttl
 
 
 def existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:

@@ -3,6 +3,7 @@
 from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.follower import Follower
+from registry_server.catalog.repair import Repairer
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.statistics import Capabilities, stats
 from registry_server.catalog.watch import Watcher, WatchHub, fits_one_message
@@ -12,6 +13,7 @@ __all__ = [
     "Change",
     "Discovery",
     "Follower",
+    "Repairer",
     "Replica",
     "WatchHub",
     "Watcher",

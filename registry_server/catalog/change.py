@@ -15,7 +15,7 @@ class Change:
     A notice is of no service: it has an ``error`` of the registry itself, and is for every watcher.
     """
 
-    __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "reason", "revision", "type")
+    __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "owner", "reason", "revision", "type")
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class Change:
         before: Record | None,
         after: Record | None,
         error: str = "",
+        owner: str = "",
     ) -> None:
         if before is None and after is None and not error:
             raise ValueError("a change has a state before, a state after or an error")
@@ -37,6 +38,8 @@ class Change:
         self.before = before
         self.after = after
         self.error = error
+        self.owner = owner
+        """Who owns the service from then on; empty for nobody."""
         self._event: bytes | None = None
         self._unmatched: bytes | None = None
 

@@ -11,6 +11,7 @@ import structlog
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.catalog.change import Change
+from registry_server.catalog.repair import Repairer
 from registry_server.catalog.replica import Replica
 from registry_server.clock import Clock
 from registry_server.errors import StoreUnavailable
@@ -18,9 +19,12 @@ from registry_server.figures import Histogram
 from registry_server.model.normal import update_type
 from registry_server.model.record import Record
 from registry_server.store import Position, RedisStore, StoredEvent
+from registry_server.tasks import until_quiet
 
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
+_GATHER: Final = 0.01
+"""Seconds for which a busy process leaves events to gather: one read costs it more than one event does."""
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; by two clocks, so finer classes would tell nothing."""
 
@@ -46,7 +50,8 @@ class Follower:
     """Keeps the replica equal to the store.
 
     One task owns it. Revisions are dense, so a missing one shows at once; epochs are in every event, so another history
-    with the same numbers shows too. Either way the state is loaded anew and the difference is published.
+    with the same numbers shows too. Either way the store is given back what it has lost; then, unless it goes on from
+    here, the state is loaded anew and the difference is published.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Follower:
         on_connection: ConnectionListener,
         on_start_over: Callable[[], None],
         fits_one_message: Callable[[list[Change]], bool],
+        repairer: Repairer | None = None,
     ) -> None:
         """Prepares the follower.
 
@@ -68,6 +74,7 @@ class Follower:
             on_connection: Told whether the store is connected, each time that this changes.
             on_start_over: Called when a resync's difference is too large to be told to watchers.
             fits_one_message: Decides on that.
+            repairer: Gives a store back what it has lost; without one it is followed as it is.
         """
         self._store = store
         self._replica = replica
@@ -75,11 +82,14 @@ class Follower:
         self._on_connection = on_connection
         self._on_start_over = on_start_over
         self._fits_one_message = fits_one_message
+        self.repairer = repairer
         self._stands_still = False
         self._last_contact = time.monotonic()
         self._connected_at = 0.0
         self._waits_for = ""
         self._broken: str | None = None
+        self._whole = asyncio.Event()  # unless it is broken
+        self._whole.set()
         self._rewritten = False
         self._newest: StoredEvent | None = None  # as the stream had it
         self.loaded = False
@@ -116,6 +126,11 @@ class Follower:
     def suspect(self, why: str) -> None:
         """Says that history may have broken, when somebody else notices first."""
         self._broken = why
+        self._whole.clear()
+
+    async def whole(self) -> None:
+        """Waits until the replica goes on with the history of the store, as far as is known."""
+        await self._whole.wait()
 
     async def run(self) -> None:
         """Follows for ever; cancel it to stop."""
@@ -148,7 +163,7 @@ class Follower:
             return
         stored = await self._store.event(self._newest.revision)
         if stored != self._newest:
-            self._broken = f"revision {self._newest.revision} is not the change that it was"
+            self.suspect(f"revision {self._newest.revision} is not the change that it was")
             # If it is gone, the stream was trimmed, which breaks our history alone; or the store is behind, and knows.
             self._rewritten = stored is not None
 
@@ -156,20 +171,50 @@ class Follower:
         """Waits for events and applies them; looks whether history still goes on when there are none."""
         if self._broken is None:
             try:
+                await until_quiet(_GATHER)
                 events = await self._store.tail(self._replica.revision)
                 for event in events:
                     self._apply(event)
                 if not events:
                     await self._look()
             except _HistoryBroken as error:
-                self._broken = str(error)
+                self.suspect(str(error))
         if self._broken is not None:  # also when the store went away before the resync was done
-            await self._resync(self._broken)
+            await self._mend(self._broken)
             self._broken, self._rewritten = None, False
+            self._whole.set()
+
+    async def _mend(self, why: str) -> None:
+        certain = True
+        if self.repairer is not None:
+            if await self.repairer.needed():
+                self._set_connected(connected=False, why="it lacks what this process holds, or is being repaired")
+                certain = await self.repairer.run()
+            if await self._goes_on():
+                return
+        await self._resync(why)
+        if not certain:
+            await self._store.notice(
+                "the store came back with another past: services that were unregistered may be back",
+                epoch=self._replica.position.epoch,
+                reason=EventReason.EVENT_REASON_RESYNC,
+            )
+
+    async def _goes_on(self) -> bool:
+        """Whether the store has our newest change, and all that came after it."""
+        known, head = self._replica.position, await self._store.position()
+        if head.epoch != known.epoch or head.revision < known.revision:
+            return False
+        if self._newest is not None and await self._store.event(known.revision) != self._newest:
+            return False
+        if head.revision == known.revision:
+            return True
+        following = await self._store.event(known.revision + 1)
+        return following is not None and following.epoch == known.epoch
 
     async def _look(self) -> None:
         known = self._replica.position
-        head = await self._store.head(known)
+        head = await self._head()
         if head.epoch != known.epoch:
             raise _HistoryBroken(f"epoch {known.epoch} was followed by {head.epoch}")
         if head.revision < known.revision:
@@ -179,6 +224,14 @@ class Follower:
         if behind and self._stands_still:
             raise _HistoryBroken(f"the stream lacks revisions {known.revision + 1} to {head.revision}")
         self._stands_still = behind
+
+    async def _head(self) -> Position:
+        """Where the store stands. Unless it is to be repaired, it is told what we know and may begin a new epoch."""
+        if not self.loaded:
+            return await self._store.head()
+        if self.repairer is not None:
+            return await self._store.position()
+        return await self._store.head(self._replica.position, rewritten=self._rewritten)
 
     def _apply(self, event: StoredEvent) -> None:
         position = self._replica.position
@@ -194,8 +247,8 @@ class Follower:
         # now (40 % of the time) and at every full collection from then on (0.1 s of standstill for 100,000 services).
         gc.disable()
         try:
-            records, past, position = await self._read_all()
-            self._replica.load(records, past, position)
+            records, past, position, owners = await self._read_all()
+            self._replica.load(records, past, position, owners)
         finally:
             gc.enable()
         gc.freeze()
@@ -204,7 +257,7 @@ class Follower:
 
     async def _resync(self, why: str) -> None:
         before = self._replica.position
-        records, _, position = await self._read_all()
+        records, _, position, owners = await self._read_all()
         changes = self._difference(records, position)
         fits = self._fits_one_message(changes)
         log.warning(
@@ -217,19 +270,19 @@ class Follower:
         )
         if not fits:
             self._on_start_over()
-        self._replica.resync(changes, position)
+        self._replica.resync(changes, position, owners)
         self.resyncs += 1
         self.epoch_changes += before.epoch != position.epoch
 
-    async def _read_all(self) -> tuple[list[Record], list[Change], Position]:
-        """Reads state and past, both of one position, without stopping the store.
+    async def _read_all(self) -> tuple[list[Record], list[Change], Position, dict[str, str]]:
+        """Reads records, past and owners, all of one position, without stopping the store.
 
         Records are read in pages while changes go on; then the stream since the beginning brings each of them level.
         """
         while True:
-            # Told what we know, the store begins a new epoch if it is behind that.
-            known = self._replica.position if self.loaded else None
-            low = await self._store.head(known, rewritten=self._rewritten)
+            low = await self._head()
+            if not low.epoch:
+                raise StoreUnavailable("the store is being repaired")
             records: dict[str, Record] = {}
             async for page in self._store.records():
                 for wire in page:
@@ -237,19 +290,14 @@ class Follower:
                     if (other := records.get(record.name)) is None or other.revision < record.revision:
                         records[record.name] = record
                 await asyncio.sleep(0)
-            high = await self._store.head()
+            owners = await self._store.repairs.owners()
+            high = await self._store.position()
             past = await self._read_past(high)
             first = past[0].revision if past else high.revision + 1
             if high.epoch != low.epoch or first > low.revision + 1:
                 continue  # reading took longer than the stream keeps its events
-            newest = {change.name: change for change in past if change.revision > low.revision}
-            for name, change in newest.items():
-                if change.after is None:
-                    if name in records and records[name].revision < change.revision:
-                        del records[name]
-                elif name not in records or records[name].revision < change.revision:
-                    records[name] = change.after
-            return list(records.values()), past, high
+            _bring_level(records, owners, [change for change in past if change.revision > low.revision])
+            return list(records.values()), past, high, owners
 
     async def _read_past(self, high: Position) -> list[Change]:
         """Reads what the stream holds up to ``high``: the longest run without a gap."""
@@ -312,6 +360,20 @@ class Follower:
         self._on_connection(connected=connected)
 
 
+def _bring_level(records: dict[str, Record], owners: dict[str, str], past: Iterable[Change]) -> None:
+    """Brings what was read during these changes to the newest of them."""
+    for name, change in {change.name: change for change in past}.items():
+        if change.owner:
+            owners[name] = change.owner
+        else:
+            owners.pop(name, None)
+        if change.after is None:
+            if name in records and records[name].revision < change.revision:
+                del records[name]
+        elif name not in records or records[name].revision < change.revision:
+            records[name] = change.after
+
+
 def _change(event: StoredEvent, before: Record | None) -> Change:
     """Makes a change of an event; ``before`` is what the replica holds, if it holds anything."""
     if before is None and event.before:
@@ -324,4 +386,5 @@ def _change(event: StoredEvent, before: Record | None) -> Change:
         before=before,
         after=Record(event.after) if event.after else None,
         error=event.error,
+        owner=event.owner,
     )

@@ -38,6 +38,16 @@ class History:
         """The change of the newest revision, if it is known."""
         return self._changes[-1] if self._changes else None
 
+    @property
+    def oldest(self) -> Change | None:
+        """The change of the oldest revision that is kept."""
+        return self._changes[0] if self._changes else None
+
+    def at(self, revision: int) -> Change | None:
+        """The change of a revision, if it is kept."""
+        i = len(self._changes) - 1 - (self._newest - revision)
+        return self._changes[i] if 0 <= i < len(self._changes) else None
+
     def since(self, revision: int) -> Sequence[Change] | None:
         """All changes after a revision, oldest first; ``None`` if some of them are no longer here or not yet known."""
         count = self._newest - revision

@@ -2,8 +2,10 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
+from typing import Final
 
 from registry_server.catalog.change import Change
 from registry_server.catalog.history import History
@@ -14,6 +16,7 @@ from registry_server.model.record import Record
 from registry_server.store import Position
 
 HISTORY_BYTES = 64 << 20
+NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Replica:
@@ -25,6 +28,8 @@ class Replica:
 
     def __init__(self, history_length: int) -> None:
         self.records: dict[str, Record] = {}
+        self.owners: dict[str, str] = {}
+        """Names of services that somebody owns, as far as is known: for a store that has to be told of it again."""
         self.index = Index()
         self.interests = InterestTable(self.index)
         self.history = History(history_length, HISTORY_BYTES)
@@ -42,14 +47,22 @@ class Replica:
         """Newest revision that is applied."""
         return self.position.revision
 
-    def load(self, records: Collection[Record], past: Sequence[Change], position: Position) -> None:
+    def load(
+        self,
+        records: Collection[Record],
+        past: Sequence[Change],
+        position: Position,
+        owners: Mapping[str, str] = NOBODY,
+    ) -> None:
         """Begins with a state: no one is told of it.
 
         Args:
             records: All services at ``position``.
             past: The changes that led there, the newest of them at ``position``; for cursors older than this process.
             position: Where the state stands.
+            owners: Who owns which service.
         """
+        self.owners = dict(owners)
         self.records = {record.name: record for record in records}
         for record in self.records.values():
             self.index.add(record)
@@ -68,15 +81,17 @@ class Replica:
         self._tell(change)
         self._move(self.position)
 
-    def resync(self, changes: Sequence[Change], position: Position) -> None:
+    def resync(self, changes: Sequence[Change], position: Position, owners: Mapping[str, str] = NOBODY) -> None:
         """Jumps to a position by a difference; watches cannot go on from before it.
 
         Args:
             changes: What differs between this state and that at ``position``.
             position: Where the store stands.
+            owners: Who owns which service there.
         """
         for change in changes:
             self._change_state(change)
+        self.owners = dict(owners)
         self.history.restart(position.revision)
         self.position = position
         for change in changes:
@@ -120,6 +135,10 @@ class Replica:
             self.records.pop(change.name, None)
         else:
             self.records[after.name] = after
+        if change.owner:
+            self.owners[change.name] = change.owner
+        else:
+            self.owners.pop(change.name, None)
         self.total_capabilities += _capabilities(after) - _capabilities(before)
 
     def _tell(self, change: Change) -> None:

@@ -184,6 +184,9 @@ class RedisSettings(_Group):
     with the reason NOT_REPLICATED. 0 waits for none."""
     wait_timeout_ms: Milliseconds = _WAIT_TIMEOUT_MS
     """How long that may take, in milliseconds; less than the timeout, to half of which the default is cut."""
+    repair: bool = True
+    """Whether a Redis that comes back older than what was answered, or empty, is given back what the processes still
+    hold; else its state is taken as the truth, and what it lost is told to watchers as unregistered."""
     events_max_length: Annotated[Number, Field(ge=100, le=10_000_000)] = 10_000
     """How many events the stream in Redis and each process keep, so that a watch can go on where it ended."""
 

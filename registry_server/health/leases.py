@@ -8,7 +8,7 @@ import structlog
 from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.audit import REGISTRY, Audit
 from registry_server.errors import StoreUnavailable
-from registry_server.store import RedisStore
+from registry_server.store import Position, RedisStore
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,7 @@ class LeaseSweeper:
         *,
         interval: float,
         restore: Callable[[Sequence[str]], Awaitable[None]],
+        seen: Callable[[], Position | None] = lambda: None,
         audit: Audit | None = None,
     ) -> None:
         """Prepares the sweeper.
@@ -37,11 +38,13 @@ class LeaseSweeper:
             store: Where leases are.
             interval: Seconds between two sweeps.
             restore: Writes the documents of services again that Redis dropped while nobody swept.
+            seen: Tells where this process stands: in a store that is behind it no lease runs out.
             audit: Is told of every service that is removed.
         """
         self._store = store
         self._interval = interval
         self._restore = restore
+        self._seen = seen
         self._audit = audit or Audit()
 
     async def run(self) -> None:
@@ -55,7 +58,7 @@ class LeaseSweeper:
 
     async def _sweep(self) -> float:
         """Sweeps once; gives the seconds until the next time."""
-        sweep = await self._store.sweep(EventReason.EVENT_REASON_LEASE_EXPIRED)
+        sweep = await self._store.sweep(EventReason.EVENT_REASON_LEASE_EXPIRED, self._seen())
         if sweep.moved:
             log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.moved, 3))
         if sweep.removed:

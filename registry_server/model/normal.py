@@ -11,6 +11,11 @@ _NOT_GIVEN = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS
 _OUTPUT_ONLY = ("registered_at", "updated_at", "revision")
 
 
+def ttl_of(service: Service, default: float) -> float:
+    """Seconds that the lease of a service lasts, 0 = permanent; ``default`` is for those that do not say."""
+    return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else default
+
+
 def registered(sent: Service, current: Service | None, now: Timestamp) -> Service:
     """The service as a registration leaves it.
 

@@ -2,6 +2,7 @@
 
 from registry_server.store.figures import PoolFigures, StoreFigures
 from registry_server.store.redis_store import RedisStore
+from registry_server.store.repairs import Remembered, Repairs, Turn, TurnLost
 from registry_server.store.tls import RedisTls
 from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, StoredEvent, Sweep
 
@@ -13,7 +14,11 @@ __all__ = [
     "ProbeResult",
     "RedisStore",
     "RedisTls",
+    "Remembered",
+    "Repairs",
     "StoreFigures",
     "StoredEvent",
     "Sweep",
+    "Turn",
+    "TurnLost",
 ]

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -20,6 +21,7 @@ _STALLED = 1.0
 """Seconds of a round trip after which nobody else is made to wait for it."""
 _DOUBTED = 0.1
 """The same where the round trip before it failed: one asks whether Redis is back, the others are told at once."""
+_UNTRACED: Final = nullcontext()
 
 
 class Confirmation(NamedTuple):
@@ -91,19 +93,18 @@ class Commands:
 
     async def script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
         """Runs a Lua script by its name; errors as in ``run``."""
-        if self._tracer is None or not TRACE_ID.get():  # what no call asked for is of no trace
-            return await self._script(name, keys, args)
-        with self._tracer.script(name):
-            return await self._script(name, keys, args)
-
-    async def _script(self, name: str, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
         began, how = time.perf_counter(), "failed"
         try:
-            answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+            with self.traced(name):
+                answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
             how = "ok"
         finally:
             self._figures.scripts[name].count(how, time.perf_counter() - began)
         return answer
+
+    def traced(self, name: str) -> AbstractContextManager[None]:
+        """Times a script as part of the call that waits for it; what no call asked for is of no trace."""
+        return _UNTRACED if self._tracer is None or not TRACE_ID.get() else self._tracer.script(name)
 
     @property
     def waiting(self) -> int:

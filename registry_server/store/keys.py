@@ -32,6 +32,10 @@ class Keys(NamedTuple):
     """hash: identity to how many services it owns."""
     bare: str
     """set: names whose document Redis dropped before their lease went on; the next sweep has it written again."""
+    repair: str
+    """hash: the repair that is under way: whose turn it is, until when, and what was found; gone when it has ended."""
+    merged: str
+    """hash: epoch whose services were put back under another one to how far it agreed with the store, and its end."""
 
     @classmethod
     def under(cls, prefix: str) -> "Keys":
@@ -55,4 +59,6 @@ class Keys(NamedTuple):
             owners=own + "owners",
             owned=own + "owned",
             bare=own + "bare",
+            repair=own + "repair",
+            merged=own + "merged",
         )

@@ -4,7 +4,20 @@ import hashlib
 from importlib import resources
 from typing import Final
 
-NAMES: Final = ("check", "checks", "commit", "head", "members", "notice", "renew", "sweep")
+NAMES: Final = (
+    "check",
+    "checks",
+    "commit",
+    "head",
+    "members",
+    "notice",
+    "renew",
+    "repair_end",
+    "repair_events",
+    "repair_services",
+    "repair_turn",
+    "sweep",
+)
 
 
 class Scripts:

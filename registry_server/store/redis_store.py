@@ -17,8 +17,10 @@ from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
 from registry_server.store.failures import translated
 from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
+from registry_server.store.groups import CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.repairs import Repairs
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.values import (
     Conflict,
@@ -101,17 +103,30 @@ class RedisStore:
         self.figures = StoreFigures()
         """What was counted so far."""
         scripts = Scripts()
-        self._commands = self._commits = Commands(self._client, scripts, self.figures, tracer=tracer)
+        self._commands = Commands(self._client, scripts, self.figures, tracer=tracer)
         self._wait_replicas = wait_replicas
+        self._senders = [self._commands]
+        self._commits = self._unconfirmed = self._groups(self._commands)
         if wait_replicas:
-            # In a sender of their own, so that heartbeats and reads do not wait for replicas with them.
+            # With a sender of their own, so that heartbeats and reads do not wait for replicas with them.
             confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
-            self._commits = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+            confirmed = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+            self._senders.append(confirmed)
+            self._commits = self._groups(confirmed)
+        self.repairs = Repairs(
+            self._commands,
+            self._senders[-1],
+            self._tail,
+            self.keys,
+            self._script_keys,
+            events_max_length=events_max_length,
+        )
+        """For a store that has lost what was in it."""
 
     @property
     def waiting_commands(self) -> int:
         """How many commands wait for their round trip."""
-        return sum(sender.waiting for sender in {self._commands, self._commits})
+        return sum(sender.waiting for sender in self._all_senders())
 
     def pools(self) -> dict[str, PoolFigures]:
         """Connections by what they are for: commands, and the follower's reading."""
@@ -170,11 +185,17 @@ class RedisStore:
 
     async def close(self) -> None:
         """Lets commands that are under way finish and closes all connections."""
-        await self._commands.close()
-        await self._commits.close()
+        for sender in self._all_senders():
+            await sender.close()
         await self._client.aclose()
         await self._tail.aclose()
         await self._connections.close()
+
+    def _groups(self, commands: Commands) -> CommitGroups:
+        return CommitGroups(commands, self._script_keys, self._events_max_length)
+
+    def _all_senders(self) -> list[CommitGroups | Commands]:
+        return [*{self._commits, self._unconfirmed}, *self._senders]  # groups first: they give to the others
 
     def _tail_opened(self) -> None:
         self._tail_opens += 1
@@ -186,8 +207,13 @@ class RedisStore:
 
     # Reading: the follower's side.
 
+    async def position(self) -> Position:
+        """Reads the newest position; without an epoch if the store was emptied or is being repaired."""
+        epoch, revision = await self._commands.run("MGET", self.keys.epoch, self.keys.revision)
+        return Position((epoch or b"").decode(), int(revision or 0))
+
     async def head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
-        """Reads the newest position; begins a new epoch if history cannot go on.
+        """Reads the newest position; begins a new epoch if history cannot go on, unless a process repairs it.
 
         Args:
             known: A position that was there: if the store is behind it, its history ends.
@@ -195,7 +221,7 @@ class RedisStore:
         """
         epoch, revision = await self._commands.script(
             "head",
-            self._script_keys,
+            (*self._script_keys, self.keys.repair),
             secrets.token_hex(8),
             known.epoch if known else "",
             known.revision if known else 0,
@@ -260,6 +286,7 @@ class RedisStore:
         renew: bool,
         forget_check: bool = False,
         claim: Claim = NO_CLAIM,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Commits a service as it shall be, and waits for as many replicas to have it as are wanted.
 
@@ -273,6 +300,8 @@ class RedisStore:
             renew: Begin a new lease; else the lease goes on, unless ``ttl`` differs from before.
             forget_check: Drop the newest check, which was of another endpoint.
             claim: On whose account.
+            seen: Newest revision of that epoch that the caller has applied: a store that is behind it is refused as
+                one in another epoch.
 
         Returns:
             The revision of the change, or why there is none.
@@ -285,7 +314,7 @@ class RedisStore:
         service.ClearField("revision")
         args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
         return await self._commit(
-            epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim
+            epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim, seen=seen
         )
 
     async def touch(
@@ -298,6 +327,7 @@ class RedisStore:
         renew: bool,
         claim: Claim = NO_CLAIM,
         confirm: bool = True,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Writes the document again and, with ``renew``, renews the lease of a service that stays as it is.
 
@@ -314,14 +344,24 @@ class RedisStore:
             forget_check=False,
             claim=claim,
             confirm=confirm,
+            seen=seen,
         )
 
     async def delete(
-        self, name: str, *, epoch: str, expected: int, reason: EventReason.ValueType, claim: Claim = NO_CLAIM
+        self,
+        name: str,
+        *,
+        epoch: str,
+        expected: int,
+        reason: EventReason.ValueType,
+        claim: Claim = NO_CLAIM,
+        seen: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Removes a service; arguments, result and errors as for ``put``."""
         args = ("delete", EventType.EVENT_TYPE_SERVICE_UNREGISTERED, reason, b"", b"")
-        return await self._commit(epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim)
+        return await self._commit(
+            epoch, name, expected, args, 0, renew=False, forget_check=False, claim=claim, seen=seen
+        )
 
     async def owner(self, name: str) -> str | None:
         """Tells who owns a service; ``None``: nobody."""
@@ -350,9 +390,12 @@ class RedisStore:
         self.figures.renewed += len(names) - len(unknown)
         return unknown
 
-    async def sweep(self, reason: EventReason.ValueType) -> Sweep:
-        """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage."""
-        removed, next_in, moved, bare, leases = await self._commands.script(
+    async def sweep(self, reason: EventReason.ValueType, seen: Position | None = None) -> Sweep:
+        """Removes a batch of services whose lease has run out; see ``sweep.lua`` for leases after an outage.
+
+        Nothing happens unless the store goes on from what the caller has ``seen``, if that is given.
+        """
+        answer = await self._commands.script(
             "sweep",
             self._script_keys,
             self.keys.document_prefix,
@@ -361,7 +404,11 @@ class RedisStore:
             EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
             reason,
             self._events_max_length,
+            *(seen or ("", 0)),
         )
+        if answer is None:
+            return Sweep([], None, 0.0, [])
+        removed, next_in, moved, bare, leases = answer
         expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
         self.figures.expired[expiry] += len(removed)
         self.figures.leases = leases
@@ -403,7 +450,9 @@ class RedisStore:
         ends = None if deadline is None else float(deadline)
         return check, None if ends is None or ends == float("inf") else int(ends)
 
-    async def notice(self, error: str, *, epoch: str, reason: EventReason.ValueType) -> int | EpochChanged:
+    async def notice(
+        self, error: str, *, epoch: str, reason: EventReason.ValueType, seen: int = 0
+    ) -> int | EpochChanged:
         """Commits an event of no service: something is wrong with the registry itself; gives its revision."""
         answer = await self._commands.script(
             "notice",
@@ -413,6 +462,7 @@ class RedisStore:
             reason,
             error,
             self._events_max_length,
+            seen,
         )
         return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
 
@@ -440,15 +490,15 @@ class RedisStore:
         forget_check: bool,
         claim: Claim,
         confirm: bool = True,
+        seen: int,
     ) -> int | Conflict | EpochChanged:
         op, type_, reason, record, document = args
-        sender = self._commits if confirm else self._commands
+        commits = self._commits if confirm else self._unconfirmed
         confirmed = self._wait_replicas
         outcome: CommitOutcome = "failed"
         try:
-            answer = await sender.script(
-                "commit",
-                (*self._script_keys, self.keys.document_prefix + name),
+            answer = await commits.commit(
+                self.keys.document_prefix + name,
                 epoch,
                 name,
                 expected,
@@ -460,10 +510,10 @@ class RedisStore:
                 round(ttl * 1000),
                 int(renew),
                 int(forget_check),
-                self._events_max_length,
                 claim.owner,
                 int(claim.exclusive),
                 claim.most,
+                seen,
             )
             if isinstance(answer, Unconfirmed):
                 answer, confirmed = answer

@@ -28,6 +28,8 @@ class StoredEvent(NamedTuple):
     """Serialised ``Service`` before the change; empty if there was none."""
     error: str = ""
     """What is wrong with the registry itself; only for events of no service."""
+    owner: str = ""
+    """Who owns the service after the change; empty for nobody."""
 
 
 class Conflict(NamedTuple):
@@ -83,4 +85,5 @@ def stored_event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
         after=fields[b"s"],
         before=fields[b"b"],
         error=fields.get(b"x", b"").decode(),  # versions before this one wrote none
+        owner=fields.get(b"o", b"").decode(),
     )

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ossa.registry.v1.registry_service_pb2 import RegistryStats
 from registry_server.catalog import Follower, Replica, WatchHub, stats
 from registry_server.catalog.follower import STATES
+from registry_server.catalog.repair import OUTCOMES
 from registry_server.catalog.watch import ENDS, STARTS
 from registry_server.figures import CacheFigures, Histogram
 from registry_server.gateway.middleware import Route
@@ -122,6 +123,16 @@ def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
     yield _gauge("revision", "Newest revision that this process has applied", replica.revision)
     yield _counter("resyncs", "How often the state was loaded anew because history broke", follower.resyncs)
     yield _counter("epoch_changes", "How often the store began another history", follower.epoch_changes)
+    if (repairer := follower.repairer) is not None:
+        repairs = CounterMetricFamily(PREFIX + "repairs", "Repairs of the store, by outcome", labels=["outcome"])
+        for outcome in OUTCOMES:
+            repairs.add_metric([outcome], repairer.figures.repairs[outcome])
+        services = CounterMetricFamily(
+            PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["result"]
+        )
+        services.add_metric(["put_back"], repairer.figures.put_back)
+        services.add_metric(["removed_again"], repairer.figures.removed_again)
+        yield from (repairs, services)
     lag = _histogram("event_lag_seconds", "Time from the commit of a change until it was applied here", [])
     _add(lag, [], follower.event_lag)
     yield lag

@@ -142,7 +142,7 @@ async def test_it_survives_the_registry_and_tells_of_it(registry: RegistryProces
 
 async def test_it_survives_a_redis_that_is_emptied_and_restarted(redis: RedisProcess) -> None:
     async with (
-        ServerProcess(f"--redis.url={redis.url}") as process,
+        ServerProcess(f"--redis.url={redis.url}", "--redis.repair=false") as process,
         RegistryClient(process.grpc_address, timeout=30) as client,
         client.registration(agent()) as me,
     ):

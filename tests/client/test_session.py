@@ -51,7 +51,7 @@ async def test_a_process_that_has_lost_its_store_is_left_for_one_that_holds_the_
 
 async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProcess) -> None:
     async with (
-        ServerProcess(f"--redis.url={redis.url}") as process,
+        ServerProcess(f"--redis.url={redis.url}", "--redis.repair=false") as process,
         RegistryClient(process.grpc_address, timeout=30) as client,
     ):
         for i in range(10):

@@ -158,7 +158,9 @@ async def collect(watch: AsyncIterator[Event]) -> list[Event]:
 
 @pytest.fixture
 async def own(redis: RedisProcess) -> AsyncIterator[ServerProcess]:
-    async with ServerProcess(f"--redis.url={redis.url}", "--redis.events-max-length=100") as process:
+    async with ServerProcess(
+        f"--redis.url={redis.url}", "--redis.events-max-length=100", "--redis.repair=false"
+    ) as process:
         yield process
 
 

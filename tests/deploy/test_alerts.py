@@ -104,7 +104,7 @@ async def test_a_redis_that_hangs(alerts: tuple[str, ...], tmp_path: Path, redis
 @breaks("OssaRegistryEpochChanged", "OssaRegistryResyncs")
 async def test_a_redis_that_is_emptied(alerts: tuple[str, ...], tmp_path: Path, redis: RedisProcess) -> None:
     async with (
-        watched(tmp_path, redis) as (prometheus, _, _),
+        watched(tmp_path, redis, "--redis.repair=false") as (prometheus, _, _),
         Redis.from_url(redis.url) as client,
         asyncio.TaskGroup() as group,
     ):

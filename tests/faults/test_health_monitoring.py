@@ -297,7 +297,7 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
     interval = 4.0
     async with (
         Agents() as agents,
-        running(redis.url, health_check={"interval_ms": interval * 1000}) as server,
+        running(redis.url, health_check={"interval_ms": interval * 1000}, redis={"repair": False}) as server,
         redis_client(redis) as client,
     ):
         services = agents.services(200)

@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.event_pb2 import EventType
 from tests.support.deployments import SERVICE, Watched, client_of, linked, role_of, watched
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -111,7 +111,7 @@ async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
         assert subscriber.streams == 1
 
 
-async def test_what_a_lagging_replica_lost_is_told_as_the_difference(tmp_path: Path) -> None:
+async def test_what_a_lagging_replica_lost_is_given_back_to_it(tmp_path: Path) -> None:
     async with (
         watched(tmp_path, replicas=1) as redis,
         running(redis.url) as server,
@@ -134,18 +134,19 @@ async def test_what_a_lagging_replica_lost_is_told_as_the_difference(tmp_path: P
         primary.kill()
         await redis.primary(other_than=primary)
         await until(server, connected=True)
-        async with asyncio.timeout(PATIENCE):
-            while "lost" in subscriber.state:
-                await asyncio.sleep(0.02)
-        assert subscriber.state == {"kept": kept}
-        assert subscriber.events[-1].reason == EventReason.EVENT_REASON_RESYNC
-        stream = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=old_cursor))
-        with pytest.raises(grpc.aio.AioRpcError) as expired:
-            await stream.read()
-        assert expired.value.code() == grpc.StatusCode.OUT_OF_RANGE
+        after = (await register(server, "after")).service
+        assert after.revision == lost.revision + 1
+        await subscriber.reached(after.revision)
+        assert subscriber.state == {"kept": kept, "lost": lost, "after": after}
+        assert [event.revision for event in subscriber.events] == [1, 2, 3]
+        resumed = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=old_cursor))
+        message = await resumed.read()
+        assert isinstance(message, pb.WatchEventsResponse)
+        assert [event.service.name for event in message.events] == ["after"]
         beat = await server.stub.Heartbeat(pb.HeartbeatRequest(names=["kept", "lost"]))
-        assert list(beat.unknown_names) == ["lost"]  # by which its agent learns that it has to register again
-        await register(server, "lost")
+        assert beat.renewed_count == 2
+        async with client_of(replica) as client:
+            assert sorted(await client.hkeys("ossa:registry:records")) == ["after", "kept", "lost"]
 
 
 async def test_replicas_that_are_gone_stop_nothing(tmp_path: Path) -> None:
@@ -286,12 +287,13 @@ async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_
             for i in range(len(redis.sentinels)):
                 await _sentinel(redis, "REMOVE", SERVICE, at=i)
                 await _sentinel(redis, "MONITOR", SERVICE, "127.0.0.1", str(other.port), "2", at=i)
-            async with asyncio.timeout(PATIENCE):
-                while subscriber.state:
+            async with client_of(other) as client, asyncio.timeout(PATIENCE):
+                while not await client.hexists("ossa:registry:records", "agent"):
                     await asyncio.sleep(0.02)
             await register(server, "there")
+            assert subscriber.streams == 1
         async with client_of(other) as client:
-            assert await client.hkeys("ossa:registry:records") == ["there"]
+            assert sorted(await client.hkeys("ossa:registry:records")) == ["agent", "there"]
 
 
 async def _first_answer(url: str) -> pb.RegisterServiceResponse:

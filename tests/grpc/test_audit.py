@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus
+from tests.support.auditing import audit_lines
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, ServerProcess, connected, running
@@ -23,18 +24,14 @@ METADATA = (("x-request-id", "mine"), ("traceparent", "00-4bf92f3577b34da6a3ce92
 
 @asynccontextmanager
 async def audited(redis: RedisProcess, **sections: Any) -> AsyncIterator[tuple[Server, list[Any]]]:
-    with capture_logs() as logs:
+    with audit_lines() as changes:
         async with running(redis.url, **sections) as server:
-            yield server, logs
+            yield server, changes
 
 
-def changes(logs: list[Any]) -> list[Any]:
-    return [line for line in logs if line["event"] == "change"]
-
-
-def told(logs: list[Any]) -> list[tuple[Any, ...]]:
+def told(changes: list[Any]) -> list[tuple[Any, ...]]:
     keys = ("operation", "service", "outcome", "revision_before", "revision_after")
-    return [tuple(line[key] for key in keys) for line in changes(logs)]
+    return [tuple(line[key] for key in keys) for line in changes]
 
 
 async def register(server: Server, name: str, **fields: Any) -> None:
@@ -43,13 +40,11 @@ async def register(server: Server, name: str, **fields: Any) -> None:
 
 
 async def test_a_change_is_told_with_who_and_where_from(redis: RedisProcess) -> None:
-    async with audited(redis) as (server, logs):
+    async with audited(redis) as (server, changes):
         await register(server, "a")
-        (line,) = changes(logs)
+        (line,) = changes
     assert line.pop("peer").startswith(("ipv4:127.0.0.1:", "ipv6:"))
     assert line == {
-        "event": "change",
-        "log_level": "info",
         "operation": "register",
         "service": "a",
         "outcome": "ok",
@@ -64,16 +59,18 @@ async def test_a_change_is_told_with_who_and_where_from(redis: RedisProcess) -> 
 
 @pytest.mark.parametrize("requests", ["errors", "all"])
 async def test_the_lines_of_a_request_and_of_its_change_have_one_id(requests: str, redis: RedisProcess) -> None:
-    async with audited(redis, log={"requests": requests}) as (server, logs):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="nobody"))
-        await until(lambda: any(line["event"] == "request" for line in logs))
-        ids = {line["request_id"] for line in logs if line["event"] in ("request", "change")}
+    with capture_logs() as logs:
+        async with audited(redis, log={"requests": requests}) as (server, changes):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="nobody"))
+            await until(lambda: any(line["event"] == "request" for line in logs))
+    ids = {line["request_id"] for line in [*changes, *logs] if "request_id" in line}
+    assert len(changes) == 1
     assert ids == {dict(caught.value.trailing_metadata() or ())["x-request-id"]}
 
 
 async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProcess) -> None:
-    async with audited(redis) as (server, logs):
+    async with audited(redis) as (server, changes):
         await register(server, "a")
         await register(server, "a", version="2.0.0")
         update = pb.UpdateServiceRequest(service=small_service("a", version="3.0.0"))
@@ -84,7 +81,7 @@ async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProce
         await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="a"))
         batch = pb.BatchRegisterServicesRequest(services=[small_service("b"), small_service("c")])
         await server.stub.BatchRegisterServices(batch)
-        found = told(logs)
+        found = told(changes)
     assert found[:5] == [
         ("register", "a", "ok", None, 1),
         ("register", "a", "ok", 1, 2),
@@ -96,17 +93,17 @@ async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProce
 
 
 async def test_what_changes_nothing_is_no_change(redis: RedisProcess) -> None:
-    async with audited(redis) as (server, logs):
+    async with audited(redis) as (server, changes):
         await register(server, "a")
         await register(server, "a")
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a"]))
         await server.stub.GetService(pb.GetServiceRequest(name="a"))
         await server.stub.Cleanup(pb.CleanupRequest())
-        assert told(logs) == [("register", "a", "ok", None, 1)]
+        assert told(changes) == [("register", "a", "ok", None, 1)]
 
 
 async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> None:
-    async with audited(redis) as (server, logs):
+    async with audited(redis) as (server, changes):
         await register(server, "a")
         refused: list[Callable[[], Awaitable[object]]] = [
             lambda: server.stub.RegisterService(
@@ -129,7 +126,7 @@ async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> N
             await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="a"))
         with pytest.raises(grpc.aio.AioRpcError):
             await server.stub.Cleanup(pb.CleanupRequest())
-        found = told(logs)[1:]
+        found = told(changes)[1:]
     assert found == [
         ("register", "a", "SERVICE_EXISTS", 1, None),
         ("register", ("no\n good" + "x" * 1000)[:256], "INVALID_REQUEST", None, None),
@@ -143,10 +140,10 @@ async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> N
 
 
 async def test_what_runs_out_is_removed_by_the_registry(redis: RedisProcess) -> None:
-    async with audited(redis, lease={"sweep_interval_ms": 20}) as (server, logs):
+    async with audited(redis, lease={"sweep_interval_ms": 20}) as (server, changes):
         await register(server, "a", ttl={"seconds": 5})
-        await until(lambda: len(changes(logs)) > 1)
-        line = changes(logs)[1]
+        await until(lambda: len(changes) > 1)
+        line = changes[1]
     assert line["operation"] == "expire"
     assert line["service"] == "a"
     assert line["identity"] == "registry"
@@ -155,28 +152,27 @@ async def test_what_runs_out_is_removed_by_the_registry(redis: RedisProcess) -> 
 
 async def test_rest_goes_through_the_same_place(redis: RedisProcess) -> None:
     body = {"name": "a", "endpoint": "http://a.test", "version": "1.0.0", "capabilities": []}
-    async with audited(redis) as (server, logs), aiohttp.ClientSession(f"{server.http}/api/v1/registry/") as client:
+    async with audited(redis) as (server, changes), aiohttp.ClientSession(f"{server.http}/api/v1/registry/") as client:
         async with client.post("services", json=body, headers={"X-Request-Id": "web"}) as response:
             assert response.status == 201, await response.text()
         async with client.delete("services/a") as response:
             assert response.status == 200
         async with client.delete("services/a") as response:
             assert response.status == 404
-        found = changes(logs)
-        assert told(logs) == [
+        assert told(changes) == [
             ("register", "a", "ok", None, 1),
             ("unregister", "a", "ok", 1, None),
             ("unregister", "a", "SERVICE_NOT_FOUND", None, None),
         ]
-    assert found[0]["request_id"] == "web"
-    assert found[0]["transport"] == "http"
-    assert found[0]["peer"].startswith("127.0.0.1:")
+    assert changes[0]["request_id"] == "web"
+    assert changes[0]["transport"] == "http"
+    assert changes[0]["peer"].startswith("127.0.0.1:")
 
 
 async def test_no_audit_when_it_is_off(redis: RedisProcess) -> None:
-    async with audited(redis, log={"audit": "off"}) as (server, logs):
+    async with audited(redis, log={"audit": "off"}) as (server, changes):
         await register(server, "a")
-        assert changes(logs) == []
+        assert changes == []
 
 
 async def test_a_file_takes_the_audit_alone_and_may_be_rotated(redis: RedisProcess, tmp_path: Path) -> None:

@@ -475,24 +475,25 @@ async def test_a_cursor_older_than_what_is_kept_is_expired_never_a_gap(redis: Re
         assert resumed == 101
 
 
-async def test_a_cursor_of_another_epoch_is_expired(server: Server, redis: RedisProcess) -> None:
-    await register(server, small_service("a"))
-    last = await register(server, small_service("b"))
-    async with watching(server) as watch:
-        cursor = watch.cursor
-        async with redis_client(redis) as client:
-            await client.flushall()
-        events = await watch.events(2)
-        assert len(watch.messages) == 2, "all events of one revision are in one message"
-        assert {told(event) for event in events} == {("UNREGISTERED", "a"), ("UNREGISTERED", "b")}
-        assert {event.reason for event in events} == {EventReason.EVENT_REASON_RESYNC}
+async def test_a_cursor_of_another_epoch_is_expired(redis: RedisProcess) -> None:
+    async with running(redis.url, redis={"repair": False}) as server:
+        await register(server, small_service("a"))
+        last = await register(server, small_service("b"))
+        async with watching(server) as watch:
+            cursor = watch.cursor
+            async with redis_client(redis) as client:
+                await client.flushall()
+            events = await watch.events(2)
+            assert len(watch.messages) == 2, "all events of one revision are in one message"
+            assert {told(event) for event in events} == {("UNREGISTERED", "a"), ("UNREGISTERED", "b")}
+            assert {event.reason for event in events} == {EventReason.EVENT_REASON_RESYNC}
 
-    error = await refused(server, cursor=cursor)
-    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
-    await register(server, small_service("a"))
-    new = await register(server, small_service("b"))
-    assert new.revision == last.revision, "also once the new epoch has reached that revision"
-    assert (await refused(server, cursor=cursor)).reason == "CURSOR_EXPIRED"
+        error = await refused(server, cursor=cursor)
+        assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
+        await register(server, small_service("a"))
+        new = await register(server, small_service("b"))
+        assert new.revision == last.revision, "also once the new epoch has reached that revision"
+        assert (await refused(server, cursor=cursor)).reason == "CURSOR_EXPIRED"
 
 
 # Slow and gone readers.

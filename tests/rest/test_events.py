@@ -312,7 +312,7 @@ async def test_an_event_source_is_told_in_the_stream_that_the_registry_is_not_re
 
 async def test_a_redis_that_was_emptied_is_told_as_what_became_of_it(redis: RedisProcess) -> None:
     async with (
-        running(redis.url, http={"events_keep_alive_ms": 100}) as server,
+        running(redis.url, http={"events_keep_alive_ms": 100}, redis={"repair": False}) as server,
         client(server.http) as rest,
         following(server.http) as follower,
         Redis.from_url(redis.url) as store,

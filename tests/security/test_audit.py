@@ -5,6 +5,7 @@ import grpc
 from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
+from tests.support.auditing import audit_lines
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.security import Policy
@@ -14,7 +15,7 @@ from tests.support.server import running
 async def test_changes_and_refusals_are_told_with_the_identity_over_both_transports(
     redis: RedisProcess, policy: Policy
 ) -> None:
-    with capture_logs() as logs:
+    with capture_logs() as logs, audit_lines() as changes:
         async with running(redis.url, security=policy.section) as server, aiohttp.ClientSession() as http:
             request = pb.RegisterServiceRequest(service=small_service("fleet-1"))
             await server.stub.RegisterService(request, metadata=policy.metadata("agent"))
@@ -26,14 +27,14 @@ async def test_changes_and_refusals_are_told_with_the_identity_over_both_transpo
             url = f"{server.http}/api/v1/registry/services/fleet-1"
             async with http.delete(url, headers=policy.headers("operator")) as response:
                 assert response.status == 200
-    told = [(line["identity"], line["operation"], line["outcome"]) for line in logs if line["event"] == "change"]
+    told = [(line["identity"], line["operation"], line["outcome"]) for line in changes]
     assert told == [
         ("agent", "register", "ok"),
         ("other", "unregister", "PERMISSION_DENIED"),
         ("operator", "unregister", "ok"),
     ]
     for secret in policy.keys.values():
-        assert secret not in str(logs)
+        assert secret not in str(logs) + str(changes)
 
 
 async def test_the_line_of_a_request_says_who_was_refused(redis: RedisProcess, policy: Policy) -> None:

@@ -42,6 +42,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "redis.timeout_ms": (2000, "3000", 3000),
     "redis.wait_replicas": (0, "0", 0),
     "redis.wait_timeout_ms": (1000, "1500", 1500),
+    "redis.repair": (True, "false", False),
     "redis.events_max_length": (10000, "100", 100),
     "tls.cert_file": (None, "none", None),
     "tls.key_file": (None, "none", None),

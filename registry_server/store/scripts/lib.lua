@@ -2,6 +2,7 @@
 -- Every script takes the same KEYS, so that a cluster can tell that they are in one slot:
 local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP, BARE, OWNERS, OWNED =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local COMMON = 11
 
 -- Milliseconds by the clock of Redis: the one clock that all processes share.
 local function now_ms()
@@ -14,8 +15,23 @@ local function int(n)
   return string.format('%.0f', n)
 end
 
+-- Both are read once by a script: nobody else changes them meanwhile.
+local newest, epoch_now
+
 local function head()
-  return tonumber(redis.call('GET', REVISION) or '0')
+  newest = newest or tonumber(redis.call('GET', REVISION) or '0')
+  return newest
+end
+
+local function current_epoch()
+  epoch_now = epoch_now or redis.call('GET', EPOCH)
+  return epoch_now
+end
+
+-- Whether the store goes on from where the caller stands: who has seen more of this history than is here now must not
+-- give the same revisions to other changes.
+local function goes_on_from(epoch, revision)
+  return current_epoch() == epoch and head() >= tonumber(revision)
 end
 
 -- Appends the field `revision` (number 9, varint) to a serialised Service.
@@ -40,14 +56,15 @@ local function revision_of(record)
 end
 
 -- Adds the event of the next revision and makes it the newest. This is the first write of every change: if Redis is
--- out of memory it is refused here, before anything else is written.
-local function publish(maxlen, now, kind, reason, name, record, before, text)
+-- out of memory it is refused here, before anything else is written. The owner is that after the change.
+local function publish(maxlen, now, kind, reason, name, record, before, text, owner)
   local revision = head() + 1
-  local epoch = redis.call('GET', EPOCH)
   if record then record = with_revision(record, revision) end
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', maxlen, int(revision) .. '-0', 'e', epoch, 'k', kind, 'r', reason,
-    't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', text or '')
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', maxlen, int(revision) .. '-0', 'e', current_epoch(), 'k', kind, 'r', reason,
+    't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', text or '',
+    'o', owner or '')
   redis.call('SET', REVISION, int(revision))
+  newest = revision
   return revision, record
 end
 

@@ -1,9 +1,12 @@
 -- Removes services whose lease has run out, at most ARGV[3] of them.
 -- ARGV     1 prefix of documents  2 sweep period in ms  3 batch  4 event type  5 reason  6 stream bound
+--          7 epoch or ''  8 newest revision that the caller has applied in it
 -- Gives    {names removed, ms until the next lease ends or -1, ms by which all leases were moved,
---           names whose document is to be written again, at most ARGV[3], leases that are left}
+--           names whose document is to be written again, at most ARGV[3], leases that are left}, or nothing if the
+--           store does not go on from there: leases of a store that is to be repaired do not run
 -- A lease only runs while somebody is there to take heartbeats: after a time without sweeps (registry or Redis away,
 -- clock set) all deadlines move by its length, and nothing is removed.
+if ARGV[7] ~= '' and not goes_on_from(ARGV[7], ARGV[8]) then return false end
 local period = tonumber(ARGV[2])
 local now = now_ms()
 local last = tonumber(redis.call('GET', SWEEP) or int(now))

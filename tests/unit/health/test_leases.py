@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health.leases import LeaseSweeper
-from registry_server.store import RedisStore, StoredEvent, Sweep, redis_store
+from registry_server.store import Position, RedisStore, StoredEvent, Sweep, redis_store
 from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -34,9 +34,9 @@ class CountedStore(RedisStore):
         self.tries = 0
         self.sweeps: list[Sweep] = []
 
-    async def sweep(self, reason: EventReason.ValueType) -> Sweep:
+    async def sweep(self, reason: EventReason.ValueType, seen: Position | None = None) -> Sweep:
         self.tries += 1
-        swept = await super().sweep(reason)
+        swept = await super().sweep(reason, seen)
         self.sweeps.append(swept)
         return swept
 
