@@ -21,6 +21,7 @@
     │   ├── StoreUnavailable       the registry does not reach Redis
     │   │   └── NotReplicated      the write was made, but too few replicas of Redis have it
     │   ├── IssuerUnavailable      the registry cannot read the keys that would verify the token
+    │   ├── Overloaded             the process asked has too much under way; nothing was done
     │   └── ShuttingDown           the process asked drains
     ├── InternalError              a bug of the registry; its log has the details
     └── NoEndpoint                 ``ServiceCache.resolve`` finds nobody; no call was made
@@ -194,6 +195,10 @@ class IssuerUnavailable(RegistryUnavailable):
     """The registry cannot read the keys that would verify the token."""
 
 
+class Overloaded(RegistryUnavailable):
+    """The process that was asked has as much under way as it takes. Nothing was done."""
+
+
 class ShuttingDown(RegistryUnavailable):
     """The process that was asked drains."""
 
@@ -222,6 +227,7 @@ _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
     "STORE_UNAVAILABLE": StoreUnavailable,
     "NOT_REPLICATED": NotReplicated,
     "SHUTTING_DOWN": ShuttingDown,
+    "OVERLOADED": Overloaded,
     "PROBING_DISABLED": ProbingDisabled,
     "UNAUTHENTICATED": Unauthenticated,
     "ISSUER_UNAVAILABLE": IssuerUnavailable,

@@ -2,8 +2,8 @@
 
 A call is repeated only if what happened allows it *and* the method does: an answer that got lost may be that of a write
 that was made. Repeating an upsert, a heartbeat or a read does no harm; repeating ``create_only`` or a write at an
-``expected_revision`` would answer that somebody else was there, and that somebody is oneself. ``WriteConflict`` and
-``RateLimited`` say that nothing was written, so there everything may be repeated.
+``expected_revision`` would answer that somebody else was there, and that somebody is oneself. ``WriteConflict``,
+``RateLimited`` and ``Overloaded`` say that nothing was written, so there everything may be repeated.
 
 Waiting times are exponential with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
 after an outage many clients come back, and they should not come at once.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from registry_client.errors import (
     DeadlineExceeded,
+    Overloaded,
     RateLimited,
     RegistryError,
     RegistryUnavailable,
@@ -45,7 +46,7 @@ def may_repeat(error: RegistryError, *, repeatable: bool) -> bool:
         error: How it failed.
         repeatable: Whether making it twice is the same as making it once.
     """
-    if isinstance(error, WriteConflict | RateLimited):
+    if isinstance(error, WriteConflict | RateLimited | Overloaded):
         return True
     # A deadline that passed was perhaps only the share of one target of several: another one may answer in time, or
     # hold the revision already.

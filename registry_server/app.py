@@ -50,6 +50,11 @@ MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
 """Gives metrics in the text format of Prometheus."""
 
 
+ROLL_SIGNAL: Final = signal.SIGUSR2
+"""Restarts workers one after the other, as it does with HAProxy's; SIGHUP reads the policy again, which costs nobody a
+connection."""
+
+
 class Team(NamedTuple):
     """Of a process that shares its ports with others."""
 
@@ -76,6 +81,7 @@ class Parts(NamedTuple):
     store: RedisStore
     discovery: Discovery
     replica: Replica
+    writes: Writes
     samples: Samples
     listeners: Listeners
     tracer: Tracer | None
@@ -134,6 +140,10 @@ async def _serve(settings: Settings) -> None:
     def announce() -> None:
         log.info("ossa-registry serves", version=__version__)
 
+    def refuse_to_roll() -> None:
+        log.warning("there are no workers to restart one after the other: restart this process, or set workers")
+
+    asyncio.get_running_loop().add_signal_handler(ROLL_SIGNAL, refuse_to_roll)
     await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
 
 
@@ -194,6 +204,7 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
             parts.registry,
             settings.grpc,
             guard=guard,
+            limits=settings.limits,
             certificates=Certificates(settings.tls) if tls else None,
             shared_port=shared,
             logs=settings.log,
@@ -207,6 +218,8 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
             follower=parts.follower,
             monitor=parts.monitor,
             samples=parts.samples,
+            writes=parts.writes,
+            in_flight=guard.in_flight,
             labels={"worker": str(team.number)} if team else {},
         )
         http = HttpServer(
@@ -232,6 +245,7 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
         finally:
             ready.cancel()
             http.begin_drain()
+            await rpc.begin_drain(settings.shutdown.grace_seconds)
             parts.hub.drain()
             await rpc.drain(settings.shutdown.grace_seconds)
             await http.stop()
@@ -371,7 +385,9 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         listeners=listeners,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, Samples(store), listeners, tracer, loaded)
+    return Parts(
+        registry, hub, follower, monitor, store, discovery, replica, writes, Samples(store), listeners, tracer, loaded
+    )
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

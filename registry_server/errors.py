@@ -14,6 +14,7 @@
     ├── StoreUnavailable           Redis does not answer; safe to repeat
     │   └── NotReplicated          the change was made, but too few replicas have it
     ├── ShuttingDown               this process drains; go to another or come back
+    ├── Overloaded                 this process has as much under way as it takes; nothing was done
     ├── ProbingDisabled            this server does not probe
     ├── Unauthenticated            no credential, or one that is not accepted
     ├── IssuerUnavailable          the keys that would verify a token cannot be had
@@ -186,6 +187,23 @@ class ShuttingDown(RegistryError):
         super().__init__("this server is shutting down; go on with another or try again")
 
 
+class Overloaded(RegistryError):
+    """This process has as much under way as it takes; nothing was done, and another process may take it."""
+
+    reason = "OVERLOADED"
+    retry_after: ClassVar[float] = 1.0
+
+    def __init__(self, limit: str, most: int, why: str) -> None:
+        """Names the limit; arguments as those of ``LimitExceeded``, which is about one caller."""
+        self.limit, self.most = limit, most
+        super().__init__(f"{why}; nothing was done, try again later or go to another server")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Which limit, and how much it is."""
+        return {"limit": self.limit, "most": str(self.most)}
+
+
 class ProbingDisabled(RegistryError):
     """This server does not probe services."""
 
@@ -257,7 +275,9 @@ class LimitExceeded(RegistryError):
         return {"limit": self.limit, "most": str(self.most)}
 
 
-ComeBackLater: TypeAlias = StoreUnavailable | ShuttingDown | IssuerUnavailable | RateLimited | LimitExceeded
+ComeBackLater: TypeAlias = (
+    StoreUnavailable | ShuttingDown | Overloaded | IssuerUnavailable | RateLimited | LimitExceeded
+)
 """Errors that tell by ``retry_after`` how many seconds to wait before the next try."""
 
 

@@ -25,6 +25,7 @@ from registry_server.catalog import Capabilities, Discovery, Follower, Replica, 
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
     InvalidRequest,
+    Overloaded,
     PermissionDenied,
     RegistryError,
     ServiceExists,
@@ -50,6 +51,8 @@ from registry_server.store import Conflict, EpochChanged, RedisStore
 from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
+_MOST_WAITING: Final = 2_000
+"""Calls that wait for a revision; fewer than there may be calls."""
 
 
 class ServiceRegistry:
@@ -105,6 +108,7 @@ class ServiceRegistry:
         self._listeners = listeners
         self._close: Callable[[], Awaitable[None]] | None = None
         self._capabilities = Capabilities(replica)
+        self._waiting = 0  # readers, for a revision
 
     # Within another program; see ``registry_server.open_registry``.
 
@@ -182,6 +186,7 @@ class ServiceRegistry:
 
         Raises:
             InvalidRequest: There are none, or too many.
+            Overloaded: They are too many beside the writes that are under way.
         """
         if not 1 <= len(services) <= requests.LARGEST_BATCH:
             with self._audit.change("register", ""):
@@ -189,6 +194,7 @@ class ServiceRegistry:
                     [Violation("services", f"has {len(services)} services; 1 to {requests.LARGEST_BATCH} are taken")]
                 )
 
+        self._writes.must_have_room(len(services))
         # Before the first is written: the same code many times in a row takes half the time.
         violations = [self._violations(service, f"services[{i}]") for i, service in enumerate(services)]
 
@@ -389,7 +395,7 @@ class ServiceRegistry:
         requests.check_not_negative(min_revision, "min_revision", violations)
         requests.refuse(violations)
         self._writes.must_be_loaded()
-        await self._replica.reached(min_revision, within)
+        await self._reached(min_revision, within)
         return existing(name, self._replica.records.get(name))
 
     def ready_answer(self, request: bytes) -> bytes | None:
@@ -426,8 +432,8 @@ class ServiceRegistry:
         requests.refuse(violations)
         self._writes.must_be_loaded()
         if request.consistency == Consistency.CONSISTENCY_STRONG:
-            await self._replica.reached(await self._writes.head(), within)
-        await self._replica.reached(request.min_revision, within)
+            await self._reached(await self._writes.head(), within)
+        await self._reached(request.min_revision, within)
         plain = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
         return await self._discovery.answer(filter_, size, after, wire if plain else None)
 
@@ -497,6 +503,18 @@ class ServiceRegistry:
         )
         health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
         return health
+
+    async def _reached(self, revision: int, within: float) -> None:
+        """Waits for a revision on account of a reader, who may ask for any and wait for long."""
+        if revision <= self._replica.revision:
+            return
+        if self._waiting >= _MOST_WAITING:
+            raise Overloaded("waits", _MOST_WAITING, f"{_MOST_WAITING} calls wait for a revision here")
+        self._waiting += 1
+        try:
+            await self._replica.reached(revision, within)
+        finally:
+            self._waiting -= 1
 
     def _violations(self, service: Service, at: str = "service") -> list[Violation]:
         found = service_violations(service, at)

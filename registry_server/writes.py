@@ -13,6 +13,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.catalog import Follower, Replica
 from registry_server.errors import (
+    Overloaded,
     RevisionMismatch,
     RevisionNotReached,
     ServiceExists,
@@ -28,6 +29,9 @@ from registry_server.store import Conflict, EpochChanged, RedisStore
 PATIENCE: Final = 5.0
 """Seconds that a write waits for this process to see what the store has, and that it tries again after conflicts."""
 
+_MOST: Final = 5_000
+"""Writes under way. Fewer than the calls that a process takes: if Redis hangs, there is room for those that read."""
+
 _T = TypeVar("_T")
 
 
@@ -40,6 +44,8 @@ class Writes:
         self._follower = follower
         self._default_ttl = default_ttl
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.under_way = 0
+        """Writes that wait for their turn or for the store."""
 
     async def write(self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]) -> _T:
         """Tries a write on what this process knows of a service until its knowledge was true when it was committed.
@@ -56,14 +62,20 @@ class Writes:
             WriteConflict: Others changed the service each time.
             StoreUnavailable: Redis does not answer.
             NotReplicated: The write was made, but too few replicas have it.
+            Overloaded: Too many writes are under way.
         """
         self.must_be_loaded()
+        self.must_have_room()
         # Held by those who wait for it, and gone with the last of them.
         turn = self._turns.get(name)
         if turn is None:
             turn = self._turns[name] = asyncio.Lock()
-        async with turn:
-            return await self._in_turn(name, attempt)
+        self.under_way += 1
+        try:
+            async with turn:
+                return await self._in_turn(name, attempt)
+        finally:
+            self.under_way -= 1
 
     async def _in_turn(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
@@ -224,6 +236,11 @@ class Writes:
         """Refuses while this process does not know yet what is registered."""
         if not self._follower.loaded:
             raise StoreUnavailable("the registry has not reached its store yet")
+
+    def must_have_room(self, count: int = 1) -> None:
+        """Refuses while so many more writes are too many."""
+        if self.under_way + count > _MOST:
+            raise Overloaded("writes", _MOST, f"{self.under_way} writes wait for the store here")
 
 
 def existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:

@@ -5,12 +5,20 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Final, Literal, Self, get_args
+from weakref import WeakValueDictionary
 
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.catalog.change import Change, snapshot_event
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
-from registry_server.errors import CursorExpired, RegistryError, RevisionNotReached, ShuttingDown, WatcherTooSlow
+from registry_server.errors import (
+    CursorExpired,
+    Overloaded,
+    RegistryError,
+    RevisionNotReached,
+    ShuttingDown,
+    WatcherTooSlow,
+)
 from registry_server.model.filters import Filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, encode_cursor
@@ -24,6 +32,8 @@ _MESSAGE_BYTES = 1 << 20
 """A message is closed once it has this much, unless one revision has more: clients take 4 MiB by default."""
 _SNAPSHOT_MESSAGE_BYTES = 256 << 10
 """Snapshots come in smaller messages, so that the first services arrive early."""
+_MOST_SNAPSHOT_RECORDS = 8_000_000
+"""Bound of the services that all snapshots under way list together: 8 bytes each, for as long as a reader takes."""
 _RESYNC_BYTES = 2 << 20
 """A difference found by a resync is one revision, so one message; if it is larger than this, watchers start over."""
 _PATIENCE = 5.0
@@ -92,10 +102,9 @@ class Watcher:
             raise self._end
         return self._take()
 
-    def open_with_snapshot(self, names: Sequence[str], start: Position) -> None:
-        """Begins with the services as they are at ``start``, which is now."""
-        records = [self._hub.replica.records[name] for name in names]
-        self._opening = self._snapshot(records, start)
+    def open_with_snapshot(self, snapshot: "Snapshot") -> None:
+        """Begins with the services as they are now."""
+        self._opening = self._messages_of(snapshot)
 
     def open_with_past(self, past: Sequence[Change], start: Position) -> None:
         """Begins with the changes that led to ``start``, which is now."""
@@ -119,6 +128,7 @@ class Watcher:
         if at_once:
             self._waiting.clear()
             self._waiting_bytes = 0
+            self._opening = iter(())
             # Its stream may hang in a write for long: from here on it costs changes nothing.
             self._hub.leave(self._group, self)
         self._wake()
@@ -166,10 +176,11 @@ class Watcher:
         return self._hub.message(frames, self._hub.replica.position if level else position)
 
     @staticmethod
-    def _snapshot(records: Sequence[Record], start: Position) -> Iterator[bytes]:
+    def _messages_of(snapshot: "Snapshot") -> Iterator[bytes]:
+        start = snapshot.position
         frames: list[bytes] = []
         size = 0
-        for record in records:
+        for record in snapshot.records:
             frames.append(snapshot_event(record))
             size += len(frames[-1])
             if size >= _SNAPSHOT_MESSAGE_BYTES:
@@ -193,6 +204,14 @@ class Watcher:
                 frames, size = [], 0
         # Also without events: it tells the client at once that it watches now, and from where.
         yield _message(frames, start)
+
+
+class Snapshot:
+    """The services that match a filter at one position; one for all watchers who begin with it."""
+
+    def __init__(self, records: Sequence[Record], position: Position) -> None:
+        self.records = records
+        self.position = position
 
 
 class WatchFigures:
@@ -241,6 +260,7 @@ class WatchHub:
         self.buffer_bytes = buffer_bytes
         self._discovery = discovery
         self._groups: dict[bytes, WatchGroup] = {}
+        self._snapshots: WeakValueDictionary[tuple[bytes, Position], Snapshot] = WeakValueDictionary()
         self._newest: tuple[list[bytes], Position, bytes] | None = None
         self._draining = False
         self.figures = WatchFigures()
@@ -272,6 +292,7 @@ class WatchHub:
         Raises:
             CursorExpired: What came after the cursor is no longer all at hand.
             ShuttingDown: The server drains.
+            Overloaded: Too many snapshots are under way.
         """
         if cursor is not None and cursor.epoch == self.replica.position.epoch:
             with suppress(RevisionNotReached):
@@ -286,18 +307,35 @@ class WatchHub:
             raise
         if self._draining:
             raise ShuttingDown
+        opening = self._snapshot(filter_, names) if names is not None else None
         group = self._groups.get(filter_.key)
         if group is None:
             group = self._groups[filter_.key] = WatchGroup(filter_, self.replica)
             self.replica.interests.add(group)
         watcher = Watcher(self, group, types, bookmark_interval)
-        if names is not None:
-            watcher.open_with_snapshot(names, start)
+        if opening is not None:
+            watcher.open_with_snapshot(opening)
         else:
             watcher.open_with_past(past, start)
         group.watchers[watcher] = None
         self.figures.started["cursor" if cursor else "now" if names is None else "snapshot"] += 1
         return watcher
+
+    def _snapshot(self, filter_: Filter, names: Sequence[str]) -> Snapshot:
+        """The services of these names, which match the filter now; kept for as long as somebody is sent them."""
+        key = filter_.key, self.replica.position
+        snapshot = self._snapshots.get(key)
+        if snapshot is None:
+            if (listed := self.snapshot_records) and listed + len(names) > _MOST_SNAPSHOT_RECORDS:
+                raise Overloaded("snapshots", _MOST_SNAPSHOT_RECORDS, f"snapshots of {listed} services are sent here")
+            snapshot = Snapshot([self.replica.records[name] for name in names], key[1])
+            self._snapshots[key] = snapshot
+        return snapshot
+
+    @property
+    def snapshot_records(self) -> int:
+        """How many services the snapshots under way list together."""
+        return sum(len(snapshot.records) for snapshot in self._snapshots.values())
 
     def message(self, frames: list[bytes], position: Position) -> bytes:
         """Makes a message of events; once for all watchers who get the same."""

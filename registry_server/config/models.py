@@ -124,6 +124,8 @@ class GrpcSettings(_Group):
     """Most bytes of metadata that a call may have."""
     max_concurrent_streams: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
     """Most calls and streams at a time on one connection; further ones wait."""
+    write_timeout_ms: Milliseconds = 30_000
+    """How long a client may take to read one message before its call is cut, in milliseconds."""
 
 
 class HttpSettings(_Group):
@@ -282,7 +284,11 @@ class LimitSettings(_Group):
     watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
     """Most watches and event streams at a time, in each process."""
     watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000
-    """Most of them of all callers together."""
+    """Most of them of all callers together; as many KeepAlive streams."""
+    calls: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
+    """Most calls under way of all callers together, in each process; streams apart."""
+    call_bytes: Annotated[Number, Field(ge=_MIB, le=64 * 1024 * _MIB)] = 128 * _MIB
+    """Most bytes of their requests, and of their answers that are not read yet."""
     services_per_owner: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Most services that an agent may own, in the whole registry."""
     stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000

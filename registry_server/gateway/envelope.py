@@ -26,6 +26,7 @@ STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
     errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NotReplicated: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ProbingDisabled: HTTPStatus.NOT_IMPLEMENTED,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.IssuerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -23,7 +23,8 @@ from registry_server.origin import ORIGIN, Origin
 from registry_server.security.authenticator import Presented
 from registry_server.security.guard import Guard, Peer
 from registry_server.security.identity import UNCHECKED, Identity, caller_fields, current_identity
-from registry_server.security.permissions import ROUTES, Permission
+from registry_server.security.limits import Call
+from registry_server.security.permissions import API, ROUTES, Permission
 from registry_server.security.tls import names_of
 from registry_server.tracing import Attributes, Tracer
 
@@ -38,6 +39,8 @@ _COUNTED: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
 _REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
 _EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
+_UNCOUNTED: Final = (f"{API}/events", "/health", "/health/live", "/metrics")
+"""Paths that are not counted as calls: streams are watches, and how the registry is can be asked at any time."""
 _PREFLIGHT_SECONDS: Final = "600"
 _LEAST_COMPRESSED: Final = 1_024
 """Bytes: less than this becomes hardly smaller, and fits one packet anyway."""
@@ -75,6 +78,7 @@ class Middleware:
         logs: LogSettings,
         *,
         write_timeout: float,
+        max_body_bytes: int,
         tracer: Tracer | None = None,
     ) -> None:
         """Makes it.
@@ -85,12 +89,14 @@ class Middleware:
             cors_origins: Origins whose pages are let in, or ``*``.
             logs: Which requests get a line.
             write_timeout: Seconds within which a client must take 64 KiB.
+            max_body_bytes: Largest body that is taken.
             tracer: Times requests, if they are traced.
         """
         self._tracer = tracer
         self._envelope = envelope
         self._guard = guard
         self._write_timeout = write_timeout
+        self._max_body_bytes = max_body_bytes
         self._any_origin = "*" in cors_origins
         self._origins = frozenset(cors_origins)
         self._routes: dict[str, Route] = {}
@@ -137,32 +143,18 @@ class Middleware:
     def _around(self, handler: Any, path: str, permission: Permission | None = None) -> Handler:
         """Wraps a handler; without a permission it only refuses, and whoever asks may be told so."""
         route = self._routes.setdefault(path, Route())
+        counted = permission is not None and path not in _UNCOUNTED
 
         async def around(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
             origin = Origin("http", request.headers.get, partial(_peer, request))
             ORIGIN.set(origin)  # for this request: the next one of the connection sets its own
             current_identity.set(UNCHECKED)
-            request_id = request[REQUEST_ID] = origin.request_id
-            response: web.StreamResponse
-            try:
-                if len(request.raw_path) > LONGEST_URL:
-                    raise web.HTTPRequestURITooLong(text=f"the URL is longer than {LONGEST_URL} bytes")  # noqa: TRY301
-                if permission is not None:
-                    identity = await self._guard.admit(self.presented(request), permission, peer_of(request))
-                    request[IDENTITY] = identity
-                    current_identity.set(identity)
-                response = await handler(request)
-            except ConnectionError:  # the client has gone: nobody is there to be told
-                response = web.Response(status=HTTPStatus.BAD_REQUEST)
-            except Exception as error:  # noqa: BLE001 - the one place that turns errors into answers
-                response = self._envelope.failure(failure_of(error, request_id), request_id)
-            if not response.prepared:
-                self.add_headers(request, response.headers)
-                if "Accept-Encoding" in request.headers:
-                    _compress(request, response)
-                if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
-                    await self._send(request, response)
+            request[REQUEST_ID] = origin.request_id
+            with Call(self._guard.in_flight) as call:
+                response = await self._answer(request, handler, permission, call if counted else None)
+                if not response.prepared:
+                    await self._finish(request, response)
             seconds = time.perf_counter() - began
             route.count(request.method, response, seconds)
             if self._tells_all or (self._tells_errors and response.status >= HTTPStatus.BAD_REQUEST):
@@ -170,6 +162,44 @@ class Middleware:
             return response
 
         return around if self._tracer is None else _traced(around, path, self._tracer)
+
+    async def _answer(
+        self, request: web.Request, handler: Any, permission: Permission | None, call: Call | None
+    ) -> web.StreamResponse:
+        """Has a handler answer, or answers in its place."""
+        request_id = request[REQUEST_ID]
+        try:
+            if len(request.raw_path) > LONGEST_URL:
+                raise web.HTTPRequestURITooLong(text=f"the URL is longer than {LONGEST_URL} bytes")  # noqa: TRY301
+            if call is not None:
+                call.begin(self._body_bytes(request))
+            if permission is not None:
+                identity = await self._guard.admit(self.presented(request), permission, peer_of(request))
+                request[IDENTITY] = identity
+                current_identity.set(identity)
+            response: web.StreamResponse = await handler(request)
+            if call is not None and isinstance(response, web.Response):
+                call.hold(response.content_length or 0)
+        except ConnectionError:  # the client has gone: nobody is there to be told
+            return web.Response(status=HTTPStatus.BAD_REQUEST)
+        except Exception as error:  # noqa: BLE001 - the one place that turns errors into answers
+            return self._envelope.failure(failure_of(error, request_id), request_id)
+        return response
+
+    def _body_bytes(self, request: web.Request) -> int:
+        """How much of the body of a request may be read; one that does not say how long it is may be of any length."""
+        if not request.body_exists:
+            return 0
+        declared = request.content_length
+        return self._max_body_bytes if declared is None else min(declared, self._max_body_bytes)
+
+    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Gives an answer what every one has; sends it if that may take long."""
+        self.add_headers(request, response.headers)
+        if "Accept-Encoding" in request.headers:
+            _compress(request, response)
+        if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
+            await self._send(request, response)
 
     def presented(self, request: web.Request) -> Presented:
         """What a caller shows.

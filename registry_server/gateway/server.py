@@ -83,7 +83,13 @@ class HttpServer:
         envelope, documents = Envelope(clock), Documents()
         write_timeout = settings.write_timeout_ms / 1000
         middleware = Middleware(
-            envelope, guard, settings.cors_origins, logs or LogSettings(), write_timeout=write_timeout, tracer=tracer
+            envelope,
+            guard,
+            settings.cors_origins,
+            logs or LogSettings(),
+            write_timeout=write_timeout,
+            max_body_bytes=settings.max_body_bytes,
+            tracer=tracer,
         )
         api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
         events = EventStream(

@@ -12,7 +12,7 @@ from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health
 from registry_server.catalog import Change, Replica
 from registry_server.config import HealthCheckSettings
-from registry_server.errors import ProbingDisabled, RegistryError, StoreUnavailable
+from registry_server.errors import Overloaded, ProbingDisabled, RegistryError, StoreUnavailable
 from registry_server.health.figures import Figures
 from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
@@ -32,6 +32,9 @@ _SLICE: Final = 100
 """Services that are looked at between two turns of other tasks; about 4 ms."""
 _ON_DEMAND: Final = 64
 """Probes at once that clients ask for, beside those that are due: they cannot hold those up."""
+
+_MOST_ON_DEMAND: Final = 1_024
+"""Of those that wait for that: the last of them already for longer than most clients do."""
 
 log = structlog.get_logger(__name__)
 
@@ -132,6 +135,7 @@ class HealthMonitor:
 
         Raises:
             ProbingDisabled: The monitor does not run.
+            Overloaded: Too many are asked for.
             RegistryError: The result could not be committed.
         """
         if self._group is None:
@@ -139,6 +143,8 @@ class HealthMonitor:
         plan = Plan.of(record.message(), self._settings)
         answer = self._on_demand.get((record.name, plan))
         if answer is None:
+            if len(self._on_demand) >= _MOST_ON_DEMAND:
+                raise Overloaded("probes", _MOST_ON_DEMAND, f"{_MOST_ON_DEMAND} probes are asked for here")
             answer = self._on_demand[record.name, plan] = asyncio.get_running_loop().create_future()
             self._group.create_task(self._check_on_demand(record, plan))
         health = await asyncio.shield(answer)

@@ -11,6 +11,7 @@ from registry_server.errors import RegistryError
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
+from registry_server.rpc.readers import Readers
 from registry_server.rpc.status import status_of
 from registry_server.security.guard import Guard, Session
 from registry_server.security.identity import current_identity
@@ -27,10 +28,11 @@ class RegistryRpc:
     each stream would cost several hops.
     """
 
-    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard) -> None:
+    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard, readers: Readers) -> None:
         self._registry = registry
         self._drain = drain
         self._guard = guard
+        self._readers = readers
 
     async def register_service(self, request: pb.RegisterServiceRequest, _: Context) -> pb.RegisterServiceResponse:
         service = await self._registry.register(request.service, create_only=request.create_only)
@@ -100,13 +102,13 @@ class RegistryRpc:
                 self._guard.charge(session.identity, session.peer)
                 renewed, unknown = await self._registry.heartbeat(request.names)
                 answer = pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown)
-                await context.write(answer.SerializeToString())
+                await self._readers.write(answer.SerializeToString(), context)
 
     async def watch_events(self, wire: bytes, context: Context, session: Session) -> None:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
             session.on_end(partial(watcher.end, at_once=True))
             async for message in watcher:
-                await context.write(message)
+                await self._readers.write(message, context)
 
     async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: Context) -> pb.ListCapabilitiesResponse:
         return self._registry.list_capabilities(request.page_size, request.page_token)

@@ -28,6 +28,7 @@ CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.NotReplicated: grpc.StatusCode.UNAVAILABLE,
     errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
     errors.ProbingDisabled: grpc.StatusCode.UNIMPLEMENTED,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.IssuerUnavailable: grpc.StatusCode.UNAVAILABLE,

@@ -20,7 +20,7 @@ from registry_server.errors import (
 from registry_server.security.authenticator import Authenticator, Presented
 from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role, current_identity
 from registry_server.security.jwt_tokens import Refused
-from registry_server.security.limits import Buckets, Gauge
+from registry_server.security.limits import Buckets, Gauge, InFlight
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
 from registry_server.tasks import cancel
@@ -96,7 +96,9 @@ class Guard:
         )
         self._buckets = Buckets()
         self._verifications = Buckets()
-        self._watches = Gauge("watches", limits.watches)
+        self.in_flight = InFlight(limits.calls, limits.call_bytes)
+        """What is under way of all callers."""
+        self._streams = {True: Gauge("watches", limits.watches), False: Gauge("keep-alive-streams", limits.watches)}
         self._sessions: set[Session] = set()
         self._told: dict[str, tuple[float, int]] = {}
         self._checking: asyncio.Task[None] | None = None
@@ -172,19 +174,16 @@ class Guard:
             presented: By what.
             permission: For what.
             peer: Address of the caller.
-            watches: Whether it counts as a watch.
+            watches: Whether it counts as a watch; else it does as a stream of heartbeats.
 
         Raises:
-            LimitExceeded: The caller has too many watches, or the server.
+            LimitExceeded: The caller has too many of them, or the server.
         """
         session = Session(identity, presented, permission, peer)
         limits = identity.limits or self._general
-        if watches:
-            with self._watches.one(_caller(identity, peer), limits.watches), self._looked_after(session):
-                yield session
-        else:
-            with self._looked_after(session):
-                yield session
+        streams = self._streams[watches]
+        with streams.one(_caller(identity, peer), limits.watches), self._looked_after(session):
+            yield session
 
     @contextmanager
     def _looked_after(self, session: Session) -> Iterator[None]:

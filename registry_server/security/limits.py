@@ -4,12 +4,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
-from registry_server.errors import LimitExceeded, RateLimited
+from registry_server.errors import LimitExceeded, Overloaded, RateLimited
 
 MOST_BUCKETS: Final = 10_000
 """Callers that are told apart; of more, the oldest is forgotten."""
+
+
+SMALL: Final = 16 << 10
+"""Bytes up to which a request counts as a call alone: who sends large ones cannot keep others from small ones."""
 
 
 class Buckets:
@@ -92,3 +96,66 @@ class Gauge:
             self._counts[caller] -= 1
             if not self._counts[caller]:
                 del self._counts[caller]
+
+
+class InFlight:
+    """Counts the calls that are under way, whoever makes them, and the bytes that they hold.
+
+    More of them than the process can answer in the time that clients wait would cost memory and help nobody.
+    """
+
+    def __init__(self, most_calls: int, most_bytes: int) -> None:
+        self.most_calls, self.most_bytes = most_calls, most_bytes
+        self.calls = 0
+        """How many there are."""
+        self.bytes = 0
+        """How much the large ones of their requests are, and of their answers until they are read."""
+        self.refused = 0
+        """How often it was too much."""
+
+
+class Call:
+    """One of them; as a context manager it ends with the context."""
+
+    __slots__ = ("_all", "_begun", "_bytes")
+
+    def __init__(self, all_: InFlight) -> None:
+        self._all, self._begun, self._bytes = all_, False, 0
+
+    def begin(self, size: int) -> None:
+        """Counts it, with a request of so many bytes.
+
+        Raises:
+            Overloaded: There are too many already.
+        """
+        if self._all.calls >= (most := self._all.most_calls):
+            self._all.refused += 1
+            raise Overloaded("calls", most, f"{most} calls are under way here")
+        if size > SMALL:
+            self.hold(size)
+        self._all.calls += 1
+        self._begun = True
+
+    def hold(self, size: int) -> None:
+        """Counts more bytes; where no others are held, as many as they are.
+
+        Raises:
+            Overloaded: There are too many already.
+        """
+        if self._all.bytes + size > (most := self._all.most_bytes) and self._all.bytes:
+            self._all.refused += 1
+            raise Overloaded("call-bytes", most, "too many bytes of requests and answers are held here")
+        self._all.bytes += size
+        self._bytes += size
+
+    def end(self) -> None:
+        """Counts it no longer, if it was counted."""
+        self._all.calls -= self._begun
+        self._all.bytes -= self._bytes
+        self._begun, self._bytes = False, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()

@@ -17,6 +17,10 @@ from registry_server.tracing import TRACE_ID, Tracer
 
 _LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
 _MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
+_STALLED = 1.0
+"""Seconds of a round trip after which nobody else is made to wait for it."""
+_DOUBTED = 0.1
+"""The same where the round trip before it failed: one asks whether Redis is back, the others are told at once."""
 _UNTRACED: Final = nullcontext()
 
 
@@ -61,6 +65,9 @@ class Commands:
         self._tracer = tracer
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._sent_at = 0.0  # by the clock of the loop
+        self._failed = False  # the last round trip
+        self._normal = 0.0 if confirmation is None else confirmation.patience_ms / 1000
 
     async def run(self, *command: Any) -> Any:
         """Runs one command.
@@ -74,9 +81,13 @@ class Commands:
         """
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("too many writes are waiting for the store")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if self._sender is not None and self._is_stalled(loop.time()):
+            raise StoreUnavailable("the store takes too long to answer those who were first")
+        future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
         if self._sender is None:
+            self._sent_at = loop.time()
             self._sender = asyncio.create_task(self._send_all(), name="store-commands")
         return await future
 
@@ -113,6 +124,10 @@ class Commands:
         if self._sender is not None:
             await self._sender
 
+    def _is_stalled(self, now: float) -> bool:
+        """Whether Redis takes so long that who comes now would wait in vain, and cost memory until then."""
+        return now - self._sent_at > self._normal + (_DOUBTED if self._failed else _STALLED)
+
     async def _send_all(self) -> None:
         try:
             while self._waiting:
@@ -122,8 +137,10 @@ class Commands:
             self._sender = None
 
     async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
         try:
             results = await self._round_trip([command for command, _ in batch])
+            self._failed = False
             # Those were not carried out.
             missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
             elsewhere = [i for i, result in enumerate(results) if _is_elsewhere(result)]
@@ -137,7 +154,8 @@ class Commands:
                     results[i] = result
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
             failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
-            if isinstance(failure, StoreUnavailable):
+            self._failed = isinstance(failure, StoreUnavailable)
+            if self._failed:
                 # Those behind would each wait for the same timeout, one batch after the other.
                 batch, self._waiting = batch + self._waiting, []
             results = [failure] * len(batch)

@@ -15,12 +15,27 @@ from registry_server.figures import CacheFigures, Histogram
 from registry_server.gateway.middleware import Route
 from registry_server.health import HealthMonitor, OutcomeKind
 from registry_server.rpc.calls import Method
+from registry_server.rpc.readers import Readers
+from registry_server.security.limits import InFlight
 from registry_server.store import RedisStore
 from registry_server.telemetry.samples import Samples
+from registry_server.writes import Writes
 
 PREFIX: Final = "ossa_registry_"
 # A counter that begins at its first error looks to Prometheus as if it had always stood there.
 _FROM_THE_START: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
+
+
+def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Readers) -> Iterator[Metric]:
+    """How much is under way of what is bounded."""
+    yield _gauge("calls_under_way", "Calls of gRPC and REST that are under way", in_flight.calls)
+    yield _gauge(
+        "calls_under_way_bytes", "Bytes of their requests and of answers that wait to be read", in_flight.bytes
+    )
+    yield _counter("calls_overloaded", "Calls that were refused since too much was under way", in_flight.refused)
+    yield _counter("calls_unread", "Calls and streams that were cut since their client did not read", readers.cut)
+    yield _gauge("writes_under_way", "Writes that wait for their turn or for the store", writes.under_way)
+    yield _gauge("snapshot_services", "Services in the snapshots that are being sent", hub.snapshot_records)
 
 
 def of_rpc(methods: Mapping[str, Method]) -> Iterator[Metric]:

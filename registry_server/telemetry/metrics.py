@@ -14,9 +14,11 @@ from registry_server.catalog import Discovery, Follower, Replica, WatchHub
 from registry_server.gateway import HttpServer
 from registry_server.health import HealthMonitor
 from registry_server.rpc import RpcServer
+from registry_server.security.limits import InFlight
 from registry_server.store import RedisStore
 from registry_server.telemetry import families
 from registry_server.telemetry.samples import Samples
+from registry_server.writes import Writes
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -44,6 +46,8 @@ class Metrics(Collector):
         follower: Follower,
         monitor: HealthMonitor,
         samples: Samples,
+        writes: Writes,
+        in_flight: InFlight,
         labels: Mapping[str, str],
     ) -> None:
         """Keeps where to look; the transports come later, since one of them serves the metrics.
@@ -58,6 +62,8 @@ class Metrics(Collector):
         self._follower = follower
         self._monitor = monitor
         self._samples = samples
+        self._writes = writes
+        self._in_flight = in_flight
         self._rpc: RpcServer | None = None
         self._http: HttpServer | None = None
         self._all = CollectorRegistry()  # and not the library's own: a test has several servers in one process
@@ -84,6 +90,7 @@ class Metrics(Collector):
         if self._rpc is not None and self._http is not None:
             yield from families.of_rpc(self._rpc.methods)
             yield from families.of_http(self._http.figures.routes)
+            yield from families.of_pressure(self._in_flight, self._hub, self._writes, self._rpc.readers)
             yield from families.of_caches(self._discovery.figures, self._http.figures.listing)
         yield from families.of_store(self._store, self._follower)
         yield from families.of_follower(self._follower, self._replica)

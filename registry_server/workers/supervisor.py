@@ -1,4 +1,4 @@
-"""``Supervisor``: starts workers, replaces those that die, drains them together."""
+"""``Supervisor``: starts workers, replaces those that die, restarts them one by one, drains them together."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from registry_server import __version__
-from registry_server.app import first_error, run_loop, stop_on_signals
+from registry_server.app import ROLL_SIGNAL, first_error, run_loop, stop_on_signals
 from registry_server.config import EMBEDDED, RedisUrl, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.frames import framed, read_frame
@@ -94,13 +94,17 @@ class Supervisor:
         Raises:
             ConfigurationError: They cannot serve as they are configured; within an ``ExceptionGroup``.
         """
+        loop, roll = asyncio.get_running_loop(), asyncio.Event()
         if self._settings.security.policy_file is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(ROLL_SIGNAL, roll.set)
         async with asyncio.TaskGroup() as group:
             keeping = [group.create_task(worker.keep(), name=f"worker-{worker.number}") for worker in self._workers]
             announcing = group.create_task(self._announce(), name="announce")
+            rolling = group.create_task(self._restart_one_by_one(roll), name="rolling-restart")
             await stop.wait()
             announcing.cancel()
+            rolling.cancel()
             grace = self._settings.shutdown.grace_seconds
             log.info("draining", grace_seconds=grace)
             for worker in self._workers:
@@ -118,6 +122,16 @@ class Supervisor:
         for worker in self._workers:
             worker.reload()
 
+    async def _restart_one_by_one(self, wanted: asyncio.Event) -> None:
+        """Restarts all workers whenever that is wanted, each once the one before serves again."""
+        while True:
+            await wanted.wait()
+            wanted.clear()  # wanted again meanwhile, it begins again afterwards
+            log.info("restarting the workers one after the other", workers=len(self._workers))
+            for worker in self._workers:
+                await worker.restart(self._settings.shutdown.grace_seconds + _FAREWELL)
+            log.info("all workers were restarted", workers=len(self._workers))
+
     async def _announce(self) -> None:
         for worker in self._workers:
             await worker.ready.wait()
@@ -133,6 +147,7 @@ class _Worker:
         """Set once one of them serves."""
         self._setup = Setup(number, settings)
         self._draining = False
+        self._renewed: asyncio.Future[None] | None = None  # once another one serves than the one that runs now
         self._process: asyncio.subprocess.Process | None = None
         self._looks = 0  # since it last said something
         self._collect = collect
@@ -180,6 +195,19 @@ class _Worker:
         self._draining = True
         self._signal(signal.SIGTERM)
 
+    async def restart(self, patience: float) -> None:
+        """Has it drain, and waits until the next one serves; ``patience`` is how many seconds it has for the former."""
+        process = self._process
+        renewed = self._renewed = asyncio.get_running_loop().create_future()
+        self._signal(signal.SIGTERM)
+        if process is not None:
+            try:
+                async with asyncio.timeout(patience):
+                    await process.wait()
+            except TimeoutError:
+                self.kill()
+        await renewed
+
     def reload(self) -> None:
         """Has it read its policy again."""
         self._signal(signal.SIGHUP)
@@ -197,7 +225,7 @@ class _Worker:
 
     async def _run_one(self) -> int:
         """Runs a worker until it ends; gives its exit code. It ends when its connection does."""
-        ours, theirs = socket.socketpair()
+        renewed, (ours, theirs) = self._renewed, socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())), pass_fds=[theirs.fileno()]
@@ -210,7 +238,7 @@ class _Worker:
                 self._signal(signal.SIGTERM)
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
-                await self._listen(reader, group)
+                await self._listen(reader, group, renewed)
                 watching.cancel()
             return await self._process.wait()
         finally:
@@ -225,7 +253,9 @@ class _Worker:
     async def _answer(self, number: int) -> None:
         self._say({"kind": COLLECTED, "id": number, "texts": await self._collect()})
 
-    async def _listen(self, reader: asyncio.StreamReader, group: asyncio.TaskGroup) -> None:
+    async def _listen(
+        self, reader: asyncio.StreamReader, group: asyncio.TaskGroup, renewed: asyncio.Future[None] | None
+    ) -> None:
         """Takes what it says, until it ends."""
         while (frame := await read_frame(reader)) is not None:
             self._looks = 0
@@ -233,8 +263,12 @@ class _Worker:
             match message["kind"]:
                 case messages.READY:
                     self.ready.set()
+                    if renewed is not None and not renewed.done():
+                        renewed.set_result(None)
                 case messages.REFUSED if not self.ready.is_set():
                     raise ConfigurationError(message["why"])
+                case messages.REFUSED:
+                    log.error("a worker cannot serve as it is configured", worker=self.number, why=message["why"])
                 case messages.COLLECT:
                     group.create_task(self._answer(message["id"]))
                 case messages.TOLD if (answer := self._asked.get(message["id"])) and not answer.done():

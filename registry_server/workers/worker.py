@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from registry_server.app import Team, run_loop, serve_until, stop_on_signals
+from registry_server.app import ROLL_SIGNAL, Team, run_loop, serve_until, stop_on_signals
 from registry_server.errors import ConfigurationError
 from registry_server.frames import framed, read_frame
 from registry_server.tasks import cancel
@@ -127,6 +127,7 @@ def main() -> int:
     # What a terminal sends to all processes of a group is for the supervisor, which passes on what concerns us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(ROLL_SIGNAL, signal.SIG_IGN)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return run_loop(_main(socket.socket(fileno=int(sys.argv[1]))))
 

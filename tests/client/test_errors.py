@@ -23,6 +23,7 @@ SAMPLES: dict[type[of_server.RegistryError], of_server.RegistryError] = {
     of_server.StoreUnavailable: of_server.StoreUnavailable(),
     of_server.NotReplicated: of_server.NotReplicated(7, 1, 2),
     of_server.ShuttingDown: of_server.ShuttingDown(),
+    of_server.Overloaded: of_server.Overloaded("calls", 3, "too much is under way"),
     of_server.ProbingDisabled: of_server.ProbingDisabled(),
     of_server.Unauthenticated: of_server.Unauthenticated(),
     of_server.IssuerUnavailable: of_server.IssuerUnavailable("corp"),

@@ -15,6 +15,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.rolling_fleet import Fleet
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient
 from registry_server.workers import supervisor
@@ -180,6 +181,47 @@ async def test_a_worker_that_does_not_speak_is_replaced(redis: RedisProcess, mon
     async with asyncio.timeout(PATIENCE):
         await running
     assert workers_of(os.getpid()) == []
+
+
+async def test_workers_are_restarted_one_after_the_other_and_nobody_loses_anything(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as server:
+        fleet, stop, ready = Fleet(server.grpc_address, changes_every=0.05), asyncio.Event(), asyncio.Event()
+        living = asyncio.create_task(fleet.run(200, 4, 50, stop, ready))
+        async with asyncio.timeout(PATIENCE):
+            await ready.wait()
+        before = workers_of(server.pid)
+        server.signal(signal.SIGUSR2)
+        await server.logged("all workers were restarted")
+        now = workers_of(server.pid)
+        stop.set()
+        async with asyncio.timeout(PATIENCE):
+            await living  # which ends once every watcher has every change
+        assert len(now) == 2
+        assert not set(now) & set(before)
+        assert (fleet.lost, fleet.holes) == (0, 0)
+        assert len(fleet.resumed) == 50
+        assert fleet.beats >= 400, "all beat before and after"
+        assert set(fleet.refused) > set(), fleet.told()
+
+
+async def test_a_restart_stops_at_a_worker_that_does_not_come_back(tmp_path: Path) -> None:
+    policy = Policy(tmp_path / "policy")
+    async with two_workers(tmp_path / "data", f"--security.policy-file={policy.file}") as server:
+        before = workers_of(server.pid)
+        policy.file.unlink()
+        server.signal(signal.SIGUSR2)
+        assert (await server.logged("a worker cannot serve as it is configured"))["worker"] == 1
+        assert before[1] in workers_of(server.pid)
+        policy.write()
+        await server.logged("all workers were restarted")
+
+
+async def test_a_process_without_workers_says_so_and_goes_on(tmp_path: Path) -> None:
+    async with ServerProcess(f"--data-dir={tmp_path}", "--redis.url=embedded") as server:
+        server.signal(signal.SIGUSR2)
+        await server.logged("there are no workers to restart one after the other: restart this process, or set workers")
+        async with connected(server.grpc_address) as (_, stub):
+            await stub.GetStats(pb.GetStatsRequest())
 
 
 async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:

@@ -46,6 +46,12 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
         1.0,
     ),
     (errors.ShuttingDown(), grpc.StatusCode.UNAVAILABLE, {}, 0.5),
+    (
+        errors.Overloaded("calls", 3, "too much is under way"),
+        grpc.StatusCode.UNAVAILABLE,
+        {"limit": "calls", "most": "3"},
+        1.0,
+    ),
     (errors.ProbingDisabled(), grpc.StatusCode.UNIMPLEMENTED, {}, None),
     (errors.Unauthenticated(), grpc.StatusCode.UNAUTHENTICATED, {}, None),
     (errors.IssuerUnavailable("corp"), grpc.StatusCode.UNAVAILABLE, {}, 5.0),

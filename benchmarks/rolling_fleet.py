@@ -1,0 +1,193 @@
+"""Agents and watchers that live through restarts, in a process of their own.
+
+``python -m benchmarks.rolling_fleet ADDRESS SERVICES STREAMS WATCHERS`` registers services, keeps their leases and
+watches them, until a line comes on standard input; then it says in one line of JSON what it met.
+"""
+
+import asyncio
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from benchmarks.fleet import services
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
+
+LEASE_SECONDS: Final = 30
+_BEAT_EVERY: Final = LEASE_SECONDS / 3
+_BATCH: Final = 250
+_WATCHERS_ON_ONE: Final = 50
+"""Watchers that share a connection."""
+
+
+class Fleet:
+    """Retries what is UNAVAILABLE or was reset, and nothing else.
+
+    It notices leases that are lost, and watchers that miss a change or are told one twice.
+    """
+
+    def __init__(self, address: str, *, changes_every: float) -> None:
+        """Prepares it; ``changes_every`` is how many seconds lie between two changes of services."""
+        self._address = address
+        self._changes_every = changes_every
+        self._names: list[str] = []
+        self._head = 0  # newest revision that an answer told of
+        self._revisions: dict[int, int] = {}  # of each watcher
+        self.beats = 0
+        """Leases that were renewed."""
+        self.lost = 0
+        """Leases that were not there any more."""
+        self.holes = 0
+        """Changes that a watcher missed or was told twice."""
+        self.events = 0
+        """Changes that watchers were told."""
+        self.resumed: set[int] = set()
+        """Watchers that went on at their cursor."""
+        self.refused: Counter[str] = Counter()
+        """Calls and streams that ended as UNAVAILABLE."""
+        self.reset = 0
+        """Those that reached a server in the moment of its stop: gRPC resets them (CANCELLED, without a reason)."""
+
+    async def run(self, count: int, streams: int, watchers: int, stop: asyncio.Event, ready: asyncio.Event) -> None:
+        """Registers and keeps the fleet until ``stop``; then waits until every watcher has every change."""
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            channels = [await stack.enter_async_context(_connection(self._address)) for _ in range(1 + streams)]
+            writer, *beating = [RegistryServiceStub(channel) for channel in channels]
+            await self._register(writer, count)
+            share = -(-count // streams)
+            tasks = [
+                group.create_task(self._beat(stub, self._names[i * share : (i + 1) * share]))
+                for i, stub in enumerate(beating)
+            ]
+            for number in range(watchers):
+                if number % _WATCHERS_ON_ONE == 0:
+                    channel = await stack.enter_async_context(_connection(self._address))
+                tasks.append(group.create_task(self._watch(RegistryServiceStub(channel), number)))
+            while len(self._revisions) < watchers:  # noqa: ASYNC110 - a look now and then is enough
+                await asyncio.sleep(0.05)
+            changing = group.create_task(self._change(writer, stop))
+            ready.set()
+            await stop.wait()
+            await changing
+            async with asyncio.timeout(60):
+                while min(self._revisions.values(), default=self._head) < self._head:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+
+    def told(self) -> dict[str, object]:
+        """What it met, for JSON."""
+        return {
+            "beats": self.beats,
+            "lost": self.lost,
+            "holes": self.holes,
+            "events": self.events,
+            "resumed": len(self.resumed),
+            "refused": self.refused,
+            "reset": self.reset,
+        }
+
+    async def _register(self, stub: "RegistryServiceAsyncStub", count: int) -> None:
+        fleet = list(services(count))
+        for service in fleet:
+            service.ttl.FromSeconds(LEASE_SECONDS)
+            service.health_check.heartbeat.SetInParent()
+        self._names = [service.name for service in fleet]
+        for at in range(0, count, _BATCH):
+            answer = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=fleet[at : at + _BATCH]))
+            for result in answer.results:
+                if not result.HasField("service"):
+                    raise RuntimeError(f"not registered: {result.status.message}")
+                self._head = max(self._head, result.service.revision)
+
+    async def _beat(self, stub: "RegistryServiceAsyncStub", names: Sequence[str]) -> None:
+        async def messages() -> AsyncIterator[pb.KeepAliveRequest]:
+            while True:
+                yield pb.KeepAliveRequest(names=names)
+                await asyncio.sleep(_BEAT_EVERY * random.uniform(0.8, 1.0))
+
+        while True:
+            try:
+                async for answer in stub.KeepAlive(messages()):
+                    self.beats += answer.renewed_count
+                    self.lost += len(answer.unknown_names)
+            except grpc.aio.AioRpcError as error:
+                await self._pause(error)
+
+    async def _watch(self, stub: "RegistryServiceAsyncStub", number: int) -> None:
+        cursor = ""
+        while True:
+            try:
+                async for message in stub.WatchEvents(pb.WatchEventsRequest(cursor=cursor)):
+                    last = self._revisions.get(number, message.revision - len(message.events))
+                    for event in message.events:
+                        self.holes += event.revision != last + 1  # it is told of every change there is
+                        last = event.revision
+                    self.holes += message.revision != last
+                    self.events += len(message.events)
+                    cursor, self._revisions[number] = message.cursor, last
+            except grpc.aio.AioRpcError as error:
+                await self._pause(error)
+            self.resumed.add(number)
+
+    async def _change(self, stub: "RegistryServiceAsyncStub", stop: asyncio.Event) -> None:
+        """Changes one service after the other; repeats what is refused, which is the same as doing it once."""
+        request = pb.UpdateServiceRequest()
+        request.update_mask.paths.append("metadata.description")
+        count = 0
+        while not stop.is_set():
+            count += 1
+            request.service.name = self._names[count % len(self._names)]
+            request.service.metadata.description = f"change {count}"
+            try:
+                self._head = max(self._head, (await stub.UpdateService(request)).service.revision)
+            except grpc.aio.AioRpcError as error:
+                await self._pause(error)
+                count -= 1
+                continue
+            await asyncio.sleep(self._changes_every)
+
+    async def _pause(self, error: grpc.aio.AioRpcError) -> None:
+        if error.code() == grpc.StatusCode.CANCELLED:  # not by us
+            self.reset += 1
+        elif error.code() == grpc.StatusCode.UNAVAILABLE:
+            self.refused[error.details() or ""] += 1
+        else:
+            raise error
+        await asyncio.sleep(random.uniform(0.05, 0.5))
+
+
+def _connection(address: str) -> grpc.aio.Channel:
+    """A channel of its own connection, which is made again soon."""
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+    ]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+async def _main(address: str, count: int, streams: int, watchers: int) -> None:
+    fleet, stop, ready = Fleet(address, changes_every=2.0), asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(fleet.run(count, streams, watchers, stop, ready))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+    print("ready", flush=True)
+    ordered = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+    await asyncio.wait((running, ordered), return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    await running
+    print(json.dumps(fleet.told()), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1], *map(int, sys.argv[2:])))
