@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, cast
 
 import grpc
 import structlog
@@ -282,7 +282,7 @@ def _end_once_read(call: Call, context: Context, readers: Readers) -> None:
         readers.end(sending)
         call.end()
 
-    context.add_done_callback(sent)
+    context.add_done_callback(cast("Any", sent))  # types-grpcio takes its protocol for a class
 
 
 def _stream(

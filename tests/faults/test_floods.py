@@ -33,6 +33,12 @@ UNMETERED: Final = ("--limits.requests-per-second=1000000", "--limits.request-bu
 """One client stands for all of them."""
 
 
+def stream_of(channel: grpc.aio.Channel, method: str, wire: bytes) -> "grpc.aio.UnaryStreamCall[bytes, bytes]":
+    """Calls a method as a stream of bytes, whatever it is."""
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"{METHOD}/{method}")
+    return call(wire)
+
+
 class Growth:
     """Watches how much the memory of a server grows."""
 
@@ -119,7 +125,8 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
 
     async def offer(channel: grpc.aio.Channel, wire: bytes) -> None:
         try:
-            await channel.unary_unary(f"{METHOD}/RegisterService")(wire)
+            register: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{METHOD}/RegisterService")
+            await register(wire)
         except grpc.aio.AioRpcError as error:
             reason = info_of(error).reason if error.code() == grpc.StatusCode.UNAVAILABLE else ""
             told[error.code(), reason] += 1
@@ -149,7 +156,7 @@ async def test_more_watches_than_one_caller_may_have(redis: RedisProcess) -> Non
     refused: Counter[str] = Counter()
 
     async def opened(channel: grpc.aio.Channel) -> Any:
-        call = channel.unary_stream(f"{METHOD}/WatchEvents")(wire)
+        call = stream_of(channel, "WatchEvents", wire)
         try:
             await call.read()
         except grpc.aio.AioRpcError as error:
@@ -179,7 +186,7 @@ async def test_watchers_that_never_read(redis: RedisProcess) -> None:
         following(stub) as honest,
         watched(server) as growth,
     ):
-        silent = [four[i % 4].unary_stream(f"{METHOD}/WatchEvents")(wire) for i in range(readers)]
+        silent = [stream_of(four[i % 4], "WatchEvents", wire) for i in range(readers)]
 
         async def all_watch() -> bool:
             return await metric(server, "watchers") == readers + 1
@@ -212,7 +219,7 @@ async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
             await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=some))
         async with watched(server) as growth:
             # As a stream: a unary call would read what comes.
-            silent = [channel.unary_stream(f"{METHOD}/DiscoverServices")(wire) for _ in range(200)]
+            silent = [stream_of(channel, "DiscoverServices", wire) for _ in range(200)]
 
             async def too_much() -> bool:
                 return await metric(server, "calls_overloaded_total") > 0
