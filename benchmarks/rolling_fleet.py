@@ -68,10 +68,10 @@ class Fleet:
                 group.create_task(self._beat(stub, self._names[i * share : (i + 1) * share]))
                 for i, stub in enumerate(beating)
             ]
-            for number in range(watchers):
-                if number % _WATCHERS_ON_ONE == 0:
-                    channel = await stack.enter_async_context(_connection(self._address))
-                tasks.append(group.create_task(self._watch(RegistryServiceStub(channel), number)))
+            for first in range(0, watchers, _WATCHERS_ON_ONE):
+                stub = RegistryServiceStub(await stack.enter_async_context(_connection(self._address)))
+                some = range(first, min(first + _WATCHERS_ON_ONE, watchers))
+                tasks += [group.create_task(self._watch(stub, number)) for number in some]
             while len(self._revisions) < watchers:  # noqa: ASYNC110 - a look now and then is enough
                 await asyncio.sleep(0.05)
             changing = group.create_task(self._change(writer, stop))

@@ -279,11 +279,11 @@ def _end_once_read(call: Call, context: Context, readers: Readers) -> None:
     sending = this_call()
     readers.begin(sending)
 
-    def sent(_: Any) -> None:
+    def sent(_: Context) -> None:
         readers.end(sending)
         call.end()
 
-    context.add_done_callback(sent)
+    context.add_done_callback(sent)  # type: ignore[arg-type] # the stubs have a class of their own for it
 
 
 def _stream(
