@@ -8,7 +8,7 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fuzz check lint format type proto proto-check docs build bench clean
+.PHONY: help setup run test fuzz faults check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(STAMP) ## Run the tests
 
 fuzz: $(STAMP) ## Send 50,000 broken and 50,000 generated requests; takes a few minutes
 	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
+
+faults: $(STAMP) ## Break Redis, the registry and the network under load, each way twice; takes a few minutes
+	$(BIN)/python -m tests.faults.suite $(ARGS)
 
 check: lint type proto-check test ## All that CI runs
 
@@ -70,8 +73,8 @@ build: $(STAMP) ## Build the distributions into dist/: the whole, and the SDK al
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist --wheel packaging/client
 
-bench: $(STAMP) ## Run the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks --page docs/benchmarks.md $(ARGS)
 
 clean: ## Remove what the targets made, except .data
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -26,9 +26,12 @@ class _Bare(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(self._trigger)
 
     async def _watch(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
-        self._watchers.append(context)
         yield b""  # says that it watches
-        await asyncio.Event().wait()
+        self._watchers.append(context)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._watchers.remove(context)  # a write to one who has left would wait for ever
 
     async def _trigger(self, _: bytes, __: Any) -> bytes:
         for _event in range(self._events):

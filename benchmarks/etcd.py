@@ -42,7 +42,7 @@ def is_available() -> bool:
 async def etcd() -> AsyncIterator[str]:
     """Runs one; gives its address."""
     with tempfile.TemporaryDirectory(prefix="ossa-bench-", dir=_IN_MEMORY) as at:
-        client, peer = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+        client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
         process = await asyncio.create_subprocess_exec(
             "etcd",
             f"--data-dir={at}",
@@ -115,7 +115,8 @@ def watch() -> bytes:
     return bytes_field(1, everything())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

@@ -35,12 +35,17 @@ def services(count: int) -> Iterator[Service]:
     for i in range(count):
         service = Service()
         service.CopyFrom(template)
-        service.name = f"agent-{i:07d}"
+        service.name = name_of(i)
         service.endpoint = f"https://{service.name}.example.com:8080"
         service.capabilities[0].name = f"capability-{i // (2 * MATCHES)}"
         service.metadata.tags.extend(["ai", f"team-{i % 7}"])
         service.health.status = HealthStatus.HEALTH_STATUS_HEALTHY if i % 2 else HealthStatus.HEALTH_STATUS_UNHEALTHY
         yield service
+
+
+def name_of(i: int) -> str:
+    """Name of a service of the fleet."""
+    return f"agent-{i:07d}"
 
 
 def query(capability: int) -> DiscoverServicesRequest:

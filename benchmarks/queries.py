@@ -44,7 +44,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         for size in _SIZES:
             (folder / str(size)).mkdir()
             ours[size] = await stack.enter_async_context(registry(folder / str(size)))
-            await _fill(ours[size], size)
+            await fill(ours[size], size)
         point = replay.requests_file(
             folder / "point",
             (GetServiceRequest(name=one.name).SerializeToString() for one in services(_SIZES[0])),
@@ -123,7 +123,8 @@ async def _beside_etcd(
     report.line("point read: ratio to etcd, median", f"{statistics.median(points):.2f}")
 
 
-async def _fill(address: str, count: int) -> None:
+async def fill(address: str, count: int) -> None:
+    """Registers a fleet."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)
         batch: list[Service] = []

@@ -5,9 +5,12 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 from typing import Final, NamedTuple
 
 _PACKAGES: Final = ("grpcio", "protobuf", "redis", "hiredis", "uvloop", "aiohttp")
@@ -19,6 +22,23 @@ _PROGRAMS: Final = {
 }
 
 
+_SECTION: Final = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_INTRODUCTION: Final = """\
+What is measured is ratios. Client, server, Redis and peers share the processors of one machine, so an absolute figure
+is of that machine and that hour, and half of it is the load generator's. A **ratio** has two sides that were measured
+in alternating rounds of one run, a few seconds apart; the median of the rounds counts.
+
+- A *bare echo*, *loop* or *handler* is the same library (grpc.aio, aiohttp) doing nothing but to answer, or write, the
+  same bytes: the floor on which the registry stands. A ratio of 0.9 to it says that all of the registry costs a tenth.
+- *etcd* is the peer: one node, its data in memory, asked for the same with the same compiled client.
+- A **bound** is a promise of the project: `make bench` fails where one is not kept. Figures without a bound inform.
+
+`python -m benchmarks NAME` measures one scenario again, and with `--page docs/benchmarks.md` it writes its part of this
+page anew. What a scenario needs and does not find (Go, etcd, h2load, redis-server) it names, and is left out."""
+_WIDTH: Final = 120
+_BAR: Final = 40  # characters
+
+
 class _Row(NamedTuple):
     what: str
     value: str
@@ -26,13 +46,21 @@ class _Row(NamedTuple):
     kept: str
 
 
+class _Scenario(NamedTuple):
+    name: str
+    about: str
+    parts: list[str | _Row]
+    """Rows, and between them text: titles, charts."""
+
+
 class Report:
     """Prints figures as they come, each with its bound, and keeps them for the page."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounds: int) -> None:
         self.failed = 0
+        self._rounds = rounds
         self._machine: list[str] = []
-        self._scenarios: list[tuple[str, list[_Row]]] = []
+        self._scenarios: list[_Scenario] = []
 
     async def machine(self) -> None:
         """Says what was measured on, and with what."""
@@ -45,19 +73,23 @@ class Report:
         ]
         print("\n".join(self._machine))
 
+    def scenario(self, name: str, about: str) -> None:
+        """Begins a scenario: ``about`` says what it shows, and where a peer is ahead and why."""
+        self._scenarios.append(_Scenario(name, about, []))
+
     def title(self, text: str) -> None:
-        """Begins a scenario."""
-        self._scenarios.append((text, []))
+        """Begins a table of the scenario."""
+        self._scenarios[-1].parts.append(f"### {text}")
         print(f"\n{text}")
 
     def skipped(self, title: str, missing: str) -> None:
         """Says that a scenario cannot be measured here."""
-        self._scenarios.append((title, [_Row(f"skipped, without {missing}", "", "", "")]))
-        print(f"\n{title}: skipped, without {missing}")
+        self.title(title)
+        self.line(f"skipped, without {missing}", "")
 
     def line(self, what: str, value: str) -> None:
         """Prints a figure without a bound."""
-        self._scenarios[-1][1].append(_Row(what, value, "", ""))
+        self._scenarios[-1].parts.append(_Row(what, value, "", ""))
         print(f"  {what:<58} {value:>14}", flush=True)
 
     def at_most(self, what: str, value: float, bound: float, unit: str) -> None:
@@ -68,27 +100,41 @@ class Report:
         """Prints a figure that has to be large."""
         self._judged(what, value, f">= {bound:g} {unit}".rstrip(), unit, ok=value >= bound)
 
-    def page(self, command: str) -> str:
-        """All of it in Markdown."""
-        lines = [
-            "# Benchmarks",
-            "",
-            f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}; not written by hand.",
-            "",
-            *(f"- {line}" for line in self._machine if line),
-            "",
-            "Client, server and Redis share the processors. Absolute figures are of that machine and that hour; what",
-            "counts are ratios, whose two sides are measured in alternating rounds of one run.",
-        ]
-        for title, rows in self._scenarios:
-            lines += ["", f"## {title}", "", "| | | bound | |", "|---|---:|---|---|"]
-            lines += [f"| {row.what} | {row.value} | {row.bound} | {row.kept} |" for row in rows]
-        return "\n".join(lines) + "\n"
+    def chart(self, title: str, bars: Sequence[tuple[str, float, str]]) -> None:
+        """Draws bars: each with its name, its share of the longest, and what it stands for."""
+        lines = [f"{name:>12} {'█' * max(1, round(share * _BAR)):<{_BAR}} {value}" for name, share, value in bars]
+        self._scenarios[-1].parts.append("\n".join((f"{title}:", "", "```text", *lines, "```")))
+        print("\n".join((f"  {title}", *lines)))
+
+    def page(self, earlier: str, order: Sequence[str]) -> str:
+        """All of it in Markdown.
+
+        Args:
+            earlier: The page as it was; of it, what was not measured this time stays.
+            order: Names of all scenarios.
+        """
+        sections = {name: f"## {name}\n{text}" for name, text in _SECTION.findall(earlier)}
+        sections |= {each.name: self._section(each) for each in self._scenarios}
+        head = ("# Benchmarks", "Made by `make bench`, not written by hand.", _INTRODUCTION)
+        return "\n\n".join((*head, *(sections[name].rstrip() for name in order if name in sections))) + "\n"
+
+    def _section(self, scenario: _Scenario) -> str:
+        command = f"`python -m benchmarks {scenario.name} --rounds {self._rounds}`"
+        measured = f"{command}, {datetime.now(UTC):%Y-%m-%d}: {'; '.join(self._machine)}."
+        lines = [f"## {scenario.name}", "", fill(scenario.about, _WIDTH), "", fill(measured, _WIDTH)]
+        for before, part in pairwise(("", *scenario.parts)):
+            if isinstance(part, str):
+                lines += ["", part]
+                continue
+            if isinstance(before, str):
+                lines += ["", "| | | bound | |", "|---|---:|---|---|"]
+            lines.append(f"| {part.what} | {part.value} | {part.bound} | {part.kept} |")
+        return "\n".join(lines)
 
     def _judged(self, what: str, value: float, bound: str, unit: str, *, ok: bool) -> None:
         self.failed |= not ok
         kept = "ok" if ok else "NOT KEPT"
-        self._scenarios[-1][1].append(_Row(what, f"{value:.4g} {unit}".rstrip(), bound, kept))
+        self._scenarios[-1].parts.append(_Row(what, f"{value:.4g} {unit}".rstrip(), bound, kept))
         print(f"  {what:<58} {value:>10.4g} {unit:<3} {bound:<12} {kept}", flush=True)
 
 

@@ -21,6 +21,8 @@ from registry_server.model.record import Record
 from registry_server.store import Position, RedisStore, StoredEvent
 from registry_server.tasks import until_quiet
 
+_ENTERED_AT_ONCE: Final = 1_000
+"""Services that are indexed without a pause, about 10 ms: liveness is asked for also while a million are loaded."""
 _FIRST_RETRY = 0.05
 _LAST_RETRY = 1.0
 _GATHER: Final = 0.01
@@ -248,7 +250,10 @@ class Follower:
         gc.disable()
         try:
             records, past, position, owners = await self._read_all()
-            self._replica.load(records, past, position, owners)
+            for start in range(0, len(records), _ENTERED_AT_ONCE):
+                self._replica.enter(records[start : start + _ENTERED_AT_ONCE])
+                await asyncio.sleep(0)
+            self._replica.begin(past, position, owners)
         finally:
             gc.enable()
         gc.freeze()

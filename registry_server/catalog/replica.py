@@ -39,7 +39,7 @@ class Replica:
         """Called after every move of ``position``."""
         self.on_applied: list[Callable[[Change], None]] = []
         """Called with every change, also with those that a resync finds."""
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
         self._order = count()
 
     @property
@@ -47,26 +47,22 @@ class Replica:
         """Newest revision that is applied."""
         return self.position.revision
 
-    def load(
-        self,
-        records: Collection[Record],
-        past: Sequence[Change],
-        position: Position,
-        owners: Mapping[str, str] = NOBODY,
-    ) -> None:
-        """Begins with a state: no one is told of it.
+    def enter(self, records: Collection[Record]) -> None:
+        """Takes in some of the services of the state that ``begin`` begins with."""
+        for record in records:
+            self.records[record.name] = record
+            self.index.add(record)
+            self.total_capabilities += _capabilities(record)
+
+    def begin(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NOBODY) -> None:
+        """Begins with the state that was entered: no one is told of it.
 
         Args:
-            records: All services at ``position``.
             past: The changes that led there, the newest of them at ``position``; for cursors older than this process.
             position: Where the state stands.
             owners: Who owns which service.
         """
         self.owners = dict(owners)
-        self.records = {record.name: record for record in records}
-        for record in self.records.values():
-            self.index.add(record)
-            self.total_capabilities += _capabilities(record)
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
@@ -110,18 +106,21 @@ class Replica:
         """
         if revision <= self.revision:
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
         entry = (revision, next(self._order), waiter)
         heapq.heappush(self._waiters, entry)
+        timer = loop.call_later(within, _end, waiter, False)  # noqa: FBT003 - every write waits here: cheaper than a timeout
+        reached = False
         try:
-            async with asyncio.timeout(within):
-                await waiter
-        except TimeoutError:
-            raise RevisionNotReached(revision, self.revision) from None
+            reached = await waiter
         finally:
-            if waiter.cancelled() or not waiter.done():  # not reached: a far revision must not keep it for ever
+            timer.cancel()
+            if not reached and entry in self._waiters:  # a far revision must not keep it for ever
                 self._waiters.remove(entry)
                 heapq.heapify(self._waiters)
+        if not reached:
+            raise RevisionNotReached(revision, self.revision)
 
     def _change_state(self, change: Change) -> None:
         before, after = self.records.get(change.name), change.after
@@ -149,11 +148,14 @@ class Replica:
     def _move(self, position: Position) -> None:
         self.position = position
         while self._waiters and self._waiters[0][0] <= position.revision:
-            waiter = heapq.heappop(self._waiters)[2]
-            if not waiter.done():
-                waiter.set_result(None)
+            _end(heapq.heappop(self._waiters)[2], reached=True)
         for callback in self.on_moved:
             callback()
+
+
+def _end(waiter: "asyncio.Future[bool]", reached: bool) -> None:  # noqa: FBT001 - called by a timer
+    if not waiter.done():
+        waiter.set_result(reached)
 
 
 def _capabilities(record: Record | None) -> int:

@@ -61,7 +61,7 @@ class Watcher:
         self._opening: Iterator[bytes] = iter(())
         self._waiting: deque[tuple[Position, bytes]] = deque()
         self._waiting_bytes = 0
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # and no Event, which makes one for each wait as well
         self._end: RegistryError | None = None
         self._end_at_once = False
         self._quiet_since = 0.0  # by the clock of the loop
@@ -95,8 +95,8 @@ class Watcher:
         if not self._has_news():
             self._begin_quiet()
             while not self._has_news():
-                self._wake.clear()
-                await self._wake.wait()
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
         # Also when the time is up: what came in the same turn of the loop must not be passed by with a bookmark.
         if self._end is not None and not self._waiting:
             raise self._end
@@ -112,13 +112,13 @@ class Watcher:
 
     def offer(self, position: Position, type_: int, frame: bytes) -> None:
         """Adds an event to what waits; ends the watch if that is too much."""
-        if self._end is not None or not self._wants(type_):
+        if self._end is not None or (self._types and type_ not in self._types):
             return
         self._waiting.append((position, frame))
         self._waiting_bytes += len(frame)
         if len(self._waiting) > self._hub.buffer_events or self._waiting_bytes > self._hub.buffer_bytes:
             self.end(WatcherTooSlow(len(self._waiting)), at_once=True)
-        self._wake.set()
+        self._wake()
 
     def end(self, reason: RegistryError, *, at_once: bool = False) -> None:
         """Ends the watch, after what waits is sent or ``at_once``."""
@@ -131,7 +131,7 @@ class Watcher:
             self._opening = iter(())
             # Its stream may hang in a write for long: from here on it costs changes nothing.
             self._hub.leave(self._group, self)
-        self._wake.set()
+        self._wake()
 
     def _has_news(self) -> bool:
         return bool(self._waiting) or self._end is not None or self._bookmark_due
@@ -151,7 +151,11 @@ class Watcher:
         else:
             self._timer = None
             self._bookmark_due = True
-            self._wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _wants(self, type_: int) -> bool:
         return not self._types or type_ in self._types

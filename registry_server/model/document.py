@@ -52,6 +52,7 @@ _PROBE_TYPES = ("http", "grpc", "tcp", "heartbeat", "none")
 
 # At most about 8 MiB, whatever is registered.
 _REMEMBERED_SCHEMAS = 1_024
+_REMEMBERED_TIMES = 256  # a change has the same time up to three times
 _MAX_REMEMBERED_BYTES = 4_096
 
 _Schema = Callable[[Struct], Any]
@@ -235,7 +236,12 @@ def _http_probe_document(probe: HealthCheck.HttpProbe) -> dict[str, Any]:
 
 def time_text(timestamp: Timestamp) -> str:
     """A time in ISO 8601 UTC with milliseconds and ``Z``."""
-    moment = EPOCH + timedelta(seconds=timestamp.seconds, milliseconds=timestamp.nanos // _NANOS_PER_MS)
+    return _time_text(timestamp.seconds, timestamp.nanos // _NANOS_PER_MS)
+
+
+@lru_cache(maxsize=_REMEMBERED_TIMES)
+def _time_text(seconds: int, milliseconds: int) -> str:
+    moment = EPOCH + timedelta(seconds=seconds, milliseconds=milliseconds)
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 

@@ -1,7 +1,7 @@
 """``Drain``: lets calls under way finish, and long streams end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final, TypeVar
 
 from registry_server.errors import LimitExceeded, RegistryError, ShuttingDown
@@ -46,7 +46,9 @@ class Drain:
             return False
         return True
 
-    async def until_drained(self, requests: AsyncIterator[_T], session: Session, *, idle: float) -> AsyncIterator[_T]:
+    async def until_drained(
+        self, requests: AsyncIterator[_T], session: Session, *, idle: float
+    ) -> AsyncGenerator[_T, None]:
         """Passes on what a client streams.
 
         Args:

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import structlog
 
+from registry_server.rpc.codec import Context
+
 _LOOKS: Final = 4
 """In the time that a client has: it is cut at most a quarter of that late."""
 
@@ -41,6 +43,13 @@ class Readers:
     def end(self, call: "asyncio.Task[Any]") -> None:
         """Notes that it was, or that the call is over."""
         self._since.pop(call, None)
+
+    async def write(self, message: bytes, context: Context) -> None:
+        """Writes a message of a stream."""
+        call = this_call()
+        self.begin(call)
+        await context.write(message)
+        self.end(call)  # a call that ends here instead is ended by its handler
 
     async def run(self) -> None:
         """Cuts, until cancelled."""

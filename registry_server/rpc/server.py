@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import grpc
@@ -28,7 +27,7 @@ from registry_server.rpc.readers import Readers, this_call
 from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.rpc.tls import server_credentials
-from registry_server.rpc.traces import traced_stream, traced_unary
+from registry_server.rpc.traces import traced
 from registry_server.security.guard import Guard, Session
 from registry_server.security.limits import Call
 from registry_server.security.permissions import RPCS
@@ -91,7 +90,7 @@ class RpcServer:
         """Who is waited for."""
         self._cutting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        rpc = RegistryRpc(registry, self._drain, guard)
+        rpc = RegistryRpc(registry, self._drain, guard, self.readers)
         shows = certificates is not None and certificates.current().client_ca is not None
         gate = RpcGate(guard, certificates=shows)
         handlers = [
@@ -218,9 +217,9 @@ def _handlers(
     keep_alive = _stream(rpc.keep_alive, around, of["KeepAlive"], watches=False)
     watch_events = _stream(rpc.watch_events, around, of["WatchEvents"], watches=True)
     if tracer is not None:
-        unary = {name: traced_unary(handler, name, tracer) for name, handler in unary.items()}
-        keep_alive = traced_stream(keep_alive, "KeepAlive", tracer)
-        watch_events = traced_stream(watch_events, "WatchEvents", tracer)
+        unary = {name: traced(handler, name, tracer) for name, handler in unary.items()}
+        keep_alive = traced(keep_alive, "KeepAlive", tracer)
+        watch_events = traced(watch_events, "WatchEvents", tracer)
     return {
         **{name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in unary.items()},
         "KeepAlive": grpc.stream_stream_rpc_method_handler(keep_alive),
@@ -287,7 +286,7 @@ def _end_once_read(call: Call, context: Context, readers: Readers) -> None:
 
 
 def _stream(
-    call: Callable[[Any, Context, Session], AsyncGenerator[bytes, None]],
+    call: Callable[[Any, Context, Session], Awaitable[None]],
     around: _Around,
     method: Method,
     *,
@@ -296,7 +295,7 @@ def _stream(
     drain, gate, readers = around
     permission = RPCS[method.name]
 
-    async def handler(request: Any, context: Context) -> AsyncIterator[bytes]:
+    async def handler(request: Any, context: Context) -> None:
         drain.enter()
         method.under_way += 1
         began, code, origin = time.perf_counter(), "OK", origin_of(context)
@@ -306,17 +305,12 @@ def _stream(
         try:
             identity = await gate.admit(context, permission)
             with gate.session(context, identity, permission, watches=watches) as session:
-                # Closed by us: a stream that the client has left must not wait for the garbage collector.
-                async with aclosing(call(request, context, session)) as messages:
-                    async for message in messages:
-                        readers.begin(task)
-                        yield message
-                        readers.end(task)
+                await call(request, context, session)
         except Exception as error:  # noqa: BLE001 - as above
             status = status_of(error)
             code = code_of(status).name
             await _abort(context, status, origin)
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             code = "CANCELLED"
             raise
         finally:

@@ -2,7 +2,8 @@
 
 # ruff: noqa: D102 - what each RPC does is told in the proto, once
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 
 from ossa.registry.v1 import registry_service_pb2 as pb
@@ -10,6 +11,7 @@ from registry_server.errors import RegistryError
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
+from registry_server.rpc.readers import Readers
 from registry_server.rpc.status import status_of
 from registry_server.security.guard import Guard, Session
 from registry_server.security.identity import current_identity
@@ -22,13 +24,15 @@ class RegistryRpc:
     """One method for each RPC, named like it.
 
     Those that are called most take and give bytes: an answer that is ready under the bytes of its request is not
-    decoded nor encoded at all.
+    decoded nor encoded at all. Those of streams write their answers: as generators within generators each message of
+    each stream would cost several hops.
     """
 
-    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard) -> None:
+    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard, readers: Readers) -> None:
         self._registry = registry
         self._drain = drain
         self._guard = guard
+        self._readers = readers
 
     async def register_service(self, request: pb.RegisterServiceRequest, _: Context) -> pb.RegisterServiceResponse:
         service = await self._registry.register(request.service, create_only=request.create_only)
@@ -90,21 +94,21 @@ class RegistryRpc:
         renewed, unknown = await self._registry.heartbeat(request.names)
         return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
 
-    async def keep_alive(
-        self, wires: AsyncIterator[bytes], _: Context, session: Session
-    ) -> AsyncGenerator[bytes, None]:
-        async for wire in self._drain.until_drained(wires, session, idle=self._guard.stream_idle):
-            request = parse(pb.KeepAliveRequest, wire)
-            current_identity.set(session.identity)  # another policy may have given it other names
-            self._guard.charge(session.identity, session.peer)
-            renewed, unknown = await self._registry.heartbeat(request.names)
-            yield pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown).SerializeToString()
+    async def keep_alive(self, wires: AsyncIterator[bytes], context: Context, session: Session) -> None:
+        async with aclosing(self._drain.until_drained(wires, session, idle=self._guard.stream_idle)) as beats:
+            async for wire in beats:
+                request = parse(pb.KeepAliveRequest, wire)
+                current_identity.set(session.identity)  # another policy may have given it other names
+                self._guard.charge(session.identity, session.peer)
+                renewed, unknown = await self._registry.heartbeat(request.names)
+                answer = pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown)
+                await self._readers.write(answer.SerializeToString(), context)
 
-    async def watch_events(self, wire: bytes, _: Context, session: Session) -> AsyncGenerator[bytes, None]:
+    async def watch_events(self, wire: bytes, context: Context, session: Session) -> None:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
             session.on_end(partial(watcher.end, at_once=True))
             async for message in watcher:
-                yield message
+                await self._readers.write(message, context)
 
     async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: Context) -> pb.ListCapabilitiesResponse:
         return self._registry.list_capabilities(request.page_size, request.page_token)

@@ -1,8 +1,6 @@
 """Spans around handlers, for servers whose calls are traced; others do without them altogether."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
@@ -29,13 +27,13 @@ _FAILURES: Final = frozenset(
 _CANCELLED: Final = grpc.StatusCode.CANCELLED.value[0]
 
 
-def traced_unary(handler: Any, name: str, tracer: Tracer) -> Any:
-    """The handler of a unary call with a span around it."""
+def traced(handler: Any, name: str, tracer: Tracer) -> Any:
+    """The handler of a call with a span around all of it; one of a stream gives nothing, but writes."""
 
-    async def traced(wire: bytes, context: Context) -> Any:
+    async def spanned(request: Any, context: Context) -> Any:
         with tracer.call(f"{_SERVICE}/{name}", _known(name), partial(header_of, context)) as span:
             try:
-                answer = await handler(wire, context)
+                answer = await handler(request, context)
             except asyncio.CancelledError:
                 _ended(span, _CANCELLED)
                 raise
@@ -45,27 +43,7 @@ def traced_unary(handler: Any, name: str, tracer: Tracer) -> Any:
             _ended(span, _code_of(context))
             return answer
 
-    return traced
-
-
-def traced_stream(handler: Any, name: str, tracer: Tracer) -> Any:
-    """The handler of a stream with a span around all of it."""
-
-    async def traced(request: Any, context: Context) -> AsyncIterator[bytes]:
-        with tracer.call(f"{_SERVICE}/{name}", _known(name), partial(header_of, context)) as span:
-            try:
-                async with aclosing(handler(request, context)) as messages:
-                    async for message in messages:
-                        yield message
-            except (asyncio.CancelledError, GeneratorExit):
-                _ended(span, _CANCELLED)
-                raise
-            except Exception:
-                _ended(span, _code_of(context))
-                raise
-            _ended(span, _code_of(context))
-
-    return traced
+    return spanned
 
 
 def _known(name: str) -> Attributes:

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -69,11 +69,13 @@ async def connected(address: str) -> AsyncIterator["tuple[grpc.aio.Channel, Regi
 class ServerProcess:
     """``python -m registry_server`` as a process: for signals, kills and several at a time.
 
-    Nothing is probed unless a flag says so.
+    Nothing is probed unless a flag says so. ``module`` is run in its place, with arguments of its own before the flags.
     """
 
-    def __init__(self, *flags: str, env: Mapping[str, str] | None = None) -> None:
-        self._flags = flags
+    def __init__(
+        self, *flags: str, env: Mapping[str, str] | None = None, module: Sequence[str] = ("registry_server",)
+    ) -> None:
+        self._flags, self._module = flags, module
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("OSSA_REGISTRY_")} | dict(env or {})
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -102,7 +104,7 @@ class ServerProcess:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "registry_server",
+            *self._module,
             "--grpc.address=127.0.0.1:0",
             "--http.address=127.0.0.1:0",
             "--health-check.enabled=false",

@@ -12,6 +12,7 @@
 local FIRST, EACH = 2, 15
 local maxlen = ARGV[1]
 local now = now_ms()
+local begins = lease_begins(now)
 
 local function commit(document, epoch, name, expected, op, kind, reason, record, json, ttl_text, renew, forget_check, owner,
     exclusive, most, seen)
@@ -47,7 +48,7 @@ local function commit(document, epoch, name, expected, op, kind, reason, record,
   local ttl = tonumber(ttl_text)
   local deadline = current ~= 0 and redis.call('ZSCORE', LEASES, name)
   if renew == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ttl_text then
-    deadline = ttl == 0 and '+inf' or int(now + ttl)
+    deadline = ttl == 0 and '+inf' or int(begins + ttl)
     redis.call('ZADD', LEASES, deadline, name)
     redis.call('HSET', TTLS, name, ttl_text)
   end

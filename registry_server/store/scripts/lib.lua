@@ -10,6 +10,12 @@ local function now_ms()
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
 
+-- The time from which a lease runs that begins now. If the clock was set back since the newest sweep, the next sweep
+-- moves all leases by as much: one that begins in between begins where the others stand, and moves with them.
+local function lease_begins(now)
+  return math.max(now, tonumber(redis.call('GET', SWEEP) or '0'))
+end
+
 -- Integers above 2^31 would be written as 1.7e+12 without this.
 local function int(n)
   return string.format('%.0f', n)

@@ -9,7 +9,7 @@ if ARGV[2] ~= '' then
     if is_of_another(ARGV[i], ARGV[2]) then return {'owner', ARGV[i]} end
   end
 end
-local now = now_ms()
+local now = lease_begins(now_ms())
 local unknown = {}
 for first = FIRST, #ARGV, AT_ONCE do
   local last = math.min(first + AT_ONCE - 1, #ARGV)

@@ -28,7 +28,7 @@ class Catalog:
     def __init__(self, history_length: int = 1000) -> None:
         self.replica = Replica(history_length)
         self.discovery = Discovery(self.replica)
-        self.replica.load([], [], Position("epoch", 0))
+        self.replica.begin([], Position("epoch", 0))
         self.held: dict[str, Record] = {}
         self.stale = False
         self.set_stale(stale=False)

@@ -20,6 +20,7 @@ from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
     RESYNC,
+    UPDATED,
     Backup,
     Observer,
     Process,
@@ -471,7 +472,8 @@ async def test_of_a_past_that_cannot_be_told_all_registrations_are_kept_and_that
 
         assert process.replica.records.keys() == {"gone", "a", "lost", "later", "x", "y", "z"}
         assert observer.events[-1].type == EventType.EVENT_TYPE_REGISTRY_ERROR
-        assert sorted(observer.told()[:-1]) == [(REGISTERED, name, RESYNC) for name in ("gone", "x", "y", "z")]
+        kept = [(REGISTERED, name, RESYNC) for name in ("gone", "x", "y", "z")]
+        assert sorted(observer.told()[:-1]) == [*kept, (UPDATED, "later", RESYNC)]
 
 
 async def test_a_store_that_goes_away_during_the_repair_is_repaired_when_it_is_back(

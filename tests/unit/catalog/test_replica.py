@@ -52,7 +52,8 @@ def change(revision: int, before: Record | None, after: Record | None) -> Change
 
 def loaded(*records: Record, past: Sequence[Change] = (), revision: int = 0) -> Replica:
     replica = Replica(history_length=100)
-    replica.load(records, past, Position("epoch", revision))
+    replica.enter(records)
+    replica.begin(past, Position("epoch", revision))
     return replica
 
 

@@ -31,7 +31,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self.replica = Replica(history_length=10)
-        self.replica.load([], [], Position("epoch", 0))
+        self.replica.begin([], Position("epoch", 0))
         self.capabilities = Capabilities(self.replica)
 
     def put(self, name: str, **fields: Any) -> None:

@@ -39,7 +39,7 @@ class Catalog:
 
     def __init__(self, *, history: int = 1000, buffer_events: int = 1000, buffer_bytes: int = 1 << 20) -> None:
         self.replica = Replica(history)
-        self.replica.load([], [], Position("epoch", 0))
+        self.replica.begin([], Position("epoch", 0))
         self.hub = WatchHub(
             self.replica, Discovery(self.replica), buffer_events=buffer_events, buffer_bytes=buffer_bytes
         )

@@ -146,7 +146,7 @@ VERSION_FILTERS: dict[str, Callable[[str], bool]] = {
     ">=1 <2": lambda version: version in {"1.0.0", "1.5.0"},
     "^2": lambda version: version == "2.0.0",
     "<1.5 || >=2": lambda version: version in {"1.0.0", "2.0.0"},
-    "*": lambda version: version != "next",
+    "*": lambda version: version not in {"", "next"},
 }
 PATTERNS = ["", "a", "A", "^b", "a|c", "[bc]$", "^..$", "x*"]
 

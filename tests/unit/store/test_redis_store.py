@@ -612,6 +612,27 @@ async def test_after_a_gap_leases_and_documents_move_and_nothing_is_removed(box:
     assert (again.removed, again.moved) == ([], 0)  # the gap counts once
 
 
+@pytest.mark.parametrize("renewed", ["registered", "heartbeat", "probed"])
+async def test_a_lease_that_begins_between_a_clock_set_back_and_the_next_sweep_lasts_as_long_as_any(
+    box: Box, renewed: str
+) -> None:
+    await box.put("a", ttl=20)
+    await box.client.set(box.store.keys.sweep, await box.now_ms() + 3_600_000)
+
+    match renewed:
+        case "registered":
+            await box.put("b", ttl=20)
+        case "heartbeat":
+            await box.store.renew(["a"])
+        case _:
+            await box.store.write_checks([ProbeResult("a", b"", renew=True)])
+    moved, after = [await box.store.sweep(LEASE_EXPIRED) for _ in range(2)]
+
+    assert (moved.removed, after.removed) == ([], ["a"] if renewed == "registered" else [])
+    assert after.next_in is not None
+    assert abs(after.next_in - 20) < SLACK_MS / 1000
+
+
 async def test_a_lease_that_ended_before_the_gap_ends_after_it(box: Box) -> None:
     await box.put("a")
     now = await box.now_ms()

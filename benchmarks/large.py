@@ -1,0 +1,218 @@
+"""From 1,000 to 1,000,000 services on one worker: start, memory, and what calls cost."""
+
+import argparse
+import asyncio
+import re
+import shutil
+import statistics
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+
+from benchmarks import etcd, replay
+from benchmarks.fleet import name_of, query, services
+from benchmarks.processes import registry, served
+from benchmarks.queries import fill
+from benchmarks.report import Report
+from ossa.registry.v1.registry_service_pb2 import GetServiceRequest
+from registry_server.clock import timestamp
+from registry_server.model.document import encode_document_open
+from registry_server.model.normal import registered
+from registry_server.store.keys import Keys
+
+_SERVICE = "/ossa.registry.v1.RegistryService"
+_SMALL = 1_000
+_SIZES = (_SMALL, 10_000, 100_000, 1_000_000)
+_NEEDED = 14 << 30  # bytes free, or the largest size is left out
+_BATCH = 1_000
+_KEYS = Keys.under("ossa:services")
+_ROUNDS = 3  # at the most: each size takes its time
+_LOAD = ("-seconds=2", "-in-flight=32")
+
+
+class _Point(NamedTuple):
+    """What was measured of one size."""
+
+    size: int
+    start: float
+    """Seconds to serving."""
+    stall: float
+    """Seconds: the longest that liveness did not answer meanwhile."""
+    worker: int
+    """Bytes."""
+    redis: int
+    """Bytes."""
+    query: float
+    """What a capability query costs, by what it costs of 1,000 services."""
+    get: float
+    """The same of GetService."""
+
+
+async def run(report: Report, args: argparse.Namespace) -> None:
+    """Fills Redis step by step and starts a registry on it each time."""
+    if not replay.is_available() or shutil.which("redis-server") is None:
+        report.skipped("Large fleets", "Go, for the load generator, and redis-server")
+        return
+    await replay.build()
+    report.title("One worker, one Redis; costs beside a registry of 1,000 services")
+    points: list[_Point] = []
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
+        client = await stack.enter_async_context(_redis(folder))
+        (folder / "small").mkdir()
+        small = await stack.enter_async_context(registry(folder / "small"))
+        await fill(small, _SMALL)
+        filled = 0
+        for size in _SIZES:
+            if size > 100_000 and _free() < _NEEDED:
+                report.line(f"{size:,} services", "left out: memory")
+                break
+            await _fill(client, filled, size)
+            filled = size
+            points.append(await _measure(folder, client, small, size, min(args.rounds, _ROUNDS)))
+            one = points[-1]
+            report.line(f"{size:,}: start, longest stall of liveness", f"{one.start:.1f} s {one.stall:.2f} s")
+            report.line("  worker, Redis (MiB)", f"{one.worker >> 20:,} {one.redis >> 20:,}")
+            report.line("  cost to that of 1,000: query, GetService", f"{one.query:.2f} {one.get:.2f}")
+    _judge(report, points)
+
+
+def _judge(report: Report, points: list[_Point]) -> None:
+    small = points[0]
+    for one in points[2:]:
+        added = (one.worker - small.worker) / (one.size - small.size) / 1024
+        report.at_most(f"{one.size:,}: memory of the worker a service", added, 5, "KB")
+        report.at_most(f"{one.size:,}: longest stall of liveness", one.stall, 1, "s")
+        report.at_most(f"{one.size:,}: cost of a query to that of {small.size:,}", one.query, 1.2, "")
+        report.at_most(f"{one.size:,}: cost of GetService to that of {small.size:,}", one.get, 1.2, "")
+        if one.size == 100_000:
+            report.at_most("100,000: start", one.start, 5, "s")
+        else:
+            report.at_most(f"{one.size:,}: worker and Redis", (one.worker + one.redis) / (1 << 30), 14, "GiB")
+    most = max(one.worker + one.redis for one in points)
+    report.chart(
+        "Memory of worker and Redis together, by services",
+        [(f"{one.size:,}", (one.worker + one.redis) / most, f"{one.worker + one.redis >> 20:,} MiB") for one in points],
+    )
+
+
+async def _measure(folder: Path, client: Redis, small: str, size: int, rounds: int) -> _Point:
+    http = etcd.free_port()
+    flags = (f"--redis.url=unix://{folder}/redis.sock", f"--http.address=127.0.0.1:{http}")
+    begin = time.perf_counter()
+    looking = asyncio.create_task(_longest_stall(f"http://127.0.0.1:{http}/health/live"))
+    async with served(folder, *flags) as one:
+        start = time.perf_counter() - begin
+        looking.cancel()
+        await asyncio.wait([looking])
+        costs = [await _cost(small, one.grpc, method, asked, rounds) for method, asked in _questions(folder, size)]
+        worker = _resident(one.pid)
+    memory = await client.info("memory")
+    return _Point(size, start, looking.result(), worker, int(memory["used_memory_rss"]), *costs)
+
+
+def _questions(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
+    """The query and the point read: requests to a fleet of 1,000 and to one of this size."""
+    asked = replay.requests_file(folder / "asked", (query(i).SerializeToString() for i in range(10)))
+    points = {
+        count: replay.requests_file(
+            folder / f"point-{count}",
+            (GetServiceRequest(name=name_of(i)).SerializeToString() for i in range(0, count, count // _SMALL)),
+        )
+        for count in (_SMALL, size)
+    }
+    return [("DiscoverServices", dict.fromkeys(points, asked)), ("GetService", points)]
+
+
+async def _cost(small: str, large: str, method: str, asked: dict[int, Path], rounds: int) -> float:
+    """Calls both in turn; gives by how much a call of the larger fleet costs more."""
+    ratios = []
+    for _ in range(rounds):
+        rates = [
+            (await replay.unary(address, f"{_SERVICE}/{method}", requests, *_LOAD)).rate
+            for address, requests in ((small, asked[_SMALL]), (large, [*asked.values()][-1]))
+        ]
+        ratios.append(rates[0] / rates[1])
+    return statistics.median(ratios)
+
+
+async def _longest_stall(url: str) -> float:
+    """Asks until it is cancelled; gives the seconds of the answer that took longest, once there was one."""
+
+    def ask() -> float:
+        begin = time.perf_counter()
+        with suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=120):
+            return time.perf_counter() - begin
+        return 0.0  # it does not listen yet
+
+    longest = 0.0
+    with suppress(asyncio.CancelledError):
+        while True:
+            longest = max(longest, await asyncio.to_thread(ask))
+            await asyncio.sleep(0.02)
+    return longest
+
+
+async def _fill(client: Redis, start: int, end: int) -> None:
+    """Adds services in the store's own format: as registered by itself, which would take a quarter of an hour."""
+    now = timestamp(time.time_ns())
+    rest = islice(services(end), start, None)
+    revision = start
+    while batch := list(islice(rest, _BATCH)):
+        records: dict[Any, Any] = {}  # as redis-py types a mapping
+        documents = {}
+        template = registered(batch[0], None, now)
+        document = encode_document_open(template)
+        for sent in batch:
+            revision += 1
+            service = registered(sent, None, now)
+            service.revision = revision
+            records[service.name] = service.SerializeToString()
+            named = document.replace(template.name.encode(), service.name.encode())
+            documents[_KEYS.document_prefix + service.name] = b"%s%d}" % (named, revision)
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.hset(_KEYS.records, mapping=records)
+            pipe.hset(_KEYS.ttls, mapping=dict.fromkeys(records, 0))
+            pipe.zadd(_KEYS.leases, dict.fromkeys(records, float("inf")))
+            pipe.mset(documents)
+            pipe.set(_KEYS.revision, revision)
+            pipe.set(_KEYS.epoch, "bench", nx=True)
+            await pipe.execute()
+
+
+@asynccontextmanager
+async def _redis(folder: Path) -> AsyncIterator[Redis]:
+    """Runs a Redis that keeps nothing on disk."""
+    at = folder / "redis.sock"
+    child = await asyncio.create_subprocess_exec(
+        *("redis-server", "--port", "0", "--unixsocket", str(at), "--save", "", "--dir", str(folder)),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(20):
+            while not at.exists():  # noqa: ASYNC110 - a file has no event to wait for
+                await asyncio.sleep(0.02)
+        async with Redis.from_url(f"unix://{at}") as client:
+            yield client
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def _free() -> int:
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    assert found is not None
+    return int(found[1]) * 1024

@@ -1,0 +1,272 @@
+"""Clients of the several kinds, each of which writes down what it asked and what it was answered."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from tests.faults.suite.history import Belief, Call, Kind
+from tests.faults.suite.stage import PROCESSES
+from tests.support.samples import small_service
+
+if TYPE_CHECKING:
+    from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+    from tests.faults.suite.load import Load
+
+_OWN_NAMES, _SHARED_NAMES, _LEASES = 4, 4, 3
+TTL = 5.0
+"""Seconds, the shortest that there is."""
+_BEAT = 0.4
+_DEADLINE = 8.0
+_REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
+"""By these the registry says that nothing was done."""
+
+
+class Client:
+    """One client with a connection to each process, which goes on with another process now and then."""
+
+    def __init__(self, of: "Load", name: str) -> None:
+        self.load, self.name = of, name
+        self.chance = random.Random(of.chance.random())
+        self.process = self.chance.randrange(PROCESSES)
+        channels = [of.channel(process) for process in range(PROCESSES)]
+        self._channels = channels
+        self.stubs: list[RegistryServiceAsyncStub] = [RegistryServiceStub(channel) for channel in channels]
+
+    async def run(self) -> None:
+        """Makes calls until the load is over."""
+        try:
+            while self.load.goes_on:
+                if self.chance.random() < 0.1:
+                    self.process = self.chance.randrange(PROCESSES)
+                await self.step()
+                await self.load.pause()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def step(self) -> None:
+        """Makes a call, or a few."""
+        raise NotImplementedError
+
+    def call(self, kind: Kind, name: str, process: int | None = None, **asked: Any) -> Call:
+        """Writes down a call that is about to be made."""
+        at = self.process if process is None else process
+        call = Call(self.name, at, kind, name, time.time(), **asked)
+        self.load.history.calls.append(call)
+        return call
+
+    async def answer(self, call: Call, rpc: Awaitable[Any]) -> Any:
+        """Waits for the answer and writes it down; ``None`` if it is an error."""
+        try:
+            answer = await rpc
+        except grpc.aio.AioRpcError as error:
+            call.code = code_of(error)
+            if error.code().name in _REFUSED:
+                call.outcome = "refused"
+                call.end = time.time()
+            else:
+                self.process = self.chance.randrange(PROCESSES)  # as clients do that know several targets
+            return None
+        call.end = time.time()
+        call.outcome = "ok"
+        return answer
+
+    async def register(
+        self,
+        name: str,
+        process: int | None = None,
+        *,
+        create: bool = False,
+        ttl: float = 0,
+        size: int = 0,
+        deadline: float = _DEADLINE,
+    ) -> Call:
+        """Registers a service with content that nobody has registered before."""
+        call = self.call("create" if create else "register", name, process, version=self.load.version(), ttl=ttl)
+        service = small_service(name, version=call.version)
+        service.ttl.FromMilliseconds(round(ttl * 1000) or 3_600_000)
+        if size:
+            service.capabilities.add(name="large", version="1.0.0").inputs.update({"text": "x" * size})
+        request = pb.RegisterServiceRequest(service=service, create_only=create)
+        self._wrote(call, await self.answer(call, self.stubs[call.process].RegisterService(request, timeout=deadline)))
+        return call
+
+    async def update(self, name: str, expected: int = 0) -> Call:
+        """Changes the version of a service."""
+        call = self.call("update", name, version=self.load.version(), expected=expected)
+        request = pb.UpdateServiceRequest(
+            service=small_service(name, version=call.version),
+            update_mask=FieldMask(paths=["version"]),
+            expected_revision=expected,
+        )
+        self._wrote(call, await self.answer(call, self.stubs[call.process].UpdateService(request, timeout=_DEADLINE)))
+        return call
+
+    async def unregister(self, name: str, expected: int = 0) -> Call:
+        """Removes a service."""
+        call = self.call("unregister", name, expected=expected)
+        request = pb.UnregisterServiceRequest(name=name, expected_revision=expected)
+        self._wrote(
+            call, await self.answer(call, self.stubs[call.process].UnregisterService(request, timeout=_DEADLINE))
+        )
+        return call
+
+    async def get(self, name: str, min_revision: int = 0) -> Call:
+        """Reads a service."""
+        call = self.call("get", name, min_revision=min_revision)
+        request = pb.GetServiceRequest(name=name, min_revision=min_revision)
+        self._read(call, await self.answer(call, self.stubs[call.process].GetService(request, timeout=_DEADLINE)))
+        return call
+
+    async def read_all(self, *, min_revision: int = 0, strong: bool = False) -> Call:
+        """Reads everything."""
+        call = self.call("list", "", min_revision=min_revision, strong=strong)
+        consistency = pb.Consistency.CONSISTENCY_STRONG if strong else pb.Consistency.CONSISTENCY_UNSPECIFIED
+        request = pb.DiscoverServicesRequest(page_size=1000, min_revision=min_revision, consistency=consistency)
+        while True:
+            answer = await self.answer(call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE))
+            if answer is None:
+                return call
+            if request.page_token and answer.revision != call.revision:  # pages are of the time when they are read
+                call.outcome = "unknown"
+                return call
+            call.revision = answer.revision
+            call.states.update({service.name: (service.version, service.revision) for service in answer.services})
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return call
+
+    async def beat(self, names: Sequence[str]) -> list[str]:
+        """Renews leases; gives the names that the registry does not know."""
+        calls = [self.call("heartbeat", name) for name in names]
+        request = pb.HeartbeatRequest(names=names)
+        answer = await self.answer(calls[0], self.stubs[self.process].Heartbeat(request, timeout=_DEADLINE))
+        unknown = [] if answer is None else list(answer.unknown_names)
+        for call in calls:
+            call.end, call.outcome, call.code = calls[0].end, calls[0].outcome, calls[0].code
+            call.seen = "known" if answer is not None and call.name not in unknown else ""
+        return unknown
+
+    async def believes(self, process: int, level: Belief) -> Belief:
+        """What a process has, asked until it answers."""
+        self.process = process
+        while (call := await self.read_all(strong=True)).outcome != "ok":
+            await asyncio.sleep(0.05)
+        # A process does not tell its epoch; that it is another one shows in what watchers are told.
+        return Belief(f"process {process}", level.epoch, call.revision, call.states)
+
+    def _wrote(self, call: Call, answer: Any) -> None:
+        if answer is not None:
+            call.revision, call.seen = answer.service.revision, answer.service.version
+            self.load.acknowledged += 1
+            self.load.newest = max(self.load.newest, (call.revision, call.name))
+
+    @staticmethod
+    def _read(call: Call, answer: Any) -> None:
+        if answer is not None:
+            call.revision, call.seen = answer.service.revision, answer.service.version
+        elif call.outcome == "refused" and call.code.startswith("NOT_FOUND"):
+            call.outcome = "ok"  # an answer like any other: it is not there
+
+
+class Owner(Client):
+    """Writes names that are nobody else's, and reads them."""
+
+    def __init__(self, of: "Load", name: str) -> None:
+        super().__init__(of, name)
+        self._names = [f"{name}-{i}" for i in range(_OWN_NAMES)]
+        of.names += self._names
+        self._last: dict[str, int] = {}
+
+    async def step(self) -> None:
+        name = self.chance.choice(self._names)
+        match self.chance.random():
+            case x if x < 0.35:
+                call = await self.register(name)
+            case x if x < 0.55:
+                call = await self.update(name, self._last.get(name, 0) if self.chance.random() < 0.5 else 0)
+            case x if x < 0.68:
+                call = await self.unregister(name)
+            case x if x < 0.76:
+                call = await self.register(name, create=True)
+            case _:
+                await self.get(name)
+                await self.get(name, self._last.get(name, 0))
+                return
+        self._last[name] = call.revision if call.outcome == "ok" else 0
+
+
+class Sharer(Client):
+    """Writes names that others write too, resting on what it has read or not."""
+
+    async def step(self) -> None:
+        name = f"shared-{self.chance.randrange(_SHARED_NAMES)}"
+        read = await self.get(name)
+        match self.chance.random():
+            case x if x < 0.4:
+                await self.update(name, read.revision)
+            case x if x < 0.6:
+                await self.register(name)
+            case x if x < 0.8:
+                await self.register(name, create=True)
+            case _:
+                await self.unregister(name, read.revision if self.chance.random() < 0.5 else 0)
+
+
+class Reader(Client):
+    """Reads what others wrote, wherever."""
+
+    async def step(self) -> None:
+        self.process = self.chance.randrange(PROCESSES)
+        name = self.chance.choice([*self.load.names, "shared-0", "shared-1"])
+        match self.chance.random():
+            case x if x < 0.2:
+                await self.get(name, self.load.newest[0])
+            case x if x < 0.5:
+                revision, newest = self.load.newest
+                await self.get(newest, revision)
+            case x if x < 0.75:
+                await self.get(name)
+            case x if x < 0.87:
+                await self.read_all(strong=True)
+            case _:
+                await self.read_all()
+
+
+class Beater(Client):
+    """Keeps short leases alive, through any process, and registers again what is not known."""
+
+    def __init__(self, of: "Load", name: str) -> None:
+        super().__init__(of, name)
+        self._names = [f"{name}-{i}" for i in range(_LEASES)]
+        self._unknown = set(self._names)
+
+    async def step(self) -> None:
+        for name in sorted(self._unknown):
+            if (await self.register(name, ttl=TTL)).outcome == "ok":
+                self._unknown.discard(name)
+        self._unknown.update(await self.beat(self._names))
+        await self.load.pause(_BEAT)
+
+
+def code_of(error: grpc.aio.AioRpcError) -> str:
+    """Status and reason of an error."""
+    trailers = dict(error.trailing_metadata() or ())
+    info = ErrorInfo()
+    details = Status.FromString(bytes(trailers.get("grpc-status-details-bin", b""))).details
+    if details:
+        details[0].Unpack(info)
+    return f"{error.code().name} {info.reason}".rstrip()

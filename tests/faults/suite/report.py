@@ -1,0 +1,52 @@
+"""Writes the table of runs into ``docs/reliability.md``."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from registry_server.store.embedded import find_redis_server
+from tests.faults.suite.catalogue import CATALOGUE
+from tests.faults.suite.run import Result
+
+BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
+
+
+def write_page(page: Path, results: Sequence[Result]) -> None:
+    """Replaces what stands between the marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{table(results)}{END}{after}", encoding="utf-8")
+
+
+def table(results: Sequence[Result]) -> str:
+    """What came of the runs, a row for each fault of the catalogue that was run, and one for the mixes."""
+    redis = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True)
+    days = sorted({result.day for result in results if result.day})
+    commits = list(dict.fromkeys(result.commit for result in results if result.commit))
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    versions = f"Python {platform.python_version()}, grpcio {version('grpcio')}, Redis {redis.stdout.split()[2][2:]}"
+    when = f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, at {', '.join(commits)}"
+    lines = [
+        f"{len(results)} runs, {when}; {machine}, {versions}.",
+        "",
+        "| Fault | Runs | Passed | Calls | Writes acknowledged | Calls without an answer | Changes | New epochs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[str, list[Result]] = {name: [] for name in CATALOGUE}
+    for result in results:
+        groups.setdefault("mixes of two or three" if "+" in result.fault else result.fault, []).append(result)
+    for name, group in groups.items():
+        if group:
+            passed = sum(not result.violations for result in group)
+            sums = [sum(values) for values in zip(*map(_counts, group), strict=True)]
+            title = f"`{name}`" if name in CATALOGUE else name
+            cells = [title, len(group), passed, *sums]
+            lines.append(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _counts(result: Result) -> tuple[int, ...]:
+    return result.calls, result.acknowledged, result.unknown, result.changes, max(result.epochs - 1, 0)
