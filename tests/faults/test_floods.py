@@ -143,8 +143,11 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
         assert told.total() == len(wires)
         # What has not even been looked at, gRPC resets: it has no words for that.
         del told[grpc.StatusCode.CANCELLED, ""]
-        assert set(told) == {(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")}
-        assert growth.most < 300
+        unavailable = grpc.StatusCode.UNAVAILABLE
+        assert {(unavailable, "STORE_UNAVAILABLE")} <= set(told)
+        assert set(told) <= {(unavailable, "STORE_UNAVAILABLE"), (unavailable, "OVERLOADED")}
+        # 5,000 writes of 12 KiB at the most, at about ten times that; all of them would be 2 GiB.
+        assert growth.most < 1_000
         redis.resume()
         await registered(stub, "after")
         assert await metric(server, "calls_under_way") == 0
