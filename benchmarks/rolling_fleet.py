@@ -70,8 +70,8 @@ class Fleet:
             ]
             for first in range(0, watchers, _WATCHERS_ON_ONE):
                 stub = RegistryServiceStub(await stack.enter_async_context(_connection(self._address)))
-                numbers = range(first, min(first + _WATCHERS_ON_ONE, watchers))
-                tasks += [group.create_task(self._watch(stub, number)) for number in numbers]
+                some = range(first, min(first + _WATCHERS_ON_ONE, watchers))
+                tasks += [group.create_task(self._watch(stub, number)) for number in some]
             while len(self._revisions) < watchers:  # noqa: ASYNC110 - a look now and then is enough
                 await asyncio.sleep(0.05)
             changing = group.create_task(self._change(writer, stop))

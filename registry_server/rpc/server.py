@@ -258,6 +258,7 @@ def _unary(call: _Unary, around: _Around, method: Method) -> Any:
                 _end_once_read(in_flight, context, readers)
             return answer  # noqa: TRY300 - nothing of it is to be tried apart
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
+            answer = b""  # what is refused must not be held until that is told
             status, origin = status_of(error), origin or ORIGIN.get() or origin_of(context)
             code = code_of(status).name
             await _abort(context, status, origin)
@@ -278,7 +279,7 @@ def _end_once_read(call: Call, context: Context, readers: Readers) -> None:
     sending = this_call()
     readers.begin(sending)
 
-    def sent(_: Any) -> None:
+    def sent(_: Context) -> None:
         readers.end(sending)
         call.end()
 

@@ -33,12 +33,6 @@ UNMETERED: Final = ("--limits.requests-per-second=1000000", "--limits.request-bu
 """One client stands for all of them."""
 
 
-def stream_of(channel: grpc.aio.Channel, method: str, wire: bytes) -> "grpc.aio.UnaryStreamCall[bytes, bytes]":
-    """Calls a method as a stream of bytes, whatever it is."""
-    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"{METHOD}/{method}")
-    return call(wire)
-
-
 class Growth:
     """Watches how much the memory of a server grows."""
 
@@ -87,6 +81,12 @@ async def channels(server: ServerProcess, count: int) -> AsyncIterator[list[grpc
         yield [await stack.enter_async_context(each) for each in made]
 
 
+def stream(channel: grpc.aio.Channel, method: str, wire: bytes) -> "grpc.aio.UnaryStreamCall[bytes, bytes]":
+    """Begins a call whose answers nobody reads unless they are asked for."""
+    made: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"{METHOD}/{method}")
+    return made(wire)
+
+
 async def metric(server: ServerProcess, name: str) -> float:
     async with aiohttp.ClientSession() as http, http.get(f"http://{server.http_address}/metrics") as answer:
         families = text_string_to_metric_families(await answer.text())
@@ -125,8 +125,8 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
 
     async def offer(channel: grpc.aio.Channel, wire: bytes) -> None:
         try:
-            register: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{METHOD}/RegisterService")
-            await register(wire)
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{METHOD}/RegisterService")
+            await call(wire)
         except grpc.aio.AioRpcError as error:
             reason = info_of(error).reason if error.code() == grpc.StatusCode.UNAVAILABLE else ""
             told[error.code(), reason] += 1
@@ -143,8 +143,11 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
         assert told.total() == len(wires)
         # What has not even been looked at, gRPC resets: it has no words for that.
         del told[grpc.StatusCode.CANCELLED, ""]
-        assert set(told) == {(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")}
-        assert growth.most < 300
+        unavailable = grpc.StatusCode.UNAVAILABLE
+        assert {(unavailable, "STORE_UNAVAILABLE")} <= set(told)
+        assert set(told) <= {(unavailable, "STORE_UNAVAILABLE"), (unavailable, "OVERLOADED")}
+        # 5,000 writes of 12 KiB at the most, at about ten times that; all of them would be 2 GiB.
+        assert growth.most < 1_000
         redis.resume()
         await registered(stub, "after")
         assert await metric(server, "calls_under_way") == 0
@@ -156,7 +159,7 @@ async def test_more_watches_than_one_caller_may_have(redis: RedisProcess) -> Non
     refused: Counter[str] = Counter()
 
     async def opened(channel: grpc.aio.Channel) -> Any:
-        call = stream_of(channel, "WatchEvents", wire)
+        call = stream(channel, "WatchEvents", wire)
         try:
             await call.read()
         except grpc.aio.AioRpcError as error:
@@ -186,7 +189,7 @@ async def test_watchers_that_never_read(redis: RedisProcess) -> None:
         following(stub) as honest,
         watched(server) as growth,
     ):
-        silent = [stream_of(four[i % 4], "WatchEvents", wire) for i in range(readers)]
+        silent = [stream(four[i % 4], "WatchEvents", wire) for i in range(readers)]
 
         async def all_watch() -> bool:
             return await metric(server, "watchers") == readers + 1
@@ -219,7 +222,7 @@ async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
             await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=some))
         async with watched(server) as growth:
             # As a stream: a unary call would read what comes.
-            silent = [stream_of(channel, "DiscoverServices", wire) for _ in range(200)]
+            silent = [stream(channel, "DiscoverServices", wire) for _ in range(200)]
 
             async def too_much() -> bool:
                 return await metric(server, "calls_overloaded_total") > 0
