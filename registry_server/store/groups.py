@@ -93,6 +93,9 @@ class CommitGroups:
                 *(value for wanted in group for value in wanted.args),
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
+            if isinstance(error, StoreUnavailable):
+                # Those behind would each wait for the same timeout, one group after the other.
+                group, self._waiting = group + self._waiting, []
             for wanted in group:
                 if not wanted.answer.done():
                     wanted.answer.set_exception(error)

@@ -225,6 +225,19 @@ async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
     assert not replica._waiters
 
 
+async def test_who_stops_waiting_as_their_revision_comes_just_stops() -> None:
+    replica = loaded()
+    wait = asyncio.create_task(replica.reached(1, LONG))
+    await asyncio.sleep(0)
+
+    wait.cancel()
+    apply(replica, "a", record("a", 1))
+    await asyncio.wait([wait])
+
+    assert wait.cancelled()
+    assert not replica._waiters
+
+
 async def test_who_stops_waiting_leaves_the_others_waiting() -> None:
     replica = loaded()
     waits = [asyncio.create_task(replica.reached(revision, LONG)) for revision in (1, 2, 2, 3)]

@@ -235,7 +235,7 @@ async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: Redis
 
 async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, client: Redis) -> None:
     await client.script_flush()
-    keys = tuple("abcdefgh")
+    keys = tuple("abcdefghijkl")
 
     answers = await asyncio.gather(
         *(commands.run("ECHO", i) for i in range(3)), *(commands.script("head", keys, "epoch", "", 0) for _ in range(3))

@@ -1,0 +1,68 @@
+"""Changes that are committed together: one call of the script, and each on its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from registry_server.errors import StoreUnavailable
+from registry_server.store import Conflict, RedisStore
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+async def store(redis: RedisProcess) -> AsyncIterator[RedisStore]:
+    opened = RedisStore(redis.url, timeout=1.0)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def put(store: RedisStore, epoch: str, name: str, *, expected: int = 0) -> object:
+    return await store.put(
+        small_service(name),
+        epoch=epoch,
+        expected=expected,
+        type=EventType.EVENT_TYPE_SERVICE_REGISTERED,
+        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+        ttl=60,
+        renew=True,
+    )
+
+
+async def test_changes_that_come_together_take_one_call_and_are_made_in_their_order(store: RedisStore) -> None:
+    epoch = (await store.head()).epoch
+    revisions = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(100)))
+    assert revisions == list(range(1, 101))
+    assert store.figures.scripts["commit"].ended.total() < 5
+    assert store.figures.commits == {"committed": 100}
+
+
+async def test_one_that_is_refused_leaves_the_others(store: RedisStore) -> None:
+    epoch = (await store.head()).epoch
+    outcomes = await asyncio.gather(
+        put(store, epoch, "a"), put(store, epoch, "a"), put(store, epoch, "b", expected=7), put(store, epoch, "c")
+    )
+    assert outcomes == [1, Conflict(1), Conflict(1), 2]
+
+
+async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> None:
+    epoch = (await store.head()).epoch
+    tasks = [asyncio.create_task(put(store, epoch, name)) for name in ("a", "b", "c")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    assert await asyncio.gather(tasks[0], tasks[2]) == [1, 3]
+
+
+async def test_a_store_that_is_away_is_told_to_all_who_wait_at_once(store: RedisStore, redis: RedisProcess) -> None:
+    epoch = (await store.head()).epoch
+    redis.kill()
+    async with asyncio.timeout(PATIENCE):
+        outcomes = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(500)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+    assert store.waiting_commands == 0
+    assert store.figures.scripts["commit"].ended.total() == 1
