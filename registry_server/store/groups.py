@@ -62,6 +62,7 @@ class CommitGroups:
         """
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("too many writes are waiting for the store")
+        self._commands.refuse_if_stalled()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Wanted(document, args, answer))
         if self._sender is None:
@@ -93,6 +94,9 @@ class CommitGroups:
                 *(value for wanted in group for value in wanted.args),
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
+            if isinstance(error, StoreUnavailable):
+                # Those behind would each wait for the same timeout, one group after the other.
+                group, self._waiting = group + self._waiting, []
             for wanted in group:
                 if not wanted.answer.done():
                     wanted.answer.set_exception(error)
