@@ -82,8 +82,7 @@ class Commands:
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("too many writes are waiting for the store")
         loop = asyncio.get_running_loop()
-        if self._sender is not None and self._is_stalled(loop.time()):
-            raise StoreUnavailable("the store takes too long to answer those who were first")
+        self.refuse_if_stalled()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
         if self._sender is None:
@@ -124,9 +123,15 @@ class Commands:
         if self._sender is not None:
             await self._sender
 
-    def _is_stalled(self, now: float) -> bool:
-        """Whether Redis takes so long that who comes now would wait in vain, and cost memory until then."""
-        return now - self._sent_at > self._normal + (_DOUBTED if self._failed else _STALLED)
+    def refuse_if_stalled(self) -> None:
+        """Refuses while Redis takes so long that who comes now would wait in vain, and cost memory until then.
+
+        Raises:
+            StoreUnavailable: It does.
+        """
+        patience = self._normal + (_DOUBTED if self._failed else _STALLED)
+        if self._sender is not None and asyncio.get_running_loop().time() - self._sent_at > patience:
+            raise StoreUnavailable("the store takes too long to answer those who were first")
 
     async def _send_all(self) -> None:
         try:

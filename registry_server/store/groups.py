@@ -62,6 +62,7 @@ class CommitGroups:
         """
         if len(self._waiting) >= _MOST_WAITING:
             raise StoreUnavailable("too many writes are waiting for the store")
+        self._commands.refuse_if_stalled()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Wanted(document, args, answer))
         if self._sender is None:
