@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ async def store(redis: RedisProcess) -> AsyncIterator[RedisStore]:
     await opened.close()
 
 
-async def put(store: RedisStore, epoch: str, name: str, *, expected: int = 0) -> object:
+async def put(store: RedisStore, epoch: str, name: str, *, expected: int = 0) -> Any:
     return await store.put(
         small_service(name),
         epoch=epoch,
