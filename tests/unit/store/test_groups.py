@@ -48,7 +48,7 @@ async def test_one_that_is_refused_leaves_the_others(store: RedisStore) -> None:
     outcomes = await asyncio.gather(
         put(store, epoch, "a"), put(store, epoch, "a"), put(store, epoch, "b", expected=7), put(store, epoch, "c")
     )
-    assert outcomes == [1, Conflict(1), Conflict(1), 2]
+    assert list(outcomes) == [1, Conflict(1), Conflict(1), 2]
 
 
 async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> None:
@@ -56,7 +56,7 @@ async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> N
     tasks = [asyncio.create_task(put(store, epoch, name)) for name in ("a", "b", "c")]
     await asyncio.sleep(0)
     tasks[1].cancel()
-    assert await asyncio.gather(tasks[0], tasks[2]) == [1, 3]
+    assert list(await asyncio.gather(tasks[0], tasks[2])) == [1, 3]
 
 
 async def test_a_store_that_is_away_is_told_to_all_who_wait_at_once(store: RedisStore, redis: RedisProcess) -> None:
