@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -227,7 +227,7 @@ async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
             await more(subject, 100)
             copy.take()
             await more(subject, 200)
-        before = max([await member.position() for member in each])
+        before = await settled(each)
         for member in each:
             await member.subscriber.reached(before)
         seen = [len(member.subscriber.events) for member in each]
@@ -246,6 +246,14 @@ async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
         await each[0].register("next")
         await nothing_is_lost(each, subject)
         assert [line["outcome"] for member in each for line in member.repairs()].count("merged") == 1
+
+
+async def settled(each: Sequence[Member]) -> int:
+    """Waits until nothing is written any more, as a call may be that its client has left; gives the newest revision."""
+    newest = -1
+    while newest < (newest := max([await member.position() for member in each])):
+        await asyncio.sleep(0.5)
+    return newest
 
 
 async def fill(redis: RedisProcess) -> None:
