@@ -49,10 +49,14 @@ T = TypeVar("T")
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
 """Gives metrics in the text format of Prometheus."""
 
-
 ROLL_SIGNAL: Final = signal.SIGUSR2
 """Restarts workers one after the other, as it does with HAProxy's; SIGHUP reads the policy again, which costs nobody a
 connection."""
+_COLLECT_AFTER: Final = (50_000, 20, 50)
+"""Thresholds of the garbage collector: thousands of streams that are woken at once make as many objects, so that with
+those of Python it ran several times an event, for a seventh of its time. Cycles, what it is for, hardly arise here."""
+
+log = structlog.get_logger(__name__)
 
 
 class Team(NamedTuple):
@@ -62,13 +66,6 @@ class Team(NamedTuple):
     """Which of them it is, counted from 1."""
     join_metrics: Callable[[MetricsText], MetricsText]
     """Makes of the metrics of this one those of all."""
-
-
-_COLLECT_AFTER: Final = (50_000, 20, 50)
-"""Thresholds of the garbage collector: thousands of streams that are woken at once make as many objects, so that with
-those of Python it ran several times an event, for a seventh of its time. Cycles, what it is for, hardly arise here."""
-
-log = structlog.get_logger(__name__)
 
 
 class Parts(NamedTuple):

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 PATIENCE: Final = 60
 MIB: Final = 1 << 20
 SERVICES: Final = "/api/v1/registry/services"
-pytestmark = pytest.mark.skipif(
-    "OSSA_FLOODS" not in os.environ, reason="half a minute of full load: OSSA_FLOODS=1 runs it"
-)
-
 METHOD: Final = "/ossa.registry.v1.RegistryService"
 UNMETERED: Final = ("--limits.requests-per-second=1000000", "--limits.request-burst=1000000")
 """One client stands for all of them."""

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.store import RedisStore
 from registry_server.tasks import cancel
-from tests.support.followers import CLIENT_REQUEST, REGISTERED, RESYNC, Writer
+from tests.support.followers import CLIENT_REQUEST, REGISTERED, RESYNC, writing
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import ServerProcess, connected
@@ -231,13 +231,8 @@ async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
         for member in each:
             await member.subscriber.reached(before)
         seen = [len(member.subscriber.events) for member in each]
-        async with copy.restored() as elsewhere:
-            store = RedisStore(elsewhere.url, timeout=5.0)
-            await store.open()
-            other = Writer(store)
-            await other.learn()
+        async with copy.restored() as elsewhere, writing(elsewhere.url) as other:
             await other.put(*(f"other-{i}" for i in range(300)))  # more than was lost
-            await store.close()
         await until(lambda: all("other-299" in member.subscriber.state for member in each))
         for member, count in zip(each, seen, strict=True):
             told = member.subscriber.events[count:]

@@ -139,6 +139,19 @@ class Observer:
         return [(event.type, event.service.name, event.reason) for event in self.events]
 
 
+@asynccontextmanager
+async def writing(url: str) -> AsyncIterator[Writer]:
+    """Somebody else who writes to the store."""
+    store = RedisStore(url, timeout=5.0)
+    await store.open()
+    try:
+        writer = Writer(store)
+        await writer.learn()
+        yield writer
+    finally:
+        await store.close()
+
+
 class Process:
     """What follows the store in one process of the registry."""
 
@@ -219,11 +232,6 @@ class Backup:
         await self._process.stop()
         shutil.rmtree(self._directory)
         shutil.copytree(self._copy, self._directory)
-        async with RedisProcess(self._directory) as elsewhere:
-            store = RedisStore(elsewhere.url, timeout=5.0)
-            await store.open()
-            other = Writer(store)
-            await other.learn()
+        async with RedisProcess(self._directory) as elsewhere, writing(elsewhere.url) as other:
             yield other
-            await store.close()
         await self._process.start()

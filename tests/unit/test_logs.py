@@ -209,7 +209,31 @@ def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
         structlog.get_logger("registry.test").info("not told")
         Audit().removed("cleanup", ["a"])
     (line,) = parsed(stream)
-    assert (line["logger"], line["event"], line["service"]) == ("audit", "change", "a")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
+    assert list(line.items()) == [
+        *(("level", "info"), ("logger", "audit"), ("event", "change"), ("operation", "cleanup"), ("service", "a")),
+        *(("outcome", "ok"), ("identity", "anonymous"), ("revision_before", None), ("revision_after", None)),
+    ]
+
+
+def test_a_name_makes_no_lines_or_colours_of_its_own_in_the_audit_either() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        Audit().removed("cleanup", ["a\nb\x1b[31m"])
+    (line,) = stream.getvalue().splitlines()
+    assert r"a\nb\x1b[31m" in line
+    assert ESCAPE not in line
+
+
+def test_a_program_that_asks_for_warnings_alone_gets_no_audit(caplog: pytest.LogCaptureFixture) -> None:
+    audit = logging.getLogger("audit")
+    level = audit.level
+    try:
+        for wanted, lines in ((logging.WARNING, 0), (logging.INFO, 1)):
+            audit.setLevel(wanted)
+            Audit().removed("cleanup", ["a"])
+            assert len(caplog.records) == lines
+    finally:
+        audit.setLevel(level)
 
 
 def test_an_audit_file_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 import asyncio
+import time
 from contextlib import suppress
 
 import pytest
 
-from registry_server.tasks import cancel, end_if_cancelled
+from registry_server.tasks import cancel, end_if_cancelled, until_quiet
 
 PATIENCE = 10.0
 
@@ -55,3 +56,25 @@ async def test_tasks_that_lose_a_cancellation_are_cancelled_again() -> None:
     async with asyncio.timeout(PATIENCE):
         await cancel([task])
     assert lost == 2
+
+
+async def test_an_idle_loop_is_quiet_at_once() -> None:
+    async with asyncio.timeout(PATIENCE):
+        await until_quiet(most=3600)
+
+
+async def test_what_is_at_hand_is_done_first_but_not_waited_for_without_end() -> None:
+    done = 0
+
+    async def works() -> None:
+        nonlocal done
+        while True:
+            time.sleep(0.001)  # noqa: ASYNC251 - work
+            done += 1
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(works())
+    async with asyncio.timeout(PATIENCE):
+        await until_quiet(most=0.05)
+    assert done > 1
+    await cancel([working])

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,25 +42,10 @@ class Client:
         self._channels = channels
         self.stubs: list[RegistryServiceAsyncStub] = [RegistryServiceStub(channel) for channel in channels]
 
-    async def run(self) -> None:
-        """Makes calls until the load is over."""
-        try:
-            while self.load.goes_on:
-                if self.chance.random() < 0.1:
-                    self.process = self.chance.randrange(PROCESSES)
-                await self.step()
-                await self.load.pause()
-        finally:
-            await self.close()
-
     async def close(self) -> None:
         """Closes its connections."""
         for channel in self._channels:
             await channel.close()
-
-    async def step(self) -> None:
-        """Makes a call, or a few."""
-        raise NotImplementedError
 
     def call(self, kind: Kind, name: str, process: int | None = None, **asked: Any) -> Call:
         """Writes down a call that is about to be made."""
@@ -182,7 +168,26 @@ class Client:
             call.outcome = "ok"  # an answer like any other: it is not there
 
 
-class Owner(Client):
+class Worker(Client, ABC):
+    """One who makes call after call."""
+
+    async def run(self) -> None:
+        """Makes calls until the load is over."""
+        try:
+            while self.load.goes_on:
+                if self.chance.random() < 0.1:
+                    self.process = self.chance.randrange(PROCESSES)
+                await self.step()
+                await self.load.pause()
+        finally:
+            await self.close()
+
+    @abstractmethod
+    async def step(self) -> None:
+        """Makes a call, or a few."""
+
+
+class Owner(Worker):
     """Writes names that are nobody else's, and reads them."""
 
     def __init__(self, of: "Load", name: str) -> None:
@@ -209,7 +214,7 @@ class Owner(Client):
         self._last[name] = call.revision if call.outcome == "ok" else 0
 
 
-class Sharer(Client):
+class Sharer(Worker):
     """Writes names that others write too, resting on what it has read or not."""
 
     async def step(self) -> None:
@@ -226,7 +231,7 @@ class Sharer(Client):
                 await self.unregister(name, read.revision if self.chance.random() < 0.5 else 0)
 
 
-class Reader(Client):
+class Reader(Worker):
     """Reads what others wrote, wherever."""
 
     async def step(self) -> None:
@@ -246,7 +251,7 @@ class Reader(Client):
                 await self.read_all()
 
 
-class Beater(Client):
+class Beater(Worker):
     """Keeps short leases alive, through any process, and registers again what is not known."""
 
     def __init__(self, of: "Load", name: str) -> None:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 
 from registry_server.tasks import cancel
-from tests.faults.suite.clients import Beater, Client, Owner, Reader, Sharer
+from tests.faults.suite.clients import Beater, Client, Owner, Reader, Sharer, Worker
 from tests.faults.suite.crowd import Crowd
 from tests.faults.suite.history import Belief, History
 from tests.faults.suite.stage import PATIENCE, PROCESSES, Stage
 from tests.faults.suite.watcher import Watcher
 
-CLIENTS = {Owner: 3, Sharer: 3, Reader: 2, Beater: 2}
+CLIENTS: dict[type[Owner | Sharer | Reader | Beater], int] = {Owner: 3, Sharer: 3, Reader: 2, Beater: 2}
 """How many of each kind there are."""
 _PAUSE = 0.03
 """Seconds, about, between two calls of a client."""
@@ -73,7 +73,9 @@ class Load:
             while not all(watcher.position for watcher in self._watchers):
                 self._check_watchers()
                 await asyncio.sleep(0.01)
-        clients = [kind(self, f"{kind.__name__.lower()}-{i}") for kind, count in CLIENTS.items() for i in range(count)]
+        clients: list[Worker] = [
+            kind(self, f"{kind.__name__.lower()}-{i}") for kind, count in CLIENTS.items() for i in range(count)
+        ]
         self._clients = [asyncio.create_task(client.run()) for client in clients]
 
     async def more_writes(self, count: int) -> None:

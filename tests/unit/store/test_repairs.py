@@ -1,13 +1,12 @@
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.security.identity import Claim
 from registry_server.store import EpochChanged, Position, RedisStore, Remembered, StoredEvent, Turn, TurnLost, repairs
-from tests.support.followers import CLIENT_REQUEST, REGISTERED, Writer
+from tests.support.followers import CLIENT_REQUEST, REGISTERED, Writer, writing
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -20,25 +19,10 @@ def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repairs, "TURN", 0.5)
 
 
-@pytest.fixture(params=["chosen", "wheel"])
-async def redis_process(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[RedisProcess]:
-    """The Redis that the registry would choose, and the oldest that it supports."""
-    if request.param == "wheel":
-        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    async with RedisProcess(tmp_path / "redis") as process:
-        yield process
-
-
 @pytest.fixture
 async def writer(redis_process: RedisProcess) -> AsyncIterator[Writer]:
-    store = RedisStore(redis_process.url, timeout=5.0)
-    await store.open()
-    one = Writer(store)
-    await one.learn()
-    yield one
-    await store.close()
+    async with writing(redis_process.url) as one:
+        yield one
 
 
 @pytest.fixture
