@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.faults.suite.catalogue import CATALOGUE
 from tests.faults.suite.report import BEGIN, END, table, write_page
 from tests.faults.suite.run import Result
+from tests.faults.test_suite import ALWAYS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
@@ -27,6 +28,13 @@ def test_each_file_that_it_names_exists() -> None:
     assert [
         name for name in named if not (ROOT / name).exists() and not (ROOT / "registry_server" / name).exists()
     ] == []
+
+
+def test_what_the_tests_are_said_to_try_they_try() -> None:
+    before, _, _ = TEXT.partition("## How it is tried")
+    tried = re.findall(r"^\| `([a-z-]+)` \|.*`tests/faults/test_suite\.py` \|$", before, flags=re.MULTILINE)
+    assert tried
+    assert set(tried) <= set(ALWAYS)
 
 
 def test_the_table_of_runs_is_of_faults_that_there_are_and_all_runs_passed() -> None:
