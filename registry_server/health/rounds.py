@@ -138,7 +138,8 @@ class Rounds:
             self._slots.release()
         if number in self._plans:
             now = time.monotonic()
-            again = max(due + plan.interval, now)
+            # Who was probed so late keeps its new time: else the next probe would follow at once.
+            again = max((due if began - due < plan.interval / 2 else began) + plan.interval, now)
             if self._standstill.count != stood_still:  # all that were under way would come at once
                 again = now + jitter(plan.interval)
             self._set(number, again)

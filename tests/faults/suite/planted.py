@@ -17,7 +17,7 @@ from registry_server.store.lua import Scripts
 from registry_server.writes import Writes
 
 _NOW_AND_THEN = 10
-_EARLY_MS = 4_700
+_EARLY_MS = 4_990
 
 _count = itertools.count(1)
 
@@ -75,7 +75,7 @@ def repeated_revision() -> None:
 
 
 def early_expiry() -> None:
-    """Leases end seconds before their time."""
+    """Leases end as soon as they begin."""
     _patch_script("sweep", "'-inf', int(now), 'LIMIT'", f"'-inf', int(now + {_EARLY_MS}), 'LIMIT'")
 
 

@@ -93,6 +93,19 @@ async def test_each_is_probed_when_it_is_due_and_again_after_its_interval() -> N
     assert all(later - earlier >= 0.2 for earlier, later in itertools.pairwise(starts))
 
 
+async def test_one_that_was_probed_late_is_not_probed_again_at_once() -> None:
+    """So it is for all that registered while the probe process was about to start."""
+    fleet = Fleet()
+    now = time.monotonic()
+    for number, late in ((1, 3000), (2, 500)):
+        fleet.rounds.assign(number, plan(interval=3600), now - late)
+    async with rounds(fleet) as subject:
+        await eventually(lambda: len(fleet.results) == 2)
+    due = due_times(subject)
+    assert due[1] == pytest.approx(fleet.results[0][2] + 3600)
+    assert due[2] == pytest.approx(now + 3100)
+
+
 async def test_one_that_is_dropped_is_probed_no_more_but_told_of_once_if_it_was_under_way() -> None:
     fleet = Fleet()
     async with rounds(fleet) as subject:
