@@ -24,12 +24,11 @@ from registry_server.health import (
     Judge,
     LeaseSweeper,
     Membership,
-    NetworkPolicy,
-    ProbeProcess,
     Protection,
     ResultWriter,
 )
 from registry_server.listeners import Listeners
+from registry_server.probes import NetworkPolicy, ProbeProcess
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
 from registry_server.security.exposure import check_exposure

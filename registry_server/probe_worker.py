@@ -12,13 +12,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from registry_server.frames import framed, read_frame
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, Plan, Prober
-from registry_server.health.rounds import Probes, Rounds
+from registry_server.probes import NetworkPolicy, Outcome, Plan, Prober, Rounds
+from registry_server.probes.rounds import Probes
 from registry_server.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
-    from registry_server.health.probes.messages import Orders, Setup
+    from registry_server.probes.messages import Orders, Setup
 
 _GATHER: Final = 0.01
 """Seconds in which answers gather: that late they come, and that much fewer are the messages."""

@@ -32,7 +32,7 @@ from registry_server.errors import (
     StoreUnavailable,
     Violation,
 )
-from registry_server.health import HealthMonitor, HealthReports, NetworkPolicy
+from registry_server.health import HealthMonitor, HealthReports
 from registry_server.listeners import Listeners
 from registry_server.model import normal, requests
 from registry_server.model.filters import compile_filter
@@ -46,6 +46,7 @@ from registry_server.model.validation import (
     status_violations,
     update_mask_violations,
 )
+from registry_server.probes import NetworkPolicy
 from registry_server.security.identity import Claim, current_identity
 from registry_server.store import Conflict, EpochChanged, RedisStore
 from registry_server.writes import PATIENCE, Writes, existing

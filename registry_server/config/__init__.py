@@ -17,11 +17,9 @@ from registry_server.config.models import (
     TraceSettings,
     WatchSettings,
 )
-from registry_server.config.networks import DENIED_NETWORKS, Network
 from registry_server.config.usage import usage
 
 __all__ = [
-    "DENIED_NETWORKS",
     "EMBEDDED",
     "GrpcSettings",
     "HealthCheckSettings",
@@ -30,7 +28,6 @@ __all__ = [
     "LeaseSettings",
     "LimitSettings",
     "LogSettings",
-    "Network",
     "RedisSettings",
     "RedisUrl",
     "SecuritySettings",

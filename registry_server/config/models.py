@@ -20,7 +20,8 @@ from registry_server.config.addresses import (
     split_host_port,
     split_list,
 )
-from registry_server.config.networks import DENIED_NETWORKS, Network, parse_networks
+from registry_server.config.networks import parse_networks
+from registry_server.networks import DENIED_NETWORKS, Network
 
 _KIB = 1024
 _MIB = 1024 * _KIB

@@ -5,8 +5,6 @@ from registry_server.health.judge import Judge
 from registry_server.health.leases import LeaseSweeper
 from registry_server.health.members import Membership
 from registry_server.health.monitor import HealthMonitor
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import OutcomeKind, ProbeProcess
 from registry_server.health.protection import Protection
 from registry_server.health.reports import HealthReports
 from registry_server.health.results import ResultWriter
@@ -19,9 +17,6 @@ __all__ = [
     "Judge",
     "LeaseSweeper",
     "Membership",
-    "NetworkPolicy",
-    "OutcomeKind",
-    "ProbeProcess",
     "Protection",
     "ResultWriter",
 ]

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Final
 
 from registry_server.figures import Histogram
-from registry_server.health.probes import Outcome, OutcomeKind
+from registry_server.probes import Outcome, OutcomeKind
 
 LATENESS_BOUNDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the classes in which lateness is counted, in seconds."""

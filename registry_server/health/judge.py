@@ -12,12 +12,12 @@ from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.catalog import Replica
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import RegistryError
-from registry_server.health.probes import Outcome, OutcomeKind, Plan
 from registry_server.health.protection import Protection
 from registry_server.health.results import ResultWriter
 from registry_server.health.thresholds import Streak
 from registry_server.model import normal
 from registry_server.model.record import Record
+from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.store import Conflict, EpochChanged
 from registry_server.writes import Writes
 

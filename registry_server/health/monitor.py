@@ -16,12 +16,10 @@ from registry_server.errors import Overloaded, ProbingDisabled, RegistryError, S
 from registry_server.health.figures import Figures
 from registry_server.health.judge import Judge
 from registry_server.health.members import Membership
-from registry_server.health.probes import Plan, ProbeProcess, Result
 from registry_server.health.results import ResultWriter
-from registry_server.health.rounds import jitter
-from registry_server.health.standstill import Standstill
 from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
+from registry_server.probes import Plan, ProbeProcess, Result, Standstill, jitter
 from registry_server.tasks import cancel
 
 _FIRST_PROBE: Final = 1.0

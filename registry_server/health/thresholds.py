@@ -1,7 +1,7 @@
 """``Streak``: when the results of probes make a status, after the seed's thresholds."""
 
 from ossa.registry.v1.service_pb2 import HealthStatus
-from registry_server.health.probes import OutcomeKind
+from registry_server.probes import OutcomeKind
 
 _HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 _UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY

@@ -13,7 +13,8 @@ from registry_server.catalog.repair import OUTCOMES
 from registry_server.catalog.watch import ENDS, STARTS
 from registry_server.figures import CacheFigures, Histogram
 from registry_server.gateway.middleware import Route
-from registry_server.health import HealthMonitor, OutcomeKind
+from registry_server.health import HealthMonitor
+from registry_server.probes import OutcomeKind
 from registry_server.rpc.calls import Method
 from registry_server.rpc.readers import Readers
 from registry_server.security.limits import InFlight

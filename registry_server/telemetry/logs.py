@@ -7,7 +7,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
@@ -25,12 +25,27 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from registry_server.audit import FIELDS as AUDIT_FIELDS
 from registry_server.audit import LOGGER as AUDIT
-from registry_server.config import LogSettings
 from registry_server.errors import ConfigurationError
 
 _FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
 # Also those that some terminals and viewers take for the end of a line.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Form(Protocol):
+    """What to log and how, as ``LogSettings`` says it; a process that does without settings brings its own."""
+
+    @property
+    def level(self) -> str:
+        """Least level that is logged."""
+
+    @property
+    def format(self) -> str:
+        """Form of the lines."""
+
+    @property
+    def audit(self) -> str:
+        """Where the audit goes."""
 
 
 def log_as_a_library() -> None:
@@ -46,7 +61,7 @@ def log_as_a_library() -> None:
         )
 
 
-def configure_logging(settings: LogSettings) -> None:
+def configure_logging(settings: Form) -> None:
     """Sends all logs of this process to standard error in the form that is set; may be called again.
 
     A line of JSON has ``timestamp`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``, then the event's own fields,

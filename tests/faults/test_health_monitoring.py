@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import Event
 from ossa.registry.v1.service_pb2 import HealthCheck
-from registry_server.health import OutcomeKind
+from registry_server.probes import OutcomeKind
 from tests.grpc.calls import (
     HEALTH_CHANGED,
     HEALTHY,

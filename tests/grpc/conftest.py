@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry_server.health import standstill
+from registry_server.probes import standstill
 from tests.grpc.probing import ON_DEMAND, probing_with
 from tests.support.endpoints import Agent, agents
 from tests.support.redis_process import RedisProcess

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from registry_server.config import DENIED_NETWORKS, RedisUrl, Settings, load_settings, usage
+from registry_server.config import RedisUrl, Settings, load_settings, usage
 from registry_server.config.sources import SETTINGS, Setting
 from registry_server.errors import ConfigurationError
+from registry_server.networks import DENIED_NETWORKS
 
 # key: (default, another value as text, that value)
 TABLE: dict[str, tuple[object, str, object]] = {

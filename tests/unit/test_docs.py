@@ -17,7 +17,7 @@ from registry_cli.main import main
 from registry_server.config import load_settings, usage
 from registry_server.config.sources import CLIENT_VARIABLES, CONFIG_FLAG, CONFIG_VARIABLE
 from registry_server.errors import RegistryError
-from registry_server.health.probes import grpc, http, outcome
+from registry_server.probes import grpc, http, outcome
 from registry_server.rpc.status import CODES
 from registry_server.store.keys import Keys
 

@@ -18,6 +18,7 @@ LAYERS: Final = (
     "figures",
     "tracing",
     "origin",
+    "networks",
     "audit",
     "config",
     # Who calls and what they may do: asked by the use cases and by the transports.
@@ -27,6 +28,7 @@ LAYERS: Final = (
     "store",
     "catalog",
     "writes",
+    "probes",
     "health",
     "listeners",
     "registry",
@@ -46,10 +48,10 @@ RANKS: Final = {
 # Each of these is used in one place, so that the rest can be read, tested and changed without it.
 KEPT_TO: Final = {
     "redis": ("registry_server.store",),
-    "grpc": ("registry_server.rpc", "registry_server.health.probes", "registry_client"),
-    "grpc_health": ("registry_server.rpc", "registry_server.health.probes", "registry_client"),
+    "grpc": ("registry_server.rpc", "registry_server.probes", "registry_client"),
+    "grpc_health": ("registry_server.rpc", "registry_server.probes", "registry_client"),
     "grpc_reflection": ("registry_server.rpc",),
-    "aiohttp": ("registry_server.gateway", "registry_server.health.probes", "registry_server.security.jwks"),
+    "aiohttp": ("registry_server.gateway", "registry_server.probes", "registry_server.security.jwks"),
     "aiohttp.web": ("registry_server.gateway",),
     "jwt": ("registry_server.security",),
     "yaml": ("registry_server.security", "registry_cli"),

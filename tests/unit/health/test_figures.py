@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.health import LATENESS_BOUNDS, Figures, OutcomeKind
-from registry_server.health.probes import Outcome
+from registry_server.health import LATENESS_BOUNDS, Figures
+from registry_server.probes import Outcome, OutcomeKind
 
 FINE = Outcome(OutcomeKind.OK, 0.1)
 

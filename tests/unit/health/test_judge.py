@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
@@ -15,13 +15,15 @@ from ossa.registry.v1.service_pb2 import Health, HealthStatus
 from registry_server.app import Parts, open_parts
 from registry_server.config import HealthCheckSettings
 from registry_server.errors import StoreUnavailable
-from registry_server.health import Judge, OutcomeKind
-from registry_server.health.probes import Outcome, Plan
 from registry_server.model.record import Record
+from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
+
+if TYPE_CHECKING:
+    from registry_server.health import Judge
 
 PATIENCE = 20.0
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY

@@ -13,10 +13,10 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEvent
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.app import Parts, open_parts
 from registry_server.errors import ServiceNotFound
-from registry_server.health import HealthMonitor, OutcomeKind
+from registry_server.health import HealthMonitor
 from registry_server.health import monitor as module
 from registry_server.health.judge import Ruling
-from registry_server.health.probes import Outcome
+from registry_server.probes import Outcome, OutcomeKind
 from registry_server.tasks import cancel
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess

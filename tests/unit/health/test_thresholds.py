@@ -1,8 +1,8 @@
 import pytest
 
 from ossa.registry.v1.service_pb2 import HealthStatus
-from registry_server.health.probes import OutcomeKind
 from registry_server.health.thresholds import Streak
+from registry_server.probes import OutcomeKind
 
 KINDS = {"o": OutcomeKind.OK, "d": OutcomeKind.DEGRADED, "x": OutcomeKind.FAILED}
 STATUSES = {

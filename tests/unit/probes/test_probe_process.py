@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.config import DENIED_NETWORKS, HealthCheckSettings, LogSettings, Network
-from registry_server.health.probes import OutcomeKind, Plan, ProbeProcess, Result, process
-from registry_server.health.probes.process import ResultListener
+from registry_server.config import HealthCheckSettings, LogSettings
+from registry_server.networks import DENIED_NETWORKS, Network
+from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, process
+from registry_server.probes.process import ResultListener
 from tests.support.endpoints import answer, listening, says
 from tests.support.processes import children_of, command_of
 

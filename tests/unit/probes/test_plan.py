@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings
-from registry_server.health.probes import Plan
+from registry_server.probes import Plan
 
 DEFAULTS = HealthCheckSettings()
 

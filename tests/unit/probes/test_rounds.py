@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from registry_server.config import HealthCheckSettings
-from registry_server.health.probes import Outcome, OutcomeKind, Plan
-from registry_server.health.rounds import Rounds
+from registry_server.probes import Outcome, OutcomeKind, Plan
+from registry_server.probes.rounds import Rounds
 from registry_server.tasks import cancel
 from tests.support.samples import small_service
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.health.schedule import Schedule
+from registry_server.probes.schedule import Schedule
 
 
 def test_numbers_come_out_when_they_are_due_and_not_before() -> None:

@@ -15,12 +15,12 @@ from google.protobuf.struct_pb2 import Struct
 from yarl import URL
 
 from registry_server import __version__
-from registry_server.health.network import EndpointRefused, NetworkPolicy
-from registry_server.health.probes import outcome
-from registry_server.health.probes.outcome import Answer, ProbeFailed
-from registry_server.health.probes.plan import Plan
 from registry_server.model.json_reader import JsonReader
 from registry_server.model.validation import MAX_DETAILS_BYTES, details_violations
+from registry_server.probes import outcome
+from registry_server.probes.network import EndpointRefused, NetworkPolicy
+from registry_server.probes.outcome import Answer, ProbeFailed
+from registry_server.probes.plan import Plan
 
 _CUT_SHORT = "closed the connection before the answer was complete"
 _NOT_HTTP = "not an HTTP answer"

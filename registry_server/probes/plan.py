@@ -1,13 +1,15 @@
 """``Plan``: how one service is checked, worked out of what it says and the defaults."""
 
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
 from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
-from registry_server.config import HealthCheckSettings
+
+if TYPE_CHECKING:  # see ``process``
+    from registry_server.config import HealthCheckSettings
 
 ProbeKind = Literal["http", "grpc", "tcp", "heartbeat", "none"]
 
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
         return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
 
     @classmethod
-    def of(cls, service: Service, defaults: HealthCheckSettings) -> Self:
+    def of(cls, service: Service, defaults: "HealthCheckSettings") -> Self:
         """Works out the plan of a service.
 
         It never fails: an endpoint that validation would refuse makes a plan without a host, whose probes fail.

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
-from registry_server.health.probes.outcome import Outcome, OutcomeKind
-from registry_server.health.probes.plan import Plan
-from registry_server.health.schedule import Schedule
-from registry_server.health.standstill import Standstill
+from registry_server.probes.outcome import Outcome, OutcomeKind
+from registry_server.probes.plan import Plan
+from registry_server.probes.schedule import Schedule
+from registry_server.probes.standstill import Standstill
 
 _TICK: Final = 0.01
 """Seconds by which probes may be late to begin together: woken up for one by one they would cost more."""

@@ -9,9 +9,9 @@ from itertools import count
 
 from registry_server.config import HealthCheckSettings
 from registry_server.frames import framed, read_frame
-from registry_server.health.probes import Outcome, OutcomeKind, Plan
-from registry_server.health.probes.messages import Orders
 from registry_server.probe_worker import Worker
+from registry_server.probes import Outcome, OutcomeKind, Plan
+from registry_server.probes.messages import Orders
 from registry_server.tasks import cancel
 from tests.support.samples import small_service
 

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
-from registry_server.config import DENIED_NETWORKS, Network
+from registry_server.networks import DENIED_NETWORKS, Network
 
 Address = IPv4Address | IPv6Address
 

@@ -7,8 +7,17 @@ was asked by, kind, response time, error, details, when the probe began and how 
 
 from typing import NamedTuple
 
-from registry_server.config import LogSettings, Network
-from registry_server.health.probes.plan import Plan
+from registry_server.networks import Network
+from registry_server.probes.plan import Plan
+
+
+class Logs(NamedTuple):
+    """How a worker logs; see ``LogSettings``."""
+
+    level: str
+    format: str
+    audit: str = "off"
+    """It changes nothing."""
 
 
 class Setup(NamedTuple):
@@ -18,7 +27,7 @@ class Setup(NamedTuple):
     denied: tuple[Network, ...]
     concurrency: int
     """Most probes under way at once of those that are due."""
-    logs: LogSettings
+    logs: Logs
 
 
 class Orders(NamedTuple):

@@ -14,12 +14,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, OutcomeKind, Prober
-from registry_server.health.probes.outcome import BROKEN
+from registry_server.probes import Outcome, OutcomeKind, Prober
+from registry_server.probes.network import NetworkPolicy
+from registry_server.probes.outcome import BROKEN
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, says
-from tests.unit.health.probe_tables import GRPC, HTTP, TLS, serving
-from tests.unit.health.probing import FAILED, INCONCLUSIVE, OK, names, plan
+from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
+from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, names, plan
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])

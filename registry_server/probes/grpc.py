@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from registry_server import __version__
-from registry_server.health.network import NetworkPolicy, ResolvedAddress
-from registry_server.health.probes import outcome
-from registry_server.health.probes.outcome import Answer, ProbeFailed
-from registry_server.health.probes.plan import Plan
+from registry_server.probes import outcome
+from registry_server.probes.network import NetworkPolicy, ResolvedAddress
+from registry_server.probes.outcome import Answer, ProbeFailed
+from registry_server.probes.plan import Plan
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
 _UNKNOWN_SERVICE = "the server does not know the gRPC service that is asked for"

@@ -11,9 +11,9 @@ import grpc
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from registry_server.health.probes import OutcomeKind
+from registry_server.probes import OutcomeKind
 from tests.support.endpoints import GrpcAnswers, Handler, Target, answer, grpc_server, listening, reports, request, says
-from tests.unit.health.probing import DEGRADED, FAILED, HANGS, LONG, OK, Check
+from tests.unit.probes.probing import DEGRADED, FAILED, HANGS, LONG, OK, Check
 
 
 async def closes(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, Prober
-from registry_server.health.probes.outcome import span
+from registry_server.probes import Outcome, Prober
+from registry_server.probes.network import NetworkPolicy
+from registry_server.probes.outcome import span
 from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, says
-from tests.unit.health.probe_tables import serving
-from tests.unit.health.probing import FAILED, HANGS, LONG, OK, hanging_dns, names, plan, probe
+from tests.unit.probes.probe_tables import serving
+from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, hanging_dns, names, plan, probe
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "ws", "wss"])

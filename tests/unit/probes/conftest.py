@@ -1,4 +1,4 @@
-"""Fixtures of the tests of health."""
+"""Fixtures of the tests of probes."""
 
 import asyncio
 from collections.abc import Iterator

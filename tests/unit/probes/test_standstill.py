@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from registry_server.health import standstill as module
-from registry_server.health.standstill import Standstill, time_with_sleep
+from registry_server.probes import standstill as module
+from registry_server.probes.standstill import Standstill, time_with_sleep
 from registry_server.tasks import cancel
 
 PATIENCE = 20.0

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from registry_server.health.probes import Outcome, OutcomeKind
+from registry_server.probes import Outcome, OutcomeKind
 from tests.support.endpoints import Certificates, answer, grpc_server, listening, says
-from tests.unit.health.probe_tables import TLS, serving
-from tests.unit.health.probing import HANGS, LONG, names, probe
+from tests.unit.probes.probe_tables import TLS, serving
+from tests.unit.probes.probing import HANGS, LONG, names, probe
 
 
 @pytest.mark.parametrize(("certificate", "host", "kind", "error"), TLS)

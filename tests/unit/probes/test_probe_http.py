@@ -8,11 +8,11 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from registry_server import __version__
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, Prober
+from registry_server.probes import Outcome, Prober
+from registry_server.probes.network import NetworkPolicy
 from tests.support.endpoints import answer, listening, request, says
-from tests.unit.health.probe_tables import HTTP, Http
-from tests.unit.health.probing import FAILED, HANGS, LONG, OK, Check, plan, probe
+from tests.unit.probes.probe_tables import HTTP, Http
+from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, Check, plan, probe
 
 
 @pytest.mark.parametrize("row", HTTP, ids=[row.name for row in HTTP])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.health.network import EndpointRefused, NetworkPolicy, ResolutionFailed, ResolvedAddress
+from registry_server.probes.network import EndpointRefused, NetworkPolicy, ResolutionFailed, ResolvedAddress
 
 Info = tuple[int, int, int, str, tuple[str | int, ...]]
 

@@ -3,9 +3,9 @@
 import asyncio
 import socket
 
-from registry_server.health.network import NetworkPolicy, ResolvedAddress
-from registry_server.health.probes.outcome import Answer, ProbeFailed, connection_error
-from registry_server.health.probes.plan import Plan
+from registry_server.probes.network import NetworkPolicy, ResolvedAddress
+from registry_server.probes.outcome import Answer, ProbeFailed, connection_error
+from registry_server.probes.plan import Plan
 
 
 async def probe_tcp(plan: Plan, policy: NetworkPolicy, deadline: float) -> Answer:

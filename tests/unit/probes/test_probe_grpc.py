@@ -10,11 +10,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from registry_server import __version__
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import OutcomeKind, Prober
+from registry_server.probes import OutcomeKind, Prober
+from registry_server.probes.network import NetworkPolicy
 from tests.support.endpoints import Target, closed_port, grpc_server, listening
-from tests.unit.health.probe_tables import GRPC, UNKNOWN
-from tests.unit.health.probing import HANGS, LONG, OK, names, plan, probe
+from tests.unit.probes.probe_tables import GRPC, UNKNOWN
+from tests.unit.probes.probing import HANGS, LONG, OK, names, plan, probe
 
 
 @pytest.mark.parametrize(("target", "kind", "error"), [row[1:] for row in GRPC], ids=[row[0] for row in GRPC])

@@ -11,8 +11,8 @@ from google.protobuf.json_format import ParseDict
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings
-from registry_server.health.network import NetworkPolicy
-from registry_server.health.probes import Outcome, OutcomeKind, Plan, Prober
+from registry_server.probes import Outcome, OutcomeKind, Plan, Prober
+from registry_server.probes.network import NetworkPolicy
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED
 INCONCLUSIVE = OutcomeKind.INCONCLUSIVE

@@ -15,17 +15,20 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 from google.protobuf.struct_pb2 import Struct
 
-from registry_server.config import LogSettings, Network
 from registry_server.frames import framed, read_frame
-from registry_server.health.probes.messages import Orders, Setup
-from registry_server.health.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
-from registry_server.health.probes.plan import Plan
+from registry_server.networks import Network
+from registry_server.probes.messages import Logs, Orders, Setup
+from registry_server.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
+from registry_server.probes.plan import Plan
 from registry_server.tasks import cancel
+
+if TYPE_CHECKING:  # the worker, which imports this package, has no settings: it would start half a second later
+    from registry_server.config import LogSettings
 
 _WORKER: Final = "registry_server.probe_worker"
 _START_WITHIN: Final = 30.0
@@ -84,7 +87,7 @@ class ProbeProcess:
     """
 
     def __init__(
-        self, allowed: Sequence[Network], denied: Sequence[Network], *, concurrency: int, logs: LogSettings
+        self, allowed: Sequence[Network], denied: Sequence[Network], *, concurrency: int, logs: "LogSettings"
     ) -> None:
         """Prepares it.
 
@@ -94,7 +97,7 @@ class ProbeProcess:
             concurrency: Most probes under way at once of those that are due.
             logs: How the worker logs.
         """
-        self._setup = Setup(tuple(allowed), tuple(denied), concurrency, logs)
+        self._setup = Setup(tuple(allowed), tuple(denied), concurrency, Logs(logs.level, logs.format))
         self._numbers = itertools.count()
         self._assigned: dict[int, _Assigned] = {}
         self._number_of: dict[str, int] = {}

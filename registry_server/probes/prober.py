@@ -7,12 +7,12 @@ from typing import Self
 
 import structlog
 
-from registry_server.health.network import EndpointRefused, NetworkPolicy, ResolutionFailed
-from registry_server.health.probes.grpc import GrpcProber, system_authorities
-from registry_server.health.probes.http import HttpProber
-from registry_server.health.probes.outcome import BROKEN, OURS, Answer, Outcome, OutcomeKind, ProbeFailed, span
-from registry_server.health.probes.plan import Plan
-from registry_server.health.probes.tcp import probe_tcp
+from registry_server.probes.grpc import GrpcProber, system_authorities
+from registry_server.probes.http import HttpProber
+from registry_server.probes.network import EndpointRefused, NetworkPolicy, ResolutionFailed
+from registry_server.probes.outcome import BROKEN, OURS, Answer, Outcome, OutcomeKind, ProbeFailed, span
+from registry_server.probes.plan import Plan
+from registry_server.probes.tcp import probe_tcp
 
 log = structlog.get_logger(__name__)
 
