@@ -1,6 +1,8 @@
 """The order of layers that the architecture gives: each imports only from those before it."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -186,6 +188,13 @@ def test_the_command_line_loads_the_server_only_when_it_serves() -> None:
     eager = [str(each) for each in imports("registry_cli") if within(each.target, "registry_server") and not each.lazy]
 
     assert eager == []
+
+
+def test_the_probe_process_loads_only_what_it_needs() -> None:
+    code = "import sys, registry_server.probe_worker; print({'redis', 'pydantic', 'aiohttp'} & sys.modules.keys())"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert printed == "{'aiohttp'}\n"
 
 
 def test_nobody_imports_the_generated_code_by_its_folder() -> None:
