@@ -61,9 +61,9 @@ ABOUT: Final = {
         "The SDK's cache picks an instance in process, fed by a watch. There is no peer for it but to ask each time."
     ),
     "failover": (
-        "Ten times the primary of a Redis under Sentinel is killed while agents write and read: how long no write is "
-        "acknowledged, which is mostly the time that Sentinel waits before it believes it, whether a read fails, and "
-        "whether something acknowledged is missing in the end."
+        "The primary of a Redis under Sentinel is killed while agents write and read, also when its replicas lack what "
+        "was written last: how long no write is acknowledged, which is mostly the time that Sentinel waits before it "
+        "believes it, whether a read fails, and whether something acknowledged is missing in the end."
     ),
     "rolling": (
         "10,000 agents heartbeat and 1,000 watch while two workers are restarted one after the other: whether a lease "

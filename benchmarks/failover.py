@@ -17,7 +17,7 @@ from benchmarks.report import Report
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.tasks import cancel
-from tests.support.deployments import SENTINEL_DOWN_AFTER, linked, role_of, watched
+from tests.support.deployments import SENTINEL_DOWN_AFTER, cut_off, linked, role_of, watched
 from tests.support.samples import small_service
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _FAILOVERS: Final = 10
 _BETWEEN: Final = 1.0
 _WRITERS: Final = 4
+_LAG: Final = 0.5
+"""Seconds of writes that no replica has when its primary dies."""
 
 
 class _Traffic:
@@ -67,7 +69,13 @@ class _Traffic:
 
 async def run(report: Report, _: argparse.Namespace) -> None:
     """Kills the primary again and again; each comes back as a replica before the next one is killed."""
-    report.title(f"{_FAILOVERS} failovers under Sentinel, down after {SENTINEL_DOWN_AFTER / 1000:g} s; asynchronous")
+    await _failovers(report, "its replicas are level", lag=0)
+    await _failovers(report, f"its replicas lack the newest {_LAG:g} s, which the registry puts back", lag=_LAG)
+
+
+async def _failovers(report: Report, title: str, *, lag: float) -> None:
+    after = f"down after {SENTINEL_DOWN_AFTER / 1000:g} s"
+    report.title(f"{_FAILOVERS} kills of a primary under Sentinel, {after}; {title}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         folder = Path(name)
         async with (
@@ -75,12 +83,19 @@ async def run(report: Report, _: argparse.Namespace) -> None:
             registry(folder, f"--redis.url={redis.url}", "--log.requests=off", "--log.audit=off") as address,
             grpc.aio.insecure_channel(address) as channel,
         ):
-            stub, gaps = RegistryServiceStub(channel), []
+            stub, gaps, lagged = RegistryServiceStub(channel), [], 0
             async with _traffic(stub) as seen:
                 for _i in range(_FAILOVERS):
                     killed = await redis.primary()
+                    if lag:
+                        before = len(seen.acknowledged)
+                        async with cut_off(killed, [server for server in redis.servers if server is not killed]):
+                            await asyncio.sleep(lag)
+                            lagged += len(seen.acknowledged) - before
+                            killed.kill()
+                    else:
+                        killed.kill()
                     seen.gap, before = 0.0, len(seen.acknowledged)
-                    killed.kill()
                     await redis.primary(other_than=killed)
                     while len(seen.acknowledged) < before + 50:  # noqa: ASYNC110 - a look now and then is enough
                         await asyncio.sleep(0.02)
@@ -94,6 +109,8 @@ async def run(report: Report, _: argparse.Namespace) -> None:
     report.line("without an acknowledged write, each", " ".join(f"{gap:.1f}" for gap in gaps) + " s")
     report.line("median", f"{statistics.median(gaps):.1f} s")
     report.line("writes acknowledged, refused", f"{len(seen.acknowledged):,} {seen.refused:,}")
+    if lag:
+        report.line("of them acknowledged when no replica got them any more", f"{lagged:,}")
     report.line("reads", f"{seen.reads:,}")
     report.at_most("reads that failed", seen.failed_reads, 0, "")
     report.at_most("acknowledged writes that are missing", missing, 0, "")

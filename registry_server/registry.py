@@ -48,7 +48,7 @@ from registry_server.model.validation import (
 )
 from registry_server.probes import NetworkPolicy
 from registry_server.security.identity import Claim, current_identity
-from registry_server.store import Conflict, EpochChanged, RedisStore
+from registry_server.store import LARGEST_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
@@ -208,8 +208,13 @@ class ServiceRegistry:
                 return error
 
         # They share round trips; the same name twice cannot overtake itself, since writes to a name take turns.
+        # While the store commits some, the next are prepared.
+        tasks: list[asyncio.Task[Service | RegistryError]] = []
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(*each)) for each in zip(services, violations, strict=True)]
+            for i, each in enumerate(zip(services, violations, strict=True), 1):
+                tasks.append(group.create_task(one(*each)))
+                if i % LARGEST_GROUP == 0:
+                    await asyncio.sleep(0)
         return [task.result() for task in tasks]
 
     async def update_service(

@@ -9,7 +9,8 @@ from registry_server.store.commands import Commands
 from registry_server.store.values import Unconfirmed
 from registry_server.tasks import until_quiet
 
-_LARGEST_GROUP: Final = 128  # bounds how long one call keeps Redis busy: some milliseconds
+LARGEST_GROUP: Final = 128
+"""Bounds how long one call keeps Redis busy: some milliseconds."""
 _MOST_WAITING: Final = 20_000  # bounds memory when clients write faster than Redis commits
 _GATHER: Final = 0.01
 """Seconds for which a busy process gathers changes before it sends them."""
@@ -79,8 +80,9 @@ class CommitGroups:
     async def _send_all(self) -> None:
         try:
             while self._waiting:
-                await until_quiet(_GATHER)
-                group, self._waiting = self._waiting[:_LARGEST_GROUP], self._waiting[_LARGEST_GROUP:]
+                if len(self._waiting) < LARGEST_GROUP:
+                    await until_quiet(_GATHER)
+                group, self._waiting = self._waiting[:LARGEST_GROUP], self._waiting[LARGEST_GROUP:]
                 await self._send(group)
         finally:
             self._sender = None

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -237,6 +237,22 @@ async def linked(replica: RedisProcess) -> None:
     async with asyncio.timeout(START_TIMEOUT), client_of(replica) as client:
         while (await client.info("replication")).get("master_link_status") != "up":
             await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def cut_off(primary: RedisProcess, replicas: Sequence[RedisProcess]) -> AsyncIterator[None]:
+    """Replicas of a primary that asks for no password get nothing from it within the block."""
+    for replica in replicas:
+        async with client_of(replica) as client:
+            await client.config_set("masterauth", "wrong")  # by which it cannot come back
+    async with client_of(primary) as client:
+        await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for replica in replicas:
+            async with client_of(replica) as client:
+                await client.config_set("masterauth", "")
 
 
 async def role_of(server: RedisProcess) -> str | None:

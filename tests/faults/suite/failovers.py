@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from tests.faults.suite.fault import fault
 from tests.faults.suite.load import Load
 from tests.faults.suite.stage import PATIENCE, Stage
-from tests.support.deployments import SERVICE, client_of, linked, role_of
+from tests.support.deployments import SERVICE, cut_off, linked, role_of
 from tests.support.redis_process import RedisProcess
 
 _CONFIRMED = ("--redis.wait-replicas=1", "--redis.timeout-ms=1000")
@@ -110,16 +110,9 @@ async def failover_planned(stage: Stage, _load: Load, _chance: random.Random) ->
 async def failover_lagging(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     replicas = [server for server in stage.servers if server is not primary]
-    for replica in replicas:
-        async with client_of(replica) as client:
-            await client.config_set("masterauth", "wrong")  # by which it cannot come back once it is cut off
-    async with client_of(primary) as client:
-        await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
-    await asyncio.sleep(chance.uniform(0.1, 0.8))
-    primary.kill()
-    for replica in replicas:
-        async with client_of(replica) as client:
-            await client.config_set("masterauth", "")
+    async with cut_off(primary, replicas):
+        await asyncio.sleep(chance.uniform(0.1, 0.8))
+        primary.kill()
     yield
     await _replaced(stage, primary)
     await primary.restart()

@@ -1,6 +1,7 @@
 """Changes that are committed together: one call of the script, and each on its own."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
-from registry_server.store import Conflict, RedisStore
+from registry_server.store import LARGEST_GROUP, Conflict, RedisStore, groups
+from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -41,6 +43,22 @@ async def test_changes_that_come_together_take_one_call_and_are_made_in_their_or
     assert revisions == list(range(1, 101))
     assert store.figures.scripts["commit"].ended.total() < 5
     assert store.figures.commits == {"committed": 100}
+
+
+async def test_as_many_as_one_call_takes_do_not_wait_for_more(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keep_busy() -> None:
+        while True:
+            time.sleep(0.001)  # noqa: ASYNC251 - so that the loop is never quiet
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(groups, "_GATHER", 3600.0)
+    epoch = (await store.head()).epoch
+    busy = asyncio.create_task(keep_busy())
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(LARGEST_GROUP)))
+    await cancel([busy])
 
 
 async def test_one_that_is_refused_leaves_the_others(store: RedisStore) -> None:
