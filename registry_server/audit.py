@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, Literal, TypeAlias
 
 from registry_server.errors import RegistryError
@@ -23,6 +24,20 @@ Operation: TypeAlias = Literal["register", "update", "unregister", "report_healt
 
 _LONGEST_NAME: Final = 256
 """Characters: a name that is refused may have any length."""
+
+
+TOGETHER: Final[ContextVar[bool]] = ContextVar("audit_together", default=False)
+"""Whether lines may wait for others of the same turn of the event loop: what was done is answered later."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Has the lines of a block, and of the tasks that are made in it, written together."""
+    token = TOGETHER.set(True)
+    try:
+        yield
+    finally:
+        TOGETHER.reset(token)
 
 
 class Entry:

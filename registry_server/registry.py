@@ -20,7 +20,7 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
-from registry_server.audit import Audit, Entry
+from registry_server.audit import Audit, Entry, together
 from registry_server.catalog import Capabilities, Discovery, Follower, Replica, Watcher, WatchHub, stats
 from registry_server.clock import Clock, timestamp
 from registry_server.errors import (
@@ -210,11 +210,12 @@ class ServiceRegistry:
         # They share round trips; the same name twice cannot overtake itself, since writes to a name take turns.
         # While the store commits some, the next are prepared.
         tasks: list[asyncio.Task[Service | RegistryError]] = []
-        async with asyncio.TaskGroup() as group:
-            for i, each in enumerate(zip(services, violations, strict=True), 1):
-                tasks.append(group.create_task(one(*each)))
-                if i % LARGEST_GROUP == 0:
-                    await asyncio.sleep(0)
+        with together():
+            async with asyncio.TaskGroup() as group:
+                for i, each in enumerate(zip(services, violations, strict=True), 1):
+                    tasks.append(group.create_task(one(*each)))
+                    if i % LARGEST_GROUP == 0:
+                        await asyncio.sleep(0)
         return [task.result() for task in tasks]
 
     async def update_service(

@@ -129,8 +129,10 @@ class Commands:
         Raises:
             StoreUnavailable: It does.
         """
+        if self._sender is None:
+            return
         patience = self._normal + (_DOUBTED if self._failed else _STALLED)
-        if self._sender is not None and asyncio.get_running_loop().time() - self._sent_at > patience:
+        if asyncio.get_running_loop().time() - self._sent_at > patience:
             raise StoreUnavailable("the store takes too long to answer those who were first")
 
     async def _send_all(self) -> None:

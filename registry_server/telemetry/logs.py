@@ -1,5 +1,6 @@
 """Logs: structlog's and those of every library that uses ``logging``, through one renderer to standard error."""
 
+import asyncio
 import json
 import logging
 import os
@@ -7,8 +8,9 @@ import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+import orjson
 import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import ExceptionRenderer, JSONRenderer, StackInfoRenderer, TimeStamper
@@ -25,6 +27,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from registry_server.audit import FIELDS as AUDIT_FIELDS
 from registry_server.audit import LOGGER as AUDIT
+from registry_server.audit import TOGETHER
 from registry_server.errors import ConfigurationError
 
 _FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
@@ -87,7 +90,7 @@ def configure_logging(settings: Form) -> None:
     as_json: list[Processor] = [ExceptionRenderer(ExceptionDictTransformer(show_locals=False)), _order, JSONRenderer()]
     colors = on_terminal and not os.environ.get("NO_COLOR")  # https://no-color.org
     console: list[Processor] = [_escape, ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Gathering(logging.StreamHandler(sys.stderr))
     json_formatter = _JsonFormatter(_formatter(shared, as_json))
     handler.setFormatter(json_formatter if in_json else _formatter(shared, console))
     logging.basicConfig(handlers=[handler], level=level, force=True)
@@ -118,8 +121,9 @@ def _configure_audit(where: str, formatter: logging.Formatter) -> None:
         file = WatchedFileHandler(os.path.expanduser(where), encoding="utf-8")  # noqa: PTH111 - of a text
     except OSError as error:
         raise ConfigurationError(f"log.audit: cannot write to {where}: {error.strerror}") from error
-    file.setFormatter(formatter)
-    audit.addHandler(file)
+    handler = _Gathering(file)
+    handler.setFormatter(formatter)
+    audit.addHandler(handler)
 
 
 def _formatter(shared: list[Processor], render: list[Processor]) -> ProcessorFormatter:
@@ -140,16 +144,59 @@ class _JsonFormatter(logging.Formatter):
             return self._others.format(record)
         fields = record.__dict__
         moment = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
-        return json.dumps(
-            {
-                "timestamp": moment.isoformat(timespec="microseconds") + "Z",
-                "level": record.levelname.lower(),
-                "logger": record.name,
-                "event": record.msg,
-                **structlog.contextvars.get_contextvars(),
-                **{name: fields[name] for name in AUDIT_FIELDS if name in fields},
-            }
-        )
+        line: dict[str, Any] = {
+            "timestamp": moment.isoformat(timespec="microseconds") + "Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.msg,
+            **structlog.contextvars.get_contextvars(),
+            **{name: fields[name] for name in AUDIT_FIELDS if name in fields},
+        }
+        try:
+            text = orjson.dumps(line)
+        except orjson.JSONEncodeError:  # a part of a character alone
+            return json.dumps(line)
+        # Else it may hold what some viewers take for the end of a line, which only the other one escapes.
+        return text.decode() if text.isascii() else json.dumps(line)
+
+
+class _Gathering(logging.Handler):
+    """Has the lines of ``TOGETHER`` that come in one turn of the event loop written in one: each is a system call."""
+
+    def __init__(self, target: logging.Handler) -> None:
+        super().__init__()
+        self._target = target
+        self._lines: list[str] = []
+        self._scheduled = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes a line."""
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - whatever it is, no call fails of its log
+            self.handleError(record)
+            return
+        if not TOGETHER.get():
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Has written what was taken."""
+        self.acquire()
+        try:
+            lines, self._lines, self._scheduled = self._lines, [], False
+            if lines:
+                self._target.handle(logging.makeLogRecord({"msg": "\n".join(lines)}))
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self.flush()
+        self._target.close()
+        super().close()
 
 
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -1,5 +1,6 @@
 """Logs: one form for our own lines and those of libraries."""
 
+import asyncio
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
-from registry_server.audit import Audit
+from registry_server.audit import Audit, together
 from registry_server.config import LogSettings
 from registry_server.errors import ConfigurationError
 from registry_server.telemetry.logs import configure_logging
@@ -242,3 +243,36 @@ def test_an_audit_file_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -
         logs_of(LogSettings(audit=str(tmp_path / "nowhere" / "audit.log"))),
     ):
         pass
+
+
+async def test_lines_that_may_wait_are_written_together_and_before_any_other() -> None:
+    class Counting(Terminal):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            return super().write(text)
+
+    stream = Counting()
+    log = logging.getLogger("audit")
+    with logs_of(LogSettings(format="json"), stream):
+        with together():
+            for i in range(100):
+                log.info(str(i))
+            assert not stream.getvalue()
+            await asyncio.sleep(0)
+            assert stream.writes == 1
+            log.info("100")
+        log.info("101")
+        assert stream.writes == 2
+        with together():
+            log.info("102")
+        logging.getLogger().handlers[0].close()  # as at the end of the process
+    assert [line["event"] for line in parsed(stream)] == [str(i) for i in range(103)]
+
+
+def test_an_audit_with_what_ends_a_line_elsewhere_is_ascii() -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        Audit().removed("expire", ["a\u2028b", "c\x85d", "\udc80"])
+    assert stream.getvalue().isascii()
+    assert [line["service"] for line in parsed(stream)] == ["a\u2028b", "c\x85d", "\udc80"]
