@@ -103,6 +103,19 @@ async def test_an_owner_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(t
         await nothing_is_lost(it, seen)
 
 
+async def test_an_owner_that_is_emptied_is_given_back_all_and_so_is_its_replica(tmp_path: Path) -> None:
+    async with started(tmp_path, wait_replicas=1) as it:
+        async with traffic(it.server) as seen:
+            await more_writes(seen)
+            async with client_of(it.redis.nodes[0]) as client:
+                await client.flushall()
+            await more_writes(seen)
+        await nothing_is_lost(it, seen)
+        async with client_of(it.redis.nodes[0]) as client, client_of(it.redis.nodes[3]) as replica:
+            await replica.readonly()
+            assert await replica.hlen("{ossa}:registry:records") == await client.hlen("{ossa}:registry:records") > 0
+
+
 async def test_a_planned_failover_is_followed_with_nothing_lost(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         async with traffic(it.server) as seen:

@@ -158,8 +158,13 @@ def assert_told_all(member: Member) -> None:
     assert member.subscriber.streams == 1
 
 
-async def test_emptied_under_load_it_loses_nothing_and_goes_on_with_its_history(redis: RedisProcess) -> None:
-    async with members(redis, 2) as each:
+@pytest.mark.parametrize(
+    ("count", "flags"), [pytest.param(2, (), id="processes"), pytest.param(1, ("--workers=2",), id="workers")]
+)
+async def test_emptied_under_load_it_loses_nothing_and_goes_on_with_its_history(
+    redis: RedisProcess, count: int, flags: tuple[str, ...]
+) -> None:
+    async with members(redis, count, *flags) as each:
         async with clients(each) as subject:
             for round_ in range(1, 3):
                 await more(subject, 300)
