@@ -32,6 +32,8 @@ _SERVICE = "/ossa.registry.v1.RegistryService"
 _SMALL = 1_000
 _SIZES = (_SMALL, 10_000, 100_000, 1_000_000)
 _NEEDED = 14 << 30  # bytes free, or the largest size is left out
+_REPAIRED = 100_000
+_PATIENCE = 300
 _BATCH = 1_000
 _KEYS = Keys.under("ossa:services")
 _ROUNDS = 3  # at the most: each size takes its time
@@ -54,6 +56,8 @@ class _Point(NamedTuple):
     """What a capability query costs, by what it costs of 1,000 services."""
     get: float
     """The same of GetService."""
+    repair: float
+    """Seconds from an emptied Redis to one that has everything again; 0 = not tried."""
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
@@ -82,6 +86,8 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             report.line(f"{size:,}: start, longest stall of liveness", f"{one.start:.1f} s {one.stall:.2f} s")
             report.line("  worker, Redis (MiB)", f"{one.worker >> 20:,} {one.redis >> 20:,}")
             report.line("  cost to that of 1,000: query, GetService", f"{one.query:.2f} {one.get:.2f}")
+            if one.repair:
+                report.line("  Redis is emptied; it has everything again after", f"{one.repair:.1f} s")
     _judge(report, points)
 
 
@@ -113,10 +119,23 @@ async def _measure(folder: Path, client: Redis, small: str, size: int, rounds: i
         start = time.perf_counter() - begin
         looking.cancel()
         await asyncio.wait([looking])
-        costs = [await _cost(small, one.grpc, method, asked, rounds) for method, asked in _questions(folder, size)]
+        query_cost, get_cost = [
+            await _cost(small, one.grpc, method, asked, rounds) for method, asked in _questions(folder, size)
+        ]
         worker = _resident(one.pid)
-    memory = await client.info("memory")
-    return _Point(size, start, looking.result(), worker, int(memory["used_memory_rss"]), *costs)
+        memory = await client.info("memory")
+        repair = await _emptied(client, size) if size == _REPAIRED else 0.0
+    return _Point(size, start, looking.result(), worker, int(memory["used_memory_rss"]), query_cost, get_cost, repair)
+
+
+async def _emptied(client: Redis, size: int) -> float:
+    """Empties Redis; gives the seconds until the registry has given everything back."""
+    begin = time.perf_counter()
+    await client.flushall()
+    async with asyncio.timeout(_PATIENCE):
+        while await client.hlen(_KEYS.records) < size or await client.zcard(_KEYS.leases) < size:  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.05)
+    return time.perf_counter() - begin
 
 
 def _questions(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
