@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from registry_server.tasks import cancel
 from tests.faults.suite.fault import fault
 from tests.faults.suite.history import Promises
 from tests.faults.suite.load import Load
@@ -260,5 +261,4 @@ async def _during(job: Any) -> AsyncIterator[None]:
         if task.done():
             task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel([task])  # once is not enough for who asks Redis
