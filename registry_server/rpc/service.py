@@ -49,6 +49,12 @@ class RegistryRpc:
                 response.results.add(service=result)
         return response
 
+    def ready_service(self, wire: bytes) -> bytes | None:
+        return self._registry.ready_service(wire)
+
+    def ready_answer(self, wire: bytes) -> bytes | None:
+        return self._registry.ready_answer(wire)
+
     async def get_service(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.GetServiceRequest, wire)
         within = _patience(context) if request.min_revision else 0
@@ -56,9 +62,6 @@ class RegistryRpc:
         return record.framed
 
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
-        answer = self._registry.ready_answer(wire)
-        if answer is not None:
-            return answer
         request = parse(pb.DiscoverServicesRequest, wire)
         return await self._registry.discover_page(request, wire=wire, within=_patience(context))
 

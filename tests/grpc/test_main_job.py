@@ -1,4 +1,7 @@
+from typing import Any
+
 import grpc
+import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -38,3 +41,23 @@ async def test_pages_of_large_services_end_before_they_are_too_large_for_a_clien
             pages += 1
     assert found == names
     assert pages == 2
+
+
+@pytest.mark.parametrize("length", [1, 2, 120, 127, 128])
+async def test_a_service_is_read_however_its_request_is_encoded(server: Server, length: int) -> None:
+    name = "a" * length
+    registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)))
+    short = pb.GetServiceRequest(name=name).SerializeToString()
+    requests = (
+        short,
+        pb.GetServiceRequest(name=name, min_revision=1).SerializeToString(),
+        pb.GetServiceRequest(name="b").SerializeToString() + short,  # the last one counts
+        b"\x0a" + bytes([0x80 | length & 0x7F, length >> 7]) + name.encode(),  # a length with a byte to spare
+        short + b"\x78\x01",  # a field of later versions
+    )
+    channel: Any = server.channel
+    call = channel.unary_unary("/ossa.registry.v1.RegistryService/GetService")
+    for request in requests:
+        assert pb.GetServiceResponse.FromString(await call(request)) == pb.GetServiceResponse(
+            service=registered.service
+        )
