@@ -43,7 +43,7 @@ async def test_pages_of_large_services_end_before_they_are_too_large_for_a_clien
     assert pages == 2
 
 
-@pytest.mark.parametrize("length", [1, 2, 120, 127, 128])
+@pytest.mark.parametrize("length", [1, 2, 63])
 async def test_a_service_is_read_however_its_request_is_encoded(server: Server, length: int) -> None:
     name = "a" * length
     registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)))
