@@ -43,10 +43,12 @@ async def test_pages_of_large_services_end_before_they_are_too_large_for_a_clien
     assert pages == 2
 
 
-@pytest.mark.parametrize("length", [1, 2, 63])
+@pytest.mark.parametrize("length", [1, 2, 127, 128])
 async def test_a_service_is_read_however_its_request_is_encoded(server: Server, length: int) -> None:
     name = "a" * length
-    registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)))
+    registered = await server.stub.RegisterService(
+        pb.RegisterServiceRequest(service=small_service(name, endpoint="http://a.test"))
+    )
     short = pb.GetServiceRequest(name=name).SerializeToString()
     requests = (
         short,
