@@ -1,7 +1,6 @@
 """``ServiceRegistry``: the use cases. Transports and embedders call this and nothing below it."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self
@@ -53,8 +52,6 @@ from registry_server.store import LARGEST_GROUP, Conflict, EpochChanged, RedisSt
 from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
-_IS_SHORT_NAME: Final = re.compile(rb"\n[\x01-\x7f]").match
-"""How a message begins whose first field is a text of one to 127 bytes."""
 _MOST_WAITING: Final = 2_000
 """Calls that wait for a revision; fewer than there may be calls."""
 
@@ -408,15 +405,9 @@ class ServiceRegistry:
         await self._reached(min_revision, within)
         return existing(name, self._replica.records.get(name))
 
-    def ready_service(self, request: bytes) -> bytes | None:
-        """Gives the answer to a serialised ``GetServiceRequest`` of nothing but the name of a service that is there.
-
-        As bytes, since decoding would take as long as all the rest.
-        """
-        if not _IS_SHORT_NAME(request) or request[1] != len(request) - 2:
-            return None
-        record = self._replica.records.get(request[2:].decode("ascii", "replace"))
-        return None if record is None else record.framed
+    def known(self, name: str) -> Record | None:
+        """Gives a service as it is held here; ``None``: ask ``get``, which says why there is none."""
+        return self._replica.records.get(name)
 
     def ready_answer(self, request: bytes) -> bytes | None:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""

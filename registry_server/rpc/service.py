@@ -9,7 +9,7 @@ from functools import partial
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.errors import RegistryError
 from registry_server.registry import ServiceRegistry
-from registry_server.rpc.codec import Context, parse
+from registry_server.rpc.codec import Context, only_text, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.readers import Readers
 from registry_server.rpc.status import status_of
@@ -50,7 +50,9 @@ class RegistryRpc:
         return response
 
     def ready_service(self, wire: bytes) -> bytes | None:
-        return self._registry.ready_service(wire)
+        name = only_text(wire)
+        record = None if name is None else self._registry.known(name)
+        return None if record is None else record.framed
 
     def ready_answer(self, wire: bytes) -> bytes | None:
         return self._registry.ready_answer(wire)

@@ -176,11 +176,15 @@ class _Gathering(logging.Handler):
         except Exception:  # noqa: BLE001 - whatever it is, no call fails of its log
             self.handleError(record)
             return
-        if not TOGETHER.get():
+        try:
+            loop = asyncio.get_running_loop() if TOGETHER.get() else None
+        except RuntimeError:  # a thread that has the context of a block, but no loop
+            loop = None
+        if loop is None:
             self.flush()
         elif not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
+            loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Has written what was taken."""
