@@ -405,10 +405,6 @@ class ServiceRegistry:
         await self._reached(min_revision, within)
         return existing(name, self._replica.records.get(name))
 
-    def known(self, name: str) -> Record | None:
-        """Gives a service as it is held here; ``None``: ask ``get``, which says why there is none."""
-        return self._replica.records.get(name)
-
     def ready_answer(self, request: bytes) -> bytes | None:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""
         return self._discovery.ready(request)

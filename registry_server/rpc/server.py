@@ -213,8 +213,7 @@ def _handlers(
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
-    ready = {"GetService": rpc.ready_service, "DiscoverServices": rpc.ready_answer}
-    unary = {name: _unary(call, around, of[name], ready.get(name, _never)) for name, call in methods.items()}
+    unary = {name: _unary(call, around, of[name]) for name, call in methods.items()}
     keep_alive = _stream(rpc.keep_alive, around, of["KeepAlive"], watches=False)
     watch_events = _stream(rpc.watch_events, around, of["WatchEvents"], watches=True)
     if tracer is not None:
@@ -237,11 +236,7 @@ def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> 
     return handler
 
 
-def _never(_: bytes) -> None:
-    """No answer is ready."""
-
-
-def _unary(call: _Unary, around: _Around, method: Method, ready: Callable[[bytes], bytes | None]) -> Any:
+def _unary(call: _Unary, around: _Around, method: Method) -> Any:
     drain, gate, readers = around
     permission, calls = RPCS[method.name], gate.guard.in_flight
 
@@ -256,9 +251,7 @@ def _unary(call: _Unary, around: _Around, method: Method, ready: Callable[[bytes
                 ORIGIN.set(origin)
                 context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
             await gate.admit(context, permission)
-            answer = ready(wire)
-            if answer is None:
-                answer = await call(wire, context)
+            answer = await call(wire, context)
             if len(answer) > _LARGE:
                 in_flight.hold(len(answer))
                 large = True

@@ -9,7 +9,7 @@ from functools import partial
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.errors import RegistryError
 from registry_server.registry import ServiceRegistry
-from registry_server.rpc.codec import Context, only_text, parse
+from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.readers import Readers
 from registry_server.rpc.status import status_of
@@ -49,14 +49,6 @@ class RegistryRpc:
                 response.results.add(service=result)
         return response
 
-    def ready_service(self, wire: bytes) -> bytes | None:
-        name = only_text(wire)
-        record = None if name is None else self._registry.known(name)
-        return None if record is None else record.framed
-
-    def ready_answer(self, wire: bytes) -> bytes | None:
-        return self._registry.ready_answer(wire)
-
     async def get_service(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.GetServiceRequest, wire)
         within = _patience(context) if request.min_revision else 0
@@ -64,6 +56,9 @@ class RegistryRpc:
         return record.framed
 
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
+        answer = self._registry.ready_answer(wire)
+        if answer is not None:
+            return answer
         request = parse(pb.DiscoverServicesRequest, wire)
         return await self._registry.discover_page(request, wire=wire, within=_patience(context))
 
