@@ -139,10 +139,11 @@ async def test_reflection_says_that_there_is_no_such_name(server: Server) -> Non
 
 async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"reflection": False}) as server:
+        # All of the request in one go: if the refusal comes before what is written to a stream, grpc.aio gives INTERNAL.
+        channel: Any = server.channel
+        call = channel.unary_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(b"")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            # With all of the request in one go: grpc.aio gives INTERNAL if the refusal comes before what is written to a stream.
-            channel: Any = server.channel
-            await channel.unary_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(b"").read()
+            await call.read()
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
