@@ -139,7 +139,7 @@ async def test_reflection_says_that_there_is_no_such_name(server: Server) -> Non
 
 async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"reflection": False}) as server:
-        # All of the request in one go: if the refusal comes before what is written to a stream, grpc.aio gives INTERNAL.
+        # All of the request in one go: of a refusal before what is written to a stream grpc.aio makes INTERNAL.
         channel: Any = server.channel
         call = channel.unary_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(b"")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
