@@ -25,13 +25,17 @@ ABOUT: Final = {
         "The capability query over fleets of three sizes, quiet and while services change, and beside etcd. etcd "
         "has no query but for keys: its client reads everything and filters, so it is far behind there. For the "
         "point read, the one thing that it is made for, etcd is ahead: it is compiled and uses all processors in "
-        "one process, where a Python process has one; more workers narrow that."
+        "one process, where a Python process has one; more workers narrow that. What GetService costs above the echo "
+        "is little code of ours, 4 us of 200 when it runs alone: the rest is that a larger process finds less of "
+        "itself in the processor's caches."
     ),
     "writes": (
         "A registration is validated, indexed, committed by one script in Redis with lease, document and event, and "
         "answered once this process has applied it; etcd's `Put` stores opaque bytes, and is compiled: where its "
-        "rate is above ours, that is why. Many leases are renewed by one message here; etcd takes a message for "
-        "each."
+        "rate is above ours, that is why. In calls that carry one service each, gRPC takes about 210 us of the "
+        "event loop's thread, and all that is the registry's own about 400; in batches, where the same code runs many "
+        "times in a row, that is about 230. Half of the echo's rate would leave it 210: whoever registers a fleet "
+        "does so in batches. Many leases are renewed by one message here; etcd takes a message for each."
     ),
     "rest": "The same query over REST, beside a bare aiohttp handler that returns the same bytes.",
     "watch": (

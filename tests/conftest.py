@@ -1,6 +1,7 @@
 """Fixtures that every kind of test may use."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.support.server import Server, running
 # A machine that is busy is not a failure; and what a build is told must not depend on the dice of that day.
 settings.register_profile("any machine", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("any machine")
+
+# Where the tests run in the background of a shell SIGINT is ignored, and what they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A registry, and the command line that talks to it."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,4 @@ __all__ = ["program", "registry", "registry_process"]
 @pytest.fixture
 def program(registry: RegistryProcess, tmp_path: Path) -> Program:
     """The command line, with a registry in which nothing is registered."""
-    # Where the tests run in the background of a shell SIGINT is ignored, and what they start would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return Program(registry.target, tmp_path)
