@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BEATING = "beats"
 TTL_SECONDS = 5
 PAUSE = 0.02
+PATIENCE = 30  # seconds
 
 
 class Traffic:
@@ -34,6 +35,8 @@ class Traffic:
         self.acknowledged: dict[str, Service] = {}
         self.refused: list[str] = []
         """Reasons of writes that were not acknowledged."""
+        self.over = False
+        """Whether no more calls are begun."""
         self._reads = 0
         self._longest_gap = self._last_write = 0.0
 
@@ -55,7 +58,7 @@ class Traffic:
     async def write(self, number: int) -> None:
         """Registers one service after the other."""
         count = 0
-        while True:
+        while not self.over:
             count += 1
             service = small_service(f"load-{number}-{count}")
             try:
@@ -71,7 +74,7 @@ class Traffic:
 
     async def read(self) -> None:
         """Reads what was acknowledged, and finds it."""
-        while True:
+        while not self.over:
             await self._stub.GetService(pb.GetServiceRequest(name=BEATING))
             before = len(self.acknowledged)  # the answer may be older than what is acknowledged as it arrives
             found = await self._stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1))
@@ -81,7 +84,7 @@ class Traffic:
 
     async def beat(self) -> None:
         """Keeps a short lease alive, as far as heartbeats are taken."""
-        while True:
+        while not self.over:
             try:
                 answer = await self._stub.Heartbeat(pb.HeartbeatRequest(names=[BEATING]))
                 assert answer.renewed_count == 1
@@ -107,16 +110,19 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 @asynccontextmanager
 async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
-    """Keeps going until the context is left; raises what it met."""
+    """Keeps going until the context is left; raises what it met.
+
+    Calls under way are waited for then: cut off, they might still change something afterwards.
+    """
     subject = Traffic(server)
     await subject.begin()
     running = [subject.write(number) for number in range(writers)]
     tasks = [asyncio.create_task(each) for each in (*running, subject.read(), subject.beat())]
     try:
         yield subject
-        for task in tasks:
-            if task.done():
-                task.result()
+        subject.over = True
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*tasks)
     finally:
         await cancel(tasks)
 
