@@ -46,12 +46,15 @@ from registry_server.model.validation import (
     status_violations,
     update_mask_violations,
 )
+from registry_server.model.wire import only_field
 from registry_server.probes import NetworkPolicy
 from registry_server.security.identity import Claim, current_identity
 from registry_server.store import LARGEST_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.writes import PATIENCE, Writes, existing
 
 _CAPABILITIES: Final = b"capabilities"
+_NAME_TAG: Final = 0x0A
+"""Of ``GetServiceRequest.name``: field 1, length-delimited."""
 _MOST_WAITING: Final = 2_000
 """Calls that wait for a revision; fewer than there may be calls."""
 
@@ -404,6 +407,15 @@ class ServiceRegistry:
         self._writes.must_be_loaded()
         await self._reached(min_revision, within)
         return existing(name, self._replica.records.get(name))
+
+    def ready_service(self, request: bytes) -> bytes | None:
+        """Gives the answer to a serialised ``GetServiceRequest`` of a name alone, if there is such a service."""
+        name = only_field(request, _NAME_TAG)
+        try:
+            record = self._replica.records.get(name.decode()) if name else None
+        except UnicodeDecodeError:
+            return None
+        return record.framed if record else None
 
     def ready_answer(self, request: bytes) -> bytes | None:
         """Gives the ready answer to a serialised ``DiscoverServicesRequest``, if there is one."""

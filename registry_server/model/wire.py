@@ -7,6 +7,7 @@ form of the message with all of them (https://protobuf.dev/programming-guides/en
 
 VARINT = 0
 LENGTH_DELIMITED = 2
+_FRAME = 2  # bytes before a short payload: tag and length
 _LOW_BITS = 0x7F  # of a byte; the highest says that another byte follows
 
 
@@ -30,6 +31,21 @@ def integer_field(number: int, value: int) -> bytes:
 def bytes_field(number: int, payload: bytes) -> bytes:
     """Encodes a string, bytes or message field, also when ``payload`` is empty."""
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
+
+
+def only_field(message: bytes, tag: int) -> bytes | None:
+    """Gives the payload of a message that has this one field and nothing else, as almost every request for one thing.
+
+    Args:
+        message: A serialised message.
+        tag: One byte, of a length-delimited field.
+
+    Returns:
+        The payload, of at most 127 bytes; ``None``: the message has another form, so decode it.
+    """
+    if len(message) > _FRAME and message[0] == tag and message[1] == len(message) - _FRAME <= _LOW_BITS:
+        return message[_FRAME:]
+    return None
 
 
 def split_frames(message: bytes, tag: int) -> tuple[list[bytes], bytes]:

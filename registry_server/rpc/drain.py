@@ -18,19 +18,17 @@ class Drain:
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # made by who waits for it: every call passes here
         self._calls = 0
 
     def enter(self) -> None:
         """Counts a call as under way."""
         self._calls += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         """Counts it as done."""
         self._calls -= 1
-        if not self._calls:
+        if self._idle is not None and not self._calls:
             self._idle.set()
 
     def begin(self) -> None:
@@ -39,9 +37,12 @@ class Drain:
 
     async def finished(self, within: float) -> bool:
         """Waits until no call is under way, for some seconds at the most; tells whether that is so."""
+        idle = self._idle = self._idle or asyncio.Event()
         try:
             async with asyncio.timeout(within):
-                await self._idle.wait()
+                while self._calls:
+                    idle.clear()
+                    await idle.wait()
         except TimeoutError:
             return False
         return True

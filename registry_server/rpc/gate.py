@@ -10,7 +10,7 @@ from registry_server.errors import Unauthenticated
 from registry_server.rpc.codec import Context
 from registry_server.security.authenticator import CertificateNames, Presented
 from registry_server.security.guard import Guard, Peer, Session
-from registry_server.security.identity import Identity, current_identity
+from registry_server.security.identity import UNCHECKED, Identity, current_identity
 from registry_server.security.permissions import Permission
 
 _NOTHING: Final = Presented()
@@ -39,11 +39,24 @@ class RpcGate:
         Raises:
             RegistryError: The call is not let in; see ``Guard.admit``.
         """
-        presented, peer = self._presented(context), _peer_of(context)
-        identity = self.guard.admit_known(presented, permission, peer)
+        identity = self.admit_known(context, permission)
         if identity is None:
-            identity = await self.guard.admit(presented, permission, peer)
-        current_identity.set(identity)
+            identity = await self.guard.admit(self._presented(context), permission, _peer_of(context))
+            current_identity.set(identity)
+        return identity
+
+    def admit_known(self, context: Context, permission: Permission) -> Identity | None:
+        """The same for a caller who is known and may, as in almost every call.
+
+        Returns:
+            Who calls; ``None``: ask ``admit``.
+
+        Raises:
+            RateLimited: Too many calls.
+        """
+        identity = self.guard.admit_known(self._presented(context), permission, _peer_of(context))
+        if identity is not None and identity is not UNCHECKED:  # which everybody is until something else is said
+            current_identity.set(identity)
         return identity
 
     @contextmanager

@@ -47,6 +47,8 @@ _LARGE: Final = 64 << 10
 """Bytes of an answer that is counted until it is read; smaller ones fit the buffers on the way to the client."""
 
 _Unary: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
+_Ready: TypeAlias = Callable[[bytes], bytes | None]
+"""Gives the answer to a serialised request if it is at hand."""
 
 log = structlog.get_logger(__name__)
 
@@ -95,7 +97,7 @@ class RpcServer:
         gate = RpcGate(guard, certificates=shows)
         handlers = [
             grpc.method_handlers_generic_handler(
-                SERVICE, _handlers(rpc, _Around(self._drain, gate, self.readers), self.methods, tracer)
+                SERVICE, _handlers(rpc, registry, _Around(self._drain, gate, self.readers), self.methods, tracer)
             ),
             health_handlers(self._health, gate),
         ]
@@ -195,9 +197,10 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
 
 
 def _handlers(
-    rpc: RegistryRpc, around: _Around, of: Mapping[str, Method], tracer: Tracer | None
+    rpc: RegistryRpc, registry: ServiceRegistry, around: _Around, of: Mapping[str, Method], tracer: Tracer | None
 ) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
+    ready: dict[str, _Ready] = {"GetService": registry.ready_service, "DiscoverServices": registry.ready_answer}
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
         "BatchRegisterServices": (rpc.batch_register_services, pb.BatchRegisterServicesRequest),
@@ -213,7 +216,7 @@ def _handlers(
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
-    unary = {name: _unary(call, around, of[name]) for name, call in methods.items()}
+    unary = {name: _unary(call, around, of[name], ready.get(name)) for name, call in methods.items()}
     keep_alive = _stream(rpc.keep_alive, around, of["KeepAlive"], watches=False)
     watch_events = _stream(rpc.watch_events, around, of["WatchEvents"], watches=True)
     if tracer is not None:
@@ -236,7 +239,7 @@ def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> 
     return handler
 
 
-def _unary(call: _Unary, around: _Around, method: Method) -> Any:
+def _unary(call: _Unary, around: _Around, method: Method, ready: _Ready | None) -> Any:
     drain, gate, readers = around
     permission, calls = RPCS[method.name], gate.guard.in_flight
 
@@ -250,8 +253,12 @@ def _unary(call: _Unary, around: _Around, method: Method) -> Any:
                 origin = origin_of(context)
                 ORIGIN.set(origin)
                 context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
-            await gate.admit(context, permission)
-            answer = await call(wire, context)
+            # Who is known and what is ready take no coroutine: little code, which is mostly cold between two calls.
+            if gate.admit_known(context, permission) is None:
+                await gate.admit(context, permission)
+            answer = ready(wire) if ready is not None else None
+            if answer is None:
+                answer = await call(wire, context)
             if len(answer) > _LARGE:
                 in_flight.hold(len(answer))
                 large = True

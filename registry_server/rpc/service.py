@@ -23,8 +23,8 @@ LONGEST_WAIT = 30.0
 class RegistryRpc:
     """One method for each RPC, named like it.
 
-    Those that are called most take and give bytes: an answer that is ready under the bytes of its request is not
-    decoded nor encoded at all. Those of streams write their answers: as generators within generators each message of
+    Those that are called most take and give bytes, and are called only if no answer is ready under the bytes of the
+    request. Those of streams write their answers: as generators within generators each message of
     each stream would cost several hops.
     """
 
@@ -56,9 +56,6 @@ class RegistryRpc:
         return record.framed
 
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
-        answer = self._registry.ready_answer(wire)
-        if answer is not None:
-            return answer
         request = parse(pb.DiscoverServicesRequest, wire)
         return await self._registry.discover_page(request, wire=wire, within=_patience(context))
 
