@@ -31,6 +31,7 @@ from registry_server.listeners import Listeners
 from registry_server.probes import NetworkPolicy, ProbeProcess
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc import RpcServer
+from registry_server.scheduling import follow_load
 from registry_server.security.exposure import check_exposure
 from registry_server.security.guard import Guard
 from registry_server.security.identity import current_identity
@@ -162,6 +163,7 @@ async def serve_until(
         ConfigurationError: It cannot be served as it is configured.
     """
     failure: BaseException | None = None
+    scheduling = asyncio.create_task(follow_load(), name="scheduling")
     try:
         async with serving(settings, team=team) as server:
             if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
@@ -173,6 +175,8 @@ async def serve_until(
         log.info("stopped")
     except* ConfigurationError as group:  # from any of the tasks
         failure = first_error(group)
+    finally:
+        await cancel([scheduling])
     if failure is not None:
         raise failure
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,6 +203,24 @@ async def test_the_time_of_registration_is_now(flags: tuple[str, ...]) -> None:
         service = (await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))).service
         after = datetime.now(UTC)
     assert before <= service.registered_at.ToDatetime(UTC) <= after
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+async def test_a_server_is_scheduled_for_throughput_while_it_is_busy(flags: tuple[str, ...]) -> None:
+    async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
+        services = [small_service(f"agent-{i}") for i in range(1_000)]
+        for start in range(0, len(services), 500):
+            await stub.BatchRegisterServices(
+                pb.BatchRegisterServicesRequest(services=services[start : start + 500]), timeout=PATIENCE
+            )
+        async with asyncio.timeout(60):
+            for i in count():  # each pattern is a new one, and is matched with every name
+                request = pb.DiscoverServicesRequest(filter={"name_pattern": f"x{i}|y"}, page_size=1)
+                await asyncio.gather(*(stub.DiscoverServices(request) for _ in range(4)))
+                if os.sched_getscheduler(server.pid) == os.SCHED_BATCH:
+                    break
+            while os.sched_getscheduler(server.pid) != os.SCHED_OTHER:
+                await asyncio.sleep(0.1)
 
 
 # Ended by SIGTERM.

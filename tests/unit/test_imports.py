@@ -21,6 +21,7 @@ LAYERS: Final = (
     "tracing",
     "origin",
     "networks",
+    "scheduling",
     "audit",
     "config",
     # Who calls and what they may do: asked by the use cases and by the transports.
