@@ -32,7 +32,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from ossa.registry.v1.service_pb2 import HealthStatus
+from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
 from tests.grpc.calls import PATIENCE, told, watching_by
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -215,7 +215,7 @@ async def test_a_server_is_scheduled_for_throughput_while_it_is_busy(flags: tupl
             )
         async with asyncio.timeout(60):
             for i in count():  # each pattern is a new one, and is matched with every name
-                request = pb.DiscoverServicesRequest(filter={"name_pattern": f"x{i}|y"}, page_size=1)
+                request = pb.DiscoverServicesRequest(filter=ServiceFilter(name_pattern=f"x{i}|y"), page_size=1)
                 await asyncio.gather(*(stub.DiscoverServices(request) for _ in range(4)))
                 if os.sched_getscheduler(server.pid) == os.SCHED_BATCH:
                     break
