@@ -30,6 +30,8 @@ in alternating rounds of one run, a few seconds apart; the median of the rounds 
 
 - A *bare echo*, *loop* or *handler* is the same library (grpc.aio, aiohttp) doing nothing but to answer, or write, the
   same bytes: the floor on which the registry stands. A ratio of 0.9 to it says that all of the registry costs a tenth.
+  It runs as the library comes; a busy registry has its threads scheduled for throughput
+  ([ADR 0025](adr/0025-a-busy-server-is-scheduled-for-throughput.md)), so it can be ahead.
 - *etcd* is the peer: one node, its data in memory, asked for the same with the same compiled client.
 - A **bound** is a promise of the project: `make bench` fails where one is not kept. Figures without a bound inform.
 
