@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 _PERIOD: Final = 0.25
-_BUSY: Final = 0.7
-_NO_LONGER_BUSY: Final = 0.4
+_BUSY: Final = 0.5
+_NO_LONGER_BUSY: Final = 0.3
 """Shares of the time in which the event loop runs; between them all stays as it is."""
 
 

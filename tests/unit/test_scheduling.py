@@ -50,7 +50,7 @@ def followed(shares: list[float], prepare: str = "") -> tuple[list[list[int]], b
 
 
 def test_all_threads_of_a_busy_process_are_scheduled_for_throughput_until_it_is_not_busy() -> None:
-    seen, ended = followed([0.1, 0.9, 0.5, 0.1, 0.5])
+    seen, ended = followed([0.1, 0.9, 0.4, 0.1, 0.4])
     assert seen == [[OTHER], [BATCH], [BATCH], [OTHER], [OTHER]]
     assert not ended
 
