@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +31,14 @@ async def follow_load(*, period: float = _PERIOD, worked: Callable[[], float] = 
         period: Seconds between two looks.
         worked: Tells for how many seconds the thread has run.
     """
-    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if sys.platform != "linux":
         return
+    with suppress(OSError):  # not allowed, or no /proc
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            await _follow(period, worked)
+
+
+async def _follow(period: float, worked: Callable[[], float]) -> None:
     batch = False
     before = time.monotonic(), worked()
     while True:
@@ -42,10 +49,7 @@ async def follow_load(*, period: float = _PERIOD, worked: Callable[[], float] = 
         wanted = share >= (_NO_LONGER_BUSY if batch else _BUSY)
         if wanted != batch:
             batch = wanted
-            try:
-                _schedule_all(os.SCHED_BATCH if batch else os.SCHED_OTHER)
-            except PermissionError:
-                return
+            _schedule_all(os.SCHED_BATCH if batch else os.SCHED_OTHER)
 
 
 def _schedule_all(policy: int) -> None:

@@ -177,6 +177,11 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(server: Server,
     await register(server, small_service("a"))
 
 
+async def test_a_name_that_is_no_text_is_an_invalid_argument(server: Server) -> None:
+    refused = await answered(server.channel, REGISTRY.methods_by_name["GetService"], b"\x0a\x01\xff")
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
 @pytest.mark.parametrize("path", ["/ossa.registry.v1.RegistryService/Nothing", "/ossa.registry.v2.RegistryService/Get"])
 async def test_what_is_not_there_is_unimplemented(server: Server, path: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:

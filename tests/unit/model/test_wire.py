@@ -5,9 +5,9 @@ from google.protobuf.wrappers_pb2 import BytesValue, UInt64Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse
+from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse, GetServiceRequest
 from ossa.registry.v1.service_pb2 import Health, Service
-from registry_server.model.wire import bytes_field, integer_field, split_frames, varint
+from registry_server.model.wire import bytes_field, integer_field, only_field, split_frames, varint
 
 # Where a varint gets another byte.
 EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
@@ -87,3 +87,28 @@ def test_frames_come_apart_as_they_were_joined(payloads: list[bytes], number: in
     rest = integer_field(3, number)
     joined = b"".join(bytes_field(1, payload) for payload in payloads) + rest
     assert split_frames(joined, 0x0A) == (payloads, rest)
+
+
+GET = GetServiceRequest
+
+
+@pytest.mark.parametrize("name", ["a", "é" * 63, "x" * 127])
+def test_the_only_field_of_a_message_is_found(name: str) -> None:
+    assert only_field(GET(name=name).SerializeToString(), 0x0A) == name.encode()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\x0a",
+        b"\x0a\x00",
+        b"\x0a\x05abc",
+        GET(name="x" * 128).SerializeToString(),
+        GET(name="a", min_revision=1).SerializeToString(),
+        GET(min_revision=1 << 20).SerializeToString(),
+        GET(name="a").SerializeToString() * 2,
+    ],
+)
+def test_messages_of_another_form_are_left_to_be_decoded(message: bytes) -> None:
+    assert only_field(message, 0x0A) is None
