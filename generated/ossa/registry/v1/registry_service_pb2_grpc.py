@@ -26,19 +26,22 @@ if _version_not_supported:
 
 
 class RegistryServiceStub:
-    """Register agents, keep their leases alive, find them, and watch every change.
+    """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
-    Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
-    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
-    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
-    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+    Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
+    every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
-    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
-    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
-    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
-    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
+    While the store is unavailable, reads are served from memory and writes return UNAVAILABLE. Such a write may or may
+    not have been committed and is safe to retry. With the reason NOT_REPLICATED the write was committed, but on too few
+    replicas of the store: a failover may lose it. A server that has not loaded its state from the store yet returns
+    UNAVAILABLE for all calls except `GetRegistryHealth`. gRPC itself rejects messages above the limit of the server (4
+    MiB by default) with RESOURCE_EXHAUSTED and without details.
+
+    If the server requires authentication, callers send an API key or a JWT as `authorization: Bearer` metadata, or an
+    API key as `x-api-key`. Every RPC may then return UNAUTHENTICATED (the credential is missing or invalid; a stream
+    also ends with this code when its credential expires) and PERMISSION_DENIED (the role does not allow the call, or the
+    service has another owner). Every RPC may return RESOURCE_EXHAUSTED with `RetryInfo`: reason RATE_LIMITED, or
+    LIMIT_EXCEEDED with `limit` in the metadata of `ErrorInfo`.
     """
 
     def __init__(self, channel):
@@ -130,24 +133,27 @@ class RegistryServiceStub:
 
 
 class RegistryServiceServicer:
-    """Register agents, keep their leases alive, find them, and watch every change.
+    """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
-    Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
-    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
-    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
-    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+    Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
+    every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
-    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
-    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
-    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
-    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
+    While the store is unavailable, reads are served from memory and writes return UNAVAILABLE. Such a write may or may
+    not have been committed and is safe to retry. With the reason NOT_REPLICATED the write was committed, but on too few
+    replicas of the store: a failover may lose it. A server that has not loaded its state from the store yet returns
+    UNAVAILABLE for all calls except `GetRegistryHealth`. gRPC itself rejects messages above the limit of the server (4
+    MiB by default) with RESOURCE_EXHAUSTED and without details.
+
+    If the server requires authentication, callers send an API key or a JWT as `authorization: Bearer` metadata, or an
+    API key as `x-api-key`. Every RPC may then return UNAUTHENTICATED (the credential is missing or invalid; a stream
+    also ends with this code when its credential expires) and PERMISSION_DENIED (the role does not allow the call, or the
+    service has another owner). Every RPC may return RESOURCE_EXHAUSTED with `RetryInfo`: reason RATE_LIMITED, or
+    LIMIT_EXCEEDED with `limit` in the metadata of `ErrorInfo`.
     """
 
     def RegisterService(self, request, context):
-        """Registers a service, or takes the new content of one that exists (its `registered_at` stays). Renews the lease.
-        Identical content only renews the lease: no event, same revision.
+        """Registers a service, or replaces the content of a registered one and keeps its `registered_at`. Renews the lease.
+        Identical content only renews the lease: the revision stays the same and no event is sent.
         Errors: INVALID_ARGUMENT; ALREADY_EXISTS (reason SERVICE_EXISTS) with `create_only`; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -155,47 +161,49 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchRegisterServices(self, request, context):
-        """Registers up to 500 services. Each stands alone, in order: one that fails does not stop the others.
-        Errors: INVALID_ARGUMENT if the batch is empty or too large; all else is in the results.
+        """Registers up to 500 services in order. Each is independent: a failure does not stop the others.
+        Errors: INVALID_ARGUMENT if the batch is empty or too large; other errors are in the results.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetService(self, request, context):
-        """Reads one service from memory. Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if `min_revision`
-        was not reached in time.
+        """Returns one service from memory.
+        Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DiscoverServices(self, request, context):
-        """Finds services, ordered by name. Errors: INVALID_ARGUMENT for a bad filter, page size or token; DEADLINE_EXCEEDED
-        if `min_revision` was not reached in time; UNAVAILABLE for STRONG while the store is away.
+        """Returns the services that match a filter, ordered by name.
+        Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
+        reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateService(self, request, context):
-        """Changes the fields in `update_mask`. Does not renew the lease, unless it changes `ttl`.
+        """Changes the fields in `update_mask`. Renews the lease only if it changes `ttl`.
         Errors: INVALID_ARGUMENT, also for unknown and output-only paths; NOT_FOUND; ABORTED (reason REVISION_MISMATCH) if
-        `expected_revision` is not the current one; UNAVAILABLE.
+        `expected_revision` is not the current revision; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnregisterService(self, request, context):
-        """Removes a service. Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
+        """Removes a service.
+        Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServiceHealth(self, request, context):
-        """Reads the newest health of one service (not only its last transition) and the end of its lease.
+        """Returns the most recent health of one service, not only its last change of status, and the expiry of its lease.
         Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -203,7 +211,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportServiceHealth(self, request, context):
-        """Takes a status that the service or its operator reports. Emits an event only if the status changes.
+        """Records a status reported by the service or its operator. Sends an event only if the status changes.
         Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -211,9 +219,10 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CheckServiceHealth(self, request, context):
-        """Probes the service now, as `Service.health_check` says; a service that is not probed is answered as it is. The result
-        counts like that of any other probe, on the server that probes this service anyway; on another one it counts alone.
-        Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) where this server does not probe;
+        """Probes the service immediately as configured in `Service.health_check` and returns the result. For a service that
+        is not probed, returns its stored health. On the server that schedules the probes of this service the result counts
+        towards the thresholds like that of any other probe; on other servers it is evaluated on its own.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) if probing is disabled on this server;
         UNAVAILABLE if a change of status could not be stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -221,52 +230,56 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Heartbeat(self, request, context):
-        """Renews leases. Unknown names are data, not an error: register those again. Errors: INVALID_ARGUMENT; UNAVAILABLE.
+        """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
+        Errors: INVALID_ARGUMENT; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def KeepAlive(self, request_iterator, context):
-        """Renews leases, one answer for each message, in order. One stream may carry a whole fleet.
-        Errors: as `Heartbeat`; the stream ends with the first one.
+        """Renews leases with one response for each request, in order. One stream may serve a whole fleet.
+        Errors: as for `Heartbeat`; the first one ends the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Streams every change that matches, in revision order, with no gap and no repeat. The first message comes at once.
+        """Streams every matching change in revision order, without gaps or repetitions. The first message is sent
+        immediately.
         Errors: INVALID_ARGUMENT; OUT_OF_RANGE (reason CURSOR_EXPIRED): start over with a snapshot; RESOURCE_EXHAUSTED
-        (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server drains): resume from the last cursor.
+        (reason WATCHER_TOO_SLOW) and UNAVAILABLE (the server is shutting down): resume from the last cursor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCapabilities(self, request, context):
-        """Lists the distinct capabilities of all services, ordered by name. Errors: INVALID_ARGUMENT.
+        """Returns the distinct capabilities of all services, ordered by name.
+        Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStats(self, request, context):
-        """Counts what is registered, from memory.
+        """Returns counts over the registered services, from memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRegistryHealth(self, request, context):
-        """Tells how the registry itself is, from memory. Never fails while the process serves.
+        """Returns the health of the registry itself, from memory. Succeeds as long as the process serves requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cleanup(self, request, context):
-        """Removes services whose lease has expired, now instead of at the next sweep. Errors: UNAVAILABLE.
+        """Removes services whose lease has expired immediately instead of at the next sweep.
+        Errors: UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -364,19 +377,22 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
-    """Register agents, keep their leases alive, find them, and watch every change.
+    """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
-    Errors are canonical codes with `google.rpc` details: `ErrorInfo` (domain `registry.ossa`) always, `BadRequest` with
-    every bad field on INVALID_ARGUMENT, `RetryInfo` on UNAVAILABLE and on limits. While the store is away reads go on from memory and
-    writes answer UNAVAILABLE; a write that failed so may or may not have been committed, and is safe to repeat. With the
-    reason NOT_REPLICATED it was committed, but too few replicas of the store have it: a failover may lose it. A server
-    that has not read its store yet answers UNAVAILABLE to all calls but `GetRegistryHealth`. A message larger than the
-    server takes (4 MiB by default) is refused by gRPC itself: RESOURCE_EXHAUSTED without details.
+    Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
+    every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
-    Where a server asks who calls, metadata carries `authorization: Bearer` with an API key or a JWT, or `x-api-key`. Every
-    RPC may then answer UNAUTHENTICATED (no credential, or a bad one; a stream ends so when its credential expires) and
-    PERMISSION_DENIED (the role does not allow it, or the service is another's). Every RPC may answer RESOURCE_EXHAUSTED
-    (reason RATE_LIMITED, or LIMIT_EXCEEDED with `limit` in the metadata), with `RetryInfo`.
+    While the store is unavailable, reads are served from memory and writes return UNAVAILABLE. Such a write may or may
+    not have been committed and is safe to retry. With the reason NOT_REPLICATED the write was committed, but on too few
+    replicas of the store: a failover may lose it. A server that has not loaded its state from the store yet returns
+    UNAVAILABLE for all calls except `GetRegistryHealth`. gRPC itself rejects messages above the limit of the server (4
+    MiB by default) with RESOURCE_EXHAUSTED and without details.
+
+    If the server requires authentication, callers send an API key or a JWT as `authorization: Bearer` metadata, or an
+    API key as `x-api-key`. Every RPC may then return UNAUTHENTICATED (the credential is missing or invalid; a stream
+    also ends with this code when its credential expires) and PERMISSION_DENIED (the role does not allow the call, or the
+    service has another owner). Every RPC may return RESOURCE_EXHAUSTED with `RetryInfo`: reason RATE_LIMITED, or
+    LIMIT_EXCEEDED with `limit` in the metadata of `ErrorInfo`.
     """
 
     @staticmethod
