@@ -29,7 +29,7 @@ def codes(cell: str) -> list[str]:
 
 
 def test_it_has_every_filter_in_order() -> None:
-    documented = [code for row in table("| Parameter | Finds services |") for code in codes(row[0])]
+    documented = [code for row in table("| Parameter | Matches services |") for code in codes(row[0])]
     assert sorted(documented) == sorted([*FILTERS, LABEL, *PAGE])
 
 
