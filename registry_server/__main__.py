@@ -36,7 +36,7 @@ def serve(args: Sequence[str], program: str = "python -m registry_server") -> in
 
             run_workers(settings)
         else:
-            from registry_server.app import run  # noqa: PLC0415
+            from registry_server.process import run  # noqa: PLC0415
 
             run(settings)
     except ConfigurationError as error:

@@ -1,75 +1,62 @@
-"""The composition root: builds the parts, starts them, drains them. Nothing else constructs parts."""
+"""The composition root: builds the parts, starts them and drains them. No other module constructs parts."""
 
 import asyncio
-import gc
-import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import structlog
 
-from registry_server import __version__
-from registry_server.audit import Audit
-from registry_server.catalog import Discovery, Follower, Repairer, Replica, WatchHub, fits_one_message
-from registry_server.clock import system_clock
+from registry_server.catalog import Discovery, Replica
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway import HttpServer
 from registry_server.health import (
+    HealthEvaluator,
     HealthMonitor,
     HealthReports,
-    Judge,
     LeaseSweeper,
     Membership,
-    Protection,
     ResultWriter,
+    SelfPreservation,
 )
-from registry_server.listeners import Listeners
-from registry_server.probes import NetworkPolicy, ProbeProcess
+from registry_server.instrumentation.audit import Audit
+from registry_server.instrumentation.tracing import Tracer
+from registry_server.probes import ProbeProcess
 from registry_server.registry import ServiceRegistry
+from registry_server.replication import Follower, Repairer, Writes
 from registry_server.rpc import RpcServer
-from registry_server.scheduling import follow_load
+from registry_server.runtime.clock import system_clock
+from registry_server.runtime.tasks import cancel
+from registry_server.security.egress import EgressPolicy
 from registry_server.security.exposure import check_exposure
 from registry_server.security.guard import Guard
 from registry_server.security.identity import current_identity
 from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
-from registry_server.tasks import cancel
-from registry_server.telemetry.logs import configure_logging
 from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
 from registry_server.telemetry.samples import Samples
-from registry_server.tracing import Tracer
-from registry_server.writes import Writes
+from registry_server.watch import WatchHub, WatchLimits, fits_one_message
 
-T = TypeVar("T")
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
-"""Gives metrics in the text format of Prometheus."""
-
-ROLL_SIGNAL: Final = signal.SIGUSR2
-"""Restarts workers one after the other, as it does with HAProxy's; SIGHUP reads the policy again, which costs nobody a
-connection."""
-_COLLECT_AFTER: Final = (50_000, 20, 50)
-"""Thresholds of the garbage collector: thousands of streams that are woken at once make as many objects, so that with
-those of Python it ran several times an event, for a seventh of its time. Cycles, what it is for, hardly arise here."""
+"""Returns metrics in the text format of Prometheus."""
 
 log = structlog.get_logger(__name__)
 
 
-class Team(NamedTuple):
-    """Of a process that shares its ports with others."""
+class WorkerContext(NamedTuple):
+    """Set in a process that shares its ports with other workers."""
 
     number: int
-    """Which of them it is, counted from 1."""
+    """Number of this worker, counted from 1."""
     join_metrics: Callable[[MetricsText], MetricsText]
-    """Makes of the metrics of this one those of all."""
+    """Turns the metrics of this worker into those of all workers."""
 
 
 class Parts(NamedTuple):
-    """What runs in one process."""
+    """The parts that run in one process."""
 
     registry: ServiceRegistry
     hub: WatchHub
@@ -80,124 +67,40 @@ class Parts(NamedTuple):
     replica: Replica
     writes: Writes
     samples: Samples
-    listeners: Listeners
     tracer: Tracer | None
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""
 
 
 class Serving(NamedTuple):
-    """A server that takes calls."""
+    """A server that accepts calls."""
 
     parts: Parts
     guard: Guard
     """Admits calls; ``reload`` reads the policy again."""
     grpc_address: str
-    """HOST:PORT with the port that was taken, or ``unix:PATH``."""
+    """HOST:PORT with the actual port, or ``unix:PATH``."""
     http_address: str
-    """HOST:PORT with the port that was taken."""
-
-
-def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Raises:
-        ConfigurationError: It cannot be served as it is configured.
-    """
-    configure_logging(settings.log)
-    run_loop(_serve(settings))
-
-
-def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine in an event loop of its own, the fastest that there is; gives what it returns."""
-    gc.set_threshold(*_COLLECT_AFTER)
-    if sys.implementation.name == "cpython":
-        import uvloop  # noqa: PLC0415 - only there on CPython
-
-        return uvloop.run(main)
-    return asyncio.run(main)
-
-
-def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:
-    """Makes an event that is set by one of these signals; a second one ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def begin_stop() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-    for number in signals:
-        loop.add_signal_handler(number, begin_stop)
-    return stop
-
-
-async def _serve(settings: Settings) -> None:
-    def announce() -> None:
-        log.info("ossa-registry serves", version=__version__)
-
-    def refuse_to_roll() -> None:
-        log.warning("there are no workers to restart one after the other: restart this process, or set workers")
-
-    asyncio.get_running_loop().add_signal_handler(ROLL_SIGNAL, refuse_to_roll)
-    await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
-
-
-async def serve_until(
-    stop: asyncio.Event,
-    settings: Settings,
-    *,
-    on_ready: Callable[[], None],
-    team: Team | None = None,
-) -> None:
-    """Serves until it is told to stop, then drains.
-
-    Args:
-        stop: Set when it is to end.
-        settings: All of them.
-        on_ready: Called once calls are taken and the catalog is loaded.
-        team: If other processes listen on the same ports.
-
-    Raises:
-        ConfigurationError: It cannot be served as it is configured.
-    """
-    failure: BaseException | None = None
-    scheduling = asyncio.create_task(follow_load(), name="scheduling")
-    try:
-        async with serving(settings, team=team) as server:
-            if settings.security.policy_file is not None:  # else a closed terminal ends it, as it ends any program
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
-            if await _either(server.parts.loaded, stop):
-                on_ready()
-            await stop.wait()
-            log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
-        log.info("stopped")
-    except* ConfigurationError as group:  # from any of the tasks
-        failure = first_error(group)
-    finally:
-        await cancel([scheduling])
-    if failure is not None:
-        raise failure
+    """HOST:PORT with the actual port."""
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, team: Team | None = None) -> AsyncIterator[Serving]:
-    """Starts everything; drains on leaving.
+async def serving(settings: Settings, *, worker: WorkerContext | None = None) -> AsyncIterator[Serving]:
+    """Start everything; drain on exit.
 
-    Calls are taken at once; until the catalog is loaded they are answered with UNAVAILABLE and health says NOT_SERVING.
+    Calls are accepted immediately. Until the catalog is loaded they fail with UNAVAILABLE and health is NOT_SERVING.
 
     Args:
-        settings: All of them.
-        team: If other processes listen on the same ports.
+        settings: All settings.
+        worker: Set if other processes listen on the same ports.
 
     Raises:
-        ConfigurationError: It cannot be served as it is configured; also within an ``ExceptionGroup``.
+        ConfigurationError: The server cannot start with these settings; may be inside an ``ExceptionGroup``.
     """
     check_exposure(settings)
     guard = Guard(settings.security, settings.limits)
     tls = settings.tls.cert_file is not None
-    shared = team is not None
+    shared = worker is not None
     optional = settings.tls.http_client_certificates == "optional"
     async with open_parts(settings) as parts:
         rpc = RpcServer(
@@ -220,12 +123,12 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
             samples=parts.samples,
             writes=parts.writes,
             in_flight=guard.in_flight,
-            labels={"worker": str(team.number)} if team else {},
+            labels={"worker": str(worker.number)} if worker else {},
         )
         http = HttpServer(
             parts.registry,
             settings.http,
-            metrics=team.join_metrics(metrics.text) if team else metrics.text,
+            metrics=worker.join_metrics(metrics.text) if worker else metrics.text,
             metrics_type=CONTENT_TYPE,
             grace=settings.shutdown.grace_seconds,
             guard=guard,
@@ -238,9 +141,9 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
         try:
             grpc_address = await rpc.start()
-            log.info("gRPC listens", address=grpc_address, reflection=settings.grpc.reflection, tls=tls)
+            log.info("gRPC listening", address=grpc_address, reflection=settings.grpc.reflection, tls=tls)
             http_address = await http.start()
-            log.info("HTTP listens", address=http_address, health=f"http{'s' if tls else ''}://{http_address}/health")
+            log.info("HTTP listening", address=http_address, health=f"http{'s' if tls else ''}://{http_address}/health")
             yield Serving(parts, guard, grpc_address, http_address)
         finally:
             ready.cancel()
@@ -253,11 +156,17 @@ async def serving(settings: Settings, *, team: Team | None = None) -> AsyncItera
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
-    """Builds and starts everything below the transports; ends it on leaving.
+async def open_parts(
+    settings: Settings, make_registry: Callable[..., ServiceRegistry] = ServiceRegistry
+) -> AsyncIterator[Parts]:
+    """Build and start everything below the transports; stop it on exit.
+
+    Args:
+        settings: All settings.
+        make_registry: Creates the registry from its parts.
 
     Raises:
-        ConfigurationError: It cannot be run as it is configured.
+        ConfigurationError: The registry cannot start with these settings.
     """
     async with AsyncExitStack() as stack:
         url = settings.redis.url.get_secret_value()
@@ -281,7 +190,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
-        parts = _build(settings, store, audit, tracer)
+        parts = _build(settings, store, audit, tracer, make_registry)
         sweeper = LeaseSweeper(
             store,
             interval=settings.lease.sweep_interval_ms / 1000,
@@ -296,7 +205,6 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
                 group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
                 group.create_task(parts.samples.run(), name="samples"),
-                group.create_task(parts.listeners.run(), name="listeners"),
             ]
             if settings.health_check.enabled:
                 start = _after(parts.loaded, parts.registry.start_health_monitoring)
@@ -310,7 +218,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
 
 @asynccontextmanager
 async def _tracing() -> AsyncIterator[Tracer]:
-    """A tracer; what it has not sent yet is sent on leaving."""
+    """Open a tracer; on exit, send its pending spans."""
     try:
         from registry_server.telemetry.otel import OtelTracer  # noqa: PLC0415 - an extra, and slow to import
     except ImportError as error:
@@ -322,13 +230,17 @@ async def _tracing() -> AsyncIterator[Tracer]:
         await asyncio.to_thread(tracer.close)
 
 
-def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer | None) -> Parts:
-    """Puts the parts together; nothing runs yet."""
+def _build(
+    settings: Settings,
+    store: RedisStore,
+    audit: Audit,
+    tracer: Tracer | None,
+    make_registry: Callable[..., ServiceRegistry],
+) -> Parts:
+    """Construct the parts; nothing runs yet."""
     replica = Replica(settings.redis.events_max_length)
     discovery = Discovery(replica)
-    hub = WatchHub(
-        replica, discovery, buffer_events=settings.watch.buffer_events, buffer_bytes=settings.watch.buffer_bytes
-    )
+    hub = WatchHub(replica, discovery, WatchLimits(settings.watch.buffer_events, settings.watch.buffer_bytes))
     loaded = asyncio.Event()
 
     def on_connection(*, connected: bool) -> None:
@@ -341,17 +253,17 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         replica,
         clock=system_clock,
         on_connection=on_connection,
-        on_start_over=hub.start_over,
+        on_resync_too_large=hub.expire_all,
         fits_one_message=fits_one_message,
         repairer=Repairer(store, replica, default_ttl=settings.service_ttl_seconds) if settings.redis.repair else None,
     )
     writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
     checks = settings.health_check
     results = ResultWriter(store)
-    protection = Protection(
-        share=checks.protection_percent / 100,
-        minimum=checks.protection_min_failures,
-        longest=checks.protection_max_seconds,
+    self_preservation = SelfPreservation(
+        share=checks.self_preservation_percent / 100,
+        minimum=checks.self_preservation_min_failures,
+        longest=checks.self_preservation_max_seconds,
     )
     monitor = HealthMonitor(
         replica=replica,
@@ -359,19 +271,18 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
             checks.allowed_networks, checks.denied_networks, concurrency=checks.concurrency, logs=settings.log
         ),
         membership=Membership(store, period=checks.member_period_ms / 1000),
-        judge=Judge(
+        evaluator=HealthEvaluator(
             replica=replica,
             writes=writes,
             results=results,
-            protection=protection,
+            self_preservation=self_preservation,
             contact=follower.connection_since,
             clock=system_clock,
         ),
         results=results,
         settings=checks,
     )
-    listeners = Listeners(replica, most_waiting=settings.watch.buffer_events)
-    registry = ServiceRegistry(
+    registry = make_registry(
         store=store,
         replica=replica,
         discovery=discovery,
@@ -380,35 +291,13 @@ def _build(settings: Settings, store: RedisStore, audit: Audit, tracer: Tracer |
         writes=writes,
         monitor=monitor,
         reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
-        policy=NetworkPolicy(checks.allowed_networks, checks.denied_networks),
+        egress=EgressPolicy(checks.allowed_networks, checks.denied_networks),
         audit=audit,
-        listeners=listeners,
         clock=system_clock,
     )
-    return Parts(
-        registry, hub, follower, monitor, store, discovery, replica, writes, Samples(store), listeners, tracer, loaded
-    )
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, Samples(store), tracer, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
     await event.wait()
     await work()
-
-
-async def _either(event: asyncio.Event, stop: asyncio.Event) -> bool:
-    """Waits for one of two events; tells whether the first is set."""
-    waits = [asyncio.create_task(event.wait()), asyncio.create_task(stop.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    return event.is_set()
-
-
-def first_error(group: BaseExceptionGroup[ConfigurationError]) -> BaseException:
-    """The first error in a group, and in the groups in it."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

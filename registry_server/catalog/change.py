@@ -1,9 +1,9 @@
 """``Change``: one step of the history, as the catalog applies it and watchers are told of it."""
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
-from registry_server.clock import timestamp
 from registry_server.model.record import Record
 from registry_server.model.wire import bytes_field
+from registry_server.runtime.clock import timestamp
 
 _SERVICE_TAG = b"\x12"  # Event.service: field 2, length-delimited
 _EVENTS = 1  # WatchEventsResponse.events

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.figures import CacheFigures
+from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import encode_page_token
 from registry_server.model.wire import bytes_field, integer_field
@@ -74,7 +74,7 @@ class Discovery:
         self._suffix = b""
         self._stale = True
         self._scans = asyncio.Lock()
-        self.figures = CacheFigures()
+        self.counters = CacheCounters()
         replica.on_moved.append(self._refresh_suffix)
 
     def set_stale(self, *, stale: bool) -> None:
@@ -94,7 +94,7 @@ class Discovery:
         page = self._ready.get(request)
         if page is None:
             return None
-        self.figures.hits += 1
+        self.counters.hits += 1
         return page + self._suffix
 
     def ready_page(self, request: bytes) -> bytes | None:
@@ -123,9 +123,9 @@ class Discovery:
         self._queries.move_to_end(filter_.key)
         page = query.pages.get((size, after))
         if page is not None:
-            self.figures.hits += 1
+            self.counters.hits += 1
         else:
-            self.figures.misses += 1
+            self.counters.misses += 1
             page = query.pages[size, after] = self._page(query, size, after)
             self._kept_bytes += len(page[2]) + _ENTRY_BYTES
         if request is not None and request not in query.requests:

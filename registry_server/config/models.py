@@ -21,7 +21,7 @@ from registry_server.config.addresses import (
     split_list,
 )
 from registry_server.config.networks import parse_networks
-from registry_server.networks import DENIED_NETWORKS, Network
+from registry_server.model.networks import DENIED_NETWORKS, Network
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -318,12 +318,12 @@ class HealthCheckSettings(_Group):
     denied_networks: Networks = DENIED_NETWORKS
     """Networks that probes may not connect to, whatever is allowed. By default link-local and multicast addresses and
     those of clouds' metadata services; who sets it repeats them."""
-    protection_percent: Annotated[Number, Field(ge=1, le=100)] = 50
+    self_preservation_percent: Annotated[Number, Field(ge=1, le=100)] = 50
     """Share of its services, in percent, whose probes have to fail at once for this process to doubt itself and freeze
     all statuses."""
-    protection_min_failures: Annotated[Number, Field(ge=1, le=1_000_000)] = 10
+    self_preservation_min_failures: Annotated[Number, Field(ge=1, le=1_000_000)] = 10
     """Fewest failing services at which it does so."""
-    protection_max_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 300
+    self_preservation_max_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 300
     """How long it doubts itself at the most, in seconds; then failures count."""
 
     @field_validator("timeout_ms")

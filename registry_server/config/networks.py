@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from registry_server.config.addresses import bad_setting, split_list
-from registry_server.networks import Network
+from registry_server.model.networks import Network
 
 
 def parse_networks(value: object) -> object:

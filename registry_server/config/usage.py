@@ -5,11 +5,13 @@ import textwrap
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from registry_server.config.models import Metavar, Settings
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, SETTINGS, Setting
 
+_NO_BREAK: Final = "\N{WORD JOINER}"
+"""Stands for a space that must not break a line; textwrap does not treat it as white space."""
 _INTRODUCTION = """
 Runs a registry until SIGTERM or SIGINT ends it.
 
@@ -35,7 +37,7 @@ def usage(program: str, width: int = 100) -> str:
         if group:
             lines += ["", f"{_heading(group[0])}:"]
         for setting in settings:
-            facts = f"Default: {_default(setting)}{_range(setting)}. Environment: {setting.variable}"
+            facts = f"Default: {_default(setting)}{_range(setting)}. Environment:{_NO_BREAK}{setting.variable}"
             lines += _entry(f"{setting.flag} {_metavar(setting)}", setting.field.description or "", facts, width)
     return "\n".join(lines) + "\n"
 
@@ -43,9 +45,10 @@ def usage(program: str, width: int = 100) -> str:
 def _entry(head: str, description: str, facts: str, width: int) -> Iterator[str]:
     yield f"  {head}"
     for text in filter(None, (description, facts)):
-        yield from textwrap.wrap(
+        for line in textwrap.wrap(
             _one_line(text), width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
-        )
+        ):
+            yield line.replace(_NO_BREAK, " ")
 
 
 def _one_line(text: str) -> str:

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from registry_server import __version__, errors
-from registry_server.clock import Clock
+from registry_server.runtime.clock import Clock
 
 STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,

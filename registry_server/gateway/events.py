@@ -11,7 +11,6 @@ import structlog
 from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
-from registry_server.catalog import Watcher
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable, Violation
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
@@ -22,6 +21,7 @@ from registry_server.gateway.parameters import EVENTS, FILTERS, Query
 from registry_server.registry import ServiceRegistry
 from registry_server.security.guard import Guard
 from registry_server.security.permissions import API, ROUTES
+from registry_server.watch import Watcher
 
 _RETRY_MS: Final = (1_000, 3_000)
 """After how long a client comes back: spread out, so that not all come at the same moment after a restart."""
@@ -83,7 +83,7 @@ class EventStream:
             try:
                 watcher, snapshot = await self._begin(watch)
                 messages: AsyncIterator[bytes] = stack.enter_context(watcher)
-                session.on_end(partial(watcher.end, at_once=True))
+                session.on_end(partial(watcher.end, immediately=True))
             except (StoreUnavailable, ShuttingDown) as error:
                 # Told any other status than 200, a browser's EventSource gives up for ever. This is over in a moment.
                 if "text/event-stream" not in request.headers.get("Accept", ""):

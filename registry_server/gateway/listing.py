@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
-from registry_server.figures import CacheFigures
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import encode
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import FILTERS, PAGE, Query
+from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.wire import split_frames
 from registry_server.registry import ServiceRegistry
 
@@ -48,15 +48,15 @@ class Listing:
         self._documents = documents
         self._answers: dict[str, _Answer] = {}
         self._bytes = 0
-        self.figures = CacheFigures()
+        self.counters = CacheCounters()
 
     def ready(self, query_string: str) -> bytes | None:
         """Gives the JSON of the ready answer to a query string, if there is one."""
         answer = self._answers.get(query_string)
         if answer is None or self._registry.ready_page(answer.request) is not answer.page:
-            self.figures.misses += 1
+            self.counters.misses += 1
             return None
-        self.figures.hits += 1
+        self.counters.hits += 1
         return answer.data
 
     async def find(self, query_string: str, parameters: Mapping[str, str]) -> bytes:

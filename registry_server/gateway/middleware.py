@@ -17,16 +17,16 @@ from multidict import CIMultiDict
 
 from registry_server.config import LogSettings
 from registry_server.errors import Unauthenticated
-from registry_server.figures import Histogram
 from registry_server.gateway.envelope import Envelope, failure_of
-from registry_server.origin import ORIGIN, Origin
-from registry_server.security.authenticator import Presented
+from registry_server.instrumentation.counters import Histogram
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT, RequestContext
+from registry_server.instrumentation.tracing import Attributes, Tracer
+from registry_server.security.authenticator import Credentials
 from registry_server.security.guard import Guard, Peer
 from registry_server.security.identity import UNCHECKED, Identity, caller_fields, current_identity
 from registry_server.security.limits import Call
 from registry_server.security.permissions import API, ROUTES, Permission
 from registry_server.security.tls import names_of
-from registry_server.tracing import Attributes, Tracer
 
 LONGEST_URL: Final = 8_192
 """Most bytes of path and query."""
@@ -44,7 +44,7 @@ _UNCOUNTED: Final = (f"{API}/events", "/health", "/health/live", "/metrics")
 _PREFLIGHT_SECONDS: Final = "600"
 _LEAST_COMPRESSED: Final = 1_024
 """Bytes: less than this becomes hardly smaller, and fits one packet anyway."""
-_NOTHING: Final = Presented()
+_NOTHING: Final = Credentials()
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 
@@ -134,10 +134,10 @@ class Middleware:
         if not self._origins:
             return
         if not self._any_origin:
-            headers["Vary"] = "Accept-Encoding, Origin"
-        origin = request.headers.get("Origin")
+            headers["Vary"] = "Accept-Encoding, RequestContext"
+        origin = request.headers.get("RequestContext")
         if origin is not None and (self._any_origin or origin in self._origins):
-            headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
+            headers["Access-Control-Allow-RequestContext"] = "*" if self._any_origin else origin
             headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
 
     def _around(self, handler: Any, path: str, permission: Permission | None = None) -> Handler:
@@ -147,8 +147,8 @@ class Middleware:
 
         async def around(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
-            origin = Origin("http", request.headers.get, partial(_peer, request))
-            ORIGIN.set(origin)  # for this request: the next one of the connection sets its own
+            origin = RequestContext("http", request.headers.get, partial(_peer, request))
+            REQUEST_CONTEXT.set(origin)  # for this request: the next one of the connection sets its own
             current_identity.set(UNCHECKED)
             request[REQUEST_ID] = origin.request_id
             with Call(self._guard.in_flight) as call:
@@ -201,7 +201,7 @@ class Middleware:
         if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
             await self._send(request, response)
 
-    def presented(self, request: web.Request) -> Presented:
+    def presented(self, request: web.Request) -> Credentials:
         """What a caller shows.
 
         Raises:
@@ -211,7 +211,7 @@ class Middleware:
             return _NOTHING
         authorization, api_key = _only(request, "Authorization"), _only(request, "X-Api-Key")
         certificate = names_of(request.get_extra_info("peercert")) if request.secure else ()
-        return Presented(authorization, api_key, certificate)
+        return Credentials(authorization, api_key, certificate)
 
     async def _send(self, request: web.Request, response: web.Response) -> None:
         """Sends an answer that may not fit the buffers between here and the client, which may never read it."""
@@ -244,7 +244,7 @@ class Middleware:
 
         return others
 
-    def _tell(self, request: web.Request, status: int, seconds: float, origin: Origin) -> None:
+    def _tell(self, request: web.Request, status: int, seconds: float, origin: RequestContext) -> None:
         self._log.log(
             logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO,
             "request",

@@ -7,7 +7,6 @@ from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from registry_server.errors import ServiceNotFound
-from registry_server.figures import CacheFigures
 from registry_server.gateway import bodies, preconditions
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope, encode
@@ -15,6 +14,7 @@ from registry_server.gateway.listing import Listing
 from registry_server.gateway.middleware import REQUEST_ID
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import PAGE, Query, none_taken
+from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.document import STATUS_WORDS, health_document, service_document, time_text
 from registry_server.registry import ServiceRegistry
 from registry_server.security import permissions
@@ -38,9 +38,9 @@ class Api:
         self._max_body_bytes = max_body_bytes
 
     @property
-    def cache(self) -> CacheFigures:
+    def cache(self) -> CacheCounters:
         """How often a listing was at hand."""
-        return self._listing.figures
+        return self._listing.counters
 
     def routes(self) -> Sequence[web.RouteDef]:
         """The route table."""

@@ -8,10 +8,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ossa.registry.v1.service_pb2 import HealthStatus
-from registry_server.clock import Clock, system_clock
 from registry_server.config import HttpSettings, LogSettings
 from registry_server.errors import ConfigurationError
-from registry_server.figures import CacheFigures
 from registry_server.gateway.docs import docs_routes
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope
@@ -19,19 +17,21 @@ from registry_server.gateway.events import EventStream
 from registry_server.gateway.middleware import LONGEST_URL, Middleware, Route
 from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import BASE, Api
+from registry_server.instrumentation.counters import CacheCounters
+from registry_server.instrumentation.tracing import Tracer
 from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
+from registry_server.runtime.clock import Clock, system_clock
 from registry_server.security.guard import Guard
 from registry_server.security.tls import Certificates
-from registry_server.tracing import Tracer
 
 
-class HttpFigures(NamedTuple):
+class HttpCounters(NamedTuple):
     """What an HTTP server counts."""
 
     routes: Mapping[str, Route]
     """By path with its parameters in braces; ``OTHER`` is where there is no path."""
-    listing: CacheFigures
+    listing: CacheCounters
     """Of the kept answers to ``GET /services``."""
 
 
@@ -111,7 +111,7 @@ class HttpServer:
         ]
         middleware.route(app.router, routes)
         self._app = app
-        self.figures = HttpFigures(middleware.routes, api.cache)
+        self.counters = HttpCounters(middleware.routes, api.cache)
         """What is counted."""
         self._certificates = certificates
         self._runner = Runner(

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from ossa.registry.v1.event_pb2 import EventReason
-from registry_server.audit import REGISTRY, Audit
 from registry_server.errors import StoreUnavailable
+from registry_server.instrumentation.audit import REGISTRY, Audit
 from registry_server.store import Position, RedisStore
 
 log = structlog.get_logger(__name__)

@@ -9,8 +9,8 @@ from typing import Final
 import structlog
 
 from registry_server.errors import StoreUnavailable
+from registry_server.runtime.tasks import end_if_cancelled
 from registry_server.store import RedisStore
-from registry_server.tasks import end_if_cancelled
 
 log = structlog.get_logger(__name__)
 

@@ -13,14 +13,14 @@ from ossa.registry.v1.service_pb2 import Health
 from registry_server.catalog import Change, Replica
 from registry_server.config import HealthCheckSettings
 from registry_server.errors import Overloaded, ProbingDisabled, RegistryError, StoreUnavailable
-from registry_server.health.figures import Figures
-from registry_server.health.judge import Judge
+from registry_server.health.counters import ProbeCounters
+from registry_server.health.evaluator import HealthEvaluator
 from registry_server.health.members import Membership
 from registry_server.health.results import ResultWriter
 from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
-from registry_server.probes import Plan, ProbeProcess, Result, Standstill, jitter
-from registry_server.tasks import cancel
+from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
+from registry_server.runtime.tasks import cancel
 
 _FIRST_PROBE: Final = 1.0
 """Seconds within which a service is probed that registered or moved."""
@@ -49,7 +49,7 @@ class HealthMonitor:
         replica: Replica,
         prober: ProbeProcess,
         membership: Membership,
-        judge: Judge,
+        evaluator: HealthEvaluator,
         results: ResultWriter,
         settings: HealthCheckSettings,
     ) -> None:
@@ -59,18 +59,18 @@ class HealthMonitor:
             replica: Which services there are.
             prober: Makes the probes.
             membership: Which of them are this process's.
-            judge: Takes the results.
+            evaluator: Takes the results.
             results: Writes them.
             settings: Defaults of checks.
         """
         self._replica = replica
         self._prober = prober
         self._membership = membership
-        self._judge = judge
+        self._evaluator = evaluator
         self._results = results
         self._settings = settings
-        self._transitions = Transitions(judge.commit)
-        self._standstill = Standstill(lambda _: membership.refresh())  # it may have been taken for dead
+        self._transitions = Transitions(evaluator.commit)
+        self._pauses = PauseDetector(lambda _: membership.refresh())  # it may have been taken for dead
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
         self._fresh: set[str] = set()  # changed before it was known whose they are
         self._shares_changed = asyncio.Event()
@@ -80,7 +80,7 @@ class HealthMonitor:
         self._session: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._failure: asyncio.Future[None] | None = None
-        self.figures = Figures()
+        self.counters = ProbeCounters()
 
     @property
     def probed_services(self) -> int:
@@ -93,14 +93,14 @@ class HealthMonitor:
         return len(self._membership.members)
 
     @property
-    def standstills(self) -> int:
+    def process_pauses(self) -> int:
         """How often this process stood still."""
-        return self._standstill.count
+        return self._pauses.count
 
     @property
-    def protection_active(self) -> bool:
+    def self_preservation_active(self) -> bool:
         """Whether this process doubts itself and has frozen statuses."""
-        return self._judge.protection.active
+        return self._evaluator.self_preservation.active
 
     async def start(self) -> None:
         """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
@@ -151,7 +151,7 @@ class HealthMonitor:
         return health
 
     async def _run(self) -> None:
-        self._standstill.begin()
+        self._pauses.begin()
         self._replica.on_applied.append(self._on_change)
         try:
             async with asyncio.TaskGroup() as group:
@@ -159,7 +159,7 @@ class HealthMonitor:
                 group.create_task(self._membership.run(self._shares_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
                 group.create_task(self._share_out(), name="probe-shares")
-                group.create_task(self._standstill.run(), name="standstill")
+                group.create_task(self._pauses.run(), name="standstill")
                 group.create_task(self._transitions.run(), name="transitions")
                 try:
                     await self._review()
@@ -185,15 +185,15 @@ class HealthMonitor:
     def _on_result(self, result: Result) -> None:
         """Takes the result of a probe that was due."""
         name, plan, outcome, began, late = result
-        self.figures.ended(outcome, late)
-        self._standstill.look()
-        if name is None or plan is None or began < self._standstill.ended:  # the time that passed was not the service's
+        self.counters.ended(outcome, late)
+        self._pauses.look()
+        if name is None or plan is None or began < self._pauses.ended:  # the time that passed was not the service's
             return
         record = self._replica.records.get(name)
         if record is None:
             return
         try:
-            ruling = self._judge.weigh(record, plan, outcome, began)
+            ruling = self._evaluator.evaluate(record, plan, outcome, began)
         except Exception:
             # Ours to mend; it must cost one result, not all probing.
             log.exception("result of a probe was lost", service=name)
@@ -221,20 +221,20 @@ class HealthMonitor:
         """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
         if not plan.probed:
             return None
-        stood_still = self._standstill.look()
+        stood_still = self._pauses.look()
         began = time.monotonic()
         outcome = await self._prober.probe(plan)
-        self.figures.ended(outcome)
-        if self._standstill.look() != stood_still:
+        self.counters.ended(outcome)
+        if self._pauses.look() != stood_still:
             return None
-        return await self._judge.take(record, plan, outcome, began)
+        return await self._evaluator.take(record, plan, outcome, began)
 
     async def _review(self) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_REVIEW_EVERY):
-                    await self._judge.news.wait()
-            await self._judge.review()
+                    await self._evaluator.news.wait()
+            await self._evaluator.review()
 
     # Whom to probe, and when.
 
@@ -249,7 +249,7 @@ class HealthMonitor:
         elif before is None or _probed_otherwise(before, after):
             self._take_on(after, _FIRST_PROBE)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
-            self._judge.expect(after)  # somebody knows better
+            self._evaluator.expect(after)  # somebody knows better
 
     async def _share_out(self) -> None:
         """Takes on what has become this process's, and lets go what no longer is, whenever shares change."""
@@ -274,14 +274,14 @@ class HealthMonitor:
             self._let_go(record.name)
             return
         self._plans[record.name] = plan
-        self._judge.expect(record)
+        self._evaluator.expect(record)
         self._prober.assign(record.name, plan, time.monotonic() + jitter(min(within, plan.interval)))
 
     def _let_go(self, name: str) -> None:
         if self._plans.pop(name, None) is not None:
             self._prober.drop(name)
             self._transitions.discard(name)
-            self._judge.forget(name)
+            self._evaluator.forget(name)
 
 
 def _probed_otherwise(before: Record, after: Record) -> bool:

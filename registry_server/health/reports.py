@@ -4,16 +4,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
-from registry_server.audit import Entry
-from registry_server.catalog import Follower
-from registry_server.clock import Clock, timestamp
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.health.results import ResultWriter
+from registry_server.instrumentation.audit import Entry
 from registry_server.model import normal
 from registry_server.model.record import Record
+from registry_server.replication import Follower, Writes
+from registry_server.replication.writes import existing
+from registry_server.runtime.clock import Clock, timestamp
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store import Conflict, EpochChanged, RedisStore
-from registry_server.writes import Writes, existing
 
 
 class HealthReports:
@@ -74,7 +74,7 @@ class HealthReports:
                 self._results.discard(name)  # a result that still waits is older
                 check = after.health.SerializeToString()
                 return await self._store.write_check(name, check, expected=before.revision) or after.health
-            outcome = await self._writes.put(
+            outcome = await self._writes.write_service(
                 before,
                 normal.stamped(after, now),
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
@@ -87,7 +87,7 @@ class HealthReports:
             entry.after = outcome.revision
             return outcome.health
 
-        return await self._writes.write(name, attempt)
+        return await self._writes.change_service(name, attempt)
 
     async def refuse_if_of_another(self, name: str, claim: Claim) -> None:
         """Refuses who may not speak for a service; a change asks in its own script, what is no change asks here.

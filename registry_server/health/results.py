@@ -5,8 +5,8 @@ from contextlib import suppress
 from typing import Final
 
 from registry_server.errors import StoreUnavailable
+from registry_server.runtime.tasks import end_if_cancelled
 from registry_server.store import ProbeResult, RedisStore
-from registry_server.tasks import end_if_cancelled
 
 _PAUSE: Final = 0.02
 """Seconds in which results gather: that late they can be read, and that much fewer are the writes."""

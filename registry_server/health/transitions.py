@@ -7,8 +7,8 @@ from typing import Final
 import structlog
 
 from registry_server.errors import RegistryError
-from registry_server.health.judge import Ruling
-from registry_server.tasks import end_if_cancelled
+from registry_server.health.evaluator import Verdict
+from registry_server.runtime.tasks import end_if_cancelled
 
 _AT_ONCE: Final = 64
 """Commits under way; more would only wait in each other's pipeline."""
@@ -23,15 +23,15 @@ class Transitions:
     dropped: the next probe tells again.
     """
 
-    def __init__(self, commit: Callable[[Ruling], Awaitable[bool]]) -> None:
-        """Prepares it; ``commit`` is what ``Judge.commit`` is."""
+    def __init__(self, commit: Callable[[Verdict], Awaitable[bool]]) -> None:
+        """Prepares it; ``commit`` is what ``HealthEvaluator.commit`` is."""
         self._commit = commit
-        self._waiting: dict[str, Ruling] = {}
+        self._waiting: dict[str, Verdict] = {}
         self._turns: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()  # each name once, though what waits of it is discarded and comes again
         self._under_way: set[str] = set()
 
-    def put(self, name: str, ruling: Ruling) -> None:
+    def put(self, name: str, ruling: Verdict) -> None:
         """Takes a transition; it replaces one of the same service that waits."""
         self._waiting[name] = ruling
         if name not in self._under_way:

@@ -1,22 +1,22 @@
 """Probes: one question to a service, answered within a bounded time, whatever is at the other end; and their rounds."""
 
-from registry_server.probes.network import NetworkPolicy
 from registry_server.probes.outcome import Outcome, OutcomeKind
+from registry_server.probes.pause_detector import PauseDetector
 from registry_server.probes.plan import Plan
 from registry_server.probes.prober import Prober
 from registry_server.probes.process import ProbeProcess, Result
 from registry_server.probes.rounds import Rounds, jitter
-from registry_server.probes.standstill import Standstill
+from registry_server.security.egress import EgressPolicy
 
 __all__ = [
-    "NetworkPolicy",
+    "EgressPolicy",
     "Outcome",
     "OutcomeKind",
+    "PauseDetector",
     "Plan",
     "ProbeProcess",
     "Prober",
     "Result",
     "Rounds",
-    "Standstill",
     "jitter",
 ]

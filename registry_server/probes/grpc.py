@@ -18,9 +18,9 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from registry_server import __version__
 from registry_server.probes import outcome
-from registry_server.probes.network import NetworkPolicy, ResolvedAddress
 from registry_server.probes.outcome import Answer, ProbeFailed
 from registry_server.probes.plan import Plan
+from registry_server.security.egress import EgressPolicy, ResolvedAddress
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
 _UNKNOWN_SERVICE = "the server does not know the gRPC service that is asked for"
@@ -70,7 +70,7 @@ _BY_WORDS: Final[Sequence[tuple[str, str]]] = (
 class GrpcProber:
     """Asks over gRPC."""
 
-    def __init__(self, policy: NetworkPolicy, authorities: bytes | None) -> None:
+    def __init__(self, policy: EgressPolicy, authorities: bytes | None) -> None:
         """Prepares a prober.
 
         Args:

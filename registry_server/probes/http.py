@@ -18,9 +18,9 @@ from registry_server import __version__
 from registry_server.model.json_reader import JsonReader
 from registry_server.model.validation import MAX_DETAILS_BYTES, details_violations
 from registry_server.probes import outcome
-from registry_server.probes.network import EndpointRefused, NetworkPolicy
 from registry_server.probes.outcome import Answer, ProbeFailed
 from registry_server.probes.plan import Plan
+from registry_server.security.egress import EgressPolicy, EndpointRefused
 
 _CUT_SHORT = "closed the connection before the answer was complete"
 _NOT_HTTP = "not an HTTP answer"
@@ -65,7 +65,7 @@ _JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 class HttpProber:
     """Asks over HTTP; one session for all probes, one connection for each."""
 
-    def __init__(self, policy: NetworkPolicy, authorities: str | None) -> None:
+    def __init__(self, policy: EgressPolicy, authorities: str | None) -> None:
         """Prepares a prober; needs a running event loop.
 
         Args:
@@ -148,7 +148,7 @@ class HttpProber:
 class _Resolver(AbstractResolver):
     """Gives aiohttp those addresses of a name that the policy allows."""
 
-    def __init__(self, policy: NetworkPolicy) -> None:
+    def __init__(self, policy: EgressPolicy) -> None:
         self._policy = policy
 
     async def resolve(

@@ -7,7 +7,7 @@ was asked by, kind, response time, error, details, when the probe began and how 
 
 from typing import NamedTuple
 
-from registry_server.networks import Network
+from registry_server.model.networks import Network
 from registry_server.probes.plan import Plan
 
 

@@ -9,10 +9,10 @@ import structlog
 
 from registry_server.probes.grpc import GrpcProber, system_authorities
 from registry_server.probes.http import HttpProber
-from registry_server.probes.network import EndpointRefused, NetworkPolicy, ResolutionFailed
 from registry_server.probes.outcome import BROKEN, OURS, Answer, Outcome, OutcomeKind, ProbeFailed, span
 from registry_server.probes.plan import Plan
 from registry_server.probes.tcp import probe_tcp
+from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolutionFailed
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ class Prober:
     To be started before the first probe and closed after the last, or used as a context manager.
     """
 
-    def __init__(self, policy: NetworkPolicy, *, authorities: bytes | None = None) -> None:
+    def __init__(self, policy: EgressPolicy, *, authorities: bytes | None = None) -> None:
         """Prepares a prober.
 
         Args:

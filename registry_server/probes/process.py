@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 from google.protobuf.struct_pb2 import Struct
 
-from registry_server.frames import framed, read_frame
-from registry_server.networks import Network
+from registry_server.model.networks import Network
 from registry_server.probes.messages import Logs, Orders, Setup
 from registry_server.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
 from registry_server.probes.plan import Plan
-from registry_server.tasks import cancel
+from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.tasks import cancel
 
 if TYPE_CHECKING:  # the worker, which imports this package, has no settings: it would start half a second later
     from registry_server.config import LogSettings
 
-_WORKER: Final = "registry_server.probe_worker"
+_WORKER: Final = "registry_server.probes.worker"
 _START_WITHIN: Final = 30.0
 """Seconds that a worker has until it is ready, and that a probe on demand waits for it."""
 _LOST_AFTER: Final = 2.0
@@ -92,8 +92,8 @@ class ProbeProcess:
         """Prepares it.
 
         Args:
-            allowed: See ``NetworkPolicy``.
-            denied: See ``NetworkPolicy``.
+            allowed: See ``EgressPolicy``.
+            denied: See ``EgressPolicy``.
             concurrency: Most probes under way at once of those that are due.
             logs: How the worker logs.
         """

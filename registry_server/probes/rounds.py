@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from registry_server.probes.outcome import Outcome, OutcomeKind
+from registry_server.probes.pause_detector import PauseDetector
 from registry_server.probes.plan import Plan
 from registry_server.probes.schedule import Schedule
-from registry_server.probes.standstill import Standstill
 
 _TICK: Final = 0.01
 """Seconds by which probes may be late to begin together: woken up for one by one they would cost more."""
@@ -53,7 +53,7 @@ class Rounds:
         self._slots = asyncio.Semaphore(concurrency)
         self._schedule = Schedule()
         self._plans: dict[int, Plan] = {}
-        self._standstill = Standstill(self._spread)
+        self._pauses = PauseDetector(self._spread)
         self._wake = asyncio.Event()
         self._waits_until = math.inf
         self._going = asyncio.Event()
@@ -90,9 +90,9 @@ class Rounds:
 
     async def run(self) -> None:
         """Probes, until cancelled."""
-        self._standstill.begin()
+        self._pauses.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._standstill.run(), name="standstill")
+            group.create_task(self._pauses.run(), name="standstill")
             begun = 0
             while True:
                 await self._slots.acquire()
@@ -104,10 +104,10 @@ class Rounds:
 
     async def probe(self, plan: Plan) -> Outcome:
         """Probes a service once, beside the rounds."""
-        stood_still = self._standstill.look()
+        stood_still = self._pauses.look()
         began = time.monotonic()
         outcome = await self._prober.probe(plan)
-        ours = self._standstill.look() != stood_still or time.monotonic() - began > plan.timeout + _SLACK
+        ours = self._pauses.look() != stood_still or time.monotonic() - began > plan.timeout + _SLACK
         if ours and outcome.kind is not OutcomeKind.OK:
             return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # the time that passed was not the service's
         return outcome
@@ -116,7 +116,7 @@ class Rounds:
         """Waits for a service that is due; gives it with its plan and the time at which it was due."""
         while True:
             await self._going.wait()
-            self._standstill.look()  # what became due meanwhile is not to be caught up with at once
+            self._pauses.look()  # what became due meanwhile is not to be caught up with at once
             now = time.monotonic()
             if (entry := self._schedule.pop_due(now)) is not None:
                 number, due = entry
@@ -130,7 +130,7 @@ class Rounds:
 
     async def _check(self, number: int, plan: Plan, due: float) -> None:
         """Makes one probe that is due and sets the time of the next."""
-        stood_still = self._standstill.count
+        stood_still = self._pauses.count
         began = time.monotonic()
         try:
             outcome = await self.probe(plan)
@@ -140,7 +140,7 @@ class Rounds:
             now = time.monotonic()
             # Who was probed so late keeps its new time: else the next probe would follow at once.
             again = max((due if began - due < plan.interval / 2 else began) + plan.interval, now)
-            if self._standstill.count != stood_still:  # all that were under way would come at once
+            if self._pauses.count != stood_still:  # all that were under way would come at once
                 again = now + jitter(plan.interval)
             self._set(number, again)
         self._on_result(number, outcome, began, began - due)

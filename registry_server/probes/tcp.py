@@ -3,12 +3,12 @@
 import asyncio
 import socket
 
-from registry_server.probes.network import NetworkPolicy, ResolvedAddress
 from registry_server.probes.outcome import Answer, ProbeFailed, connection_error
 from registry_server.probes.plan import Plan
+from registry_server.security.egress import EgressPolicy, ResolvedAddress
 
 
-async def probe_tcp(plan: Plan, policy: NetworkPolicy, deadline: float) -> Answer:
+async def probe_tcp(plan: Plan, policy: EgressPolicy, deadline: float) -> Answer:
     """Connects to the first address of the endpoint that takes the connection.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import structlog
 
 from registry_server.config import LogSettings
-from registry_server.figures import Calls
-from registry_server.origin import Origin
+from registry_server.instrumentation.counters import CallCounters
+from registry_server.instrumentation.request_context import RequestContext
 from registry_server.rpc.codec import Context
 from registry_server.security.identity import caller_fields
 
@@ -27,13 +27,13 @@ class Method:
         self.name = name
         self.streams = streams
         """Whether its calls last as long as their client likes."""
-        self.calls = Calls()
+        self.calls = CallCounters()
         self.under_way = 0
         """Calls that have begun and not ended: for a stream, those who hold it open."""
         self._tells_errors = settings.requests != "off"
         self.tells_all = settings.requests == "all"
 
-    def ended(self, code: str, began: float, context: Context, origin: Origin | None = None) -> None:
+    def ended(self, code: str, began: float, context: Context, origin: RequestContext | None = None) -> None:
         """Counts a call that has ended, and logs it if it is to be told.
 
         Args:
@@ -56,9 +56,9 @@ class Method:
             )
 
 
-def origin_of(context: Context) -> Origin:
+def origin_of(context: Context) -> RequestContext:
     """Where a call comes from."""
-    return Origin("grpc", partial(header_of, context), context.peer)
+    return RequestContext("grpc", partial(header_of, context), context.peer)
 
 
 def header_of(context: Context, name: str) -> str | None:

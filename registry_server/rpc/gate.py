@@ -8,12 +8,12 @@ from urllib.parse import unquote
 
 from registry_server.errors import Unauthenticated
 from registry_server.rpc.codec import Context
-from registry_server.security.authenticator import CertificateNames, Presented
+from registry_server.security.authenticator import CertificateNames, Credentials
 from registry_server.security.guard import Guard, Peer, Session
 from registry_server.security.identity import UNCHECKED, Identity, current_identity
 from registry_server.security.permissions import Permission
 
-_NOTHING: Final = Presented()
+_NOTHING: Final = Credentials()
 _REMEMBERED: Final = 4_096
 """Connections whose address is read once, and not for each of their calls."""
 _NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
@@ -68,7 +68,7 @@ class RpcGate:
         with self.guard.session(identity, presented, permission, _peer_of(context), watches=watches) as session:
             yield session
 
-    def _presented(self, context: Context) -> Presented:
+    def _presented(self, context: Context) -> Credentials:
         if not self.guard.checks:
             return _NOTHING
         authorization = api_key = ""
@@ -82,7 +82,7 @@ class RpcGate:
                     raise Unauthenticated("give one credential, not two")
                 api_key = _text(value)
         certificate = _names_of(context) if self._certificates else ()
-        return Presented(authorization, api_key, certificate)
+        return Credentials(authorization, api_key, certificate)
 
 
 def _peer_of(context: Context) -> Peer:

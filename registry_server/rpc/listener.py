@@ -13,7 +13,7 @@ from typing import Final
 import grpc
 import structlog
 
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 
 LOOK_EVERY: Final = 0.1
 """Seconds for which nobody may be listening."""

@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.config import GrpcSettings, LimitSettings, LogSettings
 from registry_server.errors import ConfigurationError
-from registry_server.origin import ORIGIN, REQUEST_ID_HEADER, Origin
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQUEST_ID_HEADER, RequestContext
+from registry_server.instrumentation.tracing import Tracer
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.builtin import HEALTH, health_handlers, reflection_handlers
 from registry_server.rpc.calls import Method, origin_of
@@ -28,18 +29,17 @@ from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.rpc.tls import server_credentials
 from registry_server.rpc.traces import traced
+from registry_server.runtime.tasks import cancel
 from registry_server.security.guard import Guard, Session
 from registry_server.security.limits import Call
 from registry_server.security.permissions import RPCS
 from registry_server.security.tls import Certificates
-from registry_server.tasks import cancel
-from registry_server.tracing import Tracer
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
 _FAREWELL: Final = 0.1
 """Seconds for gRPC to send the last answers, and to tell those who watch health, before what is left is cut."""
-_BESIDE: Final = 1_000
+REJECTION_HEADROOM: Final = 1_000
 """Calls that gRPC takes beside all that our limits allow, so that those who are too many hear it from us."""
 _MOST_PENDING: Final = 3_000
 """Calls that have come and wait for their turn: about a second's, and so much later is the first one behind them."""
@@ -109,7 +109,7 @@ class RpcServer:
                 handlers=tuple(handlers),
                 options=_options(settings, shared_port=shared_port),
                 # It refuses without a reason, but before it has read a request: we only count what has come in whole.
-                maximum_concurrent_rpcs=limits.calls + 2 * limits.watches + _BESIDE,
+                maximum_concurrent_rpcs=limits.calls + 2 * limits.watches + REJECTION_HEADROOM,
             )
 
         self._listener = Listener(server, self._bind)
@@ -232,8 +232,8 @@ def _handlers(
 
 def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
-        if ORIGIN.get() is None:  # a call has a task of its own: nobody has to take it back
-            ORIGIN.set(origin_of(context))
+        if REQUEST_CONTEXT.get() is None:  # a call has a task of its own: nobody has to take it back
+            REQUEST_CONTEXT.set(origin_of(context))
         return (await method(parse(kind, wire), context)).SerializeToString()
 
     return handler
@@ -251,7 +251,7 @@ def _unary(call: _Unary, around: _Around, method: Method, ready: _Ready | None) 
             in_flight.begin(len(wire))
             if method.tells_all:
                 origin = origin_of(context)
-                ORIGIN.set(origin)
+                REQUEST_CONTEXT.set(origin)
                 context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
             # Who is known and what is ready take no coroutine: little code, which is mostly cold between two calls.
             if gate.admit_known(context, permission) is None:
@@ -266,7 +266,7 @@ def _unary(call: _Unary, around: _Around, method: Method, ready: _Ready | None) 
             return answer  # noqa: TRY300 - nothing of it is to be tried apart
         except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
             answer = b""  # what is refused must not be held until that is told
-            status, origin = status_of(error), origin or ORIGIN.get() or origin_of(context)
+            status, origin = status_of(error), origin or REQUEST_CONTEXT.get() or origin_of(context)
             code = code_of(status).name
             await _abort(context, status, origin)
         except asyncio.CancelledError:  # the client has left, or its deadline has passed
@@ -330,6 +330,6 @@ def _stream(
     return handler
 
 
-async def _abort(context: Context, status: Status, origin: Origin) -> NoReturn:
+async def _abort(context: Context, status: Status, origin: RequestContext) -> NoReturn:
     trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), (REQUEST_ID_HEADER, origin.request_id))
     await context.abort(code_of(status), status.message, trailers)

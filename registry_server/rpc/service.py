@@ -52,12 +52,12 @@ class RegistryRpc:
     async def get_service(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.GetServiceRequest, wire)
         within = _patience(context) if request.min_revision else 0
-        record = await self._registry.get(request.name, min_revision=request.min_revision, within=within)
+        record = await self._registry.get(request.name, min_revision=request.min_revision, wait_seconds=within)
         return record.framed
 
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.DiscoverServicesRequest, wire)
-        return await self._registry.discover_page(request, wire=wire, within=_patience(context))
+        return await self._registry.discover_page(request, wire=wire, wait_seconds=_patience(context))
 
     async def update_service(self, request: pb.UpdateServiceRequest, _: Context) -> pb.UpdateServiceResponse:
         service = await self._registry.update_service(
@@ -103,7 +103,7 @@ class RegistryRpc:
 
     async def watch_events(self, wire: bytes, context: Context, session: Session) -> None:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
-            session.on_end(partial(watcher.end, at_once=True))
+            session.on_end(partial(watcher.end, immediately=True))
             async for message in watcher:
                 await self._readers.write(message, context)
 

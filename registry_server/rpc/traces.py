@@ -7,9 +7,9 @@ from typing import Any, Final
 import grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.instrumentation.tracing import Attributes, Span, Tracer
 from registry_server.rpc.calls import header_of
 from registry_server.rpc.codec import Context
-from registry_server.tracing import Attributes, Span, Tracer
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 # Of a server, those that OpenTelemetry's conventions for gRPC call an error of its side.

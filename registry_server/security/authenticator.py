@@ -18,7 +18,7 @@ CertificateNames = tuple[tuple[str, str], ...]
 """Names of a verified certificate: kind (``uri``, ``dns``, ``common_name``) and text."""
 
 
-class Presented(NamedTuple):
+class Credentials(NamedTuple):
     """What a caller shows; the one form for gRPC and HTTP."""
 
     authorization: str = ""
@@ -29,7 +29,7 @@ class Presented(NamedTuple):
     """Of the connection."""
 
     def __repr__(self) -> str:
-        return f"Presented({'credential, ' if self.authorization or self.api_key else ''}{self.certificate!r})"
+        return f"Credentials({'credential, ' if self.authorization or self.api_key else ''}{self.certificate!r})"
 
 
 class Authenticator:
@@ -51,14 +51,14 @@ class Authenticator:
         self._certificates = policy.certificates
         self._known: dict[object, Identity] = {}
 
-    def known(self, presented: Presented) -> Identity | None:
+    def known(self, presented: Credentials) -> Identity | None:
         """Gives the identity of what was verified before and has not expired; the way of almost every call."""
         identity = self._known.get(_mark(presented))
         if identity is None or (identity.expires is not None and identity.expires <= time.time()):
             return None
         return identity
 
-    async def verify(self, presented: Presented) -> Identity:
+    async def verify(self, presented: Credentials) -> Identity:
         """Tells who shows this, and remembers it.
 
         Raises:
@@ -111,7 +111,7 @@ class Authenticator:
         return self._anonymous
 
 
-def _mark(presented: Presented) -> object:
+def _mark(presented: Credentials) -> object:
     """Under what a credential is remembered: never as it is."""
     authorization, api_key, certificate = presented
     if not api_key:

@@ -17,13 +17,13 @@ from registry_server.errors import (
     RegistryError,
     Unauthenticated,
 )
-from registry_server.security.authenticator import Authenticator, Presented
+from registry_server.runtime.tasks import cancel
+from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role, current_identity
 from registry_server.security.jwt_tokens import Refused
 from registry_server.security.limits import Buckets, Gauge, InFlight
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
-from registry_server.tasks import cancel
 
 VERIFICATIONS_PER_SECOND: Final = 100.0
 VERIFICATION_BURST: Final = 1_000
@@ -41,7 +41,7 @@ Peer = Callable[[], str]
 class Session:
     """A stream that is open: whose it is now, and how it ends when its caller may no longer have it."""
 
-    def __init__(self, identity: Identity, presented: Presented, permission: Permission, peer: Peer) -> None:
+    def __init__(self, identity: Identity, presented: Credentials, permission: Permission, peer: Peer) -> None:
         self.identity = identity
         self.presented, self.permission, self.peer = presented, permission, peer
         self.over: RegistryError | None = None
@@ -109,7 +109,7 @@ class Guard:
         """Whether callers have to say who they are."""
         return self._authenticator is not None
 
-    async def admit(self, presented: Presented, permission: Permission, peer: Peer) -> Identity:
+    async def admit(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity:
         """Lets a call in.
 
         Args:
@@ -132,7 +132,7 @@ class Guard:
             self.charge(identity, peer)
         return identity
 
-    def admit_known(self, presented: Presented, permission: Permission, peer: Peer) -> Identity | None:
+    def admit_known(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity | None:
         """Lets in who is known and may; the way of almost every call, which costs microseconds.
 
         Returns:
@@ -165,7 +165,7 @@ class Guard:
 
     @contextmanager
     def session(
-        self, identity: Identity, presented: Presented, permission: Permission, peer: Peer, *, watches: bool
+        self, identity: Identity, presented: Credentials, permission: Permission, peer: Peer, *, watches: bool
     ) -> Iterator[Session]:
         """Looks after a stream for as long as it is open: it ends when its credential does or the policy changes.
 
@@ -233,7 +233,7 @@ class Guard:
                 log.exception("a stream could not be checked against the new policy; it ends")
                 session.end(Unauthenticated("the credential could not be checked again"))
 
-    async def _identity(self, presented: Presented, permission: Permission, peer: Peer) -> Identity:
+    async def _identity(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity:
         authenticator = self._authenticator
         if authenticator is None:
             return UNCHECKED

@@ -1,7 +1,7 @@
 """API keys: how they are made, and the form in which a policy file has them.
 
 A key is 256 random bits, so nobody can guess one from its digest, and a plain SHA-256 keeps it: a slow function such as
-bcrypt protects what people make up. See docs/adr/0016.
+bcrypt protects what people make up. See docs/adr/0021.
 """
 
 import hashlib

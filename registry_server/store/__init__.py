@@ -1,6 +1,6 @@
 """The only place that talks to Redis."""
 
-from registry_server.store.figures import PoolFigures, StoreFigures
+from registry_server.store.counters import PoolStats, StoreCounters
 from registry_server.store.groups import LARGEST_GROUP
 from registry_server.store.redis_store import RedisStore
 from registry_server.store.repairs import Remembered, Repairs, Turn, TurnLost
@@ -11,14 +11,14 @@ __all__ = [
     "LARGEST_GROUP",
     "Conflict",
     "EpochChanged",
-    "PoolFigures",
+    "PoolStats",
     "Position",
     "ProbeResult",
     "RedisStore",
     "RedisTls",
     "Remembered",
     "Repairs",
-    "StoreFigures",
+    "StoreCounters",
     "StoredEvent",
     "Sweep",
     "Turn",

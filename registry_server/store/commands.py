@@ -9,11 +9,11 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from registry_server.errors import StoreUnavailable
+from registry_server.instrumentation.tracing import TRACE_ID, Tracer
+from registry_server.store.counters import StoreCounters
 from registry_server.store.failures import as_unavailable, is_elsewhere, translated
-from registry_server.store.figures import StoreFigures
 from registry_server.store.lua import Scripts
 from registry_server.store.values import Unconfirmed
-from registry_server.tracing import TRACE_ID, Tracer
 
 _LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
 _MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
@@ -44,7 +44,7 @@ class Commands:
         self,
         client: Redis,
         scripts: Scripts,
-        figures: StoreFigures,
+        counters: StoreCounters,
         *,
         confirmation: Confirmation | None = None,
         tracer: Tracer | None = None,
@@ -54,11 +54,11 @@ class Commands:
         Args:
             client: Where to.
             scripts: What ``script`` runs.
-            figures: Where scripts are counted.
+            counters: Where scripts are counted.
             confirmation: What must be so before anybody gets an answer. If it is not, answers are ``Unconfirmed``.
             tracer: Times scripts that calls wait for, if calls are traced.
         """
-        self._figures = figures
+        self._figures = counters
         self._client = client
         self._confirmation = confirmation
         self._scripts = scripts

@@ -5,9 +5,9 @@ from contextvars import Context
 from typing import Any, Final, NamedTuple
 
 from registry_server.errors import StoreUnavailable
+from registry_server.runtime.tasks import until_quiet
 from registry_server.store.commands import Commands
 from registry_server.store.values import Unconfirmed
-from registry_server.tasks import until_quiet
 
 LARGEST_GROUP: Final = 128
 """Bounds how long one call keeps Redis busy: some milliseconds."""

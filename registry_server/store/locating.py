@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from registry_server.config.addresses import HostPort
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 
 ClientOf = Callable[[HostPort], Redis]
 """Makes a client of the server at an address."""

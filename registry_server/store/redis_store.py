@@ -11,12 +11,13 @@ from redis.exceptions import NoPermissionError
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import ConfigurationError, LimitExceeded, NotReplicated, PermissionDenied, StoreUnavailable
+from registry_server.instrumentation.tracing import Tracer
 from registry_server.model.document import encode_document_open
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
+from registry_server.store.counters import CommitOutcome, Expiry, Memory, PoolStats, StoreCounters
 from registry_server.store.failures import translated
-from registry_server.store.figures import CommitOutcome, Expiry, Memory, PoolFigures, StoreFigures
 from registry_server.store.groups import CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
@@ -32,7 +33,6 @@ from registry_server.store.values import (
     Unconfirmed,
     stored_event,
 )
-from registry_server.tracing import Tracer
 
 OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
 PAGE: Final = 1000
@@ -100,17 +100,17 @@ class RedisStore:
         # Reads of its own, since a blocking read holds its connection.
         self._tail = self._connections.client(patience=TAIL_BLOCK, on_open=self._tail_opened)
         self._tail_opens = self._tail_trusted = 0
-        self.figures = StoreFigures()
+        self.counters = StoreCounters()
         """What was counted so far."""
         scripts = Scripts()
-        self._commands = Commands(self._client, scripts, self.figures, tracer=tracer)
+        self._commands = Commands(self._client, scripts, self.counters, tracer=tracer)
         self._wait_replicas = wait_replicas
         self._senders = [self._commands]
         self._commits = self._unconfirmed = self._groups(self._commands)
         if wait_replicas:
             # With a sender of their own, so that heartbeats and reads do not wait for replicas with them.
             confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
-            confirmed = Commands(self._client, scripts, self.figures, confirmation=confirmation, tracer=tracer)
+            confirmed = Commands(self._client, scripts, self.counters, confirmation=confirmation, tracer=tracer)
             self._senders.append(confirmed)
             self._commits = self._groups(confirmed)
         self.repairs = Repairs(
@@ -128,12 +128,12 @@ class RedisStore:
         """How many commands wait for their round trip."""
         return sum(sender.waiting for sender in self._all_senders())
 
-    def pools(self) -> dict[str, PoolFigures]:
+    def pools(self) -> dict[str, PoolStats]:
         """Connections by what they are for: commands, and the follower's reading."""
         return {"commands": _pool(self._client), "follower": _pool(self._tail)}
 
     async def look(self) -> None:
-        """Reads what Redis tells of its memory and its disk into ``figures``.
+        """Reads what Redis tells of its memory and its disk into ``counters``.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -142,10 +142,10 @@ class RedisStore:
             try:
                 info = {**await self._client.info("memory"), **await self._client.info("persistence")}
             except NoPermissionError:
-                self.figures.memory = None
+                self.counters.memory = None
                 return
         saves = info.get("rdb_last_bgsave_status") == "ok" and info.get("aof_last_write_status", "ok") == "ok"
-        self.figures.memory = Memory(int(info["used_memory"]), int(info.get("maxmemory", 0)), saves=saves)
+        self.counters.memory = Memory(int(info["used_memory"]), int(info.get("maxmemory", 0)), saves=saves)
 
     async def open(self) -> None:
         """Checks that this Redis can serve and makes the scripts known to it.
@@ -386,8 +386,8 @@ class RedisStore:
             if answer and answer[0] == b"owner":
                 raise PermissionDenied(of_another(answer[1].decode()))
         unknown = [batch[i] for batch, missing in zip(batches, answers, strict=True) for i in missing]
-        self.figures.unknown += len(unknown)
-        self.figures.renewed += len(names) - len(unknown)
+        self.counters.unknown += len(unknown)
+        self.counters.renewed += len(names) - len(unknown)
         return unknown
 
     async def sweep(self, reason: EventReason.ValueType, seen: Position | None = None) -> Sweep:
@@ -410,8 +410,8 @@ class RedisStore:
             return Sweep([], None, 0.0, [])
         removed, next_in, moved, bare, leases = answer
         expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
-        self.figures.expired[expiry] += len(removed)
-        self.figures.leases = leases
+        self.counters.expired[expiry] += len(removed)
+        self.counters.leases = leases
         return Sweep(_texts(removed), None if next_in < 0 else next_in / 1000, moved / 1000, _texts(bare))
 
     async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
@@ -538,14 +538,14 @@ class RedisStore:
                     outcome = "epoch_changed"
                     return EpochChanged()
         finally:
-            self.figures.commits[outcome] += 1
+            self.counters.commits[outcome] += 1
 
 
-def _pool(client: Redis) -> PoolFigures:
+def _pool(client: Redis) -> PoolStats:
     # redis-py tells of them by its own metrics of OpenTelemetry alone.
     pool = client.connection_pool
     in_use, idle = pool._in_use_connections, pool._available_connections  # noqa: SLF001
-    return PoolFigures(len(in_use), len(idle), pool.max_connections)
+    return PoolStats(len(in_use), len(idle), pool.max_connections)
 
 
 def _texts(values: Iterable[bytes]) -> list[str]:

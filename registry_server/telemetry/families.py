@@ -1,4 +1,4 @@
-"""Metrics made of figures, one function for each concern. Labels have few values, none of them a client's."""
+"""Metrics made of counters, one function for each concern. Labels have few values, none of them a client's."""
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -7,20 +7,20 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from ossa.registry.v1.registry_service_pb2 import RegistryStats
-from registry_server.catalog import Follower, Replica, WatchHub, stats
-from registry_server.catalog.follower import STATES
-from registry_server.catalog.repair import OUTCOMES
-from registry_server.catalog.watch import ENDS, STARTS
-from registry_server.figures import CacheFigures, Histogram
+from registry_server.catalog import Replica, stats
 from registry_server.gateway.middleware import Route
 from registry_server.health import HealthMonitor
+from registry_server.instrumentation.counters import CacheCounters, Histogram
 from registry_server.probes import OutcomeKind
+from registry_server.replication import Follower, Writes
+from registry_server.replication.follower import FOLLOWER_STATES
+from registry_server.replication.repair import REPAIR_OUTCOMES
 from registry_server.rpc.calls import Method
 from registry_server.rpc.readers import Readers
 from registry_server.security.limits import InFlight
 from registry_server.store import RedisStore
 from registry_server.telemetry.samples import Samples
-from registry_server.writes import Writes
+from registry_server.watch import WATCH_ENDS, WATCH_STARTS, WatchHub
 
 PREFIX: Final = "ossa_registry_"
 # A counter that begins at its first error looks to Prometheus as if it had always stood there.
@@ -29,13 +29,15 @@ _FROM_THE_START: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Readers) -> Iterator[Metric]:
     """How much is under way of what is bounded."""
-    yield _gauge("calls_under_way", "Calls of gRPC and REST that are under way", in_flight.calls)
+    yield _gauge("calls_in_flight", "Calls of gRPC and REST that are under way", in_flight.calls)
     yield _gauge(
-        "calls_under_way_bytes", "Bytes of their requests and of answers that wait to be read", in_flight.bytes
+        "calls_in_flight_bytes", "Bytes of their requests and of answers that wait to be read", in_flight.bytes
     )
-    yield _counter("calls_overloaded", "Calls that were refused since too much was under way", in_flight.refused)
-    yield _counter("calls_unread", "Calls and streams that were cut since their client did not read", readers.cut)
-    yield _gauge("writes_under_way", "Writes that wait for their turn or for the store", writes.under_way)
+    yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.refused)
+    yield _counter(
+        "slow_readers_disconnected", "Calls and streams that were cut since their client did not read", readers.cut
+    )
+    yield _gauge("writes_in_flight", "Writes that wait for their turn or for the store", writes.in_flight)
     yield _gauge("snapshot_services", "Services in the snapshots that are being sent", hub.snapshot_records)
 
 
@@ -71,32 +73,32 @@ def of_http(routes: Mapping[str, Route]) -> Iterator[Metric]:
     yield from (requests, seconds)
 
 
-def of_caches(discovery: CacheFigures, listing: CacheFigures) -> Iterator[Metric]:
+def of_caches(discovery: CacheCounters, listing: CacheCounters) -> Iterator[Metric]:
     """How often an answer was at hand."""
     family = CounterMetricFamily(
         PREFIX + "cache_requests", "Queries, by whether the answer was at hand", labels=["cache", "result"]
     )
-    for name, figures in (("discovery", discovery), ("listing", listing)):
-        family.add_metric([name, "hit"], figures.hits)
-        family.add_metric([name, "miss"], figures.misses)
+    for name, counters in (("discovery", discovery), ("listing", listing)):
+        family.add_metric([name, "hit"], counters.hits)
+        family.add_metric([name, "miss"], counters.misses)
     yield family
 
 
 def of_store(store: RedisStore, follower: Follower) -> Iterator[Metric]:
     """What is counted of Redis."""
-    figures = store.figures
+    counters = store.counters
     yield _gauge("store_connected", "Whether Redis answered last time", follower.connected)
     yield _counter("store_connections", "How often Redis was reached, at the start and again", follower.connections)
     yield _gauge("store_waiting_commands", "Commands that wait for their round trip", store.waiting_commands)
     commits = CounterMetricFamily(PREFIX + "commits", "Attempts to commit a change, by outcome", labels=["outcome"])
     for outcome in ("committed", "conflict", "epoch_changed", "refused", "failed"):
-        commits.add_metric([outcome], figures.commits[outcome])
+        commits.add_metric([outcome], counters.commits[outcome])
     yield commits
     calls = CounterMetricFamily(
         PREFIX + "store_calls", "Scripts that Redis was to run, by outcome", labels=["script", "outcome"]
     )
     seconds = _histogram("store_call_duration_seconds", "How long scripts took, with waiting", ["script"])
-    for name, script in figures.scripts.items():
+    for name, script in counters.scripts.items():
         for how in ("ok", "failed"):
             calls.add_metric([name, how], script.ended[how])
         _add(seconds, [name], script.seconds)
@@ -108,16 +110,18 @@ def of_store(store: RedisStore, follower: Follower) -> Iterator[Metric]:
         connections.add_metric([name, "idle"], pool.idle)
         limits.add_metric([name], pool.most)
     yield from (connections, limits)
-    memory = figures.memory
+    memory = counters.memory
     yield _gauge("redis_memory_bytes", "Memory that Redis uses", memory.used if memory else None)
     yield _gauge("redis_memory_max_bytes", "Memory that Redis may use; 0 = no bound", memory.most if memory else None)
-    yield _gauge("redis_saves", "Whether Redis could write to its disk last time", memory.saves if memory else None)
+    yield _gauge(
+        "redis_persistence_ok", "Whether Redis could write to its disk last time", memory.saves if memory else None
+    )
 
 
 def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
     """How this process follows the store."""
     state = GaugeMetricFamily(PREFIX + "follower_state", "1 for what the follower does now", labels=["state"])
-    for name in STATES:
+    for name in FOLLOWER_STATES:
         state.add_metric([name], follower.state == name)
     yield state
     yield _gauge("follower_lag_seconds", "Time since this process was level with the store", follower.lag)
@@ -126,13 +130,13 @@ def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
     yield _counter("epoch_changes", "How often the store began another history", follower.epoch_changes)
     if (repairer := follower.repairer) is not None:
         repairs = CounterMetricFamily(PREFIX + "repairs", "Repairs of the store, by outcome", labels=["outcome"])
-        for outcome in OUTCOMES:
-            repairs.add_metric([outcome], repairer.figures.repairs[outcome])
+        for outcome in REPAIR_OUTCOMES:
+            repairs.add_metric([outcome], repairer.counters.repairs[outcome])
         services = CounterMetricFamily(
             PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["result"]
         )
-        services.add_metric(["put_back"], repairer.figures.put_back)
-        services.add_metric(["removed_again"], repairer.figures.removed_again)
+        services.add_metric(["put_back"], repairer.counters.put_back)
+        services.add_metric(["removed_again"], repairer.counters.removed_again)
         yield from (repairs, services)
     lag = _histogram("event_lag_seconds", "Time from the commit of a change until it was applied here", [])
     _add(lag, [], follower.event_lag)
@@ -143,14 +147,16 @@ def of_watches(hub: WatchHub) -> Iterator[Metric]:
     """What is counted of watches, of both transports."""
     yield _gauge("watchers", "Watches that are open", hub.watchers)
     started = CounterMetricFamily(PREFIX + "watches_started", "Watches that began, by where", labels=["start"])
-    for start in STARTS:
-        started.add_metric([start], hub.figures.started[start])
+    for start in WATCH_STARTS:
+        started.add_metric([start], hub.counters.started[start])
     ended = CounterMetricFamily(PREFIX + "watches_ended", "Watches that ended, by reason", labels=["reason"])
-    for reason in ENDS:
-        ended.add_metric([reason.lower()], hub.figures.ended[reason])
+    for reason in WATCH_ENDS:
+        ended.add_metric([reason.lower()], hub.counters.ended[reason])
     yield from (started, ended)
-    yield _counter("watch_cursors_expired", "Watches that could not go on at their cursor", hub.figures.cursors_expired)
-    yield _counter("watch_events", "Changes that were handed to watchers", hub.figures.events)
+    yield _counter(
+        "watch_cursors_expired", "Watches that could not go on at their cursor", hub.counters.cursors_expired
+    )
+    yield _counter("watch_events", "Changes that were handed to watchers", hub.counters.events)
 
 
 def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
@@ -164,42 +170,44 @@ def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
 
 def of_leases(store: RedisStore) -> Iterator[Metric]:
     """What is counted of leases."""
-    figures = store.figures
-    yield _gauge("leases", "Services with a lease that ends, as of the newest sweep", figures.leases)
+    counters = store.counters
+    yield _gauge("leases", "Services with a lease that ends, as of the newest sweep", counters.leases)
     expired = CounterMetricFamily(
         PREFIX + "leases_expired", "Services that this process removed at the end of their lease", labels=["reason"]
     )
     for reason in ("lease_expired", "cleanup"):
-        expired.add_metric([reason], figures.expired[reason])
+        expired.add_metric([reason], counters.expired[reason])
     yield expired
     heartbeats = CounterMetricFamily(
         PREFIX + "heartbeats", "Services that sent a heartbeat, by whether they are registered", labels=["result"]
     )
-    heartbeats.add_metric(["renewed"], figures.renewed)
-    heartbeats.add_metric(["unknown"], figures.unknown)
+    heartbeats.add_metric(["renewed"], counters.renewed)
+    heartbeats.add_metric(["unknown"], counters.unknown)
     yield heartbeats
 
 
 def of_health(monitor: HealthMonitor) -> Iterator[Metric]:
     """What is counted of health monitoring."""
-    figures = monitor.figures
+    counters = monitor.counters
     outcomes = CounterMetricFamily(PREFIX + "probes", "Probes that ended, by their outcome", labels=["outcome"])
     for kind in OutcomeKind:
-        outcomes.add_metric([kind.value], figures.outcomes[kind])
+        outcomes.add_metric([kind.value], counters.outcomes[kind])
     yield outcomes
-    yield _counter("probes_late", "Probes that began more than a second after they were due", figures.late)
+    yield _counter("probes_late", "Probes that began more than a second after they were due", counters.late)
     lateness = _histogram("probe_lateness_seconds", "How long after it was due a probe began", [])
-    _add(lateness, [], figures.lateness)
+    _add(lateness, [], counters.lateness)
     yield lateness
     yield _gauge("probed_services", "Services that this process probes", monitor.probed_services)
     yield _gauge("members", "Live processes among which probes are shared out", monitor.members)
     yield _gauge(
-        "protection_active",
+        "self_preservation_active",
         "Whether this process sees too many services fail at once and has frozen statuses",
-        monitor.protection_active,
+        monitor.self_preservation_active,
     )
     yield _counter(
-        "standstills", "How often this process stood still, so that probes under way did not count", monitor.standstills
+        "process_pauses",
+        "How often this process stood still, so that probes under way did not count",
+        monitor.process_pauses,
     )
 
 

@@ -10,15 +10,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector
 
 from registry_server import __version__
-from registry_server.catalog import Discovery, Follower, Replica, WatchHub
+from registry_server.catalog import Discovery, Replica
 from registry_server.gateway import HttpServer
 from registry_server.health import HealthMonitor
+from registry_server.replication import Follower, Writes
 from registry_server.rpc import RpcServer
 from registry_server.security.limits import InFlight
 from registry_server.store import RedisStore
 from registry_server.telemetry import families
 from registry_server.telemetry.samples import Samples
-from registry_server.writes import Writes
+from registry_server.watch import WatchHub
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -89,9 +90,9 @@ class Metrics(Collector):
         yield InfoMetricFamily(families.PREFIX + "build", "What runs", value=build)
         if self._rpc is not None and self._http is not None:
             yield from families.of_rpc(self._rpc.methods)
-            yield from families.of_http(self._http.figures.routes)
+            yield from families.of_http(self._http.counters.routes)
             yield from families.of_pressure(self._in_flight, self._hub, self._writes, self._rpc.readers)
-            yield from families.of_caches(self._discovery.figures, self._http.figures.listing)
+            yield from families.of_caches(self._discovery.counters, self._http.counters.listing)
         yield from families.of_store(self._store, self._follower)
         yield from families.of_follower(self._follower, self._replica)
         yield from families.of_watches(self._hub)

@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from registry_server import __version__
 from registry_server.errors import ConfigurationError
-from registry_server.tracing import TRACE_ID, Attributes
+from registry_server.instrumentation.tracing import TRACE_ID, Attributes
 
 _FAREWELL: Final = 2.0
 """Seconds."""

@@ -5,9 +5,9 @@ import time
 from typing import Final
 
 from registry_server.errors import StoreUnavailable
-from registry_server.figures import Histogram
+from registry_server.instrumentation.counters import Histogram
+from registry_server.runtime.tasks import end_if_cancelled
 from registry_server.store import RedisStore
-from registry_server.tasks import end_if_cancelled
 
 _TICK: Final = 0.1
 """Seconds."""
@@ -41,6 +41,6 @@ class Samples:
             try:
                 await self._store.look()
             except StoreUnavailable:  # the follower logs it once for all
-                self._store.figures.memory = None
+                self._store.counters.memory = None
             end_if_cancelled()
             await asyncio.sleep(_LOOK_EVERY)

@@ -15,12 +15,13 @@ from typing import Final
 import structlog
 
 from registry_server import __version__
-from registry_server.app import ROLL_SIGNAL, first_error, run_loop, stop_on_signals
 from registry_server.config import EMBEDDED, RedisUrl, Settings
 from registry_server.errors import ConfigurationError
-from registry_server.frames import framed, read_frame
+from registry_server.instrumentation.logs import configure_logging
+from registry_server.process import ROLL_SIGNAL, run_loop, stop_on_signals
+from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.tasks import first_error
 from registry_server.store.embedded import EmbeddedRedis
-from registry_server.telemetry.logs import configure_logging
 from registry_server.workers import messages
 from registry_server.workers.messages import COLLECTED, TELL, Message, Setup
 from registry_server.workers.ports import reserved

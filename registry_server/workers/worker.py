@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from registry_server.app import ROLL_SIGNAL, Team, run_loop, serve_until, stop_on_signals
+from registry_server.app import WorkerContext
 from registry_server.errors import ConfigurationError
-from registry_server.frames import framed, read_frame
-from registry_server.tasks import cancel
+from registry_server.instrumentation.logs import configure_logging
+from registry_server.process import ROLL_SIGNAL, run_loop, serve_until, stop_on_signals
+from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.tasks import cancel
 from registry_server.telemetry.joined import joined
-from registry_server.telemetry.logs import configure_logging
 from registry_server.workers import messages
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Worker:
                 stop,
                 setup.settings,
                 on_ready=lambda: self._say({"kind": messages.READY}),
-                team=Team(setup.number, self._join),
+                worker=WorkerContext(setup.number, self._join),
             )
         except ConfigurationError as error:
             self._say({"kind": messages.REFUSED, "why": str(error)})

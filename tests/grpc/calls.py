@@ -35,7 +35,7 @@ HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
 SNAPSHOT = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
 UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds until what must come is given up: far more than it takes, also on a busy machine."""
 
 
@@ -166,7 +166,7 @@ class Watch:
 
     async def message(self) -> pb.WatchEventsResponse:
         """Reads the next message, which must come."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             message = await self.call.read()
         assert isinstance(message, pb.WatchEventsResponse), "the stream ended without an error"
         assert message.cursor
@@ -285,8 +285,8 @@ async def laggard(redis: RedisProcess) -> AsyncIterator[Callable[[], Awaitable[N
 async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:
     """Waits until something holds."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not await holds():
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        pytest.fail(f"in {PATIENCE} s it never held that {what}")
+        pytest.fail(f"in {TIMEOUT} s it never held that {what}")

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from registry_server.probes import standstill
+from registry_server.probes import pause_detector
 from tests.grpc.probing import ON_DEMAND, probing_with
 from tests.support.endpoints import Agent, agents
 from tests.support.redis_process import RedisProcess
@@ -14,7 +14,7 @@ from tests.support.server import Server
 @pytest.fixture
 def never_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine this process may not run for a while; rightly no probe counts then, but here each must."""
-    monkeypatch.setattr(standstill, "_LONGEST_GAP", 600.0)
+    monkeypatch.setattr(pause_detector, "_LONGEST_GAP", 600.0)
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ async def test_what_changes_nothing_is_no_change(redis: RedisProcess) -> None:
         assert told(changes) == [("register", "a", "ok", None, 1)]
 
 
+@pytest.mark.own_redis
 async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> None:
     async with audited(redis) as (server, changes):
         await register(server, "a")

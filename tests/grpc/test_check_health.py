@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from tests.grpc.calls import HEALTHY, PATIENCE, eventually, failure, get, health_of, register, unregister
+from tests.grpc.calls import HEALTHY, TIMEOUT, eventually, failure, get, health_of, register, unregister
 from tests.grpc.probing import OFTEN, check, checks, probing_with, registered_and_settled, service
 from tests.support.endpoints import BROKEN, Agent, agents
 from tests.support.redis_process import RedisProcess
@@ -62,6 +62,7 @@ async def test_a_check_under_way_when_probing_ends_is_refused(probing: Server, a
     assert await checking == DISABLED
 
 
+@pytest.mark.own_redis
 async def test_a_check_that_comes_while_probing_ends_is_refused(
     probing: Server, redis: RedisProcess, agent: Agent
 ) -> None:
@@ -134,7 +135,7 @@ async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_ha
         before = asyncio.create_task(check(probing))
         await old.asked(2)
         await register(probing, service("a", new.endpoint(), {"timeout": "60s"}))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await check(probing)).status == HEALTHY
         old.open.set()
         assert (await before).error == "", "what the old endpoint says is of nobody"
@@ -148,6 +149,7 @@ async def test_checks_of_many_services_at_once_are_all_made(probing: Server, age
     assert {health.status for health in healths} == {HEALTHY}
 
 
+@pytest.mark.own_redis
 async def test_without_the_store_a_check_is_answered_and_changes_no_status(
     probing: Server, redis: RedisProcess, agent: Agent
 ) -> None:

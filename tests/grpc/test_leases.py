@@ -11,7 +11,7 @@ from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, ServiceFilter
 from tests.grpc.calls import (
     DEGRADED,
-    PATIENCE,
+    TIMEOUT,
     UNREGISTERED,
     age_lease,
     eventually,
@@ -271,7 +271,7 @@ async def test_keep_alive_answers_each_message_in_order_and_ends_when_the_client
     for i in range(50):  # without waiting for answers
         await stream.write(pb.KeepAliveRequest(names=[f"s{j}" for j in range(i + 1)] + [f"unknown-{i}", f"s{i}"]))
     await stream.done_writing()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         answers = [answer async for answer in stream]
     assert [answer.renewed_count for answer in answers] == list(range(1, 51))
     assert [list(answer.unknown_names) for answer in answers] == [[f"unknown-{i}"] for i in range(50)]
@@ -283,7 +283,7 @@ async def test_keep_alive_answers_before_the_client_ends(server: Server) -> None
     stream = server.stub.KeepAlive()
     for _ in range(3):
         await stream.write(pb.KeepAliveRequest(names=["a"]))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert await stream.read() == pb.KeepAliveResponse(renewed_count=1)
     await unregister(server, "a")
     await stream.write(pb.KeepAliveRequest(names=["a"]))
@@ -307,7 +307,7 @@ async def test_keep_alive_ends_with_the_first_bad_message(server: Server) -> Non
         await stream.write(pb.KeepAliveRequest(names=["a"]))
         await stream.write(pb.KeepAliveRequest(names=bad))
         answers: list[pb.KeepAliveResponse] = []
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             refused = await failure(_read_all(stream, answers))
         assert answers == [pb.KeepAliveResponse(renewed_count=1)]
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, fields)

@@ -55,6 +55,7 @@ async def test_a_call_that_fails_is_told_with_its_ids(redis: RedisProcess) -> No
     assert dict(error.trailing_metadata() or ())["x-request-id"] == "mine-1"
 
 
+@pytest.mark.own_redis
 async def test_what_is_our_fault_is_a_warning(server: Server, redis: RedisProcess) -> None:
     redis.kill()
     await until(lambda: not server.parts.follower.connected)

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability
-from tests.grpc.calls import PATIENCE, Failure, failure, failure_of, get, register
+from tests.grpc.calls import TIMEOUT, Failure, failure, failure_of, get, register
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, connected, running
@@ -237,7 +237,7 @@ async def test_idle_clients_may_ping_as_often_as_the_setting_says(
         running(redis.url, grpc={"min_ping_interval_ms": min_ping_interval_ms}) as server,
         grpc.aio.insecure_channel(server.grpc_address, options=options) as channel,
     ):
-        await asyncio.wait_for(channel.channel_ready(), PATIENCE)
+        await asyncio.wait_for(channel.channel_ready(), TIMEOUT)
         with suppress(TimeoutError):  # the third ping that comes too early ends the connection
             await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 5)
         assert (channel.get_state() is grpc.ChannelConnectivity.READY) == stays

@@ -15,7 +15,7 @@ from tests.rest.client import BASE
 
 GONE = ("service:unregistered", "service:unmatched")
 ABOUT_SERVICES = (*GONE, "service:registered", "service:updated", "service:health:changed", "service:snapshot")
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 class Told(NamedTuple):
@@ -85,14 +85,14 @@ class Stream:
 
     async def next(self) -> Told:
         """Waits for the next event."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async for told in self:
                 return told
         raise AssertionError("the stream ended")
 
     async def take_until_id(self, after: str = "") -> str:
         """Reads lines until there is an id other than ``after``."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async for line in self.lines():
                 self.take(line)
                 if self.id != after:
@@ -105,7 +105,7 @@ class Stream:
 
     async def rest(self) -> list[Told]:
         """Everything up to the end of the stream."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return [told async for told in self]
 
 
@@ -190,7 +190,7 @@ class Follower:
 
     async def reached(self, revision: int) -> None:
         """Waits until it was told of a revision."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not self.revisions or self.revisions[-1] < revision:
                 self._news.clear()
                 await self._news.wait()

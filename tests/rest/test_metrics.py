@@ -16,7 +16,7 @@ from registry_server.model.tokens import Cursor, encode_cursor
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import TIMEOUT, until
 
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 LABELS = {"method", "code", "route", "status", "cache", "result", "outcome", "script", "pool", "state", "start"} | {
@@ -85,7 +85,7 @@ async def test_probes_are_counted_by_outcome_and_lateness(redis: RedisProcess) -
     assert read["probes_total outcome=degraded"] == 0
     assert read["probed_services"] == 2
     assert read["members"] == 1
-    assert read["protection_active"] == 0
+    assert read["self_preservation_active"] == 0
     count = read["probe_lateness_seconds_count"]
     assert read["probe_lateness_seconds_bucket le=+Inf"] == count
 
@@ -109,7 +109,7 @@ async def test_rpcs_are_counted_by_method_and_code_and_timed(server: Server) -> 
 async def test_a_call_whose_client_leaves_is_counted_as_cancelled(server: Server) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await server.stub.DiscoverServices(pb.DiscoverServicesRequest(min_revision=1_000), timeout=0.1)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not (ended := await of_discovery(server)):
             await asyncio.sleep(0.01)
     assert ended in ({"CANCELLED": 1}, {"DEADLINE_EXCEEDED": 1}), "whoever of the two notices first"
@@ -164,7 +164,7 @@ async def test_commits_events_and_services_are_counted(server: Server) -> None:
 
 
 async def test_watches_are_counted_by_how_they_begin_and_end(server: Server) -> None:
-    figures = server.parts.hub.figures
+    counters = server.parts.hub.counters
     watch = server.stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
     first = await anext(aiter(watch))
     assert (await samples(server))["watchers"] == 1
@@ -172,11 +172,11 @@ async def test_watches_are_counted_by_how_they_begin_and_end(server: Server) -> 
     second = await anext(aiter(watch))
     assert [event.service.name for event in second.events] == ["a"]
     watch.cancel()
-    await until(lambda: figures.ended["CLIENT_LEFT"] == 1)
+    await until(lambda: counters.ended["CLIENT_LEFT"] == 1)
     again = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=first.cursor))
     assert [event.service.name for event in (await anext(aiter(again))).events] == ["a"]
     again.cancel()
-    await until(lambda: figures.ended["CLIENT_LEFT"] == 2)
+    await until(lambda: counters.ended["CLIENT_LEFT"] == 2)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await anext(aiter(server.stub.WatchEvents(pb.WatchEventsRequest(cursor=cursor_of_nowhere(server)))))
     assert caught.value.code() == grpc.StatusCode.OUT_OF_RANGE
@@ -206,14 +206,15 @@ async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
     async with running(redis.url, lease={"sweep_interval_ms": 20}) as server:
         await register(server, "a", ttl={"seconds": 5})
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a", "nobody"]))
-        figures = server.parts.store.figures
-        await until(lambda: figures.leases == 1)
+        counters = server.parts.store.counters
+        await until(lambda: counters.leases == 1)
         read = await samples(server)
         assert read["leases"] == read["heartbeats_total result=renewed"] == read["heartbeats_total result=unknown"] == 1
-        await until(lambda: figures.expired["lease_expired"])
+        await until(lambda: counters.expired["lease_expired"])
         assert (await samples(server))["leases_expired_total reason=lease_expired"] == 1
 
 
+@pytest.mark.own_redis
 async def test_a_store_that_is_away_shows(server: Server, redis: RedisProcess) -> None:
     await register(server, "a")
     redis.kill()
@@ -229,9 +230,9 @@ async def test_a_store_that_is_away_shows(server: Server, redis: RedisProcess) -
 
 
 async def test_the_event_loop_and_redis_are_looked_at(server: Server) -> None:
-    await until(lambda: sum(server.parts.samples.loop_lag.counts) and server.parts.store.figures.memory)
+    await until(lambda: sum(server.parts.samples.loop_lag.counts) and server.parts.store.counters.memory)
     read = await samples(server)
     assert read["event_loop_lag_seconds_count"] >= 1
     assert read["redis_memory_bytes"] > 100_000
     assert read["redis_memory_max_bytes"] == 0
-    assert read["redis_saves"] == 1
+    assert read["redis_persistence_ok"] == 1

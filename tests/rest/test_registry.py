@@ -149,6 +149,7 @@ async def test_before_the_catalog_is_loaded_reads_and_writes_say_when_to_try_aga
         assert (await rest.outside("/health/live")).status == 200
 
 
+@pytest.mark.own_redis
 async def test_while_redis_is_away_reads_go_on_and_writes_are_unavailable(
     redis: RedisProcess, server: Server, rest: Rest
 ) -> None:

@@ -12,7 +12,7 @@ import grpc
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.config import LimitSettings, SecuritySettings, load_settings
-from registry_server.security.authenticator import Authenticator, Presented
+from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.guard import Guard
 from registry_server.security.identity import Limits
 from registry_server.security.policy import read_policy
@@ -100,7 +100,7 @@ async def test_the_text_of_no_object_has_a_secret_in_it(policy: Policy, tmp_path
     certificates = Certificates(whole.tls)
     read = read_policy(policy.file)
     checks = Authenticator(read, Limits(1, 1, 1, 1))
-    presented = [Presented(authorization=f"Bearer {policy.keys['admin']}"), Presented(api_key=policy.keys["agent"])]
+    presented = [Credentials(authorization=f"Bearer {policy.keys['admin']}"), Credentials(api_key=policy.keys["agent"])]
     for each in presented:
         await checks.verify(each)
     guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings())

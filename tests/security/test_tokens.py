@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from registry_server.errors import IssuerUnavailable
 from registry_server.security import jwks as jwks_module
-from registry_server.security.authenticator import MOST_REMEMBERED, Authenticator, Presented
+from registry_server.security.authenticator import MOST_REMEMBERED, Authenticator, Credentials
 from registry_server.security.identity import Limits, Role
 from registry_server.security.jwt_tokens import Refused
 from registry_server.security.policy import read_policy
@@ -33,8 +33,8 @@ def authenticator(policy: Policy) -> Authenticator:
     return Authenticator(read_policy(policy.file), GENERAL)
 
 
-def shown(text: str) -> Presented:
-    return Presented(authorization=f"Bearer {text}")
+def shown(text: str) -> Credentials:
+    return Credentials(authorization=f"Bearer {text}")
 
 
 @pytest.mark.parametrize("algorithm", SIGNERS)
@@ -157,7 +157,7 @@ async def test_memory_is_bounded_and_holds_no_credential(policy: Policy) -> None
     policy.document["anonymous"] = "viewer"
     checks = authenticator(policy)
     for i in range(MOST_REMEMBERED + 50):
-        await checks.verify(Presented(certificate=(("dns", f"{i}.test"),)))
+        await checks.verify(Credentials(certificate=(("dns", f"{i}.test"),)))
     assert len(checks._known) == MOST_REMEMBERED
     await checks.verify(shown(policy.keys["admin"]))
     assert policy.keys["admin"] not in repr(vars(checks)) + repr(shown(policy.keys["admin"]))
@@ -275,7 +275,7 @@ async def test_a_token_without_key_id_is_taken_where_there_is_one_key(policy: Po
 async def test_what_is_no_bearer_credential_is_refused(authorization: str, policy: Policy) -> None:
     checks = authenticator(policy)
     if not authorization:
-        assert (await checks.verify(Presented())).role is Role.NONE
+        assert (await checks.verify(Credentials())).role is Role.NONE
         return
     with pytest.raises(Refused):
-        await checks.verify(Presented(authorization=authorization))
+        await checks.verify(Credentials(authorization=authorization))

@@ -15,7 +15,7 @@ from ossa.registry.v1.service_pb2 import Service
 from tests.support.redis_process import PORTS
 from tests.support.samples import small_service
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds until what must come is given up: far more than it takes, also on a busy machine."""
 _BACKLOG = 1024
 
@@ -102,12 +102,12 @@ class Agents:
         """Waits until each of some, or of all, was asked so often since a time."""
         waiting = set(self.names if names is None else names)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while waiting:
                     waiting = {name for name in waiting if sum(at >= since for at in self.hits[name]) < times}
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            raise AssertionError(f"not asked {times} times in {PATIENCE} s: {sorted(waiting)}") from None
+            raise AssertionError(f"not asked {times} times in {TIMEOUT} s: {sorted(waiting)}") from None
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         name = request.path.removeprefix("/").removesuffix("/health")

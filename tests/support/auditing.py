@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from registry_server.audit import FIELDS, LOGGER
+from registry_server.instrumentation.audit import FIELDS, LOGGER
 
 
 class _Collector(logging.Handler):

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 import pytest
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds until what must come is given up."""
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -135,7 +135,7 @@ class Agent:
     async def asked(self, times: int) -> None:
         """Waits until so many requests have come."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while len(self.requests) < times:
                     await asyncio.sleep(0.005)
         except TimeoutError:

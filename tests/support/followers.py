@@ -13,21 +13,21 @@ from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter
 from registry_server.catalog.discovery import Discovery
-from registry_server.catalog.follower import Follower
-from registry_server.catalog.repair import Repairer
 from registry_server.catalog.replica import Replica
-from registry_server.catalog.watch import WatchHub, fits_one_message
-from registry_server.clock import system_clock
 from registry_server.errors import RegistryError, Violation
 from registry_server.model.filters import compile_filter
 from registry_server.model.tokens import Cursor
+from registry_server.replication.follower import Follower
+from registry_server.replication.repair import Repairer
+from registry_server.runtime.clock import system_clock
+from registry_server.runtime.tasks import cancel
 from registry_server.security.identity import NO_CLAIM
 from registry_server.store import Position, RedisStore
-from registry_server.tasks import cancel
+from registry_server.watch import WatchHub, WatchLimits, fits_one_message
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
 REGISTERED = EventType.EVENT_TYPE_SERVICE_REGISTERED
 UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
@@ -38,7 +38,7 @@ RESYNC = EventReason.EVENT_REASON_RESYNC
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -107,7 +107,7 @@ class Observer:
 
     async def _watch(self, hub: WatchHub, cursor: Cursor | None) -> None:
         try:
-            with await hub.join(EVERYTHING, cursor=cursor, snapshot=True) as watcher:
+            with await hub.open_watch(EVERYTHING, cursor=cursor, snapshot=True) as watcher:
                 async for wire in watcher:
                     message = WatchEventsResponse.FromString(wire)
                     for event in message.events:
@@ -159,7 +159,7 @@ class Process:
         self._url = url
         self.store = RedisStore(url, timeout=5.0)
         self.replica = Replica(history)
-        self.hub = WatchHub(self.replica, Discovery(self.replica), buffer_events=100_000, buffer_bytes=1 << 30)
+        self.hub = WatchHub(self.replica, Discovery(self.replica), WatchLimits(100_000, 1 << 30))
         self.connections: list[bool] = []
         self.connected_at: list[Position] = []
         """Where the replica stood each time that the store was said to be connected."""
@@ -168,7 +168,7 @@ class Process:
             self.replica,
             clock=system_clock,
             on_connection=self._on_connection,
-            on_start_over=self.hub.start_over,
+            on_resync_too_large=self.hub.expire_all,
             fits_one_message=lambda changes: fits and fits_one_message(changes),
             repairer=Repairer(self.store, self.replica, default_ttl=60) if repair else None,
         )
@@ -179,10 +179,10 @@ class Process:
         if connected:
             self.connected_at.append(self.replica.position)
 
-    async def level(self) -> None:
+    async def catch_up(self) -> None:
         """Waits until the replica is equal to the store, at the newest position; nobody may be writing."""
         keys = self.store.keys
-        async with asyncio.timeout(PATIENCE), Redis.from_url(self._url) as client:
+        async with asyncio.timeout(TIMEOUT), Redis.from_url(self._url) as client:
             while True:
                 epoch: Any = await client.get(keys.epoch)
                 revision: Any = await client.get(keys.revision)

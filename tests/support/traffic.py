@@ -11,7 +11,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
 from tests.support.server import Server
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BEATING = "beats"
 TTL_SECONDS = 5
 PAUSE = 0.02
-PATIENCE = 30  # seconds
+TIMEOUT = 30  # seconds
 
 
 class Traffic:
@@ -121,7 +121,7 @@ async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
     try:
         yield subject
         subject.over = True
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.gather(*tasks)
     finally:
         await cancel(tasks)

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
-async def until(condition: Callable[[], object], within: float = PATIENCE) -> None:
+async def until(condition: Callable[[], object], within: float = TIMEOUT) -> None:
     """Waits until a condition holds."""
     try:
         async with asyncio.timeout(within):

@@ -34,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     for name in [name for name in os.environ if name.startswith("OSSA_REGISTRY_")]:
         monkeypatch.delenv(name)
     calls: list[Settings] = []
-    app = ModuleType("registry_server.app")
+    app = ModuleType("registry_server.process")
     app.run = calls.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, app.__name__, app)
     return calls
@@ -131,7 +131,7 @@ def test_what_the_server_finds_wrong_with_its_settings_is_told_in_the_same_way(
     def refuse(_settings: Settings) -> None:
         raise ConfigurationError("grpc.address: in use")
 
-    monkeypatch.setattr(sys.modules["registry_server.app"], "run", refuse)
+    monkeypatch.setattr(sys.modules["registry_server.process"], "run", refuse)
     assert serve([]) == 2
     assert started == []
     assert capsys.readouterr().err == "ossa-registry: grpc.address: in use\n"

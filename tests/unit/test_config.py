@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from registry_server.config import RedisUrl, Settings, load_settings, usage
 from registry_server.config.sources import SETTINGS, Setting
 from registry_server.errors import ConfigurationError
-from registry_server.networks import DENIED_NETWORKS
+from registry_server.model.networks import DENIED_NETWORKS
 
 # key: (default, another value as text, that value)
 TABLE: dict[str, tuple[object, str, object]] = {
@@ -68,9 +68,9 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "health_check.member_period_ms": (5000, "100", 100),
     "health_check.allowed_networks": ((), "10.0.0.0/8, ::1", (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
     "health_check.denied_networks": (DENIED_NETWORKS, "127.0.0.1", (IPv4Network("127.0.0.1/32"),)),
-    "health_check.protection_percent": (50, "100", 100),
-    "health_check.protection_min_failures": (10, "1", 1),
-    "health_check.protection_max_seconds": (300, "1", 1),
+    "health_check.self_preservation_percent": (50, "100", 100),
+    "health_check.self_preservation_min_failures": (10, "1", 1),
+    "health_check.self_preservation_max_seconds": (300, "1", 1),
     "lease.sweep_interval_ms": (1000, "20", 20),
     "watch.buffer_events": (10000, "1", 1),
     "watch.buffer_bytes": (8388608, "131072", 131072),

@@ -128,7 +128,7 @@ def test_every_rpc_is_called_by_hand_and_every_filter_told() -> None:
     document = text_of("docs/grpcurl.md")
     called = set(re.findall(r"^[^`\n]*ossa\.registry\.v1\.RegistryService/(\w+)", document, re.MULTILINE))
     assert called == {method.name for method in DESCRIPTOR.services_by_name["RegistryService"].methods}
-    documented = [bare(row[0]) for row in rows(section(document, "## Finding"))]
+    documented = [bare(row[0]) for row in rows(section(document, "## Queries"))]
     assert documented == [field.name for field in ServiceFilter.DESCRIPTOR.fields]
 
 
@@ -176,7 +176,7 @@ def test_every_flag_that_says_where_the_registry_is_is_documented() -> None:
     known = {each.opts[-1]: each.envvar for each in options[first : last + 1]}
     documented = [
         [None if cell == "-" else bare(cell.rpartition(", ")[2]) for cell in (flag, variable)]
-        for flag, variable, _ in rows(section(text_of("docs/cli.md"), "## Where the registry is"))
+        for flag, variable, _ in rows(section(text_of("docs/cli.md"), "## Connection settings"))
     ]
     assert {flag: variable for flag, variable in documented if flag} == known
     assert {variable for _, variable in documented if variable} == CLIENT_VARIABLES

@@ -12,36 +12,30 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 
 LAYERS: Final = (
-    # Leaves, which know nothing of services.
+    # Plumbing and types that know nothing of services in Redis.
+    "runtime",
     "errors",
-    "clock",
-    "tasks",
-    "frames",
-    "figures",
-    "tracing",
-    "origin",
-    "networks",
-    "scheduling",
-    "audit",
-    "config",
-    # Who calls and what they may do: asked by the use cases and by the transports.
-    "security",
-    # The domain, what keeps it, and the copy that answers.
     "model",
+    "config",
+    "instrumentation",
+    # Who calls, and what callers may do; used by the use cases and by the transports.
+    "security",
+    # Redis, the copy in memory, and what keeps the two in agreement.
     "store",
     "catalog",
-    "writes",
+    "watch",
+    "replication",
     "probes",
     "health",
-    "listeners",
     "registry",
-    # Transports do not know each other.
+    # Transports do not import each other.
     ("rpc", "gateway"),
-    # Wired in from outside.
     "telemetry",
-    # Compose the two kinds of process.
-    ("app", "probe_worker"),
-    ("workers", "embedding"),
+    # Composition, and the processes that serve.
+    "app",
+    "embedding",
+    "process",
+    "workers",
     "__main__",
 )
 RANKS: Final = {
@@ -127,7 +121,7 @@ EVERYTHING = [*SERVER, *imports("registry_client"), *imports("registry_cli")]
 def test_the_imports_are_found() -> None:
     found = {(each.source, each.target) for each in EVERYTHING}
 
-    assert ("registry_server.registry", "registry_server.catalog.Discovery") in found
+    assert ("registry_server.registry.reads", "registry_server.catalog.Discovery") in found
     assert ("registry_server.store.connecting", "redis.asyncio.Redis") in found
     assert any(each.lazy for each in EVERYTHING)
 
@@ -192,7 +186,7 @@ def test_the_command_line_loads_the_server_only_when_it_serves() -> None:
 
 
 def test_the_probe_process_loads_only_what_it_needs() -> None:
-    code = "import sys, registry_server.probe_worker; print({'redis', 'pydantic', 'aiohttp'} & sys.modules.keys())"
+    code = "import sys, registry_server.probes.worker; print({'redis', 'pydantic', 'aiohttp'} & sys.modules.keys())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert printed == "{'aiohttp'}\n"

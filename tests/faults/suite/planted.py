@@ -11,10 +11,10 @@ from typing import Any
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.__main__ import serve
-from registry_server.catalog.watch import Watcher
+from registry_server.replication import Writes
 from registry_server.store import RedisStore
 from registry_server.store.lua import Scripts
-from registry_server.writes import Writes
+from registry_server.watch import Watcher
 
 _NOW_AND_THEN = 10
 _EARLY_MS = 4_990
@@ -63,7 +63,7 @@ def lost_write() -> None:
 
 def repeated_revision() -> None:
     """A write is answered with the revision of the change before it."""
-    put = Writes.put
+    put = Writes.write_service
 
     async def put_back(self: Writes, *args: Any, **more: Any) -> Any:
         outcome = await put(self, *args, **more)
@@ -71,7 +71,7 @@ def repeated_revision() -> None:
             outcome.revision -= 1
         return outcome
 
-    Writes.put = put_back  # type: ignore[method-assign]
+    Writes.write_service = put_back  # type: ignore[method-assign]
 
 
 def early_expiry() -> None:

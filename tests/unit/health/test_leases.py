@@ -9,18 +9,18 @@ from redis.asyncio import Redis
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health.leases import LeaseSweeper
+from registry_server.runtime.tasks import cancel
 from registry_server.store import Position, RedisStore, StoredEvent, Sweep, redis_store
-from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 LONG = 60.0  # seconds between two sweeps where a test must not depend on them
 SLACK_MS = 2_000  # that a slow machine may take
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -172,6 +172,7 @@ async def test_without_leases_it_sweeps_once_a_round(redis: RedisProcess) -> Non
         assert all(sweep.moved == 0 for sweep in registry.store.sweeps)
 
 
+@pytest.mark.own_redis
 async def test_while_the_store_is_away_it_tries_once_a_round_and_goes_on_when_it_is_back(redis: RedisProcess) -> None:
     async with registry_on(redis, interval=0.1) as registry:
         await registry.register("a", ttl=1.0)

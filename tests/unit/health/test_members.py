@@ -11,11 +11,11 @@ from redis.asyncio import Redis
 
 from registry_server.errors import StoreUnavailable
 from registry_server.health.members import Membership, owner
+from registry_server.runtime.tasks import cancel
 from registry_server.store import RedisStore
-from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 LONG = 600.0
 """A period that no test waits for."""
 
@@ -24,7 +24,7 @@ NAMES = st.text("abcXYZ019._-", min_size=1, max_size=32)
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -194,7 +194,7 @@ async def test_a_member_speaks_often_enough_to_stay(store: RedisStore, client: R
                 spoken.add(float(score))
                 await asyncio.sleep(0.005)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await look()
         assert alone.changes == 1, "that it lives on is no change"
 
@@ -213,7 +213,7 @@ async def test_after_the_clock_of_redis_was_set_back_whoever_lives_stays_and_who
             while await listed(store, client) != {alone.membership.id}:
                 await asyncio.sleep(0.005)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await gone()
 
 
@@ -228,11 +228,12 @@ async def test_a_member_that_was_taken_off_the_list_by_mistake_is_back_when_it_l
             while await listed(store, client) != {alone.membership.id}:
                 await asyncio.sleep(0.005)
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await back()
         assert alone.changes == 1
 
 
+@pytest.mark.own_redis
 async def test_while_the_store_is_away_shares_stay_as_they_are(
     redis: RedisProcess, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,11 +258,12 @@ async def test_while_the_store_is_away_shares_stay_as_they_are(
         await eventually(lambda: all(member.sees == 2 for member in both))
 
 
+@pytest.mark.own_redis
 async def test_leaving_does_not_wait_for_a_store_that_does_not_answer(redis: RedisProcess, store: RedisStore) -> None:
     async with members(store, 1, period=LONG) as [alone]:
         redis.pause()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await alone.leave()
         finally:
             redis.resume()

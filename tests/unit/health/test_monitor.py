@@ -15,15 +15,15 @@ from registry_server.app import Parts, open_parts
 from registry_server.errors import ServiceNotFound
 from registry_server.health import HealthMonitor
 from registry_server.health import monitor as module
-from registry_server.health.judge import Ruling
+from registry_server.health.evaluator import Verdict
 from registry_server.probes import Outcome, OutcomeKind
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
 UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
@@ -39,7 +39,7 @@ async def agent() -> AsyncIterator[Agent]:
 
 
 class Clock:
-    """Seconds of a clock by which standstills are noticed; it goes on only when it is told to."""
+    """Seconds of a clock by which process_pauses are noticed; it goes on only when it is told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -72,7 +72,7 @@ class Process:
     @property
     def results(self) -> int:
         """How many probes ended."""
-        return sum(self.monitor.figures.outcomes.values())
+        return sum(self.monitor.counters.outcomes.values())
 
     async def register(self, name: str, endpoint: str, **fields: Any) -> Service:
         return await self.registry.register(small_service(name, endpoint=endpoint, **fields))
@@ -85,20 +85,20 @@ class Process:
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
 async def process_on(redis: RedisProcess, *, start: bool = True, **health_check: Any) -> AsyncIterator[Process]:
-    """A process whose clock for standstills stands; monitoring has begun and its share is known."""
+    """A process whose clock for process_pauses stands; monitoring has begun and its share is known."""
     async with open_parts(settings(redis.url, health_check={**health_check, "enabled": False})) as parts:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await parts.loaded.wait()
         clock = Clock()
-        parts.monitor._standstill._now = clock
-        parts.monitor._standstill._last = clock()
+        parts.monitor._pauses._now = clock
+        parts.monitor._pauses._last = clock()
         process = Process(parts, clock)
         watching = asyncio.create_task(process.watch())
         if start:
@@ -211,7 +211,7 @@ async def test_no_more_probes_are_under_way_than_are_allowed_and_all_get_their_t
             await process.register(name, agent.endpoint(f"/{name}"))
         await eventually(lambda: agent.waiting == 3)
         # All are due: more would have begun long before this one, whom nobody holds up.
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             asking = asyncio.create_task(process.registry.check_health("s19"))
             await eventually(lambda: agent.waiting == 4)
         agent.open.set()
@@ -227,7 +227,7 @@ async def test_those_who_ask_are_not_held_up_by_services_that_hang(redis: RedisP
         await process.register("hangs", hanging.endpoint())
         await eventually(lambda: hanging.waiting == 1)
         await process.register("good", good.endpoint())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             health = await process.registry.check_health("good")
         assert health.status == HEALTHY
         assert hanging.waiting == 1
@@ -256,12 +256,12 @@ async def test_what_was_probed_is_counted_by_how_it_went(redis: RedisProcess) ->
         await process.register("good", good.endpoint())
         await process.register("bad", bad.endpoint())
         await eventually(lambda: process.results == 2)
-        assert dict(process.monitor.figures.outcomes) == {OutcomeKind.OK: 1, OutcomeKind.FAILED: 1}
-        assert sum(process.monitor.figures.lateness.counts) == 2
+        assert dict(process.monitor.counters.outcomes) == {OutcomeKind.OK: 1, OutcomeKind.FAILED: 1}
+        assert sum(process.monitor.counters.lateness.counts) == 2
         assert process.monitor.probed_services == 2
         await process.registry.check_health("good")
-        assert process.monitor.figures.outcomes[OutcomeKind.OK] == 2
-        assert sum(process.monitor.figures.lateness.counts) == 2, "nobody is late who was not due"
+        assert process.monitor.counters.outcomes[OutcomeKind.OK] == 2
+        assert sum(process.monitor.counters.lateness.counts) == 2, "nobody is late who was not due"
 
 
 # Standstills.
@@ -282,8 +282,8 @@ async def test_what_was_under_way_during_a_standstill_does_not_count_and_is_chec
         await eventually(lambda: len(agent.paths) == 2)
         within = time.monotonic() - begun
         await eventually(lambda: process.statuses == [HEALTHY])
-        assert process.monitor._standstill.count == 1
-        assert within < PATIENCE / 2, "not after the length of the standstill"
+        assert process.monitor._pauses.count == 1
+        assert within < TIMEOUT / 2, "not after the length of the standstill"
 
 
 async def test_time_in_which_nobody_monitored_is_no_standstill(redis: RedisProcess) -> None:
@@ -292,7 +292,7 @@ async def test_time_in_which_nobody_monitored_is_no_standstill(redis: RedisProce
         process.clock.now += 600
         await process.registry.start_health_monitoring()
         await eventually(lambda: bool(process.monitor._membership.members))
-        assert process.monitor._standstill.count == 0
+        assert process.monitor._pauses.count == 0
 
 
 # Shares.
@@ -375,15 +375,15 @@ async def test_a_result_that_breaks_us_costs_that_result_alone(
     redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with process_on(redis, interval_ms=1000, timeout_ms=1000) as process:
-        weigh = process.monitor._judge.weigh
+        weigh = process.monitor._evaluator.evaluate
         failures = [ValueError("a bug"), ValueError("the same bug")]
 
-        def fails_at_first(*arguments: Any, **options: Any) -> Ruling:
+        def fails_at_first(*arguments: Any, **options: Any) -> Verdict:
             if failures:
                 raise failures.pop()
             return weigh(*arguments, **options)
 
-        monkeypatch.setattr(process.monitor._judge, "weigh", fails_at_first)
+        monkeypatch.setattr(process.monitor._evaluator, "evaluate", fails_at_first)
         await process.register("a", agent.endpoint())
         await eventually(lambda: process.statuses == [HEALTHY])
         assert not failures
@@ -401,7 +401,7 @@ async def test_whoever_asks_is_answered_also_when_the_result_breaks_us(
 
         with monkeypatch.context() as patch:
             patch.setattr(process.monitor._prober, "probe", fails)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 assert (await process.registry.check_health("a")).status == HEALTHY
         assert (await process.registry.check_health("a")).status == HEALTHY
 
@@ -417,9 +417,9 @@ async def test_a_monitor_that_breaks_ends_the_process_and_not_the_checks_alone(
 
     async def run() -> None:
         async with process_on(redis, start=False, **HOURLY) as process:
-            monkeypatch.setattr(process.monitor._judge, "review", fails)
+            monkeypatch.setattr(process.monitor._evaluator, "review", fails)
             await process.registry.start_health_monitoring()
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 await asyncio.Event().wait()
 
     with pytest.raises(ExceptionGroup) as raised:

@@ -9,12 +9,12 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health import ResultWriter
 from registry_server.health import results as module
+from registry_server.runtime.tasks import cancel
 from registry_server.store import ProbeResult, RedisStore, redis_store
-from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 class Store(RedisStore):
@@ -73,7 +73,7 @@ async def writing(store: Store) -> AsyncIterator[ResultWriter]:
 
 
 async def shows(store: Store, name: str, health: bytes | None) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while await store.check(name) != health:
             await asyncio.sleep(0.005)
 
@@ -139,6 +139,7 @@ async def test_more_than_a_batch_is_written_too(store: Store, monkeypatch: pytes
     assert [await store.check(name) for name in names] == [name.encode() for name in names]
 
 
+@pytest.mark.own_redis
 async def test_while_the_store_is_away_results_are_dropped_and_writing_goes_on_when_it_is_back(
     redis: RedisProcess, store: Store
 ) -> None:
@@ -148,7 +149,7 @@ async def test_while_the_store_is_away_results_are_dropped_and_writing_goes_on_w
         await shows(store, "a", b"before")
         redis.kill()
         writer.add("a", b"lost", renew=False)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not store.failures:
                 await asyncio.sleep(0.005)
         await redis.restart()
@@ -160,6 +161,7 @@ async def test_while_the_store_is_away_results_are_dropped_and_writing_goes_on_w
     assert [result.health for results in store.written[-1:] for result in results] == [b"after"]
 
 
+@pytest.mark.own_redis
 async def test_whoever_flushes_learns_that_the_store_is_away(redis: RedisProcess, store: Store) -> None:
     writer = ResultWriter(store)
     redis.kill()

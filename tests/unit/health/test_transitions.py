@@ -10,20 +10,20 @@ import pytest
 from ossa.registry.v1.service_pb2 import Health, HealthStatus
 from registry_server.errors import StoreUnavailable
 from registry_server.health import transitions as module
-from registry_server.health.judge import Ruling
+from registry_server.health.evaluator import Verdict
 from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 
 
-def ruling(name: str, error: str = "") -> Ruling:
+def ruling(name: str, error: str = "") -> Verdict:
     record = Record(small_service(name).SerializeToString())
     health = Health(status=HealthStatus.HEALTH_STATUS_UNHEALTHY, error=error)
-    return Ruling(record, HEALTHY, health, renew=False, began=0.0, contact=1)
+    return Verdict(record, HEALTHY, health, renew=False, began=0.0, contact=1)
 
 
 class Store:
@@ -37,7 +37,7 @@ class Store:
         self.most = 0
         self.failure: Exception | None = None
 
-    async def commit(self, what: Ruling) -> bool:
+    async def commit(self, what: Verdict) -> bool:
         name = what.record.name
         self.under_way[name] += 1
         assert self.under_way[name] == 1, "one after the other of each"
@@ -61,7 +61,7 @@ async def transitions(store: Store) -> AsyncIterator[Transitions]:
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings
 from registry_server.probes import Outcome, OutcomeKind, Plan, Prober
-from registry_server.probes.network import NetworkPolicy
+from registry_server.security.egress import EgressPolicy
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED
 INCONCLUSIVE = OutcomeKind.INCONCLUSIVE
@@ -30,9 +30,9 @@ def plan(endpoint: str, check: Check | None = None) -> Plan:
 
 
 async def probe(
-    endpoint: str, check: Check | None = None, *, authorities: bytes | None = None, policy: NetworkPolicy | None = None
+    endpoint: str, check: Check | None = None, *, authorities: bytes | None = None, policy: EgressPolicy | None = None
 ) -> Outcome:
-    async with Prober(policy or NetworkPolicy(), authorities=authorities) as prober:
+    async with Prober(policy or EgressPolicy(), authorities=authorities) as prober:
         return await prober.probe(plan(endpoint, check))
 
 

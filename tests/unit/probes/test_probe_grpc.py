@@ -11,7 +11,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from registry_server import __version__
 from registry_server.probes import OutcomeKind, Prober
-from registry_server.probes.network import NetworkPolicy
+from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import Target, closed_port, grpc_server, listening
 from tests.unit.probes.probe_tables import GRPC, UNKNOWN
 from tests.unit.probes.probing import HANGS, LONG, OK, names, plan, probe
@@ -89,7 +89,7 @@ async def test_each_grpc_probe_has_a_connection_of_its_own() -> None:
         peers.add(context.peer())
         return bytes((8, 1))
 
-    async with Prober(NetworkPolicy()) as prober:
+    async with Prober(EgressPolicy()) as prober:
         with closed_port() as port:
             one = plan(f"grpc://127.0.0.1:{port}")
             assert [(await prober.probe(one)).error for _ in range(3)] == ["connection refused"] * 3

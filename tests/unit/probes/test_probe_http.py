@@ -9,7 +9,7 @@ from google.protobuf.json_format import MessageToDict
 
 from registry_server import __version__
 from registry_server.probes import Outcome, Prober
-from registry_server.probes.network import NetworkPolicy
+from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, listening, request, says
 from tests.unit.probes.probe_tables import HTTP, Http
 from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, Check, plan, probe
@@ -37,7 +37,7 @@ async def sent_to(
         requests.append(await request(reader))
         handler(requests[-1], writer)
 
-    async with listening(handle) as port, Prober(NetworkPolicy()) as prober:
+    async with listening(handle) as port, Prober(EgressPolicy()) as prober:
         for _ in range(2):
             outcome = await prober.probe(plan(f"http://127.0.0.1:{port}{path}", check))
             assert outcome.kind is OK, outcome
@@ -144,7 +144,7 @@ async def test_redirects_are_not_followed() -> None:
 
 
 async def test_more_probes_than_a_pool_would_hold_run_at_once() -> None:
-    async with listening(says(after=9)) as port, Prober(NetworkPolicy()) as prober:
+    async with listening(says(after=9)) as port, Prober(EgressPolicy()) as prober:
         one = plan(f"http://127.0.0.1:{port}", {"timeout": "0.5s"})
         outcomes = await asyncio.gather(*(prober.probe(one) for _ in range(150)))
     assert {outcome.error for outcome in outcomes} == {"no answer within 500 ms"}

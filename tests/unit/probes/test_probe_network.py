@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import pytest
 
 from registry_server.probes import Outcome, Prober
-from registry_server.probes.network import NetworkPolicy
 from registry_server.probes.outcome import span
+from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, says
 from tests.unit.probes.probe_tables import serving
 from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, hanging_dns, names, plan, probe
@@ -137,7 +137,7 @@ async def test_names_whose_dns_hangs_keep_neither_addresses_nor_the_threads_of_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with hanging_dns(monkeypatch):
-        async with Prober(NetworkPolicy()) as prober, listening(says(answer())) as port:
+        async with Prober(EgressPolicy()) as prober, listening(says(answer())) as port:
             hanging = [
                 asyncio.create_task(prober.probe(plan(f"http://agent-{i}.test:80", {"timeout": "5s"})))
                 for i in range(100)
@@ -153,7 +153,7 @@ async def test_names_whose_dns_hangs_keep_neither_addresses_nor_the_threads_of_o
 
 async def test_a_prober_closes_at_once_though_dns_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     with hanging_dns(monkeypatch) as asked:
-        async with asyncio.timeout(5), Prober(NetworkPolicy()) as prober:
+        async with asyncio.timeout(5), Prober(EgressPolicy()) as prober:
             hanging = asyncio.create_task(prober.probe(plan("tcp://agent.test:80", {"timeout": "0.05s"})))
             assert (await hanging).error == "no answer within 50 ms"
     assert asked == ["agent.test"]

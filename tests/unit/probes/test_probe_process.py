@@ -11,13 +11,13 @@ import pytest
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings, LogSettings
-from registry_server.networks import DENIED_NETWORKS, Network
+from registry_server.model.networks import DENIED_NETWORKS, Network
 from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, process
 from registry_server.probes.process import ResultListener
 from tests.support.endpoints import answer, listening, says
 from tests.support.processes import children_of, command_of
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 def plan(port: int, **service: object) -> Plan:
@@ -36,7 +36,7 @@ def silent() -> AbstractAsyncContextManager[int]:
 
 def worker() -> int:
     """Process id of the one worker of this process."""
-    (found,) = (pid for pid in children_of(os.getpid()) if "probe_worker" in command_of(pid))
+    (found,) = (pid for pid in children_of(os.getpid()) if "probes.worker" in command_of(pid))
     return found
 
 
@@ -53,7 +53,7 @@ async def prober(
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -85,7 +85,7 @@ async def test_the_worker_imports_nothing_from_the_directory_that_it_is_started_
 ) -> None:
     (tmp_path / "pickle.py").write_text("raise SystemExit('not ours')\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    async with agent() as port, prober() as subject, asyncio.timeout(PATIENCE):
+    async with agent() as port, prober() as subject, asyncio.timeout(TIMEOUT):
         assert (await subject.probe(plan(port))).kind is OutcomeKind.OK
 
 
@@ -96,7 +96,7 @@ async def test_a_worker_that_is_killed_fails_nobody_and_is_replaced() -> None:
         await asyncio.sleep(0)
         first = worker()
         os.kill(first, signal.SIGKILL)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             outcome = await waiting
             assert (outcome.kind, outcome.error) == (
                 OutcomeKind.INCONCLUSIVE,
@@ -113,7 +113,7 @@ async def test_a_worker_that_stands_still_fails_nobody_and_is_replaced(monkeypat
         first = worker()
         os.kill(first, signal.SIGSTOP)
         monkeypatch.setattr(process, "_LOOK_EVERY", 0.05)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await subject.probe(plan(port)._replace(timeout=0.1))).kind is OutcomeKind.INCONCLUSIVE
             while (await subject.probe(plan(port))).kind is not OutcomeKind.OK:
                 pass
@@ -128,7 +128,7 @@ async def test_a_timeout_that_a_standstill_of_the_worker_made_proves_nothing() -
         os.kill(worker(), signal.SIGSTOP)
         await asyncio.sleep(1.2)
         os.kill(worker(), signal.SIGCONT)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await waiting).kind is OutcomeKind.INCONCLUSIVE
 
 

@@ -15,8 +15,8 @@ import grpc.aio
 import pytest
 
 from registry_server.probes import Outcome, OutcomeKind, Prober
-from registry_server.probes.network import NetworkPolicy
 from registry_server.probes.outcome import BROKEN
+from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, says
 from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
 from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, names, plan
@@ -25,7 +25,7 @@ from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, names, plan
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
 def test_a_probe_that_is_cancelled_says_so_and_hurts_no_other(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> Outcome:
-        async with Prober(NetworkPolicy()) as prober:
+        async with Prober(EgressPolicy()) as prober:
             with black_hole() as port:
                 probing = asyncio.create_task(prober.probe(plan(f"{scheme}://127.0.0.1:{port}")))
                 await asyncio.sleep(0.05)
@@ -42,7 +42,7 @@ def test_a_probe_that_is_cancelled_says_so_and_hurts_no_other(scheme: str, runne
 async def test_what_is_not_probed_and_what_breaks_within_is_no_failure_and_no_exception(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with Prober(NetworkPolicy()) as prober:
+    async with Prober(EgressPolicy()) as prober:
         one = plan("http://127.0.0.1:1", {kind: {}})._replace(host="127.0.0.1")
         outcome = await prober.probe(one)
     assert (outcome.kind, outcome.error) == (INCONCLUSIVE, "the probe failed within the registry")
@@ -50,7 +50,7 @@ async def test_what_is_not_probed_and_what_breaks_within_is_no_failure_and_no_ex
 
 
 async def test_a_prober_that_was_not_started_proves_nothing_and_raises_nothing() -> None:
-    prober = Prober(NetworkPolicy())
+    prober = Prober(EgressPolicy())
     await prober.close()
     outcome = await prober.probe(plan("http://127.0.0.1:1"))
     assert (outcome.kind, outcome.error) == (INCONCLUSIVE, BROKEN)
@@ -59,7 +59,7 @@ async def test_a_prober_that_was_not_started_proves_nothing_and_raises_nothing()
 @pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])
 async def test_a_prober_that_is_closed_looks_up_no_name(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = names(monkeypatch, {"agent.test": ["127.0.0.1"]})
-    async with Prober(NetworkPolicy()) as prober:
+    async with Prober(EgressPolicy()) as prober:
         pass
     assert (await prober.probe(plan(f"{scheme}://agent.test:80"))).kind is INCONCLUSIVE
     assert asked == []
@@ -85,7 +85,7 @@ def no_more_files() -> Iterator[None]:
 def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> tuple[Outcome, Outcome]:
         target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
-        async with target as port, Prober(NetworkPolicy()) as prober:
+        async with target as port, Prober(EgressPolicy()) as prober:
             one = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
             with no_more_files():
                 without = await prober.probe(one._replace(tls=scheme == "https"))
@@ -115,7 +115,7 @@ async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
     async def fail(*_: object) -> Never:
         raise OSError(number, os.strerror(number))
 
-    async with Prober(NetworkPolicy()) as prober:
+    async with Prober(EgressPolicy()) as prober:
         monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
         outcome = await prober.probe(plan(f"{scheme}://127.0.0.1:80"))
     assert (outcome.kind, outcome.error) == (kind, text)
@@ -140,8 +140,8 @@ async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monk
         async def fail(*_: object) -> Never:
             raise error
 
-        async with Prober(NetworkPolicy()) as prober:
-            monkeypatch.setattr(NetworkPolicy, "resolve", fail)
+        async with Prober(EgressPolicy()) as prober:
+            monkeypatch.setattr(EgressPolicy, "resolve", fail)
             return await prober.probe(plan("grpc://127.0.0.1:80"))
 
     outcome = await probe_with(f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:80: {words}")

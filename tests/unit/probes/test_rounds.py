@@ -12,10 +12,10 @@ import pytest
 from registry_server.config import HealthCheckSettings
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.probes.rounds import Rounds
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 OK = Outcome(OutcomeKind.OK, 0.001)
 FAILED = Outcome(OutcomeKind.FAILED, 0.001, "connection refused")
 
@@ -35,11 +35,11 @@ class Fleet:
         self.most_of_one = 0
         self.most = 0
         self.now = 1000.0
-        """The clock by which standstills are noticed; it goes on only when it is told to."""
+        """The clock by which process_pauses are noticed; it goes on only when it is told to."""
         self.results: list[tuple[int, Outcome, float, float]] = []
         self.rounds = Rounds(self, concurrency=concurrency, on_result=lambda *result: self.results.append(result))
-        self.rounds._standstill._now = lambda: self.now
-        self.rounds._standstill._last = self.now
+        self.rounds._pauses._now = lambda: self.now
+        self.rounds._pauses._last = self.now
 
     async def probe(self, plan: Plan) -> Outcome:
         self.under_way[plan] += 1
@@ -66,7 +66,7 @@ async def rounds(fleet: Fleet) -> AsyncIterator[Rounds]:
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not holds():
             await asyncio.sleep(0.005)
 
@@ -204,7 +204,7 @@ async def test_what_became_due_during_a_standstill_is_spread_over_an_interval() 
     fleet.rounds.assign(200, plan(), later := time.monotonic() + 1000)
     before = time.monotonic()
     fleet.now += 600
-    fleet.rounds._standstill.look()
+    fleet.rounds._pauses.look()
     after = time.monotonic()
     due = due_times(fleet.rounds)
     assert due.pop(200) == later
@@ -217,7 +217,7 @@ async def test_after_a_short_standstill_what_became_due_is_not_put_off_for_longe
     fleet = Fleet()
     fleet.rounds.assign(1, plan(interval=3600), time.monotonic())
     fleet.now += 2
-    fleet.rounds._standstill.look()
+    fleet.rounds._pauses.look()
     assert due_times(fleet.rounds)[1] <= time.monotonic() + 2
 
 

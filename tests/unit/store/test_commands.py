@@ -10,28 +10,28 @@ from redis.exceptions import ResponseError
 from registry_server.errors import StoreUnavailable
 from registry_server.store import commands as module
 from registry_server.store.commands import Commands
-from registry_server.store.figures import StoreFigures
+from registry_server.store.counters import StoreCounters
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
 
-TIMEOUT = 1.0
-PATIENCE = 20.0
+REDIS_TIMEOUT = 1.0
+TIMEOUT = 20.0
 
 
 @pytest.fixture
 async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
     async with Redis.from_url(
-        redis.url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=Retry(NoBackoff(), 0)
+        redis.url, socket_timeout=REDIS_TIMEOUT, socket_connect_timeout=REDIS_TIMEOUT, retry=Retry(NoBackoff(), 0)
     ) as connected:
         yield connected
 
 
 @pytest.fixture
 async def commands(client: Redis) -> AsyncIterator[Commands]:
-    sent = Commands(client, Scripts(), StoreFigures())
+    sent = Commands(client, Scripts(), StoreCounters())
     await sent.load_scripts()
     yield sent
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await sent.close()
 
 
@@ -41,7 +41,7 @@ async def reads(client: Redis) -> int:
 
 
 async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -113,12 +113,13 @@ async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: 
     assert await commands.run("ECHO", "later") == b"later"
 
 
+@pytest.mark.own_redis
 async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not_disturb_the_others(
     commands: Commands, redis: RedisProcess
 ) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
-    await asyncio.sleep(TIMEOUT / 20)  # they are on their way
+    await asyncio.sleep(REDIS_TIMEOUT / 20)  # they are on their way
     tasks[3].cancel()
     redis.resume()
 
@@ -156,19 +157,20 @@ async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> N
 
 
 async def test_a_command_that_cannot_be_sent_fails_and_does_not_hang(commands: Commands) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         with pytest.raises(UnicodeEncodeError):
             await commands.run("SET", "key", "\ud800")
 
     assert await commands.run("ECHO", "later") == b"later"
 
 
+@pytest.mark.own_redis
 async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
     commands: Commands, redis: RedisProcess
 ) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(50)]
-    await asyncio.sleep(TIMEOUT / 20)
+    await asyncio.sleep(REDIS_TIMEOUT / 20)
     redis.kill()
 
     for result in await outcomes(*tasks):
@@ -178,6 +180,7 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
     assert await commands.run("INCR", "n") == 1
 
 
+@pytest.mark.own_redis
 async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_one_after_the_other(
     commands: Commands, redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,12 +192,13 @@ async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_o
 
     for result in await outcomes(*tasks):
         assert isinstance(result, StoreUnavailable)
-    assert loop.time() - begun < 3 * TIMEOUT
+    assert loop.time() - begun < 3 * REDIS_TIMEOUT
 
     redis.resume()
     assert await commands.run("ECHO", "later") == b"later"
 
 
+@pytest.mark.own_redis
 async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
     commands: Commands, redis: RedisProcess
 ) -> None:
@@ -210,6 +214,7 @@ async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
     assert await commands.run("GET", "some-key") is None
 
 
+@pytest.mark.own_redis
 async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands, redis: RedisProcess) -> None:
     redis.pause()
     with pytest.raises(StoreUnavailable, match="in time"):
@@ -219,6 +224,7 @@ async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands,
     assert await asyncio.gather(*(commands.run("ECHO", i) for i in range(5))) == [b"0", b"1", b"2", b"3", b"4"]
 
 
+@pytest.mark.own_redis
 async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: RedisProcess) -> None:
     tried, done = 0, 0
     for _ in range(3):
@@ -247,7 +253,7 @@ async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, 
 
 
 async def test_closing_waits_for_what_was_given(client: Redis) -> None:
-    commands = Commands(client, Scripts(), StoreFigures())
+    commands = Commands(client, Scripts(), StoreCounters())
     tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
 

@@ -9,12 +9,12 @@ import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
+from registry_server.runtime.tasks import cancel
 from registry_server.store import LARGEST_GROUP, Conflict, RedisStore, groups
-from registry_server.tasks import cancel
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ async def test_changes_that_come_together_take_one_call_and_are_made_in_their_or
     epoch = (await store.head()).epoch
     revisions = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(100)))
     assert revisions == list(range(1, 101))
-    assert store.figures.scripts["commit"].ended.total() < 5
-    assert store.figures.commits == {"committed": 100}
+    assert store.counters.scripts["commit"].ended.total() < 5
+    assert store.counters.commits == {"committed": 100}
 
 
 async def test_as_many_as_one_call_takes_do_not_wait_for_more(
@@ -56,7 +56,7 @@ async def test_as_many_as_one_call_takes_do_not_wait_for_more(
     monkeypatch.setattr(groups, "_GATHER", 3600.0)
     epoch = (await store.head()).epoch
     busy = asyncio.create_task(keep_busy())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(LARGEST_GROUP)))
     await cancel([busy])
 
@@ -77,11 +77,12 @@ async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> N
     assert list(await asyncio.gather(tasks[0], tasks[2])) == [1, 3]
 
 
+@pytest.mark.own_redis
 async def test_a_store_that_is_away_is_told_to_all_who_wait_at_once(store: RedisStore, redis: RedisProcess) -> None:
     epoch = (await store.head()).epoch
     redis.kill()
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         outcomes = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(500)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
     assert store.waiting_commands == 0
-    assert store.figures.scripts["commit"].ended.total() == 1
+    assert store.counters.scripts["commit"].ended.total() == 1

@@ -1021,6 +1021,7 @@ async def test_a_redis_that_loses_scripts_again_and_again_is_unavailable_at_time
     assert all(isinstance(outcome, int | StoreUnavailable) for outcome in outcomes)
 
 
+@pytest.mark.own_redis
 async def test_a_restarted_redis_goes_on_where_it_was(box: Box, redis_process: RedisProcess) -> None:
     await box.put("a")
     redis_process.kill()
@@ -1076,6 +1077,7 @@ async def test_a_user_who_may_not_wait_for_replicas_is_refused_at_the_start(redi
     await store.close()
 
 
+@pytest.mark.own_redis
 async def test_until_redis_is_back_a_reconnection_says_that_it_is_away(box: Box, redis_process: RedisProcess) -> None:
     await redis_process.stop()
 

@@ -1,0 +1,5 @@
+"""The registry inside another Python program, without the transports."""
+
+from registry_server.embedding.embedded_registry import EmbeddedRegistry, open_registry
+
+__all__ = ["EmbeddedRegistry", "open_registry"]

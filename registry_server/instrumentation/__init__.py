@@ -1,0 +1,1 @@
+"""Counters, tracing, request context, audit and logging: leaves that every other package may use."""

@@ -1,0 +1,123 @@
+"""One serving process: event loop, signals, and serving until stopped."""
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from registry_server import __version__
+from registry_server.app import WorkerContext, serving
+from registry_server.config import Settings
+from registry_server.errors import ConfigurationError
+from registry_server.instrumentation.logs import configure_logging
+from registry_server.runtime.scheduling import follow_load
+from registry_server.runtime.tasks import cancel, first_error
+
+T = TypeVar("T")
+
+ROLL_SIGNAL: Final = signal.SIGUSR2
+"""Restarts the workers one by one, as in HAProxy. SIGHUP only reloads the policy, which closes no connection."""
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""Waking thousands of streams at once allocates as many objects: with Python's default thresholds the collector ran
+several times an event and took a seventh of its time. Reference cycles, its purpose, are rare here."""
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: The server cannot start with these settings.
+    """
+    configure_logging(settings.log)
+    run_loop(_serve(settings))
+
+
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a new event loop, uvloop's on CPython, and return its result."""
+    gc.set_threshold(*_GC_THRESHOLDS)
+    if sys.implementation.name == "cpython":
+        import uvloop  # noqa: PLC0415 - installed on CPython only
+
+        return uvloop.run(main)
+    return asyncio.run(main)
+
+
+def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:
+    """Return an event that the first of these signals sets; a second one ends the process immediately."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_stop() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, begin_stop)
+    return stop
+
+
+async def serve_until(
+    stop: asyncio.Event,
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None],
+    worker: WorkerContext | None = None,
+) -> None:
+    """Serve until stopped, then drain.
+
+    Args:
+        stop: Set by the caller to stop the server.
+        settings: All settings.
+        on_ready: Called once the listeners accept calls and the catalog is loaded.
+        worker: Set if other processes listen on the same ports.
+
+    Raises:
+        ConfigurationError: The server cannot start with these settings.
+    """
+    failure: BaseException | None = None
+    scheduling = asyncio.create_task(follow_load(), name="scheduling")
+    try:
+        async with serving(settings, worker=worker) as server:
+            # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.
+            if settings.security.policy_file is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
+            if await _wait_either(server.parts.loaded, stop):
+                on_ready()
+            await stop.wait()
+            log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
+        log.info("stopped")
+    except* ConfigurationError as group:  # raised by any of the tasks
+        failure = first_error(group)
+    finally:
+        await cancel([scheduling])
+    if failure is not None:
+        raise failure
+
+
+async def _serve(settings: Settings) -> None:
+    def announce() -> None:
+        log.info("ossa-registry is serving", version=__version__)
+
+    def reject_roll() -> None:
+        log.warning("rolling restart ignored: there are no workers; restart this process or set workers above 1")
+
+    asyncio.get_running_loop().add_signal_handler(ROLL_SIGNAL, reject_roll)
+    await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
+
+
+async def _wait_either(event: asyncio.Event, stop: asyncio.Event) -> bool:
+    """Wait for one of two events; return whether the first is set."""
+    waits = [asyncio.create_task(event.wait()), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return event.is_set()

@@ -1,0 +1,207 @@
+"""``RegistryReads``: the use cases that read."""
+
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ossa.registry.v1.registry_service_pb2 import (
+    Consistency,
+    DiscoverServicesRequest,
+    GetRegistryHealthResponse,
+    ListCapabilitiesResponse,
+    RegistryStats,
+    WatchEventsRequest,
+)
+from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
+from registry_server.catalog import Capabilities, Discovery, Replica, stats
+from registry_server.errors import Overloaded, Violation
+from registry_server.model import requests
+from registry_server.model.filters import compile_filter
+from registry_server.model.record import Record
+from registry_server.model.tokens import encode_page_token
+from registry_server.model.validation import name_violations
+from registry_server.model.wire import only_field
+from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, existing
+from registry_server.runtime.clock import Clock, timestamp
+from registry_server.watch import Watcher, WatchHub
+
+_CAPABILITIES_PAGE_SCOPE: Final = b"capabilities"
+_GET_SERVICE_NAME_TAG: Final = 0x0A
+"""Tag of ``GetServiceRequest.name``: field 1, length-delimited."""
+MAX_WAITING_READS: Final = 2_000
+"""Reads that may wait for a revision at once; below the limit on calls, so that other calls still find room."""
+
+
+class RegistryReads:
+    """Reads, answered from memory while the store is unavailable."""
+
+    def __init__(
+        self,
+        *,
+        replica: Replica,
+        discovery: Discovery,
+        hub: WatchHub,
+        follower: Follower,
+        writes: Writes,
+        clock: Clock,
+    ) -> None:
+        self._replica = replica
+        self._discovery = discovery
+        self._hub = hub
+        self._follower = follower
+        self._writes = writes
+        self._clock = clock
+        self._capabilities = Capabilities(replica)
+        self._waiting_reads = 0
+
+    async def get(self, name: str, *, min_revision: int = 0, wait_seconds: float = REPLICA_WAIT_SECONDS) -> Record:
+        """Return a service.
+
+        Args:
+            name: Name of the service.
+            min_revision: Wait until this process has applied this revision.
+            wait_seconds: Seconds to wait for it.
+
+        Raises:
+            ServiceNotFound: No such service.
+            RevisionNotReached: ``min_revision`` was not applied in time.
+        """
+        record = self._replica.records.get(name)
+        if record is not None and 0 <= min_revision <= self._replica.revision:
+            return record
+        violations = name_violations(name, "name")
+        requests.check_not_negative(min_revision, "min_revision", violations)
+        requests.refuse(violations)
+        self._writes.require_loaded()
+        await self._wait_for_revision(min_revision, wait_seconds)
+        return existing(name, self._replica.records.get(name))
+
+    def ready_service(self, request: bytes) -> bytes | None:
+        """Return the serialised answer to a ``GetServiceRequest`` with only a name; ``None`` without a ready answer."""
+        name = only_field(request, _GET_SERVICE_NAME_TAG)
+        try:
+            record = self._replica.records.get(name.decode()) if name else None
+        except UnicodeDecodeError:
+            return None
+        return record.framed if record else None
+
+    def ready_answer(self, request: bytes) -> bytes | None:
+        """Return the cached answer to a serialised ``DiscoverServicesRequest``, if there is one."""
+        return self._discovery.ready(request)
+
+    def ready_page(self, request: bytes) -> bytes | None:
+        """Return the same without revision and ``stale``: the same object until a change affects the page."""
+        return self._discovery.ready_page(request)
+
+    async def discover_page(
+        self, request: DiscoverServicesRequest, *, wire: bytes | None = None, wait_seconds: float = REPLICA_WAIT_SECONDS
+    ) -> bytes:
+        """Return a page of matching services.
+
+        Args:
+            request: Filter, page and consistency.
+            wire: The serialised ``request``, if ``ready_answer`` may answer identical requests from now on.
+            wait_seconds: Seconds to wait for the requested revision.
+
+        Returns:
+            A serialised ``DiscoverServicesResponse``.
+
+        Raises:
+            RevisionNotReached: The requested revision was not applied in time.
+        """
+        violations: list[Violation] = []
+        filter_ = compile_filter(request.filter, "filter", violations)
+        size = requests.page_size(request.page_size, violations)
+        after = requests.page_start(filter_.key, request.page_token, violations)
+        requests.check_not_negative(request.min_revision, "min_revision", violations)
+        if request.consistency not in Consistency.values():
+            violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
+        requests.refuse(violations)
+        self._writes.require_loaded()
+        if request.consistency == Consistency.CONSISTENCY_STRONG:
+            await self._wait_for_revision(await self._writes.read_head(), wait_seconds)
+        await self._wait_for_revision(request.min_revision, wait_seconds)
+        cacheable = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
+        return await self._discovery.answer(filter_, size, after, wire if cacheable else None)
+
+    async def discover(self, filter_: ServiceFilter | None = None) -> list[Service]:
+        """Return all matching services, ordered by name."""
+        violations: list[Violation] = []
+        compiled = compile_filter(filter_ or ServiceFilter(), "filter", violations)
+        requests.refuse(violations)
+        self._writes.require_loaded()
+        names = await self._discovery.matching(compiled)
+        return [self._replica.records[name].message() for name in names]
+
+    async def watch(self, request: WatchEventsRequest) -> Watcher:
+        """Open a watch; use the watcher as a context manager and iterate over it.
+
+        Raises:
+            CursorExpired: The changes after the cursor are no longer all kept.
+            ShuttingDown: The server is draining.
+        """
+        violations: list[Violation] = []
+        filter_ = compile_filter(request.filter, "filter", violations)
+        requests.check_types(request.types, violations)
+        cursor = requests.cursor(request.cursor, violations)
+        wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
+        interval = requests.bookmark_interval(wanted, violations)
+        requests.refuse(violations)
+        self._writes.require_loaded()
+        return await self._hub.open_watch(
+            filter_,
+            types=request.types,
+            cursor=cursor,
+            snapshot=request.include_snapshot,
+            bookmark_interval=interval,
+        )
+
+    def list_capabilities(self, page_size: int = 0, page_token: str = "") -> ListCapabilitiesResponse:
+        """Return a page of the distinct capabilities, ordered by name."""
+        violations: list[Violation] = []
+        size = requests.page_size(page_size, violations)
+        after = requests.page_start(_CAPABILITIES_PAGE_SCOPE, page_token, violations)
+        requests.refuse(violations)
+        self._writes.require_loaded()
+        summaries, more = self._capabilities.page(after, size)
+        token = encode_page_token(_CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if more else ""
+        return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
+
+    def get_stats(self) -> RegistryStats:
+        """Return counts of the registered services."""
+        self._writes.require_loaded()
+        return stats(self._replica)
+
+    def registry_health(self) -> GetRegistryHealthResponse:
+        """Return the health of the registry; never raises."""
+        counts = stats(self._replica)
+        if not self._follower.loaded:
+            status = HealthStatus.HEALTH_STATUS_UNHEALTHY
+        elif counts.unhealthy_services or not self._follower.connected:
+            status = HealthStatus.HEALTH_STATUS_DEGRADED
+        else:
+            status = HealthStatus.HEALTH_STATUS_HEALTHY
+        health = GetRegistryHealthResponse(
+            status=status,
+            checked_at=self._now(),
+            stats=counts,
+            store_connected=self._follower.connected,
+            revision=self._replica.revision,
+        )
+        health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
+        return health
+
+    async def _wait_for_revision(self, revision: int, wait_seconds: float) -> None:
+        """Wait for a revision requested by a client; the number of waiting reads is limited."""
+        if revision <= self._replica.revision:
+            return
+        if self._waiting_reads >= MAX_WAITING_READS:
+            raise Overloaded("waits", MAX_WAITING_READS, f"{MAX_WAITING_READS} calls are waiting for a revision")
+        self._waiting_reads += 1
+        try:
+            await self._replica.reached(revision, wait_seconds)
+        finally:
+            self._waiting_reads -= 1
+
+    def _now(self) -> Timestamp:
+        return timestamp(self._clock())

@@ -1,0 +1,345 @@
+"""``ServiceRegistry``: the use cases, which transports and embedding programs call."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from registry_server.catalog import Discovery, Replica
+from registry_server.errors import (
+    InvalidRequest,
+    PermissionDenied,
+    RegistryError,
+    ServiceExists,
+    StoreUnavailable,
+    Violation,
+)
+from registry_server.health import HealthMonitor, HealthReports
+from registry_server.instrumentation.audit import Audit, Entry, together
+from registry_server.model import normal, requests
+from registry_server.model.record import Record
+from registry_server.model.validation import (
+    details_violations,
+    error_text_violations,
+    name_violations,
+    service_violations,
+    status_violations,
+    update_mask_violations,
+)
+from registry_server.registry.reads import RegistryReads
+from registry_server.replication import Follower, Writes, existing
+from registry_server.runtime.clock import Clock
+from registry_server.security.egress import EgressPolicy
+from registry_server.security.identity import Claim, current_identity
+from registry_server.store import LARGEST_GROUP, Conflict, EpochChanged, RedisStore
+from registry_server.watch import WatchHub
+
+
+class ServiceRegistry(RegistryReads):
+    """Registers services, keeps their leases, finds them and watches them.
+
+    Values are the messages of ``ossa.registry.v1``. Every method raises only ``RegistryError``. While Redis is
+    unavailable, methods that change something raise ``StoreUnavailable`` and reads are answered from memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: RedisStore,
+        replica: Replica,
+        discovery: Discovery,
+        hub: WatchHub,
+        follower: Follower,
+        writes: Writes,
+        monitor: HealthMonitor,
+        reports: HealthReports,
+        egress: EgressPolicy,
+        audit: Audit,
+        clock: Clock,
+    ) -> None:
+        """Combine the parts, which ``registry_server.app`` creates and owns.
+
+        Args:
+            store: Redis, for leases and sweeps.
+            replica: The copy in memory.
+            discovery: Queries over the replica.
+            hub: Watches over the replica.
+            follower: Applies the store's changes to the replica.
+            writes: Compare-and-set writes.
+            monitor: Probes services.
+            reports: Reported and newest health.
+            egress: Addresses that an endpoint may have.
+            audit: Records every change.
+            clock: Wall clock.
+        """
+        super().__init__(replica=replica, discovery=discovery, hub=hub, follower=follower, writes=writes, clock=clock)
+        self._store = store
+        self._monitor = monitor
+        self._reports = reports
+        self._egress = egress
+        self._audit = audit
+
+    # Registration.
+
+    async def register(self, service: Service, *, create_only: bool = False) -> Service:
+        """Register a service or replace its content; renew its lease.
+
+        Raises:
+            InvalidRequest: A field of the service is not valid.
+            ServiceExists: With ``create_only``, the name is taken.
+            WriteConflict: Other processes kept changing it.
+        """
+        with self._audit.change("register", service.name) as entry:
+            requests.refuse(self._violations(service))
+            return await self._register(service, entry, create_only=create_only)
+
+    async def _register(self, service: Service, entry: Entry, *, create_only: bool = False) -> Service:
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
+            if current is not None and create_only:
+                raise ServiceExists(service.name)
+            before = current.message() if current else None
+            now = self._now()
+            after = normal.registered(service, before, now)
+            if before is not None and after == before:
+                return await self._writes.touch_service(before, renew=True, claim=claim)
+            type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
+            return await self._writes.write_service(before, normal.stamped(after, now), type_, renew=True, claim=claim)
+
+        claim = _claim_on(service.name)
+        registered = await self._writes.change_service(service.name, attempt)
+        entry.after = registered.revision
+        return registered
+
+    async def register_batch(self, services: Sequence[Service]) -> list[Service | RegistryError]:
+        """Register several services, each independently and in order.
+
+        Raises:
+            InvalidRequest: The list is empty or too long.
+            Overloaded: Together with the writes in flight they exceed the limit.
+        """
+        if not 1 <= len(services) <= requests.LARGEST_BATCH:
+            with self._audit.change("register", ""):
+                raise InvalidRequest(
+                    [Violation("services", f"has {len(services)} services; must have 1 to {requests.LARGEST_BATCH}")]
+                )
+
+        self._writes.require_capacity(len(services))
+        # Validate first: batched validation halves its cost (measured).
+        violations = [self._violations(service, f"services[{i}]") for i, service in enumerate(services)]
+
+        async def one(service: Service, found: list[Violation]) -> Service | RegistryError:
+            try:
+                with self._audit.change("register", service.name) as entry:
+                    requests.refuse(found)
+                    return await self._register(service, entry)
+            except RegistryError as error:
+                return error
+
+        # They share round trips, and writes to one name keep their order. While the store commits some, the next are
+        # prepared.
+        tasks: list[asyncio.Task[Service | RegistryError]] = []
+        with together():
+            async with asyncio.TaskGroup() as group:
+                for i, each in enumerate(zip(services, violations, strict=True), 1):
+                    tasks.append(group.create_task(one(*each)))
+                    if i % LARGEST_GROUP == 0:
+                        await asyncio.sleep(0)
+        return [task.result() for task in tasks]
+
+    async def update_service(
+        self, service: Service, mask: FieldMask | None = None, *, expected_revision: int = 0
+    ) -> Service:
+        """Set the fields in ``mask`` to their values in ``service``; see ``UpdateServiceRequest``.
+
+        Raises:
+            InvalidRequest: The mask or the resulting service is not valid.
+            ServiceNotFound: The service is not registered.
+            RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
+            WriteConflict: Other processes kept changing it.
+        """
+        mask = mask or FieldMask()
+
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
+            before = existing(service.name, current, expected_revision).message()
+            now = self._now()
+            after = normal.updated(service, mask, before, now)
+            violations = service_violations(after)
+            if after.endpoint != before.endpoint:
+                violations += self._endpoint_violations(after, violations)
+            requests.refuse(violations)
+            if after == before:  # still checked by the store, since this replica may be stale
+                return await self._writes.touch_service(before, renew=False, claim=claim)
+            type_ = normal.update_type(before, after)
+            return await self._writes.write_service(before, normal.stamped(after, now), type_, renew=False, claim=claim)
+
+        with self._audit.change("update", service.name) as entry:
+            violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
+            requests.check_not_negative(expected_revision, "expected_revision", violations)
+            requests.refuse(violations)
+            claim = _claim_on(service.name)
+            updated = await self._writes.change_service(service.name, attempt)
+            entry.after = updated.revision
+        return updated
+
+    async def unregister(self, name: str, *, expected_revision: int = 0) -> Service:
+        """Remove a service and return its last state.
+
+        Raises:
+            ServiceNotFound: The service is not registered.
+            RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
+            WriteConflict: Other processes kept changing it.
+        """
+
+        async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
+            entry.before = current.revision if current else None
+            return await self._writes.delete_service(existing(name, current, expected_revision), claim)
+
+        with self._audit.change("unregister", name) as entry:
+            violations = name_violations(name, "name")
+            requests.check_not_negative(expected_revision, "expected_revision", violations)
+            requests.refuse(violations)
+            claim = _claim_on(name)
+            return await self._writes.change_service(name, attempt)
+
+    # Leases and health.
+
+    async def heartbeat(self, names: Sequence[str]) -> tuple[int, list[str]]:
+        """Renew leases.
+
+        Returns:
+            Number of renewed leases, and the names that are not registered, in the order given.
+        """
+        requests.check_names(names)
+        self._writes.require_loaded()
+        distinct = list(dict.fromkeys(names))
+        claim = _claim_on(*distinct)
+        unknown = await self._store.renew(distinct, claim)
+        if any(name in self._replica.records for name in unknown):
+            # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
+            await self._writes.catch_up()
+            unknown = await self._store.renew(unknown, claim)
+        return len(distinct) - len(unknown), unknown
+
+    async def restore_documents(self, names: Sequence[str]) -> None:
+        """Rewrite the JSON documents that Redis expired before the lease of their service was renewed or adjusted."""
+        records = [record for name in names if (record := self._replica.records.get(name))]
+        async with asyncio.TaskGroup() as group:
+            for record in records:
+                group.create_task(self._restore_document(record))
+
+    async def _restore_document(self, record: Record) -> None:
+        # The next sweep reports it again if the service changed in between or the store is unavailable.
+        with suppress(StoreUnavailable):
+            await self._writes.touch_service(record.message(), renew=False, confirm=False)
+
+    async def health(self, name: str) -> tuple[Health, Timestamp | None]:
+        """Return the newest health of a service and the end of its lease.
+
+        The end is ``None`` for a permanent service and while the store is unavailable.
+
+        Raises:
+            ServiceNotFound: The service is not registered.
+        """
+        return await self._reports.newest(await self.get(name))
+
+    async def report_health(
+        self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
+    ) -> Health:
+        """Record a reported status; it is an event only if the status changes.
+
+        Raises:
+            InvalidRequest: A field of the report is not valid.
+            ServiceNotFound: The service is not registered.
+            WriteConflict: Other processes kept changing it.
+        """
+        with self._audit.change("report_health", name) as entry:
+            violations = name_violations(name, "name") + error_text_violations(error, "error")
+            violations += status_violations(status, "status")
+            if details is not None:
+                violations += details_violations(details, "details")
+            requests.refuse(violations)
+            claim = _claim_on(name)
+            health = Health(status=status, details=details, error=error)
+            return await self._reports.take(name, health, entry, claim)
+
+    async def check_health(self, name: str) -> Health:
+        """Probe a service now with its own settings; the result counts like that of any other probe.
+
+        For a service without probes, return its current health.
+
+        Raises:
+            ServiceNotFound: The service is not registered.
+            ProbingDisabled: Health monitoring is off in this process.
+        """
+        record = await self.get(name)
+        await self._reports.refuse_if_of_another(name, _claim_on(name))
+        health = await self._monitor.check_now(record)
+        if health is None:
+            return (await self.health(name))[0]
+        if not health.HasField("status_changed_at"):
+            health.status_changed_at.CopyFrom(record.message().health.status_changed_at)
+        return health
+
+    async def start_health_monitoring(self) -> None:
+        """Start probing this process's share of the services; do nothing if it is already running.
+
+        Raises:
+            StoreUnavailable: The catalog is not loaded yet.
+        """
+        self._writes.require_loaded()
+        await self._monitor.start()
+
+    async def stop_health_monitoring(self) -> None:
+        """Stop probing; other processes take over this one's share."""
+        await self._monitor.stop()
+
+    async def cleanup(self) -> list[str]:
+        """Remove services whose lease has expired and return their names."""
+        removed: list[str] = []
+        try:
+            with self._audit.change("cleanup", ""):  # recorded only if it fails; removals are recorded below
+                self._writes.require_loaded()
+                while True:
+                    sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP, self._replica.position)
+                    removed += sweep.removed
+                    if not sweep.removed:
+                        break
+                if removed:
+                    await self._writes.catch_up()
+        finally:
+            self._audit.removed("cleanup", removed)
+        return removed
+
+    def _violations(self, service: Service, at: str = "service") -> list[Violation]:
+        found = service_violations(service, at)
+        return found + self._endpoint_violations(service, found, at)
+
+    def _endpoint_violations(
+        self, service: Service, found: Sequence[Violation], at: str = "service"
+    ) -> list[Violation]:
+        """Check whether probes may connect to a literal address; a DNS name is checked when it is resolved."""
+        if any(violation.field == f"{at}.endpoint" for violation in found):
+            return []
+        refusal = self._egress.refuses_literal(urlsplit(service.endpoint).hostname or "")
+        return [Violation(f"{at}.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
+
+
+def _claim_on(*names: str) -> Claim:
+    """Return the ownership under which the caller writes services of these names.
+
+    Raises:
+        PermissionDenied: The caller's name patterns do not match one of them.
+    """
+    identity = current_identity.get()
+    refused = next((name for name in names if not identity.may_have(name)), None)
+    if refused is not None:
+        raise PermissionDenied(f"{refused!r} is not a name that this identity may have")
+    return identity.claim()

@@ -1,0 +1,174 @@
+"""A registry within another program: what is promised of it, on a real Redis."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+import registry_server
+from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
+from registry_server import EmbeddedRegistry, ServiceRegistry, open_registry
+from registry_server.config import HealthCheckSettings, RedisSettings, RedisUrl, Settings
+from registry_server.errors import ConfigurationError, WatcherTooSlow
+from tests.support.processes import children_of
+from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
+from tests.support.server import settings
+
+TIMEOUT = 20.0
+DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Opening a registry says where logs go, for the whole program."""
+    yield
+    structlog.reset_defaults()
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+def record_all(registry: EmbeddedRegistry) -> list[tuple[Any, ...]]:
+    seen: list[tuple[Any, ...]] = []
+    for event in ("service:registered", "service:updated"):
+        registry.on(event, lambda service, event=event: seen.append((event, service.name, service.version)))
+    for event in ("service:unregistered", "service:health:changed"):
+        registry.on(event, lambda *arguments, event=event: seen.append((event, *arguments)))
+    return seen
+
+
+async def test_it_has_what_the_contract_names(redis: RedisProcess) -> None:
+    registry = await registry_server.open_registry(settings(redis.url))
+    seen = record_all(registry)
+    await registry.register(small_service("a"))
+    await registry.register(small_service("a", version="2.0.0"))
+    before = (await registry.health("a"))[0].status
+    await registry.report_health("a", DEGRADED, None, "slow")
+    assert [found.name for found in await registry.discover(ServiceFilter(health=[DEGRADED]))] == ["a"]
+    updated = small_service("a", version="3.0.0")
+    await registry.update_service(updated)
+    assert registry.get_stats().degraded_services == 1
+    await registry.start_health_monitoring()
+    await registry.stop_health_monitoring()
+    assert await registry.cleanup() == []
+    await registry.unregister("a")
+    await eventually(lambda: len(seen) == 5)
+    assert seen == [
+        ("service:registered", "a", "1.0.0"),
+        ("service:updated", "a", "2.0.0"),
+        ("service:health:changed", "a", before, DEGRADED),
+        ("service:updated", "a", "3.0.0"),
+        ("service:unregistered", "a"),
+    ]
+    await registry.close()
+    await registry.close()
+
+
+async def test_what_others_do_on_the_same_redis_shows(redis: RedisProcess) -> None:
+    async with await open_registry(settings(redis.url)) as one, await open_registry(settings(redis.url)) as other:
+        seen = record_all(one)
+        await other.register(small_service("a"))
+        await eventually(lambda: seen == [("service:registered", "a", "1.0.0")])
+
+
+async def test_a_callback_that_fails_or_waits_holds_up_nobody_and_no_other(redis: RedisProcess) -> None:
+    async with await open_registry(settings(redis.url)) as registry:
+        go_on, seen = asyncio.Event(), list[str]()
+
+        async def waits(service: Any) -> None:
+            await go_on.wait()
+            seen.append(f"late {service.name}")
+
+        def fails(_: Any) -> None:
+            raise ValueError("a bug of the program")
+
+        with capture_logs() as logs:
+            remove = registry.on("service:registered", fails)
+            registry.on("service:registered", waits)
+            registry.on("service:registered", lambda service: seen.append(service.name))
+            async with asyncio.timeout(TIMEOUT):
+                for name in ("a", "b"):
+                    await registry.register(small_service(name))
+            go_on.set()
+            await eventually(lambda: len(seen) == 4)
+            assert seen == ["late a", "a", "late b", "b"]
+            assert [line["event"] for line in logs].count("listener callback failed") == 2
+            remove()
+            remove()
+            await registry.register(small_service("c"))
+            await eventually(lambda: seen[-1] == "c")
+            assert [line["event"] for line in logs].count("listener callback failed") == 2
+
+
+async def test_callbacks_that_are_too_slow_are_told_that_they_missed_something(redis: RedisProcess) -> None:
+    async with await open_registry(settings(redis.url, watch={"buffer_events": 3})) as registry:
+        go_on, errors, seen = asyncio.Event(), list[Exception](), list[str]()
+
+        async def waits(service: Any) -> None:
+            seen.append(service.name)
+            await go_on.wait()
+
+        registry.on("service:registered", waits)
+        registry.on("registry:error", errors.append)
+        for i in range(10):
+            await registry.register(small_service(f"s{i}"))
+        go_on.set()
+        await eventually(lambda: bool(errors) and seen[-1] == "s9")
+        assert isinstance(errors[0], WatcherTooSlow)
+        assert len(seen) < 10
+
+
+async def test_an_event_that_there_is_not_is_refused_by_name(redis: RedisProcess) -> None:
+    async with await open_registry(settings(redis.url)) as registry:
+        with pytest.raises(ValueError, match="unknown event 'service:removed'; the events are service:registered, "):
+            registry.on("service:removed", print)
+
+
+async def test_it_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    before = set(children_of(os.getpid()))
+    checks = HealthCheckSettings(enabled=True)
+    async with await open_registry(Settings(data_dir=tmp_path, health_check=checks)) as registry:
+        await registry.register(small_service("a"))
+    assert set(children_of(os.getpid())) <= before
+
+
+async def test_what_cannot_be_run_is_told() -> None:
+    bad = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1/0?colour=blue")))
+    with pytest.raises(ConfigurationError, match="colour"):
+        await open_registry(bad)
+
+
+async def test_opening_can_be_given_up() -> None:
+    nowhere = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1")))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await open_registry(nowhere)
+
+
+def test_what_the_package_offers_is_loaded_late() -> None:
+    assert registry_server.Settings is Settings
+    assert registry_server.ServiceRegistry is ServiceRegistry
+    assert issubclass(registry_server.EmbeddedRegistry, ServiceRegistry)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        registry_server.nonsense  # noqa: B018
+
+
+async def test_its_logs_go_where_those_of_the_program_go(
+    redis: RedisProcess, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with await open_registry(settings(redis.url)):
+        pass
+    with caplog.at_level("INFO"):
+        async with await open_registry(settings(redis.url)):
+            pass
+    assert [record.message for record in caplog.records].count("catalog loaded") == 1
+    assert "".join(capsys.readouterr()) == ""

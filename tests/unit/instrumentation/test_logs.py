@@ -1,0 +1,280 @@
+"""Logs: one form for our own lines and those of libraries."""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from registry_server.config import LogSettings
+from registry_server.errors import ConfigurationError
+from registry_server.instrumentation.audit import Audit, together
+from registry_server.instrumentation.logs import configure_logging
+
+ESCAPE = "\x1b["
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def logs_of(settings: LogSettings, stream: io.StringIO | None = None) -> Iterator[io.StringIO]:
+    """Configures logging for a block and puts back what pytest had."""
+    stream = stream or io.StringIO()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()  # configure_logging() closes those it replaces
+    try:
+        with redirect_stderr(stream):
+            configure_logging(settings)
+            yield stream
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("audit").propagate = True
+        logging.captureWarnings(capture=False)
+        structlog.reset_defaults()
+
+
+def parsed(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def fail(secret: str) -> None:
+    raise ValueError("inner" if secret else "")
+
+
+def test_a_json_line_has_time_level_logger_event_and_fields_in_this_order() -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        structlog.get_logger("registry.test").warning("lease expired", service="a", count=2)
+    (line,) = parsed(stream)
+    assert list(line) == ["timestamp", "level", "logger", "event", "service", "count"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
+    assert line == {
+        "level": "warning",
+        "logger": "registry.test",
+        "event": "lease expired",
+        "service": "a",
+        "count": 2,
+    }
+
+
+@pytest.mark.parametrize("name", ["grpc._cython.cygrpc", "aiohttp.access", "asyncio", "redis"])
+def test_lines_of_libraries_have_the_same_form(name: str) -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        logging.getLogger(name).error("lost %s\nof %d", "one", 2, extra={"peer": "h:1"})
+    (line,) = parsed(stream)
+    assert list(line) == ["timestamp", "level", "logger", "event", "peer"]
+    assert (line["level"], line["logger"], line["event"], line["peer"]) == ("error", name, "lost one\nof 2", "h:1")
+
+
+def test_warnings_are_lines_too() -> None:
+    with logs_of(LogSettings(format="json")) as stream, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    (line,) = parsed(stream)
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+    assert "DeprecationWarning: old" in line["event"]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_only_lines_of_the_level_and_above_are_written(level: str, expected: list[str]) -> None:
+    with logs_of(LogSettings.model_validate({"level": level, "format": "json"})) as stream:
+        for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
+            for method in ("debug", "info", "warning", "error"):
+                getattr(log, method)("x")
+    got = [(line["logger"], line["level"]) for line in parsed(stream)]
+    assert got == [("ours", name) for name in expected] + [("theirs", name) for name in expected]
+
+
+def test_an_exception_is_structured_and_tells_no_local_variables() -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
+            try:
+                try:
+                    fail("hunter2")
+                except ValueError as error:
+                    raise RuntimeError("outer") from error
+            except RuntimeError:
+                log.exception("failed")
+    assert "hunter2" not in stream.getvalue()
+    lines = parsed(stream)
+    assert [line["logger"] for line in lines] == ["ours", "theirs"]
+    for line in lines:
+        assert line["level"] == "error"
+        outer, inner = line["exception"]
+        assert (outer["exc_type"], outer["exc_value"]) == ("RuntimeError", "outer")
+        assert (inner["exc_type"], inner["exc_value"]) == ("ValueError", "inner")
+        assert inner["frames"][-1]["name"] == "fail"
+
+
+def test_what_json_does_not_know_is_written_as_text() -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        structlog.get_logger("x").info("odd", value={1j}, text="é\udc80\n")
+    (line,) = parsed(stream)
+    assert (line["value"], line["text"]) == ("{1j}", "é\udc80\n")
+    assert stream.getvalue().isascii()
+
+
+def test_bound_context_is_on_every_line() -> None:
+    with logs_of(LogSettings(format="json")) as stream, structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger("ours").info("x")
+        logging.getLogger("theirs").info("x")
+    assert [line["request_id"] for line in parsed(stream)] == ["r1", "r1"]
+
+
+def test_configuring_again_replaces() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        configure_logging(LogSettings(format="json"))
+        logging.getLogger("x").info("once")
+    assert [line["event"] for line in parsed(stream)] == ["once"]
+
+
+@pytest.mark.parametrize(
+    ("form", "stream", "no_color", "is_json", "has_color"),
+    [
+        ("auto", io.StringIO, "", True, False),
+        ("auto", Terminal, "", False, True),
+        ("auto", Terminal, "1", False, False),
+        ("json", Terminal, "", True, False),
+        ("console", Terminal, "", False, True),
+        ("console", Terminal, "1", False, False),
+        ("console", io.StringIO, "", False, False),
+    ],
+)
+def test_form_and_colours_follow_the_terminal(
+    form: str,
+    stream: type[io.StringIO],
+    no_color: str,
+    is_json: bool,  # noqa: FBT001 - a column of the table
+    has_color: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with logs_of(LogSettings.model_validate({"format": form}), stream()) as written:
+        structlog.get_logger("registry.test").info("started", port=1)
+    text = written.getvalue()
+    assert text.startswith("{") == is_json
+    assert (ESCAPE in text) == has_color
+    assert "started" in text
+
+
+def test_the_console_shows_tracebacks_without_local_variables() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        try:
+            fail("hunter2"[:])
+        except ValueError:
+            structlog.get_logger("x").exception("failed")
+    text = stream.getvalue()
+    assert "ValueError: inner" in text
+    assert text.count("hunter2") == 1, "the source line alone"
+    assert ESCAPE not in text
+
+
+def test_nothing_is_written_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs_of(LogSettings(format="json")):
+        structlog.get_logger("x").info("y")
+        sys.stderr.flush()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_client_cannot_make_lines_or_colours_on_a_console() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        structlog.get_logger("registry.test").info("refused", name="a\nb\x1b[31m\u2028\x9b", count=2)
+    (line,) = stream.getvalue().splitlines()
+    assert r"a\nb\x1b[31m\u2028\x9b" in line
+    assert ESCAPE not in line
+
+
+def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
+    with logs_of(LogSettings(format="json", level="error")) as stream:
+        structlog.get_logger("registry.test").info("not told")
+        Audit().removed("cleanup", ["a"])
+    (line,) = parsed(stream)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
+    assert list(line.items()) == [
+        *(("level", "info"), ("logger", "audit"), ("event", "change"), ("operation", "cleanup"), ("service", "a")),
+        *(("outcome", "ok"), ("identity", "anonymous"), ("revision_before", None), ("revision_after", None)),
+    ]
+
+
+def test_a_name_makes_no_lines_or_colours_of_its_own_in_the_audit_either() -> None:
+    with logs_of(LogSettings(format="console")) as stream:
+        Audit().removed("cleanup", ["a\nb\x1b[31m"])
+    (line,) = stream.getvalue().splitlines()
+    assert r"a\nb\x1b[31m" in line
+    assert ESCAPE not in line
+
+
+def test_a_program_that_asks_for_warnings_alone_gets_no_audit(caplog: pytest.LogCaptureFixture) -> None:
+    audit = logging.getLogger("audit")
+    level = audit.level
+    try:
+        for wanted, lines in ((logging.WARNING, 0), (logging.INFO, 1)):
+            audit.setLevel(wanted)
+            Audit().removed("cleanup", ["a"])
+            assert len(caplog.records) == lines
+    finally:
+        audit.setLevel(level)
+
+
+def test_an_audit_file_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"log\.audit: cannot write to .*: No such file or directory"),
+        logs_of(LogSettings(audit=str(tmp_path / "nowhere" / "audit.log"))),
+    ):
+        pass
+
+
+async def test_lines_that_may_wait_are_written_together_and_before_any_other() -> None:
+    class Counting(Terminal):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            return super().write(text)
+
+    stream = Counting()
+    log = logging.getLogger("audit")
+    with logs_of(LogSettings(format="json"), stream):
+        with together():
+            for i in range(100):
+                log.info(str(i))
+            assert not stream.getvalue()
+            await asyncio.sleep(0)
+            assert stream.writes == 1
+            log.info("100")
+        log.info("101")
+        assert stream.writes == 2
+        with together():
+            await asyncio.to_thread(log.info, "102")
+            assert stream.writes == 3
+            log.info("103")
+        logging.getLogger().handlers[0].close()  # as at the end of the process
+    assert [line["event"] for line in parsed(stream)] == [str(i) for i in range(104)]
+
+
+def test_an_audit_with_what_ends_a_line_elsewhere_is_ascii() -> None:
+    with logs_of(LogSettings(format="json")) as stream:
+        Audit().removed("expire", ["a\u2028b", "c\x85d", "\udc80"])
+    assert stream.getvalue().isascii()
+    assert [line["service"] for line in parsed(stream)] == ["a\u2028b", "c\x85d", "\udc80"]

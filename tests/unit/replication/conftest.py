@@ -1,0 +1,27 @@
+"""Others who use the Redis that a replica follows."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.followers import Backup, Writer, writing
+from tests.support.redis_process import RedisProcess
+
+
+@pytest.fixture
+async def writer(redis: RedisProcess) -> AsyncIterator[Writer]:
+    async with writing(redis.url) as other:
+        yield other
+
+
+@pytest.fixture
+async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis.url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def backup(redis: RedisProcess, tmp_path: Path) -> Backup:
+    return Backup(redis, tmp_path / "redis", tmp_path / "backup")

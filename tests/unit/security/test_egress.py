@@ -1,0 +1,207 @@
+"""Which addresses probes may connect to."""
+
+import socket
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolutionFailed, ResolvedAddress
+
+Info = tuple[int, int, int, str, tuple[str | int, ...]]
+
+
+def infos(addresses: Sequence[str], port: int) -> list[Info]:
+    """What ``getaddrinfo`` gives."""
+    return [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+        if ":" in address
+        else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+        for address in addresses
+    ]
+
+
+class Dns:
+    """Answers look-ups in the place of the system; each answer is used once, the last for ever."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str] | Exception) -> None:
+        self._answers = list(answers)
+        self.asked: list[str] = []
+        monkeypatch.setattr(socket, "getaddrinfo", self._answer)
+
+    def _answer(self, host: str, port: int, **_: object) -> list[Info]:
+        self.asked.append(host)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return infos(answer, port)
+
+
+DENIED = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "::",
+    "169.254.169.254",
+    "169.254.0.1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "febf::1",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "100.100.100.200",
+    "192.0.0.192",
+    "168.63.129.16",
+    "224.0.0.1",
+    "239.255.255.255",
+    "ff02::1",
+    "255.255.255.255",
+    # The same IPv4 address in other clothes.
+    "::ffff:169.254.169.254",
+    "::ffff:a9fe:a9fe",
+    "::ffff:0:169.254.169.254",
+    "::169.254.169.254",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "2001:0:7f00:1:0:0:5601:5601",  # Teredo: the client's address, each bit turned
+    "::ffff:0.0.0.0",
+    "64:ff9b::224.0.0.1",
+]
+PERMITTED = [
+    "127.0.0.1",
+    "127.9.9.9",
+    "::1",
+    "::ffff:127.0.0.1",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "100.64.0.1",
+    "fd00::1",
+    "8.8.8.8",
+    "2001:4860:4860::8888",
+    "64:ff9b::8.8.8.8",
+    "2002:808:808::1",
+]
+# What resolvers and browsers may read as an IPv4 address; no such thing may pass for one that is permitted.
+NO_ADDRESSES = ["", "127.1", "0x7f.0.0.1", "2852039166", "169.254.169.254.", "127.0.0.01", "::g", "[::1]"]
+
+
+@pytest.mark.parametrize("address", DENIED)
+def test_link_local_metadata_unspecified_and_multicast_addresses_are_refused(address: str) -> None:
+    policy = EgressPolicy()
+    assert policy.refuses(address) == f"address {address} is not allowed"
+    assert policy.refuses_literal(address) == f"address {address} is not allowed"
+
+
+@pytest.mark.parametrize("address", PERMITTED)
+def test_loopback_private_and_public_addresses_are_permitted(address: str) -> None:
+    policy = EgressPolicy()
+    assert policy.refuses(address) is None
+    assert policy.refuses_literal(address) is None
+
+
+@pytest.mark.parametrize("text", NO_ADDRESSES)
+def test_what_is_no_address_is_refused_as_one(text: str) -> None:
+    assert EgressPolicy().refuses(text) == f"address {text} is not allowed"
+
+
+@pytest.mark.parametrize("name", ["localhost", "agent.internal", "127.1", "metadata.google.internal", "1.2.3.4.test"])
+def test_a_dns_name_is_no_literal(name: str) -> None:
+    assert EgressPolicy().refuses_literal(name) is None
+
+
+def test_a_host_with_a_colon_is_an_address_or_nothing() -> None:
+    assert EgressPolicy().refuses_literal("::g") == "address ::g is not allowed"
+
+
+@pytest.mark.parametrize(
+    ("address", "permitted"),
+    [
+        ("10.1.2.3", True),
+        ("10.9.9.9", False),  # denied wins over allowed
+        ("11.0.0.1", False),
+        ("127.0.0.1", False),
+        ("fd00::1", True),
+        ("fd01::1", False),
+        ("::ffff:10.1.2.3", True),
+        ("::ffff:10.9.9.9", False),
+        ("::ffff:11.0.0.1", False),
+        ("64:ff9b::10.1.2.3", True),
+        ("2001:0:a01:203::1", False),  # Teredo: the server lies within, the client does not
+        ("169.254.169.254", True),  # own rules take the place of the defaults
+    ],
+)
+def test_with_allowed_networks_the_rest_is_refused(address: str, permitted: bool) -> None:  # noqa: FBT001 - a table
+    policy = EgressPolicy(
+        allowed=[ip_network("10.0.0.0/8"), ip_network("fd00::/16"), ip_network("169.254.0.0/16")],
+        denied=[ip_network("10.9.0.0/16")],
+    )
+    assert (policy.refuses(address) is None) is permitted
+
+
+@given(address=st.ip_addresses(v=4))
+def test_an_ipv6_address_is_refused_when_the_ipv4_address_within_is(address: object) -> None:
+    policy = EgressPolicy()
+    refused = policy.refuses(str(address)) is not None
+    number = int(ip_address(str(address)))
+    for wrapped in (number | 0xFFFF << 32, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1):
+        text = str(ip_address(wrapped.to_bytes(16, "big")))
+        assert (policy.refuses(text) is not None) is refused, text
+
+
+async def test_a_literal_is_resolved_without_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    dns = Dns(monkeypatch, OSError("never asked"))
+    policy = EgressPolicy()
+    assert await policy.resolve("127.0.0.1", 80) == [ResolvedAddress(socket.AF_INET, "127.0.0.1", 80)]
+    assert await policy.resolve("::1", 81) == [ResolvedAddress(socket.AF_INET6, "::1", 81)]
+    with pytest.raises(EndpointRefused, match=r"^address 169\.254\.169\.254 is not allowed$"):
+        await policy.resolve("169.254.169.254", 80)
+    assert dns.asked == []
+
+
+async def test_a_name_gives_its_permitted_addresses_once_each_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    Dns(monkeypatch, ["fe80::1", "::1", "127.0.0.1", "169.254.169.254", "127.0.0.1"])
+    assert await EgressPolicy().resolve("agent.test", 8080) == [
+        ResolvedAddress(socket.AF_INET6, "::1", 8080),
+        ResolvedAddress(socket.AF_INET, "127.0.0.1", 8080),
+    ]
+
+
+async def test_a_name_is_tried_at_eight_addresses_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    Dns(monkeypatch, [f"127.0.1.{i}" for i in range(100)])
+    assert len(await EgressPolicy().resolve("agent.test", 80)) == 8
+
+
+async def test_a_name_that_has_no_permitted_address_is_refused_without_telling_which(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Dns(monkeypatch, ["169.254.169.254", "::ffff:169.254.169.254"])
+    with pytest.raises(EndpointRefused, match=r"^host name has no address that is allowed$"):
+        await EgressPolicy().resolve("agent.test", 80)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "host name not found"),
+        (socket.gaierror(socket.EAI_NODATA, "No address"), "host name not found"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "host name could not be resolved"),
+        (socket.gaierror(socket.EAI_FAIL, "Failure"), "host name could not be resolved"),
+        (OSError(24, "Too many open files"), "host name could not be resolved"),
+        (UnicodeError("label empty or too long"), "host name not found"),
+        ([], "host name not found"),
+    ],
+)
+async def test_failing_dns_is_told_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, answer: Sequence[str] | Exception, text: str
+) -> None:
+    Dns(monkeypatch, answer)
+    with pytest.raises(ResolutionFailed, match=f"^{text}$"):
+        await EgressPolicy().resolve("agent.test", 80)
+
+
+async def test_a_label_that_no_name_may_have_is_not_found() -> None:
+    with pytest.raises(ResolutionFailed, match=r"^host name not found$"):
+        await EgressPolicy().resolve("a" * 64 + ".test", 80)
