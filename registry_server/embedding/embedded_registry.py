@@ -47,7 +47,7 @@ class EmbeddedRegistry(ServiceRegistry):
                 registry = parts.registry
                 assert isinstance(registry, cls)  # noqa: S101 - made by make_registry
                 opened.set_result(registry)
-                await registry._run_until_closed()
+                await registry._run_until_closed()  # noqa: SLF001 - of this class
 
         running = asyncio.create_task(run(), name="embedded-registry")
         try:
@@ -65,7 +65,7 @@ class EmbeddedRegistry(ServiceRegistry):
             if failure is not None:
                 raise failure
         registry = await opened
-        registry._running = running
+        registry._running = running  # noqa: SLF001
         return registry
 
     def on(self, event: str, callback: Callable[..., Any]) -> Callable[[], None]:
