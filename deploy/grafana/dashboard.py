@@ -1,4 +1,4 @@
-"""Writes ``ossa-registry.json``, the dashboard beside this file: ``python deploy/grafana/dashboard.py``."""
+"""Generate the Grafana dashboard ``ossa-registry.json``: ``python deploy/grafana/dashboard.py``."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ _SELECTED = 'instance=~"$instance"'
 
 
 class Panel(NamedTuple):
-    """One panel: curves of some expressions, each with its legend."""
+    """A dashboard panel with one curve per expression."""
 
     title: str
     unit: str
     curves: dict[str, str]
-    """Legend to expression; ``{}`` in it is the choice of instances."""
+    """Maps each legend to its expression. ``{}`` in an expression is replaced by the instance selector."""
     kind: str = "timeseries"
 
 
@@ -30,7 +30,7 @@ def _rate(metric: str, by: str, where: str = "") -> str:
 
 
 ROWS: dict[str, list[Panel]] = {
-    "At a glance": [
+    "Overview": [
         Panel("Processes", "none", {"up": 'sum(up{job="ossa-registry"})'}, "stat"),
         Panel("Services", "none", {"{{status}}": "max by (status) (ossa_registry_services{})"}, "stat"),
         Panel("Redis", "none", {"{{instance}}": "ossa_registry_store_connected{}"}, "stat"),
@@ -38,15 +38,19 @@ ROWS: dict[str, list[Panel]] = {
     "Requests": [
         Panel("RPCs", "reqps", {"{{method}}": _rate("ossa_registry_grpc_requests_total", "method")}),
         Panel(
-            "RPCs that fail",
+            "RPC errors",
             "reqps",
             {"{{method}} {{code}}": _rate("ossa_registry_grpc_requests_total", "method, code", 'code!="OK"')},
         ),
-        Panel("RPCs, 99 %", "s", {"{{method}}": _quantile("ossa_registry_grpc_request_duration_seconds", "method")}),
-        Panel("HTTP", "reqps", {"{{route}} {{status}}": _rate("ossa_registry_http_requests_total", "route, status")}),
-        Panel("HTTP, 99 %", "s", {"{{route}}": _quantile("ossa_registry_http_request_duration_seconds", "route")}),
         Panel(
-            "Answers that were at hand",
+            "RPC duration, p99", "s", {"{{method}}": _quantile("ossa_registry_grpc_request_duration_seconds", "method")}
+        ),
+        Panel("HTTP", "reqps", {"{{route}} {{status}}": _rate("ossa_registry_http_requests_total", "route, status")}),
+        Panel(
+            "HTTP duration, p99", "s", {"{{route}}": _quantile("ossa_registry_http_request_duration_seconds", "route")}
+        ),
+        Panel(
+            "Cache hit rate",
             "percentunit",
             {
                 "{{cache}}": _rate("ossa_registry_cache_requests_total", "cache", 'result="hit"')
@@ -58,68 +62,68 @@ ROWS: dict[str, list[Panel]] = {
     "Changes": [
         Panel("Commits", "ops", {"{{outcome}}": _rate("ossa_registry_commits_total", "outcome")}),
         Panel(
-            "Scripts in Redis, 99 %",
+            "Redis script duration, p99",
             "s",
             {"{{script}}": _quantile("ossa_registry_store_call_duration_seconds", "script")},
         ),
-        Panel(
-            "From commit to here, 99 %", "s", {"{{instance}}": _quantile("ossa_registry_event_lag_seconds", "instance")}
-        ),
+        Panel("Replication lag, p99", "s", {"{{instance}}": _quantile("ossa_registry_event_lag_seconds", "instance")}),
         Panel("Follower", "none", {"{{instance}} {{state}}": "ossa_registry_follower_state{} == 1"}),
         Panel(
-            "History that broke",
+            "Resyncs and epoch changes",
             "none",
             {
-                "resyncs of {{instance}}": "increase(ossa_registry_resyncs_total{}[$__rate_interval])",
-                "epochs of {{instance}}": "increase(ossa_registry_epoch_changes_total{}[$__rate_interval])",
+                "{{instance}} resyncs": "increase(ossa_registry_resyncs_total{}[$__rate_interval])",
+                "{{instance}} epoch changes": "increase(ossa_registry_epoch_changes_total{}[$__rate_interval])",
             },
         ),
-        Panel("Commands that wait", "none", {"{{instance}}": "ossa_registry_store_waiting_commands{}"}),
+        Panel("Waiting Redis commands", "none", {"{{instance}}": "ossa_registry_store_waiting_commands{}"}),
     ],
     "Watches": [
         Panel("Watchers", "none", {"{{instance}}": "ossa_registry_watchers{}"}),
-        Panel("Begin", "ops", {"{{start}}": _rate("ossa_registry_watches_started_total", "start")}),
+        Panel("Watches started", "ops", {"{{start}}": _rate("ossa_registry_watches_started_total", "start")}),
         Panel(
-            "End",
+            "Watches ended",
             "ops",
             {
                 "{{reason}}": _rate("ossa_registry_watches_ended_total", "reason"),
                 "cursor expired": "sum(rate(ossa_registry_watch_cursors_expired_total{}[$__rate_interval]))",
             },
         ),
-        Panel("Changes told", "ops", {"{{instance}}": _rate("ossa_registry_watch_events_total", "instance")}),
+        Panel("Events sent", "ops", {"{{instance}}": _rate("ossa_registry_watch_events_total", "instance")}),
     ],
     "Leases and health": [
         Panel("Leases", "none", {"leases": "max(ossa_registry_leases{})"}),
-        Panel("Leases that ran out", "ops", {"{{reason}}": _rate("ossa_registry_leases_expired_total", "reason")}),
+        Panel("Expired leases", "ops", {"{{reason}}": _rate("ossa_registry_leases_expired_total", "reason")}),
         Panel("Heartbeats", "ops", {"{{result}}": _rate("ossa_registry_heartbeats_total", "result")}),
         Panel("Probes", "ops", {"{{outcome}}": _rate("ossa_registry_probes_total", "outcome")}),
         Panel(
-            "Lateness of probes, 99 %",
+            "Probe lateness, p99",
             "s",
             {"{{instance}}": _quantile("ossa_registry_probe_lateness_seconds", "instance")},
         ),
         Panel(
-            "Shares of services",
+            "Probed services",
             "none",
             {
                 "{{instance}}": "ossa_registry_probed_services{}",
-                "{{instance}} protects": "ossa_registry_protection_active{}",
+                "{{instance}} self-preservation": "ossa_registry_self_preservation_active{}",
             },
         ),
     ],
     "Process and Redis": [
-        Panel("Event loop, 99 %", "s", {"{{instance}}": _quantile("ossa_registry_event_loop_lag_seconds", "instance")}),
+        Panel(
+            "Event loop lag, p99", "s", {"{{instance}}": _quantile("ossa_registry_event_loop_lag_seconds", "instance")}
+        ),
         Panel("CPU", "percentunit", {"{{instance}}": "rate(process_cpu_seconds_total{}[$__rate_interval])"}),
         Panel("Memory", "bytes", {"{{instance}}": "process_resident_memory_bytes{}"}),
-        Panel("Files", "none", {"{{instance}}": "process_open_fds{}"}),
-        Panel("Connections to Redis", "none", {"{{instance}} {{pool}} {{state}}": "ossa_registry_redis_connections{}"}),
+        Panel("Open files", "none", {"{{instance}}": "process_open_fds{}"}),
+        Panel("Redis connections", "none", {"{{instance}} {{pool}} {{state}}": "ossa_registry_redis_connections{}"}),
         Panel(
-            "Memory of Redis",
+            "Redis memory",
             "bytes",
             {
                 "used": "max(ossa_registry_redis_memory_bytes{})",
-                "bound": "max(ossa_registry_redis_memory_max_bytes{}) > 0",
+                "limit": "max(ossa_registry_redis_memory_max_bytes{}) > 0",
             },
         ),
     ],
@@ -127,7 +131,7 @@ ROWS: dict[str, list[Panel]] = {
 
 
 def expression(text: str) -> str:
-    """An expression with the choice of instances in each selector of it."""
+    """Add the instance selector to each metric selector of an expression."""
     chosen = text.replace("{}", "{" + _SELECTED + "}")
     for label in ("code", "result"):
         chosen = chosen.replace("{" + label, "{" + _SELECTED + "," + label)
@@ -135,7 +139,7 @@ def expression(text: str) -> str:
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard in Grafana's JSON model."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row, members in ROWS.items():
@@ -194,7 +198,7 @@ def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
 
 
 def text() -> str:
-    """What is in the file."""
+    """Return the content of ``ossa-registry.json``."""
     return json.dumps(dashboard(), indent=1) + "\n"
 
 
