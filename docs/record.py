@@ -1,7 +1,7 @@
-"""Writes into ``docs/cli.md`` what its commands print, and draws ``docs/images/session.svg``: ``make docs``.
+"""Record the output of the commands in ``docs/cli.md`` and draw ``docs/images/session.svg``: ``make docs``.
 
-The commands are run on a fresh registry, as ``tests/e2e/test_readme.py`` runs them. What is level with the document
-already stays as it is, so that times and ages do not change with each run. The picture has fixed times in their place.
+The commands run on a new registry, as in ``tests/e2e/test_readme.py``. Output that differs from the document only in
+times and ages is not replaced, so that repeated runs change nothing. The image uses fixed times.
 """
 
 import asyncio
@@ -32,25 +32,25 @@ SESSION: Final = (
     "ossa-registry health translator-1 translator-2",
     "ossa-registry watch --snapshot --count 3 --quiet",
 )
-"""What is drawn. That a status is not zero is part of it."""
-_FIXED: Final = (
+"""The commands in the image. Some exit with a status other than zero on purpose."""
+_FIXED_TIMES: Final = (
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "12:00:00"),
     (re.compile(r"\b(?:59m(?:\d+s)?|1h)()( *)"), "59m"),
     (re.compile(r"\b(?:\d+m)?\d+s\b( ago)?( *)"), "1s"),
 )
-"""Times, ages and leases, and what stands there instead."""
-_WIDTH: Final = 112
+"""Patterns of times, ages and leases, and their fixed replacements in the image."""
+_COLUMNS: Final = 112
 
 
 async def main() -> None:
-    """Brings the document and its picture up to date."""
-    DOCUMENT.write_text(await recorded(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    """Update the document and its image."""
+    DOCUMENT.write_text(await record_output(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
     PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(await drawn(), encoding="utf-8")
+    PICTURE.write_text(await draw_session(), encoding="utf-8")
 
 
-async def recorded(document: str) -> str:
-    """The document with what its commands print now, where that is not level with what it says."""
+async def record_output(document: str) -> str:
+    """Return the document with the current output of its commands, where it differs from the recorded output."""
     lines = document.splitlines()
     async with as_documented() as substitutions:
         env = environment(substitutions)
@@ -58,7 +58,7 @@ async def recorded(document: str) -> str:
         for block in blocks(document):
             if not (block.skip or block.background):
                 results += await run(block, substitutions, directory=ROOT, env=env, python=sys.executable)
-    for result in reversed(results):  # from the end, so that line numbers hold
+    for result in reversed(results):  # backwards, so that line numbers stay valid
         expected = result.command.expected
         if expected is None or matches(expected, result.printed):
             continue
@@ -67,19 +67,19 @@ async def recorded(document: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def drawn() -> str:
-    """The picture of a session, with the same times whenever it is drawn."""
-    console = Console(record=True, width=_WIDTH, file=io.StringIO(), force_terminal=True, color_system="standard")
+async def draw_session() -> str:
+    """Return the image of a session as SVG, with fixed times."""
+    console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True, color_system="standard")
     async with as_documented() as substitutions:
         env = environment(substitutions)
         for command in SESSION:
             console.print(Text("$ ", "bold cyan") + Text(command), soft_wrap=True)
-            for line in await _colored(command, substitutions, env):
+            for line in await _run_in_colour(command, substitutions, env):
                 console.print(Text.from_ansi(line), soft_wrap=True)
     return console.export_svg(title="ossa-registry", unique_id="session")
 
 
-async def _colored(command: str, substitutions: Substitutions, env: Mapping[str, str]) -> list[str]:
+async def _run_in_colour(command: str, substitutions: Substitutions, env: Mapping[str, str]) -> list[str]:
     process = await asyncio.create_subprocess_exec(
         *shlex.split(substitutions.apply(command)),
         cwd=ROOT,
@@ -88,13 +88,13 @@ async def _colored(command: str, substitutions: Substitutions, env: Mapping[str,
     )
     printed, _ = await process.communicate()
     text = substitutions.undo(printed.decode())
-    for pattern, fixed in _FIXED:
-        text = pattern.sub(partial(_instead, fixed), text)
+    for pattern, fixed in _FIXED_TIMES:
+        text = pattern.sub(partial(_pad_replacement, fixed), text)
     return [line.rstrip() for line in text.splitlines()]
 
 
-def _instead(fixed: str, match: re.Match[str]) -> str:
-    """As long as what it replaces, so that columns stay where they are."""
+def _pad_replacement(fixed: str, match: re.Match[str]) -> str:
+    """Return the replacement, padded to the length of the match to keep columns aligned."""
     ago = match[1] if match.lastindex else ""
     return f"{fixed}{ago or ''}".ljust(len(match[0]))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from docs.record import DOCUMENT, PICTURE, drawn, recorded
+from docs.record import DOCUMENT, PICTURE, draw_session, record_output
 from tests.support.console import blocks
 
 # Many processes, each of which takes a second or more on a busy machine.
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 async def test_the_picture_is_what_is_drawn_now() -> None:
-    assert await drawn() == PICTURE.read_text(encoding="utf-8"), "run `make docs`"
+    assert await draw_session() == PICTURE.read_text(encoding="utf-8"), "run `make docs`"
 
 
 async def test_what_was_typed_instead_of_recorded_is_replaced() -> None:
@@ -19,4 +19,4 @@ async def test_what_was_typed_instead_of_recorded_is_replaced() -> None:
     typed = document.replace("summarizer registered, revision 1\n", "all went well\nreally\n")
     assert [each.line for each in blocks(typed)] != [each.line for each in blocks(document)]
     # Ages and times of what is level already are not touched.
-    assert await recorded(typed) == document
+    assert await record_output(typed) == document
