@@ -1,4 +1,4 @@
-"""One agent offers `greet`, another finds it and calls it: `python quickstart.py [TARGET]`."""
+"""One agent offers the capability `greet`, another discovers and calls it: `python quickstart.py [TARGET]`."""
 
 import asyncio
 import sys
@@ -28,10 +28,10 @@ async def caller(target: str) -> None:
             reader, _ = await asyncio.open_connection(host, int(port))
             print("found and called:", (await reader.read()).decode())
         finally:
-            other.kill()  # no farewell: its lease ends after 5 seconds
+            other.kill()  # it cannot unregister: its lease expires after 5 seconds
         while cache.find("greet"):
             await cache.changed()
-        print("killed, and found no more")
+        print("killed and no longer found")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The SDK for agents: register and stay registered, find others, watch changes.
+"""Python SDK for agents: register a service and keep its lease alive, discover services, watch changes.
 
 ::
 
@@ -7,7 +7,7 @@
         async with client.registration(me, replicas=True), client.cache() as cache:
             translator = cache.resolve("translate", version="^2")
 
-Errors are in ``registry_client.errors``, messages are those of ``ossa.registry.v1``.
+``registry_client.errors`` lists the errors; messages are those of ``ossa.registry.v1``.
 """
 
 from registry_client.cache import ServiceCache

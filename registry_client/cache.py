@@ -1,32 +1,33 @@
-"""``ServiceCache``: what is registered, in memory, and endpoints picked from it in process."""
+"""``ServiceCache``: the registered services in memory, and endpoint resolution in process."""
 
 import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Self
 
 from registry_client.errors import RegistryError, RegistryUnavailable
 from registry_client.messages import Event, EventType, HealthStatus, Service
-from registry_client.resolve import Policy, Pool, Question, ResponseTimes, matches
+from registry_client.resolve import Policy, Pool, Query, ResponseTimes, query_matcher
 from registry_client.retry import Backoff
-from registry_client.tasks import Listeners, end
+from registry_client.tasks import Listeners, cancel_and_wait
 from registry_client.watch import Watch
 
-_MOST_KEPT: Final = 1_000
-"""Questions that are kept ready: a program that asks with ever new labels must not fill its memory."""
-_GONE: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+_MAX_CACHED_QUERIES: Final = 1_000
+"""Limit of memory for a program that queries with ever new labels."""
+_REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
 _NO_LABELS: Final[frozenset[tuple[str, str]]] = frozenset()
 
 log = logging.getLogger(__name__)
 
 
 class ServiceCache:
-    """A copy of what is registered, kept level by a watch. Made by ``RegistryClient.cache``.
+    """A copy of the registered services, updated by a watch. Create it with ``RegistryClient.cache``.
 
-    While the registry is away it goes on with what it last knew; ``age`` says how old that is. Nothing is raised then.
-    Messages are shared: do not change them. ``resolve``, ``find`` and ``get`` may be called from any thread.
+    While the registry is unavailable, the cache serves the last known state and raises no error; ``age`` is the age of
+    that state. Messages are shared: do not modify them. ``resolve``, ``find`` and ``get`` may be called from any
+    thread.
     """
 
     def __init__(
@@ -36,39 +37,44 @@ class ServiceCache:
         *,
         policy: Policy,
         fallback: tuple[HealthStatus.ValueType, ...],
-        patience: float,
+        snapshot_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._watch = watch
         self._backoff = backoff
         self._policy = policy
         self._fallback = fallback
-        self._patience = patience
-        # Held while these are changed, and while what follows from them is made; a pick that is ready needs no lock.
+        self._snapshot_timeout = snapshot_timeout  # 0 = do not wait
+        self._clock = clock
+        self._sleep = sleep
+        # Protects the following collections while they change and while pools are built. A cached picker is called
+        # without the lock.
         self._lock = threading.Lock()
         self._services: dict[str, Service] = {}
         self._by_capability: dict[str, dict[str, Service]] = {}
-        self._pools: dict[Question, Pool] = {}
-        self._asked_by_capability: dict[str, set[Question]] = {}
+        self._pools: dict[Query, Pool] = {}
+        self._queries_by_capability: dict[str, set[Query]] = {}
         self._pickers: dict[tuple[object, ...], Callable[[], Service]] = {}
         self._times = ResponseTimes()
         self._listeners: Listeners[Event] = Listeners()
         self._ready = asyncio.Event()
         self._change = asyncio.Event()
-        """Set with the next change, which brings a new one."""
+        """Set by the next change, which replaces it with a new event."""
         self._task: asyncio.Task[None] | None = None
         self._last_error: RegistryError | None = None
 
     async def __aenter__(self) -> Self:
-        """Begins to follow the registry, and waits for the first snapshot if that is wanted.
+        """Start the watch, and wait for the first snapshot unless ``wait`` is false.
 
         Raises:
-            RegistryUnavailable: It did not come in time.
-            RegistryError: The registry refuses the watch.
+            RegistryUnavailable: The snapshot did not arrive in time.
+            RegistryError: The registry rejected the watch.
         """
-        self._task = asyncio.create_task(self._follow(), name="registry cache")
-        if self._patience:
+        self._task = asyncio.create_task(self._follow_watch(), name="registry cache")
+        if self._snapshot_timeout:
             try:
-                await self._first_snapshot(self._task)
+                await self._wait_first_snapshot(self._task)
             except BaseException:
                 await self.close()
                 raise
@@ -78,9 +84,9 @@ class ServiceCache:
         await self.close()
 
     async def close(self) -> None:
-        """Stops following. What is known stays readable. Idempotent."""
+        """Stop the watch. The last known state remains readable. Idempotent."""
         if self._task is not None:
-            await end(self._task)
+            await cancel_and_wait(self._task)
         await self._watch.close()
 
     # State.
@@ -92,28 +98,29 @@ class ServiceCache:
 
     @property
     def connected(self) -> bool:
-        """Whether changes arrive."""
+        """Whether the watch is connected, so that changes arrive."""
         return self._watch.connected
 
     @property
     def age(self) -> float:
-        """Seconds since the registry was last heard: the state is at most so old. Infinite before the first snapshot.
+        """Seconds since the last message of the registry, an upper bound of the age of the state.
 
-        While ``connected`` it stays below the bookmark interval (10 s by default), give or take a busy machine.
+        Infinite before the first snapshot. While ``connected``, it stays below the bookmark interval (10 s by default),
+        apart from delays on a busy machine.
         """
-        return time.monotonic() - self._watch.last_heard if self.ready else float("inf")
+        return self._clock() - self._watch.last_heard if self.ready else float("inf")
 
     @property
     def last_error(self) -> RegistryError | None:
-        """Why no changes arrive; None while they do."""
+        """The error that interrupted the watch; None while it is connected."""
         return self._last_error or self._watch.last_error
 
     async def wait_ready(self) -> None:
-        """Waits for the first snapshot."""
+        """Wait for the first snapshot."""
         await self._ready.wait()
 
     async def changed(self) -> None:
-        """Waits for the next change: ``while not cache.find("summarize"): await cache.changed()``."""
+        """Wait for the next change: ``while not cache.find("summarize"): await cache.changed()``."""
         await self._change.wait()
 
     def __len__(self) -> int:
@@ -124,15 +131,15 @@ class ServiceCache:
 
     @property
     def services(self) -> Mapping[str, Service]:
-        """All that is known, by name; a copy."""
+        """A copy of the cached services, by name."""
         with self._lock:
             return dict(self._services)
 
     def get(self, name: str) -> Service | None:
-        """The service of a name, if it is known."""
+        """Return the service of a name, or None if it is not cached."""
         return self._services.get(name)
 
-    # Picking.
+    # Resolution.
 
     def resolve(
         self,
@@ -144,23 +151,23 @@ class ServiceCache:
         labels: Mapping[str, str] | None = None,
         policy: Policy | None = None,
     ) -> Service:
-        """Picks a service that is healthy, or where none is, one of a status in ``fallback``.
+        """Select a healthy service or, if none is healthy, one with a status in ``fallback``.
 
         Args:
-            capability: It offers this.
+            capability: Capability that the service must have.
             version: Version or range (``^1.4``, ``>=1.2 <2``) of that capability; without ``capability``, of the
-                service. See ``registry_client.versions`` for the ranges that are understood.
-            group: It belongs to this group.
-            environment: It runs in this environment.
-            labels: It has all of these.
-            policy: How to pick; unset = as the cache was made.
+                service. ``registry_client.versions`` describes the supported ranges.
+            group: Group that the service must belong to.
+            environment: Environment that the service must run in.
+            labels: Labels that the service must all have.
+            policy: How to select; unset = the policy of the cache.
 
         Returns:
-            The service; its ``endpoint`` says where it is.
+            The service; call it at its ``endpoint``.
 
         Raises:
-            NoEndpoint: Nobody may be used; the message says why.
-            ValueError: ``version`` is not understood.
+            NoEndpoint: No usable service matches; the message lists the unusable matches.
+            ValueError: ``version`` is not a supported range.
         """
         if labels is None:
             key: tuple[object, ...] = (capability, version, group, environment, policy)
@@ -168,9 +175,9 @@ class ServiceCache:
             key = (capability, version, group, environment, policy, frozenset(labels.items()))
         pick = self._pickers.get(key)
         if pick is None:
-            asked = frozenset(labels.items()) if labels else _NO_LABELS
-            question = Question(capability, version, group, environment, asked)
-            pick = self._picker(question, policy or self._policy, key)
+            label_set = frozenset(labels.items()) if labels else _NO_LABELS
+            query = Query(capability, version, group, environment, label_set)
+            pick = self._add_picker(query, policy or self._policy, key)
         return pick()
 
     def find(
@@ -182,128 +189,128 @@ class ServiceCache:
         environment: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> tuple[Service, ...]:
-        """All services that match, whatever their health; the arguments are those of ``resolve``.
+        """Return all matching services, whatever their health; the arguments are those of ``resolve``.
 
         Raises:
-            ValueError: ``version`` is not understood.
+            ValueError: ``version`` is not a supported range.
         """
-        asked = frozenset(labels.items()) if labels else _NO_LABELS
+        label_set = frozenset(labels.items()) if labels else _NO_LABELS
         with self._lock:
-            return self._pool(Question(capability, version, group, environment, asked)).matching
+            return self._pool(Query(capability, version, group, environment, label_set)).matching
 
     def observe(self, service: Service, seconds: float) -> None:
-        """Tells how long a service took to answer, for ``Policy.LEAST_RESPONSE_TIME``.
+        """Record a measured response time, for ``Policy.LEAST_RESPONSE_TIME``.
 
-        A failure may be told as a long time.
+        A failed call may be recorded as a long response time.
 
         Args:
-            service: As ``resolve`` gave it.
-            seconds: How long it took.
+            service: A service that ``resolve`` returned.
+            seconds: Measured response time.
         """
-        self._times.add(service.name, seconds)
+        self._times.record(service.name, seconds)
 
     def on_change(self, listener: Callable[[Event], object]) -> Callable[[], None]:
-        """Calls a function with each event, right after the cache has taken it.
+        """Call a function with each event, after the cache has applied it; events of a snapshot are included.
 
-        It runs in the event loop and must not block. What it raises is logged. A snapshot's events come too.
+        The function runs in the event loop and must not block. Exceptions of the function are logged.
 
         Returns:
-            A function that ends this.
+            A function that removes the listener.
         """
-        return self._listeners.add(listener)
+        return self._listeners.subscribe(listener)
 
-    # Inside.
+    # Internals.
 
-    def _picker(self, question: Question, policy: Policy, key: tuple[object, ...]) -> Callable[[], Service]:
+    def _add_picker(self, query: Query, policy: Policy, key: tuple[object, ...]) -> Callable[[], Service]:
         with self._lock:
-            pool = self._pool(question)
+            pool = self._pool(query)
             if not pool.usable:
-                raise pool.refuse(question)
-            if len(self._pickers) >= _MOST_KEPT:
-                self._drop(list(self._asked_by_capability))
-                pool = self._pool(question)
-            pool.keys.append(key)
+                raise pool.no_endpoint_error(query)
+            if len(self._pickers) >= _MAX_CACHED_QUERIES:
+                self._invalidate(list(self._queries_by_capability))
+                pool = self._pool(query)
+            pool.picker_keys.append(key)
             pick = self._pickers[key] = pool.picker(policy)
             return pick
 
-    def _pool(self, question: Question) -> Pool:
-        pool = self._pools.get(question)
+    def _pool(self, query: Query) -> Pool:
+        pool = self._pools.get(query)
         if pool is None:
-            capability = question.capability
+            capability = query.capability
             candidates = self._by_capability.get(capability, {}) if capability else self._services
-            pool = Pool(filter(matches(question), candidates.values()), self._fallback, self._times)
-            if len(self._pools) >= _MOST_KEPT:
-                self._drop(list(self._asked_by_capability))
-            self._pools[question] = pool
-            self._asked_by_capability.setdefault(capability, set()).add(question)
+            pool = Pool(filter(query_matcher(query), candidates.values()), self._fallback, self._times)
+            if len(self._pools) >= _MAX_CACHED_QUERIES:
+                self._invalidate(list(self._queries_by_capability))
+            self._pools[query] = pool
+            self._queries_by_capability.setdefault(capability, set()).add(query)
         return pool
 
-    def _drop(self, capabilities: Iterable[str]) -> None:
-        """Drops what is kept for questions about these capabilities."""
+    def _invalidate(self, capabilities: Iterable[str]) -> None:
+        """Drop the pools and pickers of queries for these capabilities."""
         for capability in capabilities:
-            for question in self._asked_by_capability.pop(capability, ()):
-                for key in self._pools.pop(question).keys:
+            for query in self._queries_by_capability.pop(capability, ()):
+                for key in self._pools.pop(query).picker_keys:
                     self._pickers.pop(key, None)
 
-    async def _first_snapshot(self, follower: asyncio.Task[None]) -> None:
+    async def _wait_first_snapshot(self, follower: asyncio.Task[None]) -> None:
         ready = asyncio.create_task(self._ready.wait())
         try:
-            await asyncio.wait((ready, follower), timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ready, follower), timeout=self._snapshot_timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await end(ready)
+            await cancel_and_wait(ready)
         if follower.done():
-            follower.result()  # raises: it ends in no other way before the first snapshot
+            follower.result()  # raises: before the first snapshot the task ends only with an error
         if not self.ready:
-            raise RegistryUnavailable(f"no snapshot came in {self._patience:g} s: {self.last_error}")
+            raise RegistryUnavailable(f"no snapshot arrived within {self._snapshot_timeout:g} s: {self.last_error}")
 
-    async def _follow(self) -> None:
+    async def _follow_watch(self) -> None:
         failures = 0
         while True:
             try:
                 events = await self._watch.next_events()
             except RegistryError as error:
-                if not self.ready and self._patience:
-                    raise  # whoever opens the cache waits, and is told
-                log.warning("the registry refuses a watch, trying again: %s", error)
+                if not self.ready and self._snapshot_timeout:
+                    raise  # __aenter__ waits for this task and raises the error
+                log.warning("watch rejected by the registry, retrying: %s", error)
                 self._last_error = error
                 failures += 1
-                await asyncio.sleep(self._backoff.delay(failures))
+                await self._sleep(self._backoff.delay(failures))
                 continue
             failures = 0
             self._last_error = None
-            self._take(events)
+            self._apply_events(events)
 
-    def _take(self, events: Iterable[Event]) -> None:
-        taken = list(events)
-        touched = {""}
+    def _apply_events(self, events: Iterable[Event]) -> None:
+        batch = list(events)
+        affected = {""}
         with self._lock:
-            for event in taken:
-                if event.type in _GONE:
-                    touched |= self._put(event.service.name, None)
+            for event in batch:
+                if event.type in _REMOVAL_TYPES:
+                    affected |= self._set_service(event.service.name, None)
                 elif event.HasField("service"):
-                    touched |= self._put(event.service.name, event.service)
-            if taken:
-                self._drop(touched)
+                    affected |= self._set_service(event.service.name, event.service)
+            if batch:
+                self._invalidate(affected)
         if self._watch.complete:
             self._ready.set()
-        if taken:
+        if batch:
             change, self._change = self._change, asyncio.Event()
             change.set()
-        for event in taken:
-            self._listeners.tell(event)
+        for event in batch:
+            self._listeners.notify(event)
 
-    def _put(self, name: str, service: Service | None) -> set[str]:
-        """Takes the state of one service, None if it is gone; gives the capabilities whose services changed."""
-        before = _capabilities(self._services.get(name))
-        after = _capabilities(service)
+    def _set_service(self, name: str, service: Service | None) -> set[str]:
+        """Store the state of a service, or remove it if None; return the capabilities whose services changed."""
+        before = _capability_names(self._services.get(name))
+        after = _capability_names(service)
         for capability in before - after:
-            offering = self._by_capability[capability]
-            del offering[name]
-            if not offering:
+            providers = self._by_capability[capability]
+            del providers[name]
+            if not providers:
                 del self._by_capability[capability]
         if service is None:
             self._services.pop(name, None)
-            self._times.forget(name)
+            self._times.discard(name)
         else:
             self._services[name] = service
             for capability in after:
@@ -311,5 +318,5 @@ class ServiceCache:
         return before | after
 
 
-def _capabilities(service: Service | None) -> set[str]:
-    return {each.name for each in service.capabilities} if service else set()
+def _capability_names(service: Service | None) -> set[str]:
+    return {capability.name for capability in service.capabilities} if service else set()

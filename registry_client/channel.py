@@ -1,10 +1,12 @@
-"""Connections to one or several registries: one is used until it fails, then the next.
+"""Connections to one or several registry processes: one target is used until it fails, then the next one.
 
-gRPC could do that itself, with a target ``ipv4:a,b`` and its ``round_robin`` policy. It is not used, for three reasons.
-That scheme takes addresses only, no host names (and TLS needs a name). ``round_robin`` spreads the calls of one client
-over processes of which each is behind the others by a moment, so that every read after a write has to wait for its
-revision. And its ``pick_first``, which sticks, goes on only when the *connection* fails, not when the process at the
-other end answers that it drains or has lost its store.
+gRPC offers a similar feature, a target ``ipv4:a,b`` with a load-balancing policy. It is not used, for three reasons:
+
+- The scheme accepts only addresses, no host names, and TLS needs a host name.
+- ``round_robin`` spreads the calls of one client over processes whose replicas differ by a moment, so that every read
+  after a write would wait for its revision.
+- ``pick_first`` moves to the next address only when the *connection* fails, not when the process responds that it is
+  draining or has lost its store.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,39 +22,39 @@ from registry_client.errors import Unauthenticated
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
-_OPTIONS: Final = (
-    # A server answers pages of 3 MiB; what one revision brings to a watch may be larger.
+_CHANNEL_OPTIONS: Final = (
+    # Pages are up to 3 MiB; the events of one revision, which share a message, may be larger.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # Finds a peer that is gone without a word, also while there is nothing to say. Servers allow a ping in 5 s.
+    # Detects dead peers on idle connections too. Servers permit one ping in 5 s.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # By default gRPC waits up to 2 minutes before it connects again: leases would run out. The shortest lease is 5 s.
+    # gRPC's default back-off of up to 2 minutes outlasts most leases; the shortest lease is 5 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # In spite of its name: how long one attempt to connect may take.
+    # Despite its name, this is the timeout of one connection attempt.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    # Retries are ours: only we know what is safe.
+    # The SDK retries itself: only it knows which calls are safe to repeat.
     ("grpc.enable_retries", 0),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How to secure the connection. ``Tls()`` trusts the authorities that gRPC brings."""
+    """TLS configuration of the connection. ``Tls()`` trusts the certificate authorities bundled with gRPC."""
 
     ca: bytes | Path | None = None
-    """Certificates of authorities to trust instead, PEM or the file with it."""
+    """Certificate authorities to trust instead: PEM text, or the path of a PEM file."""
     certificate: bytes | Path | None = field(default=None, repr=False)
-    """Certificate chain of the client, for servers that ask for one."""
+    """Certificate chain of the client, for servers that require one (mutual TLS)."""
     key: bytes | Path | None = field(default=None, repr=False)
     """Private key of ``certificate``."""
     server_name: str = ""
-    """Name that the server's certificate must have, if it is not that of the target."""
+    """Name expected in the server's certificate, if it differs from the host name of the target."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What gRPC wants.
+        """Return the channel credentials for gRPC.
 
         Raises:
             OSError: A file cannot be read.
@@ -61,9 +63,9 @@ class Tls:
 
 
 class Channels:
-    """One channel for each target; ``stub`` is that of the target in use.
+    """One channel for each target; ``stub`` is the stub of the current target.
 
-    Channels are made when they are first used, in the event loop that uses them.
+    Channels are created on first use, in the event loop that uses them.
     """
 
     def __init__(self, targets: Sequence[str], tls: Tls | None, token: str | Callable[[], str] | None) -> None:
@@ -81,55 +83,59 @@ class Channels:
 
     @property
     def target(self) -> str:
-        """Target in use."""
+        """The current target."""
         return self._targets[self._current]
 
     @property
     def stub(self) -> "RegistryServiceAsyncStub":
-        """Stub of the target in use.
+        """Stub of the current target.
 
         Raises:
             RuntimeError: The client is closed.
         """
         if self._closed:
-            raise RuntimeError("this client is closed")
+            raise RuntimeError("the client is closed")
         if self.target not in self._open:
-            channel = self._channel(self.target)
+            channel = self._create_channel(self.target)
             self._open[self.target] = channel, RegistryServiceStub(channel)
         return self._open[self.target][1]
 
-    def give_up(self, target: str) -> bool:
-        """Goes on to the next target, unless somebody else has done so; tells whether there is another one."""
-        if target == self.target:
+    def fail_over(self, failed_target: str) -> bool:
+        """Switch to the next target, unless another task has done so already.
+
+        Returns:
+            Whether the current target now differs from the failed one.
+        """
+        if failed_target == self.target:
             self._current = (self._current + 1) % len(self._targets)
-        return target != self.target
+        return failed_target != self.target
 
     @property
-    def renews_token(self) -> bool:
-        """Whether a token that has expired may be followed by another one."""
+    def has_token_source(self) -> bool:
+        """Whether the token comes from a function, which may return a new one after it has expired."""
         return callable(self._token)
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with each call. A token that is a function is asked each time, so that it may change.
+    def call_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of a call. A token function is called each time, so that the token may change.
 
         Raises:
-            Unauthenticated: The function failed.
+            Unauthenticated: The token function failed.
         """
         try:
             token = self._token() if callable(self._token) else self._token
         except Exception as error:
-            raise Unauthenticated(f"the token could not be had: {error}") from error
+            raise Unauthenticated(f"cannot obtain the token: {error}") from error
         return (("authorization", f"Bearer {token}"),) if token else ()
 
     async def close(self) -> None:
-        """Ends all calls and connections. Idempotent."""
+        """Cancel all calls and close all connections. Idempotent."""
         self._closed = True
         for channel, _ in self._open.values():
             await channel.close()
         self._open.clear()
 
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        options: list[tuple[str, str | int]] = list(_OPTIONS)
+    def _create_channel(self, target: str) -> grpc.aio.Channel:
+        options: list[tuple[str, str | int]] = list(_CHANNEL_OPTIONS)
         if self._tls is None:
             return grpc.aio.insecure_channel(target, options=options)
         if self._tls.server_name:

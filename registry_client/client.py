@@ -1,4 +1,4 @@
-"""``RegistryClient``: every RPC as a method, and what is built on them."""
+"""``RegistryClient``: every unary RPC as a method, and registrations, watches and caches built on the streams."""
 
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -17,29 +17,30 @@ from registry_client.rpcs import UnaryCalls
 from registry_client.watch import Watch
 
 DEFAULT_TIMEOUT: Final = 10.0
-"""Seconds for a call with all its tries."""
+"""Seconds for a call with all its attempts."""
 DEFAULT_TTL: Final = 30.0
-"""Seconds that the lease of a registration lasts whose service does not say."""
+"""Seconds of the lease of a registration whose service sets no ``ttl``."""
 
 
 class RegistryClient(UnaryCalls):
-    """A client of one registry, which may be several processes.
+    """A client of one registry, which may consist of several processes.
 
-    Use it as ``async with RegistryClient("localhost:50051") as client``, or call ``close``. It connects when it is
-    first used, and belongs to the event loop in which that happens.
+    Use it as ``async with RegistryClient("localhost:50051") as client``, or call ``close``. It connects on first use
+    and belongs to the event loop of that first use.
 
-    Calls that are safe to repeat are made again until their deadline when nobody answers; see ``registry_client.retry``
-    for which they are. All methods raise the errors of ``registry_client.errors``.
+    Calls that are safe to repeat are retried until their deadline while the registry is unavailable;
+    ``registry_client.retry`` describes which calls those are. All methods raise the errors of
+    ``registry_client.errors``.
 
     Args:
-        target: Address of a registry, such as ``localhost:50051``, or several of the same registry: one is used until
-            it fails, then the next.
-        tls: How to secure the connection; unset = not at all.
-        token: Bearer token, or a function that gives the one that is valid now. It is sent as it is: use ``tls``.
-        timeout: Seconds for a call with all its tries, unless the call says otherwise.
-        session: Whether reads wait until the process that is asked holds the highest revision that this client has
-            seen, so that it reads its own writes and never goes back, whichever process answers.
-        backoff: How long to wait between tries.
+        target: Address of a registry, such as ``localhost:50051``, or several addresses of the same registry: one is
+            used until it fails, then the next.
+        tls: TLS configuration; without it the connection is not encrypted.
+        token: Bearer token, or a function that returns the current one. It is sent unencrypted without ``tls``.
+        timeout: Seconds for a call with all its attempts, unless the call sets its own.
+        session: Whether reads wait until the registry process holds the highest revision that this client has seen.
+            With it the client reads its own writes and never goes back in time, whichever process responds.
+        backoff: How long to wait between attempts.
     """
 
     def __init__(
@@ -66,13 +67,16 @@ class RegistryClient(UnaryCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Ends heartbeats, watches and connections. What is registered stays until its lease ends. Idempotent."""
+        """Stop heartbeats and watches, and close the connections. Idempotent.
+
+        Registered services remain until their leases expire.
+        """
         await self._leases.close()
         await self._channels.close()
 
     @property
     def target(self) -> str:
-        """The target in use."""
+        """The current target."""
         return self._channels.target
 
     # Streams.
@@ -86,29 +90,30 @@ class RegistryClient(UnaryCalls):
         drain: float = 0.0,
         sigterm: bool = True,
     ) -> Registration:
-        """Keeps a service registered for as long as ``async with`` lasts.
+        """Keep a service registered for the duration of an ``async with`` block.
 
-        Its lease is renewed three times in its length (30 s unless ``service.ttl`` says otherwise) on one stream that
-        carries all registrations of this client. A registry that forgot the service is told of it again; one that is
-        away is tried until it is back. Nothing of that raises: see ``Registration.state`` and ``on_change``. At the end
-        the service is put in maintenance, and after ``drain`` seconds unregistered.
+        The lease is renewed three times per TTL (30 s unless ``service.ttl`` is set), on one stream that carries all
+        registrations of this client. If the registry loses the service, the client registers it again; if the registry
+        is unavailable, the client retries until it responds. Neither raises an error in the block: see
+        ``Registration.state`` and ``on_change``. At the end of the block the service is put in maintenance and, after
+        ``drain`` seconds, unregistered.
 
         Args:
-            service: What to register; see ``make_service``.
+            service: The service to register; see ``make_service``.
             replicas: Whether the name is that of a group: each registration gets a unique name in it.
-            wait: Whether entering waits for the first registration and raises what goes wrong with it. Otherwise it is
-                made in the background, for agents that start before their registry.
-            drain: Seconds between maintenance and the end, for those who still hold the endpoint.
-            sigterm: Whether SIGTERM ends the block as if it was left, unless the program handles SIGTERM itself.
+            wait: Whether entering the block waits for the first registration and raises its error. If false, the
+                service is registered in the background, for agents that start before their registry.
+            drain: Seconds between maintenance and unregistration, for callers that still hold the endpoint.
+            sigterm: Whether SIGTERM ends the block as if its body had ended, unless the program handles SIGTERM itself.
 
         Returns:
-            A context manager that gives itself.
+            A context manager that returns itself.
         """
-        made = Service()
-        made.CopyFrom(service)
-        if not made.HasField("ttl"):
-            made.ttl.CopyFrom(values.duration(DEFAULT_TTL))
-        return Registration(self, self._leases, made, replicas=replicas, wait=wait, drain=drain, sigterm=sigterm)
+        copy = Service()
+        copy.CopyFrom(service)
+        if not copy.HasField("ttl"):
+            copy.ttl.CopyFrom(values.duration(DEFAULT_TTL))
+        return Registration(self, self._leases, copy, replicas=replicas, wait=wait, drain=drain, sigterm=sigterm)
 
     def watch(
         self,
@@ -120,19 +125,19 @@ class RegistryClient(UnaryCalls):
         bookmark_interval: float = 10.0,
         **fields: Unpack[values.FilterFields],
     ) -> Watch:
-        """Watches changes: ``async for event in client.watch(capability="summarize")``.
+        """Watch changes: ``async for event in client.watch(capability="summarize")``.
 
-        The stream resumes by itself after every break, with no gap and no repeat. Where the registry no longer holds
-        what happened meanwhile, the difference comes as events with reason ``RESYNC``. To be able to tell it, a watch
-        takes a snapshot of what matches in any case and keeps it; a narrow filter keeps that small.
+        The watch resumes automatically after a broken stream, without gaps or repetitions. If the registry no longer
+        holds the missed changes, the watch takes a snapshot and returns the difference as events with the reason
+        ``RESYNC``. Every watch therefore keeps the matching services in memory; a narrow filter keeps that small.
 
         Args:
-            filter: Which services; unset = all.
-            types: Kinds of event to give; none = all.
-            include_snapshot: Whether the services that are there come first, as ``SERVICE_SNAPSHOT``.
-            cursor: Where to go on: ``Watch.cursor`` of an earlier watch with the same filter.
-            bookmark_interval: Seconds after which a quiet registry is heard all the same; after three of them it counts
-                as away.
+            filter: The services to watch; unset = all.
+            types: Event types to return; empty = all.
+            include_snapshot: Whether to return the existing services first, as ``SERVICE_SNAPSHOT`` events.
+            cursor: Where to resume: ``Watch.cursor`` of an earlier watch with the same filter.
+            bookmark_interval: Seconds after which the registry sends a message on a stream without changes. A stream
+                that is silent for three intervals counts as broken.
             **fields: Fields of the filter.
 
         Returns:
@@ -159,18 +164,18 @@ class RegistryClient(UnaryCalls):
         bookmark_interval: float = 10.0,
         **fields: Unpack[values.FilterFields],
     ) -> ServiceCache:
-        """Keeps services in memory for as long as ``async with`` lasts, to pick endpoints in process.
+        """Cache services in memory for the duration of an ``async with`` block, to resolve endpoints in process.
 
         Args:
-            filter: Which services; unset = all.
-            policy: How ``ServiceCache.resolve`` picks, unless the call says otherwise.
-            fallback: Statuses that are used, in this order, where no service is healthy, such as ``["degraded"]``.
-            wait: Whether entering waits for the first snapshot, as long as the client's ``timeout``.
-            bookmark_interval: Seconds after which a quiet registry is heard all the same.
+            filter: The services to cache; unset = all.
+            policy: How ``ServiceCache.resolve`` selects a service, unless the call sets its own policy.
+            fallback: Statuses that are acceptable, in this order, if no service is healthy, such as ``["degraded"]``.
+            wait: Whether entering the block waits for the first snapshot, for up to the ``timeout`` of the client.
+            bookmark_interval: Seconds after which the registry sends a message on a stream without changes.
             **fields: Fields of the filter.
 
         Returns:
-            A context manager that gives itself.
+            A context manager that returns itself.
         """
         watch = self.watch(filter, include_snapshot=True, bookmark_interval=bookmark_interval, **fields)
         return ServiceCache(
@@ -178,5 +183,5 @@ class RegistryClient(UnaryCalls):
             self._backoff,
             policy=policy,
             fallback=tuple(map(values.status, fallback)),
-            patience=self._timeout if wait else 0.0,
+            snapshot_timeout=self._timeout if wait else 0.0,
         )

@@ -1,12 +1,12 @@
-"""What happened between two states of the registry, told as events."""
+"""The difference between two states of the registry, expressed as events."""
 
 from collections.abc import Mapping
 
 from registry_client.messages import Event, EventReason, EventType, HealthStatus, Service
 
 
-def snapshot(services: Mapping[str, Service]) -> list[Event]:
-    """The events that a snapshot consists of."""
+def snapshot_events(services: Mapping[str, Service]) -> list[Event]:
+    """Return the events of a snapshot: one ``SERVICE_SNAPSHOT`` for each service."""
     return [
         Event(
             type=EventType.EVENT_TYPE_SERVICE_SNAPSHOT,
@@ -18,32 +18,33 @@ def snapshot(services: Mapping[str, Service]) -> list[Event]:
     ]
 
 
-def between(before: Mapping[str, Service], after: Mapping[str, Service], revision: int) -> list[Event]:
-    """The events that lead from one state to another: those of services that are gone first.
+def diff_events(before: Mapping[str, Service], after: Mapping[str, Service], revision: int) -> list[Event]:
+    """Return the events that lead from one state to another, removals first.
 
-    They have the reason ``RESYNC``, share one revision and have no time: when it happened is not known.
+    All have the reason ``RESYNC`` and the same revision. ``occurred_at`` is unset, because the time of the change is
+    unknown.
     """
     events = [
-        _event(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, service, service, revision)
+        _resync_event(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, service, service, revision)
         for name, service in before.items()
         if name not in after
     ]
     for name, service in after.items():
         old = before.get(name)
         if old is None:
-            events.append(_event(EventType.EVENT_TYPE_SERVICE_REGISTERED, None, service, revision))
+            events.append(_resync_event(EventType.EVENT_TYPE_SERVICE_REGISTERED, None, service, revision))
         elif old != service:
-            events.append(_event(_kind(old, service), old, service, revision))
+            events.append(_resync_event(_change_type(old, service), old, service, revision))
     return events
 
 
-def _kind(old: Service, new: Service) -> EventType.ValueType:
-    if old.health.status != new.health.status and _content(old) == _content(new):
+def _change_type(old: Service, new: Service) -> EventType.ValueType:
+    if old.health.status != new.health.status and _without_health(old) == _without_health(new):
         return EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
     return EventType.EVENT_TYPE_SERVICE_UPDATED
 
 
-def _content(service: Service) -> Service:
+def _without_health(service: Service) -> Service:
     content = Service()
     content.CopyFrom(service)
     for field in ("health", "updated_at", "revision"):
@@ -51,7 +52,7 @@ def _content(service: Service) -> Service:
     return content
 
 
-def _event(kind: EventType.ValueType, old: Service | None, state: Service, revision: int) -> Event:
+def _resync_event(kind: EventType.ValueType, old: Service | None, state: Service, revision: int) -> Event:
     return Event(
         type=kind,
         service=state,

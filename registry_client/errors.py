@@ -1,33 +1,33 @@
-"""What calls of the registry raise, as one tree.
+"""The errors of the SDK, as one tree.
 
 ::
 
     RegistryError                  root; has ``code``, ``reason``, ``metadata`` and ``retry_after``
-    ├── InvalidRequest             the request breaks the contract; carries every violation
+    ├── InvalidRequest             the request violates the contract; carries every violation
     ├── ServiceNotFound
     ├── ServiceExists
     ├── RevisionMismatch           a precondition on the revision does not hold
-    ├── WriteConflict              other writers were quicker each time
-    ├── CursorExpired              a watch cannot go on without a gap
+    ├── WriteConflict              concurrent writers won every attempt
+    ├── CursorExpired              a watch cannot resume without a gap
     ├── WatcherTooSlow             the reader of a watch fell behind
-    ├── ProbingDisabled            this server does not probe
-    ├── Unauthenticated            no token, or one that is not accepted
-    ├── PermissionDenied           the token does not allow this
-    ├── LimitExceeded              too large, or too many
-    │   └── RateLimited            too often; nothing was done
-    ├── DeadlineExceeded           no answer in time
-    │   └── RevisionNotReached     the process asked does not hold the wanted revision yet
-    ├── RegistryUnavailable        nobody answers
-    │   ├── StoreUnavailable       the registry does not reach Redis
-    │   │   └── NotReplicated      the write was made, but too few replicas of Redis have it
-    │   ├── IssuerUnavailable      the registry cannot read the keys that would verify the token
-    │   ├── Overloaded             the process asked has too much under way; nothing was done
-    │   └── ShuttingDown           the process asked drains
-    ├── InternalError              a bug of the registry; its log has the details
-    └── NoEndpoint                 ``ServiceCache.resolve`` finds nobody; no call was made
+    ├── ProbingDisabled            this server does not probe services
+    ├── Unauthenticated            the token is missing or was rejected
+    ├── PermissionDenied           the token does not permit this
+    ├── LimitExceeded              a message is too large, or a quota is used up
+    │   └── RateLimited            too many calls; nothing was written
+    ├── DeadlineExceeded           no response in time
+    │   └── RevisionNotReached     the process does not hold the requested revision yet
+    ├── RegistryUnavailable        no registry process responds
+    │   ├── StoreUnavailable       the registry cannot reach Redis
+    │   │   └── NotReplicated      the write was committed, but too few Redis replicas hold it
+    │   ├── IssuerUnavailable      the registry cannot fetch the keys that verify the token
+    │   ├── Overloaded             the process has too many requests in flight; nothing was written
+    │   └── ShuttingDown           the process is draining
+    ├── InternalError              a bug in the registry; its log has the details
+    └── NoEndpoint                 ``ServiceCache.resolve`` found no usable service; no call was made
 
-The wire carries a canonical code and a ``google.rpc.ErrorInfo`` whose reason is the finer of the two. ``_BY_REASON``
-and ``_BY_CODE`` are the one table from both to these classes.
+A gRPC error carries a canonical code and, if it comes from the registry, a ``google.rpc.ErrorInfo`` whose reason is
+more specific. ``_BY_REASON`` and ``_BY_CODE`` map both to these classes.
 """
 
 from collections.abc import Mapping
@@ -42,20 +42,21 @@ _DETAILS_KEY: Final = "grpc-status-details-bin"
 
 
 class Violation(NamedTuple):
-    """One bad field: its path in the request, such as ``service.capabilities[1].name``, and what is wrong."""
+    """One invalid field: its path in the request, such as ``service.capabilities[1].name``, and the problem."""
 
     field: str
     description: str
 
 
 class RegistryError(Exception):
-    """Root of what calls of the registry raise.
+    """Base class of all errors of the SDK.
 
     Attributes:
         code: Canonical gRPC code.
-        reason: UPPER_SNAKE word of the registry, such as ``SERVICE_NOT_FOUND``; empty if the error is gRPC's own.
-        metadata: Facts that came with the error, such as ``name``; keys in lowerCamelCase.
-        retry_after: Seconds that the registry asks to wait before the next try; 0 if it does not say.
+        reason: The registry's reason in UPPER_SNAKE case, such as ``SERVICE_NOT_FOUND``; empty if the error was not
+            created by the registry.
+        metadata: Details of the error, such as ``name``; keys in lowerCamelCase.
+        retry_after: Seconds that the registry requests before the next attempt; 0 if it does not request any.
     """
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
@@ -79,138 +80,138 @@ class RegistryError(Exception):
 
 
 class InvalidRequest(RegistryError):
-    """The request breaks the contract. Do not repeat it."""
+    """The request violates the contract. Do not retry it unchanged."""
 
     default_code = grpc.StatusCode.INVALID_ARGUMENT
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Every bad field."""
+        """All invalid fields."""
         return self._violations
 
 
 class ServiceNotFound(RegistryError):
-    """No service has this name; ``metadata["name"]`` says which."""
+    """No service is registered under the name in ``metadata["name"]``."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
 
 class ServiceExists(RegistryError):
-    """The name is taken and ``create_only`` was asked for."""
+    """The name is registered already, and the call had ``create_only`` set."""
 
     default_code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class RevisionMismatch(RegistryError):
-    """The service changed since it was read: read it again, decide again, write again."""
+    """The service has changed since it was read: read it again, then decide and write again."""
 
     default_code = grpc.StatusCode.ABORTED
 
     @property
     def actual_revision(self) -> int:
-        """Revision that the service is at; 0 if the registry did not say."""
+        """Current revision of the service; 0 if the registry did not report it."""
         return int(self.metadata.get("actualRevision", "0"))
 
 
 class WriteConflict(RegistryError):
-    """Other writers were quicker each time; nothing was written."""
+    """Concurrent writers won every attempt; nothing was written."""
 
     default_code = grpc.StatusCode.ABORTED
 
 
 class CursorExpired(RegistryError):
-    """The changes after this cursor are no longer all at hand: start over with a snapshot."""
+    """The registry no longer holds all changes after this cursor: start again with a snapshot."""
 
     default_code = grpc.StatusCode.OUT_OF_RANGE
 
 
 class WatcherTooSlow(RegistryError):
-    """The reader of a watch fell behind. ``Watch`` resumes by itself and does not raise it."""
+    """The reader of a watch fell behind. ``Watch`` resumes automatically and does not raise this error."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class ProbingDisabled(RegistryError):
-    """This server does not probe services: report the status instead."""
+    """This server does not probe services: report their status instead."""
 
     default_code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class Unauthenticated(RegistryError):
-    """No token was sent, or one that the registry does not accept."""
+    """The token is missing, or the registry rejected it."""
 
     default_code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(RegistryError):
-    """The token does not allow this."""
+    """The token does not permit this call."""
 
     default_code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class LimitExceeded(RegistryError):
-    """A message is too large for the server, or a quota is used up."""
+    """A message exceeds the size limit of the server, or a quota is used up."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class RateLimited(LimitExceeded):
-    """This client makes more calls than it may. Nothing was done: calls are made again after ``retry_after``."""
+    """This client exceeds its rate limit. Nothing was written; calls are retried after ``retry_after`` seconds."""
 
 
 class DeadlineExceeded(RegistryError):
-    """No answer came in time. A write may or may not have been made."""
+    """No response arrived before the deadline. A write may or may not have been committed."""
 
     default_code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class RevisionNotReached(DeadlineExceeded):
-    """The process that was asked does not hold the wanted revision yet."""
+    """The registry process did not reach the requested revision before the deadline."""
 
 
 class RegistryUnavailable(RegistryError):
-    """Nobody answers. A write may or may not have been made."""
+    """No registry process responds. A write may or may not have been committed."""
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
 
 class StoreUnavailable(RegistryUnavailable):
-    """The registry does not reach Redis. A write may or may not have been made."""
+    """The registry cannot reach Redis. A write may or may not have been committed."""
 
 
 class NotReplicated(StoreUnavailable):
-    """The write was made, but too few replicas of Redis have it: a failover now may lose it.
+    """The write was committed, but too few Redis replicas hold it: a Redis failover now may lose it.
 
-    What may be repeated is repeated, since the same again is answered once there are enough replicas. Where this is
-    raised for ``create_only`` or a write at an ``expected_revision``, do not repeat it: it would meet its own change.
+    Repeatable calls are retried: an identical write succeeds once there are enough replicas. Do not retry a write with
+    ``create_only`` or ``expected_revision`` after this error: it would conflict with its own first attempt.
     """
 
     @property
     def revision(self) -> int:
-        """Revision of the change; 0 if the registry did not say."""
+        """Revision of the committed change; 0 if the registry did not report it."""
         return int(self.metadata.get("revision", "0"))
 
 
 class IssuerUnavailable(RegistryUnavailable):
-    """The registry cannot read the keys that would verify the token."""
+    """The registry cannot fetch the issuer's keys, which verify the token."""
 
 
 class Overloaded(RegistryUnavailable):
-    """The process that was asked has as much under way as it takes. Nothing was done."""
+    """The registry process has reached its limit of requests in flight. Nothing was written."""
 
 
 class ShuttingDown(RegistryUnavailable):
-    """The process that was asked drains."""
+    """The registry process is draining before it exits."""
 
 
 class InternalError(RegistryError):
-    """A bug of the registry; its log has the details."""
+    """A bug in the registry; its log has the details."""
 
     default_code = grpc.StatusCode.INTERNAL
 
 
 class NoEndpoint(RegistryError):
-    """A cache knows no service that may be used; the message says what it knows instead."""
+    """A cache holds no usable service; the message lists the unusable matches."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
@@ -236,7 +237,7 @@ _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
     "LIMIT_EXCEEDED": LimitExceeded,
     "INTERNAL": InternalError,
 }
-# For reasons that this version does not know yet, and for what gRPC or a proxy says without any.
+# For reasons that this version does not know, and for errors of gRPC or a proxy, which have none.
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RegistryError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: ServiceNotFound,
@@ -248,37 +249,39 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, type[RegistryError]]] = {
     grpc.StatusCode.UNAVAILABLE: RegistryUnavailable,
     grpc.StatusCode.INTERNAL: InternalError,
 }
-# The registry gives a reason with every error. Without one, these come from a connection that broke under the call
-# (reset, killed server, proxy), which is the same as nobody answering.
-_BROKEN: Final = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED})
-_CODES: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+# Every error of the registry has a reason. Without one, these codes mean that the connection broke during the call
+# (reset, killed server, proxy).
+_BROKEN_CONNECTION_CODES: Final = frozenset(
+    {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+)
+_CODE_BY_NUMBER: Final[Mapping[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def error_of_call(error: grpc.aio.AioRpcError) -> RegistryError:
-    """Makes the error of this tree from what a call raised."""
+def error_from_rpc(error: grpc.aio.AioRpcError) -> RegistryError:
+    """Convert an exception of gRPC into an error of this module."""
     status = Status()
     for key, value in error.trailing_metadata():
         if key == _DETAILS_KEY and isinstance(value, bytes):
             try:
                 status.ParseFromString(value)
-            except DecodeError:  # not the registry's: a proxy's, perhaps
+            except DecodeError:  # not created by the registry; perhaps by a proxy
                 status = Status()
-    return _error(error.code(), error.details() or "", status)
+    return _build_error(error.code(), error.details() or "", status)
 
 
-def error_of_status(status: Status) -> RegistryError:
-    """Makes the error of this tree from a status in a batch's answer."""
-    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+def error_from_status(status: Status) -> RegistryError:
+    """Convert a status in a batch response into an error of this module."""
+    return _build_error(_CODE_BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
 
 
-def _error(code: grpc.StatusCode, message: str, status: Status) -> RegistryError:
+def _build_error(code: grpc.StatusCode, message: str, status: Status) -> RegistryError:
     info, retry, bad = ErrorInfo(), RetryInfo(), BadRequest()
     for detail in status.details:
         for known in (info, retry, bad):
             if detail.Is(known.DESCRIPTOR):
                 detail.Unpack(known)
     kind = _BY_REASON.get(info.reason) or _BY_CODE.get(code, RegistryError)
-    if not info.reason and code in _BROKEN:
+    if not info.reason and code in _BROKEN_CONNECTION_CODES:
         kind = RegistryUnavailable
     return kind(
         message or code.name,

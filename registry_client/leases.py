@@ -1,4 +1,4 @@
-"""``LeaseKeeper``: one ``KeepAlive`` stream keeps the leases of all registrations of a client alive."""
+"""``LeaseKeeper``: renews the leases of all registrations of a client over one ``KeepAlive`` stream."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 import grpc
 
 from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, KeepAliveResponse
-from registry_client.calls import being_cancelled
+from registry_client.calls import is_being_cancelled
 from registry_client.channel import Channels
 from registry_client.errors import (
     DeadlineExceeded,
@@ -19,66 +19,66 @@ from registry_client.errors import (
     RegistryError,
     RegistryUnavailable,
     Unauthenticated,
-    error_of_call,
+    error_from_rpc,
 )
 from registry_client.messages import Service
 from registry_client.retry import Backoff
-from registry_client.tasks import Listeners, end
+from registry_client.tasks import Listeners, cancel_and_wait
 
 if TYPE_CHECKING:
-    _Call: TypeAlias = grpc.aio.StreamStreamCall[KeepAliveRequest, KeepAliveResponse]
+    _KeepAliveCall: TypeAlias = grpc.aio.StreamStreamCall[KeepAliveRequest, KeepAliveResponse]
 
-Register: TypeAlias = Callable[[Sequence[Service]], Awaitable[Sequence[Service | RegistryError]]]
-"""Registers a batch; the answers are in its order."""
+RegisterBatch: TypeAlias = Callable[[Sequence[Service]], Awaitable[Sequence[Service | RegistryError]]]
+"""Registers a batch of services and returns one result for each, in order."""
 
-_BEATS_IN_A_TTL: Final = 3
-_PERMANENT: Final = 30.0
-"""Seconds between beats of a service without a lease: they only tell whether the registry still knows it."""
-_EARLIEST: Final = 0.75
-_LATEST: Final = 0.9
-"""Beats come at 0.75 to 0.9 of a third of the TTL: agents that started together do not stay together, and a registry
-that has forgotten a service is told of it again within a third of the TTL."""
-_MOST_NAMES: Final = 10_000
-_BATCH: Final = 50
-"""Services in one registration: 64 KiB each at the most, in a message of 4 MiB."""
-_LONGEST_WAIT: Final = 0.25
-"""Share of a period that passes at the most before a registry that is away is tried again."""
-_LEAST_PATIENCE: Final = 2.0
-"""Seconds to wait for the answer to a beat, if half of the period is shorter. A registry that hangs is found out, and
-another one told, well before the lease ends."""
+_HEARTBEATS_PER_TTL: Final = 3
+_PERMANENT_HEARTBEAT_SECONDS: Final = 30.0
+"""Heartbeat interval of a service without a lease: it only detects that the registry has lost the service."""
+_MIN_JITTER: Final = 0.75
+_MAX_JITTER: Final = 0.9
+"""Heartbeats are sent after 0.75 to 0.9 of their interval. The jitter spreads agents that started together, and the
+upper bound ensures that a registry which has lost a service receives it again within a third of the TTL."""
+_MAX_NAMES_PER_HEARTBEAT: Final = 10_000
+_REGISTRATION_BATCH_SIZE: Final = 50
+"""Services in one ``BatchRegisterServices`` call: up to 64 KiB each, in a message of up to 4 MiB."""
+_MAX_BACKOFF_SHARE: Final = 0.25
+"""Maximum delay before the next attempt, as a share of the shortest heartbeat interval."""
+MIN_HEARTBEAT_TIMEOUT_SECONDS: Final = 2.0
+"""Minimum time to wait for a heartbeat response; otherwise half of the shortest interval. An unresponsive registry is
+detected, and another target used, before a lease expires."""
 
 log = logging.getLogger(__name__)
 
 
 class RegistrationState(Enum):
-    """How a registration stands."""
+    """State of a registration."""
 
     PENDING = "pending"
-    """Not made yet."""
+    """The service has not been registered yet."""
     REGISTERED = "registered"
-    """The registry knew the service at the last heartbeat."""
+    """The registry confirmed the service at the last heartbeat."""
     AWAY = "away"
-    """The registry does not answer, or not for long enough to be sure. It is tried until it does."""
+    """The registry is unavailable; the client retries until it responds."""
     REFUSED = "refused"
-    """The registry does not take the service, as it says in ``error``. It is asked again now and then."""
+    """The registry rejected the service, for the reason in ``error``. The client retries periodically."""
     ENDED = "ended"
-    """Unregistered, or left to its lease."""
+    """The service was unregistered, or its lease is no longer renewed."""
 
 
 class Lease:
-    """One service whose lease is kept alive, and how that stands."""
+    """The state of one service whose lease is kept alive."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        """What is registered, also when it has to be done again."""
+        """The content to register, also after the registry has lost the service."""
         self.registered: Service | None = None
-        """What the registry answered."""
+        """The service as the registry last returned it."""
         self.state = RegistrationState.PENDING
         self.error: RegistryError | None = None
         self.known = False
-        """Whether the registry knows the service, as far as we were told."""
+        """Whether the registry holds the service, according to its last response."""
         self.due = 0.0
-        """When to beat or register next, by ``time.monotonic``."""
+        """Time of the next heartbeat or registration, by the clock of the ``LeaseKeeper``."""
         self.refusals = 0
         self.listeners: Listeners[RegistrationState] = Listeners()
 
@@ -88,192 +88,226 @@ class Lease:
         return self.service.name
 
     @property
-    def period(self) -> float:
-        """Seconds between two beats."""
-        return self.service.ttl.ToNanoseconds() / 1e9 / _BEATS_IN_A_TTL or _PERMANENT
+    def heartbeat_interval(self) -> float:
+        """Maximum seconds between two heartbeats."""
+        return self.service.ttl.ToNanoseconds() / 1e9 / _HEARTBEATS_PER_TTL or _PERMANENT_HEARTBEAT_SECONDS
 
-    def renewed(self) -> None:
-        """The registry knows the service."""
-        self.known = True
-        self.refusals = 0
-        self.due = time.monotonic() + self.period * random.uniform(_EARLIEST, _LATEST)  # noqa: S311 - spreads load
-        self.become(RegistrationState.REGISTERED)
-
-    def accepted(self, answer: Service) -> None:
-        """The registry has taken the service."""
-        self.registered = answer
-        self.renewed()
-
-    def become(self, state: RegistrationState, error: RegistryError | None = None) -> None:
-        """Changes the state, and tells the listeners if it is another one."""
+    def set_state(self, state: RegistrationState, error: RegistryError | None = None) -> None:
+        """Change the state, and notify the listeners if it differs from the current one."""
         if self.state is RegistrationState.ENDED:
-            return  # an answer that was under way
+            return  # a response to a call that was in flight when the registration ended
         changed = state is not self.state
         self.state, self.error = state, error
         if changed:
-            self.listeners.tell(state)
+            self.listeners.notify(state)
 
 
 class LeaseKeeper:
-    """Keeps leases alive as long as there are some. Whatever happens, it goes on trying, and raises nothing."""
+    """Keeps leases alive in a background task, which retries after every failure and raises nothing.
 
-    def __init__(self, channels: Channels, backoff: Backoff, register: Register) -> None:
+    Args:
+        channels: The connections.
+        backoff: How long to wait between attempts.
+        register_batch: Registers services that the registry does not hold.
+        clock: Monotonic time in seconds.
+        sleep: Waits for a number of seconds.
+        uniform: Source of randomness: returns a number between its two arguments.
+        min_heartbeat_timeout: Minimum seconds to wait for a heartbeat response.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        backoff: Backoff,
+        register_batch: RegisterBatch,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+        min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT_SECONDS,
+    ) -> None:
         self._channels = channels
         self._backoff = backoff
-        self._register = register
+        self._register_batch = register_batch
+        self._clock = clock
+        self._sleep = sleep
+        self._uniform = uniform
+        self._min_heartbeat_timeout = min_heartbeat_timeout
         self._leases: dict[str, Lease] = {}
         self._failures = 0
-        self._news = asyncio.Event()
-        self.registering = asyncio.Lock()
-        """Held while something is registered, so that old content cannot overtake new."""
+        self._wake = asyncio.Event()
+        self.registration_lock = asyncio.Lock()
+        """Held during a registration, so that old content cannot overwrite newer content."""
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, lease: Lease) -> None:
-        """Begins to keep a lease.
+    def add_lease(self, lease: Lease) -> None:
+        """Start to keep a lease alive.
 
         Raises:
-            ValueError: This client keeps one of that name already.
+            ValueError: This client already keeps a lease of that name.
         """
         if lease.name in self._leases:
-            raise ValueError(f"{lease.name} is registered by this client already")
+            raise ValueError(f"this client has already registered {lease.name}")
         self._leases[lease.name] = lease
-        self._news.set()
+        self._wake.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="registry leases")
 
-    async def remove(self, lease: Lease) -> None:
-        """Ends keeping a lease. After this nothing registers the service again."""
+    async def remove_lease(self, lease: Lease) -> None:
+        """Stop keeping a lease alive. Afterwards the service is not registered again."""
         self._leases.pop(lease.name, None)
-        async with self.registering:  # it may be under way
+        async with self.registration_lock:  # waits for a registration in flight
             pass
         if not self._leases:
             await self.close()
 
     async def close(self) -> None:
-        """Ends everything; what is registered is left to its lease. Idempotent."""
-        # First, without waiting: what is added meanwhile is kept by a task of its own.
+        """Stop renewing all leases, without unregistering the services. Idempotent."""
+        # Before the first await: a lease that is added meanwhile starts a new task.
         task, self._task = self._task, None
         leases, self._leases = self._leases, {}
         if task is not None:
-            await end(task)
+            await cancel_and_wait(task)
         for lease in leases.values():
-            lease.become(RegistrationState.ENDED)
+            lease.set_state(RegistrationState.ENDED)
+
+    def mark_registered(self, lease: Lease, service: Service) -> None:
+        """Record that the registry has accepted a service.
+
+        Args:
+            lease: The lease of the service.
+            service: The service as the registry returned it.
+        """
+        lease.registered = service
+        self._mark_renewed(lease)
+
+    def _mark_renewed(self, lease: Lease) -> None:
+        lease.known = True
+        lease.refusals = 0
+        lease.due = self._clock() + lease.heartbeat_interval * self._uniform(_MIN_JITTER, _MAX_JITTER)
+        lease.set_state(RegistrationState.REGISTERED)
 
     async def _run(self) -> None:
         while True:
             target = self._channels.target
             try:
-                await self._stream()
+                await self._run_stream()
             except RegistryError as error:
                 failure = error
             except Exception as error:
-                log.exception("keeping leases failed; it goes on")
+                log.exception("lease renewal failed, retrying")
                 failure = RegistryError(str(error))
             self._failures += 1
             refused = isinstance(failure, Unauthenticated | PermissionDenied)
             for lease in self._leases.values():
                 if refused:
-                    lease.become(RegistrationState.REFUSED, failure)
+                    lease.set_state(RegistrationState.REFUSED, failure)
                 else:
                     was_registered = lease.state is RegistrationState.REGISTERED
-                    lease.become(RegistrationState.AWAY if was_registered else lease.state, failure)
-            another = self._channels.give_up(target)
-            if not (another and self._failures < len(self._channels)):
-                await asyncio.sleep(self._delay(self._failures))
+                    lease.set_state(RegistrationState.AWAY if was_registered else lease.state, failure)
+            has_other_target = self._channels.fail_over(target)
+            if not (has_other_target and self._failures < len(self._channels)):
+                await self._sleep(self._retry_delay(self._failures))
 
-    def _delay(self, failures: int) -> float:
-        """Seconds to wait after failures: once the registry is back, everybody is to be there within a period.
+    def _retry_delay(self, failures: int) -> float:
+        """Return the seconds to wait after failures, so that all leases are renewed within one heartbeat interval.
 
-        gRPC itself waits up to a second before it connects again; it comes on top.
+        gRPC waits up to another second before it reconnects.
         """
-        return min(self._backoff.delay(failures), self._shortest() * _LONGEST_WAIT)
+        return min(self._backoff.delay(failures), self._shortest_interval() * _MAX_BACKOFF_SHARE)
 
-    def _shortest(self) -> float:
-        return min((lease.period for lease in self._leases.values()), default=_PERMANENT)
+    def _shortest_interval(self) -> float:
+        return min((lease.heartbeat_interval for lease in self._leases.values()), default=_PERMANENT_HEARTBEAT_SECONDS)
 
-    async def _stream(self) -> NoReturn:
-        """Keeps leases alive on one stream until it breaks.
+    async def _run_stream(self) -> NoReturn:
+        """Keep leases alive on one stream until it breaks.
 
         Raises:
-            RegistryError: How it broke.
+            RegistryError: The error that broke the stream.
         """
-        call = self._channels.stub.KeepAlive(metadata=self._channels.metadata())
-        call.add_done_callback(lambda _: self._news.set())
+        call = self._channels.stub.KeepAlive(metadata=self._channels.call_metadata())
+        call.add_done_callback(lambda _: self._wake.set())
         for lease in self._leases.values():
-            lease.due = 0.0  # how long the last stream was broken without our knowing is anybody's guess
+            lease.due = 0.0  # the previous stream may have been broken for an unknown time
         try:
             while True:
-                self._news.clear()
-                now = time.monotonic()
+                self._wake.clear()
+                now = self._clock()
                 due = [lease for lease in self._leases.values() if lease.due <= now]
-                await self._register_again([lease for lease in due if not lease.known])
+                await self._register_lost([lease for lease in due if not lease.known])
                 renewing = [lease for lease in due if lease.known]
-                # A stream that is broken while nothing is due has to be noticed as well.
+                # Detects a stream that has broken while no heartbeat is due.
                 if call.done() and not renewing:
-                    await self._answer(call)
-                for start in range(0, len(renewing), _MOST_NAMES):
-                    await self._beat(call, renewing[start : start + _MOST_NAMES])
-                await self._until_due()
+                    await self._exchange(call)
+                for start in range(0, len(renewing), _MAX_NAMES_PER_HEARTBEAT):
+                    await self._send_heartbeat(call, renewing[start : start + _MAX_NAMES_PER_HEARTBEAT])
+                await self._wait_until_due()
         finally:
             call.cancel()
 
-    async def _beat(self, call: "_Call", leases: Sequence[Lease]) -> None:
+    async def _send_heartbeat(self, call: "_KeepAliveCall", leases: Sequence[Lease]) -> None:
         request = KeepAliveRequest(names=[lease.name for lease in leases])
         try:
-            async with asyncio.timeout(max(_LEAST_PATIENCE, self._shortest() / 2)):
-                answer = await self._answer(call, request)
+            async with asyncio.timeout(max(self._min_heartbeat_timeout, self._shortest_interval() / 2)):
+                response = await self._exchange(call, request)
         except TimeoutError:
-            raise DeadlineExceeded("a heartbeat was not answered in time") from None
+            raise DeadlineExceeded("the registry did not respond to a heartbeat in time") from None
         self._failures = 0
-        unknown = set(answer.unknown_names)
+        unknown = set(response.unknown_names)
         for lease in leases:
             if lease.name in unknown:
                 lease.known = False
                 lease.due = 0.0
-                lease.become(RegistrationState.PENDING)
+                lease.set_state(RegistrationState.PENDING)
             else:
-                lease.renewed()
+                self._mark_renewed(lease)
 
-    async def _answer(self, call: "_Call", request: KeepAliveRequest | None = None) -> KeepAliveResponse:
+    async def _exchange(self, call: "_KeepAliveCall", request: KeepAliveRequest | None = None) -> KeepAliveResponse:
+        """Send a request, if there is one, and return the next response."""
         try:
             if request is not None:
                 await call.write(request)
-            answer = await call.read()
+            response = await call.read()
         except grpc.aio.AioRpcError as error:
-            raise error_of_call(error) from error
-        except asyncio.InvalidStateError as error:  # gRPC's word for a stream that has ended
-            raise RegistryUnavailable("the stream has ended") from error
+            raise error_from_rpc(error) from error
+        except asyncio.InvalidStateError as error:  # raised by gRPC for a stream that has ended
+            raise RegistryUnavailable("the KeepAlive stream has ended") from error
         except asyncio.CancelledError:
-            if being_cancelled():
+            if is_being_cancelled():
                 raise
-            raise RegistryUnavailable("the stream was closed") from None
-        if isinstance(answer, KeepAliveResponse):
-            return answer
-        raise RegistryUnavailable("the registry ended the stream")
+            raise RegistryUnavailable("the KeepAlive stream was closed") from None
+        if isinstance(response, KeepAliveResponse):
+            return response
+        raise RegistryUnavailable("the registry ended the KeepAlive stream")
 
-    async def _register_again(self, leases: Sequence[Lease]) -> None:
-        for start in range(0, len(leases), _BATCH):
-            async with self.registering:
-                part = [lease for lease in leases[start : start + _BATCH] if self._leases.get(lease.name) is lease]
-                if not part:
+    async def _register_lost(self, leases: Sequence[Lease]) -> None:
+        """Register the services that the registry does not hold."""
+        for start in range(0, len(leases), _REGISTRATION_BATCH_SIZE):
+            async with self.registration_lock:
+                batch = leases[start : start + _REGISTRATION_BATCH_SIZE]
+                batch = [lease for lease in batch if self._leases.get(lease.name) is lease]
+                if not batch:
                     continue
-                for lease, result in zip(part, await self._register([each.service for each in part]), strict=True):
+                results = await self._register_batch([lease.service for lease in batch])
+                for lease, result in zip(batch, results, strict=True):
                     if isinstance(result, Service):
-                        lease.accepted(result)
+                        self.mark_registered(lease, result)
                         continue
-                    away = isinstance(result, RegistryUnavailable | DeadlineExceeded)
+                    unavailable = isinstance(result, RegistryUnavailable | DeadlineExceeded)
                     lease.refusals += 1
-                    lease.due = time.monotonic() + (self._delay(lease.refusals) if away else lease.period)
-                    lease.become(RegistrationState.AWAY if away else RegistrationState.REFUSED, result)
+                    delay = self._retry_delay(lease.refusals) if unavailable else lease.heartbeat_interval
+                    lease.due = self._clock() + delay
+                    lease.set_state(RegistrationState.AWAY if unavailable else RegistrationState.REFUSED, result)
             self._failures = 0
 
-    async def _until_due(self) -> None:
+    async def _wait_until_due(self) -> None:
+        """Wait until a heartbeat is due, a lease was added or the stream has ended."""
         if self._leases:
-            wait = max(0.0, min(lease.due for lease in self._leases.values()) - time.monotonic())
+            seconds = max(0.0, min(lease.due for lease in self._leases.values()) - self._clock())
         else:
-            wait = _PERMANENT
+            seconds = _PERMANENT_HEARTBEAT_SECONDS
         try:
-            async with asyncio.timeout(wait):
-                await self._news.wait()
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         except TimeoutError:
             pass

@@ -1,4 +1,4 @@
-"""The messages of ``ossa.registry.v1`` that users of the SDK meet, under one roof."""
+"""The messages of ``ossa.registry.v1`` that the public API of the SDK uses, re-exported from one module."""
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import (

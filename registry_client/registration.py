@@ -1,36 +1,34 @@
-"""``Registration``: a service is registered for as long as a block lasts."""
+"""``Registration``: keeps a service registered for the duration of an ``async with`` block."""
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from registry_client.errors import RegistryError, ServiceNotFound
 from registry_client.leases import Lease, LeaseKeeper, RegistrationState
 from registry_client.messages import HealthStatus, Service
-from registry_client.signals import terminations
+from registry_client.rpcs import UnaryCalls
+from registry_client.signals import sigterm_blocks
 
-if TYPE_CHECKING:
-    from registry_client.client import RegistryClient
-
-_FAREWELL: Final = 5.0
-"""Seconds that maintenance and unregistering may take together; if the registry is away, the lease ends by itself."""
-_LEAVING: Final = "the agent is leaving"
-"""By this the maintenance of an agent that leaves is told from that of an operator."""
-_LONGEST_NAME: Final = 128
-_SUFFIX_BYTES: Final = 6
+LEAVE_TIMEOUT_SECONDS: Final = 5.0
+"""Limit for maintenance and unregistration together. If the registry is unavailable for longer, the lease expires."""
+_LEAVING_REASON: Final = "the agent is leaving"
+"""Reason of the maintenance status that a leaving agent reports. It distinguishes it from an operator's maintenance."""
+_MAX_NAME_LENGTH: Final = 128
+_NAME_SUFFIX_BYTES: Final = 6
 
 log = logging.getLogger(__name__)
 
 
 class Registration:
-    """Keeps a service registered for as long as ``async with`` lasts. Made by ``RegistryClient.registration``."""
+    """Keeps a service registered for the duration of ``async with``. Create it with ``RegistryClient.registration``."""
 
     def __init__(
         self,
-        client: "RegistryClient",
+        client: UnaryCalls,
         leases: LeaseKeeper,
         service: Service,
         *,
@@ -38,64 +36,68 @@ class Registration:
         wait: bool,
         drain: float,
         sigterm: bool,
+        leave_timeout: float = LEAVE_TIMEOUT_SECONDS,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         if replicas:
             service.group = service.group or service.name
-            service.name = _unique(service.name)
+            service.name = _unique_name(service.name)
         self._client = client
         self._leases = leases
         self._lease = Lease(service)
         self._wait = wait
         self._drain = drain
         self._sigterm = sigterm
+        self._leave_timeout = leave_timeout
+        self._sleep = sleep
         self._terminated = False
         self._removed = False
 
     async def __aenter__(self) -> Self:
-        """Registers the service.
+        """Register the service.
 
         Raises:
-            RegistryError: It could not be registered, unless ``wait`` is off.
-            ValueError: This client keeps a service of that name registered already.
+            RegistryError: The registration failed, unless ``wait`` is false.
+            ValueError: This client already keeps a service of that name registered.
         """
         if self._wait:
-            self._lease.accepted(await self._client.register_service(self._lease.service))
-            await self._return()
-        self._leases.add(self._lease)
+            self._leases.mark_registered(self._lease, await self._client.register_service(self._lease.service))
+            await self._clear_own_maintenance()
+        self._leases.add_lease(self._lease)
         if self._sigterm:
-            terminations().enter(self)
+            sigterm_blocks().enter_block(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if self._sigterm:
-            self._terminated = terminations().was_signalled(self)
-        cut = await self._leave_in_full()
-        if self._sigterm and terminations().leave(self):
+            self._terminated = sigterm_blocks().was_terminated(self)
+        cancelled = await self._leave_uninterrupted()
+        if self._sigterm and sigterm_blocks().exit_block(self):
             return kind is None or kind is asyncio.CancelledError
-        if cut and kind is not asyncio.CancelledError:
+        if cancelled and kind is not asyncio.CancelledError:
             raise asyncio.CancelledError
         return False
 
     @property
     def name(self) -> str:
-        """Name under which the service is registered; with ``replicas`` a unique one."""
+        """Name under which the service is registered; unique if ``replicas`` is set."""
         return self._lease.name
 
     @property
     def service(self) -> Service:
-        """The service as the registry last answered it; before that, as it will be registered."""
+        """The service as the registry last returned it; before the first response, the content to register."""
         return self._lease.registered or self._lease.service
 
     @property
     def state(self) -> RegistrationState:
-        """How the registration stands."""
+        """State of the registration."""
         return self._lease.state
 
     @property
     def error(self) -> RegistryError | None:
-        """What the registry, or its absence, says; None while all is well."""
+        """The last error of the registration; None while it is healthy."""
         return self._lease.error
 
     @property
@@ -105,29 +107,29 @@ class Registration:
 
     @property
     def removed(self) -> bool:
-        """Whether the registry has confirmed, after the block, that the name is free or another's.
+        """Whether the registry has confirmed, after the block, that it no longer holds this service under the name.
 
-        False: it could not be asked, and a service that is still there goes when its lease ends.
+        If false, the registry did not respond, and the service remains registered until its lease expires.
         """
         return self._removed
 
     def on_change(self, listener: Callable[[RegistrationState], object]) -> Callable[[], None]:
-        """Calls a function with each new state, in the event loop. What it raises is logged.
+        """Call a function with each new state, in the event loop. Exceptions of the function are logged.
 
         Returns:
-            A function that ends this.
+            A function that removes the listener.
         """
-        return self._lease.listeners.add(listener)
+        return self._lease.listeners.subscribe(listener)
 
     async def report(
         self, status: HealthStatus.ValueType | str, *, error: str = "", details: Mapping[str, Any] | None = None
     ) -> None:
-        """Reports the status of the service, as ``RegistryClient.report_service_health`` does.
+        """Report the status of the service, as ``RegistryClient.report_service_health`` does.
 
-        A registry that has to be told of the service again gets this status too.
+        The status is part of later registrations, if the registry loses the service.
 
         Raises:
-            RegistryError: It was not taken.
+            RegistryError: The registry did not accept the report.
         """
         health = await self._client.report_service_health(self.name, status, error=error, details=details)
         self._lease.service.health.Clear()
@@ -135,80 +137,84 @@ class Registration:
         self._lease.service.health.error = health.error
 
     async def update(self, service: Service) -> Service:
-        """Registers other content under the same name and group; ``service.name`` does not count.
+        """Register new content under the same name; ``service.name`` is ignored, an empty group keeps the current one.
 
         Returns:
             The service as it is registered now.
 
         Raises:
-            RegistryError: It was not taken; the old content stays.
+            RegistryError: The registry did not accept the content; the previous content remains registered.
         """
-        made = Service()
-        made.CopyFrom(service)
-        made.name = self.name
-        made.group = made.group or self._lease.service.group
-        if not made.HasField("ttl"):
-            made.ttl.CopyFrom(self._lease.service.ttl)
-        async with self._leases.registering:
-            answer = await self._client.register_service(made)
-            self._lease.service = made
-            self._lease.accepted(answer)
-        return answer
+        updated = Service()
+        updated.CopyFrom(service)
+        updated.name = self.name
+        updated.group = updated.group or self._lease.service.group
+        if not updated.HasField("ttl"):
+            updated.ttl.CopyFrom(self._lease.service.ttl)
+        async with self._leases.registration_lock:
+            registered = await self._client.register_service(updated)
+            self._lease.service = updated
+            self._leases.mark_registered(self._lease, registered)
+        return registered
 
-    async def _return(self) -> None:
-        """Takes back the maintenance in which a former process of this name left, but could not unregister.
+    async def _clear_own_maintenance(self) -> None:
+        """End the maintenance that a previous process of this name reported while leaving, if it did not unregister.
 
-        It is sticky, so that what an operator has taken out stays out; this one is known by its words.
+        The maintenance status survives a registration, so that an operator's decision is kept. The reason tells the
+        two apart.
         """
         health = self.service.health
-        if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING:
+        if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING_REASON:
             return
         by_heartbeat = self._lease.service.health_check.WhichOneof("probe") == "heartbeat"
         await self._client.report_service_health(self.name, "healthy" if by_heartbeat else "unknown")
-        self._lease.accepted(await self._client.get_service(self.name))
+        self._leases.mark_registered(self._lease, await self._client.get_service(self.name))
 
-    async def _is_ours(self) -> bool:
-        """Whether the service is still this one: in a rolling restart the next process may have taken the name."""
+    async def _is_own_service(self) -> bool:
+        """Return whether the registered service is this one: a rolling restart may have replaced it."""
         return (await self._client.get_service(self.name)).endpoint == self._lease.service.endpoint
 
-    async def _leave_in_full(self) -> bool:
-        """Leaves, which takes a bounded time, though the task is cancelled meanwhile; tells whether it was.
+    async def _leave_uninterrupted(self) -> bool:
+        """Leave within a bounded time, even if the task is cancelled meanwhile.
 
-        A task group cancels its tasks once more when SIGTERM has cancelled them already.
+        A task group cancels its tasks a second time after SIGTERM has cancelled them.
+
+        Returns:
+            Whether the task was cancelled meanwhile.
         """
         leaving = asyncio.create_task(self._leave(), name=f"unregistering {self.name}")
-        cut = False
+        cancelled = False
         while not leaving.done():
             try:
                 await asyncio.shield(leaving)
             except asyncio.CancelledError:
-                cut = True
+                cancelled = True
         leaving.result()
-        return cut
+        return cancelled
 
     async def _leave(self) -> None:
         known = self._lease.known
         try:
-            async with asyncio.timeout(_FAREWELL + self._drain):
-                if known and await self._is_ours():
+            async with asyncio.timeout(self._leave_timeout + self._drain):
+                if known and await self._is_own_service():
                     maintenance = HealthStatus.HEALTH_STATUS_MAINTENANCE
-                    await self._client.report_service_health(self.name, maintenance, error=_LEAVING)
-                    await asyncio.sleep(self._drain)
-                await self._leases.remove(self._lease)
-                if known and await self._is_ours():
+                    await self._client.report_service_health(self.name, maintenance, error=_LEAVING_REASON)
+                    await self._sleep(self._drain)
+                await self._leases.remove_lease(self._lease)
+                if known and await self._is_own_service():
                     await self._client.unregister_service(self.name)
                 self._removed = known
         except ServiceNotFound:
             self._removed = True
-            log.info("%s was not registered any more", self.name)
+            log.info("%s was already unregistered", self.name)
         except (RegistryError, TimeoutError) as error:
-            log.warning("%s could not be unregistered, its lease ends by itself: %s", self.name, error)
+            log.warning("cannot unregister %s, it remains until its lease expires: %s", self.name, error)
         finally:
-            await self._leases.remove(self._lease)
-            self._lease.become(RegistrationState.ENDED)
+            await self._leases.remove_lease(self._lease)
+            self._lease.set_state(RegistrationState.ENDED)
 
 
-def _unique(name: str) -> str:
-    """A name that nobody else takes: 48 random bits, without asking the registry for its leave."""
-    suffix = secrets.token_hex(_SUFFIX_BYTES)
-    return f"{name[: _LONGEST_NAME - len(suffix) - 1]}-{suffix}"
+def _unique_name(name: str) -> str:
+    """Return the name with a random suffix of 48 bits, which makes it unique without a call to the registry."""
+    suffix = secrets.token_hex(_NAME_SUFFIX_BYTES)
+    return f"{name[: _MAX_NAME_LENGTH - len(suffix) - 1]}-{suffix}"

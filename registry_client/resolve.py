@@ -1,8 +1,8 @@
-"""How an endpoint is picked among those that match: the hot path of ``ServiceCache``.
+"""Endpoint selection among the matching services: the hot path of ``ServiceCache``.
 
-For each question (``Question``) a ``Pool`` is kept, with all that can be known beforehand: who matches, who of them may
-be used, weights added up. A pick is then one step of an iterator or one comparison. A change of a service drops the
-pools that it can change, and the next question makes them anew.
+For each ``Query`` the cache keeps a ``Pool`` with everything that can be computed in advance: the matching services,
+the usable ones among them, and cumulative weights. A selection is then one step of an iterator or one comparison. A
+change of a service drops the affected pools, and the next query builds them again.
 """
 
 import bisect
@@ -18,30 +18,30 @@ from registry_client.messages import HealthStatus, Service
 from registry_client.versions import matcher
 
 WEIGHT_LABEL: Final = "weight"
-"""Label that gives the weight of a service for ``Policy.WEIGHTED_RANDOM``, a number from 0; 1 without it."""
+"""Label with the weight of a service for ``Policy.WEIGHTED_RANDOM``: a number of at least 0. The default is 1."""
 
-_SMOOTHING: Final = 0.3
-"""Share of the newest of the measured times in the estimate."""
-_MEMORY: Final = 30.0
-"""Seconds after which a measured time counts no more: else who was slow once would never be asked again."""
-_RETHINK: Final = 1.0
-"""Seconds after which the fastest is looked for again, though nothing was measured."""
+_EWMA_WEIGHT: Final = 0.3
+"""Weight of the newest measurement in the exponentially weighted moving average."""
+_MEASUREMENT_TTL_SECONDS: Final = 30.0
+"""Lifetime of a measurement. Without it, a service that was slow once would never be selected and measured again."""
+_FASTEST_MAX_AGE_SECONDS: Final = 1.0
+"""How long a computed fastest service is used while no new measurement arrives."""
 
 
 class Policy(Enum):
-    """How ``ServiceCache.resolve`` picks among the services that may be used."""
+    """How ``ServiceCache.resolve`` selects among the usable services."""
 
     ROUND_ROBIN = "round_robin"
-    """One after another, from a random one on."""
+    """One after another, beginning with a random one."""
     LEAST_RESPONSE_TIME = "least_response_time"
-    """The fastest: by what ``ServiceCache.observe`` was told in the last 30 s, else by the probe that the registry told
-    of last. Who was never measured comes first."""
+    """The fastest, according to the ``ServiceCache.observe`` calls of the last 30 s, else to the registry's last probe.
+    Services without any measurement come first."""
     WEIGHTED_RANDOM = "weighted_random"
-    """At random, in proportion to the label ``weight``; 1 without it, 0 = never."""
+    """At random, in proportion to the label ``weight``; the default weight is 1, and 0 excludes a service."""
 
 
-class Question(NamedTuple):
-    """What a service must have to be picked."""
+class Query(NamedTuple):
+    """The properties that a service must have to be selected; empty fields match every service."""
 
     capability: str
     version: str
@@ -51,92 +51,93 @@ class Question(NamedTuple):
 
 
 class ResponseTimes:
-    """Measured response times: an exponentially weighted mean for each service."""
+    """Measured response times: an exponentially weighted moving average for each service."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.changes = 0
-        self._means: dict[str, tuple[float, float]] = {}
+        self._averages: dict[str, tuple[float, float]] = {}
 
-    def add(self, name: str, seconds: float) -> None:
-        """Takes a measured time."""
-        mean, at = self._means.get(name, (seconds, 0.0))
+    def record(self, name: str, seconds: float) -> None:
+        """Add a measurement."""
+        average, measured_at = self._averages.get(name, (seconds, 0.0))
         now = self.clock()
-        fresh = now - at < _MEMORY
-        self._means[name] = (mean + _SMOOTHING * (seconds - mean) if fresh else seconds), now
+        fresh = now - measured_at < _MEASUREMENT_TTL_SECONDS
+        self._averages[name] = (average + _EWMA_WEIGHT * (seconds - average) if fresh else seconds), now
         self.changes += 1
 
-    def forget(self, name: str) -> None:
-        """Forgets a service that is gone."""
-        self._means.pop(name, None)
+    def discard(self, name: str) -> None:
+        """Remove the measurements of a service."""
+        self._averages.pop(name, None)
 
-    def of(self, service: Service) -> float:
-        """Seconds that a service is expected to take; 0 if nothing is known."""
-        mean, at = self._means.get(service.name, (0.0, float("-inf")))
-        if self.clock() - at < _MEMORY:
-            return mean
+    def expected_seconds(self, service: Service) -> float:
+        """Return the expected response time of a service; 0 if it was never measured."""
+        average, measured_at = self._averages.get(service.name, (0.0, float("-inf")))
+        if self.clock() - measured_at < _MEASUREMENT_TTL_SECONDS:
+            return average
         return service.health.response_time.ToNanoseconds() / 1e9
 
 
 class Pool:
-    """The services that answer one question, and one picker for each policy, made when it is first used."""
+    """The services that match one query, and a picker for each policy, created on first use."""
 
     def __init__(
         self, matching: Iterable[Service], fallback: Sequence[HealthStatus.ValueType], times: ResponseTimes
     ) -> None:
         self.matching = tuple(matching)
-        self.usable = _usable(self.matching, fallback)
-        self.keys: list[tuple[object, ...]] = []
-        """Under what its picks are kept."""
+        self.usable = _usable_services(self.matching, fallback)
+        self.picker_keys: list[tuple[object, ...]] = []
+        """Keys under which the cache holds the pickers of this pool."""
         self._times = times
-        self.pick_next: Callable[[], Service] = self._one_after_another()
+        self.pick_next: Callable[[], Service] = self._round_robin()
 
     def picker(self, policy: Policy) -> Callable[[], Service]:
-        """The function that picks by a policy."""
+        """Return a function that selects a service by a policy."""
         match policy:
             case Policy.ROUND_ROBIN:
                 return self.pick_next
             case Policy.LEAST_RESPONSE_TIME:
-                return self._fastest()
+                return self._least_response_time()
             case Policy.WEIGHTED_RANDOM:
-                return self._by_weight()
+                return self._weighted_random()
 
-    def refuse(self, question: Question) -> NoEndpoint:
-        """The error of a pool without anybody to pick."""
-        asked = ", ".join(f"{key}={value}" for key, value in _asked(question).items()) or "any service"
+    def no_endpoint_error(self, query: Query) -> NoEndpoint:
+        """Return the error for a pool without usable services."""
+        conditions = ", ".join(f"{key}={value}" for key, value in _conditions(query).items()) or "any service"
         if not self.matching:
-            return NoEndpoint(f"no service matches {asked}")
+            return NoEndpoint(f"no service matches {conditions}")
         counts: dict[str, int] = {}
         for service in self.matching:
             name = HealthStatus.Name(service.health.status).removeprefix("HEALTH_STATUS_").lower()
             counts[name] = counts.get(name, 0) + 1
-        seen = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        return NoEndpoint(f"no service that matches {asked} may be used: {seen}")
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        return NoEndpoint(f"no usable service matches {conditions}: found {found}")
 
-    def _one_after_another(self) -> Callable[[], Service]:
-        # From a random one on: else all processes, and all pools after each change, would begin with the same.
-        start = random.randrange(len(self.usable)) if self.usable else 0  # noqa: S311 - spreads load, keeps no secret
+    def _round_robin(self) -> Callable[[], Service]:
+        # A random start keeps all processes, and all pools after a change, from beginning with the same service.
+        start = random.randrange(len(self.usable)) if self.usable else 0  # noqa: S311 - load distribution, not a secret
         return itertools.cycle(self.usable[start:] + self.usable[:start]).__next__
 
-    def _fastest(self) -> Callable[[], Service]:
+    def _least_response_time(self) -> Callable[[], Service]:
         times, usable = self._times, self.usable
-        best, changes, until = usable[0], -1, 0.0
+        fastest, changes, valid_until = usable[0], -1, 0.0
 
         def pick() -> Service:
-            nonlocal best, changes, until
+            nonlocal fastest, changes, valid_until
             now = times.clock()
-            if changes != times.changes or now >= until:
-                best, changes, until = min(usable, key=times.of), times.changes, now + _RETHINK
-            return best
+            if changes != times.changes or now >= valid_until:
+                fastest, changes = min(usable, key=times.expected_seconds), times.changes
+                valid_until = now + _FASTEST_MAX_AGE_SECONDS
+            return fastest
 
         return pick
 
-    def _by_weight(self) -> Callable[[], Service]:
+    def _weighted_random(self) -> Callable[[], Service]:
         usable = self.usable
         sums = list(itertools.accumulate(map(_weight, usable)))
         total = sums[-1]
         if total <= 0:
-            return lambda: random.choice(usable)  # noqa: S311 - all weights are 0: nobody is preferred
+            return lambda: random.choice(usable)  # noqa: S311 - all weights are 0, so all services are equal
 
         def pick() -> Service:
             return usable[bisect.bisect_right(sums, random.random() * total)]  # noqa: S311 - as above
@@ -144,16 +145,16 @@ class Pool:
         return pick
 
 
-def matches(question: Question) -> Callable[[Service], bool]:
-    """Makes the test for a question.
+def query_matcher(query: Query) -> Callable[[Service], bool]:
+    """Return a function that tests whether a service matches a query.
 
     Raises:
-        ValueError: ``version`` is not a version or a range that is understood in process.
+        ValueError: ``version`` is neither a version nor a range that this client supports.
     """
-    capability, version, group, environment, labels = question
-    fits = matcher(version) if version else None
+    capability, version, group, environment, labels = query
+    version_matches = matcher(version) if version else None
 
-    def test(service: Service) -> bool:
+    def matches(service: Service) -> bool:
         if group and (service.group or service.name) != group:
             return False
         if environment and service.metadata.environment != environment:
@@ -161,13 +162,16 @@ def matches(question: Question) -> Callable[[Service], bool]:
         if any(service.metadata.labels.get(key) != value for key, value in labels):
             return False
         if not capability:
-            return fits is None or fits(service.version)
-        return any(each.name == capability and (fits is None or fits(each.version)) for each in service.capabilities)
+            return version_matches is None or version_matches(service.version)
+        return any(
+            each.name == capability and (version_matches is None or version_matches(each.version))
+            for each in service.capabilities
+        )
 
-    return test
+    return matches
 
 
-def _usable(services: Sequence[Service], fallback: Sequence[HealthStatus.ValueType]) -> tuple[Service, ...]:
+def _usable_services(services: Sequence[Service], fallback: Sequence[HealthStatus.ValueType]) -> tuple[Service, ...]:
     for status in (HealthStatus.HEALTH_STATUS_HEALTHY, *fallback):
         if found := tuple(service for service in services if service.health.status == status):
             return found
@@ -178,11 +182,11 @@ def _weight(service: Service) -> float:
     try:
         weight = float(service.metadata.labels.get(WEIGHT_LABEL, "1"))
     except ValueError:
-        return 1.0  # a label is anybody's text: it must not keep a service from being found
+        return 1.0  # labels are free text: an invalid weight must not exclude a service
     return weight if 0 <= weight < float("inf") else 1.0
 
 
-def _asked(question: Question) -> Mapping[str, str]:
-    fields = question._asdict()
+def _conditions(query: Query) -> Mapping[str, str]:
+    fields = query._asdict()
     labels = fields.pop("labels")
     return {key: value for key, value in fields.items() if value} | {f"label {key}": value for key, value in labels}

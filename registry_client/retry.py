@@ -1,16 +1,17 @@
-"""When and how often a call is made again.
+"""Retry policy: which failures are retried, and how long to wait between attempts.
 
-A call is repeated only if what happened allows it *and* the method does: an answer that got lost may be that of a write
-that was made. Repeating an upsert, a heartbeat or a read does no harm; repeating ``create_only`` or a write at an
-``expected_revision`` would answer that somebody else was there, and that somebody is oneself. ``WriteConflict``,
-``RateLimited`` and ``Overloaded`` say that nothing was written, so there everything may be repeated.
+A call is retried only if both the error and the method permit it. A lost response may belong to a write that the
+registry has committed. Repeating an upsert, a heartbeat or a read is harmless. Repeating ``create_only`` or a write at
+an ``expected_revision`` is not: the second attempt would conflict with the client's own first one. ``WriteConflict``,
+``RateLimited`` and ``Overloaded`` guarantee that nothing was written, so every call may be retried after them.
 
-Waiting times are exponential with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015):
-after an outage many clients come back, and they should not come at once.
+Delays are exponential with full jitter, as in "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), so that
+clients which reconnect after an outage do not arrive at the same moment.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from registry_client.errors import (
     DeadlineExceeded,
@@ -22,37 +23,46 @@ from registry_client.errors import (
     WriteConflict,
 )
 
+_MAX_EXPONENT = 30
+"""Keeps ``2 ** failures`` small: a client retries thousands of times during an outage of a week."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait between tries, in seconds."""
+    """Exponential back-off with full jitter; times are in seconds."""
 
     first: float = 0.1
-    """Longest wait after the first failure; doubles with each further one."""
+    """Upper bound of the delay after the first failure; it doubles with each further failure."""
     most: float = 2.0
-    """Longest wait at all."""
+    """Upper bound of every delay."""
+    uniform: Callable[[float, float], float] = field(default=random.uniform, repr=False, compare=False)
+    """Source of randomness: returns a number between its two arguments."""
 
     def delay(self, failures: int, at_least: float = 0.0) -> float:
-        """Seconds to wait after so many failures in a row (1 or more), on top of what the registry asks for."""
-        # The exponent is bounded: a registry that is away for a week is tried thousands of times.
-        longest = min(self.most, self.first * 2 ** min(failures - 1, 30))
-        return at_least + random.uniform(0, longest)  # noqa: S311 - spreads load, keeps no secret
+        """Return the seconds to wait after a number of consecutive failures (1 or more).
+
+        Args:
+            failures: Number of consecutive failures.
+            at_least: Seconds that the registry requested (``RetryInfo``); the jitter is added to them.
+        """
+        upper_bound = min(self.most, self.first * 2 ** min(failures - 1, _MAX_EXPONENT))
+        return at_least + self.uniform(0, upper_bound)
 
 
-def may_repeat(error: RegistryError, *, repeatable: bool) -> bool:
-    """Tells whether a call that failed so may be made again.
+def is_retryable(error: RegistryError, *, repeatable: bool) -> bool:
+    """Return whether a call that failed with this error may be made again.
 
     Args:
-        error: How it failed.
-        repeatable: Whether making it twice is the same as making it once.
+        error: The error of the failed attempt.
+        repeatable: Whether making the call twice has the same effect as making it once.
     """
     if isinstance(error, WriteConflict | RateLimited | Overloaded):
         return True
-    # A deadline that passed was perhaps only the share of one target of several: another one may answer in time, or
-    # hold the revision already.
+    # With several targets an attempt has only its share of the deadline: another target may answer in time, or may
+    # already hold the revision.
     return repeatable and isinstance(error, RegistryUnavailable | DeadlineExceeded)
 
 
-def may_resume(error: RegistryError) -> bool:
-    """Tells whether a stream that ended so is to be opened again."""
+def is_resumable(error: RegistryError) -> bool:
+    """Return whether a stream that ended with this error is to be opened again."""
     return isinstance(error, RegistryUnavailable | DeadlineExceeded | WatcherTooSlow | RateLimited)

@@ -1,4 +1,4 @@
-"""The unary RPCs as methods."""
+"""``UnaryCalls``: every unary RPC as a method."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import values
 from registry_client.calls import Caller, Session
-from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_of_status
+from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_from_status
 from registry_client.messages import (
     CapabilitySummary,
     Consistency,
@@ -25,15 +25,15 @@ from registry_client.messages import (
     ServiceFilter,
 )
 
-_PATIENCE: Final = 1.0
-"""Seconds to wait for a remembered revision before asking whether the registry has begun to count anew."""
-_LARGEST_PAGE: Final = 1_000
+_REVISION_WAIT_SECONDS: Final = 1.0
+"""How long a read waits for the session's revision before it checks whether the store was replaced."""
+_MAX_PAGE_SIZE: Final = 1_000
 
 _Response = TypeVar("_Response")
 
 
 class UnaryCalls:
-    """One method for each unary RPC; ``timeout`` is always in seconds, for a call with all its tries."""
+    """One method for each unary RPC; every ``timeout`` is in seconds, for a call with all its attempts."""
 
     def __init__(self, caller: Caller, session: Session, timeout: float) -> None:
         self._call = caller.call
@@ -45,41 +45,41 @@ class UnaryCalls:
         """Highest revision that this client has seen; 0 if none."""
         return self._session.revision
 
-    # Writing.
+    # Writes.
 
     async def register_service(
         self, service: Service, *, create_only: bool = False, timeout: float | None = None
     ) -> Service:
-        """Registers a service, or takes the new content of one that exists, and renews its lease.
+        """Register a service, or replace the content of an existing one, and renew its lease.
 
-        ``registration`` does this and keeps the lease alive.
+        ``registration`` also keeps the lease alive.
 
         Returns:
             The service as it is registered now.
 
         Raises:
-            InvalidRequest: The service breaks the contract.
-            ServiceExists: The name is taken, with ``create_only``.
+            InvalidRequest: The service violates the contract.
+            ServiceExists: ``create_only`` is set and the name is registered already.
         """
         request = pb.RegisterServiceRequest(service=service, create_only=create_only)
-        answer = await self._call(
+        response = await self._call(
             lambda stub: stub.RegisterService, request, timeout=timeout, repeatable=not create_only
         )
-        return self._written(answer.service)
+        return self._observe_written(response.service)
 
     async def batch_register_services(
         self, services: Iterable[Service], *, timeout: float | None = None
     ) -> list[Service | RegistryError]:
-        """Registers 1 to 500 services; each stands alone.
+        """Register 1 to 500 services, each independently of the others.
 
         Returns:
-            For each service, in order, the service as it is registered now or why it is not.
+            One result for each service, in order: the service as it is registered now, or its error.
         """
         request = pb.BatchRegisterServicesRequest(services=services)
-        answer = await self._call(lambda stub: stub.BatchRegisterServices, request, timeout=timeout)
+        response = await self._call(lambda stub: stub.BatchRegisterServices, request, timeout=timeout)
         return [
-            self._written(result.service) if result.HasField("service") else error_of_status(result.status)
-            for result in answer.results
+            self._observe_written(result.service) if result.HasField("service") else error_from_status(result.status)
+            for result in response.results
         ]
 
     async def update_service(
@@ -90,73 +90,74 @@ class UnaryCalls:
         expected_revision: int = 0,
         timeout: float | None = None,
     ) -> Service:
-        """Changes some fields of a service.
+        """Change some fields of a service.
 
         Args:
-            service: ``name`` says which; the new values are taken from here.
-            update_mask: Paths to change, such as ``metadata.tags``; ``*`` = all, none = those that are set.
-            expected_revision: Change only if the service is at this revision; 0 = any.
+            service: The ``name`` of the service to change, and the new values.
+            update_mask: Paths to change, such as ``metadata.tags``; ``*`` = all, empty = the fields that are set.
+            expected_revision: Change the service only at this revision; 0 = any.
             timeout: Seconds for the call.
 
         Raises:
-            InvalidRequest: The mask, or what would come of it, breaks the contract.
-            ServiceNotFound: No such service.
-            RevisionMismatch: It is at another revision.
+            InvalidRequest: The mask or the resulting service violates the contract.
+            ServiceNotFound: The service is not registered.
+            RevisionMismatch: The service is at another revision.
         """
         request = pb.UpdateServiceRequest(
             service=service, update_mask=FieldMask(paths=update_mask), expected_revision=expected_revision
         )
-        answer = await self._call(
+        response = await self._call(
             lambda stub: stub.UpdateService, request, timeout=timeout, repeatable=not expected_revision
         )
-        return self._written(answer.service)
+        return self._observe_written(response.service)
 
     async def unregister_service(
         self, name: str, *, expected_revision: int = 0, timeout: float | None = None
     ) -> Service:
-        """Removes a service.
+        """Unregister a service.
 
         Returns:
-            Its last state.
+            The last state of the service.
 
         Raises:
-            ServiceNotFound: No such service; also if a first try removed it and its answer was lost.
-            RevisionMismatch: It is at another revision than ``expected_revision``.
+            ServiceNotFound: The service is not registered; also if the response to a successful first attempt was lost.
+            RevisionMismatch: The service is not at ``expected_revision``.
         """
         request = pb.UnregisterServiceRequest(name=name, expected_revision=expected_revision)
-        answer = await self._call(
+        response = await self._call(
             lambda stub: stub.UnregisterService, request, timeout=timeout, repeatable=not expected_revision
         )
-        return self._written(answer.service)
+        return self._observe_written(response.service)
 
     async def heartbeat(self, names: Iterable[str], *, timeout: float | None = None) -> HeartbeatResponse:
-        """Renews the leases of 1 to 10,000 services.
+        """Renew the leases of 1 to 10,000 services.
 
         Returns:
-            How many there are, and ``unknown_names``: those that have to be registered again.
+            The number of renewed leases, and ``unknown_names``: services that must be registered again.
         """
         request = pb.HeartbeatRequest(names=names)
         return await self._call(lambda stub: stub.Heartbeat, request, timeout=timeout)
 
     async def cleanup(self, *, timeout: float | None = None) -> list[str]:
-        """Removes services whose lease has ended, now instead of at the next sweep; gives their names."""
-        answer = await self._call(lambda stub: stub.Cleanup, pb.CleanupRequest(), timeout=timeout)
-        return list(answer.names)
+        """Remove services with an expired lease now, instead of at the next sweep; return their names."""
+        response = await self._call(lambda stub: stub.Cleanup, pb.CleanupRequest(), timeout=timeout)
+        return list(response.names)
 
     # Health.
 
     async def get_service_health(self, name: str, *, timeout: float | None = None) -> tuple[Health, Timestamp | None]:
-        """Reads the newest health of a service.
+        """Read the current health of a service.
 
         Returns:
-            The health, and the end of its lease (``None``: permanent, or the store is away).
+            The health, and the expiry time of the lease. The time is ``None`` for a permanent service, and while the
+            store is unavailable.
 
         Raises:
-            ServiceNotFound: No such service.
+            ServiceNotFound: The service is not registered.
         """
         request = pb.GetServiceHealthRequest(name=name)
-        answer = await self._call(lambda stub: stub.GetServiceHealth, request, timeout=timeout)
-        return answer.health, answer.lease_expires_at if answer.HasField("lease_expires_at") else None
+        response = await self._call(lambda stub: stub.GetServiceHealth, request, timeout=timeout)
+        return response.health, response.lease_expires_at if response.HasField("lease_expires_at") else None
 
     async def report_service_health(
         self,
@@ -167,18 +168,18 @@ class UnaryCalls:
         details: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Health:
-        """Reports the status of a service, such as ``"degraded"``; gives its health as it is recorded now.
+        """Report the status of a service, such as ``"degraded"``; return its recorded health.
 
         Args:
-            name: The service.
-            status: Its status. ``maintenance`` stays until another one is reported.
-            error: Why it is not healthy.
-            details: Anything worth telling, as JSON would have it.
+            name: Name of the service.
+            status: New status. ``maintenance`` remains until another status is reported.
+            error: Why the service is not healthy.
+            details: Additional information; values must be representable in JSON.
             timeout: Seconds for the call.
 
         Raises:
-            InvalidRequest: The report breaks the contract.
-            ServiceNotFound: No such service.
+            InvalidRequest: The report violates the contract.
+            ServiceNotFound: The service is not registered.
         """
         request = pb.ReportServiceHealthRequest(name=name, status=values.status(status), error=error)
         if details is not None:
@@ -186,36 +187,36 @@ class UnaryCalls:
         return (await self._call(lambda stub: stub.ReportServiceHealth, request, timeout=timeout)).health
 
     async def check_service_health(self, name: str, *, timeout: float | None = None) -> Health:
-        """Lets the registry probe a service now; gives its health after that.
+        """Probe a service now; return its health after the probe.
 
         Raises:
-            ServiceNotFound: No such service.
-            ProbingDisabled: This server does not probe.
+            ServiceNotFound: The service is not registered.
+            ProbingDisabled: This server does not probe services.
         """
         request = pb.CheckServiceHealthRequest(name=name)
         return (await self._call(lambda stub: stub.CheckServiceHealth, request, timeout=timeout)).health
 
-    # Reading.
+    # Reads.
 
     async def get_service(self, name: str, *, min_revision: int | None = None, timeout: float | None = None) -> Service:
-        """Reads one service.
+        """Read one service.
 
         Args:
-            name: The service.
-            min_revision: Wait until the process that is asked holds this revision; unset = that of the session.
+            name: Name of the service.
+            min_revision: Wait until the registry process holds this revision; unset = the revision of the session.
             timeout: Seconds for the call.
 
         Raises:
-            ServiceNotFound: No such service.
-            DeadlineExceeded: The revision did not come in time, or no answer.
+            ServiceNotFound: The service is not registered.
+            DeadlineExceeded: The revision was not reached, or no response arrived, in time.
         """
 
-        async def read(revision: int, within: float) -> pb.GetServiceResponse:
+        async def read(revision: int, timeout: float) -> pb.GetServiceResponse:
             request = pb.GetServiceRequest(name=name, min_revision=revision)
-            return await self._call(lambda stub: stub.GetService, request, timeout=within)
+            return await self._call(lambda stub: stub.GetService, request, timeout=timeout)
 
-        service = (await self._read(read, min_revision, timeout)).service
-        self._session.saw(service.revision)
+        service = (await self._read_at_session_revision(read, min_revision, timeout)).service
+        self._session.observe_revision(service.revision)
         return service
 
     async def discover_services(
@@ -229,36 +230,36 @@ class UnaryCalls:
         timeout: float | None = None,
         **fields: Unpack[values.FilterFields],
     ) -> DiscoverServicesResponse:
-        """Finds services, one page of them, ordered by name; ``find_services`` gives all.
+        """Return one page of the matching services, ordered by name; ``find_services`` returns all.
 
         Args:
-            filter: Which services; unset = all.
-            page_size: Longest page, up to 1,000; 0 = 100.
-            page_token: ``next_page_token`` of the page before, with the same filter.
-            min_revision: Wait until the process that is asked holds this revision; unset = that of the session.
-            consistency: ``"strong"`` waits for all that was committed when the call arrived.
+            filter: The services to return; unset = all.
+            page_size: Maximum number of services, up to 1,000; 0 = 100.
+            page_token: ``next_page_token`` of the previous page, with the same filter.
+            min_revision: Wait until the registry process holds this revision; unset = the revision of the session.
+            consistency: ``"strong"`` waits until all writes are visible that were committed before the call arrived.
             timeout: Seconds for the call.
             **fields: Fields of the filter, such as ``capability="summarize"``.
 
         Raises:
-            InvalidRequest: The filter, page size or token breaks the contract.
-            DeadlineExceeded: The revision did not come in time, or no answer.
+            InvalidRequest: The filter, page size or token violates the contract.
+            DeadlineExceeded: The revision was not reached, or no response arrived, in time.
         """
-        wanted = values.make_filter(filter, fields)
+        merged_filter = values.make_filter(filter, fields)
 
-        async def read(revision: int, within: float) -> DiscoverServicesResponse:
+        async def read(revision: int, timeout: float) -> DiscoverServicesResponse:
             request = pb.DiscoverServicesRequest(
-                filter=wanted,
+                filter=merged_filter,
                 page_size=page_size,
                 page_token=page_token,
                 min_revision=revision,
                 consistency=values.consistency(consistency),
             )
-            return await self._call(lambda stub: stub.DiscoverServices, request, timeout=within)
+            return await self._call(lambda stub: stub.DiscoverServices, request, timeout=timeout)
 
-        answer = await self._read(read, min_revision, timeout)
-        self._session.saw(answer.revision)
-        return answer
+        response = await self._read_at_session_revision(read, min_revision, timeout)
+        self._session.observe_revision(response.revision)
+        return response
 
     async def find_services(
         self,
@@ -268,16 +269,16 @@ class UnaryCalls:
         timeout: float | None = None,
         **fields: Unpack[values.FilterFields],
     ) -> list[Service]:
-        """Finds all services that match, ordered by name, page after page.
+        """Return all matching services, ordered by name, from as many pages as needed.
 
-        The arguments are those of ``discover_services``; ``timeout`` is for each page.
+        The arguments are those of ``discover_services``; ``timeout`` applies to each page.
         """
-        wanted = values.make_filter(filter, fields)
+        merged_filter = values.make_filter(filter, fields)
         found: list[Service] = []
         token = ""
         while True:
             page = await self.discover_services(
-                wanted, page_size=_LARGEST_PAGE, page_token=token, consistency=consistency, timeout=timeout
+                merged_filter, page_size=_MAX_PAGE_SIZE, page_token=token, consistency=consistency, timeout=timeout
             )
             found += page.services
             token = page.next_page_token
@@ -285,9 +286,9 @@ class UnaryCalls:
                 return found
 
     async def list_capabilities(self, *, timeout: float | None = None) -> list[CapabilitySummary]:
-        """Lists the distinct capabilities of all services, ordered by name; ``timeout`` is for each page."""
+        """List the distinct capabilities of all services, ordered by name; ``timeout`` applies to each page."""
         found: list[CapabilitySummary] = []
-        request = pb.ListCapabilitiesRequest(page_size=_LARGEST_PAGE)
+        request = pb.ListCapabilitiesRequest(page_size=_MAX_PAGE_SIZE)
         while True:
             page = await self._call(lambda stub: stub.ListCapabilities, request, timeout=timeout)
             found += page.capabilities
@@ -296,46 +297,47 @@ class UnaryCalls:
                 return found
 
     async def get_stats(self, *, timeout: float | None = None) -> RegistryStats:
-        """Counts what is registered."""
+        """Return counts of services, capabilities, versions and tags."""
         return (await self._call(lambda stub: stub.GetStats, pb.GetStatsRequest(), timeout=timeout)).stats
 
     async def get_registry_health(self, *, timeout: float | None = None) -> GetRegistryHealthResponse:
-        """Tells how the registry itself is."""
+        """Return the health of the registry itself."""
         request = pb.GetRegistryHealthRequest()
         return await self._call(lambda stub: stub.GetRegistryHealth, request, timeout=timeout)
 
-    def _written(self, service: Service) -> Service:
-        self._session.saw(service.revision)
+    def _observe_written(self, service: Service) -> Service:
+        self._session.observe_revision(service.revision)
         return service
 
-    async def _read(
+    async def _read_at_session_revision(
         self,
         read: Callable[[int, float], Awaitable[_Response]],
         min_revision: int | None,
         timeout: float | None,
     ) -> _Response:
-        """Reads at a revision: the one that is asked for, else that of the session."""
+        """Read at ``min_revision`` or, if it is unset, at the revision of the session."""
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         if min_revision is not None or not self._session.revision:
             return await read(min_revision or 0, deadline - time.monotonic())
         while True:
-            left = deadline - time.monotonic()
+            remaining = deadline - time.monotonic()
             try:
-                return await read(self._session.revision, min(_PATIENCE, left))
+                return await read(self._session.revision, min(_REVISION_WAIT_SECONDS, remaining))
             except RegistryUnavailable:
-                if left <= _PATIENCE:
+                if remaining <= _REVISION_WAIT_SECONDS:
                     raise
             except DeadlineExceeded:
-                if left <= _PATIENCE:
+                if remaining <= _REVISION_WAIT_SECONDS:
                     raise
-                await self._check_history()
+                await self._reset_replaced_session()
 
-    async def _check_history(self) -> None:
-        """Begins the session anew if the revision that it waits for may never come.
+    async def _reset_replaced_session(self) -> None:
+        """Lower the session's revision if the registry can never reach it.
 
-        That is so if the process follows its store and is below it all the same: the store was replaced.
+        A process that is connected to its store, has no replication lag and is still below the revision follows a
+        store that was replaced.
         """
-        with suppress(RegistryError):  # who waits for the revision will meet it too
-            health = await self.get_registry_health(timeout=_PATIENCE)
+        with suppress(RegistryError):  # the next read of the caller raises the same error
+            health = await self.get_registry_health(timeout=_REVISION_WAIT_SECONDS)
             if health.store_connected and not health.replication_lag.ToNanoseconds():
-                self._session.restart(health.revision)
+                self._session.reset_revision(health.revision)

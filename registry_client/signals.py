@@ -1,6 +1,7 @@
-"""SIGTERM ends blocks: their tasks are cancelled, and the outermost block of each takes the cancellation back.
+"""SIGTERM handling: SIGTERM ends the registration blocks of the program.
 
-So ``async with client.registration(...)`` is left as if its body had ended, and the program goes on after it.
+The handler cancels the tasks of the blocks, and the outermost block of each task absorbs the cancellation. The effect
+is that ``async with client.registration(...)`` is left as if its body had ended, and the program continues after it.
 """
 
 import asyncio
@@ -10,62 +11,62 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 
-class Terminations:
-    """The blocks of one event loop that SIGTERM ends. SIGTERM is left alone where the program has taken it."""
+class SigtermBlocks:
+    """The blocks of one event loop that SIGTERM ends. A handler that the program has installed itself is kept."""
 
     def __init__(self) -> None:
-        self._blocks: dict[object, asyncio.Task[object]] = {}
+        self._tasks: dict[object, asyncio.Task[object]] = {}
         self._cancelled: set[asyncio.Task[object]] = set()
         self._installed = False
 
-    def enter(self, block: object) -> None:
-        """Begins a block of the current task."""
+    def enter_block(self, block: object) -> None:
+        """Add a block, which runs in the current task."""
         task = asyncio.current_task()
-        if task is None or not (self._installed or self._install()):
+        if task is None or not (self._installed or self._install_handler()):
             return
-        self._blocks[block] = task
+        self._tasks[block] = task
 
-    def leave(self, block: object) -> bool:
-        """Ends a block; tells whether SIGTERM ended it and its cancellation goes no further."""
-        task = self._blocks.pop(block, None)
-        if not self._blocks and self._installed:
-            self._uninstall()
-        if task is None or task not in self._cancelled or task in self._blocks.values():
+    def exit_block(self, block: object) -> bool:
+        """Remove a block; return whether SIGTERM ended it and this block absorbs the cancellation."""
+        task = self._tasks.pop(block, None)
+        if not self._tasks and self._installed:
+            self._remove_handler()
+        if task is None or task not in self._cancelled or task in self._tasks.values():
             return False
         self._cancelled.discard(task)
         return task.uncancel() == 0
 
-    def was_signalled(self, block: object) -> bool:
-        """Whether SIGTERM came while this block was under way."""
-        return self._blocks.get(block) in self._cancelled
+    def was_terminated(self, block: object) -> bool:
+        """Return whether SIGTERM arrived during this block."""
+        return self._tasks.get(block) in self._cancelled
 
-    def _install(self) -> bool:
+    def _install_handler(self) -> bool:
         if (
             threading.current_thread() is not threading.main_thread()
             or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         ):
             return False
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # loops and platforms that cannot
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # event loops and platforms without support
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
             self._installed = True
         return self._installed
 
-    def _uninstall(self) -> None:
+    def _remove_handler(self) -> None:
         self._installed = False
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # which restores the default that was there
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # restores the default action
 
     def _on_sigterm(self) -> None:
-        self._uninstall()  # a second SIGTERM ends the process at once
-        for task in set(self._blocks.values()):
+        self._remove_handler()  # a second SIGTERM ends the process immediately
+        for task in set(self._tasks.values()):
             self._cancelled.add(task)
             task.cancel()
 
 
-# A process has one SIGTERM and each event loop one handler for it, whichever clients there are.
-_OF_LOOPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, Terminations]" = WeakKeyDictionary()
+# SIGTERM can have only one handler in an event loop, so all clients of the loop share it.
+_BLOCKS_BY_LOOP: "WeakKeyDictionary[asyncio.AbstractEventLoop, SigtermBlocks]" = WeakKeyDictionary()
 
 
-def terminations() -> Terminations:
-    """Those of the running event loop."""
+def sigterm_blocks() -> SigtermBlocks:
+    """Return the blocks of the running event loop."""
     loop = asyncio.get_running_loop()
-    return _OF_LOOPS.setdefault(loop, Terminations())
+    return _BLOCKS_BY_LOOP.setdefault(loop, SigtermBlocks())

@@ -1,4 +1,4 @@
-"""``SyncRegistryClient``: the calls that scripts need, without ``async``."""
+"""``SyncRegistryClient``: the unary calls for scripts, without ``async``."""
 
 import asyncio
 import functools
@@ -15,27 +15,27 @@ _R = TypeVar("_R")
 def _blocking(
     method: Callable[Concatenate[RegistryClient, _P], Coroutine[Any, Any, _R]],
 ) -> "Callable[Concatenate[SyncRegistryClient, _P], _R]":
-    """The same method, which waits for its answer."""
+    """Return a synchronous version of a method, which blocks until the response arrives."""
 
     @functools.wraps(method)
     def call(self: "SyncRegistryClient", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        self._check()
+        self._check_usable()
         return self._runner.run(method(self._client, *args, **kwargs))
 
     return call
 
 
 class SyncRegistryClient:
-    """A ``RegistryClient`` for scripts: the same calls and errors, each of which waits.
+    """A blocking ``RegistryClient`` for scripts, with the same calls and errors.
 
-    There is no thread behind it: between calls nothing runs. So it has no registrations, watches and caches, which need
-    something that does. It belongs to one thread, and cannot be used within an event loop.
+    It has no background thread, so nothing runs between calls. For that reason it offers no registrations, watches and
+    caches. It belongs to one thread and cannot be used in a running event loop.
 
     Args:
-        target: Address of a registry, such as ``localhost:50051``, or several of the same registry.
-        tls: How to secure the connection; unset = not at all.
-        token: Bearer token, or a function that gives the one that is valid now.
-        timeout: Seconds for a call with all its tries, unless the call says otherwise.
+        target: Address of a registry, such as ``localhost:50051``, or several addresses of the same registry.
+        tls: TLS configuration; without it the connection is not encrypted.
+        token: Bearer token, or a function that returns the current one.
+        timeout: Seconds for a call with all its attempts, unless the call sets its own.
         session: Whether reads wait for the highest revision that this client has seen.
     """
 
@@ -59,21 +59,21 @@ class SyncRegistryClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the connections. Idempotent."""
+        """Close the connections. Idempotent."""
         if not self._closed:
-            self._check()
+            self._check_usable()
             self._closed = True
             self._runner.run(self._client.close())
             self._runner.close()
 
-    def _check(self) -> None:
+    def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError("this client is closed")
+            raise RuntimeError("the client is closed")
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return  # as it should be
-        raise RuntimeError("this client would stop the running event loop; use RegistryClient there")
+            return
+        raise RuntimeError("SyncRegistryClient would block the running event loop; use RegistryClient instead")
 
     register_service = _blocking(RegistryClient.register_service)
     batch_register_services = _blocking(RegistryClient.batch_register_services)

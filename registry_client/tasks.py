@@ -1,4 +1,4 @@
-"""Small tools around tasks and callbacks."""
+"""Helpers for tasks and callbacks."""
 
 import asyncio
 import logging
@@ -6,45 +6,44 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
-_AGAIN = 0.1
-"""Seconds."""
+_CANCEL_RETRY_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
 
 
-async def end(task: asyncio.Task[Any]) -> None:
-    """Cancels a task until it has ended; what it raised is left in it.
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it has ended; an exception of the task stays in it.
 
-    Once is not enough on Python 3.11, which can lose a cancellation that comes as something is done
-    (https://github.com/python/cpython/issues/86296).
+    The cancellation is repeated, because Python 3.11 can lose one that coincides with the completion of what the task
+    awaits (https://github.com/python/cpython/issues/86296).
     """
     while not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=_AGAIN)
+        await asyncio.wait([task], timeout=_CANCEL_RETRY_SECONDS)
     if not task.cancelled():
-        task.exception()  # taken: nobody is to be told that nobody asked for it
+        task.exception()  # marks the exception as retrieved, so that asyncio does not log it
 
 
 class Listeners(Generic[_T]):
-    """Functions that are told of something. What they raise is logged and does no harm."""
+    """A set of callbacks for one kind of value. An exception in a callback is logged and does not affect the others."""
 
     def __init__(self) -> None:
-        self._functions: dict[object, Callable[[_T], object]] = {}
+        self._callbacks: dict[object, Callable[[_T], object]] = {}
 
-    def add(self, function: Callable[[_T], object]) -> Callable[[], None]:
-        """Adds a function; gives another one that takes it out again."""
+    def subscribe(self, callback: Callable[[_T], object]) -> Callable[[], None]:
+        """Add a callback; return a function that removes it."""
         key = object()
-        self._functions[key] = function
+        self._callbacks[key] = callback
 
-        def remove() -> None:
-            self._functions.pop(key, None)
+        def unsubscribe() -> None:
+            self._callbacks.pop(key, None)
 
-        return remove
+        return unsubscribe
 
-    def tell(self, value: _T) -> None:
-        """Calls all functions."""
-        for function in list(self._functions.values()):
+    def notify(self, value: _T) -> None:
+        """Call all callbacks with a value."""
+        for callback in list(self._callbacks.values()):
             try:
-                function(value)
+                callback(value)
             except Exception:
-                log.exception("a listener failed")
+                log.exception("listener raised an exception")

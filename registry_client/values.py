@@ -1,4 +1,4 @@
-"""Short ways to write messages: keyword arguments, and names in the place of enum values."""
+"""Helpers that build messages from keyword arguments, and enum values from their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypedDict, Unpack
@@ -18,11 +18,11 @@ from registry_client.messages import (
 )
 
 Status: TypeAlias = HealthStatus.ValueType | str
-"""A ``HealthStatus``, or its name: ``"healthy"`` and ``"HEALTH_STATUS_HEALTHY"`` are the same."""
+"""A ``HealthStatus`` or its name; ``"healthy"`` and ``"HEALTH_STATUS_HEALTHY"`` are equivalent."""
 
 
 class FilterFields(TypedDict, total=False):
-    """The fields of a ``ServiceFilter`` as keyword arguments; its proto says what each means."""
+    """The fields of a ``ServiceFilter`` as keyword arguments; its proto file documents them."""
 
     name_pattern: str
     capability: str
@@ -37,11 +37,10 @@ class FilterFields(TypedDict, total=False):
 
 
 class ServiceFields(TypedDict, total=False):
-    """The optional fields of a ``Service`` as keyword arguments, those of its ``metadata`` among them.
+    """The optional fields of a ``Service`` and of its ``metadata`` as keyword arguments.
 
-    ``capabilities`` are messages or texts such as ``"summarize"`` and ``"summarize@1.2.0"``. ``ttl`` is in seconds,
-    0 = permanent. ``health_check`` is a message or the name of a kind: ``http``, ``grpc``, ``tcp``, ``heartbeat``,
-    ``none``.
+    ``capabilities`` are messages or strings such as ``"summarize"`` and ``"summarize@1.2.0"``. ``ttl`` is in seconds,
+    0 = permanent. ``health_check`` is a message or a probe type: ``http``, ``grpc``, ``tcp``, ``heartbeat``, ``none``.
     """
 
     capabilities: Iterable[Capability | str]
@@ -56,88 +55,88 @@ class ServiceFields(TypedDict, total=False):
     labels: Mapping[str, str]
 
 
-_METADATA = frozenset(field.name for field in Metadata.DESCRIPTOR.fields)
+_METADATA_FIELDS = frozenset(field.name for field in Metadata.DESCRIPTOR.fields)
 
 
 def make_service(name: str, endpoint: str, *, version: str, **fields: Unpack[ServiceFields]) -> Service:
-    """Makes a ``Service`` for registration.
+    """Build a ``Service`` for registration.
 
     Args:
         name: Unique name.
-        endpoint: Absolute URL where it is reached.
+        endpoint: Absolute URL of the service.
         version: Version of the service, SemVer if possible.
-        **fields: The rest; see ``ServiceFields``.
+        **fields: The optional fields; see ``ServiceFields``.
 
     Raises:
-        ValueError: ``health_check`` names no kind of probe.
-        TypeError: There is no such field.
+        ValueError: ``health_check`` is not a probe type.
+        TypeError: A field does not exist.
     """
     service = Service(name=name, endpoint=endpoint, version=version, group=fields.pop("group", ""))
-    for each in fields.pop("capabilities", ()):
-        service.capabilities.append(_capability(each) if isinstance(each, str) else each)
+    for item in fields.pop("capabilities", ()):
+        service.capabilities.append(_parse_capability(item) if isinstance(item, str) else item)
     if "ttl" in fields:
         service.ttl.CopyFrom(duration(fields.pop("ttl")))
     if check := fields.pop("health_check", None):
-        service.health_check.CopyFrom(_health_check(check) if isinstance(check, str) else check)
-    if unknown := fields.keys() - _METADATA:
+        service.health_check.CopyFrom(_default_health_check(check) if isinstance(check, str) else check)
+    if unknown := fields.keys() - _METADATA_FIELDS:
         raise TypeError(f"a service has no field {', '.join(sorted(unknown))}")
     if fields:
-        service.metadata.CopyFrom(Metadata(**fields))  # type: ignore[misc] # the fields of Service are taken out
+        service.metadata.CopyFrom(Metadata(**fields))  # type: ignore[misc] # only the fields of Metadata remain
     return service
 
 
 def make_filter(base: ServiceFilter | None, fields: FilterFields) -> ServiceFilter:
-    """Makes a filter from a message, keyword arguments, or both; the arguments go on top.
+    """Build a filter from a message, keyword arguments, or both; arguments override fields of the message.
 
     Raises:
-        ValueError: A status or ``tag_match`` has no such name.
+        ValueError: A status or ``tag_match`` is not a valid name.
     """
-    made = ServiceFilter()
+    merged = ServiceFilter()
     if base is not None:
-        made.CopyFrom(base)
+        merged.CopyFrom(base)
     if "health" in fields:
         statuses = fields["health"]
-        made.health[:] = [status(each) for each in ([statuses] if isinstance(statuses, str | int) else statuses)]
+        merged.health[:] = [status(each) for each in ([statuses] if isinstance(statuses, str | int) else statuses)]
     if "tag_match" in fields:
         match = fields["tag_match"]
-        made.tag_match = TagMatch.Value(_full_name("TAG_MATCH", match)) if isinstance(match, str) else match
-    rest = {key: value for key, value in fields.items() if key not in {"health", "tag_match"}}
-    made.MergeFrom(ServiceFilter(**rest))  # type: ignore[arg-type] # TypedDicts lose the types of their values
-    return made
+        merged.tag_match = TagMatch.Value(_full_name("TAG_MATCH", match)) if isinstance(match, str) else match
+    remaining = {key: value for key, value in fields.items() if key not in {"health", "tag_match"}}
+    merged.MergeFrom(ServiceFilter(**remaining))  # type: ignore[arg-type] # TypedDicts lose the types of their values
+    return merged
 
 
 def status(value: Status) -> HealthStatus.ValueType:
-    """The ``HealthStatus`` of a name.
+    """Return the ``HealthStatus`` of a name.
 
     Raises:
-        ValueError: There is no such status.
+        ValueError: The name is not a status.
     """
     return HealthStatus.Value(_full_name("HEALTH_STATUS", value)) if isinstance(value, str) else value
 
 
 def consistency(value: Consistency.ValueType | str) -> Consistency.ValueType:
-    """The ``Consistency`` of a name such as ``"strong"``.
+    """Return the ``Consistency`` of a name such as ``"strong"``.
 
     Raises:
-        ValueError: There is no such consistency.
+        ValueError: The name is not a consistency level.
     """
     return Consistency.Value(_full_name("CONSISTENCY", value)) if isinstance(value, str) else value
 
 
 def event_type(value: EventType.ValueType | str) -> EventType.ValueType:
-    """The ``EventType`` of a name such as ``"service_registered"``.
+    """Return the ``EventType`` of a name such as ``"service_registered"``.
 
     Raises:
-        ValueError: There is no such type.
+        ValueError: The name is not an event type.
     """
     return EventType.Value(_full_name("EVENT_TYPE", value)) if isinstance(value, str) else value
 
 
 def duration(seconds: float) -> Duration:
-    """Seconds as a message, to the millisecond."""
-    made = Duration()
-    made.FromMilliseconds(round(seconds * 1000))
-    return made
+    """Convert seconds into a ``Duration``, rounded to milliseconds."""
+    message = Duration()
+    message.FromMilliseconds(round(seconds * 1000))
+    return message
 
 
 def _full_name(prefix: str, name: str) -> str:
@@ -145,15 +144,15 @@ def _full_name(prefix: str, name: str) -> str:
     return upper if upper.startswith(f"{prefix}_") else f"{prefix}_{upper}"
 
 
-def _capability(text: str) -> Capability:
-    # Names of capabilities have no `@`.
+def _parse_capability(text: str) -> Capability:
+    # The name of a capability cannot contain `@`.
     name, _, version = text.partition("@")
     return Capability(name=name, version=version)
 
 
-def _health_check(kind: str) -> HealthCheck:
+def _default_health_check(kind: str) -> HealthCheck:
     if kind not in {field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields}:
-        raise ValueError(f"{kind!r} is no kind of health check; take http, grpc, tcp, heartbeat or none")
-    made = HealthCheck()
-    getattr(made, kind).SetInParent()
-    return made
+        raise ValueError(f"{kind!r} is not a probe type; use http, grpc, tcp, heartbeat or none")
+    check = HealthCheck()
+    getattr(check, kind).SetInParent()
+    return check

@@ -1,9 +1,9 @@
-"""``Watch``: every change, through restarts, drains and slow spells."""
+"""``Watch``: a stream of changes that survives restarts and drains of the registry, and slow readers."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
@@ -11,7 +11,7 @@ import grpc
 
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from registry_client import difference
-from registry_client.calls import Session, being_cancelled
+from registry_client.calls import Session, is_being_cancelled
 from registry_client.channel import Channels
 from registry_client.errors import (
     CursorExpired,
@@ -20,39 +20,40 @@ from registry_client.errors import (
     RegistryUnavailable,
     Unauthenticated,
     WatcherTooSlow,
-    error_of_call,
+    error_from_rpc,
 )
 from registry_client.messages import Event, EventReason, EventType, Service, ServiceFilter
-from registry_client.retry import Backoff, may_resume
+from registry_client.retry import Backoff, is_resumable
 from registry_client.values import duration
 
 if TYPE_CHECKING:
-    _Call: TypeAlias = grpc.aio.UnaryStreamCall[WatchEventsRequest, WatchEventsResponse]
+    _WatchCall: TypeAlias = grpc.aio.UnaryStreamCall[WatchEventsRequest, WatchEventsResponse]
 
-_GONE: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
-_SILENT_BOOKMARKS: Final = 3
-"""Bookmarks that may be missing before a stream counts as broken: one may be late on a busy machine."""
-_CONNECTING: Final = 5.0
-"""Seconds that the first message may take beyond that."""
+_REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+_MAX_MISSED_BOOKMARKS: Final = 3
+"""Bookmark intervals without a message after which a stream counts as broken. One may be late on a busy machine."""
+_CONNECT_SECONDS: Final = 5.0
+"""Additional time for the first message, which includes the connection."""
 
 
 class Watch:
-    """An asynchronous iterator of events that resumes by itself. Made by ``RegistryClient.watch``.
+    """An asynchronous iterator of events that resumes automatically. Create it with ``RegistryClient.watch``.
 
-    It knows the state that its events lead to (``services``). So where the registry no longer holds what happened while
-    the stream was broken, it takes a snapshot and gives the difference, as events with reason ``RESYNC``: services that
-    are gone, new or changed. Only if the watch began with a cursor of the caller's there is nothing to compare with;
-    then ``CursorExpired`` is raised.
+    The watch keeps the state that results from its events (``services``). If the registry no longer holds the changes
+    that were missed while the stream was broken, the watch takes a snapshot and returns the difference as events with
+    the reason ``RESYNC``: removed, new and changed services. A watch that started at a cursor of the caller has no
+    state to compare with and raises ``CursorExpired`` instead.
 
-    Iterating raises ``InvalidRequest`` for a bad filter or cursor, and ``Unauthenticated`` or ``PermissionDenied``.
-    That nobody answers is not raised: see ``connected``. One task may iterate at a time. Leaving the loop leaves the
-    stream open until ``close`` or until the watch is collected; ``async with`` closes it at once.
+    Iterating raises ``InvalidRequest`` for an invalid filter or cursor, and ``Unauthenticated`` or
+    ``PermissionDenied``. It does not raise an error while the registry is unavailable: see ``connected``. Only one task
+    may iterate at a time. Leaving the loop keeps the stream open until ``close`` or garbage collection; ``async with``
+    closes it immediately.
 
     Attributes:
-        cursor: Stands right after the last event that was handled, that is, the one before the last that was given.
-            Empty before that.
-        last_heard: When the registry last said something, by ``time.monotonic``; 0 if never.
-        last_error: Why the stream broke last; None while it is open.
+        cursor: Position right after the last event that the caller has handled, which is the event before the last
+            returned one. Empty before that.
+        last_heard: Time of the registry's last message, by ``time.monotonic``; 0 if there was none.
+        last_error: Error that broke the stream; None while it is open.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Watch:
         include_snapshot: bool,
         cursor: str,
         bookmark_interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._channels = channels
         self._backoff = backoff
@@ -74,13 +77,15 @@ class Watch:
         self._types = types
         self._include_snapshot = include_snapshot
         self._bookmark_interval = bookmark_interval
-        self._call: _Call | None = None
+        self._clock = clock
+        self._sleep = sleep
+        self._call: _WatchCall | None = None
         self._target = ""
         self._failures = 0
-        self._resume = cursor  # where the stream goes on; `cursor` follows once the events are handled
+        self._resume_cursor = cursor  # where the stream resumes; `cursor` follows once the events are handled
         self._services: dict[str, Service] = {}
-        self._complete = False  # whether _services is all that matches: not after a cursor of the caller's
-        self._arriving: dict[str, Service] | None = None  # a snapshot, as far as it has come
+        self._complete = False  # whether _services holds all matching services; never after a cursor of the caller
+        self._incoming: dict[str, Service] | None = None  # the received part of a snapshot
         self._pending: deque[Event] = deque()
         self._closed = False
         self.cursor = cursor
@@ -92,11 +97,11 @@ class Watch:
 
     async def __anext__(self) -> Event:
         while not self._pending:
-            self.cursor = self._resume
+            self.cursor = self._resume_cursor
             if self._closed:
                 raise StopAsyncIteration
             events = await self.next_events()
-            self._pending.extend(event for event in events if self._wanted(event))
+            self._pending.extend(event for event in events if self._is_requested(event))
         return self._pending.popleft()
 
     async def __aenter__(self) -> Self:
@@ -107,151 +112,151 @@ class Watch:
 
     @property
     def services(self) -> Mapping[str, Service]:
-        """What matches, by name, after the events that have arrived. Messages are shared: do not change them."""
+        """The matching services by name, after all received events. Messages are shared: do not modify them."""
         return MappingProxyType(self._services)
 
     @property
     def complete(self) -> bool:
-        """Whether ``services`` is all that matches: from the first snapshot on; never after a caller's cursor."""
+        """Whether ``services`` holds all matching services: after the first snapshot; never with a caller's cursor."""
         return self._complete
 
     @property
     def connected(self) -> bool:
-        """Whether the stream is open and has said something."""
+        """Whether the stream is open and has received a message."""
         return self._call is not None and self.last_error is None and self.last_heard > 0
 
     @property
     def next_cursor(self) -> str:
-        """What ``cursor`` becomes once the events that were given so far are handled.
+        """The value of ``cursor`` once the caller has handled all events returned so far.
 
-        Empty where the last of them has others of its message behind it, since there is no going on between them.
+        Empty if further events of the same message follow the last one: a watch cannot resume within a message.
         """
-        return "" if self._pending else self._resume
+        return "" if self._pending else self._resume_cursor
 
     async def close(self) -> None:
-        """Ends the watch: iterating stops. Idempotent."""
+        """End the watch: iteration stops. Idempotent."""
         self._closed = True
-        self._hang_up()
+        self._cancel_stream()
 
     async def next_events(self) -> list[Event]:
-        """Waits for the next message; gives its events, or the difference that a snapshot brings.
+        """Wait for the next message; return its events, or the difference to a new snapshot.
 
-        The list is empty where time has passed and nothing happened (a bookmark), and while a snapshot arrives.
+        The list is empty for a bookmark, which marks an interval without changes, and while a snapshot arrives.
         """
         while True:
             try:
-                message = await self._read()
+                message = await self._read_message()
             except CursorExpired as error:
-                self._hang_up()
-                if self._resume and not self._complete:
+                self._cancel_stream()
+                if self._resume_cursor and not self._complete:
                     raise
                 self.last_error = error
-                if not self._resume:  # within a snapshot: the store was replaced meanwhile
-                    await self._wait(error)
-                self._resume = ""
+                if not self._resume_cursor:  # during a snapshot: the store was replaced meanwhile
+                    await self._back_off(error)
+                self._resume_cursor = ""
             except RegistryError as error:
-                self._hang_up()
+                self._cancel_stream()
                 if self._closed:
                     return []
-                if not may_resume(error) and not self._only_expired(error):
+                if not is_resumable(error) and not self._is_token_expiry(error):
                     raise
                 self.last_error = error
-                await self._wait(error)
+                await self._back_off(error)
             else:
-                self.last_heard = time.monotonic()
+                self.last_heard = self._clock()
                 self.last_error = None
                 self._failures = 0
-                return self._take(message)
+                return self._apply_message(message)
 
-    def _only_expired(self, error: RegistryError) -> bool:
-        """Whether a token that was good ended under an open stream, and there may be another one by now."""
+    def _is_token_expiry(self, error: RegistryError) -> bool:
+        """Return whether the token expired on an open stream, and the token function may return a new one."""
         return (
             isinstance(error, Unauthenticated)
-            and self._channels.renews_token
+            and self._channels.has_token_source
             and self.last_heard > 0
             and not self._failures
         )
 
-    async def _read(self) -> WatchEventsResponse:
-        silence = _SILENT_BOOKMARKS * self._bookmark_interval
+    async def _read_message(self) -> WatchEventsResponse:
+        timeout = _MAX_MISSED_BOOKMARKS * self._bookmark_interval
         if self._call is None:
-            self._call = self._open()
-            silence += _CONNECTING
+            self._call = self._open_stream()
+            timeout += _CONNECT_SECONDS
         try:
-            async with asyncio.timeout(silence):
+            async with asyncio.timeout(timeout):
                 message = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise error_of_call(error) from error
+            raise error_from_rpc(error) from error
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing was heard for {silence:g} s") from None
+            raise DeadlineExceeded(f"no message from the registry for {timeout:g} s") from None
         except asyncio.CancelledError:
-            # gRPC cancels the stream with the one who waits for it. Nothing is lost: the next one resumes.
+            # gRPC cancels a stream together with the task that reads from it. The next stream resumes at the cursor.
             self._call = None
-            if being_cancelled():
+            if is_being_cancelled():
                 raise
-            raise RegistryUnavailable("the stream was closed") from None
+            raise RegistryUnavailable("the watch stream was closed") from None
         if isinstance(message, WatchEventsResponse):
             return message
-        raise RegistryUnavailable("the registry ended the stream")
+        raise RegistryUnavailable("the registry ended the watch stream")
 
-    def _open(self) -> "_Call":
+    def _open_stream(self) -> "_WatchCall":
         request = WatchEventsRequest(
             filter=self._filter,
-            cursor=self._resume,
-            include_snapshot=not self._resume,
+            cursor=self._resume_cursor,
+            include_snapshot=not self._resume_cursor,
             bookmark_interval=duration(self._bookmark_interval),
         )
-        self._arriving = None if self._resume else {}
+        self._incoming = None if self._resume_cursor else {}
         self._target = self._channels.target
-        return self._channels.stub.WatchEvents(request, metadata=self._channels.metadata())
+        return self._channels.stub.WatchEvents(request, metadata=self._channels.call_metadata())
 
-    def _hang_up(self) -> None:
+    def _cancel_stream(self) -> None:
         if self._call is not None:
             self._call.cancel()
             self._call = None
 
-    async def _wait(self, error: RegistryError) -> None:
+    async def _back_off(self, error: RegistryError) -> None:
         if isinstance(error, WatcherTooSlow):
-            return  # what was missed waits to be read
+            return  # the missed events are available now
         self._failures += 1
-        another = self._channels.give_up(self._target)
-        if not (another and self._failures < len(self._channels)):
-            await asyncio.sleep(self._backoff.delay(self._failures))
+        has_other_target = self._channels.fail_over(self._target)
+        if not (has_other_target and self._failures < len(self._channels)):
+            await self._sleep(self._backoff.delay(self._failures))
 
-    def _take(self, message: WatchEventsResponse) -> list[Event]:
-        if self._arriving is not None:
+    def _apply_message(self, message: WatchEventsResponse) -> list[Event]:
+        if self._incoming is not None:
             for event in message.events:
                 if event.type == EventType.EVENT_TYPE_SERVICE_SNAPSHOT:
-                    self._arriving[event.service.name] = event.service
+                    self._incoming[event.service.name] = event.service
             if not message.snapshot_complete:
-                return []  # a cursor from within a snapshot is not good to resume from
-            arrived, self._arriving = self._arriving, None
-            return self._replace(arrived, message)
+                return []  # a watch cannot resume at a cursor within a snapshot
+            snapshot, self._incoming = self._incoming, None
+            return self._apply_snapshot(snapshot, message)
         for event in message.events:
             if event.reason == EventReason.EVENT_REASON_RESYNC:
-                self._session.restart(event.revision)
-            self._session.saw(event.revision)
-            if event.type in _GONE:
+                self._session.reset_revision(event.revision)
+            self._session.observe_revision(event.revision)
+            if event.type in _REMOVAL_TYPES:
                 self._services.pop(event.service.name, None)
             elif event.HasField("service"):
                 self._services[event.service.name] = event.service
-        self._resume = message.cursor
+        self._resume_cursor = message.cursor
         return list(message.events)
 
-    def _replace(self, arrived: dict[str, Service], message: WatchEventsResponse) -> list[Event]:
-        """Takes a whole snapshot as the state; gives it as the caller wants it."""
+    def _apply_snapshot(self, snapshot: dict[str, Service], message: WatchEventsResponse) -> list[Event]:
+        """Replace the state by a complete snapshot; return the events that it means for the caller."""
         if self._complete:
-            self._session.restart(message.revision)
-            events = difference.between(self._services, arrived, message.revision)
+            self._session.reset_revision(message.revision)
+            events = difference.diff_events(self._services, snapshot, message.revision)
         elif self._include_snapshot:
-            events = difference.snapshot(arrived)
+            events = difference.snapshot_events(snapshot)
         else:
             events = []
-        self._services = arrived
+        self._services = snapshot
         self._complete = True
-        self._resume = message.cursor
+        self._resume_cursor = message.cursor
         return events
 
-    def _wanted(self, event: Event) -> bool:
-        # The types are not left to the registry: the state could not be known from some of the events.
+    def _is_requested(self, event: Event) -> bool:
+        # The client filters by type, because the state depends on the events of all types.
         return not self._types or event.type in self._types or event.type == EventType.EVENT_TYPE_SERVICE_SNAPSHOT

@@ -1,7 +1,8 @@
-"""A real registry for users' own tests: a context manager, and pytest fixtures in ``registry_client.testing.fixtures``.
+"""A real registry for the tests of SDK users: a context manager, and pytest fixtures in the module ``fixtures``.
 
-The server is started as a process, with an embedded Redis and a directory of its own. It is that of the same
-installation (``python -m registry_server``), which the distribution ``ossa-registry-client`` does not have.
+The server runs as a separate process with an embedded Redis and a temporary directory. It is started with
+``python -m registry_server``, which requires the distribution ``ossa-registry``; ``ossa-registry-client`` does not
+contain the server.
 """
 
 from registry_client.testing.process import RegistryProcess

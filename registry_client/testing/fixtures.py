@@ -1,4 +1,4 @@
-"""pytest fixtures. To use them, a ``conftest.py`` says ``pytest_plugins = ["registry_client.testing.fixtures"]``."""
+"""pytest fixtures. Enable them in ``conftest.py``: ``pytest_plugins = ["registry_client.testing.fixtures"]``."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,18 +12,18 @@ from registry_client.testing.process import RegistryProcess
 
 @pytest.fixture(scope="session")
 def registry_process() -> Iterator[RegistryProcess]:
-    """One registry for all tests; ``registry`` is the same, emptied."""
+    """One registry process for all tests; ``registry`` is the same process without any services."""
     with RegistryProcess() as process:
         yield process
 
 
 @pytest.fixture
 def registry(registry_process: RegistryProcess) -> RegistryProcess:
-    """A registry in which nothing is registered; its address is ``registry.target``. A test may kill and restart it."""
+    """A registry without services; its address is ``registry.target``. A test may kill and restart it."""
     if not registry_process.running:
-        registry_process.start()  # the test before left it so
+        registry_process.start()  # the previous test left it stopped
     with SyncRegistryClient(registry_process.target) as client:
         for service in client.find_services():
-            with suppress(ServiceNotFound):  # its lease ended meanwhile
+            with suppress(ServiceNotFound):  # its lease expired meanwhile
                 client.unregister_service(service.name)
     return registry_process

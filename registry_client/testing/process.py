@@ -1,4 +1,4 @@
-"""``RegistryProcess``: a registry of one's own, for tests."""
+"""``RegistryProcess``: a dedicated registry process for tests."""
 
 import asyncio
 import importlib.util
@@ -16,27 +16,27 @@ from pathlib import Path
 from typing import Final, Self
 
 START_TIMEOUT: Final = 30.0
-"""Seconds that a registry may take to start, on a busy machine."""
+"""Seconds until a start counts as failed; generous, for busy machines."""
 
 _PORTS: Final = range(20_000, 32_000)
-"""Below the ephemeral ports of Linux and macOS: nobody's outgoing connection takes the port between two starts."""
-_POLL: Final = 0.02
-_GRACE: Final = 15.0
+"""Below the ephemeral ports of Linux and macOS, so that no outgoing connection takes the port between two starts."""
+_POLL_SECONDS: Final = 0.02
+_STOP_TIMEOUT_SECONDS: Final = 15.0
 
 
 class RegistryProcess:
-    """A registry as a process, for ``with`` and ``async with``.
+    """A registry as a separate process, for ``with`` and ``async with``.
 
-    It can be killed and started again: the address and what is registered stay the same. Services are not probed unless
-    a flag says so, since the endpoints of most tests are nowhere.
+    It can be killed and started again; its address and its services stay the same. Health checks are disabled by
+    default, because most tests register endpoints that do not exist.
 
     Args:
-        *flags: Further flags of ``ossa-registry serve``, such as ``"--health-check.enabled=true"``.
+        *flags: Additional flags of ``ossa-registry serve``, such as ``"--health-check.enabled=true"``.
     """
 
     def __init__(self, *flags: str) -> None:
         self._flags = flags
-        # Not below pytest's directories: such a path may be too long for the socket of the embedded Redis.
+        # Not below pytest's directories: the path of the embedded Redis' Unix socket would be too long.
         self._directory = tempfile.TemporaryDirectory(prefix="ossa-")
         self._process: subprocess.Popen[bytes] | None = None
         self._target = ""
@@ -45,64 +45,65 @@ class RegistryProcess:
     def target(self) -> str:
         """Address for ``RegistryClient``; the same after each start."""
         if not self._target:
-            raise RuntimeError("this registry was not started yet")
+            raise RuntimeError("the registry was not started yet")
         return self._target
 
     @property
     def running(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """What the process that runs, or ran last, has logged: one JSON object a line."""
+        """Log of the current or last process: one JSON object per line."""
         with suppress(FileNotFoundError):
             return self._log_file.read_text(encoding="utf-8", errors="replace")
         return ""
 
     def start(self) -> None:
-        """Starts it; returns once it serves.
+        """Start the process; return once it serves.
 
         Raises:
-            RuntimeError: It runs already, is not installed, or does not start; then the message has its log.
+            RuntimeError: The registry is already running, is not installed, or failed to start. In the last case the
+                message contains its log.
         """
         if self._process is not None:
-            raise RuntimeError("this registry runs already")
+            raise RuntimeError("the registry is already running")
         if importlib.util.find_spec("registry_server") is None:
             raise RuntimeError(
-                "registry_client.testing starts a registry, which is not installed: "
-                "install ossa-registry in the place of ossa-registry-client"
+                "registry_client.testing needs the registry server, which is not installed: "
+                "install ossa-registry instead of ossa-registry-client"
             )
         for _ in range(1 if self._target else 5):
             address = self._target or f"127.0.0.1:{_free_port()}"
-            if self._starts(address):
+            if self._start_process(address):
                 self._target = address
                 return
             self.kill()
-        raise RuntimeError(f"the registry does not start:\n{self.log}")
+        raise RuntimeError(f"the registry failed to start:\n{self.log}")
 
     def stop(self) -> None:
-        """Ends it as SIGTERM does, with a drain; kills it if that takes too long. Idempotent."""
+        """Stop the process with SIGTERM, which drains it; kill it if that takes too long. Idempotent."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_GRACE)
+                self._process.wait(_STOP_TIMEOUT_SECONDS)
             self.kill()
 
     def kill(self) -> None:
-        """Ends it with SIGKILL, as a crash would. Idempotent."""
+        """Kill the process with SIGKILL, like a crash. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()
 
     def restart(self) -> None:
-        """Ends it, if it runs, and starts it again."""
+        """Stop the process, if it is running, and start it again."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Ends it and removes its data. Idempotent."""
+        """Stop the process and remove its data. Idempotent."""
         self.stop()
         self._directory.cleanup()
 
@@ -127,7 +128,7 @@ class RegistryProcess:
     def _log_file(self) -> Path:
         return Path(self._directory.name) / "registry.log"
 
-    def _starts(self, address: str) -> bool:
+    def _start_process(self, address: str) -> bool:
         command = [
             *(sys.executable, "-m", "registry_server"),
             *(f"--grpc.address={address}", "--http.address=127.0.0.1:0", f"--data-dir={self._directory.name}/data"),
@@ -135,16 +136,16 @@ class RegistryProcess:
         ]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OSSA_REGISTRY_")}
         with self._log_file.open("wb") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - ours
-        until = time.monotonic() + START_TIMEOUT
-        while self._process.poll() is None and time.monotonic() < until:
-            if self._serves():
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 - our own command
+        deadline = time.monotonic() + START_TIMEOUT
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if self._is_serving():
                 return True
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_POLL)
+                self._process.wait(_POLL_SECONDS)
         return False
 
-    def _serves(self) -> bool:
+    def _is_serving(self) -> bool:
         for line in self.log.splitlines():
             with suppress(ValueError):
                 if json.loads(line).get("event") == "ossa-registry serves":

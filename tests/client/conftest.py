@@ -1,4 +1,4 @@
-"""A registry for the tests of the SDK, as its users get it, and clients of it."""
+"""Fixtures: a registry process, as SDK users start it, and a client of it."""
 
 from collections.abc import AsyncIterator
 
@@ -13,6 +13,6 @@ __all__ = ["client", "registry", "registry_process"]
 
 @pytest.fixture
 async def client(registry: RegistryProcess) -> AsyncIterator[RegistryClient]:
-    """A client of a registry in which nothing is registered."""
-    async with RegistryClient(registry.target, timeout=30) as made:
-        yield made
+    """A client of a registry without services."""
+    async with RegistryClient(registry.target, timeout=30) as opened:
+        yield opened

@@ -10,7 +10,7 @@ def register(client: RegistryClient, name: str) -> Registration:
     return client.registration(make_service(name, "http://agent.test", version="1.0.0", health_check="heartbeat"))
 
 
-async def for_ever() -> None:
+async def wait_for_sigterm() -> None:
     print("ready", flush=True)
     await asyncio.Event().wait()
 
@@ -20,20 +20,20 @@ async def main(target: str, mode: str) -> None:
         match mode:
             case "one":
                 async with register(client, "one") as me:
-                    await for_ever()
+                    await wait_for_sigterm()
             case "nested":
                 async with register(client, "one") as me, RegistryClient(target) as other, register(other, "two"):
-                    await for_ever()
+                    await wait_for_sigterm()
             case _:
                 async with register(client, "one") as me, asyncio.TaskGroup() as group:
                     group.create_task(serve(client, "two"))
                     await asyncio.Event().wait()
-    print("went on", me.terminated)
+    print("continued", me.terminated)
 
 
 async def serve(client: RegistryClient, name: str) -> None:
     async with register(client, name):
-        await for_ever()
+        await wait_for_sigterm()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The cache: level with the registry, and useful without it."""
+"""``ServiceCache``: follows the registry, and remains usable while the registry is unavailable."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ def names(cache: ServiceCache) -> set[str]:
     return set(cache.services)
 
 
-async def test_it_has_what_is_there_and_follows(client: RegistryClient) -> None:
+async def test_cache_holds_services_and_follows_changes(client: RegistryClient) -> None:
     await client.register_service(agent("one"))
     async with client.cache() as cache:
         assert cache.ready
@@ -59,7 +59,7 @@ async def test_it_has_what_is_there_and_follows(client: RegistryClient) -> None:
         assert cache.get("two") == await client.get_service("two")
 
 
-async def test_a_pick_follows_every_change(client: RegistryClient) -> None:
+async def test_resolve_reflects_every_change(client: RegistryClient) -> None:
     async with client.cache() as cache:
         with pytest.raises(NoEndpoint, match="no service matches capability=x"):
             cache.resolve("x")
@@ -83,7 +83,7 @@ async def test_a_pick_follows_every_change(client: RegistryClient) -> None:
         assert cache.resolve("y").name == cache.resolve().name == "one"
 
 
-async def test_the_one_that_is_killed_is_picked_no_more(client: RegistryClient) -> None:
+async def test_unregistered_service_is_no_longer_resolved(client: RegistryClient) -> None:
     await client.register_service(agent("one"))
     await client.register_service(agent("two"))
     async with client.cache(capability="x") as cache:
@@ -93,7 +93,7 @@ async def test_the_one_that_is_killed_is_picked_no_more(client: RegistryClient) 
         assert {cache.resolve("x").name for _ in range(10)} == {"two"}
 
 
-async def test_labels_and_policies_are_told_with_each_call(client: RegistryClient) -> None:
+async def test_labels_and_policy_can_be_set_for_each_call(client: RegistryClient) -> None:
     await client.register_service(make_service("a", "http://a.test", version="1.0.0", health_check="heartbeat", labels={"zone": "eu", "weight": "0"}))  # fmt: skip  # noqa: E501
     await client.register_service(agent("b"))
     async with client.cache(policy=Policy.WEIGHTED_RANDOM) as cache:
@@ -105,7 +105,7 @@ async def test_labels_and_policies_are_told_with_each_call(client: RegistryClien
         assert cache.resolve(policy=Policy.LEAST_RESPONSE_TIME).name == "b"
 
 
-async def test_a_fallback_is_given_by_name(client: RegistryClient) -> None:
+async def test_fallback_accepts_status_names(client: RegistryClient) -> None:
     await client.register_service(agent("one"))
     await client.report_service_health("one", "degraded")
     async with client.cache(fallback=["degraded"]) as cache, client.cache() as strict:
@@ -114,7 +114,7 @@ async def test_a_fallback_is_given_by_name(client: RegistryClient) -> None:
             strict.resolve("x")
 
 
-async def test_only_what_the_filter_asks_for_is_kept(client: RegistryClient) -> None:
+async def test_cache_holds_only_services_that_match_its_filter(client: RegistryClient) -> None:
     await client.register_service(agent("one", environment="production"))
     await client.register_service(agent("two", environment="test"))
     async with client.cache(environment="production") as cache:
@@ -123,7 +123,7 @@ async def test_only_what_the_filter_asks_for_is_kept(client: RegistryClient) -> 
         await until(lambda: not len(cache))
 
 
-async def test_it_goes_on_without_the_registry_and_says_how_old_it_is(
+async def test_cache_serves_last_state_and_its_age_without_registry(
     registry: RegistryProcess, client: RegistryClient
 ) -> None:
     await client.register_service(agent("one"))
@@ -143,7 +143,7 @@ async def test_it_goes_on_without_the_registry_and_says_how_old_it_is(
         assert names(cache) == {"one", "two"}
 
 
-async def test_listeners_are_told_and_may_fail(client: RegistryClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_listeners_receive_events_and_may_raise(client: RegistryClient, caplog: pytest.LogCaptureFixture) -> None:
     events: list[Event] = []
 
     def fail(_: Event) -> None:
@@ -158,14 +158,14 @@ async def test_listeners_are_told_and_may_fail(client: RegistryClient, caplog: p
         assert [(event.type, event.service.name) for event in events] == [
             (EventType.EVENT_TYPE_SERVICE_REGISTERED, "one")
         ]
-        assert "a listener failed" in caplog.text
+        assert "listener raised an exception" in caplog.text
         remove()
         await client.register_service(agent("two"))
         await until(lambda: "two" in cache)
         assert len(events) == 1
 
 
-async def test_without_a_registry_it_can_be_opened_empty() -> None:
+async def test_cache_opens_empty_without_registry_if_wait_is_false() -> None:
     async with RegistryClient("127.0.0.1:1") as client, client.cache(wait=False) as cache:
         assert not cache.ready
         assert cache.age == math.inf
@@ -176,20 +176,20 @@ async def test_without_a_registry_it_can_be_opened_empty() -> None:
                 await cache.wait_ready()
 
 
-async def test_that_no_snapshot_comes_is_told() -> None:
+async def test_missing_snapshot_raises_within_the_timeout() -> None:
     async with RegistryClient("127.0.0.1:1", timeout=0.3) as client:
         with pytest.raises((RegistryUnavailable, DeadlineExceeded), match="no snapshot"):
             async with client.cache():
                 pass
 
 
-async def test_a_bad_filter_is_told(client: RegistryClient) -> None:
+async def test_invalid_filter_raises_invalid_request(client: RegistryClient) -> None:
     with pytest.raises(InvalidRequest):
         async with client.cache(name_pattern="("):
             pass
 
 
-async def test_other_threads_may_pick(client: RegistryClient) -> None:
+async def test_other_threads_may_resolve(client: RegistryClient) -> None:
     await client.register_service(agent("stays"))
     failures: list[BaseException] = []
     stop = threading.Event()
@@ -199,7 +199,7 @@ async def test_other_threads_may_pick(client: RegistryClient) -> None:
             while not stop.is_set():
                 cache.resolve("x")
                 cache.find(labels={"none": "such"})
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
     async with client.cache() as cache:
@@ -217,7 +217,7 @@ async def test_other_threads_may_pick(client: RegistryClient) -> None:
     assert failures == []
 
 
-async def test_ever_new_questions_do_not_fill_the_memory(client: RegistryClient) -> None:
+async def test_number_of_cached_queries_is_limited(client: RegistryClient) -> None:
     await client.register_service(agent("one"))
     async with client.cache() as cache:
         for i in range(2_500):

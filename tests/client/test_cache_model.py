@@ -1,13 +1,13 @@
-"""The cache's index and kept answers against a plain dict."""
+"""Model test: the cache's index and cached pickers against a plain dict."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_client import Event, EventType, HealthStatus, NoEndpoint, RegistryClient, Service, make_service
-from registry_client.resolve import Question, matches
+from registry_client.resolve import Query, query_matcher
 
-QUESTIONS = [
-    Question(capability, version, "", "", labels)
+QUERIES = [
+    Query(capability, version, "", "", labels)
     for capability in ("", "x", "y")
     for version in ("", "^1")
     for labels in (frozenset(), frozenset({("zone", "eu")}))
@@ -16,11 +16,13 @@ QUESTIONS = [
 
 @st.composite
 def changes(draw: st.DrawFn) -> Event:
-    """One service appears, changes or goes; or the registry tells of itself."""
+    """One service is added, changed or removed, or the registry reports a problem."""
     name = draw(st.sampled_from("abcd"))
-    offered = draw(st.lists(st.sampled_from(["x@1.0.0", "x@2.0.0", "y@1.0.0", "z"]), max_size=3, unique=True))
+    capabilities = draw(st.lists(st.sampled_from(["x@1.0.0", "x@2.0.0", "y@1.0.0", "z"]), max_size=3, unique=True))
     zone = draw(st.sampled_from(["eu", "us"]))
-    service = make_service(name, f"http://{name}.test", version="1.0.0", capabilities=offered, labels={"zone": zone})
+    service = make_service(
+        name, f"http://{name}.test", version="1.0.0", capabilities=capabilities, labels={"zone": zone}
+    )
     service.health.status = draw(st.sampled_from(HealthStatus.values()))
     kinds = [kind for kind in EventType.values() if kind != EventType.EVENT_TYPE_UNSPECIFIED]
     kind = draw(st.sampled_from(kinds))
@@ -30,7 +32,7 @@ def changes(draw: st.DrawFn) -> Event:
 
 
 @given(st.lists(st.lists(changes(), max_size=4), max_size=12))
-def test_every_question_is_answered_as_by_looking_at_all(batches: list[list[Event]]) -> None:
+def test_every_query_returns_the_same_services_as_a_full_scan(batches: list[list[Event]]) -> None:
     cache = RegistryClient().cache(fallback=["degraded"])
     model: dict[str, Service] = {}
     for batch in batches:
@@ -39,19 +41,21 @@ def test_every_question_is_answered_as_by_looking_at_all(batches: list[list[Even
                 model.pop(event.service.name, None)
             elif event.HasField("service"):
                 model[event.service.name] = event.service
-        cache._take(batch)
+        cache._apply_events(batch)
 
         assert cache.services == model
-        for question in QUESTIONS:
-            expected = {name: service for name, service in model.items() if matches(question)(service)}
-            asked = {**question._asdict(), "labels": dict(question.labels)}
-            assert {each.name: each for each in cache.find(**asked)} == expected
-            best = {name for name, each in expected.items() if each.health.status == HealthStatus.HEALTH_STATUS_HEALTHY}
-            best = best or {
+        for query in QUERIES:
+            expected = {name: service for name, service in model.items() if query_matcher(query)(service)}
+            arguments = {**query._asdict(), "labels": dict(query.labels)}
+            assert {each.name: each for each in cache.find(**arguments)} == expected
+            expected_names = {
+                name for name, each in expected.items() if each.health.status == HealthStatus.HEALTH_STATUS_HEALTHY
+            }
+            expected_names = expected_names or {
                 name for name, each in expected.items() if each.health.status == HealthStatus.HEALTH_STATUS_DEGRADED
             }
             try:
-                picked = {cache.resolve(**asked).name for _ in range(len(best) or 1)}
+                resolved = {cache.resolve(**arguments).name for _ in range(len(expected_names) or 1)}
             except NoEndpoint:
-                picked = set()
-            assert picked == best
+                resolved = set()
+            assert resolved == expected_names

@@ -1,4 +1,4 @@
-"""Targets, TLS and tokens, against a gRPC server that tells what it was sent."""
+"""Targets, TLS and tokens, against a gRPC server that records the metadata it receives."""
 
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from registry_client.errors import DeadlineExceeded
 
 
 class Listener:
-    """A server of ``GetStats`` that notes the authorization of each call."""
+    """A server of ``GetStats`` that records the authorization of each call."""
 
     def __init__(self) -> None:
         self.authorizations: list[object] = []
@@ -45,7 +45,7 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of ``registry.test`` that is its own authority, and its key."""
+    """A self-signed certificate for ``registry.test``, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     paths = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -58,7 +58,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return paths
 
 
-async def test_a_token_goes_with_each_call_and_may_change() -> None:
+async def test_token_is_sent_with_each_call_and_may_change() -> None:
     listener = Listener()
     tokens = iter(["one", "two"])
     async with listener.listening() as target, RegistryClient(target, token=lambda: next(tokens)) as client:
@@ -71,48 +71,48 @@ async def test_a_token_goes_with_each_call_and_may_change() -> None:
     assert listener.authorizations == ["Bearer one", "Bearer two", "Bearer fixed", None]
 
 
-async def test_a_token_that_cannot_be_had_is_an_error_of_ours() -> None:
+async def test_failing_token_function_raises_unauthenticated() -> None:
     async with RegistryClient("127.0.0.1:1", token=lambda: Path("/nowhere").read_text()) as client:
         with pytest.raises(Unauthenticated, match="nowhere"):
             await client.get_stats()
 
 
-async def test_a_server_is_trusted_by_its_authority(certificate: tuple[Path, Path]) -> None:
+async def test_server_certificate_is_verified_against_the_ca(certificate: tuple[Path, Path]) -> None:
     ca, key = certificate
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), ca.read_bytes())])
     async with Listener().listening(credentials) as target:
         async with RegistryClient(target, tls=Tls(ca=ca, server_name="registry.test"), timeout=30) as client:
             await client.get_stats()
-        for stranger in (Tls(server_name="registry.test"), Tls(ca=ca, server_name="other.test"), None):
-            async with RegistryClient(target, tls=stranger, timeout=0.5) as client:
+        for untrusted in (Tls(server_name="registry.test"), Tls(ca=ca, server_name="other.test"), None):
+            async with RegistryClient(target, tls=untrusted, timeout=0.5) as client:
                 with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
                     await client.get_stats()
 
 
-async def test_a_server_that_asks_for_it_gets_the_clients_certificate(certificate: tuple[Path, Path]) -> None:
+async def test_client_certificate_is_sent_for_mutual_tls(certificate: tuple[Path, Path]) -> None:
     ca, key = certificate
     pair = (key.read_bytes(), ca.read_bytes())
     credentials = grpc.ssl_server_credentials([pair], root_certificates=ca.read_bytes(), require_client_auth=True)
     async with Listener().listening(credentials) as target:
-        mine = Tls(ca=ca.read_bytes(), certificate=ca, key=key, server_name="registry.test")
-        async with RegistryClient(target, tls=mine, timeout=30) as client:
+        mutual_tls = Tls(ca=ca.read_bytes(), certificate=ca, key=key, server_name="registry.test")
+        async with RegistryClient(target, tls=mutual_tls, timeout=30) as client:
             await client.get_stats()
         async with RegistryClient(target, tls=Tls(ca=ca, server_name="registry.test"), timeout=0.5) as client:
             with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
                 await client.get_stats()
 
 
-def test_keys_are_not_printed() -> None:
+def test_repr_of_tls_omits_keys() -> None:
     assert "secret" not in repr(Tls(key=b"secret", certificate=b"secret"))
 
 
-def test_a_target_is_given_up_once_however_many_calls_failed_on_it() -> None:
+def test_several_failures_on_one_target_fail_over_once() -> None:
     channels = Channels(["a", "b", "a", "c"], None, None)
     assert (len(channels), channels.target) == (3, "a")
-    assert channels.give_up("a")
-    assert channels.give_up("a")
+    assert channels.fail_over("a")
+    assert channels.fail_over("a")
     assert channels.target == "b"
-    channels.give_up("b")
-    channels.give_up("c")
+    channels.fail_over("b")
+    channels.fail_over("c")
     assert channels.target == "a"
-    assert not Channels(["a"], None, None).give_up("a")
+    assert not Channels(["a"], None, None).fail_over("a")

@@ -1,4 +1,4 @@
-"""Every RPC as a method, against a registry."""
+"""Every RPC as a method of ``RegistryClient``, against a real registry."""
 
 import asyncio
 import re
@@ -22,21 +22,21 @@ from registry_client import (
 from registry_client.errors import DeadlineExceeded
 from registry_client.testing import RegistryProcess
 
-NOWHERE = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 
 
 def agent(name: str = "agent", version: str = "1.0.0") -> Service:
     return make_service(name, f"http://{name}.test", version=version, capabilities=["summarize@1.2.0"], tags=["ai"])
 
 
-def test_every_rpc_has_its_method() -> None:
+def test_every_rpc_has_a_method() -> None:
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods}
     streams = {"KeepAlive": "registration", "WatchEvents": "watch"}
     names = [streams.get(name) or re.sub("(?<!^)([A-Z])", r"_\1", name).lower() for name in sorted(methods)]
     assert [name for name in names if not callable(getattr(RegistryClient, name, None))] == []
 
 
-async def test_a_service_from_its_registration_to_its_end(client: RegistryClient) -> None:
+async def test_lifecycle_of_a_service(client: RegistryClient) -> None:
     registered = await client.register_service(agent())
     assert registered.revision == client.revision
     assert await client.get_service("agent") == registered
@@ -52,8 +52,8 @@ async def test_a_service_from_its_registration_to_its_end(client: RegistryClient
     assert health.details["queue"] == 7
     assert lease_ends is not None
 
-    beat = await client.heartbeat(["agent", "nobody"])
-    assert (beat.renewed_count, list(beat.unknown_names)) == (1, ["nobody"])
+    heartbeat = await client.heartbeat(["agent", "missing"])
+    assert (heartbeat.renewed_count, list(heartbeat.unknown_names)) == (1, ["missing"])
 
     last = await client.unregister_service("agent")
     assert last.name == "agent"
@@ -61,14 +61,14 @@ async def test_a_service_from_its_registration_to_its_end(client: RegistryClient
     assert await client.cleanup() == []
 
 
-async def test_a_batch_says_of_each_service_what_became_of_it(client: RegistryClient) -> None:
+async def test_batch_returns_one_result_for_each_service(client: RegistryClient) -> None:
     good, bad = await client.batch_register_services([agent("good"), Service(name="no spaces")])
     assert isinstance(good, Service)
     assert isinstance(bad, InvalidRequest)
     assert {violation.field for violation in bad.violations} >= {"services[1].name", "services[1].endpoint"}
 
 
-async def test_services_are_found_by_keywords_and_by_filter(client: RegistryClient) -> None:
+async def test_services_are_found_by_keyword_arguments_and_by_filter(client: RegistryClient) -> None:
     await client.batch_register_services([agent("one"), agent("two", version="2.0.0")])
     await client.report_service_health("two", HealthStatus.HEALTH_STATUS_HEALTHY)
 
@@ -80,18 +80,18 @@ async def test_services_are_found_by_keywords_and_by_filter(client: RegistryClie
     assert (capability.name, capability.service_count) == ("summarize", 2)
 
 
-async def test_all_pages_are_found(client: RegistryClient) -> None:
+async def test_find_services_returns_all_pages(client: RegistryClient) -> None:
     for start in range(0, 1_500, 500):
         await client.batch_register_services(agent(f"agent-{i:04d}") for i in range(start, start + 500))
     assert [each.name for each in await client.find_services()] == [f"agent-{i:04d}" for i in range(1_500)]
     assert len((await client.discover_services()).services) == 100
 
 
-async def test_each_error_has_its_class_and_its_facts(client: RegistryClient) -> None:
+async def test_errors_have_their_class_and_metadata(client: RegistryClient) -> None:
     with pytest.raises(ServiceNotFound) as not_found:
-        await client.get_service("nobody")
+        await client.get_service("missing")
     assert not_found.value.reason == "SERVICE_NOT_FOUND"
-    assert not_found.value.metadata == {"name": "nobody"}
+    assert not_found.value.metadata == {"name": "missing"}
 
     registered = await client.register_service(agent())
     with pytest.raises(ServiceExists):
@@ -108,13 +108,13 @@ async def test_each_error_has_its_class_and_its_facts(client: RegistryClient) ->
         await client.get_service("agent", min_revision=1 << 40, timeout=0.3)
 
 
-async def test_nobody_there_is_told_within_the_deadline() -> None:
-    async with RegistryClient(NOWHERE, timeout=0.3) as client:
+async def test_unreachable_registry_raises_within_the_deadline() -> None:
+    async with RegistryClient(UNREACHABLE, timeout=0.3) as client:
         with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
             await client.get_stats()
 
 
-async def test_a_call_waits_for_a_registry_that_comes_back(registry: RegistryProcess, client: RegistryClient) -> None:
+async def test_call_is_retried_until_the_registry_is_back(registry: RegistryProcess, client: RegistryClient) -> None:
     await client.register_service(agent())
     registry.kill()
     call = asyncio.create_task(client.get_service("agent"))
@@ -122,7 +122,7 @@ async def test_a_call_waits_for_a_registry_that_comes_back(registry: RegistryPro
     assert (await call).name == "agent"
 
 
-async def test_what_is_not_safe_to_repeat_is_tried_once(registry: RegistryProcess) -> None:
+async def test_unsafe_calls_are_not_retried(registry: RegistryProcess) -> None:
     async with RegistryClient(registry.target, timeout=30) as client:
         await client.get_stats()
         registry.kill()
@@ -133,13 +133,13 @@ async def test_what_is_not_safe_to_repeat_is_tried_once(registry: RegistryProces
                 await client.unregister_service("agent", expected_revision=3)
 
 
-async def test_the_next_target_is_used_when_one_fails(registry: RegistryProcess) -> None:
-    async with RegistryClient([NOWHERE, registry.target], timeout=30) as client:
+async def test_next_target_is_used_when_one_fails(registry: RegistryProcess) -> None:
+    async with RegistryClient([UNREACHABLE, registry.target], timeout=30) as client:
         assert (await client.register_service(agent())).name == "agent"
         assert client.target == registry.target
 
 
-async def test_a_closed_client_says_so(registry: RegistryProcess) -> None:
+async def test_calls_of_a_closed_client_raise_runtime_error(registry: RegistryProcess) -> None:
     client = RegistryClient(registry.target)
     await client.get_stats()
     await client.close()
@@ -149,6 +149,6 @@ async def test_a_closed_client_says_so(registry: RegistryProcess) -> None:
 
 
 @pytest.mark.parametrize("targets", [[], [""], ""])
-def test_a_client_needs_a_target(targets: list[str] | str) -> None:
+def test_client_needs_a_target(targets: list[str] | str) -> None:
     with pytest.raises(ValueError, match="target"):
         RegistryClient(targets)

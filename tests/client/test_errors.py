@@ -1,4 +1,4 @@
-"""The one table from the wire to errors, held against the server's."""
+"""Translation of errors from the wire, compared with the errors of the server; retry policy."""
 
 import grpc
 import pytest
@@ -6,62 +6,64 @@ from google.rpc.status_pb2 import Status
 
 import registry_client
 from registry_client import errors
-from registry_client.errors import RegistryError, error_of_call, error_of_status
-from registry_client.retry import Backoff, may_repeat, may_resume
-from registry_server import errors as of_server
+from registry_client.errors import RegistryError, error_from_rpc, error_from_status
+from registry_client.retry import Backoff, is_resumable, is_retryable
+from registry_server import errors as server_errors
 from registry_server.rpc.status import CODES, status_of, trailers_of
 
-SAMPLES: dict[type[of_server.RegistryError], of_server.RegistryError] = {
-    of_server.InvalidRequest: of_server.InvalidRequest([of_server.Violation("name", "is empty")]),
-    of_server.ServiceNotFound: of_server.ServiceNotFound("a"),
-    of_server.ServiceExists: of_server.ServiceExists("a"),
-    of_server.RevisionMismatch: of_server.RevisionMismatch("a", 1, 2),
-    of_server.WriteConflict: of_server.WriteConflict("a"),
-    of_server.RevisionNotReached: of_server.RevisionNotReached(2, 1),
-    of_server.CursorExpired: of_server.CursorExpired("too old"),
-    of_server.WatcherTooSlow: of_server.WatcherTooSlow(3),
-    of_server.StoreUnavailable: of_server.StoreUnavailable(),
-    of_server.NotReplicated: of_server.NotReplicated(7, 1, 2),
-    of_server.ShuttingDown: of_server.ShuttingDown(),
-    of_server.Overloaded: of_server.Overloaded("calls", 3, "too much is under way"),
-    of_server.ProbingDisabled: of_server.ProbingDisabled(),
-    of_server.Unauthenticated: of_server.Unauthenticated(),
-    of_server.IssuerUnavailable: of_server.IssuerUnavailable("corp"),
-    of_server.PermissionDenied: of_server.PermissionDenied("not yours"),
-    of_server.RateLimited: of_server.RateLimited(0.25),
-    of_server.LimitExceeded: of_server.LimitExceeded("watches", 3, "too many watches"),
+SAMPLES: dict[type[server_errors.RegistryError], server_errors.RegistryError] = {
+    server_errors.InvalidRequest: server_errors.InvalidRequest([server_errors.Violation("name", "is empty")]),
+    server_errors.ServiceNotFound: server_errors.ServiceNotFound("a"),
+    server_errors.ServiceExists: server_errors.ServiceExists("a"),
+    server_errors.RevisionMismatch: server_errors.RevisionMismatch("a", 1, 2),
+    server_errors.WriteConflict: server_errors.WriteConflict("a"),
+    server_errors.RevisionNotReached: server_errors.RevisionNotReached(2, 1),
+    server_errors.CursorExpired: server_errors.CursorExpired("too old"),
+    server_errors.WatcherTooSlow: server_errors.WatcherTooSlow(3),
+    server_errors.StoreUnavailable: server_errors.StoreUnavailable(),
+    server_errors.NotReplicated: server_errors.NotReplicated(7, 1, 2),
+    server_errors.ShuttingDown: server_errors.ShuttingDown(),
+    server_errors.Overloaded: server_errors.Overloaded("calls", 3, "too many calls are in flight"),
+    server_errors.ProbingDisabled: server_errors.ProbingDisabled(),
+    server_errors.Unauthenticated: server_errors.Unauthenticated(),
+    server_errors.IssuerUnavailable: server_errors.IssuerUnavailable("corp"),
+    server_errors.PermissionDenied: server_errors.PermissionDenied("not yours"),
+    server_errors.RateLimited: server_errors.RateLimited(0.25),
+    server_errors.LimitExceeded: server_errors.LimitExceeded("watches", 3, "too many watches"),
 }
 
 
-def raised(code: grpc.StatusCode, message: str = "", trailers: tuple[tuple[str, bytes], ...] = ()) -> RegistryError:
+def client_error(
+    code: grpc.StatusCode, message: str = "", trailers: tuple[tuple[str, bytes], ...] = ()
+) -> RegistryError:
     metadata = grpc.aio.Metadata(*trailers)
-    return error_of_call(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details=message))
+    return error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, details=message))
 
 
-def test_there_is_a_sample_of_every_error_of_the_server() -> None:
+def test_every_server_error_has_a_sample() -> None:
     assert SAMPLES.keys() == CODES.keys()
 
 
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
-def test_an_error_of_the_server_arrives_as_the_class_of_the_same_name(kind: type[of_server.RegistryError]) -> None:
+def test_server_error_arrives_as_the_class_of_the_same_name(kind: type[server_errors.RegistryError]) -> None:
     sample = SAMPLES[kind]
     status = status_of(sample)
-    for error in (raised(CODES[kind], str(sample), trailers_of(status)), error_of_status(status)):
+    for error in (client_error(CODES[kind], str(sample), trailers_of(status)), error_from_status(status)):
         assert type(error).__name__ == kind.__name__
         assert (str(error), error.reason, error.code) == (str(sample), sample.reason, CODES[kind])
         assert error.metadata == sample.metadata
         assert error.retry_after == getattr(sample, "retry_after", 0)
 
 
-def test_violations_arrive() -> None:
-    error = error_of_status(status_of(SAMPLES[of_server.InvalidRequest]))
+def test_violations_are_preserved() -> None:
+    error = error_from_status(status_of(SAMPLES[server_errors.InvalidRequest]))
     assert isinstance(error, errors.InvalidRequest)
     assert error.violations == (errors.Violation("name", "is empty"),)
 
 
-def test_a_bug_of_the_server_is_an_internal_error() -> None:
+def test_unexpected_server_exception_arrives_as_internal_error() -> None:
     status = status_of(ZeroDivisionError())
-    assert type(raised(grpc.StatusCode.INTERNAL, status.message, trailers_of(status))) is errors.InternalError
+    assert type(client_error(grpc.StatusCode.INTERNAL, status.message, trailers_of(status))) is errors.InternalError
 
 
 @pytest.mark.parametrize(
@@ -73,22 +75,22 @@ def test_a_bug_of_the_server_is_an_internal_error() -> None:
         (grpc.StatusCode.UNAUTHENTICATED, errors.Unauthenticated),
         (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDenied),
         (grpc.StatusCode.UNIMPLEMENTED, errors.RegistryError),
-        # A connection that breaks under a call.
+        # A connection that breaks during a call.
         (grpc.StatusCode.INTERNAL, errors.RegistryUnavailable),
         (grpc.StatusCode.UNKNOWN, errors.RegistryUnavailable),
         (grpc.StatusCode.CANCELLED, errors.RegistryUnavailable),
     ],
 )
-def test_what_grpc_says_by_itself_is_told_by_its_code(code: grpc.StatusCode, kind: type[RegistryError]) -> None:
-    error = raised(code)
+def test_errors_of_grpc_itself_are_mapped_by_code(code: grpc.StatusCode, kind: type[RegistryError]) -> None:
+    error = client_error(code)
     assert type(error) is kind
     assert (error.code, error.reason, str(error)) == (code, "", code.name)
 
 
-def test_details_that_are_not_ours_do_no_harm() -> None:
-    error = raised(grpc.StatusCode.NOT_FOUND, "gone", (("grpc-status-details-bin", b"\xff\xff"),))
+def test_malformed_error_details_are_ignored() -> None:
+    error = client_error(grpc.StatusCode.NOT_FOUND, "gone", (("grpc-status-details-bin", b"\xff\xff"),))
     assert type(error) is errors.ServiceNotFound
-    assert type(error_of_status(Status(code=99))) is errors.RegistryUnavailable
+    assert type(error_from_status(Status(code=99))) is errors.RegistryUnavailable
 
 
 def test_every_error_is_exported() -> None:
@@ -116,18 +118,18 @@ def test_every_error_is_exported() -> None:
         (errors.InternalError, False, False, False),
     ],
 )
-def test_only_what_is_safe_is_made_again(
+def test_retry_policy_of_each_error(
     *, kind: type[RegistryError], repeatable: bool, not_repeatable: bool, resumable: bool
 ) -> None:
     error = kind("")
-    assert may_repeat(error, repeatable=True) is repeatable
-    assert may_repeat(error, repeatable=False) is not_repeatable
-    assert may_resume(error) is resumable
+    assert is_retryable(error, repeatable=True) is repeatable
+    assert is_retryable(error, repeatable=False) is not_repeatable
+    assert is_resumable(error) is resumable
 
 
-def test_waiting_grows_to_its_bound_is_spread_and_honours_the_registry() -> None:
+def test_backoff_grows_to_its_limit_has_jitter_and_honours_retry_after() -> None:
     backoff = Backoff(first=0.1, most=2.0)
-    for failures, longest in ((1, 0.1), (2, 0.2), (5, 1.6), (6, 2.0), (10_000, 2.0)):
+    for failures, upper_bound in ((1, 0.1), (2, 0.2), (5, 1.6), (6, 2.0), (10_000, 2.0)):
         delays = [backoff.delay(failures) for _ in range(200)]
-        assert 0 <= min(delays) < 0.5 * longest < max(delays) <= longest
+        assert 0 <= min(delays) < 0.5 * upper_bound < max(delays) <= upper_bound
     assert backoff.delay(1, at_least=3) >= 3

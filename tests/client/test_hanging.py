@@ -1,4 +1,4 @@
-"""Registries that hang: they take connections and answer nothing. And clients that are closed under their users."""
+"""Unresponsive registries, which accept connections but send no responses; and clients closed during use."""
 
 import asyncio
 import signal
@@ -27,40 +27,40 @@ def agent(name: str = "agent") -> Service:
 
 
 class Pair(NamedTuple):
-    one: ServerProcess
-    other: ServerProcess
+    first: ServerProcess
+    second: ServerProcess
 
     @property
     def targets(self) -> list[str]:
-        return [self.one.grpc_address, self.other.grpc_address]
+        return [self.first.grpc_address, self.second.grpc_address]
 
 
 @pytest.fixture
 async def pair(redis: RedisProcess) -> AsyncIterator[Pair]:
     url = f"--redis.url={redis.url}"
-    async with ServerProcess(url) as one, ServerProcess(url) as other:
-        yield Pair(one, other)
+    async with ServerProcess(url) as first, ServerProcess(url) as second:
+        yield Pair(first, second)
 
 
-async def test_a_call_goes_on_to_a_registry_that_answers(pair: Pair) -> None:
+async def test_call_fails_over_from_an_unresponsive_registry(pair: Pair) -> None:
     async with RegistryClient(pair.targets, timeout=10) as client:
         await client.register_service(agent())
-        pair.one.signal(signal.SIGSTOP)
+        pair.first.signal(signal.SIGSTOP)
         assert (await client.get_service("agent")).name == "agent"
-        assert client.target == pair.other.grpc_address
+        assert client.target == pair.second.grpc_address
 
 
-async def test_leases_and_caches_go_on_to_a_registry_that_answers(pair: Pair) -> None:
+async def test_leases_and_caches_fail_over_from_an_unresponsive_registry(pair: Pair) -> None:
     async with (
         RegistryClient(pair.targets, timeout=30) as client,
-        RegistryClient(pair.other.grpc_address, timeout=30) as witness,
+        RegistryClient(pair.second.grpc_address, timeout=30) as witness,
         client.registration(agent()) as me,
         client.cache(bookmark_interval=0.5) as cache,
     ):
-        pair.one.signal(signal.SIGSTOP)
+        pair.first.signal(signal.SIGSTOP)
         before = (await witness.get_service_health("agent"))[1]
         assert before is not None
-        await until(lambda: client.target == pair.other.grpc_address)
+        await until(lambda: client.target == pair.second.grpc_address)
         await until(lambda: cache.connected and me.state is RegistrationState.REGISTERED)
         async with asyncio.timeout(30):
             while (after := (await witness.get_service_health("agent"))[1]) is None or after.ToNanoseconds() <= (
@@ -71,7 +71,7 @@ async def test_leases_and_caches_go_on_to_a_registry_that_answers(pair: Pair) ->
         await until(lambda: "late" in cache)
 
 
-async def test_calls_under_way_are_told_that_their_client_was_closed(registry: RegistryProcess) -> None:
+async def test_calls_in_flight_raise_when_their_client_is_closed(registry: RegistryProcess) -> None:
     client = RegistryClient(registry.target, timeout=30, session=False)
     waiting = asyncio.create_task(client.get_service("agent", min_revision=1 << 40))
     await asyncio.sleep(0.2)
@@ -80,7 +80,7 @@ async def test_calls_under_way_are_told_that_their_client_was_closed(registry: R
         await waiting
 
 
-async def test_a_watch_ends_when_its_client_is_closed(registry: RegistryProcess) -> None:
+async def test_watch_raises_when_its_client_is_closed(registry: RegistryProcess) -> None:
     client = RegistryClient(registry.target)
     watch = client.watch()
     while not watch.complete:
@@ -92,13 +92,13 @@ async def test_a_watch_ends_when_its_client_is_closed(registry: RegistryProcess)
         await waiting
 
 
-async def test_a_cache_and_a_registration_outlive_their_client_without_harm(registry: RegistryProcess) -> None:
+async def test_cache_and_registration_survive_the_close_of_their_client(registry: RegistryProcess) -> None:
     client = RegistryClient(registry.target)
-    await client.register_service(agent("there"))
+    await client.register_service(agent("cached"))
     async with client.cache() as cache:
         await client.close()
         await until(lambda: not cache.connected)
-        assert cache.resolve().name == "there"
+        assert cache.resolve().name == "cached"
     client = RegistryClient(registry.target)
     registration = client.registration(agent())
     await registration.__aenter__()
@@ -106,7 +106,7 @@ async def test_a_cache_and_a_registration_outlive_their_client_without_harm(regi
     assert registration.state is RegistrationState.ENDED
 
 
-async def test_a_cancelled_block_unregisters_though_it_is_cancelled_again(client: RegistryClient) -> None:
+async def test_block_unregisters_even_if_cancelled_twice(client: RegistryClient) -> None:
     entered = asyncio.Event()
 
     async def serve() -> None:
@@ -125,7 +125,7 @@ async def test_a_cancelled_block_unregisters_though_it_is_cancelled_again(client
         await client.get_service("agent")
 
 
-async def test_a_watch_that_is_refused_later_is_tried_again(client: RegistryClient) -> None:
+async def test_rejected_watch_of_a_cache_is_retried(client: RegistryClient) -> None:
     async with client.cache(name_pattern="(", wait=False) as cache:
         await until(lambda: cache.last_error)
         assert isinstance(cache.last_error, InvalidRequest)

@@ -1,4 +1,4 @@
-"""What users of the SDK see: names, documentation, types."""
+"""The public surface of the SDK: names, documentation, types, dependencies."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ import registry_client.testing
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "registry_client").rglob("*.py"))
-LARGEST = 400
+MAX_LINES = 400
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 USERS_FILE = """
@@ -43,7 +43,7 @@ def state_changed(state: RegistrationState) -> None:
     print(state.value)
 
 
-def happened(event: Event) -> None:
+def event_received(event: Event) -> None:
     print(event.service.name)
 
 
@@ -53,7 +53,7 @@ async def agent(client: RegistryClient) -> str:
     cache: ServiceCache
     async with client.registration(me, replicas=True) as registration, client.cache(capability="x") as cache:
         registration.on_change(state_changed)
-        stop = cache.on_change(happened)
+        stop = cache.on_change(event_received)
         try:
             found: Service = cache.resolve("x", version="^1", labels={"zone": "eu"}, policy=Policy.WEIGHTED_RANDOM)
         except NoEndpoint as error:
@@ -98,19 +98,19 @@ def mypy(tmp_path: Path, text: str) -> subprocess.CompletedProcess[str]:
     file = tmp_path / "users_file.py"
     file.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}/cache", str(file)]
-    # Away from the checkout: what is installed has to bring its types.
+    # Outside the checkout: the installed package must provide its types.
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.timeout(300)
-def test_a_users_file_passes_mypy_strict_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+def test_mypy_strict_accepts_correct_use_and_rejects_wrong_use(tmp_path: Path) -> None:
     done = mypy(tmp_path, USERS_FILE)
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = mypy(tmp_path, WRONG)
     assert len([line for line in wrong.stdout.splitlines() if "error:" in line]) == 3, wrong.stdout
 
 
-def test_the_names_are_those_that_were_promised() -> None:
+def test_promised_names_are_exported() -> None:
     assert registry_client.__all__ == sorted(registry_client.__all__)
     assert {
         "RegistryClient",
@@ -128,7 +128,7 @@ def test_the_names_are_those_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_everything_public_is_documented(path: Path) -> None:
+def test_public_definitions_have_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
     definitions = [node for node in tree.body if isinstance(node, DEFINITIONS)]
@@ -139,24 +139,24 @@ def test_everything_public_is_documented(path: Path) -> None:
         for node in each.body
         if isinstance(node, DEFINITIONS)
     ]
-    bare = [node.name for node in definitions if not node.name.startswith("_") and not ast.get_docstring(node)]
-    assert bare == []
+    undocumented = [node.name for node in definitions if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert undocumented == []
 
 
-def test_what_is_offered_by_name_is_documented_by_attribute() -> None:
+def test_attributes_of_exported_classes_have_docstrings() -> None:
     for name in registry_client.__all__:
-        offered = getattr(registry_client, name)
-        if inspect.isclass(offered) and offered.__module__.startswith("registry_client"):
-            for member, value in vars(offered).items():
+        exported = getattr(registry_client, name)
+        if inspect.isclass(exported) and exported.__module__.startswith("registry_client"):
+            for member, value in vars(exported).items():
                 if not member.startswith("_") and (callable(value) or isinstance(value, property)):
                     assert value.__doc__, f"{name}.{member}"
 
 
-def test_every_module_is_read_in_a_sitting() -> None:
-    assert [path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > LARGEST] == []
+def test_modules_have_at_most_400_lines() -> None:
+    assert [path.name for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES] == []
 
 
-def test_it_needs_nothing_but_grpc_and_protobuf() -> None:
+def test_sdk_depends_only_on_grpc_and_protobuf() -> None:
     allowed = {"grpc", "google", "ossa", "registry_client", "pytest"} | sys.stdlib_module_names
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -166,13 +166,13 @@ def test_it_needs_nothing_but_grpc_and_protobuf() -> None:
             assert path.name == "fixtures.py" or "pytest" not in found, path
 
 
-def test_it_is_in_the_wheel() -> None:
+def test_sdk_is_part_of_the_wheel() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "registry_client" in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert (ROOT / "registry_client" / "py.typed").exists()
 
 
-def test_importing_it_is_all_that_users_pay() -> None:
+def test_import_does_not_load_the_server_or_pytest() -> None:
     code = (
         "import sys, registry_client; sys.exit(any(m.startswith(('registry_server', 'pytest')) for m in sys.modules))"
     )

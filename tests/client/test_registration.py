@@ -1,4 +1,4 @@
-"""Registrations: kept alive, made again, ended well."""
+"""``Registration``: lease renewal, re-registration, and unregistration."""
 
 import asyncio
 import os
@@ -34,13 +34,13 @@ def agent(name: str = "agent", ttl: float = 6, **fields: str) -> Service:
     return make_service(name, f"http://{name}.test", version="1.0.0", health_check="heartbeat", ttl=ttl, **fields)  # type: ignore[arg-type]
 
 
-def beat_now(registration: Registration) -> None:
-    """Lets the heartbeat that would come within a third of the TTL come at once."""
+def trigger_heartbeat(registration: Registration) -> None:
+    """Send the next heartbeat now instead of after up to a third of the TTL."""
     registration._lease.due = 0
-    registration._leases._news.set()
+    registration._leases._wake.set()
 
 
-async def test_a_service_is_there_for_as_long_as_the_block_lasts(client: RegistryClient) -> None:
+async def test_service_is_registered_for_the_duration_of_the_block(client: RegistryClient) -> None:
     async with client.registration(agent()) as me:
         assert (me.name, me.state, me.error) == ("agent", REGISTERED, None)
         assert await client.get_service("agent") == me.service
@@ -51,7 +51,7 @@ async def test_a_service_is_there_for_as_long_as_the_block_lasts(client: Registr
     assert me.removed
 
 
-async def test_it_ends_well_when_the_block_fails(client: RegistryClient) -> None:
+async def test_service_is_unregistered_when_the_block_raises(client: RegistryClient) -> None:
     with pytest.raises(ZeroDivisionError):
         async with client.registration(agent()):
             raise ZeroDivisionError
@@ -59,26 +59,26 @@ async def test_it_ends_well_when_the_block_fails(client: RegistryClient) -> None
         await client.get_service("agent")
 
 
-async def test_the_lease_is_renewed_by_one_stream(client: RegistryClient) -> None:
+async def test_lease_is_renewed_by_heartbeats(client: RegistryClient) -> None:
     async with client.registration(agent("one")) as one, client.registration(agent("two")) as two:
         before = (await client.get_service_health("one"))[1]
         assert before is not None
         await asyncio.sleep(0.05)
-        beat_now(one)
-        beat_now(two)
+        trigger_heartbeat(one)
+        trigger_heartbeat(two)
         await until(lambda: one._lease.due > 0 < two._lease.due)
         after = (await client.get_service_health("one"))[1]
         assert after is not None
         assert after.ToNanoseconds() > before.ToNanoseconds()
 
 
-@pytest.mark.parametrize(("ttl", "period"), [(6, 2), (300, 100), (0, 30)])
-def test_beats_come_at_a_third_of_the_ttl(ttl: float, period: float) -> None:
+@pytest.mark.parametrize(("ttl", "interval"), [(6, 2), (300, 100), (0, 30)])
+def test_heartbeat_interval_is_a_third_of_the_ttl(ttl: float, interval: float) -> None:
     lease = Lease(agent(ttl=ttl))
-    assert lease.period == period
+    assert lease.heartbeat_interval == interval
 
 
-async def test_a_registration_without_a_ttl_gets_one(client: RegistryClient) -> None:
+async def test_registration_without_ttl_gets_the_default(client: RegistryClient) -> None:
     service = make_service("agent", "http://agent.test", version="1.0.0")
     async with client.registration(service) as me:
         assert me.service.ttl.seconds == 30
@@ -94,40 +94,42 @@ async def test_replicas_have_unique_names_in_a_group(client: RegistryClient) -> 
     assert len(long.name) == 128
 
 
-async def test_one_client_registers_a_name_once(client: RegistryClient) -> None:
+async def test_client_registers_a_name_only_once(client: RegistryClient) -> None:
     async with client.registration(agent()):
         with pytest.raises(ValueError, match="already"):
             async with client.registration(agent()):
                 pass
 
 
-async def test_a_bad_service_is_told_at_once(client: RegistryClient) -> None:
+async def test_invalid_service_raises_on_entry(client: RegistryClient) -> None:
     with pytest.raises(InvalidRequest):
         async with client.registration(Service(name="no spaces")):
             pass
 
 
-async def test_what_is_forgotten_is_registered_again_with_its_status(client: RegistryClient) -> None:
+async def test_lost_service_is_registered_again_with_its_status(client: RegistryClient) -> None:
     async with client.registration(agent()) as me:
         await me.report("degraded", error="slow")
         await client.unregister_service("agent")
-        beat_now(me)
+        trigger_heartbeat(me)
         await until(lambda: me.service.revision > 0 and me.state is REGISTERED and me._lease.due > 0)
         service = await client.get_service("agent")
         assert (service.health.status, service.health.error) == (HealthStatus.HEALTH_STATUS_DEGRADED, "slow")
 
 
-async def test_new_content_is_kept(client: RegistryClient) -> None:
+async def test_updated_content_is_used_for_re_registration(client: RegistryClient) -> None:
     async with client.registration(agent("team"), replicas=True) as me:
         updated = await me.update(make_service("ignored", "http://new.test", version="2.0.0"))
         assert (updated.name, updated.group, updated.version) == (me.name, "team", "2.0.0")
         await client.unregister_service(me.name)
-        beat_now(me)
+        trigger_heartbeat(me)
         await until(lambda: me._lease.due > 0 and me.state is REGISTERED)
         assert (await client.get_service(me.name)).version == "2.0.0"
 
 
-async def test_it_survives_the_registry_and_tells_of_it(registry: RegistryProcess, client: RegistryClient) -> None:
+async def test_registration_survives_a_registry_restart_and_reports_states(
+    registry: RegistryProcess, client: RegistryClient
+) -> None:
     async with client.registration(agent()) as me:
         states: list[RegistrationState] = []
         me.on_change(states.append)
@@ -140,7 +142,8 @@ async def test_it_survives_the_registry_and_tells_of_it(registry: RegistryProces
         assert (await client.get_service("agent")).revision == me.service.revision
 
 
-async def test_it_survives_a_redis_that_is_emptied_and_restarted(redis: RedisProcess) -> None:
+@pytest.mark.own_redis
+async def test_service_is_registered_again_after_redis_was_flushed(redis: RedisProcess) -> None:
     async with (
         ServerProcess(f"--redis.url={redis.url}", "--redis.repair=false") as process,
         RegistryClient(process.grpc_address, timeout=30) as client,
@@ -159,7 +162,7 @@ async def test_it_survives_a_redis_that_is_emptied_and_restarted(redis: RedisPro
         await until(lambda: me.state is REGISTERED)
 
 
-async def test_it_can_begin_before_the_registry(registry: RegistryProcess, client: RegistryClient) -> None:
+async def test_agent_may_start_before_the_registry(registry: RegistryProcess, client: RegistryClient) -> None:
     registry.stop()
     async with client.registration(agent(), wait=False) as me:
         assert me.state is RegistrationState.PENDING
@@ -168,13 +171,13 @@ async def test_it_can_begin_before_the_registry(registry: RegistryProcess, clien
         assert (await client.get_service("agent")).name == "agent"
 
 
-async def test_a_refusal_in_the_background_is_a_state(client: RegistryClient) -> None:
+async def test_rejection_in_the_background_is_a_state(client: RegistryClient) -> None:
     async with client.registration(make_service("agent", "nowhere", version="1"), wait=False) as me:
         await until(lambda: me.state is RegistrationState.REFUSED)
         assert isinstance(me.error, InvalidRequest)
 
 
-async def test_it_is_put_in_maintenance_before_it_goes(client: RegistryClient) -> None:
+async def test_service_is_in_maintenance_before_it_is_unregistered(client: RegistryClient) -> None:
     async with client.cache() as cache:
         async with client.registration(agent(), drain=0.2):
             await until(lambda: "agent" in cache)
@@ -184,7 +187,7 @@ async def test_it_is_put_in_maintenance_before_it_goes(client: RegistryClient) -
     assert statuses == [HealthStatus.HEALTH_STATUS_MAINTENANCE, HealthStatus.HEALTH_STATUS_MAINTENANCE]
 
 
-async def test_a_name_that_the_next_process_has_taken_is_left_to_it(registry: RegistryProcess) -> None:
+async def test_service_of_a_successor_is_not_unregistered(registry: RegistryProcess) -> None:
     async with RegistryClient(registry.target) as old, RegistryClient(registry.target) as new:
         leaving = old.registration(agent())
         await leaving.__aenter__()
@@ -197,46 +200,46 @@ async def test_a_name_that_the_next_process_has_taken_is_left_to_it(registry: Re
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
+    ("reason", "status"),
     [
         ("the agent is leaving", HealthStatus.HEALTH_STATUS_HEALTHY),
-        ("an operator looks at it", HealthStatus.HEALTH_STATUS_MAINTENANCE),
+        ("disk replacement", HealthStatus.HEALTH_STATUS_MAINTENANCE),
     ],
 )
-async def test_who_comes_back_after_leaving_is_healthy_and_an_operators_maintenance_stays(
-    words: str, status: HealthStatus.ValueType, client: RegistryClient
+async def test_own_maintenance_is_cleared_and_an_operators_is_kept(
+    reason: str, status: HealthStatus.ValueType, client: RegistryClient
 ) -> None:
     await client.register_service(agent())
-    await client.report_service_health("agent", "maintenance", error=words)
+    await client.report_service_health("agent", "maintenance", error=reason)
     async with client.registration(agent()) as me:
         assert me.service.health.status == status
         assert (await client.get_service("agent")).health.status == status
 
 
-async def test_the_next_registry_takes_over(redis: RedisProcess) -> None:
+async def test_registration_and_cache_fail_over_to_the_next_target(redis: RedisProcess) -> None:
     url = f"--redis.url={redis.url}"
     async with (
-        ServerProcess(url, "--shutdown.grace-seconds=2") as one,
-        ServerProcess(url) as other,
-        RegistryClient([one.grpc_address, other.grpc_address], timeout=30) as client,
+        ServerProcess(url, "--shutdown.grace-seconds=2") as first,
+        ServerProcess(url) as second,
+        RegistryClient([first.grpc_address, second.grpc_address], timeout=30) as client,
         client.registration(agent()) as me,
         client.cache() as cache,
     ):
-        assert client.target == one.grpc_address
-        await one.stop()
-        await until(lambda: client.target == other.grpc_address and me.state is REGISTERED and cache.connected)
+        assert client.target == first.grpc_address
+        await first.stop()
+        await until(lambda: client.target == second.grpc_address and me.state is REGISTERED and cache.connected)
         await client.register_service(agent("late"))
         await until(lambda: "late" in cache)
         assert me.service.revision == (await client.get_service("agent")).revision
 
 
-async def test_leaving_while_the_registry_is_away_raises_nothing(registry: RegistryProcess) -> None:
+async def test_leaving_without_registry_raises_nothing(registry: RegistryProcess) -> None:
     async with RegistryClient(registry.target, timeout=0.3) as client, client.registration(agent()) as me:
         registry.kill()
     assert not me.removed
 
 
-async def test_fifty_registrations_are_one_stream(client: RegistryClient) -> None:
+async def test_fifty_registrations_share_one_stream(client: RegistryClient) -> None:
     async with asyncio.TaskGroup() as group, asyncio.timeout(60):
         done = asyncio.Event()
 
@@ -255,7 +258,7 @@ async def test_fifty_registrations_are_one_stream(client: RegistryClient) -> Non
 
 
 @pytest.mark.parametrize("mode", ["one", "nested", "tasks"])
-async def test_sigterm_ends_the_block_and_the_program_goes_on(
+async def test_sigterm_ends_the_block_and_the_program_continues(
     mode: str, registry: RegistryProcess, client: RegistryClient
 ) -> None:
     process = await asyncio.create_subprocess_exec(
@@ -267,25 +270,25 @@ async def test_sigterm_ends_the_block_and_the_program_goes_on(
         assert await client.find_services() != []
         process.send_signal(signal.SIGTERM)
         out, _ = await process.communicate()
-    assert (process.returncode, out) == (0, b"went on True\n")
+    assert (process.returncode, out) == (0, b"continued True\n")
     assert await client.find_services() == []
 
 
-async def test_sigterm_is_left_to_a_program_that_handles_it(client: RegistryClient) -> None:
+async def test_existing_sigterm_handler_is_kept(client: RegistryClient) -> None:
     loop = asyncio.get_running_loop()
-    got = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, got.set)
+    received = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, received.set)
     try:
         async with client.registration(agent()) as me:
             os.kill(os.getpid(), signal.SIGTERM)
             async with asyncio.timeout(30):
-                await got.wait()
+                await received.wait()
         assert not me.terminated
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def test_the_handler_of_sigterm_is_restored(client: RegistryClient) -> None:
+async def test_sigterm_handler_is_removed_after_the_block(client: RegistryClient) -> None:
     async with client.registration(agent()):
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -293,11 +296,11 @@ async def test_the_handler_of_sigterm_is_restored(client: RegistryClient) -> Non
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_one_that_comes_as_the_last_one_goes_is_kept(client: RegistryClient) -> None:
+async def test_lease_added_while_the_last_one_is_removed_is_renewed(client: RegistryClient) -> None:
     async def one(i: int) -> None:
         async with client.registration(agent(f"agent-{i}")) as me:
             await asyncio.sleep(0.002 * i)
-            beat_now(me)
+            trigger_heartbeat(me)
             await until(lambda: me._lease.due > 0)
             assert me.state is REGISTERED
 
@@ -308,7 +311,7 @@ async def test_one_that_comes_as_the_last_one_goes_is_kept(client: RegistryClien
     assert await client.find_services() == []
 
 
-async def test_that_it_is_let_in_by_nobody_is_told_and_tried_on(registry: RegistryProcess) -> None:
+async def test_missing_token_is_a_refusal_and_retried(registry: RegistryProcess) -> None:
     tokens: list[str] = []
     states: list[RegistrationState] = []
     async with (

@@ -1,18 +1,18 @@
-"""How an endpoint is picked: policies, health, and what a question asks for."""
+"""Endpoint selection: policies, health, and the conditions of a query."""
 
 from collections import Counter
 
 import pytest
 
 from registry_client import HealthStatus, NoEndpoint, Policy, Service, make_service
-from registry_client.resolve import Pool, Question, ResponseTimes, matches
+from registry_client.resolve import Pool, Query, ResponseTimes, query_matcher
 
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
 DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
 UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
 MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
-ANYTHING = Question("", "", "", "", frozenset())
+ANY_SERVICE = Query("", "", "", "", frozenset())
 
 
 def agent(name: str, status: HealthStatus.ValueType = HEALTHY, **labels: str) -> Service:
@@ -32,114 +32,115 @@ def pool(*services: Service, fallback: tuple[HealthStatus.ValueType, ...] = (), 
     return Pool(services, fallback, ResponseTimes(clock or Clock()))
 
 
-def picks(of: Pool, policy: Policy, count: int) -> Counter[str]:
-    pick = of.picker(policy)
+def count_picks(from_pool: Pool, policy: Policy, count: int) -> Counter[str]:
+    pick = from_pool.picker(policy)
     return Counter(pick().name for _ in range(count))
 
 
-def test_round_robin_gives_everybody_the_same() -> None:
-    assert picks(pool(agent("a"), agent("b"), agent("c")), Policy.ROUND_ROBIN, 300) == {"a": 100, "b": 100, "c": 100}
+def test_round_robin_selects_all_equally_often() -> None:
+    three = pool(agent("a"), agent("b"), agent("c"))
+    assert count_picks(three, Policy.ROUND_ROBIN, 300) == {"a": 100, "b": 100, "c": 100}
 
 
-def test_round_robin_does_not_always_begin_with_the_same() -> None:
+def test_round_robin_starts_at_a_random_service() -> None:
     firsts = {pool(*map(agent, "abcdefgh")).picker(Policy.ROUND_ROBIN)().name for _ in range(200)}
     assert len(firsts) > 1
 
 
-def test_weights_are_kept_to() -> None:
+def test_selection_is_proportional_to_weights() -> None:
     weighted = pool(agent("a", weight="1"), agent("b", weight="3"), agent("never", weight="0"))
-    counts = picks(weighted, Policy.WEIGHTED_RANDOM, 8_000)
+    counts = count_picks(weighted, Policy.WEIGHTED_RANDOM, 8_000)
     assert set(counts) == {"a", "b"}
     assert 0.65 < counts["b"] / 8_000 < 0.85
 
 
 @pytest.mark.parametrize("weight", ["heavy", "-1", "nan", "inf", ""])
-def test_a_weight_that_is_none_counts_as_one(weight: str) -> None:
-    assert set(picks(pool(agent("a", weight=weight), agent("b")), Policy.WEIGHTED_RANDOM, 200)) == {"a", "b"}
+def test_invalid_weight_counts_as_one(weight: str) -> None:
+    assert set(count_picks(pool(agent("a", weight=weight), agent("b")), Policy.WEIGHTED_RANDOM, 200)) == {"a", "b"}
 
 
-def test_weights_of_zero_alone_prefer_nobody() -> None:
-    assert set(picks(pool(agent("a", weight="0"), agent("b", weight="0")), Policy.WEIGHTED_RANDOM, 200)) == {"a", "b"}
+def test_services_that_all_have_weight_zero_are_equal() -> None:
+    unweighted = pool(agent("a", weight="0"), agent("b", weight="0"))
+    assert set(count_picks(unweighted, Policy.WEIGHTED_RANDOM, 200)) == {"a", "b"}
 
 
-def test_the_fastest_is_picked_by_what_the_registry_tells() -> None:
+def test_fastest_by_probe_of_the_registry_is_selected() -> None:
     slow, fast = agent("slow"), agent("fast")
     slow.health.response_time.FromMilliseconds(80)
     fast.health.response_time.FromMilliseconds(20)
-    assert picks(pool(slow, fast), Policy.LEAST_RESPONSE_TIME, 20) == {"fast": 20}
+    assert count_picks(pool(slow, fast), Policy.LEAST_RESPONSE_TIME, 20) == {"fast": 20}
 
 
-def test_the_fastest_is_picked_by_what_was_measured() -> None:
+def test_fastest_by_measurement_is_selected() -> None:
     clock = Clock()
     times = ResponseTimes(clock)
     services = [agent("a"), agent("b")]
     pick = Pool(services, (), times).picker(Policy.LEAST_RESPONSE_TIME)
-    times.add("a", 0.2)
+    times.record("a", 0.2)
     assert pick().name == "b"  # never measured
-    times.add("b", 0.5)
+    times.record("b", 0.5)
     assert pick().name == "a"
     for _ in range(20):
-        times.add("a", 0.9)
+        times.record("a", 0.9)
     assert pick().name == "b"
 
 
-def test_a_measured_time_is_forgotten_after_a_while() -> None:
+def test_measurement_expires() -> None:
     clock = Clock()
     times = ResponseTimes(clock)
     a = agent("a")
-    times.add("a", 3.0)
-    assert times.of(a) == 3.0
+    times.record("a", 3.0)
+    assert times.expected_seconds(a) == 3.0
     clock.now += 31
-    assert times.of(a) == 0
-    times.add("a", 1.0)
-    assert times.of(a) == 1.0
-    times.forget("a")
-    assert times.of(a) == 0
+    assert times.expected_seconds(a) == 0
+    times.record("a", 1.0)
+    assert times.expected_seconds(a) == 1.0
+    times.discard("a")
+    assert times.expected_seconds(a) == 0
 
 
-def test_only_the_healthy_are_used() -> None:
+def test_only_healthy_services_are_selected() -> None:
     mixed = pool(agent("good"), agent("bad", UNHEALTHY), agent("slow", DEGRADED), agent("out", MAINTENANCE))
     for policy in Policy:
-        assert picks(mixed, policy, 20) == {"good": 20}
+        assert count_picks(mixed, policy, 20) == {"good": 20}
     assert len(mixed.matching) == 4
 
 
-def test_the_fallback_is_used_in_its_order_and_only_then() -> None:
+def test_fallback_statuses_are_used_in_order() -> None:
     services = [agent("new", UNKNOWN), agent("slow", DEGRADED), agent("bad", UNHEALTHY)]
     assert pool(*services).usable == ()
-    assert set(picks(pool(*services, fallback=(DEGRADED, UNKNOWN)), Policy.ROUND_ROBIN, 9)) == {"slow"}
-    assert set(picks(pool(*services, fallback=(UNKNOWN, DEGRADED)), Policy.ROUND_ROBIN, 9)) == {"new"}
+    assert set(count_picks(pool(*services, fallback=(DEGRADED, UNKNOWN)), Policy.ROUND_ROBIN, 9)) == {"slow"}
+    assert set(count_picks(pool(*services, fallback=(UNKNOWN, DEGRADED)), Policy.ROUND_ROBIN, 9)) == {"new"}
 
 
-def test_an_error_says_what_is_there_instead() -> None:
-    question = Question("x", "^1", "", "", frozenset({("zone", "eu")}))
-    error = pool(agent("a", UNHEALTHY), agent("b", UNKNOWN)).refuse(question)
+def test_no_endpoint_error_lists_the_unusable_services() -> None:
+    query = Query("x", "^1", "", "", frozenset({("zone", "eu")}))
+    error = pool(agent("a", UNHEALTHY), agent("b", UNKNOWN)).no_endpoint_error(query)
     assert (
-        str(error)
-        == "no service that matches capability=x, version=^1, label zone=eu may be used: 1 unhealthy, 1 unknown"
+        str(error) == "no usable service matches capability=x, version=^1, label zone=eu: found 1 unhealthy, 1 unknown"
     )
-    assert str(pool().refuse(ANYTHING)) == "no service matches any service"
+    assert str(pool().no_endpoint_error(ANY_SERVICE)) == "no service matches any service"
     assert isinstance(error, NoEndpoint)
 
 
 @pytest.mark.parametrize(
-    ("question", "expected"),
+    ("query", "expected"),
     [
-        (ANYTHING, True),
-        (ANYTHING._replace(capability="x"), True),
-        (ANYTHING._replace(capability="y"), False),
-        (ANYTHING._replace(capability="x", version="^2"), True),
-        (ANYTHING._replace(capability="x", version="^1"), False),
-        (ANYTHING._replace(version="^1"), True),
-        (ANYTHING._replace(group="team"), True),
-        (ANYTHING._replace(group="agent"), False),
-        (ANYTHING._replace(environment="production"), True),
-        (ANYTHING._replace(environment="test"), False),
-        (ANYTHING._replace(labels=frozenset({("zone", "eu")})), True),
-        (ANYTHING._replace(labels=frozenset({("zone", "eu"), ("tier", "gold")})), False),
+        (ANY_SERVICE, True),
+        (ANY_SERVICE._replace(capability="x"), True),
+        (ANY_SERVICE._replace(capability="y"), False),
+        (ANY_SERVICE._replace(capability="x", version="^2"), True),
+        (ANY_SERVICE._replace(capability="x", version="^1"), False),
+        (ANY_SERVICE._replace(version="^1"), True),
+        (ANY_SERVICE._replace(group="team"), True),
+        (ANY_SERVICE._replace(group="agent"), False),
+        (ANY_SERVICE._replace(environment="production"), True),
+        (ANY_SERVICE._replace(environment="test"), False),
+        (ANY_SERVICE._replace(labels=frozenset({("zone", "eu")})), True),
+        (ANY_SERVICE._replace(labels=frozenset({("zone", "eu"), ("tier", "gold")})), False),
     ],
 )
-def test_a_question_is_answered_by_who_has_all_of_it(question: Question, *, expected: bool) -> None:
+def test_query_matches_services_that_satisfy_all_conditions(query: Query, *, expected: bool) -> None:
     service = make_service(
         "agent",
         "http://agent.test",
@@ -149,8 +150,8 @@ def test_a_question_is_answered_by_who_has_all_of_it(question: Question, *, expe
         environment="production",
         labels={"zone": "eu"},
     )
-    assert matches(question)(service) is expected
+    assert query_matcher(query)(service) is expected
 
 
-def test_a_service_without_a_group_is_its_own() -> None:
-    assert matches(ANYTHING._replace(group="agent"))(agent("agent"))
+def test_group_of_a_service_defaults_to_its_name() -> None:
+    assert query_matcher(ANY_SERVICE._replace(group="agent"))(agent("agent"))

@@ -1,4 +1,4 @@
-"""Session consistency: a client reads its own writes, whichever process answers."""
+"""Session consistency: a client reads its own writes, whichever process responds."""
 
 import asyncio
 from pathlib import Path
@@ -16,40 +16,38 @@ def agent(name: str) -> Service:
     return make_service(name, f"http://{name}.test", version="1.0.0")
 
 
-async def emptied(redis: RedisProcess) -> None:
+async def flush_redis(redis: RedisProcess) -> None:
     async with Redis.from_url(redis.url) as admin:
         await admin.flushall()
 
 
-async def test_what_was_written_to_one_process_is_read_from_another(redis: RedisProcess) -> None:
+async def test_write_on_one_process_is_read_from_another(redis: RedisProcess) -> None:
     url = f"--redis.url={redis.url}"
     async with (
-        ServerProcess(url) as one,
-        ServerProcess(url) as other,
-        RegistryClient([one.grpc_address, other.grpc_address], timeout=30) as client,
+        ServerProcess(url) as first,
+        ServerProcess(url) as second,
+        RegistryClient([first.grpc_address, second.grpc_address], timeout=30) as client,
     ):
         for i in range(20):
             written = await client.register_service(agent(f"agent-{i}"))
-            client._channels.give_up(client.target)
+            client._channels.fail_over(client.target)
             assert await client.get_service(f"agent-{i}") == written
 
 
-async def test_a_process_that_has_lost_its_store_is_left_for_one_that_holds_the_revision(
-    redis: RedisProcess, tmp_path: Path
-) -> None:
+async def test_client_fails_over_to_a_process_that_holds_the_revision(redis: RedisProcess, tmp_path: Path) -> None:
     async with (
-        ServerProcess(f"--redis.url={redis.url}") as whole,
+        ServerProcess(f"--redis.url={redis.url}") as current,
         ServerProcess("--redis.url=embedded", f"--data-dir={tmp_path}/d") as behind,
-        RegistryClient(whole.grpc_address, timeout=30) as writer,
-        RegistryClient([behind.grpc_address, whole.grpc_address], timeout=30) as reader,
+        RegistryClient(current.grpc_address, timeout=30) as writer,
+        RegistryClient([behind.grpc_address, current.grpc_address], timeout=30) as reader,
     ):
         written = await writer.register_service(agent("agent"))
-        reader._session.saw(written.revision)
+        reader._session.observe_revision(written.revision)
         assert await reader.get_service("agent") == written
-        assert reader.target == whole.grpc_address
+        assert reader.target == current.grpc_address
 
 
-async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProcess) -> None:
+async def test_reads_continue_after_the_store_was_replaced(redis: RedisProcess) -> None:
     async with (
         ServerProcess(f"--redis.url={redis.url}", "--redis.repair=false") as process,
         RegistryClient(process.grpc_address, timeout=30) as client,
@@ -57,13 +55,14 @@ async def test_a_registry_that_counts_anew_is_read_all_the_same(redis: RedisProc
         for i in range(10):
             await client.register_service(agent(f"agent-{i}"))
         assert client.revision == 10
-        await emptied(redis)
+        await flush_redis(redis)
         await process.logged("resynchronised with the store")
         assert await client.find_services() == []
         assert client.revision < 10
 
 
-async def test_a_write_waits_for_a_store_that_comes_back(redis: RedisProcess) -> None:
+@pytest.mark.own_redis
+async def test_write_is_retried_until_the_store_is_back(redis: RedisProcess) -> None:
     async with (
         ServerProcess(f"--redis.url={redis.url}") as process,
         RegistryClient(process.grpc_address, timeout=60) as client,
@@ -78,7 +77,7 @@ async def test_a_write_waits_for_a_store_that_comes_back(redis: RedisProcess) ->
         assert (await writing).revision == client.revision
 
 
-async def test_it_can_be_switched_off(redis: RedisProcess) -> None:
+async def test_session_can_be_disabled(redis: RedisProcess) -> None:
     async with (
         ServerProcess(f"--redis.url={redis.url}") as process,
         RegistryClient(process.grpc_address, session=False) as client,
@@ -87,10 +86,10 @@ async def test_it_can_be_switched_off(redis: RedisProcess) -> None:
         assert client.revision == 0
 
 
-def test_a_session_remembers_the_highest_revision() -> None:
+def test_session_keeps_the_highest_revision() -> None:
     session = Session(enabled=True)
     for revision in (3, 7, 5):
-        session.saw(revision)
+        session.observe_revision(revision)
     assert session.revision == 7
-    session.restart(2)
+    session.reset_revision(2)
     assert session.revision == 2

@@ -1,4 +1,4 @@
-"""What SIGTERM does to blocks, without a signal: the process of these tests is not to end."""
+"""SIGTERM handling of blocks. The handler is called directly, because a signal could end the test process."""
 
 import asyncio
 import gc
@@ -8,42 +8,42 @@ import threading
 import pytest
 
 from registry_client import signals
-from registry_client.signals import Terminations
+from registry_client.signals import SigtermBlocks
 
 
-async def test_a_block_that_ends_as_the_signal_comes_takes_the_cancellation_back() -> None:
-    blocks = Terminations()
-    blocks.enter("block")
+async def test_block_absorbs_the_cancellation_of_sigterm() -> None:
+    blocks = SigtermBlocks()
+    blocks.enter_block("block")
     blocks._on_sigterm()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.sleep(30)
-    assert blocks.was_signalled("block")
-    assert blocks.leave("block")
+    assert blocks.was_terminated("block")
+    assert blocks.exit_block("block")
     await asyncio.sleep(0)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-async def test_only_the_outermost_block_of_a_task_takes_it_back() -> None:
-    blocks = Terminations()
-    blocks.enter("outer")
-    blocks.enter("inner")
+async def test_only_the_outermost_block_absorbs_the_cancellation() -> None:
+    blocks = SigtermBlocks()
+    blocks.enter_block("outer")
+    blocks.enter_block("inner")
     blocks._on_sigterm()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.sleep(30)
-    assert not blocks.leave("inner")
-    assert blocks.leave("outer")
+    assert not blocks.exit_block("inner")
+    assert blocks.exit_block("outer")
 
 
-async def test_who_is_cancelled_by_others_too_stays_cancelled() -> None:
-    blocks = Terminations()
-    left: list[bool] = []
+async def test_task_cancelled_by_others_too_stays_cancelled() -> None:
+    blocks = SigtermBlocks()
+    absorbed: list[bool] = []
 
     async def block() -> None:
-        blocks.enter("block")
+        blocks.enter_block("block")
         try:
             await asyncio.sleep(30)
         finally:
-            left.append(blocks.leave("block"))
+            absorbed.append(blocks.exit_block("block"))
 
     task = asyncio.create_task(block())
     await asyncio.sleep(0)
@@ -51,35 +51,35 @@ async def test_who_is_cancelled_by_others_too_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert left == [False]
+    assert absorbed == [False]
 
 
-async def test_without_a_signal_nothing_is_taken_back() -> None:
-    blocks = Terminations()
-    blocks.enter("block")
-    assert not blocks.was_signalled("block")
-    assert not blocks.leave("block")
-    assert not blocks.leave("unknown")
+async def test_block_without_signal_absorbs_nothing() -> None:
+    blocks = SigtermBlocks()
+    blocks.enter_block("block")
+    assert not blocks.was_terminated("block")
+    assert not blocks.exit_block("block")
+    assert not blocks.exit_block("unknown")
 
 
-def test_in_another_thread_the_signal_is_left_alone() -> None:
+def test_no_handler_is_installed_in_another_thread() -> None:
     async def block() -> None:
-        blocks = signals.terminations()
-        blocks.enter("block")
+        blocks = signals.sigterm_blocks()
+        blocks.enter_block("block")
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        assert not blocks.leave("block")
+        assert not blocks.exit_block("block")
 
     thread = threading.Thread(target=asyncio.run, args=(block(),))
     thread.start()
     thread.join()
 
 
-def test_a_loop_that_is_gone_is_forgotten() -> None:
+def test_blocks_of_a_closed_loop_are_released() -> None:
     async def use() -> None:
-        assert signals.terminations() is signals.terminations()
+        assert signals.sigterm_blocks() is signals.sigterm_blocks()
 
     gc.collect()
-    before = len(signals._OF_LOOPS)
+    before = len(signals._BLOCKS_BY_LOOP)
     asyncio.run(use())
     gc.collect()
-    assert len(signals._OF_LOOPS) <= before
+    assert len(signals._BLOCKS_BY_LOOP) <= before

@@ -1,4 +1,4 @@
-"""The synchronous client, and the registry for users' tests."""
+"""``SyncRegistryClient``, and ``registry_client.testing``."""
 
 import json
 import subprocess
@@ -13,13 +13,13 @@ from registry_client.rpcs import UnaryCalls
 from registry_client.testing import RegistryProcess
 
 
-def test_it_has_every_unary_call() -> None:
+def test_sync_client_has_every_unary_call() -> None:
     calls = {name for name, value in vars(UnaryCalls).items() if callable(value) and not name.startswith("_")}
     assert {name for name in calls if not callable(getattr(SyncRegistryClient, name, None))} == set()
     assert SyncRegistryClient.get_service.__doc__ == UnaryCalls.get_service.__doc__
 
 
-def test_a_script_registers_finds_and_unregisters(registry: RegistryProcess) -> None:
+def test_script_registers_finds_and_unregisters(registry: RegistryProcess) -> None:
     with SyncRegistryClient(registry.target, timeout=30) as client:
         client.register_service(make_service("agent", "http://agent.test", version="1.0.0", capabilities=["x"]))
         assert [service.name for service in client.find_services(capability="x")] == ["agent"]
@@ -32,26 +32,26 @@ def test_a_script_registers_finds_and_unregisters(registry: RegistryProcess) -> 
     client.close()
 
 
-def test_it_survives_a_restart_between_two_calls(registry: RegistryProcess) -> None:
+def test_sync_client_survives_a_restart_between_two_calls(registry: RegistryProcess) -> None:
     with SyncRegistryClient(registry.target, timeout=30) as client:
         client.register_service(make_service("agent", "http://agent.test", version="1.0.0"))
         registry.restart()
         assert client.get_service("agent").name == "agent"
 
 
-def test_nobody_there_is_told() -> None:
-    nobody = (RegistryUnavailable, DeadlineExceeded)
-    with SyncRegistryClient("127.0.0.1:1", timeout=0.3) as client, pytest.raises(nobody):
+def test_unreachable_registry_raises() -> None:
+    unreachable = (RegistryUnavailable, DeadlineExceeded)
+    with SyncRegistryClient("127.0.0.1:1", timeout=0.3) as client, pytest.raises(unreachable):
         client.get_stats()
 
 
-async def test_it_is_not_for_event_loops() -> None:
+async def test_sync_client_raises_in_a_running_event_loop() -> None:
     client = SyncRegistryClient("127.0.0.1:1")
     with pytest.raises(RuntimeError, match="running"):
         client.get_stats()
 
 
-def test_a_registry_for_tests_keeps_address_and_data_when_it_is_killed(registry: RegistryProcess) -> None:
+def test_registry_process_keeps_address_and_data_when_killed(registry: RegistryProcess) -> None:
     target = registry.target
     with SyncRegistryClient(target, timeout=30) as client:
         client.register_service(make_service("agent", "http://agent.test", version="1.0.0"))
@@ -63,12 +63,12 @@ def test_a_registry_for_tests_keeps_address_and_data_when_it_is_killed(registry:
         assert client.get_service("agent").name == "agent"
 
 
-def test_a_registry_for_tests_is_empty_in_each_test(registry: RegistryProcess) -> None:
+def test_registry_fixture_is_empty_in_each_test(registry: RegistryProcess) -> None:
     with SyncRegistryClient(registry.target, timeout=30) as client:
         assert client.find_services() == []
 
 
-def test_a_registry_that_does_not_start_says_why() -> None:
+def test_failed_start_raises_with_the_log() -> None:
     process = RegistryProcess("--no-such-flag=1")
     with pytest.raises(RuntimeError, match="no-such-flag"):
         process.__enter__()
@@ -76,7 +76,7 @@ def test_a_registry_that_does_not_start_says_why() -> None:
         _ = process.target
 
 
-async def test_a_registry_for_tests_can_be_opened_in_a_loop() -> None:
+async def test_registry_process_works_as_async_context_manager() -> None:
     async with RegistryProcess() as process:
         assert "ossa-registry serves" in {json.loads(line)["event"] for line in process.log.splitlines()}
         with pytest.raises(RuntimeError, match="already"):
@@ -84,7 +84,7 @@ async def test_a_registry_for_tests_can_be_opened_in_a_loop() -> None:
     assert not process.running
 
 
-def test_the_fixtures_are_there_for_users_as_a_plugin(tmp_path: Path) -> None:
+def test_fixtures_work_as_a_pytest_plugin(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["registry_client.testing.fixtures"]\n')
     (tmp_path / "test_mine.py").write_text("def test(registry):\n    assert registry.running\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

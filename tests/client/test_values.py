@@ -1,4 +1,4 @@
-"""Short ways to write messages."""
+"""Helpers that build messages."""
 
 import pytest
 
@@ -22,7 +22,7 @@ MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 STRONG = Consistency.CONSISTENCY_STRONG
 
 
-def test_a_service_is_written_in_one_call() -> None:
+def test_make_service_sets_all_fields() -> None:
     service = make_service(
         "agent",
         "http://agent.test",
@@ -43,19 +43,19 @@ def test_a_service_is_written_in_one_call() -> None:
     assert (service.metadata.environment, service.metadata.description) == ("production", "An agent")
 
 
-def test_what_is_not_given_is_not_set() -> None:
+def test_make_service_leaves_other_fields_unset() -> None:
     service = make_service("agent", "http://agent.test", version="1.0.0")
     assert {field.name for field, _ in service.ListFields()} == {"name", "endpoint", "version"}
     assert make_service("a", "http://a.test", version="1", ttl=0).HasField("ttl")
 
 
 @pytest.mark.parametrize("kind", ["http", "grpc", "tcp", "heartbeat", "none"])
-def test_a_health_check_is_given_by_its_kind(kind: str) -> None:
+def test_health_check_accepts_a_probe_type(kind: str) -> None:
     service = make_service("a", "http://a.test", version="1", health_check=kind)
     assert service.health_check.WhichOneof("probe") == kind
 
 
-def test_what_does_not_exist_is_refused() -> None:
+def test_unknown_probe_types_fields_and_statuses_raise() -> None:
     with pytest.raises(ValueError, match="psychic"):
         make_service("a", "http://a.test", version="1", health_check="psychic")
     with pytest.raises(TypeError, match="colour"):
@@ -75,18 +75,18 @@ def test_what_does_not_exist_is_refused() -> None:
         ({"labels": {"zone": "eu"}, "group": "g"}, ServiceFilter(labels={"zone": "eu"}, group="g")),
     ],
 )
-def test_a_filter_is_written_by_keywords(fields: FilterFields, expected: ServiceFilter) -> None:
+def test_make_filter_accepts_keyword_arguments(fields: FilterFields, expected: ServiceFilter) -> None:
     assert make_filter(None, fields) == expected
 
 
-def test_keywords_go_on_top_of_a_filter_and_leave_it_as_it_is() -> None:
+def test_keyword_arguments_override_a_copy_of_the_filter() -> None:
     base = ServiceFilter(capability="x", health=[HEALTHY])
-    made = make_filter(base, {"health": "degraded", "environment": "test"})
-    assert made == ServiceFilter(capability="x", health=[DEGRADED], environment="test")
+    merged = make_filter(base, {"health": "degraded", "environment": "test"})
+    assert merged == ServiceFilter(capability="x", health=[DEGRADED], environment="test")
     assert base == ServiceFilter(capability="x", health=[HEALTHY])
 
 
-def test_enums_go_by_name_or_value() -> None:
+def test_enums_accept_names_and_values() -> None:
     assert values.status("maintenance") == values.status(MAINTENANCE) == MAINTENANCE
     assert values.consistency("strong") == values.consistency(STRONG) == STRONG
     snapshot = EventType.EVENT_TYPE_SERVICE_SNAPSHOT

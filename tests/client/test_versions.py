@@ -1,4 +1,4 @@
-"""Version ranges mean in process what they mean to the registry."""
+"""Version ranges of the client match the same versions as those of the registry."""
 
 import pytest
 from hypothesis import given
@@ -27,15 +27,15 @@ text = st.lists(st.lists(term, min_size=1, max_size=3).map(" ".join), min_size=1
 
 
 @given(text, st.lists(version, min_size=1, max_size=8))
-def test_a_range_means_the_same_as_to_the_registry(text: str, versions: list[str]) -> None:
+def test_range_matches_the_same_versions_as_in_the_registry(text: str, versions: list[str]) -> None:
     try:
-        of_server = parse_version_filter(text)
+        server_filter = parse_version_filter(text)
     except ValueError:
         with pytest.raises(ValueError, match="range"):
             matcher(text)
         return
-    here = matcher(text)
-    assert {each: here(each) for each in versions} == {each: of_server.matches(each) for each in versions}
+    client_matches = matcher(text)
+    assert {each: client_matches(each) for each in versions} == {each: server_filter.matches(each) for each in versions}
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_a_range_means_the_same_as_to_the_registry(text: str, versions: list[str
         ("^1.0.0-rc.1", ["1.0.0-rc.2", "1.0.0"], ["1.1.0-rc.1"]),
     ],
 )
-def test_examples(text: str, inside: list[str], outside: list[str]) -> None:
+def test_examples_of_ranges(text: str, inside: list[str], outside: list[str]) -> None:
     assert [each for each in inside if not matcher(text)(each)] == []
     assert [each for each in outside if matcher(text)(each)] == []
 
 
 @pytest.mark.parametrize("text", ["1.2 - 2.3", "^", ">x", "^1.2-rc.1", "a b", "1" * 129])
-def test_what_is_not_understood_is_refused(text: str) -> None:
+def test_unsupported_range_raises_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         matcher(text)
