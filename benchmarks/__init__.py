@@ -1,5 +1,5 @@
-"""Benchmarks: ``python -m benchmarks`` runs all, ``python -m benchmarks NAME`` one of them.
+"""Benchmarks: ``python -m benchmarks`` runs all scenarios, ``python -m benchmarks NAME`` runs one.
 
-Machines are noisy: rates are compared in alternating rounds of one run, and only their ratio is a claim. Times of
-single steps are printed with the bound that they have to keep.
+Machines are noisy, so rates are compared in alternating rounds of one run and only their ratio is a result. Durations
+of single steps are printed with their bounds.
 """

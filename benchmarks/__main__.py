@@ -1,4 +1,4 @@
-"""Runs the benchmarks and prints one line for each figure."""
+"""Runs the benchmarks and prints one line for each result."""
 
 import argparse
 import asyncio
@@ -44,18 +44,22 @@ SCENARIOS = {
     "resolve": resolve.run,
 }
 LONG = {"failover": failover.run, "rolling": rolling.run}
-"""Those that take minutes run only where they are named."""
+"""Scenarios that take minutes; they run only if they are named."""
 ALL = {**SCENARIOS, **LONG}
 
 
 def main() -> int:
-    """Runs what the command line names; gives 1 if a bound was not kept."""
+    """Run the scenarios named on the command line. Return 1 if a bound was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=[*ALL, []], help="default: all but the long ones")
-    parser.add_argument("--services", type=int, default=100_000, help="services in the catalog scenario")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds of a comparison")
-    parser.add_argument("--minutes", type=float, default=10, help="how long the rolling scenario looks at memory")
-    parser.add_argument("--page", type=Path, help="write what was measured into this page, in Markdown")
+    parser.add_argument("scenario", nargs="*", choices=[*ALL, []], help="default: all except failover and rolling")
+    parser.add_argument("--services", type=int, default=100_000, help="number of services in the catalog scenario")
+    parser.add_argument("--rounds", type=int, default=5, help="number of alternating rounds of a comparison")
+    parser.add_argument(
+        "--minutes", type=float, default=10, help="duration of the memory measurement in the rolling scenario"
+    )
+    parser.add_argument(
+        "--page", type=Path, help="Markdown page in which to replace the sections of the measured scenarios"
+    )
     args = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     report = Report(args.rounds)
@@ -63,7 +67,7 @@ def main() -> int:
     for name in args.scenario or SCENARIOS:
         report.scenario(name, ABOUT[name])
         asyncio.run(ALL[name](report, args))
-        if args.page:  # each time, so that what was measured is kept if the next one fails
+        if args.page:  # after each scenario, so that its results are kept if a later one fails
             earlier = args.page.read_text(encoding="utf-8") if args.page.exists() else ""
             args.page.write_text(report.page(earlier, list(ALL)), encoding="utf-8")
     return report.failed

@@ -1,75 +1,77 @@
-"""What each scenario shows, for the page: where a peer is ahead it says so, and why."""
+"""Description of each scenario for the page, including where a compared system is faster and why."""
 
 from typing import Final
 
 ABOUT: Final = {
     "start": (
-        "From the command line to serving: on an empty data directory, and on what the first start left. Python and "
-        "its packages take most of it; a Go program such as etcd is there sooner."
+        "Time from the command line until the registry serves: on an empty data directory, and on the data of the "
+        "first start. Python and its packages take most of it; a Go program such as etcd starts faster."
     ),
     "catalog": (
-        "The catalog in one process, without the network: how fast it is loaded, what a service takes of memory, "
-        "and what a query costs that nobody asked before, and one that somebody did."
+        "The catalog in one process, without the network: time to load it, memory per service, and latency of a "
+        "cached and an uncached query."
     ),
     "large": (
-        "A worker holds all services in memory, and so does Redis. Redis is filled in the store's own format, a "
-        "registry is started on it, and asked: what a call costs must not depend on how many services there are. "
-        "Each further worker takes its own copy; etcd would take less, since it keeps no index, and answers a query "
-        "by sending all."
+        "Every worker holds all services in memory, and so does Redis. The benchmark writes a fleet to Redis in the "
+        "store's format, starts a registry on it and calls it: the cost of a call must not depend on the number of "
+        "services. Each further worker holds its own copy. etcd would need less memory because it keeps no index, but "
+        "it answers a query by returning every service."
     ),
     "discover": (
-        "A query that was asked before, beside an echo of as many bytes: the answer is a join of ready-made bytes, "
-        "so what is left is gRPC."
+        "A cached query compared with an echo of the same size: the response is a join of prebuilt bytes, so the "
+        "remaining cost is that of gRPC."
     ),
     "queries": (
-        "The capability query over fleets of three sizes, quiet and while services change, and beside etcd. etcd "
-        "has no query but for keys: its client reads everything and filters, so it is far behind there. For the "
-        "point read, the one thing that it is made for, etcd is ahead: it is compiled and uses all processors in "
-        "one process, where a Python process has one; more workers narrow that. Without "
-        "its threads scheduled for throughput GetService would be at 0.87 of the echo."
+        "The capability query over fleets of three sizes, idle and while services change, compared with etcd. etcd "
+        "only supports queries by key: its client reads every key and filters, which is far slower. For the point "
+        "read, the operation that etcd is built for, etcd is faster: it is compiled and uses all processors in one "
+        "process, whereas a Python process uses one; more workers reduce the difference. Without batch scheduling of "
+        "its threads, GetService would run at 0.87 of the rate of the echo."
     ),
     "writes": (
-        "A registration is validated, indexed, committed by one script in Redis with lease, document and event, and "
-        "answered once this process has applied it; etcd's `Put` stores opaque bytes, and is compiled: where its "
-        "rate is above ours, that is why. In calls that carry one service each, gRPC takes about 210 us of the "
-        "event loop's thread, and all that is the registry's own about 400; in batches, where the same code runs many "
-        "times in a row, that is about 230. Half of the echo's rate would leave it 210: whoever registers a fleet "
-        "does so in batches. Many leases are renewed by one message here; etcd takes a message for each."
+        "A registration is validated, indexed, and committed together with lease, document and event by one script in "
+        "Redis; the response is sent once this process has applied the change. etcd's `Put` stores opaque bytes and is "
+        "compiled, which is why its rate can be higher. In calls that carry one service each, gRPC takes about 210 us "
+        "of the event loop's thread and the registry's own code about 400 us; in batches, where the same code runs "
+        "many times in a row, the latter is about 230 us. Half of the echo's rate would leave 210 us for the registry, "
+        "so fleets should be registered in batches. One message renews many leases here; etcd needs one message for "
+        "each lease."
     ),
-    "rest": "The same query over REST, beside a bare aiohttp handler that returns the same bytes.",
+    "rest": "The same query over REST, compared with a bare aiohttp handler that returns the same bytes.",
     "watch": (
-        "A change is committed through one process and received from another one, both on one Redis: the way is "
-        "commit, stream, follower, watcher."
+        "A change is committed through one process and received from another; both use one Redis. The path is commit, "
+        "stream, follower, watcher."
     ),
     "fanout": (
-        "An event to everyone, beside a bare grpc.aio loop that has the bytes in its hand and only writes them; the "
-        "registry commits to Redis first and reads the event from its stream. For one event etcd is ahead: each "
-        "delivery costs a write of its own, which Go makes on all processors, and grpc.aio on one. With many events "
-        "the registry puts those that wait into one message, and leaves the bare loop behind."
+        "An event to every watcher, compared with a bare grpc.aio loop that only writes prebuilt bytes; the registry "
+        "first commits to Redis and reads the event from its stream. For a single event etcd is faster: each delivery "
+        "costs one write, which Go distributes over all processors and grpc.aio makes on one. With many events the "
+        "registry joins pending events into one message and is faster than the bare loop."
     ),
     "failures": (
-        "How long a watcher does not know yet. For a dead endpoint the floor is arithmetic: as many intervals as "
-        "failures are wanted, and a timeout. For a lease it is its length: etcd looks twice a second for those that "
-        "ran out; the registry looks when the next one ends, and each second."
+        "Time until a watcher learns of a failure. For a dead endpoint the minimum is the failure threshold times the "
+        "probe interval, plus one timeout. For a lease it is the length of the lease: etcd checks for expired leases "
+        "twice a second; the registry checks when the next lease expires, and every second."
     ),
     "probes": (
-        "Health probes beside a bare aiohttp client that makes as many requests: do they begin on time, do calls "
-        "notice them, and how many does one processor make?"
+        "Health probes compared with a bare aiohttp client that sends as many requests: whether they start on time, "
+        "how much they slow down other calls, and how many of them one processor can send."
     ),
     "workers": (
-        "What a second worker process on the same port gains, beside a second bare echo. The load generator shares "
-        "the processors, so that neither doubles where there are two."
+        "Gain from a second worker process on the same port, compared with a second bare echo. The load generator "
+        "shares the processors, so neither rate doubles on two processors."
     ),
     "resolve": (
-        "The SDK's cache picks an instance in process, fed by a watch. There is no peer for it but to ask each time."
+        "The SDK's cache, which a watch keeps up to date, selects an instance in process. The alternative is a query "
+        "for each selection."
     ),
     "failover": (
-        "The primary of a Redis under Sentinel is killed while agents write and read, also when its replicas lack what "
-        "was written last: how long no write is acknowledged, which is mostly the time that Sentinel waits before it "
-        "believes it, whether a read fails, and whether something acknowledged is missing in the end."
+        "The primary of a Redis under Sentinel is killed while agents write and read, also when its replicas lack the "
+        "newest writes. Measured are the time without an acknowledged write, most of which is Sentinel's detection "
+        "time, the number of failed reads, and the number of acknowledged writes that are missing afterwards."
     ),
     "rolling": (
-        "10,000 agents heartbeat and 1,000 watch while two workers are restarted one after the other: whether a lease "
-        "is lost, whether a watcher misses something, and whether memory stays where it was for ten minutes."
+        "10,000 agents send heartbeats and 1,000 clients watch while two workers are restarted one after the other. "
+        "Measured are lost leases, changes missed by watchers, and how far memory deviates over ten minutes."
     ),
 }

@@ -1,4 +1,4 @@
-"""A bare aiohttp server that answers every request with the same bytes: the floor that REST is compared with."""
+"""Baseline of REST: a bare aiohttp server that returns the same bytes for every request."""
 
 import asyncio
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 from aiohttp import web
 
 
-async def serve(answer: bytes) -> None:
-    """Serves until the process is ended; prints the port."""
+async def serve(body: bytes) -> None:
+    """Print the port and serve until the process is terminated."""
 
     async def handler(_: web.Request) -> web.Response:
-        return web.Response(body=answer, content_type="application/json")
+        return web.Response(body=body, content_type="application/json")
 
     app = web.Application()
     app.router.add_get("/{path:.*}", handler)

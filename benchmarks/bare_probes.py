@@ -1,4 +1,8 @@
-"""The floor: a bare aiohttp client over endpoints, one connection a request. ``... SECONDS PORTS TASKS [PACE]``."""
+"""Baseline: a bare aiohttp client that requests endpoints in turn, with one connection per request.
+
+``python -m benchmarks.bare_probes SECONDS PORTS TASKS [REQUESTS_PER_SECOND]`` prints the requests per second and per
+second of processor time.
+"""
 
 import asyncio
 import itertools
@@ -10,7 +14,7 @@ import uvloop
 
 
 async def _main(seconds: float, urls: list[str], tasks: int, per_second: float) -> None:
-    """As many requests as ``tasks`` can make, or at a pace."""
+    """Send requests with ``tasks`` concurrent tasks, or at a fixed rate if ``per_second`` is set."""
     done = 0
     start, cpu = time.perf_counter(), time.process_time()
     round_robin = itertools.cycle(urls)

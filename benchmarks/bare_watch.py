@@ -1,7 +1,7 @@
-"""The floor of a fan-out: a bare grpc.aio server that writes the same bytes to every stream, one event after the other.
+"""Baseline of the fan-out: a bare grpc.aio server that writes the same bytes to every stream.
 
-``python -m benchmarks.bare_watch FILE EVENTS``: ``/bare/Watch`` gets the content of FILE, EVENTS times for each call of
-``/bare/Trigger``.
+``python -m benchmarks.bare_watch FILE EVENTS``: each call of ``/bare/Trigger`` writes the content of FILE to every
+stream of ``/bare/Watch``, EVENTS times.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ class _Bare(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(self._trigger)
 
     async def _watch(self, _: bytes, context: Any) -> AsyncIterator[bytes]:
-        yield b""  # says that it watches
+        yield b""  # confirms that the watch is established
         self._watchers.append(context)
         try:
             await asyncio.Event().wait()
         finally:
-            self._watchers.remove(context)  # a write to one who has left would wait for ever
+            self._watchers.remove(context)  # a write to a disconnected watcher would never return
 
     async def _trigger(self, _: bytes, __: Any) -> bytes:
         for _event in range(self._events):

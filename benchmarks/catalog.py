@@ -20,13 +20,13 @@ _BATCH = 500
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Registers a fleet, starts a second registry on it, and asks."""
+    """Register a fleet, start a second registry on its data, and query it."""
     count: int = args.services
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         settings = Settings(
             data_dir=Path(folder),
             health_check=HealthCheckSettings(enabled=False),
-            log=LogSettings(audit="off"),  # its lines would be among the figures
+            log=LogSettings(audit="off"),  # audit lines would mix with the results
         )
         report.title(f"Catalog of {count:,} services in one process")
         async with open_parts(settings) as parts:
@@ -38,7 +38,9 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                     result for result in await parts.registry.register_batch(batch) if isinstance(result, Exception)
                 ]
                 assert not failed, failed[0]
-            report.line("registered (batches of 500, embedded)", f"{count / (time.perf_counter() - start):,.0f}/s")
+            report.line(
+                "registration rate (batches of 500, embedded)", f"{count / (time.perf_counter() - start):,.0f}/s"
+            )
         gc.unfreeze()
         gc.collect()
         before, start = _resident(), time.perf_counter()
@@ -46,16 +48,16 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             redis_up = time.perf_counter()
             await parts.loaded.wait()
             loaded = time.perf_counter()
-            report.line("embedded Redis read its file in", f"{redis_up - start:.2f} s")
+            report.line("embedded Redis loads its file", f"{redis_up - start:.2f} s")
             report.at_most(f"load {count:,} services", loaded - redis_up, 5, "s")
             gc.collect()
-            report.at_most("memory a service", (_resident() - before) / count / 1024, 5, "KB")
+            report.at_most("memory per service", (_resident() - before) / count / 1024, 5, "KB")
             await _discovery(report, parts.registry, count)
 
 
 async def _discovery(report: Report, registry: ServiceRegistry, count: int) -> None:
-    async def ask(wire: bytes) -> bytes:
-        return registry.ready_answer(wire) or await registry.discover_page(
+    async def discover(wire: bytes) -> bytes:
+        return registry.cached_answer(wire) or await registry.discover_page(
             DiscoverServicesRequest.FromString(wire), wire=wire
         )
 
@@ -63,21 +65,21 @@ async def _discovery(report: Report, registry: ServiceRegistry, count: int) -> N
     uncached = []
     for wire in queries:
         start = time.perf_counter()
-        answer = await ask(wire)
+        answer = await discover(wire)
         uncached.append(time.perf_counter() - start)
         assert len(DiscoverServicesResponse.FromString(answer).services) == MATCHES
     cached = []
     for wire in queries * 20:
         start = time.perf_counter()
-        await ask(wire)
+        await discover(wire)
         cached.append(time.perf_counter() - start)
-    what = f"capability + health + tag, {MATCHES} services"
-    report.at_most(f"{what}, uncached, p50", statistics.median(uncached) * 1000, 2, "ms")
-    report.at_most(f"{what}, cached, p50", statistics.median(cached) * 1e6, 50, "us")
+    label = f"capability + health + tag, {MATCHES} services"
+    report.at_most(f"{label}, uncached, p50", statistics.median(uncached) * 1000, 2, "ms")
+    report.at_most(f"{label}, cached, p50", statistics.median(cached) * 1e6, 50, "us")
     await asyncio.sleep(0)
 
 
 def _resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Return the resident memory of this process in bytes."""
     fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
     return int(fields[1]) * 4096

@@ -1,4 +1,4 @@
-"""``DiscoverServices`` (cached) over gRPC, beside a bare grpc.aio echo of the same bytes."""
+"""``DiscoverServices`` (cached) over gRPC, compared with a bare grpc.aio echo of the same bytes."""
 
 import argparse
 import statistics
@@ -26,7 +26,7 @@ _SECONDS = 3
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures all in turn."""
+    """Measure echo and registry, without and with an API key, in alternating rounds."""
     report.title(f"DiscoverServices, cached, {MATCHES} services of {_FLEET:,}; load from {generator()}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         key = new_key()
@@ -37,8 +37,8 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             registry(Path(folder) / "guarded", f"--security.policy-file={policy}") as guarded,
         ):
             request = query(3).SerializeToString()
-            answer = await _filled(ours, request)
-            await _filled(guarded, request, key)
+            answer = await _register_fleet(ours, request)
+            await _register_fleet(guarded, request, key)
             (Path(folder) / "answer").write_bytes(answer)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(Path(folder) / "answer")) as port:
                 echo = f"127.0.0.1:{port}"
@@ -46,17 +46,17 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 for _ in range(args.rounds):
                     bare = await rate(echo, "/bare/Echo", request, _SECONDS)
                     cached = await rate(ours, _METHOD, request, _SECONDS)
-                    asked = await rate(guarded, _METHOD, request, _SECONDS, key)
+                    authenticated = await rate(guarded, _METHOD, request, _SECONDS, key)
                     ratios.append(cached / bare)
-                    with_key.append(asked / bare)
-                    figures = f"{bare:,.0f}/s {cached:,.0f}/s {asked:,.0f}/s"
-                    report.line(f"{len(answer):,} bytes: echo, ours, ours with an API key", figures)
+                    with_key.append(authenticated / bare)
+                    rates = f"{bare:,.0f}/s {cached:,.0f}/s {authenticated:,.0f}/s"
+                    report.line(f"{len(answer):,} bytes: echo, registry, registry with an API key", rates)
     report.at_least("ratio to the bare echo, median", statistics.median(ratios), 0.9)
-    report.at_least("the same with an API key, median", statistics.median(with_key), 0.8)
+    report.at_least("ratio with an API key, median", statistics.median(with_key), 0.8)
 
 
-async def _filled(address: str, request: bytes, key: str = "") -> bytes:
-    """Registers the fleet; gives the answer that is measured."""
+async def _register_fleet(address: str, request: bytes, key: str = "") -> bytes:
+    """Register the fleet and return the response that is measured."""
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)

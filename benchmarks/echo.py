@@ -1,6 +1,6 @@
-"""The floor: a bare grpc.aio server that answers every call with the same bytes.
+"""Baseline: a bare grpc.aio server that returns the same bytes for every call.
 
-``python -m benchmarks.echo FILE [PORT]``: with a port that others may listen on too, as gRPC does by default.
+``python -m benchmarks.echo FILE [PORT]``. Other processes can listen on the same port, which is gRPC's default.
 """
 
 import sys

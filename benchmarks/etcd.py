@@ -1,7 +1,7 @@
-"""The peer: an etcd of its own, and the few requests to it that the scenarios make, as bytes.
+"""Runs etcd for comparison, and encodes the requests that the scenarios send to it.
 
-Its data is in memory (``/dev/shm``), so that it does not wait for a disk at each write, as Redis with an append-only
-file that is synchronised each second does not either.
+Its data is in memory (``/dev/shm``), so that it does not wait for a disk at each write: Redis, which synchronises its
+append-only file once a second, does not wait either.
 """
 
 import asyncio
@@ -24,28 +24,28 @@ WATCH: Final = "/etcdserverpb.Watch/Watch"
 _GRANT: Final = "/etcdserverpb.Lease/LeaseGrant"
 _TXN: Final = "/etcdserverpb.KV/Txn"
 WATCH_EVENTS: Final = 11
-"""Field of a WatchResponse that holds events."""
+"""Number of the field of a WatchResponse that contains events."""
 
 _PREFIX, _PREFIX_END = b"/services/", b"/services0"
 _SHARED_MEMORY = Path("/dev/shm")
 _IN_MEMORY: Final = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
-_START_WITHIN: Final = 20.0
-_PUTS_IN_ONE: Final = 100  # of 128 that a transaction may have
+_START_TIMEOUT_SECONDS: Final = 20.0
+_PUTS_PER_TRANSACTION: Final = 100  # etcd allows 128
 
 
 def is_available() -> bool:
-    """Whether it is installed (Debian: etcd-server)."""
+    """Return whether etcd is installed (Debian: etcd-server)."""
     return shutil.which("etcd") is not None
 
 
 @asynccontextmanager
 async def etcd() -> AsyncIterator[str]:
-    """Runs one; gives its address."""
-    with tempfile.TemporaryDirectory(prefix="ossa-bench-", dir=_IN_MEMORY) as at:
+    """Run an etcd server and yield its client address."""
+    with tempfile.TemporaryDirectory(prefix="ossa-bench-", dir=_IN_MEMORY) as directory:
         client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
         process = await asyncio.create_subprocess_exec(
             "etcd",
-            f"--data-dir={at}",
+            f"--data-dir={directory}",
             f"--listen-client-urls=http://{client}",
             f"--advertise-client-urls=http://{client}",
             f"--listen-peer-urls=http://{peer}",
@@ -56,7 +56,7 @@ async def etcd() -> AsyncIterator[str]:
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            async with asyncio.timeout(_START_WITHIN):
+            async with asyncio.timeout(_START_TIMEOUT_SECONDS):
                 while True:
                     with suppress(grpc.aio.AioRpcError):
                         await call(client, RANGE, everything())
@@ -69,7 +69,7 @@ async def etcd() -> AsyncIterator[str]:
 
 
 async def call(address: str, method: str, request: bytes) -> bytes:
-    """Makes one call."""
+    """Make one unary call with an encoded request and return the encoded response."""
     options = [("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
@@ -77,47 +77,47 @@ async def call(address: str, method: str, request: bytes) -> bytes:
 
 
 async def fill(address: str, services: Iterable[tuple[str, bytes]]) -> None:
-    """Puts services under their names, many in a transaction."""
-    waiting = list(services)
-    for start in range(0, len(waiting), _PUTS_IN_ONE):
-        some = waiting[start : start + _PUTS_IN_ONE]
-        puts = (bytes_field(2, bytes_field(2, put(name, value))) for name, value in some)
+    """Store services under their names, several in one transaction."""
+    pending = list(services)
+    for start in range(0, len(pending), _PUTS_PER_TRANSACTION):
+        chunk = pending[start : start + _PUTS_PER_TRANSACTION]
+        puts = (bytes_field(2, bytes_field(2, put(name, value))) for name, value in chunk)
         await call(address, _TXN, b"".join(puts))
 
 
 async def grant(address: str, lease: int, ttl: int) -> None:
-    """Makes a lease of so many seconds."""
+    """Grant a lease with a time to live in seconds."""
     await call(address, _GRANT, integer_field(1, ttl) + integer_field(2, lease))
 
 
 def put(name: str, value: bytes, lease: int = 0) -> bytes:
-    """A PutRequest."""
+    """Return a PutRequest."""
     return bytes_field(1, _PREFIX + name.encode()) + bytes_field(2, value) + integer_field(3, lease)
 
 
 def get(name: str) -> bytes:
-    """A RangeRequest for one service."""
+    """Return a RangeRequest for one service."""
     return bytes_field(1, _PREFIX + name.encode())
 
 
 def everything() -> bytes:
-    """A RangeRequest for all services, as is needed for any question but their name."""
+    """Return a RangeRequest for all services, which every query other than by name requires."""
     return bytes_field(1, _PREFIX) + bytes_field(2, _PREFIX_END)
 
 
 def keep_alive(lease: int) -> bytes:
-    """A LeaseKeepAliveRequest."""
+    """Return a LeaseKeepAliveRequest."""
     return integer_field(1, lease)
 
 
 def watch() -> bytes:
-    """A WatchRequest for all services."""
+    """Return a WatchRequest for all services."""
     return bytes_field(1, everything())
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    """Return a TCP port that is not in use."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port

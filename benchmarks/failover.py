@@ -1,4 +1,4 @@
-"""Failovers of Redis under Sentinel: how long no write is acknowledged, whether reads fail, what is lost."""
+"""Failovers of Redis under Sentinel: time without acknowledged writes, failed reads and lost writes."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from benchmarks.processes import registry
 from benchmarks.report import Report
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.support.deployments import SENTINEL_DOWN_AFTER, cut_off, linked, role_of, watched
 from tests.support.samples import small_service
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
 _FAILOVERS: Final = 10
-_BETWEEN: Final = 1.0
+_PAUSE_SECONDS: Final = 1.0
 _WRITERS: Final = 4
-_LAG: Final = 0.5
-"""Seconds of writes that no replica has when its primary dies."""
+_LAG_SECONDS: Final = 0.5
+"""How long replication is cut before the primary is killed."""
 
 
 class _Traffic:
-    """Writers and a reader, who never stop."""
+    """Writers and a reader that run until cancelled, and their counters."""
 
     def __init__(self, stub: "RegistryServiceAsyncStub") -> None:
         self._stub = stub
@@ -39,7 +39,7 @@ class _Traffic:
         self.gap = 0.0
         """Longest time without an acknowledged write, in seconds."""
         self.acknowledged: set[str] = set()
-        self.reads = self.failed_reads = self.refused = 0
+        self.reads = self.failed_reads = self.failed_writes = 0
 
     async def write(self, number: int) -> None:
         count = 0
@@ -49,7 +49,7 @@ class _Traffic:
             try:
                 await self._stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)), timeout=10)
             except grpc.aio.AioRpcError:
-                self.refused += 1
+                self.failed_writes += 1
                 await asyncio.sleep(0.02)
                 continue
             self.acknowledged.add(name)
@@ -68,9 +68,11 @@ class _Traffic:
 
 
 async def run(report: Report, _: argparse.Namespace) -> None:
-    """Kills the primary again and again; each comes back as a replica before the next one is killed."""
-    await _failovers(report, "its replicas are level", lag=0)
-    await _failovers(report, f"its replicas lack the newest {_LAG:g} s, which the registry puts back", lag=_LAG)
+    """Kill the primary repeatedly. Each former primary rejoins as a replica before the next kill."""
+    await _failovers(report, "replicas caught up", lag=0)
+    await _failovers(
+        report, f"replicas lack the newest {_LAG_SECONDS:g} s, which the registry restores", lag=_LAG_SECONDS
+    )
 
 
 async def _failovers(report: Report, title: str, *, lag: float) -> None:
@@ -84,44 +86,44 @@ async def _failovers(report: Report, title: str, *, lag: float) -> None:
             grpc.aio.insecure_channel(address) as channel,
         ):
             stub, gaps, lagged = RegistryServiceStub(channel), [], 0
-            async with _traffic(stub) as seen:
+            async with _run_traffic(stub) as traffic:
                 for _i in range(_FAILOVERS):
-                    killed = await redis.primary()
+                    primary = await redis.primary()
                     if lag:
-                        before = len(seen.acknowledged)
-                        async with cut_off(killed, [server for server in redis.servers if server is not killed]):
+                        before = len(traffic.acknowledged)
+                        async with cut_off(primary, [server for server in redis.servers if server is not primary]):
                             await asyncio.sleep(lag)
-                            lagged += len(seen.acknowledged) - before
-                            killed.kill()
+                            lagged += len(traffic.acknowledged) - before
+                            primary.kill()
                     else:
-                        killed.kill()
-                    seen.gap, before = 0.0, len(seen.acknowledged)
-                    await redis.primary(other_than=killed)
-                    while len(seen.acknowledged) < before + 50:  # noqa: ASYNC110 - a look now and then is enough
+                        primary.kill()
+                    traffic.gap, before = 0.0, len(traffic.acknowledged)
+                    await redis.primary(other_than=primary)
+                    while len(traffic.acknowledged) < before + 50:  # noqa: ASYNC110 - polling is precise enough
                         await asyncio.sleep(0.02)
-                    gaps.append(seen.gap)
-                    await killed.restart()
-                    while await role_of(killed) != "slave":  # noqa: ASYNC110 - as above
+                    gaps.append(traffic.gap)
+                    await primary.restart()
+                    while await role_of(primary) != "slave":  # noqa: ASYNC110 - as above
                         await asyncio.sleep(0.05)
-                    await linked(killed)
-                    await asyncio.sleep(_BETWEEN)
-            missing = await _missing(stub, seen.acknowledged)
-    report.line("without an acknowledged write, each", " ".join(f"{gap:.1f}" for gap in gaps) + " s")
-    report.line("median", f"{statistics.median(gaps):.1f} s")
-    report.line("writes acknowledged, refused", f"{len(seen.acknowledged):,} {seen.refused:,}")
+                    await linked(primary)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+            missing = await _missing(stub, traffic.acknowledged)
+    report.line("time without an acknowledged write, each", " ".join(f"{gap:.1f}" for gap in gaps) + " s")
+    report.line("time without an acknowledged write, median", f"{statistics.median(gaps):.1f} s")
+    report.line("writes acknowledged, failed", f"{len(traffic.acknowledged):,} {traffic.failed_writes:,}")
     if lag:
-        report.line("of them acknowledged when no replica got them any more", f"{lagged:,}")
-    report.line("reads", f"{seen.reads:,}")
-    report.at_most("reads that failed", seen.failed_reads, 0, "")
-    report.at_most("acknowledged writes that are missing", missing, 0, "")
+        report.line("writes acknowledged while replication was cut", f"{lagged:,}")
+    report.line("reads", f"{traffic.reads:,}")
+    report.at_most("failed reads", traffic.failed_reads, 0, "")
+    report.at_most("missing acknowledged writes", missing, 0, "")
 
 
 @asynccontextmanager
-async def _traffic(stub: "RegistryServiceAsyncStub") -> AsyncIterator[_Traffic]:
-    seen = _Traffic(stub)
-    tasks = [asyncio.create_task(each) for each in (*(seen.write(i) for i in range(_WRITERS)), seen.read())]
+async def _run_traffic(stub: "RegistryServiceAsyncStub") -> AsyncIterator[_Traffic]:
+    traffic = _Traffic(stub)
+    tasks = [asyncio.create_task(each) for each in (*(traffic.write(i) for i in range(_WRITERS)), traffic.read())]
     try:
-        yield seen
+        yield traffic
     finally:
         await cancel(tasks)
 

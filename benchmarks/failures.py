@@ -1,4 +1,4 @@
-"""How long until watchers hear that an endpoint is dead, and that a lease has run out; etcd's leases beside it."""
+"""Time until watchers learn that an endpoint is dead and that a lease has expired; compared with etcd's leases."""
 
 import argparse
 import asyncio
@@ -38,12 +38,12 @@ _PROBING = (
     f"--health-check.failure-threshold={_THRESHOLD}",
 )
 _LEASES = 20
-_TTL = 5  # seconds
-_PATIENCE = 60.0
+_TTL_SECONDS = 5
+_TIMEOUT_SECONDS = 60.0
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Lets endpoints die, then leases."""
+    """Kill endpoints, then let leases expire."""
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         async with AsyncExitStack() as stack:
             folder = Path(name)
@@ -56,8 +56,8 @@ async def run(report: Report, args: argparse.Namespace) -> None:
 
 
 async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int) -> None:
-    report.title(f"{_DYING} of {_DYING + _STAYING} endpoints die: from there to the event UNHEALTHY at a watcher")
-    arithmetic = _INTERVAL * _THRESHOLD + _TIMEOUT
+    report.title(f"{_DYING} of {_DYING + _STAYING} endpoints die: time until a watcher receives UNHEALTHY")
+    minimum = _INTERVAL * _THRESHOLD + _TIMEOUT
     slowest = []
     async with process(r"([\d,]+)", r"\d", "-m", "benchmarks.endpoints", str(_STAYING)) as staying:
         await _register(stub, "stays", staying.split(","))
@@ -71,55 +71,56 @@ async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int)
                 await _register(stub, f"dies{i}", dying.split(","))
                 await _until(stream, names, HealthStatus.HEALTH_STATUS_HEALTHY)
                 await stack.aclose()
-                killed = time.perf_counter()
-                heard = await _until(stream, names, HealthStatus.HEALTH_STATUS_UNHEALTHY)
+                killed_at = time.perf_counter()
+                received = await _until(stream, names, HealthStatus.HEALTH_STATUS_UNHEALTHY)
                 stream.cancel()
-                for name in names:  # or after some rounds so many are dead that the registry doubts itself
+                for name in names:  # too many dead services would activate self-preservation
                     await stub.UnregisterService(UnregisterServiceRequest(name=name))
-            took = [at - killed for at in heard.values()]
+            took = [at - killed_at for at in received.values()]
             slowest.append(max(took))
             report.line("median, slowest", f"{statistics.median(took):.2f} s {max(took):.2f} s")
-    report.line("bare arithmetic: interval x threshold + timeout", f"{arithmetic:.2f} s")
-    report.at_most("slowest beyond the arithmetic", max(slowest) - arithmetic, 0.5, "s")
+    report.line("minimum: interval x threshold + timeout", f"{minimum:.2f} s")
+    report.at_most("slowest, beyond the minimum", max(slowest) - minimum, 0.5, "s")
 
 
 async def _leases(report: Report, stub: "RegistryServiceAsyncStub", peer: str, rounds: int) -> None:
-    report.title(f"{_LEASES} leases of {_TTL} s run out: from there to the event at a watcher; etcd's")
+    report.title(f"{_LEASES} leases of {_TTL_SECONDS} s expire: delay until a watcher receives the event")
     ours: list[float] = []
     theirs: list[float] = []
     for i in range(rounds):
         names = [f"lease{i}-{number}" for number in range(_LEASES)]
-        late = [_ours_late(stub, names)]
+        measurements = [_registry_delays(stub, names)]
         if peer:
-            late.append(_etcd_late(peer, i, names))
-        measured = await asyncio.gather(*late)
+            measurements.append(_etcd_delays(peer, i, names))
+        measured = await asyncio.gather(*measurements)
         ours += measured[0]
         theirs += measured[1] if peer else ()
         text = ", ".join(f"{statistics.median(each):.2f} s {max(each):.2f} s" for each in measured)
-        report.line("late, median and most: ours, etcd" if peer else "late, median and most", text)
-    report.at_most("median beyond the lease", statistics.median(ours), 0.5, "s")
+        report.line("delay, median and maximum: registry, etcd" if peer else "delay, median and maximum", text)
+    report.at_most("delay, median", statistics.median(ours), 0.5, "s")
     if theirs:
-        report.line("the same of etcd", f"{statistics.median(theirs):.2f} s")
+        report.line("delay of etcd, median", f"{statistics.median(theirs):.2f} s")
 
 
-async def _ours_late(stub: "RegistryServiceAsyncStub", names: list[str]) -> list[float]:
+async def _registry_delays(stub: "RegistryServiceAsyncStub", names: list[str]) -> list[float]:
     stream = stub.WatchEvents(WatchEventsRequest(types=[EventType.EVENT_TYPE_SERVICE_UNREGISTERED]))
     await stream.read()
     fleet = [
-        Service(name=name, endpoint="tcp://127.0.0.1:9", version="1.0.0", ttl=Duration(seconds=_TTL)) for name in names
+        Service(name=name, endpoint="tcp://127.0.0.1:9", version="1.0.0", ttl=Duration(seconds=_TTL_SECONDS))
+        for name in names
     ]
     for service in fleet:
         service.health_check.heartbeat.SetInParent()
     await stub.BatchRegisterServices(BatchRegisterServicesRequest(services=fleet))
-    end = time.perf_counter() + _TTL
-    heard = await _until(stream, set(names), None)
+    end = time.perf_counter() + _TTL_SECONDS
+    received = await _until(stream, set(names), None)
     stream.cancel()
-    return [at - end for at in heard.values()]
+    return [at - end for at in received.values()]
 
 
-async def _etcd_late(address: str, i: int, names: list[str]) -> list[float]:
-    heard: dict[str, float] = {}
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_PATIENCE):
+async def _etcd_delays(address: str, i: int, names: list[str]) -> list[float]:
+    received: dict[str, float] = {}
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_TIMEOUT_SECONDS):
         watch: Any = channel.stream_stream(etcd.WATCH)
 
         async def requests() -> AsyncIterator[bytes]:
@@ -128,17 +129,17 @@ async def _etcd_late(address: str, i: int, names: list[str]) -> list[float]:
 
         for number, name in enumerate(names):
             lease = 1 + i * _LEASES + number
-            await etcd.grant(address, lease, _TTL)
+            await etcd.grant(address, lease, _TTL_SECONDS)
             await etcd.call(address, etcd.PUT, etcd.put(name, b"x", lease))
-        end = time.perf_counter() + _TTL  # of the last
+        end = time.perf_counter() + _TTL_SECONDS  # of the last
         stream = watch(requests())
-        await stream.read()  # which says that it watches: all that follows are deletions
-        while len(heard) < len(names):
+        await stream.read()  # confirms that the watch is established: all later events are deletions
+        while len(received) < len(names):
             for name in re.findall(rb"/services/(lease[\d-]+)", await stream.read()):
-                heard.setdefault(name.decode(), time.perf_counter())
+                received.setdefault(name.decode(), time.perf_counter())
         stream.cancel()
-    # Leases were granted one after the other, within milliseconds.
-    return [at - end for at in heard.values()]
+    # All leases were granted within milliseconds.
+    return [at - end for at in received.values()]
 
 
 async def _register(stub: "RegistryServiceAsyncStub", prefix: str, ports: list[str]) -> None:
@@ -150,12 +151,16 @@ async def _register(stub: "RegistryServiceAsyncStub", prefix: str, ports: list[s
 
 
 async def _until(stream: Any, names: set[str], status: int | None) -> dict[str, float]:
-    """Reads events until all have this status, or are gone if it is none; gives when each was heard."""
-    heard: dict[str, float] = {}
-    async with asyncio.timeout(_PATIENCE):
-        while len(heard) < len(names):
+    """Read events until every service has the status, or is removed if the status is ``None``.
+
+    Returns:
+        For each service, the ``time.perf_counter()`` at which the event arrived.
+    """
+    received: dict[str, float] = {}
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
+        while len(received) < len(names):
             for event in (await stream.read()).events:
                 gone = event.type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
                 if event.service.name in names and (gone if status is None else event.service.health.status == status):
-                    heard.setdefault(event.service.name, time.perf_counter())
-    return heard
+                    received.setdefault(event.service.name, time.perf_counter())
+    return received

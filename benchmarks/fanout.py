@@ -1,4 +1,4 @@
-"""Events to many watchers, beside a bare grpc.aio loop that writes the same bytes, and etcd's ``Watch``."""
+"""Events to many watchers, compared with a bare grpc.aio loop that writes the same bytes and with etcd's ``Watch``."""
 
 import argparse
 import statistics
@@ -17,12 +17,12 @@ from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import Service
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
-_ROUNDS_IN_ONE = 5  # events of a few milliseconds are told together
+_BURSTS_PER_ROUND = 5  # a single burst takes only milliseconds
 _BATCH = 500
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures one event to many, and many events to some."""
+    """Measure one event to many watchers, and many events to fewer watchers."""
     if not replay.is_available():
         report.skipped("Fan-out", "Go, for the load generator")
         return
@@ -41,32 +41,30 @@ async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) 
         arguments = ("-m", "benchmarks.bare_watch", str(folder / "event"), str(events))
         port = await stack.enter_async_context(process(r"(\d+)", r"\d", *arguments))
         watch = replay.requests_file(folder / "watch", [WatchEventsRequest().SerializeToString()])
-        nothing = replay.requests_file(folder / "nothing", [b""] * _ROUNDS_IN_ONE)
-        flags = (f"-watchers={watchers}", f"-events={events}", f"-rounds={_ROUNDS_IN_ONE}", "-connections=4")
-        bare, own, others = [], [], []
+        empty = replay.requests_file(folder / "empty", [b""] * _BURSTS_PER_ROUND)
+        flags = (f"-watchers={watchers}", f"-events={events}", f"-rounds={_BURSTS_PER_ROUND}", "-connections=4")
+        bare, own, peers = [], [], []
         for i in range(rounds):
             bare.append(
-                await _median(
-                    replay.fanout(f"127.0.0.1:{port}", "/bare/Watch", watch, "/bare/Trigger", nothing, *flags)
-                )
+                await _median(replay.fanout(f"127.0.0.1:{port}", "/bare/Watch", watch, "/bare/Trigger", empty, *flags))
             )
             changes = _changes(folder, i, events)
             own.append(await _median(replay.fanout(ours, f"{_SERVICE}/WatchEvents", watch, *changes, *flags)))
             text = f"{bare[-1]:,.0f} ms {own[-1]:,.0f} ms"
             if peer:
-                others.append(await _etcd(folder, peer, i, events, flags))
-                text += f" {others[-1]:,.0f} ms"
-            report.line("last delivery: bare loop, ours, etcd", text)
+                peers.append(await _etcd(folder, peer, i, events, flags))
+                text += f" {peers[-1]:,.0f} ms"
+            report.line("last delivery: bare loop, registry, etcd", text)
         ratios = [mine / floor for mine, floor in zip(own, bare, strict=True)]
         if events == 1:
             report.at_most("ratio of the last delivery to the bare loop, median", statistics.median(ratios), 1.5, "")
         else:
             deliveries = watchers * events / statistics.median(own) * 1000
-            report.line("deliveries a second, median", f"{deliveries:,.0f}/s")
+            report.line("deliveries per second, median", f"{deliveries:,.0f}/s")
             report.at_least("ratio of deliveries/s to the bare loop, median", 1 / statistics.median(ratios), 5)
-        if others:
-            ratio = statistics.median(theirs / mine for theirs, mine in zip(others, own, strict=True))
-            report.line("time of etcd's watch to ours, median", f"{ratio:.2f}")
+        if peers:
+            ratio = statistics.median(theirs / mine for theirs, mine in zip(peers, own, strict=True))
+            report.line("delivery time of etcd relative to the registry, median", f"{ratio:.2f}")
 
 
 async def _median(measured: "replay.Measured") -> float:
@@ -74,8 +72,8 @@ async def _median(measured: "replay.Measured") -> float:
 
 
 def _changes(folder: Path, i: int, events: int) -> tuple[str, Path]:
-    """What makes so many events a round: each service is new in its version."""
-    fleet = list(services(_ROUNDS_IN_ONE)) if events == 1 else list(services(events)) * _ROUNDS_IN_ONE
+    """Return the method and the requests that cause the events: each one registers services with a new version."""
+    fleet = list(services(_BURSTS_PER_ROUND)) if events == 1 else list(services(events)) * _BURSTS_PER_ROUND
     requests = []
     size = min(events, _BATCH)
     for start in range(0, len(fleet), size):
@@ -91,7 +89,7 @@ def _changes(folder: Path, i: int, events: int) -> tuple[str, Path]:
 
 async def _etcd(folder: Path, address: str, i: int, events: int, flags: tuple[str, ...]) -> float:
     watch = replay.requests_file(folder / "etcd-watch", [etcd.watch()])
-    fleet = list(services(events)) * _ROUNDS_IN_ONE
+    fleet = list(services(events)) * _BURSTS_PER_ROUND
     puts = [etcd.put(one.name, one.SerializeToString() + bytes(8 + i)) for one in fleet]
     changes = replay.requests_file(folder / "etcd-changes", puts)
     more = (f"-field={etcd.WATCH_EVENTS}", "-keep-open")
@@ -99,7 +97,7 @@ async def _etcd(folder: Path, address: str, i: int, events: int, flags: tuple[st
 
 
 async def _event(address: str) -> bytes:
-    """One message with one event, as ours sends it."""
+    """Return a watch message with one event, as the registry sends it."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)
         stream = stub.WatchEvents(WatchEventsRequest())

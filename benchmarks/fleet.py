@@ -1,4 +1,4 @@
-"""The services that benchmarks register: like the seed's example, spread over capabilities, tags and health."""
+"""Services that the benchmarks register, modelled on the example of the OSSA reference implementation."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from ossa.registry.v1.service_pb2 import HealthStatus, Service
 
 _SCHEMA = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 5000}}, "required": ["text"]}
 MATCHES = 50
-"""Services that one query finds, however large the fleet is."""
+"""Number of services that match one query, for any size of the fleet."""
 
 
 def services(count: int) -> Iterator[Service]:
-    """Makes a fleet in which ``query(i)`` finds exactly 50 healthy services of twice as many with that capability."""
+    """Yield a fleet in which ``query(i)`` matches 50 healthy services out of 100 with that capability."""
     template = ParseDict(
         {
             "version": "2.1.0",
@@ -44,12 +44,12 @@ def services(count: int) -> Iterator[Service]:
 
 
 def name_of(i: int) -> str:
-    """Name of a service of the fleet."""
+    """Return the name of a service of the fleet."""
     return f"agent-{i:07d}"
 
 
 def query(capability: int) -> DiscoverServicesRequest:
-    """Asks for the healthy services with one capability and the tag that all have."""
+    """Return a query for the healthy services with one capability and the tag common to all services."""
     request = DiscoverServicesRequest(page_size=MATCHES)
     request.filter.capability = f"capability-{capability}"
     request.filter.health.append(HealthStatus.HEALTH_STATUS_HEALTHY)

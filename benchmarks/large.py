@@ -1,4 +1,4 @@
-"""From 1,000 to 1,000,000 services on one worker: start, memory, and what calls cost."""
+"""Fleets of 1,000 to 1,000,000 services on one worker: start-up time, memory and cost of calls."""
 
 import argparse
 import asyncio
@@ -23,50 +23,50 @@ from benchmarks.processes import registry, served
 from benchmarks.queries import fill
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import GetServiceRequest
-from registry_server.clock import timestamp
-from registry_server.model.document import encode_document_open
-from registry_server.model.normal import registered
+from registry_server.model.document import encode_document_prefix
+from registry_server.model.normal import apply_registration
+from registry_server.runtime.clock import timestamp
 from registry_server.store.keys import Keys
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
 _SMALL = 1_000
 _SIZES = (_SMALL, 10_000, 100_000, 1_000_000)
-_NEEDED = 14 << 30  # bytes free, or the largest size is left out
-_REPAIRED = 100_000
-_PATIENCE = 300
+_REQUIRED_MEMORY_BYTES = 14 << 30  # the largest size is skipped if less is available
+_REPAIRED_SIZE = 100_000
+_REPAIR_TIMEOUT_SECONDS = 300
 _BATCH = 1_000
 _KEYS = Keys.under("ossa:services")
-_ROUNDS = 3  # at the most: each size takes its time
+_MAX_ROUNDS = 3  # one size takes minutes
 _LOAD = ("-seconds=2", "-in-flight=32")
 
 
 class _Point(NamedTuple):
-    """What was measured of one size."""
+    """Results for one size."""
 
     size: int
     start: float
-    """Seconds to serving."""
+    """Seconds from the start of the process until it serves."""
     stall: float
-    """Seconds: the longest that liveness did not answer meanwhile."""
+    """Longest response time of the liveness endpoint during the start, in seconds."""
     worker: int
-    """Bytes."""
+    """Resident memory of the worker in bytes."""
     redis: int
-    """Bytes."""
+    """Resident memory of Redis in bytes."""
     query: float
-    """What a capability query costs, by what it costs of 1,000 services."""
+    """Cost of a capability query relative to 1,000 services."""
     get: float
-    """The same of GetService."""
+    """Cost of GetService relative to 1,000 services."""
     repair: float
-    """Seconds from an emptied Redis to one that has everything again; 0 = not tried."""
+    """Seconds until the registry has repaired an emptied Redis; 0 = not measured."""
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Fills Redis step by step and starts a registry on it each time."""
+    """Fill Redis step by step and start a registry on it at each size."""
     if not replay.is_available() or shutil.which("redis-server") is None:
         report.skipped("Large fleets", "Go, for the load generator, and redis-server")
         return
     await replay.build()
-    report.title("One worker, one Redis; costs beside a registry of 1,000 services")
+    report.title("One worker, one Redis; costs relative to a registry of 1,000 services")
     points: list[_Point] = []
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
@@ -76,37 +76,40 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         await fill(small, _SMALL)
         filled = 0
         for size in _SIZES:
-            if size > 100_000 and _free() < _NEEDED:
-                report.line(f"{size:,} services", "left out: memory")
+            if size > 100_000 and _free() < _REQUIRED_MEMORY_BYTES:
+                report.line(f"{size:,} services", "skipped: not enough memory")
                 break
             await _fill(client, filled, size)
             filled = size
-            points.append(await _measure(folder, client, small, size, min(args.rounds, _ROUNDS)))
+            points.append(await _measure(folder, client, small, size, min(args.rounds, _MAX_ROUNDS)))
             one = points[-1]
             report.line(f"{size:,}: start, longest stall of liveness", f"{one.start:.1f} s {one.stall:.2f} s")
             report.line("  worker, Redis (MiB)", f"{one.worker >> 20:,} {one.redis >> 20:,}")
-            report.line("  cost to that of 1,000: query, GetService", f"{one.query:.2f} {one.get:.2f}")
+            report.line("  cost relative to 1,000: query, GetService", f"{one.query:.2f} {one.get:.2f}")
             if one.repair:
-                report.line("  Redis is emptied; it has everything again after", f"{one.repair:.1f} s")
-    _judge(report, points)
+                report.line("  time to repair an emptied Redis", f"{one.repair:.1f} s")
+    _compare_with_bounds(report, points)
 
 
-def _judge(report: Report, points: list[_Point]) -> None:
+def _compare_with_bounds(report: Report, points: list[_Point]) -> None:
     small = points[0]
     for one in points[2:]:
         added = (one.worker - small.worker) / (one.size - small.size) / 1024
-        report.at_most(f"{one.size:,}: memory of the worker a service", added, 5, "KB")
+        report.at_most(f"{one.size:,}: worker memory per service", added, 5, "KB")
         report.at_most(f"{one.size:,}: longest stall of liveness", one.stall, 1, "s")
-        report.at_most(f"{one.size:,}: cost of a query to that of {small.size:,}", one.query, 1.2, "")
-        report.at_most(f"{one.size:,}: cost of GetService to that of {small.size:,}", one.get, 1.2, "")
+        report.at_most(f"{one.size:,}: cost of a query relative to {small.size:,}", one.query, 1.2, "")
+        report.at_most(f"{one.size:,}: cost of GetService relative to {small.size:,}", one.get, 1.2, "")
         if one.size == 100_000:
             report.at_most("100,000: start", one.start, 5, "s")
         else:
             report.at_most(f"{one.size:,}: worker and Redis", (one.worker + one.redis) / (1 << 30), 14, "GiB")
-    most = max(one.worker + one.redis for one in points)
+    largest = max(one.worker + one.redis for one in points)
     report.chart(
-        "Memory of worker and Redis together, by services",
-        [(f"{one.size:,}", (one.worker + one.redis) / most, f"{one.worker + one.redis >> 20:,} MiB") for one in points],
+        "Memory of worker and Redis by number of services",
+        [
+            (f"{one.size:,}", (one.worker + one.redis) / largest, f"{one.worker + one.redis >> 20:,} MiB")
+            for one in points
+        ],
     )
 
 
@@ -114,32 +117,32 @@ async def _measure(folder: Path, client: Redis, small: str, size: int, rounds: i
     http = etcd.free_port()
     flags = (f"--redis.url=unix://{folder}/redis.sock", f"--http.address=127.0.0.1:{http}")
     begin = time.perf_counter()
-    looking = asyncio.create_task(_longest_stall(f"http://127.0.0.1:{http}/health/live"))
+    stall = asyncio.create_task(_longest_stall(f"http://127.0.0.1:{http}/health/live"))
     async with served(folder, *flags) as one:
         start = time.perf_counter() - begin
-        looking.cancel()
-        await asyncio.wait([looking])
+        stall.cancel()
+        await asyncio.wait([stall])
         query_cost, get_cost = [
-            await _cost(small, one.grpc, method, asked, rounds) for method, asked in _questions(folder, size)
+            await _cost(small, one.grpc, method, asked, rounds) for method, asked in _requests(folder, size)
         ]
         worker = _resident(one.pid)
         memory = await client.info("memory")
-        repair = await _emptied(client, size) if size == _REPAIRED else 0.0
-    return _Point(size, start, looking.result(), worker, int(memory["used_memory_rss"]), query_cost, get_cost, repair)
+        repair = await _repair_time(client, size) if size == _REPAIRED_SIZE else 0.0
+    return _Point(size, start, stall.result(), worker, int(memory["used_memory_rss"]), query_cost, get_cost, repair)
 
 
-async def _emptied(client: Redis, size: int) -> float:
-    """Empties Redis; gives the seconds until the registry has given everything back."""
+async def _repair_time(client: Redis, size: int) -> float:
+    """Empty Redis and return the seconds until the registry has restored everything."""
     begin = time.perf_counter()
     await client.flushall()
-    async with asyncio.timeout(_PATIENCE):
-        while await client.hlen(_KEYS.records) < size or await client.zcard(_KEYS.leases) < size:  # noqa: ASYNC110 - Redis tells nobody
+    async with asyncio.timeout(_REPAIR_TIMEOUT_SECONDS):
+        while await client.hlen(_KEYS.records) < size or await client.zcard(_KEYS.leases) < size:  # noqa: ASYNC110 - Redis has no event for this
             await asyncio.sleep(0.05)
     return time.perf_counter() - begin
 
 
-def _questions(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
-    """The query and the point read: requests to a fleet of 1,000 and to one of this size."""
+def _requests(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
+    """Return the requests of the query and of the point read, for a fleet of 1,000 and for one of this size."""
     asked = replay.requests_file(folder / "asked", (query(i).SerializeToString() for i in range(10)))
     points = {
         count: replay.requests_file(
@@ -152,7 +155,7 @@ def _questions(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
 
 
 async def _cost(small: str, large: str, method: str, asked: dict[int, Path], rounds: int) -> float:
-    """Calls both in turn; gives by how much a call of the larger fleet costs more."""
+    """Measure both in alternating rounds. Return the cost of a call on the large fleet relative to the small one."""
     ratios = []
     for _ in range(rounds):
         rates = [
@@ -164,35 +167,35 @@ async def _cost(small: str, large: str, method: str, asked: dict[int, Path], rou
 
 
 async def _longest_stall(url: str) -> float:
-    """Asks until it is cancelled; gives the seconds of the answer that took longest, once there was one."""
+    """Request a URL until cancelled and return the longest response time in seconds."""
 
-    def ask() -> float:
+    def response_time() -> float:
         begin = time.perf_counter()
         with suppress(urllib.error.URLError), urllib.request.urlopen(url, timeout=120):
             return time.perf_counter() - begin
-        return 0.0  # it does not listen yet
+        return 0.0  # the server does not listen yet
 
     longest = 0.0
     with suppress(asyncio.CancelledError):
         while True:
-            longest = max(longest, await asyncio.to_thread(ask))
+            longest = max(longest, await asyncio.to_thread(response_time))
             await asyncio.sleep(0.02)
     return longest
 
 
 async def _fill(client: Redis, start: int, end: int) -> None:
-    """Adds services in the store's own format: as registered by itself, which would take a quarter of an hour."""
+    """Write services to Redis in the store's format. Registering them would take a quarter of an hour."""
     now = timestamp(time.time_ns())
     rest = islice(services(end), start, None)
     revision = start
     while batch := list(islice(rest, _BATCH)):
         records: dict[Any, Any] = {}  # as redis-py types a mapping
         documents = {}
-        template = registered(batch[0], None, now)
-        document = encode_document_open(template)
-        for sent in batch:
+        template = apply_registration(batch[0], None, now)
+        document = encode_document_prefix(template)
+        for definition in batch:
             revision += 1
-            service = registered(sent, None, now)
+            service = apply_registration(definition, None, now)
             service.revision = revision
             records[service.name] = service.SerializeToString()
             named = document.replace(template.name.encode(), service.name.encode())
@@ -209,7 +212,7 @@ async def _fill(client: Redis, start: int, end: int) -> None:
 
 @asynccontextmanager
 async def _redis(folder: Path) -> AsyncIterator[Redis]:
-    """Runs a Redis that keeps nothing on disk."""
+    """Run a Redis without persistence."""
     at = folder / "redis.sock"
     child = await asyncio.create_subprocess_exec(
         *("redis-server", "--port", "0", "--unixsocket", str(at), "--save", "", "--dir", str(folder)),
@@ -227,7 +230,7 @@ async def _redis(folder: Path) -> AsyncIterator[Redis]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
+    """Return the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 

@@ -1,4 +1,4 @@
-"""Load on one unary RPC: from h2load where it is installed, else from a Python client."""
+"""Load on one unary RPC: from h2load if it is installed, otherwise from a Python client."""
 
 import asyncio
 import re
@@ -14,19 +14,21 @@ _CONNECTIONS = 2
 
 
 def generator() -> str:
-    """Name of the load generator that is used."""
-    return "h2load" if shutil.which("h2load") else "a Python client (h2load is not installed: the ratio is flattered)"
+    """Return the name of the load generator in use."""
+    return (
+        "h2load" if shutil.which("h2load") else "a Python client (h2load is not installed: the ratio is too favourable)"
+    )
 
 
 async def rate(address: str, method: str, request: bytes, seconds: int, key: str = "") -> float:
-    """Calls ``method`` (``/package.Service/Method``) for some seconds, 32 calls in flight; gives calls per second.
+    """Call a method with 32 calls in flight and return the calls per second.
 
     Args:
-        address: Whom.
-        method: What.
-        request: With what.
-        seconds: How long.
-        key: API key to show.
+        address: HOST:PORT of the server.
+        method: Path of the method, ``/package.Service/Method``.
+        request: Encoded request message.
+        seconds: Duration of the load.
+        key: API key to send; empty for none.
     """
     if shutil.which("h2load"):
         return await _h2load(address, method, request, seconds, key)

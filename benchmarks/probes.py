@@ -1,4 +1,4 @@
-"""Health probes: are they on time, what do they cost, and do calls notice? Beside a bare aiohttp client loop."""
+"""Health probes, compared with a bare aiohttp client: punctuality, cost, and effect on other calls."""
 
 import argparse
 import asyncio
@@ -24,11 +24,11 @@ from ossa.registry.v1.service_pb2 import Service
 _ENDPOINTS = 5_000
 _INTERVAL_MS = 5_000
 _CALLS = 1_500
-_PACE = 0.005  # seconds between two calls
+_CALL_INTERVAL_SECONDS = 0.005
 _SECONDS = 5
 _CONCURRENCY = 64
 _PROBING = ("--health-check.enabled=true", f"--health-check.interval-ms={_INTERVAL_MS}")
-# More than can be done: what is measured is how many are.
+# More probes than one process can send: the benchmark measures how many it sends.
 _SATURATED = (
     "--health-check.enabled=true",
     "--health-check.interval-ms=200",
@@ -39,7 +39,7 @@ _SATURATED = (
 
 
 class _Sample(NamedTuple):
-    """What a registry says of its probes at one time."""
+    """Counters of a registry's probes at one time."""
 
     at: float
     cpu: float
@@ -49,17 +49,17 @@ class _Sample(NamedTuple):
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures lateness and calls beside probes, then the rate."""
+    """Measure punctuality and the effect on calls, then the rate."""
     rounds: int = args.rounds
     report.title(f"Probes of {_ENDPOINTS:,} HTTP endpoints every {_INTERVAL_MS / 1000:g} s by one process")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         folder = Path(name)
         async with process(r"([\d,]+)", r"\d", "-m", "benchmarks.endpoints", str(_ENDPOINTS)) as ports:
-            await _beside_calls(report, folder, ports.split(","), rounds)
+            await _effect_on_calls(report, folder, ports.split(","), rounds)
             await _rate(report, folder, ports, rounds)
 
 
-async def _beside_calls(report: Report, folder: Path, ports: list[str], rounds: int) -> None:
+async def _effect_on_calls(report: Report, folder: Path, ports: list[str], rounds: int) -> None:
     idle, beside, probing, probes, late, busy = [], [], [], 0.0, 0.0, []
     pace = len(ports) * 1000 / _INTERVAL_MS
     for i in range(rounds):
@@ -72,20 +72,20 @@ async def _beside_calls(report: Report, folder: Path, ports: list[str], rounds: 
             beside.append(await _p99(quiet.grpc))
             await bare
         async with served(folder, *_PROBING) as one:
-            await asyncio.sleep(_INTERVAL_MS / 1000)  # until every service had its first probe
+            await asyncio.sleep(_INTERVAL_MS / 1000)  # until every service has been probed once
             before = _sample(one)
             probing.append(await _p99(one.grpc))
             after = _sample(one)
             probes += after.began - before.began
             late += (after.began - before.began) - (after.on_time - before.on_time)
             busy.append((after.cpu - before.cpu) / (after.at - before.at))
-    report.line("probes counted, busy share of one core", f"{probes:,.0f} {statistics.median(busy):.0%}")
-    report.at_most("probes that began more than 0.5 s late", 100 * late / probes, 1, "%")
+    report.line("probes counted, CPU share of one core", f"{probes:,.0f} {statistics.median(busy):.0%}")
+    report.at_most("probes started more than 0.5 s late", 100 * late / probes, 1, "%")
     medians = [statistics.median(values) for values in (idle, beside, probing)]
-    report.line("GetService p99 idle, beside bare GETs, probing, ms", " ".join(f"{value:.2f}" for value in medians))
-    # Where agents, client and registry share two processors, requests wait for one whoever makes the GETs.
+    report.line("GetService p99: idle, during bare GETs, probing (ms)", " ".join(f"{value:.2f}" for value in medians))
+    # Agents, client and registry share the processors, so any process that sends the GETs slows down requests.
     report.line("  probing / idle", f"{medians[2] / medians[0]:.2f}")
-    report.at_most("  probing / idle beside as many GETs of another process", medians[2] / medians[1], 2, "")
+    report.at_most("  probing / during as many GETs by another process", medians[2] / medians[1], 2, "")
 
 
 async def _rate(report: Report, folder: Path, ports: str, rounds: int) -> None:
@@ -101,10 +101,10 @@ async def _rate(report: Report, folder: Path, ports: str, rounds: int) -> None:
         ours.append(probes / (after.cpu - before.cpu))
         ratios.append(ours[-1] / core)
         by_wall.append(probes / (after.at - before.at) / wall)
-        report.line("checks/s a core: bare aiohttp, ours", f"{core:,.0f} {ours[-1]:,.0f}")
-    report.line("checks a second and core, median", f"{statistics.median(ours):,.0f}/s")
-    report.line("ratio to the bare loop by the clock, median", f"{statistics.median(by_wall):.2f}")
-    report.at_least("ratio to the bare loop a core, median", statistics.median(ratios), 0.6)
+        report.line("probes/s per core: bare aiohttp, registry", f"{core:,.0f} {ours[-1]:,.0f}")
+    report.line("probes per second and core, median", f"{statistics.median(ours):,.0f}/s")
+    report.line("ratio to the bare loop by wall-clock time, median", f"{statistics.median(by_wall):.2f}")
+    report.at_least("ratio to the bare loop per core, median", statistics.median(ratios), 0.6)
 
 
 async def _register(address: str, ports: list[str]) -> None:
@@ -119,7 +119,7 @@ async def _register(address: str, ports: list[str]) -> None:
 
 
 async def _p99(address: str) -> float:
-    """Calls ``GetService`` at a steady pace; gives the 99th percentile in ms."""
+    """Call ``GetService`` at a steady rate and return the 99th percentile of its latency in milliseconds."""
     took = []
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)
@@ -128,12 +128,16 @@ async def _p99(address: str) -> float:
             start = time.perf_counter()
             await stub.GetService(request)
             took.append((time.perf_counter() - start) * 1000)
-            await asyncio.sleep(_PACE)
+            await asyncio.sleep(_CALL_INTERVAL_SECONDS)
     return statistics.quantiles(took, n=100)[98]
 
 
 async def _bare(ports: str, *, seconds: float, pace: float = 0) -> tuple[float, float]:
-    """Runs the bare loop, if need be at a pace; gives its rate a second and a second of its processor time."""
+    """Run the bare loop, at ``pace`` requests per second if set.
+
+    Returns:
+        Its requests per second of wall-clock time and per second of processor time.
+    """
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.bare_probes", str(seconds), ports, str(_CONCURRENCY), str(pace)),
         stdout=asyncio.subprocess.PIPE,
@@ -144,8 +148,8 @@ async def _bare(ports: str, *, seconds: float, pace: float = 0) -> tuple[float, 
 
 
 def _sample(one: Served) -> _Sample:
-    with urllib.request.urlopen(f"http://{one.http}/metrics") as answer:
-        text = answer.read().decode()
+    with urllib.request.urlopen(f"http://{one.http}/metrics") as response:
+        text = response.read().decode()
 
     def value(pattern: str) -> float:
         return sum(float(found) for found in re.findall(rf"^ossa_registry_{pattern} (\S+)$", text, re.MULTILINE))
@@ -160,12 +164,12 @@ def _sample(one: Served) -> _Sample:
 
 
 def _processor_time(pid: int) -> float:
-    """Seconds of processor time of a process."""
+    """Return the processor time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _python_children(pid: int) -> list[int]:
-    """Process ids of the children that are ours and not Redis."""
+    """Return the process ids of the Python children; Redis is not one of them."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return [int(child) for child in children if b"python" in Path(f"/proc/{child}/cmdline").read_bytes()]

@@ -1,4 +1,4 @@
-"""Servers under test, as processes of their own."""
+"""Runs the measured servers as separate processes."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Served(NamedTuple):
-    """A registry that serves."""
+    """Addresses and process id of a running registry."""
 
     grpc: str
     http: str
@@ -20,14 +20,14 @@ class Served(NamedTuple):
 
 @asynccontextmanager
 async def registry(folder: Path, *flags: str) -> AsyncIterator[str]:
-    """Runs a registry with its data below ``folder``; gives its gRPC address once it serves."""
+    """Run a registry with its data below ``folder`` and yield its gRPC address once it serves."""
     async with served(folder, *flags) as one:
         yield one.grpc
 
 
 @asynccontextmanager
 async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
-    """The same, with all that is known of it. Nothing is probed unless a flag says so."""
+    """Run a registry and yield its addresses and process id. Probing is disabled unless a flag enables it."""
     arguments = (
         "--grpc.address=127.0.0.1:0",
         "--http.address=127.0.0.1:0",
@@ -36,28 +36,28 @@ async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
         "--health-check.enabled=false",
         *flags,
     )
-    async with _child("ossa-registry serves", "-m", "registry_server", *arguments) as (printed, pid):
+    async with _child("ossa-registry is serving", "-m", "registry_server", *arguments) as (printed, pid):
         found = dict(re.findall(r'"event": "(gRPC|HTTP) listens", "address": "([^"]+)"', printed))
         yield Served(found["gRPC"], found["HTTP"], pid)
 
 
 @asynccontextmanager
-async def process(wanted: str, ready: str, *arguments: str) -> AsyncIterator[str]:
-    """Runs a Python process until it has printed a line with ``ready``; gives what ``wanted`` matches in its lines."""
+async def process(pattern: str, ready: str, *arguments: str) -> AsyncIterator[str]:
+    """Run a Python process, wait for a line that matches ``ready``, and yield the first group of ``pattern``."""
     async with _child(ready, *arguments) as (printed, _):
-        found = re.search(wanted, printed)
+        found = re.search(pattern, printed)
         assert found is not None
         yield found[1]
 
 
 @asynccontextmanager
 async def _child(ready: str, *arguments: str) -> AsyncIterator[tuple[str, int]]:
-    """Runs a Python process; gives what it printed until a line with ``ready``, and its id."""
+    """Run a Python process and yield its output up to a line that matches ``ready``, and its process id."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        limit=1 << 20,  # a line may be long
+        limit=1 << 20,  # log lines can be long
     )
     assert child.stdout is not None
     try:
@@ -65,9 +65,9 @@ async def _child(ready: str, *arguments: str) -> AsyncIterator[tuple[str, int]]:
         while not re.search(ready, printed):
             line = await child.stdout.readline()
             if not line:
-                raise RuntimeError(f"{arguments} ended before it was ready: {printed}")
+                raise RuntimeError(f"{arguments} exited before it was ready: {printed}")
             printed += line.decode()
-        reading = asyncio.create_task(child.stdout.read())  # or it stands still once the pipe is full
+        reading = asyncio.create_task(child.stdout.read())  # otherwise the child blocks once the pipe is full
         yield printed, child.pid
     finally:
         if child.returncode is None:

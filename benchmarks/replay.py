@@ -1,4 +1,4 @@
-"""The compiled load generator ``benchmarks/replay``, which is built once with Go."""
+"""Runs the compiled load generator ``benchmarks/replay``, which is built with Go."""
 
 import asyncio
 import json
@@ -16,46 +16,50 @@ Measured: TypeAlias = Coroutine[Any, Any, list[float]]
 
 
 class Rates(NamedTuple):
-    """What came of a load."""
+    """Result of a load."""
 
     rate: float
-    """Calls, or messages of a stream, a second."""
+    """Calls, or messages of a stream, per second."""
     p50: float
-    """Milliseconds."""
+    """Median latency in milliseconds."""
     p99: float
-    """Milliseconds."""
+    """99th percentile of the latency in milliseconds."""
 
 
 def is_available() -> bool:
-    """Whether there is a Go to build it with; without, a Python client would be what is measured."""
+    """Return whether Go is installed. There is no Python fallback: the client would be the bottleneck."""
     return shutil.which("go") is not None
 
 
 async def build() -> None:
-    """Builds it; the build cache makes that cheap."""
+    """Build the load generator. Go's build cache makes repeated builds cheap."""
     process = await asyncio.create_subprocess_exec("go", "build", "-o", str(_BINARY), ".", cwd=_SOURCE)
     if await process.wait():
-        raise RuntimeError("the load generator does not build")
+        raise RuntimeError("go build of benchmarks/replay failed")
 
 
 def requests_file(path: Path, requests: Iterable[bytes]) -> Path:
-    """Writes requests to a file as it reads them."""
+    """Write requests to a file in the format of the load generator."""
     path.write_bytes(b"".join(struct.pack(">I", len(request)) + request for request in requests))
     return path
 
 
 async def unary(address: str, method: str, requests: Path, *flags: str) -> Rates:
-    """Calls a method with one request after the other, several calls at once; see ``replay -h`` for flags."""
+    """Call a method with several calls in flight, cycling through the requests. See ``replay unary -h`` for flags."""
     return await _rates("unary", address, method, requests, *flags)
 
 
 async def stream(address: str, method: str, requests: Path, *flags: str) -> Rates:
-    """Sends one message after the other on one stream, each answered by one."""
+    """Send messages on one stream, each of which receives one response."""
     return await _rates("stream", address, method, requests, *flags)
 
 
 async def fanout(address: str, method: str, request: Path, trigger: str, triggers: Path, *flags: str) -> list[float]:
-    """Opens streams and makes rounds of triggers; gives for each the ms until the last stream had its last event."""
+    """Open streams and send rounds of triggers.
+
+    Returns:
+        For each round, the milliseconds until the last stream received its last event.
+    """
     found = await _run(
         *("fanout", f"-addr={address}", f"-method={method}", f"-requests={request}"),
         *(f"-trigger={trigger}", f"-triggers={triggers}", *flags),

@@ -1,4 +1,4 @@
-"""How figures are printed, and the page that they make."""
+"""Printing of results, and generation of the benchmark page."""
 
 import asyncio
 import os
@@ -24,39 +24,41 @@ _PROGRAMS: Final = {
 
 _SECTION: Final = re.compile(r"^## (\w+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _INTRODUCTION: Final = """\
-What is measured is ratios. Client, server, Redis and peers share the processors of one machine, so an absolute figure
-is of that machine and that hour, and half of it is the load generator's. A **ratio** has two sides that were measured
-in alternating rounds of one run, a few seconds apart; the median of the rounds counts.
+The benchmarks measure ratios. Client, server, Redis and the compared systems share the processors of one machine, so an
+absolute value depends on that machine and its other load, and the load generator uses half of the processors. A
+**ratio** compares two sides measured in alternating rounds of one run, a few seconds apart; its result is the median of
+the rounds.
 
-- A *bare echo*, *loop* or *handler* is the same library (grpc.aio, aiohttp) doing nothing but to answer, or write, the
-  same bytes: the floor on which the registry stands. A ratio of 0.9 to it says that all of the registry costs a tenth.
-  It runs as the library comes; a busy registry has its threads scheduled for throughput
-  ([ADR 0025](adr/0025-a-busy-server-is-scheduled-for-throughput.md)), so it can be ahead.
-- *etcd* is the peer: one node, its data in memory, asked for the same with the same compiled client.
-- A **bound** is a promise of the project: `make bench` fails where one is not kept. Figures without a bound inform.
+- A *bare echo*, *loop* or *handler* is the same library (grpc.aio, aiohttp) that only returns or writes the same bytes:
+  the least that the registry can cost. A ratio of 0.9 means that the registry's own code costs a tenth. The bare
+  program uses the library's defaults, whereas a busy registry schedules its threads for throughput
+  ([ADR 0025](adr/0025-batch-scheduling-under-load.md)), so the registry can be faster.
+- *etcd* is the compared system: one node with its data in memory, called for the same task by the same compiled client.
+- A **bound** is a promise of the project: `make bench` fails if a value misses it. Values without a bound are
+  informational.
 
-`python -m benchmarks NAME` measures one scenario again, and with `--page docs/benchmarks.md` it writes its part of this
-page anew. What a scenario needs and does not find (Go, etcd, h2load, redis-server) it names, and is left out."""
+`python -m benchmarks NAME` measures one scenario, and `--page docs/benchmarks.md` replaces its section of this page. A
+scenario is skipped if a tool that it needs (Go, etcd, h2load, redis-server) is missing; the report names the tool."""
 _WIDTH: Final = 120
 _BAR: Final = 40  # characters
 
 
 class _Row(NamedTuple):
-    what: str
+    label: str
     value: str
     bound: str
-    kept: str
+    verdict: str
 
 
 class _Scenario(NamedTuple):
     name: str
     about: str
     parts: list[str | _Row]
-    """Rows, and between them text: titles, charts."""
+    """Rows, and text between them: titles and charts."""
 
 
 class Report:
-    """Prints figures as they come, each with its bound, and keeps them for the page."""
+    """Prints each result with its bound, and collects the results for the page."""
 
     def __init__(self, rounds: int) -> None:
         self.failed = 0
@@ -65,7 +67,7 @@ class Report:
         self._scenarios: list[_Scenario] = []
 
     async def machine(self) -> None:
-        """Says what was measured on, and with what."""
+        """Record and print the machine and the versions of the software."""
         packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
         programs = ", ".join([f"{name} {found}" for name in _PROGRAMS if (found := await _version_of(name))])
         self._machine = [
@@ -76,68 +78,73 @@ class Report:
         print("\n".join(self._machine))
 
     def scenario(self, name: str, about: str) -> None:
-        """Begins a scenario: ``about`` says what it shows, and where a peer is ahead and why."""
+        """Start a scenario, described by ``about``."""
         self._scenarios.append(_Scenario(name, about, []))
 
     def title(self, text: str) -> None:
-        """Begins a table of the scenario."""
+        """Start a table of the scenario."""
         self._scenarios[-1].parts.append(f"### {text}")
         print(f"\n{text}")
 
     def skipped(self, title: str, missing: str) -> None:
-        """Says that a scenario cannot be measured here."""
+        """Record that a scenario is skipped because something is missing on this machine."""
         self.title(title)
-        self.line(f"skipped, without {missing}", "")
+        self.line(f"skipped, missing: {missing}", "")
 
-    def line(self, what: str, value: str) -> None:
-        """Prints a figure without a bound."""
-        self._scenarios[-1].parts.append(_Row(what, value, "", ""))
-        print(f"  {what:<58} {value:>14}", flush=True)
+    def line(self, label: str, value: str) -> None:
+        """Print a result without a bound."""
+        self._scenarios[-1].parts.append(_Row(label, value, "", ""))
+        print(f"  {label:<58} {value:>14}", flush=True)
 
-    def at_most(self, what: str, value: float, bound: float, unit: str) -> None:
-        """Prints a figure that has to be small."""
-        self._judged(what, value, f"<= {bound:g} {unit}".rstrip(), unit, ok=value <= bound)
+    def at_most(self, label: str, value: float, bound: float, unit: str) -> None:
+        """Print a result with an upper bound."""
+        self._bounded_line(label, value, f"<= {bound:g} {unit}".rstrip(), unit, ok=value <= bound)
 
-    def at_least(self, what: str, value: float, bound: float, unit: str = "") -> None:
-        """Prints a figure that has to be large."""
-        self._judged(what, value, f">= {bound:g} {unit}".rstrip(), unit, ok=value >= bound)
+    def at_least(self, label: str, value: float, bound: float, unit: str = "") -> None:
+        """Print a result with a lower bound."""
+        self._bounded_line(label, value, f">= {bound:g} {unit}".rstrip(), unit, ok=value >= bound)
 
     def chart(self, title: str, bars: Sequence[tuple[str, float, str]]) -> None:
-        """Draws bars: each with its name, its share of the longest, and what it stands for."""
+        """Draw a bar chart.
+
+        Args:
+            title: Title of the chart.
+            bars: Name, length as a share of the longest bar (0 to 1), and label of each bar.
+        """
         lines = [f"{name:>12} {'█' * max(1, round(share * _BAR)):<{_BAR}} {value}" for name, share, value in bars]
         self._scenarios[-1].parts.append("\n".join((f"{title}:", "", "```text", *lines, "```")))
         print("\n".join((f"  {title}", *lines)))
 
     def page(self, earlier: str, order: Sequence[str]) -> str:
-        """All of it in Markdown.
+        """Return the page in Markdown.
 
         Args:
-            earlier: The page as it was; of it, what was not measured this time stays.
-            order: Names of all scenarios.
+            earlier: Previous text of the page; sections of scenarios that were not measured are kept.
+            order: Names of all scenarios, in the order of their sections.
         """
         sections = {name: f"## {name}\n{text}" for name, text in _SECTION.findall(earlier)}
         sections |= {each.name: self._section(each) for each in self._scenarios}
-        head = ("# Benchmarks", "Made by `make bench`, not written by hand.", _INTRODUCTION)
+        head = ("# Benchmarks", "Generated by `make bench`; do not edit by hand.", _INTRODUCTION)
         return "\n\n".join((*head, *(sections[name].rstrip() for name in order if name in sections))) + "\n"
 
     def _section(self, scenario: _Scenario) -> str:
         command = f"`python -m benchmarks {scenario.name} --rounds {self._rounds}`"
         measured = f"{command}, {datetime.now(UTC):%Y-%m-%d}: {'; '.join(self._machine)}."
         lines = [f"## {scenario.name}", "", fill(scenario.about, _WIDTH), "", fill(measured, _WIDTH)]
-        for before, part in pairwise(("", *scenario.parts)):
+        for previous, part in pairwise(("", *scenario.parts)):
             if isinstance(part, str):
                 lines += ["", part]
                 continue
-            if isinstance(before, str):
+            if isinstance(previous, str):
                 lines += ["", "| | | bound | |", "|---|---:|---|---|"]
-            lines.append(f"| {part.what} | {part.value} | {part.bound} | {part.kept} |")
+            lines.append(f"| {part.label} | {part.value} | {part.bound} | {part.verdict} |")
         return "\n".join(lines)
 
-    def _judged(self, what: str, value: float, bound: str, unit: str, *, ok: bool) -> None:
+    def _bounded_line(self, label: str, value: float, bound: str, unit: str, *, ok: bool) -> None:
         self.failed |= not ok
-        kept = "ok" if ok else "NOT KEPT"
-        self._scenarios[-1].parts.append(_Row(what, f"{value:.4g} {unit}".rstrip(), bound, kept))
-        print(f"  {what:<58} {value:>10.4g} {unit:<3} {bound:<12} {kept}", flush=True)
+        verdict = "ok" if ok else "MISSED"
+        self._scenarios[-1].parts.append(_Row(label, f"{value:.4g} {unit}".rstrip(), bound, verdict))
+        print(f"  {label:<58} {value:>10.4g} {unit:<3} {bound:<12} {verdict}", flush=True)
 
 
 async def _version_of(program: str) -> str | None:

@@ -1,4 +1,4 @@
-"""``ServiceCache.resolve`` in process, beside a unary ``DiscoverServices`` that asks the same."""
+"""``ServiceCache.resolve`` in process, compared with an equivalent unary ``DiscoverServices``."""
 
 import argparse
 import statistics
@@ -19,8 +19,8 @@ _CAPABILITY = "capability-3"
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures both in turn."""
-    report.title(f"ServiceCache.resolve, {MATCHES} services of {_FLEET:,} in the cache; DiscoverServices from Python")
+    """Measure both in alternating rounds."""
+    report.title(f"ServiceCache.resolve, {MATCHES} services of {_FLEET:,} in the cache, compared with DiscoverServices")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         async with registry(Path(folder)) as target, RegistryClient(target, timeout=60) as client:
             fleet = list(services(_FLEET))
@@ -28,7 +28,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 await client.batch_register_services(fleet[start : start + 500])
             begin = time.perf_counter()
             async with client.cache() as cache:
-                report.line("time until the cache is level", f"{time.perf_counter() - begin:.2f} s")
+                report.line("time until the cache is loaded", f"{time.perf_counter() - begin:.2f} s")
                 await _measure(report, args, client, cache)
 
 
@@ -64,7 +64,7 @@ def _picks(pick: Callable[[], Service]) -> float:
 
 
 async def _calls(client: RegistryClient) -> float:
-    """One call after another, as one caller that has to know before it goes on."""
+    """Return the rate of one caller that makes one call after another."""
     start = time.perf_counter()
     for _ in range(_CALLS):
         await client.discover_services(capability=_CAPABILITY, health="healthy", page_size=MATCHES)

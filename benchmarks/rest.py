@@ -1,4 +1,4 @@
-"""``GET /services?capability=`` (cached) over REST, beside a bare aiohttp handler that returns the same bytes."""
+"""``GET /services?capability=`` (cached) over REST, compared with a bare aiohttp handler of the same bytes."""
 
 import argparse
 import asyncio
@@ -25,7 +25,7 @@ _PATH = f"{_BASE}/services?capability=capability-3&pageSize={MATCHES}"
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures both in turn."""
+    """Measure both in alternating rounds."""
     report.title(f"GET /services, cached, {MATCHES} services of {_FLEET:,}; load from {_generator()}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         flags = (
@@ -34,22 +34,22 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             "--log.format=json",
             f"--data-dir={folder}/data",
         )
-        listening = r'"event": "HTTP listens", "address": "([^"]+)"'
-        async with process(listening, "ossa-registry serves", "-m", "registry_server", *flags) as ours:
-            answer = await _filled(ours)
-            (Path(folder) / "answer").write_bytes(answer)
+        address_pattern = r'"event": "HTTP listening", "address": "([^"]+)"'
+        async with process(address_pattern, "ossa-registry is serving", "-m", "registry_server", *flags) as ours:
+            response = await _register_fleet(ours)
+            (Path(folder) / "answer").write_bytes(response)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.bare_http", str(Path(folder) / "answer")) as port:
                 ratios = []
                 for _ in range(args.rounds):
                     bare = await _rate(f"127.0.0.1:{port}")
                     cached = await _rate(ours)
                     ratios.append(cached / bare)
-                    report.line(f"{len(answer):,} bytes: bare, ours", f"{bare:,.0f}/s {cached:,.0f}/s")
+                    report.line(f"{len(response):,} bytes: bare handler, registry", f"{bare:,.0f}/s {cached:,.0f}/s")
     report.at_least("ratio to the bare handler, median", statistics.median(ratios), 0.7)
 
 
-async def _filled(address: str) -> bytes:
-    """Registers the fleet; gives the answer that is measured."""
+async def _register_fleet(address: str) -> bytes:
+    """Register the fleet and return the response that is measured."""
     async with aiohttp.ClientSession(f"http://{address}") as session:
 
         async def register(document: object) -> None:
@@ -66,11 +66,13 @@ async def _filled(address: str) -> bytes:
 
 
 def _generator() -> str:
-    return "h2load" if shutil.which("h2load") else "a Python client (h2load is not installed: the ratio is flattered)"
+    return (
+        "h2load" if shutil.which("h2load") else "a Python client (h2load is not installed: the ratio is too favourable)"
+    )
 
 
 async def _rate(address: str) -> float:
-    """Reads for some seconds on 32 connections; gives requests per second."""
+    """Send requests on 32 connections and return the requests per second."""
     if shutil.which("h2load"):
         return await _h2load(f"http://{address}{_PATH}")
     return await _python(f"http://{address}{_PATH}")

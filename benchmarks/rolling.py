@@ -1,8 +1,7 @@
-"""Rolling restarts of two workers under agents that beat and watchers, and whether their memory stays flat.
+"""Rolling restarts of two workers under heartbeats and watchers, and the stability of their memory.
 
-Memory is judged while nobody is restarted: a worker that is restarted every minute would look flat whatever it leaked.
-Its first minute does not count, in which caches fill. The load is far below what a core does, so that it may run beside
-other work for as long as it takes.
+Memory is measured while no worker restarts, because frequent restarts would hide a leak. The first minute, in which
+caches fill, is excluded. The load is far below the capacity of a core, so that other work can run at the same time.
 """
 
 import argparse
@@ -24,14 +23,13 @@ from benchmarks.report import Report
 
 _SERVICES, _STREAMS, _WATCHERS = 10_000, 10, 1_000
 _RESTARTS: Final = 5
-_BETWEEN: Final = 15.0
-_SAMPLE_EVERY: Final = 5.0
-_FIRST: Final = 60.0
-"""Seconds."""
+_PAUSE_SECONDS: Final = 15.0
+_SAMPLE_INTERVAL_SECONDS: Final = 5.0
+_WARM_UP_SECONDS: Final = 60.0
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures memory for so many minutes, then restarts."""
+    """Measure memory for ``args.minutes``, then restart the workers repeatedly."""
     title = f"Two workers, {_SERVICES:,} leases of 30 s, {_WATCHERS:,} watchers"
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         async with (
@@ -47,42 +45,44 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             assert fleet.stdout is not None
             found: dict[str, Any] = json.loads(await fleet.stdout.readline())
     report.line("leases renewed", f"{found['beats']:,}")
-    report.line("changes told to watchers", f"{found['events']:,}")
-    report.line("calls and streams that were UNAVAILABLE, and tried again", f"{sum(found['refused'].values()):,}")
-    report.line("those that gRPC reset in the moment of a stop", f"{found['reset']:,}")
+    report.line("changes received by watchers", f"{found['events']:,}")
+    report.line("UNAVAILABLE calls and streams, retried", f"{sum(found['refused'].values()):,}")
+    report.line("calls and streams reset by gRPC during a stop", f"{found['reset']:,}")
     report.at_most("leases lost", found["lost"], 0, "")
-    report.at_most("changes that a watcher missed, or was told twice", found["holes"], 0, "")
-    report.at_least("watchers that went on at their cursor", found["resumed"], _WATCHERS)
+    report.at_most("changes missed or received twice by a watcher", found["holes"], 0, "")
+    report.at_least("watchers that resumed from their cursor", found["resumed"], _WATCHERS)
 
 
 async def _memory(report: Report, registry: Served, seconds: float) -> None:
-    begun, used = time.monotonic(), _seconds_used(registry)
+    started, cpu_before = time.monotonic(), _cpu_seconds(registry)
     samples: dict[int, list[float]] = {pid: [] for pid in workers_of(registry.pid)}
-    while (passed := time.monotonic() - begun) < seconds:
-        await asyncio.sleep(_SAMPLE_EVERY)
-        if passed > min(_FIRST, seconds / 2):
+    while (passed := time.monotonic() - started) < seconds:
+        await asyncio.sleep(_SAMPLE_INTERVAL_SECONDS)
+        if passed > min(_WARM_UP_SECONDS, seconds / 2):
             for pid, sizes in samples.items():
                 sizes.append(_rss(pid))
     for number, sizes in enumerate(samples.values(), 1):
         step = max(1, len(sizes) // 10)
         report.line(f"worker {number}: MiB over time", " ".join(f"{size:.1f}" for size in sizes[::step]))
         middle = statistics.median(sizes)
-        farthest = max(abs(size - middle) for size in sizes) / middle
-        report.at_most(f"worker {number}: farthest from its median of {middle:.1f} MiB", 100 * farthest, 5, "%")
-    load = (_seconds_used(registry) - used) / (time.monotonic() - begun)
+        deviation = max(abs(size - middle) for size in sizes) / middle
+        report.at_most(
+            f"worker {number}: largest deviation from its median of {middle:.1f} MiB", 100 * deviation, 5, "%"
+        )
+    load = (_cpu_seconds(registry) - cpu_before) / (time.monotonic() - started)
     report.line("CPU of both workers", f"{100 * load:.0f} % of a core")
 
 
 async def _restarts(report: Report, registry: Served) -> None:
     seconds = []
     for _ in range(_RESTARTS):
-        before, begun = set(workers_of(registry.pid)), time.monotonic()
+        before, started = set(workers_of(registry.pid)), time.monotonic()
         os.kill(registry.pid, signal.SIGUSR2)
         while before & (now := set(workers_of(registry.pid))) or len(now) < 2:  # noqa: ASYNC110 - /proc has no events
             await asyncio.sleep(0.05)
-        seconds.append(time.monotonic() - begun)
-        await asyncio.sleep(_BETWEEN)
-    report.line("until both workers were others, median", f"{statistics.median(seconds):.1f} s")
+        seconds.append(time.monotonic() - started)
+        await asyncio.sleep(_PAUSE_SECONDS)
+    report.line("time until both workers were replaced, median", f"{statistics.median(seconds):.1f} s")
 
 
 @asynccontextmanager
@@ -96,7 +96,7 @@ async def _fleet(registry: Served) -> AsyncIterator[asyncio.subprocess.Process]:
     assert child.stdout is not None
     try:
         if await child.stdout.readline() != b"ready\n":
-            raise RuntimeError("the fleet did not come up")
+            raise RuntimeError("benchmarks.rolling_fleet exited before it was ready")
         yield child
     finally:
         if child.returncode is None:
@@ -109,15 +109,15 @@ async def _fleet(registry: Served) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 def workers_of(supervisor: int) -> list[int]:
-    """The workers that run now."""
+    """Return the process ids of the running workers."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
     return [int(pid) for pid in children if b"workers.worker" in _read(pid, "cmdline")]
 
 
-def _read(pid: int | str, what: str) -> bytes:
+def _read(pid: int | str, file: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/{what}").read_bytes()
-    except OSError:  # it has just ended
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:  # the process has exited
         return b""
 
 
@@ -125,7 +125,7 @@ def _rss(pid: int) -> float:
     return int(_read(pid, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def _seconds_used(registry: Served) -> float:
+def _cpu_seconds(registry: Served) -> float:
     ticks = 0
     for pid in workers_of(registry.pid):
         user, system = _read(pid, "stat").rpartition(b") ")[2].split()[11:13]

@@ -1,7 +1,7 @@
-"""Agents and watchers that live through restarts, in a process of their own.
+"""Agents and watchers that keep running across server restarts, as a separate process.
 
-``python -m benchmarks.rolling_fleet ADDRESS SERVICES STREAMS WATCHERS`` registers services, keeps their leases and
-watches them, until a line comes on standard input; then it says in one line of JSON what it met.
+``python -m benchmarks.rolling_fleet ADDRESS SERVICES STREAMS WATCHERS`` registers services, renews their leases and
+watches them until it reads a line from standard input; then it prints its counters as one line of JSON.
 """
 
 import asyncio
@@ -23,42 +23,41 @@ if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
 LEASE_SECONDS: Final = 30
-_BEAT_EVERY: Final = LEASE_SECONDS / 3
+_HEARTBEAT_SECONDS: Final = LEASE_SECONDS / 3
 _BATCH: Final = 250
-_WATCHERS_ON_ONE: Final = 50
-"""Watchers that share a connection."""
+_WATCHERS_PER_CONNECTION: Final = 50
 
 
 class Fleet:
-    """Retries what is UNAVAILABLE or was reset, and nothing else.
+    """Agents and watchers that retry after UNAVAILABLE and after resets, and raise on any other error.
 
-    It notices leases that are lost, and watchers that miss a change or are told one twice.
+    The fleet counts lost leases, and changes that a watcher misses or receives twice.
     """
 
     def __init__(self, address: str, *, changes_every: float) -> None:
-        """Prepares it; ``changes_every`` is how many seconds lie between two changes of services."""
+        """Create a fleet for a server; ``changes_every`` is the number of seconds between two changes of services."""
         self._address = address
         self._changes_every = changes_every
         self._names: list[str] = []
-        self._head = 0  # newest revision that an answer told of
-        self._revisions: dict[int, int] = {}  # of each watcher
+        self._head = 0  # highest revision in a response
+        self._revisions: dict[int, int] = {}  # of each watcher, by its number
         self.beats = 0
-        """Leases that were renewed."""
+        """Number of renewed leases."""
         self.lost = 0
-        """Leases that were not there any more."""
+        """Number of leases that the server no longer knew."""
         self.holes = 0
-        """Changes that a watcher missed or was told twice."""
+        """Number of changes that a watcher missed or received twice."""
         self.events = 0
-        """Changes that watchers were told."""
+        """Number of changes that watchers received."""
         self.resumed: set[int] = set()
-        """Watchers that went on at their cursor."""
+        """Numbers of the watchers that resumed from their cursor."""
         self.refused: Counter[str] = Counter()
-        """Calls and streams that ended as UNAVAILABLE."""
+        """Calls and streams that ended with UNAVAILABLE, counted by error message."""
         self.reset = 0
-        """Those that reached a server in the moment of its stop: gRPC resets them (CANCELLED, without a reason)."""
+        """Calls and streams that reached a server while it stopped: gRPC resets them (CANCELLED, without a reason)."""
 
     async def run(self, count: int, streams: int, watchers: int, stop: asyncio.Event, ready: asyncio.Event) -> None:
-        """Registers and keeps the fleet until ``stop``; then waits until every watcher has every change."""
+        """Register the fleet and run it until ``stop`` is set; then wait until every watcher has every change."""
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             channels = [await stack.enter_async_context(_connection(self._address)) for _ in range(1 + streams)]
             writer, *beating = [RegistryServiceStub(channel) for channel in channels]
@@ -68,11 +67,11 @@ class Fleet:
                 group.create_task(self._beat(stub, self._names[i * share : (i + 1) * share]))
                 for i, stub in enumerate(beating)
             ]
-            for first in range(0, watchers, _WATCHERS_ON_ONE):
+            for first in range(0, watchers, _WATCHERS_PER_CONNECTION):
                 stub = RegistryServiceStub(await stack.enter_async_context(_connection(self._address)))
-                some = range(first, min(first + _WATCHERS_ON_ONE, watchers))
-                tasks += [group.create_task(self._watch(stub, number)) for number in some]
-            while len(self._revisions) < watchers:  # noqa: ASYNC110 - a look now and then is enough
+                numbers = range(first, min(first + _WATCHERS_PER_CONNECTION, watchers))
+                tasks += [group.create_task(self._watch(stub, number)) for number in numbers]
+            while len(self._revisions) < watchers:  # noqa: ASYNC110 - polling is precise enough
                 await asyncio.sleep(0.05)
             changing = group.create_task(self._change(writer, stop))
             ready.set()
@@ -84,8 +83,8 @@ class Fleet:
             for task in tasks:
                 task.cancel()
 
-    def told(self) -> dict[str, object]:
-        """What it met, for JSON."""
+    def counters(self) -> dict[str, object]:
+        """Return the counters as a JSON-compatible dict."""
         return {
             "beats": self.beats,
             "lost": self.lost,
@@ -106,14 +105,14 @@ class Fleet:
             answer = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=fleet[at : at + _BATCH]))
             for result in answer.results:
                 if not result.HasField("service"):
-                    raise RuntimeError(f"not registered: {result.status.message}")
+                    raise RuntimeError(f"registration failed: {result.status.message}")
                 self._head = max(self._head, result.service.revision)
 
     async def _beat(self, stub: "RegistryServiceAsyncStub", names: Sequence[str]) -> None:
         async def messages() -> AsyncIterator[pb.KeepAliveRequest]:
             while True:
                 yield pb.KeepAliveRequest(names=names)
-                await asyncio.sleep(_BEAT_EVERY * random.uniform(0.8, 1.0))
+                await asyncio.sleep(_HEARTBEAT_SECONDS * random.uniform(0.8, 1.0))
 
         while True:
             try:
@@ -130,7 +129,7 @@ class Fleet:
                 async for message in stub.WatchEvents(pb.WatchEventsRequest(cursor=cursor)):
                     last = self._revisions.get(number, message.revision - len(message.events))
                     for event in message.events:
-                        self.holes += event.revision != last + 1  # it is told of every change there is
+                        self.holes += event.revision != last + 1  # the watch has no filter: revisions are consecutive
                         last = event.revision
                     self.holes += message.revision != last
                     self.events += len(message.events)
@@ -140,7 +139,7 @@ class Fleet:
             self.resumed.add(number)
 
     async def _change(self, stub: "RegistryServiceAsyncStub", stop: asyncio.Event) -> None:
-        """Changes one service after the other; repeats what is refused, which is the same as doing it once."""
+        """Change one service after another. A failed update is repeated, which is idempotent."""
         request = pb.UpdateServiceRequest()
         request.update_mask.paths.append("metadata.description")
         count = 0
@@ -157,7 +156,7 @@ class Fleet:
             await asyncio.sleep(self._changes_every)
 
     async def _pause(self, error: grpc.aio.AioRpcError) -> None:
-        if error.code() == grpc.StatusCode.CANCELLED:  # not by us
+        if error.code() == grpc.StatusCode.CANCELLED:  # by the server: this process cancels no call
             self.reset += 1
         elif error.code() == grpc.StatusCode.UNAVAILABLE:
             self.refused[error.details() or ""] += 1
@@ -167,7 +166,7 @@ class Fleet:
 
 
 def _connection(address: str) -> grpc.aio.Channel:
-    """A channel of its own connection, which is made again soon."""
+    """Return a channel with a separate connection and a short reconnect backoff."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -182,11 +181,11 @@ async def _main(address: str, count: int, streams: int, watchers: int) -> None:
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
     print("ready", flush=True)
-    ordered = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
-    await asyncio.wait((running, ordered), return_when=asyncio.FIRST_COMPLETED)
+    stdin_line = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+    await asyncio.wait((running, stdin_line), return_when=asyncio.FIRST_COMPLETED)
     stop.set()
     await running
-    print(json.dumps(fleet.told()), flush=True)
+    print(json.dumps(fleet.counters()), flush=True)
 
 
 if __name__ == "__main__":

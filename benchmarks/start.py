@@ -1,4 +1,4 @@
-"""From the command line to serving: the first start on an empty data directory, and the second on what it left."""
+"""Time from the command line until the registry serves: on an empty data directory, and on existing data."""
 
 import argparse
 import tempfile
@@ -10,10 +10,10 @@ from benchmarks.report import Report
 
 
 async def run(report: Report, _: argparse.Namespace) -> None:
-    """Starts a registry with an embedded Redis twice."""
+    """Start a registry with an embedded Redis twice."""
     report.title("Start, with an embedded Redis")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         for which in ("first", "second"):
             start = time.perf_counter()
             async with registry(Path(folder)):
-                report.at_most(f"{which} start, to serving", time.perf_counter() - start, 3, "s")
+                report.at_most(f"{which} start until serving", time.perf_counter() - start, 3, "s")

@@ -1,4 +1,4 @@
-"""From a commit on one server process to a watcher on another, both on one Redis."""
+"""Latency from a commit on one server process to a watcher on another, both on one Redis."""
 
 import argparse
 import asyncio
@@ -19,7 +19,7 @@ _CHANGES = 300
 
 
 async def run(report: Report, _: argparse.Namespace) -> None:
-    """Registers one service after another on one process, and watches on the other."""
+    """Register services on one process while watching on the other."""
     report.title("Watch: committed through one process, received from another")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         folder = Path(name)
@@ -30,7 +30,7 @@ async def run(report: Report, _: argparse.Namespace) -> None:
             grpc.aio.insecure_channel(other) as reading,
         ):
             stream = RegistryServiceStub(reading).WatchEvents(WatchEventsRequest())
-            await stream.read()  # the message that says that it watches
+            await stream.read()  # the first message confirms that the watch is established
             writer = RegistryServiceStub(writing)
             answered, received = [], []
             for service in services(_CHANGES):
@@ -40,9 +40,15 @@ async def run(report: Report, _: argparse.Namespace) -> None:
                 received.append(time.perf_counter() - start)
                 answered.append(await write - start)
             stream.cancel()
-    report.line("register, answered, p50", f"{statistics.median(answered) * 1000:.2f} ms")
-    report.at_most("register here to event there, p50", statistics.median(received) * 1000, 50, "ms")
-    report.at_most("the same, p99", statistics.quantiles(received, n=100)[98] * 1000, 50, "ms")
+    path = "registration on one process to event on the other"
+    report.line("RegisterService latency, p50", f"{statistics.median(answered) * 1000:.2f} ms")
+    report.at_most(f"{path}, p50", statistics.median(received) * 1000, 50, "ms")
+    report.at_most(
+        f"{path}, p99",
+        statistics.quantiles(received, n=100)[98] * 1000,
+        50,
+        "ms",
+    )
 
 
 async def _timed(call: "grpc.aio.UnaryUnaryCall[RegisterServiceRequest, RegisterServiceResponse]") -> float:

@@ -1,4 +1,4 @@
-"""What a second worker gains, beside what a second bare echo on the same port gains."""
+"""Gain from a second worker, compared with the gain from a second bare echo on the same port."""
 
 import argparse
 import statistics
@@ -17,17 +17,17 @@ from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 _METHOD = "/ossa.registry.v1.RegistryService/GetService"
 _FLEET = 500
-# Many connections, so that the system shares them out evenly.
+# Many connections, so that the kernel distributes them evenly over the processes.
 _LOAD = ("-seconds=3", "-in-flight=64", "-connections=32")
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures one and two of each in turn."""
+    """Measure one and two processes of each in alternating rounds."""
     if not replay.is_available():
         report.skipped("Workers", "Go, for the load generator")
         return
     await replay.build()
-    report.title("GetService with one and two workers; one and two bare echoes on one port")
+    report.title("GetService with one and two workers, compared with one and two bare echoes on one port")
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
         (folder / "answer").write_bytes(next(services(1)).SerializeToString())
@@ -54,8 +54,8 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 rates.append((await replay.unary(address, method, asked, *_LOAD)).rate)
             bare_gains.append(rates[1] / rates[0])
             gains.append(rates[3] / rates[2])
-            report.line("one echo, two; one worker, two (calls/s)", " ".join(f"{rate:,.0f}" for rate in rates))
-    report.line("gain of a second echo, of a second worker, median", f"{_median(bare_gains):.2f} {_median(gains):.2f}")
+            report.line("1 echo, 2 echoes; 1 worker, 2 workers (calls/s)", " ".join(f"{rate:,.0f}" for rate in rates))
+    report.line("gain from a second echo, a second worker, median", f"{_median(bare_gains):.2f} {_median(gains):.2f}")
     ratio = _median([mine / bare for mine, bare in zip(gains, bare_gains, strict=True)])
     report.at_least("ratio of the gains, median", ratio, 0.9)
 

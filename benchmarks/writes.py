@@ -1,4 +1,4 @@
-"""Registration and heartbeats, beside a bare grpc.aio echo, and etcd's ``Put`` and ``LeaseKeepAlive``."""
+"""Registration and heartbeats, compared with a bare grpc.aio echo and with etcd's ``Put`` and ``LeaseKeepAlive``."""
 
 import argparse
 import statistics
@@ -30,7 +30,7 @@ _FLEET = 10_000
 _BATCH = 500
 _LEASE_SECONDS = 600
 _SECONDS = 3
-_IN_A_MESSAGE = 1_000  # names that one message of KeepAlive carries
+_NAMES_PER_MESSAGE = 1_000
 _LOAD = (f"-seconds={_SECONDS}", "-in-flight=64")
 _ONCE = ("-once", "-in-flight=64")
 
@@ -40,11 +40,11 @@ class _Servers(NamedTuple):
     ours: str
     echo: str
     etcd: str
-    """Empty if it is not installed."""
+    """Address; empty if etcd is not installed."""
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measures each kind of write in alternating rounds."""
+    """Measure each kind of write in alternating rounds."""
     if not replay.is_available():
         report.skipped("Writes", "Go, for the load generator")
         return
@@ -67,9 +67,9 @@ async def run(report: Report, args: argparse.Namespace) -> None:
 
 
 async def _register(report: Report, servers: _Servers, rounds: int) -> None:
-    report.title("RegisterService, 64 in flight; a bare echo; etcd's Put with a lease")
+    report.title("RegisterService, 64 in flight, compared with a bare echo and etcd's Put with a lease")
     count = 5_000
-    kinds: dict[str, list[float]] = {"new": [], "changed": [], "the same": []}
+    kinds: dict[str, list[float]] = {"new": [], "changed": [], "unchanged": []}
     bare, peer = [], []
     for i in range(rounds):
         fleet = [_renamed(one, f"r{i}-{one.name}") for one in services(count)]
@@ -77,11 +77,11 @@ async def _register(report: Report, servers: _Servers, rounds: int) -> None:
         same = _file(servers, "same", (RegisterServiceRequest(service=one) for one in changed))
         echo = await replay.unary(servers.echo, "/bare/Echo", same, *_LOAD)
         bare.append(echo.rate)
-        for kind, what in (("new", fleet), ("changed", changed)):
-            requests = _file(servers, kind, (RegisterServiceRequest(service=one) for one in what))
+        for kind, content in (("new", fleet), ("changed", changed)):
+            requests = _file(servers, kind, (RegisterServiceRequest(service=one) for one in content))
             found = await replay.unary(servers.ours, f"{_SERVICE}/RegisterService", requests, *_ONCE)
             kinds[kind].append(found.rate)
-        kinds["the same"].append((await replay.unary(servers.ours, f"{_SERVICE}/RegisterService", same, *_LOAD)).rate)
+        kinds["unchanged"].append((await replay.unary(servers.ours, f"{_SERVICE}/RegisterService", same, *_LOAD)).rate)
         text = f"{bare[-1]:,.0f} {' '.join(f'{rates[-1]:,.0f}' for rates in kinds.values())}"
         if servers.etcd:
             lease = i + 1
@@ -90,7 +90,7 @@ async def _register(report: Report, servers: _Servers, rounds: int) -> None:
             requests = replay.requests_file(servers.folder / "puts", puts)
             peer.append((await replay.unary(servers.etcd, etcd.PUT, requests, *_ONCE)).rate)
             text += f" {peer[-1]:,.0f}"
-        report.line("echo, new, changed, the same, etcd (calls/s)", text)
+        report.line("echo, new, changed, unchanged, etcd (calls/s)", text)
     for kind, rates in kinds.items():
         ratio = statistics.median(mine / floor for mine, floor in zip(rates, bare, strict=True))
         report.at_least(f"{kind}: ratio to the bare echo, median", ratio, 0.5)
@@ -114,13 +114,13 @@ async def _batches(report: Report, servers: _Servers, rounds: int) -> None:
                 answer = await stub.BatchRegisterServices(batch)
                 assert all(result.HasField("service") for result in answer.results)
             rates.append(_FLEET / (time.perf_counter() - start))
-    report.at_least("services a second, median", statistics.median(rates), 4_000, "/s")
+    report.at_least("services per second, median", statistics.median(rates), 4_000, "/s")
 
 
 async def _heartbeats(report: Report, servers: _Servers, rounds: int) -> None:
-    report.title(f"Heartbeats of {_FLEET:,} services; etcd's LeaseKeepAlive, which takes one lease a message")
+    report.title(f"Heartbeats of {_FLEET:,} services; etcd's LeaseKeepAlive renews one lease per message")
     names = [f"b0-{one.name}" for one in services(_FLEET)]
-    groups = [names[at : at + _IN_A_MESSAGE] for at in range(0, len(names), _IN_A_MESSAGE)]
+    groups = [names[at : at + _NAMES_PER_MESSAGE] for at in range(0, len(names), _NAMES_PER_MESSAGE)]
     one_by_one = _file(servers, "beats", (HeartbeatRequest(names=[name]) for name in names))
     batched = _file(servers, "batched", (HeartbeatRequest(names=group) for group in groups))
     streamed = _file(servers, "streamed", (KeepAliveRequest(names=group) for group in groups))
@@ -133,10 +133,10 @@ async def _heartbeats(report: Report, servers: _Servers, rounds: int) -> None:
     for _ in range(rounds):
         beat = f"{_SERVICE}/Heartbeat"
         found["one by one"].append((await replay.unary(servers.ours, beat, one_by_one, *_LOAD)).rate)
-        some = (f"-seconds={_SECONDS}", "-in-flight=4")
-        found["batched"].append((await replay.unary(servers.ours, beat, batched, *some)).rate * _IN_A_MESSAGE)
-        stream = await replay.stream(servers.ours, f"{_SERVICE}/KeepAlive", streamed, *some)
-        found["streamed"].append(stream.rate * _IN_A_MESSAGE)
+        few = (f"-seconds={_SECONDS}", "-in-flight=4")
+        found["batched"].append((await replay.unary(servers.ours, beat, batched, *few)).rate * _NAMES_PER_MESSAGE)
+        stream = await replay.stream(servers.ours, f"{_SERVICE}/KeepAlive", streamed, *few)
+        found["streamed"].append(stream.rate * _NAMES_PER_MESSAGE)
         if servers.etcd:
             found["etcd"].append((await replay.stream(servers.etcd, etcd.KEEP_ALIVE, kept, *_LOAD)).rate)
         report.line(
@@ -154,7 +154,7 @@ def _file(servers: _Servers, name: str, requests: Iterable[Message]) -> Path:
 
 
 def _renamed(service: Service, name: str) -> Service:
-    """The service under another name, with a lease: those of the fleet are permanent."""
+    """Rename a service and remove its ``ttl``: services of the fleet are permanent, this one has a lease."""
     service.name = name
     service.ClearField("ttl")
     return service

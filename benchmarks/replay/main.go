@@ -1,5 +1,5 @@
-// Command replay makes load on a gRPC server with requests that were prepared as bytes, and prints what came of it as
-// one line of JSON. It knows nothing of their content, so a registry, a bare echo and etcd are measured alike.
+// Command replay generates load on a gRPC server from encoded requests and prints the results as one line of JSON. It
+// does not decode messages, so that a registry, a bare echo and etcd are measured in the same way.
 //
 //	replay unary  -addr A -method M -requests FILE [-in-flight 64] [-connections 2] [-seconds 3] [-once]
 //	replay stream -addr A -method M -requests FILE [-in-flight 8] [-seconds 3]
@@ -25,7 +25,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// raw passes bytes through: what is measured is the server, not how fast this client encodes.
+// raw is a codec that passes bytes through, so that encoding in this client does not distort the measurement.
 type raw struct{}
 
 func (raw) Marshal(v any) (mem.BufferSlice, error) {
@@ -58,18 +58,18 @@ func run(mode string, args []string) error {
 	flags := flag.NewFlagSet(mode, flag.ExitOnError)
 	flags.StringVar(&o.addr, "addr", "", "HOST:PORT")
 	flags.StringVar(&o.method, "method", "", "/package.Service/Method")
-	flags.StringVar(&o.requests, "requests", "", "file of requests, each after its length in 4 bytes, big-endian")
-	flags.IntVar(&o.inFlight, "in-flight", 64, "calls at once")
-	flags.IntVar(&o.connections, "connections", 2, "connections")
-	flags.IntVar(&o.seconds, "seconds", 3, "how long")
-	flags.BoolVar(&o.once, "once", false, "make each request once, however long that takes")
-	flags.IntVar(&o.watchers, "watchers", 1, "streams that receive")
-	flags.StringVar(&o.trigger, "trigger", "", "method that makes something to receive")
-	flags.StringVar(&o.triggers, "triggers", "", "file of its requests")
-	flags.IntVar(&o.events, "events", 1, "events that each stream receives in a round")
-	flags.IntVar(&o.rounds, "rounds", 10, "rounds; one takes events/rounds of the triggers")
-	flags.IntVar(&o.field, "field", 1, "field of a received message that holds an event")
-	flags.BoolVar(&o.keepOpen, "keep-open", false, "do not end the sending side of streams that receive")
+	flags.StringVar(&o.requests, "requests", "", "file of requests, each preceded by its length as a 4-byte big-endian integer")
+	flags.IntVar(&o.inFlight, "in-flight", 64, "number of concurrent calls")
+	flags.IntVar(&o.connections, "connections", 2, "number of connections")
+	flags.IntVar(&o.seconds, "seconds", 3, "duration of the measurement")
+	flags.BoolVar(&o.once, "once", false, "send each request once, regardless of -seconds")
+	flags.IntVar(&o.watchers, "watchers", 1, "number of receiving streams")
+	flags.StringVar(&o.trigger, "trigger", "", "method whose calls cause events")
+	flags.StringVar(&o.triggers, "triggers", "", "file of requests of -trigger")
+	flags.IntVar(&o.events, "events", 1, "events that each stream receives per round")
+	flags.IntVar(&o.rounds, "rounds", 10, "number of rounds; the triggers are distributed evenly over them")
+	flags.IntVar(&o.field, "field", 1, "number of the field that contains the events of a received message")
+	flags.BoolVar(&o.keepOpen, "keep-open", false, "do not half-close the receiving streams")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func run(mode string, args []string) error {
 	case "fanout":
 		result, err = fanout(conns, requests, o)
 	default:
-		err = fmt.Errorf("no such mode: %s", mode)
+		err = fmt.Errorf("unknown mode: %s", mode)
 	}
 	if err != nil {
 		return err
@@ -116,20 +116,20 @@ func read(name string) ([][]byte, error) {
 		data = data[4+n:]
 	}
 	if len(requests) == 0 {
-		return nil, fmt.Errorf("%s: no requests", name)
+		return nil, fmt.Errorf("%s contains no requests", name)
 	}
 	return requests, nil
 }
 
 type rates struct {
-	Rate   float64 `json:"rate"` // calls a second
+	Rate   float64 `json:"rate"` // calls per second
 	P50    float64 `json:"p50"`  // ms
 	P99    float64 `json:"p99"`  // ms
 	Failed int64   `json:"failed"`
-	Error  string  `json:"error,omitempty"` // the first
+	Error  string  `json:"error,omitempty"` // first error
 }
 
-// unary keeps so many calls in flight, after a second of which nothing is counted.
+// unary keeps o.inFlight calls in flight. The first second is a warm-up and is not counted.
 func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error) {
 	var next, failed, done atomic.Int64
 	var first atomic.Value
@@ -143,7 +143,7 @@ func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error
 	for i := range o.inFlight {
 		group.Go(func() {
 			conn := conns[i%len(conns)]
-			var answer []byte
+			var response []byte
 			for {
 				n := int(next.Add(1) - 1)
 				if o.once && n >= len(requests) {
@@ -154,7 +154,7 @@ func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error
 					return
 				}
 				request := requests[n%len(requests)]
-				if err := conn.Invoke(context.Background(), o.method, &request, &answer); err != nil {
+				if err := conn.Invoke(context.Background(), o.method, &request, &response); err != nil {
 					failed.Add(1)
 					first.CompareAndSwap(nil, err.Error())
 				} else if start.After(warm) {
@@ -178,7 +178,7 @@ func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error
 	return result, nil
 }
 
-// stream keeps so many messages unanswered on one stream.
+// stream keeps o.inFlight messages without a response on one stream. The first second is a warm-up.
 func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) {
 	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -194,15 +194,15 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 		for n := 0; time.Now().Before(end); n++ {
 			slots <- time.Now()
 			if s.SendMsg(&requests[n%len(requests)]) != nil {
-				break // the reader gets the reason
+				break // RecvMsg returns the reason
 			}
 		}
 		s.CloseSend()
 	}()
 	var took []time.Duration
 	for {
-		var answer []byte
-		if err := s.RecvMsg(&answer); err == io.EOF {
+		var response []byte
+		if err := s.RecvMsg(&response); err == io.EOF {
 			break
 		} else if err != nil {
 			return rates{}, err
@@ -217,10 +217,10 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 }
 
 type fanned struct {
-	Last []float64 `json:"last"` // ms of each round from the first trigger to the last event at the last stream
+	Last []float64 `json:"last"` // ms from the first trigger to the last event on the last stream, per round
 }
 
-// fanout opens streams, then makes rounds of triggers, and waits each time until all streams have all events.
+// fanout opens streams and sends rounds of triggers. After each round it waits until every stream has every event.
 func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, error) {
 	triggers, err := read(o.triggers)
 	if err != nil {
@@ -252,7 +252,7 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 					errs <- err
 					return
 				}
-				if first { // which says that it watches
+				if first { // confirms that the watch is established
 					open.Done()
 					continue
 				}
@@ -270,9 +270,9 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 		start := time.Now()
 		sent := make(chan error, 1)
 		go func() {
-			var answer []byte
+			var response []byte
 			for i := range each {
-				if err := conns[0].Invoke(ctx, o.trigger, &triggers[round*each+i], &answer); err != nil {
+				if err := conns[0].Invoke(ctx, o.trigger, &triggers[round*each+i], &response); err != nil {
 					sent <- err
 					return
 				}
@@ -285,7 +285,7 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 			case err := <-errs:
 				return fanned{}, err
 			case <-time.After(2 * time.Minute):
-				return fanned{}, fmt.Errorf("not all was received")
+				return fanned{}, fmt.Errorf("timed out before every stream received every event")
 			}
 		}
 		result.Last = append(result.Last, ms(time.Since(start)))
@@ -296,7 +296,7 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 	return result, nil
 }
 
-// events counts the entries of a field of a message.
+// events returns the number of occurrences of a field in an encoded message.
 func events(message []byte, field protowire.Number) (count int) {
 	for len(message) > 0 {
 		number, kind, n := protowire.ConsumeTag(message)
