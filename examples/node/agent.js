@@ -1,19 +1,19 @@
-// An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+// An example agent: serves HTTP, stays registered while it runs, and unregisters on SIGTERM or SIGINT.
 //
-// $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN say where and as what; see README.md.
+// Configured by $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN; see README.md.
 
 import { createServer } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoff, call, connect, isFatal, metadata } from "./registry.js";
 
 const NAME = process.env.AGENT_NAME || "greeter-node";
-/** Seconds that the lease lasts without a heartbeat. */
+/** Lease length in seconds. */
 const TTL = 15;
 
 const stopping = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stopping.abort());
 
-/** What the agent does: `GET /greet?name=you`, and `GET /health` for the registry's probes. */
+/** Serves `GET /greet?name=you`, and `GET /health` for the registry's probes. */
 const server = createServer((request, response) => {
   const url = new URL(request.url, "http://agent");
   if (url.pathname === "/health") {
@@ -26,15 +26,15 @@ const server = createServer((request, response) => {
 });
 
 /**
- * Keeps the service registered until `stopping`: one KeepAlive stream, opened again when it breaks. The registry says
- * itself what it does not know any more.
+ * Keeps the service registered until `stopping`, on one KeepAlive stream that is reopened when it breaks. Responses
+ * list the names that the registry no longer knows, which are registered again.
  */
 async function stayRegistered(client, service) {
   let registered = false;
   let failures = 0;
   while (!stopping.signal.aborted) {
     const stream = client.KeepAlive(metadata());
-    stream.on("error", () => {}); // it is thrown below, where the answer is awaited
+    stream.on("error", () => {}); // the error is thrown below, where the response is awaited
     const hangUp = () => stream.cancel();
     stopping.signal.addEventListener("abort", hangUp);
     try {
@@ -54,7 +54,7 @@ async function stayRegistered(client, service) {
     } catch (error) {
       if (stopping.signal.aborted) break;
       if (isFatal(error)) throw error;
-      console.error(`the registry is away: ${error.message}`);
+      console.error(`registry unavailable: ${error.message}`);
     } finally {
       stopping.signal.removeEventListener("abort", hangUp);
       stream.cancel();
@@ -68,7 +68,7 @@ await new Promise((resolve, reject) => {
 });
 const service = {
   name: NAME,
-  group: "greeter", // what its replicas share
+  group: "greeter", // shared by its replicas
   endpoint: `http://127.0.0.1:${server.address().port}`,
   version: "1.0.0",
   capabilities: [{ name: "greet", version: "1.0.0", description: "Says hello: GET /greet?name=you" }],
@@ -81,7 +81,7 @@ try {
   await stayRegistered(client, service);
   await call(client, "UnregisterService", { name: NAME })
     .then(() => console.log(`unregistered ${NAME}`))
-    .catch((error) => console.error(`left to its lease: ${error.message}`));
+    .catch((error) => console.error(`cannot unregister, the lease will expire: ${error.message}`));
 } catch (error) {
   console.error(`refused: ${error.message}`);
   process.exitCode = 1;

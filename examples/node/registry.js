@@ -1,4 +1,4 @@
-// What agent and subscriber share: the client, and what to do when a call fails.
+// Shared by agent and subscriber: the client, and error handling.
 
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
@@ -8,17 +8,17 @@ const definition = protoLoader.loadSync(
   ["ossa/registry/v1/registry_service.proto", "google/rpc/error_details.proto"],
   {
     includeDirs: [fileURLToPath(new URL("../../protos", import.meta.url))],
-    defaults: true, // fields that are not set read as in other languages: "" and [], not undefined
+    defaults: true, // unset fields are "" and [], as in other languages, not undefined
     enums: String,
     longs: String,
   },
 );
 const { RegistryService } = grpc.loadPackageDefinition(definition).ossa.registry.v1;
 
-/** Milliseconds that a call may take; streams have no deadline. */
+/** Deadline of a unary call in milliseconds; streams have none. */
 const DEADLINE = 5_000;
 
-/** Codes that do not change by trying again. All others may: above all UNAVAILABLE, while a registry restarts. */
+/** Codes that a retry cannot fix. All others are retried, in particular UNAVAILABLE while a registry restarts. */
 const FATAL = new Set([
   grpc.status.INVALID_ARGUMENT,
   grpc.status.PERMISSION_DENIED,
@@ -26,35 +26,35 @@ const FATAL = new Set([
   grpc.status.UNIMPLEMENTED,
 ]);
 
-/** A client of the registry at $REGISTRY. */
+/** Returns a client of the registry at $REGISTRY. */
 export function connect() {
   return new RegistryService(process.env.REGISTRY || "localhost:50051", grpc.credentials.createInsecure(), {
-    // By default gRPC waits up to two minutes before it connects again; leases would run out.
+    // gRPC's default reconnect back-off grows to two minutes, during which leases would expire.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
-    // Finds a peer that is gone without a word.
+    // Detects a peer that disappeared without closing the connection.
     "grpc.keepalive_time_ms": 20_000,
     "grpc.keepalive_timeout_ms": 10_000,
-    // All events of one revision come in one message.
+    // All events of one revision arrive in one message, which may be large.
     "grpc.max_receive_message_length": 64 * 1024 * 1024,
   });
 }
 
-/** What goes with each call: the token in $OSSA_REGISTRY_TOKEN, if there is one. */
+/** Returns the metadata of each call: the token in $OSSA_REGISTRY_TOKEN, if set. */
 export function metadata() {
-  const made = new grpc.Metadata();
+  const result = new grpc.Metadata();
   const token = process.env.OSSA_REGISTRY_TOKEN;
-  if (token) made.set("authorization", `Bearer ${token}`);
-  return made;
+  if (token) result.set("authorization", `Bearer ${token}`);
+  return result;
 }
 
 /**
  * Makes a unary call.
  *
- * @param {object} client made by `connect`
+ * @param {object} client returned by `connect`
  * @param {string} method such as "RegisterService"
  * @param {object} request
- * @returns {Promise<object>} the answer; rejects with a grpc.ServiceError
+ * @returns {Promise<object>} the response; rejects with a grpc.ServiceError
  */
 export function call(client, method, request) {
   return new Promise((resolve, reject) => {
@@ -65,10 +65,10 @@ export function call(client, method, request) {
 }
 
 /**
- * The registry's own word for an error, such as "CURSOR_EXPIRED": the `reason` of the ErrorInfo in its details.
+ * Returns the registry's reason for an error, such as "CURSOR_EXPIRED": the `reason` of the ErrorInfo in its details.
  *
  * @param {grpc.ServiceError} error
- * @returns {string} empty if there is none, as for errors that the registry did not make
+ * @returns {string} empty for errors that do not come from the registry
  */
 export function reasonOf(error) {
   const [bytes] = error.metadata?.get("grpc-status-details-bin") ?? [];
@@ -78,14 +78,14 @@ export function reasonOf(error) {
   return info ? definition["google.rpc.ErrorInfo"].deserialize(info.value).reason : "";
 }
 
-/** Whether it is no use to try again. What is not an error of gRPC is a bug of ours. */
+/** Returns whether a retry is pointless. An error that is not a gRPC error is a bug in this program. */
 export function isFatal(error) {
   return typeof error.code !== "number" || FATAL.has(error.code);
 }
 
 /**
- * Milliseconds to wait after so many failures in a row: exponential with full jitter, since after an outage all
- * clients come back and should not come at once.
+ * Returns the back-off in milliseconds after consecutive failures: exponential with full jitter, so that clients do not
+ * all reconnect at once after an outage.
  *
  * @param {number} failures 1 or more
  */

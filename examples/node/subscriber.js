@@ -1,6 +1,6 @@
-// A subscriber: prints what is registered, then every change, and loses none when the registry is away for a while.
+// An example subscriber: prints all services, then every change, without gaps across registry outages.
 //
-// $REGISTRY and $OSSA_REGISTRY_TOKEN say where, $CAPABILITY narrows what is watched; see README.md. One line an event:
+// Configured by $REGISTRY, $OSSA_REGISTRY_TOKEN and the filter $CAPABILITY; see README.md. Prints one line per event:
 //
 //     REVISION KIND NAME STATUS ENDPOINT REASON
 
@@ -9,9 +9,9 @@ import { backoff, connect, isFatal, metadata, reasonOf } from "./registry.js";
 
 const GONE = new Set(["EVENT_TYPE_SERVICE_UNREGISTERED", "EVENT_TYPE_SERVICE_UNMATCHED"]);
 
-/** What matches, by name. */
+/** Matching services by name. */
 let services = new Map();
-/** Where to go on; empty = begin with a snapshot. */
+/** Position to resume from; empty = start with a snapshot. */
 let cursor = "";
 let failures = 0;
 
@@ -23,12 +23,12 @@ function print({ type, service, revision, reason, error }) {
 }
 
 function apply(event) {
-  if (!event.service) return; // the registry tells of a problem of its own
+  if (!event.service) return; // the event reports a problem of the registry itself
   if (GONE.has(event.type)) services.delete(event.service.name);
   else services.set(event.service.name, event.service);
 }
 
-/** Takes a whole snapshot. After a lost cursor it is all we are told: what is not in it any more is gone. */
+/** Applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered. */
 function replace(snapshot, revision) {
   const names = new Set(snapshot.map(({ service }) => service.name));
   for (const service of services.values()) {
@@ -42,7 +42,7 @@ function replace(snapshot, revision) {
   }
 }
 
-/** Follows one stream until it ends; throws what it ended with. */
+/** Processes one stream until it ends; throws the error that ended it. */
 async function follow(client) {
   const filter = { capability: process.env.CAPABILITY || "" };
   const stream = client.WatchEvents({ filter, cursor, includeSnapshot: !cursor }, metadata());
@@ -51,7 +51,7 @@ async function follow(client) {
     failures = 0;
     if (snapshot) {
       snapshot.push(...message.events);
-      if (!message.snapshotComplete) continue; // a cursor from within a snapshot is not good to resume from
+      if (!message.snapshotComplete) continue; // a cursor within a snapshot cannot be resumed from
       replace(snapshot, message.revision);
       snapshot = null;
     } else {
@@ -60,7 +60,7 @@ async function follow(client) {
         apply(event);
       }
     }
-    cursor = message.cursor; // only now: what is not handled is sent again
+    cursor = message.cursor; // only after the events were handled: unhandled events are sent again
   }
 }
 
@@ -71,13 +71,13 @@ for (;;) {
     console.error("the registry ended the stream");
   } catch (error) {
     if (reasonOf(error) === "CURSOR_EXPIRED") {
-      console.error("too much has happened meanwhile: starting over with a snapshot");
+      console.error("cursor expired: starting again with a snapshot");
       cursor = "";
     } else if (isFatal(error)) {
       console.error(`refused: ${error.message}`);
       process.exit(1);
     } else {
-      // UNAVAILABLE: it restarts. RESOURCE_EXHAUSTED: we read too slowly. The cursor is good in both cases.
+      // UNAVAILABLE: the registry restarts. RESOURCE_EXHAUSTED: this client read too slowly. The cursor remains valid.
       console.error(`resuming after: ${error.message}`);
     }
   }

@@ -1,6 +1,6 @@
-"""An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+"""An example agent: serves HTTP, stays registered while it runs, and unregisters on SIGTERM or SIGINT.
 
-``$REGISTRY``, ``$AGENT_NAME``, ``$AGENT_PORT`` and ``$OSSA_REGISTRY_TOKEN`` say where and as what; see README.md.
+Configured by ``$REGISTRY``, ``$AGENT_NAME``, ``$AGENT_PORT`` and ``$OSSA_REGISTRY_TOKEN``; see README.md.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ TTL = 15
 
 
 class Greeter(BaseHTTPRequestHandler):
-    """What the agent does: ``GET /greet?name=you``, and ``GET /health`` for the registry's probes."""
+    """Serves ``GET /greet?name=you``, and ``GET /health`` for the registry's probes."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -31,7 +31,7 @@ class Greeter(BaseHTTPRequestHandler):
                 self._answer(404, "text/plain", "")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
-        """A probe every few seconds is not worth a line."""
+        """Do not log the probes, which arrive every few seconds."""
 
     def _answer(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
@@ -43,9 +43,9 @@ class Greeter(BaseHTTPRequestHandler):
 
 
 async def stay_registered(registration: Registration, endpoint: str) -> None:
-    """Tells how the registration stands, until the registry refuses it.
+    """Print changes of the registration state, until the registry rejects the service.
 
-    Everything else is done by the SDK: heartbeats at a third of the TTL on one stream, registering again, SIGTERM.
+    The SDK does the rest: a heartbeat every third of the TTL on one stream, registering again, and SIGTERM.
     """
     states: asyncio.Queue[RegistrationState] = asyncio.Queue()
     registration.on_change(states.put_nowait)
@@ -53,7 +53,7 @@ async def stay_registered(registration: Registration, endpoint: str) -> None:
         if state is RegistrationState.REGISTERED:
             print(f"registered {NAME} at {endpoint}", flush=True)
         elif state is RegistrationState.AWAY:
-            print(f"the registry is away: {registration.error}", file=sys.stderr)
+            print(f"registry unavailable: {registration.error}", file=sys.stderr)
     raise SystemExit(f"refused: {registration.error}")
 
 
@@ -63,7 +63,7 @@ async def main(port: int) -> None:
         NAME,
         endpoint,
         version="1.0.0",
-        group="greeter",  # what its replicas share
+        group="greeter",  # shared by its replicas
         capabilities=["greet@1.0.0"],
         tags=["example"],
         labels={"language": "python"},
@@ -80,6 +80,6 @@ async def main(port: int) -> None:
 if __name__ == "__main__":
     with ThreadingHTTPServer(("127.0.0.1", int(os.environ.get("AGENT_PORT") or 0)), Greeter) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with suppress(KeyboardInterrupt):  # it is unregistered by now
+        with suppress(KeyboardInterrupt):  # the service is already unregistered
             asyncio.run(main(server.server_port))
         server.shutdown()

@@ -1,7 +1,7 @@
-"""A subscriber: prints what is registered, then every change, and loses none when the registry is away for a while.
+"""An example subscriber: prints all services, then every change, without gaps across registry outages.
 
-``$REGISTRY`` and ``$OSSA_REGISTRY_TOKEN`` say where, ``$CAPABILITY`` narrows what is watched; see README.md. One line
-an event: ``REVISION KIND NAME STATUS ENDPOINT REASON``.
+Configured by ``$REGISTRY``, ``$OSSA_REGISTRY_TOKEN`` and the filter ``$CAPABILITY``; see README.md. Prints one line per
+event: ``REVISION KIND NAME STATUS ENDPOINT REASON``.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ async def main() -> None:
     client = RegistryClient(
         os.environ.get("REGISTRY") or "localhost:50051", token=os.environ.get("OSSA_REGISTRY_TOKEN") or None
     )
-    # The SDK keeps the cursor, waits and resumes; where the cursor has expired it takes a snapshot and gives the
-    # difference. It raises only what trying again would not change.
+    # The SDK stores the cursor, backs off and resumes; if the cursor has expired, it takes a snapshot and yields the
+    # difference. It raises only errors that a retry cannot fix.
     async with client, client.watch(include_snapshot=True, capability=os.environ.get("CAPABILITY", "")) as watch:
         try:
             async for event in watch:

@@ -1,6 +1,6 @@
-// An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+// An example agent: serves HTTP, stays registered while it runs, and unregisters on SIGTERM or SIGINT.
 //
-// $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN say where and as what; see README.md.
+// Configured by $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN; see README.md.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 	"example.com/ossa-registry-example/registry"
 )
 
-// ttl is how long the lease lasts without a heartbeat.
+// ttl is the length of the lease.
 const ttl = 15 * time.Second
 
 func main() {
@@ -34,14 +34,14 @@ func main() {
 	}
 }
 
-// run serves and is registered until the context is done.
+// run serves HTTP and stays registered until the context is done.
 func run(ctx context.Context) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:"+cmp.Or(os.Getenv("AGENT_PORT"), "0"))
 	if err != nil {
 		return err
 	}
 	server := &http.Server{Handler: handler(), ReadHeaderTimeout: registry.Deadline}
-	go server.Serve(listener) // until it is closed; what else may go wrong, the registry's probes will see
+	go server.Serve(listener) // returns when closed; the registry's probes detect any other failure
 	defer server.Close()
 
 	client, hangUp, err := registry.Connect()
@@ -52,7 +52,7 @@ func run(ctx context.Context) error {
 
 	agent := &agent{client: client, service: &registryv1.Service{
 		Name:         cmp.Or(os.Getenv("AGENT_NAME"), "greeter-go"),
-		Group:        "greeter", // what its replicas share
+		Group:        "greeter", // shared by its replicas
 		Endpoint:     "http://" + listener.Addr().String(),
 		Version:      "1.0.0",
 		Capabilities: []*registryv1.Capability{{Name: "greet", Version: "1.0.0", Description: "Says hello: GET /greet?name=you"}},
@@ -67,7 +67,7 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// handler is what the agent does: GET /greet?name=you, and GET /health for the registry's probes.
+// handler serves GET /greet?name=you, and GET /health for the registry's probes.
 func handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -84,12 +84,12 @@ func handler() http.Handler {
 type agent struct {
 	client     registryv1.RegistryServiceClient
 	service    *registryv1.Service
-	registered bool // as far as the registry has told us
-	failures   int  // in a row
+	registered bool // according to the newest response
+	failures   int  // consecutive
 }
 
-// stayRegistered keeps the service registered until the context is done, whatever becomes of the registry meanwhile. It
-// returns an error only if the registry does not take the service.
+// stayRegistered keeps the service registered until the context is done, across registry outages. It returns an error
+// only if the registry rejects the service.
 func (a *agent) stayRegistered(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := a.keepAlive(ctx)
@@ -99,15 +99,15 @@ func (a *agent) stayRegistered(ctx context.Context) error {
 		if registry.IsFatal(err) {
 			return err
 		}
-		log.Printf("the registry is away: %v", err)
+		log.Printf("registry unavailable: %v", err)
 		a.failures++
 		registry.Wait(ctx, a.failures)
 	}
 	return nil
 }
 
-// keepAlive renews the lease on one stream until it breaks, and tells how it broke. The registry says itself what it does
-// not know any more.
+// keepAlive renews the lease on one stream until it breaks, and returns the cause. Responses list the names that the
+// registry no longer knows, which are registered again.
 func (a *agent) keepAlive(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -121,7 +121,7 @@ func (a *agent) keepAlive(ctx context.Context) error {
 				return err
 			}
 		}
-		// Send fails with io.EOF on a stream that is broken: Recv knows why.
+		// Send fails with io.EOF on a broken stream; Recv returns the actual error.
 		_ = stream.Send(&registryv1.KeepAliveRequest{Names: []string{a.service.GetName()}})
 		answer, err := stream.Recv()
 		if err != nil {
@@ -136,7 +136,7 @@ func (a *agent) keepAlive(ctx context.Context) error {
 }
 
 func (a *agent) register(ctx context.Context) error {
-	// Once begun it is waited for, also while we end: a registration that overtook unregistering would stay.
+	// Complete the call even while shutting down: a registration that arrived after UnregisterService would remain.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registry.Deadline)
 	defer cancel()
 	if _, err := a.client.RegisterService(ctx, &registryv1.RegisterServiceRequest{Service: a.service}); err != nil {
@@ -150,7 +150,7 @@ func (a *agent) unregister() {
 	ctx, cancel := context.WithTimeout(context.Background(), registry.Deadline)
 	defer cancel()
 	if _, err := a.client.UnregisterService(ctx, &registryv1.UnregisterServiceRequest{Name: a.service.GetName()}); err != nil {
-		log.Printf("left to its lease: %v", err)
+		log.Printf("cannot unregister, the lease will expire: %v", err)
 		return
 	}
 	fmt.Println("unregistered", a.service.GetName())

@@ -1,4 +1,4 @@
-// Package registry has what agent and subscriber share: the client, and what to do when a call fails.
+// Package registry is shared by agent and subscriber: the client, and error handling.
 package registry
 
 import (
@@ -19,26 +19,26 @@ import (
 	registryv1 "example.com/ossa-registry-example/gen/ossa/registry/v1"
 )
 
-// Deadline is how long a call may take; streams have none.
+// Deadline is the deadline of a unary call; streams have none.
 const Deadline = 5 * time.Second
 
 const (
-	firstBackoff = 100 * time.Millisecond
-	mostBackoff  = 2 * time.Second
+	initialBackoff = 100 * time.Millisecond
+	maxBackoff     = 2 * time.Second
 )
 
-// Connect makes a client of the registry at $REGISTRY, and a function that closes its connection.
+// Connect returns a client of the registry at $REGISTRY, and a function that closes its connection.
 func Connect() (registryv1.RegistryServiceClient, func() error, error) {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// By default gRPC waits up to two minutes before it connects again; leases would run out.
+		// gRPC's default reconnect back-off grows to two minutes, during which leases would expire.
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: mostBackoff},
+			Backoff:           backoff.Config{BaseDelay: initialBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: Deadline,
 		}),
-		// Finds a peer that is gone without a word.
+		// Detects a peer that disappeared without closing the connection.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
-		// All events of one revision come in one message.
+		// All events of one revision arrive in one message, which may be large.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64 << 20)),
 	}
 	if token := os.Getenv("OSSA_REGISTRY_TOKEN"); token != "" {
@@ -51,8 +51,8 @@ func Connect() (registryv1.RegistryServiceClient, func() error, error) {
 	return registryv1.NewRegistryServiceClient(connection), connection.Close, nil
 }
 
-// IsFatal tells whether it is no use to try again. All other errors may pass: above all Unavailable, while a registry
-// restarts.
+// IsFatal reports whether a retry is pointless. All other errors may be temporary, in particular Unavailable while a
+// registry restarts.
 func IsFatal(err error) bool {
 	switch status.Code(err) {
 	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented:
@@ -62,7 +62,8 @@ func IsFatal(err error) bool {
 	}
 }
 
-// Reason is the registry's own word for an error, such as CURSOR_EXPIRED; empty for errors that it did not make.
+// Reason returns the registry's reason for an error, such as CURSOR_EXPIRED; empty for errors that do not come from the
+// registry.
 func Reason(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok {
@@ -72,14 +73,14 @@ func Reason(err error) string {
 	return ""
 }
 
-// Wait waits after so many failures in a row, 1 or more: exponentially with full jitter, since after an outage all
-// clients come back and should not come at once.
+// Wait backs off after consecutive failures: exponentially with full jitter, so that clients do not all reconnect at
+// once after an outage.
 func Wait(ctx context.Context, failures int) {
-	longest := min(mostBackoff, firstBackoff<<min(failures-1, 10))
-	Sleep(ctx, rand.N(longest))
+	limit := min(maxBackoff, initialBackoff<<min(failures-1, 10))
+	Sleep(ctx, rand.N(limit))
 }
 
-// Sleep returns after a time, or when the context is done.
+// Sleep returns after the duration, or when the context is done.
 func Sleep(ctx context.Context, duration time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -87,12 +88,12 @@ func Sleep(ctx context.Context, duration time.Duration) {
 	}
 }
 
-// bearer is a token that goes with each call.
+// bearer is a token that is sent with each call.
 type bearer string
 
 func (token bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	return map[string]string{"authorization": "Bearer " + string(token)}, nil
 }
 
-// RequireTransportSecurity lets the token go over connections that are not encrypted, as ours are here.
+// RequireTransportSecurity permits sending the token on unencrypted connections, which this example uses.
 func (bearer) RequireTransportSecurity() bool { return false }

@@ -1,6 +1,6 @@
-// A subscriber: prints what is registered, then every change, and loses none when the registry is away for a while.
+// An example subscriber: prints all services, then every change, without gaps across registry outages.
 //
-// $REGISTRY and $OSSA_REGISTRY_TOKEN say where, $CAPABILITY narrows what is watched; see README.md. One line an event:
+// Configured by $REGISTRY, $OSSA_REGISTRY_TOKEN and the filter $CAPABILITY; see README.md. Prints one line per event:
 //
 //	REVISION KIND NAME STATUS ENDPOINT REASON
 package main
@@ -31,23 +31,23 @@ func main() {
 
 type subscriber struct {
 	client   registryv1.RegistryServiceClient
-	services map[string]*registryv1.Service // what matches, by name
-	cursor   string                         // where to go on; empty = begin with a snapshot
-	failures int                            // in a row
+	services map[string]*registryv1.Service // matching services by name
+	cursor   string                         // position to resume from; empty = start with a snapshot
+	failures int                            // consecutive
 }
 
-// watch follows one stream after the other until the registry refuses it.
+// watch opens one stream after another until the registry rejects it.
 func (s *subscriber) watch(ctx context.Context) error {
 	for {
 		err := s.follow(ctx)
 		switch {
 		case registry.Reason(err) == "CURSOR_EXPIRED":
-			log.Print("too much has happened meanwhile: starting over with a snapshot")
+			log.Print("cursor expired: starting again with a snapshot")
 			s.cursor = ""
 		case registry.IsFatal(err):
 			return err
 		default:
-			// Unavailable: it restarts. ResourceExhausted: we read too slowly. The cursor is good in both cases.
+			// Unavailable: the registry restarts. ResourceExhausted: this client read too slowly. The cursor remains valid.
 			log.Printf("resuming after: %v", err)
 		}
 		s.failures++
@@ -55,7 +55,7 @@ func (s *subscriber) watch(ctx context.Context) error {
 	}
 }
 
-// follow follows one stream until it ends, and tells how it ended.
+// follow processes one stream until it ends, and returns the error that ended it.
 func (s *subscriber) follow(ctx context.Context) error {
 	stream, err := s.client.WatchEvents(ctx, &registryv1.WatchEventsRequest{
 		Filter:          &registryv1.ServiceFilter{Capability: os.Getenv("CAPABILITY")},
@@ -76,20 +76,20 @@ func (s *subscriber) follow(ctx context.Context) error {
 		if inSnapshot {
 			snapshot = append(snapshot, message.GetEvents()...)
 			if !message.GetSnapshotComplete() {
-				continue // a cursor from within a snapshot is not good to resume from
+				continue // a cursor within a snapshot cannot be resumed from
 			}
 			s.replace(snapshot, message.GetRevision())
 			inSnapshot, snapshot = false, nil
 		} else {
 			for _, event := range message.GetEvents() {
-				s.take(event)
+				s.apply(event)
 			}
 		}
-		s.cursor = message.GetCursor() // only now: what is not handled is sent again
+		s.cursor = message.GetCursor() // only after the events were handled: unhandled events are sent again
 	}
 }
 
-// replace takes a whole snapshot. After a lost cursor it is all we are told: what is not in it any more is gone.
+// replace applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered.
 func (s *subscriber) replace(snapshot []*registryv1.Event, revision int64) {
 	gone := s.services
 	s.services = make(map[string]*registryv1.Service, len(snapshot))
@@ -97,7 +97,7 @@ func (s *subscriber) replace(snapshot []*registryv1.Event, revision int64) {
 		delete(gone, event.GetService().GetName())
 	}
 	for _, service := range gone {
-		s.take(&registryv1.Event{
+		s.apply(&registryv1.Event{
 			Type:     registryv1.EventType_EVENT_TYPE_SERVICE_UNREGISTERED,
 			Service:  service,
 			Revision: revision,
@@ -105,15 +105,15 @@ func (s *subscriber) replace(snapshot []*registryv1.Event, revision int64) {
 		})
 	}
 	for _, event := range snapshot {
-		s.take(event)
+		s.apply(event)
 	}
 }
 
-// take prints an event and applies it.
-func (s *subscriber) take(event *registryv1.Event) {
+// apply prints an event and applies it.
+func (s *subscriber) apply(event *registryv1.Event) {
 	kind := strings.TrimPrefix(strings.TrimPrefix(event.GetType().String(), "EVENT_TYPE_"), "SERVICE_")
 	service := event.GetService()
-	if service == nil { // the registry tells of a problem of its own
+	if service == nil { // the event reports a problem of the registry itself
 		fmt.Println(event.GetRevision(), kind, event.GetError())
 		return
 	}

@@ -21,19 +21,19 @@ import ossa.registry.v1.Service;
 import ossa.registry.v1.UnregisterServiceRequest;
 
 /**
- * An agent: answers over HTTP, is registered for as long as it runs, and unregisters when it is told to end.
+ * An example agent: serves HTTP, stays registered while it runs, and unregisters on SIGTERM or SIGINT.
  *
- * <p>$REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN say where and as what; see README.md.
+ * <p>Configured by $REGISTRY, $AGENT_NAME, $AGENT_PORT and $OSSA_REGISTRY_TOKEN; see README.md.
  */
 public final class Agent {
-  /** Seconds that the lease lasts without a heartbeat. */
+  /** Lease length in seconds. */
   private static final long TTL = 15;
 
   private final Registry registry;
   private final Service service;
   private final CountDownLatch stopping;
-  private boolean registered; // as far as the registry has told us
-  private int failures; // in a row
+  private boolean registered; // according to the newest response
+  private int failures; // consecutive
 
   private Agent(Registry registry, Service service, CountDownLatch stopping) {
     this.registry = registry;
@@ -58,7 +58,7 @@ public final class Agent {
       } catch (InterruptedException interrupted) {
         Thread.currentThread().interrupt();
       }
-      Runtime.getRuntime().halt(status.get()); // Java would end with 143, as if SIGTERM had not been heard
+      Runtime.getRuntime().halt(status.get()); // without this, Java exits with 143 after SIGTERM
     }));
     try (var registry = new Registry()) {
       var agent = new Agent(registry, service(server.getAddress().getPort()), stopping);
@@ -76,7 +76,7 @@ public final class Agent {
   private static Service service(int port) {
     return Service.newBuilder()
         .setName(Registry.setting("AGENT_NAME", "greeter-java"))
-        .setGroup("greeter") // what its replicas share
+        .setGroup("greeter") // shared by its replicas
         .setEndpoint("http://127.0.0.1:" + port)
         .setVersion("1.0.0")
         .addCapabilities(
@@ -91,9 +91,9 @@ public final class Agent {
   }
 
   /**
-   * Keeps the service registered until we are told to stop, whatever becomes of the registry meanwhile.
+   * Keeps the service registered until `stopping` is counted down, across registry outages.
    *
-   * @throws StatusException the registry does not take the service
+   * @throws StatusException the registry rejects the service
    */
   private void stayRegistered() throws StatusException, InterruptedException {
     while (stopping.getCount() > 0) {
@@ -103,15 +103,15 @@ public final class Agent {
         if (Registry.isFatal(error)) {
           throw error;
         }
-        System.err.println("the registry is away: " + error.getMessage());
+        System.err.println("registry unavailable: " + error.getMessage());
       } catch (TimeoutException error) {
-        System.err.println("the registry is away: a heartbeat was not answered");
+        System.err.println("registry unavailable: no response to a heartbeat");
       }
       stopping.await(registry.backoffMillis(++failures), TimeUnit.MILLISECONDS);
     }
   }
 
-  /** Renews the lease on one stream until it breaks. The registry says itself what it does not know any more. */
+  /** Renews the lease on one stream until it breaks. Responses list names that the registry no longer knows. */
   private void keepAlive() throws StatusException, InterruptedException, TimeoutException {
     var stream = registry.streams().keepAlive();
     try {
@@ -135,7 +135,7 @@ public final class Agent {
         }
       }
     } finally {
-      stream.cancel("done with it", null);
+      stream.cancel("finished", null);
     }
   }
 
@@ -144,7 +144,7 @@ public final class Agent {
       registry.calls().unregisterService(UnregisterServiceRequest.newBuilder().setName(service.getName()).build());
       System.out.println("unregistered " + service.getName());
     } catch (StatusException error) {
-      System.err.println("left to its lease: " + error.getMessage());
+      System.err.println("cannot unregister, the lease will expire: " + error.getMessage());
     }
   }
 

@@ -18,15 +18,15 @@ import java.util.concurrent.TimeUnit;
 import ossa.registry.v1.RegistryServiceGrpc;
 import ossa.registry.v1.RegistryServiceGrpc.RegistryServiceBlockingV2Stub;
 
-/** What agent and subscriber share: the client, and what to do when a call fails. */
+/** Shared by agent and subscriber: the client, and error handling. */
 final class Registry implements AutoCloseable {
-  /** How long a call may take; streams have no deadline. */
+  /** Deadline of a unary call; streams have none. */
   static final Duration DEADLINE = Duration.ofSeconds(5);
 
-  private static final long FIRST_BACKOFF_MS = 100;
-  private static final long MOST_BACKOFF_MS = 2_000;
+  private static final long INITIAL_BACKOFF_MS = 100;
+  private static final long MAX_BACKOFF_MS = 2_000;
 
-  /** Codes that do not change by trying again. All others may: above all UNAVAILABLE, while a registry restarts. */
+  /** Codes that a retry cannot fix. All others are retried, in particular UNAVAILABLE while a registry restarts. */
   private static final Set<Status.Code> FATAL =
       EnumSet.of(
           Status.Code.INVALID_ARGUMENT,
@@ -37,15 +37,15 @@ final class Registry implements AutoCloseable {
   private final ManagedChannel channel;
   private final RegistryServiceBlockingV2Stub stub;
 
-  /** Makes a client of the registry at $REGISTRY. Each call carries the token in $OSSA_REGISTRY_TOKEN, if there is one. */
+  /** Creates a client of the registry at $REGISTRY. Each call carries the token in $OSSA_REGISTRY_TOKEN, if set. */
   Registry() {
     channel =
         ManagedChannelBuilder.forTarget(setting("REGISTRY", "localhost:50051"))
             .usePlaintext()
-            // Finds a peer that is gone without a word.
+            // Detects a peer that disappeared without closing the connection.
             .keepAliveTime(20, TimeUnit.SECONDS)
             .keepAliveTimeout(10, TimeUnit.SECONDS)
-            // All events of one revision come in one message.
+            // All events of one revision arrive in one message, which may be large.
             .maxInboundMessageSize(64 << 20)
             .build();
     var metadata = new Metadata();
@@ -58,12 +58,12 @@ final class Registry implements AutoCloseable {
             .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(metadata));
   }
 
-  /** For streams, which last. */
+  /** Returns the stub for streams, which have no deadline. */
   RegistryServiceBlockingV2Stub streams() {
     return stub;
   }
 
-  /** For one call. */
+  /** Returns the stub for one unary call. */
   RegistryServiceBlockingV2Stub calls() {
     return stub.withDeadlineAfter(DEADLINE);
   }
@@ -74,22 +74,22 @@ final class Registry implements AutoCloseable {
   }
 
   /**
-   * How long to wait after so many failures in a row, 1 or more: exponential with full jitter, since after an outage all
-   * clients come back and should not come at once.
+   * Returns the back-off after consecutive failures: exponential with full jitter, so that clients do not all reconnect
+   * at once after an outage.
    */
   long backoffMillis(int failures) {
-    // By itself gRPC waits up to two minutes before it connects again; leases would run out.
+    // gRPC's default reconnect back-off grows to two minutes, during which leases would expire.
     channel.resetConnectBackoff();
-    var longest = Math.min(MOST_BACKOFF_MS, FIRST_BACKOFF_MS << Math.min(failures - 1, 10));
-    return ThreadLocalRandom.current().nextLong(longest);
+    var limit = Math.min(MAX_BACKOFF_MS, INITIAL_BACKOFF_MS << Math.min(failures - 1, 10));
+    return ThreadLocalRandom.current().nextLong(limit);
   }
 
-  /** Whether it is no use to try again. */
+  /** Returns whether a retry is pointless. */
   static boolean isFatal(StatusException error) {
     return FATAL.contains(error.getStatus().getCode());
   }
 
-  /** The registry's own word for an error, such as CURSOR_EXPIRED; empty for errors that it did not make. */
+  /** Returns the registry's reason for an error, such as CURSOR_EXPIRED; empty for errors from elsewhere. */
   static String reasonOf(StatusException error) {
     var status = StatusProto.fromThrowable(error);
     if (status != null) {
@@ -99,16 +99,16 @@ final class Registry implements AutoCloseable {
             return detail.unpack(ErrorInfo.class).getReason();
           }
         } catch (InvalidProtocolBufferException ignored) {
-          return ""; // not the registry's
+          return ""; // not from the registry
         }
       }
     }
     return "";
   }
 
-  /** An environment variable, or what stands for it if it is not set. */
-  static String setting(String name, String standard) {
+  /** Returns an environment variable, or the default if it is unset or empty. */
+  static String setting(String name, String defaultValue) {
     var value = System.getenv(name);
-    return value == null || value.isEmpty() ? standard : value;
+    return value == null || value.isEmpty() ? defaultValue : value;
   }
 }

@@ -16,17 +16,17 @@ import ossa.registry.v1.WatchEventsRequest;
 import ossa.registry.v1.WatchEventsResponse;
 
 /**
- * A subscriber: prints what is registered, then every change, and loses none when the registry is away for a while.
+ * An example subscriber: prints all services, then every change, without gaps across registry outages.
  *
- * <p>$REGISTRY and $OSSA_REGISTRY_TOKEN say where, $CAPABILITY narrows what is watched; see README.md. One line an event:
+ * <p>Configured by $REGISTRY, $OSSA_REGISTRY_TOKEN and the filter $CAPABILITY; see README.md. One line per event:
  *
  * <pre>REVISION KIND NAME STATUS ENDPOINT REASON</pre>
  */
 public final class Subscriber {
   private final Registry registry;
-  private Map<String, Service> services = new HashMap<>(); // what matches, by name
-  private String cursor = ""; // where to go on; empty = begin with a snapshot
-  private int failures; // in a row
+  private Map<String, Service> services = new HashMap<>(); // matching services by name
+  private String cursor = ""; // position to resume from; empty = start with a snapshot
+  private int failures; // consecutive
 
   private Subscriber(Registry registry) {
     this.registry = registry;
@@ -42,9 +42,9 @@ public final class Subscriber {
   }
 
   /**
-   * Follows one stream after the other.
+   * Opens one stream after another.
    *
-   * @throws StatusException the registry refuses it
+   * @throws StatusException the registry rejects the watch
    */
   private void watch() throws StatusException, InterruptedException {
     while (true) {
@@ -53,12 +53,12 @@ public final class Subscriber {
         System.err.println("the registry ended the stream");
       } catch (StatusException error) {
         if (Registry.reasonOf(error).equals("CURSOR_EXPIRED")) {
-          System.err.println("too much has happened meanwhile: starting over with a snapshot");
+          System.err.println("cursor expired: starting again with a snapshot");
           cursor = "";
         } else if (Registry.isFatal(error)) {
           throw error;
         } else {
-          // UNAVAILABLE: it restarts. RESOURCE_EXHAUSTED: we read too slowly. The cursor is good in both cases.
+          // UNAVAILABLE: the registry restarts. RESOURCE_EXHAUSTED: this client is too slow. The cursor remains valid.
           System.err.println("resuming after: " + error.getMessage());
         }
       }
@@ -66,7 +66,7 @@ public final class Subscriber {
     }
   }
 
-  /** Follows one stream until it ends. */
+  /** Processes one stream until it ends. */
   private void follow() throws StatusException, InterruptedException {
     var request =
         WatchEventsRequest.newBuilder()
@@ -79,27 +79,27 @@ public final class Subscriber {
     for (var message = stream.read(); message != null; message = stream.read()) {
       failures = 0;
       if (snapshot == null) {
-        message.getEventsList().forEach(this::take);
+        message.getEventsList().forEach(this::apply);
       } else {
         snapshot.addAll(message.getEventsList());
         if (!message.getSnapshotComplete()) {
-          continue; // a cursor from within a snapshot is not good to resume from
+          continue; // a cursor within a snapshot cannot be resumed from
         }
         replace(snapshot, message.getRevision());
         snapshot = null;
       }
-      cursor = message.getCursor(); // only now: what is not handled is sent again
+      cursor = message.getCursor(); // only after the events were handled: unhandled events are sent again
     }
   }
 
-  /** Takes a whole snapshot. After a lost cursor it is all we are told: what is not in it any more is gone. */
+  /** Applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered. */
   private void replace(List<Event> snapshot, long revision) {
     var names = snapshot.stream().map(event -> event.getService().getName()).collect(Collectors.toSet());
     var known = services;
     services = new HashMap<>();
     for (var service : known.values()) {
       if (!names.contains(service.getName())) {
-        take(
+        apply(
             Event.newBuilder()
                 .setType(EventType.EVENT_TYPE_SERVICE_UNREGISTERED)
                 .setService(service)
@@ -108,13 +108,13 @@ public final class Subscriber {
                 .build());
       }
     }
-    snapshot.forEach(this::take);
+    snapshot.forEach(this::apply);
   }
 
   /** Prints an event and applies it. */
-  private void take(Event event) {
+  private void apply(Event event) {
     var kind = event.getType().name().replaceFirst("^EVENT_TYPE_(SERVICE_)?", "");
-    if (!event.hasService()) { // the registry tells of a problem of its own
+    if (!event.hasService()) { // the event reports a problem of the registry itself
       System.out.println(event.getRevision() + " " + kind + " " + event.getError());
       return;
     }
