@@ -1,7 +1,7 @@
-"""What every gRPC server is expected to have beside its own RPCs: ``grpc.health.v1`` and reflection.
+"""The standard services of a gRPC server: ``grpc.health.v1`` and reflection.
 
-Their handlers are bound by us and not by the libraries' own functions, so that the guard stands before them too and
-bytes that are no message are INVALID_ARGUMENT and not INTERNAL.
+Their handlers are registered here rather than by the libraries' functions, so that the guard admits their calls too
+and malformed messages fail with INVALID_ARGUMENT instead of INTERNAL.
 """
 
 from collections.abc import AsyncIterator
@@ -22,13 +22,13 @@ HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 def health_handlers(servicer: health.aio.HealthServicer, gate: RpcGate) -> grpc.GenericRpcHandler:
-    """``grpc.health.v1``."""
+    """Return the handlers of ``grpc.health.v1``."""
 
     async def check(wire: bytes, context: Any) -> Message:
         try:
             await gate.admit(context, HEALTH_RPCS)
             request = parse(health_pb2.HealthCheckRequest, wire)
-        except Exception as error:  # noqa: BLE001 - becomes a status
+        except Exception as error:  # noqa: BLE001 - mapped to a status
             await abort(context, error)
         return await servicer.Check(request, context)
 
@@ -42,15 +42,15 @@ def health_handlers(servicer: health.aio.HealthServicer, gate: RpcGate) -> grpc.
             await abort(context, error)
 
     methods: Any = {
-        "Check": grpc.unary_unary_rpc_method_handler(check, response_serializer=_serialized),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch, response_serializer=_serialized),
+        "Check": grpc.unary_unary_rpc_method_handler(check, response_serializer=_serialize),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch, response_serializer=_serialize),
     }
     return grpc.method_handlers_generic_handler(HEALTH, methods)
 
 
 def reflection_handlers(names: tuple[str, ...], gate: RpcGate) -> grpc.GenericRpcHandler:
-    """Reflection, which tells of the services of these names."""
-    symbols: Any = Symbols()  # as far as the reflection uses a pool, it is one
+    """Return the handlers of server reflection for the named services."""
+    symbols: Any = Symbols()  # duck-typed: implements the methods of a pool that reflection uses
     servicer: Any = reflection.aio.ReflectionServicer(names, symbols)
 
     async def info(wires: AsyncIterator[bytes], context: Any) -> AsyncIterator[Message]:
@@ -65,11 +65,11 @@ def reflection_handlers(names: tuple[str, ...], gate: RpcGate) -> grpc.GenericRp
     methods: Any = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
             info,
-            response_serializer=_serialized,
+            response_serializer=_serialize,
         )
     }
     return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, methods)
 
 
-def _serialized(message: Message) -> bytes:
+def _serialize(message: Message) -> bytes:
     return message.SerializeToString()

@@ -1,4 +1,4 @@
-"""``Method``: what is counted and logged of the calls of one RPC."""
+"""``RpcMethod``: counts and logs the calls of one RPC."""
 
 import logging
 import time
@@ -13,56 +13,58 @@ from registry_server.instrumentation.request_context import RequestContext
 from registry_server.rpc.codec import Context
 from registry_server.security.identity import caller_fields
 
-_OURS: Final = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
-"""Codes that tell of this server and not of its client."""
+_SERVER_ERRORS: Final = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+"""Codes caused by this server rather than by its client; logged as warnings."""
 _NO_ERROR: Final = frozenset({"OK", "CANCELLED"})
 
 log = structlog.get_logger("registry_server.rpc")
 
 
-class Method:
-    """One RPC."""
+class RpcMethod:
+    """Counters of one RPC, and which of its calls are logged."""
 
     def __init__(self, name: str, settings: LogSettings, *, streams: bool) -> None:
         self.name = name
         self.streams = streams
-        """Whether its calls last as long as their client likes."""
+        """Whether the client decides how long a call lasts."""
         self.calls = CallCounters()
-        self.under_way = 0
-        """Calls that have begun and not ended: for a stream, those who hold it open."""
-        self._tells_errors = settings.requests != "off"
-        self.tells_all = settings.requests == "all"
+        self.in_flight = 0
+        """Number of open streams."""
+        self._logs_errors = settings.requests != "off"
+        self.logs_all = settings.requests == "all"
 
-    def ended(self, code: str, began: float, context: Context, origin: RequestContext | None = None) -> None:
-        """Counts a call that has ended, and logs it if it is to be told.
+    def call_ended(
+        self, code: str, started: float, context: Context, request_context: RequestContext | None = None
+    ) -> None:
+        """Count a call that has ended, and log it if configured.
 
         Args:
             code: Name of its status.
-            began: When it began, by ``time.perf_counter``.
+            started: Start time, from ``time.perf_counter``.
             context: The call.
-            origin: Where it comes from, if that is known already.
+            request_context: Its request context, if one was already created.
         """
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         self.calls.count(code, seconds)
-        if self.tells_all or (self._tells_errors and code not in _NO_ERROR):
+        if self.logs_all or (self._logs_errors and code not in _NO_ERROR):
             log.log(
-                logging.WARNING if code in _OURS else logging.INFO,
+                logging.WARNING if code in _SERVER_ERRORS else logging.INFO,
                 "request",
                 method=self.name,
                 code=code,
                 milliseconds=round(seconds * 1000, 3),
-                **(origin or origin_of(context)).fields(),
+                **(request_context or request_context_of(context)).log_fields(),
                 **caller_fields(),
             )
 
 
-def origin_of(context: Context) -> RequestContext:
-    """Where a call comes from."""
+def request_context_of(context: Context) -> RequestContext:
+    """Return the request context of a call."""
     return RequestContext("grpc", partial(header_of, context), context.peer)
 
 
 def header_of(context: Context, name: str) -> str | None:
-    """The first value of a key of the metadata, if it is text."""
+    """Return the first text value of a metadata key."""
     metadata: Any = context.invocation_metadata()
     value = next((value for key, value in metadata or () if key == name), None)
     return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Decoding of requests: done by us and not by grpc, which answers INTERNAL to bytes that are no message."""
+"""Decoding of requests, done here because grpc answers INTERNAL to malformed messages."""
 
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     import grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-"""Bytes in, bytes out: grpc itself neither decodes nor encodes."""
+"""Context of a call whose request and response are bytes: grpc neither decodes nor encodes."""
 
 M = TypeVar("M", bound=Message)
 
 
 def parse(kind: type[M], wire: bytes) -> M:
-    """Parses a request.
+    """Parse a request.
 
     Raises:
-        InvalidRequest: The bytes are not a message of this kind.
+        InvalidRequest: The bytes are not a message of this type.
     """
     try:
         return kind.FromString(wire)

@@ -1,4 +1,4 @@
-"""``Drain``: lets calls under way finish, and long streams end."""
+"""``Drain``: waits for calls in flight and ends long streams at shutdown."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -9,37 +9,37 @@ from registry_server.security.guard import Session
 
 _T = TypeVar("_T")
 
-_FIRST_MESSAGE: Final = 60.0
-"""Seconds for the first message of a stream."""
+_FIRST_MESSAGE_SECONDS: Final = 60.0
+"""Time limit for the first message of a stream."""
 
 
 class Drain:
-    """Knows which calls are under way and whether the server shuts down."""
+    """Counts the calls in flight and notifies streams of a shutdown."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
-        self._idle: asyncio.Event | None = None  # made by who waits for it: every call passes here
+        self._idle: asyncio.Event | None = None  # created when waited for, since every call passes here
         self._calls = 0
 
-    def enter(self) -> None:
-        """Counts a call as under way."""
+    def call_started(self) -> None:
+        """Count a call as in flight."""
         self._calls += 1
 
-    def leave(self) -> None:
-        """Counts it as done."""
+    def call_ended(self) -> None:
+        """Count a call as finished."""
         self._calls -= 1
         if self._idle is not None and not self._calls:
             self._idle.set()
 
     def begin(self) -> None:
-        """Ends the streams that wait for their client."""
+        """End the streams that are waiting for their client."""
         self._begun.set()
 
-    async def finished(self, within: float) -> bool:
-        """Waits until no call is under way, for some seconds at the most; tells whether that is so."""
+    async def wait_idle(self, max_seconds: float) -> bool:
+        """Wait until no call is in flight; return False if that takes longer than ``max_seconds``."""
         idle = self._idle = self._idle or asyncio.Event()
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(max_seconds):
                 while self._calls:
                     idle.clear()
                     await idle.wait()
@@ -47,35 +47,35 @@ class Drain:
             return False
         return True
 
-    async def until_drained(
+    async def requests_until_drained(
         self, requests: AsyncIterator[_T], session: Session, *, idle: float
     ) -> AsyncGenerator[_T, None]:
-        """Passes on what a client streams.
+        """Yield the messages that a client streams.
 
         Args:
-            requests: What it streams.
-            session: Of the stream.
-            idle: Seconds that it may send nothing; a client that has sent nothing yet has less of them.
+            requests: The client's stream.
+            session: Session of the stream.
+            idle: Seconds within which the next message must arrive; the first one has at most a minute.
 
         Raises:
-            ShuttingDown: The server shuts down and the client has sent nothing that waits.
-            LimitExceeded: It sends nothing for too long.
-            RegistryError: The session is over.
+            ShuttingDown: The server is shutting down and no message is pending.
+            LimitExceeded: No message arrived in time.
+            RegistryError: The session has ended.
         """
         begun = asyncio.create_task(self._begun.wait())
         over: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
         session.on_end(over.set_result)
         following: asyncio.Future[_T] | None = None
-        patience = min(idle, _FIRST_MESSAGE)
+        timeout = min(idle, _FIRST_MESSAGE_SECONDS)
         try:
             while True:
                 following = asyncio.ensure_future(anext(requests))
-                await asyncio.wait((following, begun, over), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                patience = idle
+                await asyncio.wait((following, begun, over), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                timeout = idle
                 if over.done():
                     raise over.result()
                 if not following.done():
-                    raise ShuttingDown if begun.done() else _too_quiet(idle)
+                    raise ShuttingDown if begun.done() else _idle_too_long(idle)
                 try:
                     request = following.result()
                 except StopAsyncIteration:
@@ -87,5 +87,5 @@ class Drain:
                 following.cancel()
 
 
-def _too_quiet(idle: float) -> LimitExceeded:
-    return LimitExceeded("stream_idle_seconds", round(idle), "nothing came on this stream for too long")
+def _idle_too_long(idle: float) -> LimitExceeded:
+    return LimitExceeded("stream_idle_seconds", round(idle), "the client sent nothing on this stream for too long")

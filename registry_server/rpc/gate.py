@@ -1,4 +1,4 @@
-"""``RpcGate``: the guard before every RPC. Reads what a caller shows from metadata and connection."""
+"""``RpcGate``: admits every RPC, by the credentials in its metadata and on its connection."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,49 +13,49 @@ from registry_server.security.guard import Guard, Peer, Session
 from registry_server.security.identity import UNCHECKED, Identity, current_identity
 from registry_server.security.permissions import Permission
 
-_NOTHING: Final = Credentials()
-_REMEMBERED: Final = 4_096
-"""Connections whose address is read once, and not for each of their calls."""
-_NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
-"""What gRPC tells of the certificate of a connection (grpc/grpc_security_constants.h)."""
+_NO_CREDENTIALS: Final = Credentials()
+_MAX_CACHED_ADDRESSES: Final = 4_096
+"""Connections whose parsed address is cached, so that it is not parsed for each call."""
+_CERTIFICATE_NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
+"""Keys of the auth context for the names in a client certificate (grpc/grpc_security_constants.h)."""
 
 
 class RpcGate:
-    """Admits RPCs."""
+    """Admits RPCs through the guard."""
 
     def __init__(self, guard: Guard, *, certificates: bool) -> None:
-        """Makes it.
+        """Create the gate.
 
         Args:
-            guard: Who decides.
-            certificates: Whether clients show certificates.
+            guard: Authenticates and authorises callers.
+            certificates: Whether connections carry client certificates.
         """
         self.guard = guard
         self._certificates = certificates
 
     async def admit(self, context: Context, permission: Permission) -> Identity:
-        """Lets a call in, and tells all that it does who calls.
+        """Admit a call and set its identity for the code that handles it.
 
         Raises:
-            RegistryError: The call is not let in; see ``Guard.admit``.
+            RegistryError: The call is rejected; see ``Guard.admit``.
         """
         identity = self.admit_known(context, permission)
         if identity is None:
-            identity = await self.guard.admit(self._presented(context), permission, _peer_of(context))
+            identity = await self.guard.admit(self._credentials(context), permission, _peer_of(context))
             current_identity.set(identity)
         return identity
 
     def admit_known(self, context: Context, permission: Permission) -> Identity | None:
-        """The same for a caller who is known and may, as in almost every call.
+        """Admit a call without a coroutine if its credentials are cached, as for almost every call.
 
         Returns:
-            Who calls; ``None``: ask ``admit``.
+            The caller's identity; ``None`` = use ``admit``.
 
         Raises:
             RateLimited: Too many calls.
         """
-        identity = self.guard.admit_known(self._presented(context), permission, _peer_of(context))
-        if identity is not None and identity is not UNCHECKED:  # which everybody is until something else is said
+        identity = self.guard.admit_known(self._credentials(context), permission, _peer_of(context))
+        if identity is not None and identity is not UNCHECKED:  # the default of current_identity
             current_identity.set(identity)
         return identity
 
@@ -63,23 +63,23 @@ class RpcGate:
     def session(
         self, context: Context, identity: Identity, permission: Permission, *, watches: bool
     ) -> Iterator[Session]:
-        """Looks after a stream; see ``Guard.session``."""
-        presented = self._presented(context)
-        with self.guard.session(identity, presented, permission, _peer_of(context), watches=watches) as session:
+        """Open a session for a stream; see ``Guard.session``."""
+        credentials = self._credentials(context)
+        with self.guard.session(identity, credentials, permission, _peer_of(context), watches=watches) as session:
             yield session
 
-    def _presented(self, context: Context) -> Credentials:
+    def _credentials(self, context: Context) -> Credentials:
         if not self.guard.checks:
-            return _NOTHING
+            return _NO_CREDENTIALS
         authorization = api_key = ""
         for key, value in context.invocation_metadata() or ():
             if key == "authorization":
                 if authorization:
-                    raise Unauthenticated("give one credential, not two")
+                    raise Unauthenticated("send one credential, not two")
                 authorization = _text(value)
             elif key == "x-api-key":
                 if api_key:
-                    raise Unauthenticated("give one credential, not two")
+                    raise Unauthenticated("send one credential, not two")
                 api_key = _text(value)
         certificate = _names_of(context) if self._certificates else ()
         return Credentials(authorization, api_key, certificate)
@@ -89,11 +89,11 @@ def _peer_of(context: Context) -> Peer:
     return lambda: _address(context.peer())
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_MAX_CACHED_ADDRESSES)
 def _address(peer: str) -> str:
-    """The address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5``, as HTTP has it; all of a unix socket are one.
+    """Return the address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5`` without its port, written as in HTTP.
 
-    Without the port, which is another one for each connection.
+    All clients of a unix socket have the same address.
     """
     kind, _, rest = peer.partition(":")
     return unquote(rest.rpartition(":")[0]).strip("[]") if kind in {"ipv4", "ipv6"} else kind
@@ -104,6 +104,10 @@ def _text(value: str | bytes) -> str:
 
 
 def _names_of(context: Context) -> CertificateNames:
-    """Names in the certificate of the connection, which gRPC has verified."""
-    facts = context.auth_context()
-    return tuple((kind, name.decode("utf-8", "replace")) for key, kind in _NAMES.items() for name in facts.get(key, ()))
+    """Return the names in the connection's certificate, which gRPC has verified."""
+    properties = context.auth_context()
+    return tuple(
+        (kind, name.decode("utf-8", "replace"))
+        for key, kind in _CERTIFICATE_NAMES.items()
+        for name in properties.get(key, ())
+    )

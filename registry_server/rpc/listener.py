@@ -1,8 +1,8 @@
-"""``Listener``: grpc.aio's server, begun anew where a stranger has ended it.
+"""``Listener``: restarts grpc.aio after a non-UTF-8 path ended its accept loop.
 
-grpc.aio (1.85) decodes the path of each call as UTF-8 in its accept loop, and nothing there expects it to be anything
-else: after one request with a byte that is not, from anyone who reaches the port, the server listens no more. It lets
-calls under way finish, and that is all that it does. So we look after it, and put another one in its place.
+grpc.aio (1.85) decodes the path of each call as UTF-8 in its accept loop without handling errors. A single request with
+an invalid byte, from anyone who reaches the port, ends the loop: calls in flight finish, but the server no longer
+accepts any. The listener detects this and starts another server on the same address.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ import structlog
 
 from registry_server.runtime.tasks import cancel
 
-LOOK_EVERY: Final = 0.1
-"""Seconds for which nobody may be listening."""
-_LONGEST_CALL: Final = 30 * 24 * 60 * 60.0
-"""Seconds that a call may go on in a server that was ended."""
+CHECK_INTERVAL_SECONDS: Final = 0.1
+"""How often the accept loop is checked: the longest time without a listener."""
+_MAX_CALL_SECONDS: Final = 30 * 24 * 60 * 60.0
+"""How long a call may continue on a server whose accept loop has ended."""
 _GRPC_LOG: Final = "grpc._cython.cygrpc"
 _CLIENT_LEFT: Final = "ExecuteBatchError raised in core"
 
@@ -26,99 +26,99 @@ log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """Serves at one address for as long as it runs."""
+    """Keeps a gRPC server listening on one address."""
 
     def __init__(self, make: Callable[[], grpc.aio.Server], bind: Callable[[grpc.aio.Server, str], int]) -> None:
-        """Prepares it.
+        """Create the listener; nothing listens yet.
 
         Args:
-            make: Makes a server with all its handlers.
-            bind: Has a server listen at an address; gives the port. Raises ``RuntimeError`` if it cannot.
+            make: Creates a server with all its handlers.
+            bind: Binds a server to an address and returns the port; raises ``RuntimeError`` on failure.
         """
         self._make, self._bind = make, bind
         self._server: grpc.aio.Server | None = None
         self._ended: dict[asyncio.Task[None], grpc.aio.Server] = {}
-        """Servers that were ended and have calls under way, which may be watches that go on for days."""
+        """Servers whose accept loop has ended and whose calls, such as watches, may continue for days."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, address: str) -> str:
-        """Begins to serve; gives the address with the port that was taken.
+        """Start serving and return the address with the actual port.
 
         Raises:
-            RuntimeError: The address cannot be listened on.
+            RuntimeError: Listening on the address failed.
         """
         for name in (_GRPC_LOG, "asyncio"):
-            logging.getLogger(name).addFilter(_is_of_ours)
+            logging.getLogger(name).addFilter(_is_relevant)
         server = self._make()
         port = self._bind(server, address)
-        taken = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        bound = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
         await server.start()
         self._server = server
-        self._task = asyncio.create_task(self._look_after(server, taken), name="gRPC listener")
-        return taken
+        self._task = asyncio.create_task(self._restart_when_ended(server, bound), name="gRPC listener")
+        return bound
 
     async def stop(self, grace: float | None) -> None:
-        """Refuses new calls, lets those under way finish, and cuts what is left after ``grace`` seconds."""
+        """Reject new calls, let those in flight finish, and cancel the remaining ones after ``grace`` seconds."""
         if self._task is not None:
             await cancel([self._task])
         ended = dict(self._ended)
         await cancel(list(ended))
         servers = [*ended.values(), *([self._server] if self._server is not None else [])]
-        # One by one would be a grace for each.
+        # In parallel: one after the other, each would take the whole grace period.
         await asyncio.gather(*(_stop(server, grace) for server in servers))
 
-    async def _look_after(self, server: grpc.aio.Server, address: str) -> None:
+    async def _restart_when_ended(self, server: grpc.aio.Server, address: str) -> None:
         while True:
             try:
-                if not await server.wait_for_termination(timeout=LOOK_EVERY):
+                if not await server.wait_for_termination(timeout=CHECK_INTERVAL_SECONDS):
                     return
             except UnicodeDecodeError:
-                log.warning("gRPC was ended by a call whose path is no text; it listens again", address=address)
-                rest = asyncio.create_task(_free(server), name="ended gRPC server")
-                self._ended[rest] = server
-                rest.add_done_callback(self._ended.pop)
-                self._server = server = await self._another(address)
+                log.warning("gRPC accept loop ended by a call with an invalid path; restarting", address=address)
+                finishing = asyncio.create_task(_finish_calls(server), name="ended gRPC server")
+                self._ended[finishing] = server
+                finishing.add_done_callback(self._ended.pop)
+                self._server = server = await self._start_another(address)
 
-    async def _another(self, address: str) -> grpc.aio.Server:
+    async def _start_another(self, address: str) -> grpc.aio.Server:
         while True:
             server = self._make()
             try:
                 self._bind(server, address)
-            except RuntimeError:  # the old one is not quite gone
+            except RuntimeError:  # the old server has not released the port yet
                 await server.stop(None)
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(CHECK_INTERVAL_SECONDS)
             else:
                 await server.start()
                 return server
 
 
-async def _free(server: grpc.aio.Server) -> None:
-    """Waits until an ended server has no more calls under way, and gives back what it holds."""
-    # Not wait_for_termination: cancelled, that would take what the stop waits for with it.
-    await server.stop(_LONGEST_CALL)
+async def _finish_calls(server: grpc.aio.Server) -> None:
+    """Wait for the calls of an ended server, then release its resources."""
+    # Not wait_for_termination: its cancellation would also cancel the future that stop() waits for.
+    await server.stop(_MAX_CALL_SECONDS)
 
 
 async def _stop(server: grpc.aio.Server, grace: float | None) -> None:
     try:
         await server.stop(grace)
-    except UnicodeDecodeError:  # it was ended at this moment; that has begun the stop, and this goes on with it
+    except UnicodeDecodeError:  # the accept loop ended just now, which began the stop; wait for it
         await server.stop(grace)
 
 
-def _is_of_ours(record: logging.LogRecord) -> bool:
-    """Leaves out what gRPC logs as errors where clients send bytes that are no text, or leave in the middle of a call.
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Filter out errors that gRPC logs when clients send invalid text or leave during a call.
 
-    A stranger decides how often that is, and the bytes may be a secret.
+    Unauthenticated clients decide how often that happens, and the bytes may be a secret.
     """
     if record.name == _GRPC_LOG and record.getMessage().startswith(_CLIENT_LEFT):
         return False
     for error in (record.msg, record.exc_info[1] if record.exc_info else None):
-        if isinstance(error, UnicodeDecodeError) and _is_of_grpc(error):
+        if isinstance(error, UnicodeDecodeError) and _raised_by_grpc(error):
             return False
     return True
 
 
-def _is_of_grpc(error: UnicodeDecodeError) -> bool:
+def _raised_by_grpc(error: UnicodeDecodeError) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

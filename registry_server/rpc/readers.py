@@ -1,4 +1,4 @@
-"""``Readers``: cuts calls whose client does not read."""
+"""``SlowReaders``: disconnects clients that do not read."""
 
 import asyncio
 import time
@@ -8,62 +8,61 @@ import structlog
 
 from registry_server.rpc.codec import Context
 
-_LOOKS: Final = 4
-"""In the time that a client has: it is cut at most a quarter of that late."""
+_CHECKS_PER_TIMEOUT: Final = 4
+"""A client is disconnected at most a quarter of the timeout late."""
 
 log = structlog.get_logger(__name__)
 
 
-def this_call() -> "asyncio.Task[Any]":
-    """The task of the call that is handled now: it runs the handler, and sends what that gives."""
+def current_call() -> "asyncio.Task[Any]":
+    """Return the task of the current call, which runs the handler and sends its answer."""
     task = asyncio.current_task()
     if task is None:
-        raise RuntimeError("no call is handled here")
+        raise RuntimeError("not inside a call")
     return task
 
 
-class Readers:
-    """Knows which calls wait for their client to read, and since when.
+class SlowReaders:
+    """Calls that wait for their client to read, with the time since when they wait.
 
-    HTTP/2 lets a client take its connection's pings and nothing else: without an end to our patience it would keep a
-    message, a place among the watches and a task here for as long as it likes.
+    A client that answers pings but never reads would pin a buffer, a watch slot and a task.
     """
 
-    def __init__(self, patience: float) -> None:
-        """Prepares it; ``patience`` is how many seconds one message may take."""
-        self._patience = patience
+    def __init__(self, timeout: float) -> None:
+        """Set the time, in seconds, within which a client must read one message."""
+        self._timeout = timeout
         self._since: dict[asyncio.Task[Any], float] = {}  # oldest first
-        self.cut = 0
-        """How many were cut."""
+        self.disconnected = 0
+        """Number of calls that were cancelled."""
 
-    def begin(self, call: "asyncio.Task[Any]") -> None:
-        """Notes that a message of a call is to be read."""
+    def write_started(self, call: "asyncio.Task[Any]") -> None:
+        """Start the timeout of a message."""
         self._since[call] = time.monotonic()
 
-    def end(self, call: "asyncio.Task[Any]") -> None:
-        """Notes that it was, or that the call is over."""
+    def write_finished(self, call: "asyncio.Task[Any]") -> None:
+        """Stop the timeout: the message was read, or the call is over."""
         self._since.pop(call, None)
 
-    async def write(self, message: bytes, context: Context) -> None:
-        """Writes a message of a stream."""
-        call = this_call()
-        self.begin(call)
+    async def write_message(self, message: bytes, context: Context) -> None:
+        """Write a message of a stream."""
+        call = current_call()
+        self.write_started(call)
         await context.write(message)
-        self.end(call)  # a call that ends here instead is ended by its handler
+        self.write_finished(call)  # if the write fails, the handler does this
 
     async def run(self) -> None:
-        """Cuts, until cancelled."""
+        """Disconnect slow readers until cancelled."""
         while True:
-            await asyncio.sleep(self._patience / _LOOKS)
-            before = time.monotonic() - self._patience
+            await asyncio.sleep(self._timeout / _CHECKS_PER_TIMEOUT)
+            before = time.monotonic() - self._timeout
             late = []
             for call, since in self._since.items():
                 if since > before:
                     break
                 late.append(call)
             for call in late:
-                self.end(call)
-                call.cancel()  # which resets the stream: a status would wait behind what is not read
+                self.write_finished(call)
+                call.cancel()  # resets the stream: a status would queue behind the unread messages
             if late:
-                self.cut += len(late)
-                log.info("calls cut: their clients do not read", calls=len(late))
+                self.disconnected += len(late)
+                log.info("slow readers disconnected", calls=len(late))

@@ -19,16 +19,16 @@ from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQ
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.builtin import HEALTH, health_handlers, reflection_handlers
-from registry_server.rpc.calls import Method, origin_of
+from registry_server.rpc.calls import RpcMethod, request_context_of
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
 from registry_server.rpc.gate import RpcGate
 from registry_server.rpc.listener import Listener
-from registry_server.rpc.readers import Readers, this_call
+from registry_server.rpc.readers import SlowReaders, current_call
 from registry_server.rpc.service import RegistryRpc
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.rpc.tls import server_credentials
-from registry_server.rpc.traces import traced
+from registry_server.rpc.traces import with_span
 from registry_server.runtime.tasks import cancel
 from registry_server.security.guard import Guard, Session
 from registry_server.security.limits import Call
@@ -37,18 +37,18 @@ from registry_server.security.tls import Certificates
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
 
-_FAREWELL: Final = 0.1
-"""Seconds for gRPC to send the last answers, and to tell those who watch health, before what is left is cut."""
+_FINAL_SEND_SECONDS: Final = 0.1
+"""Time for gRPC to send the last answers and health updates before remaining streams are cancelled."""
 REJECTION_HEADROOM: Final = 1_000
-"""Calls that gRPC takes beside all that our limits allow, so that those who are too many hear it from us."""
-_MOST_PENDING: Final = 3_000
-"""Calls that have come and wait for their turn: about a second's, and so much later is the first one behind them."""
-_LARGE: Final = 64 << 10
-"""Bytes of an answer that is counted until it is read; smaller ones fit the buffers on the way to the client."""
+"""RPCs that gRPC admits above our limit, so that excess callers receive a detailed error."""
+_MAX_PENDING_CALLS: Final = 3_000
+"""Calls that gRPC queues before their handler starts: about one second of work. Beyond it callers time out first."""
+_COUNTED_ANSWER_BYTES: Final = 64 << 10
+"""Size from which an answer is counted until the client has read it; smaller ones fit the network buffers."""
 
 _Unary: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
-_Ready: TypeAlias = Callable[[bytes], bytes | None]
-"""Gives the answer to a serialised request if it is at hand."""
+_CachedAnswer: TypeAlias = Callable[[bytes], bytes | None]
+"""Returns the cached answer to a serialised request, if there is one."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,17 +68,17 @@ class RpcServer:
         logs: LogSettings | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        """Puts the parts together.
+        """Create the server and its handlers; nothing listens yet.
 
         Args:
             registry: The use cases.
-            settings: Where to listen, and limits.
-            guard: Stands before every call.
-            limits: Those that the guard keeps.
-            certificates: For TLS; ``None``: without.
+            settings: Address and message limits.
+            guard: Admits every call.
+            limits: Limits on concurrent calls, for sizing gRPC's own.
+            certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.
-            logs: Which calls get a line in the log; by default those that end with an error.
-            tracer: Times calls, if they are traced.
+            logs: Which calls to log; by default those that end with an error.
+            tracer: Records a span for each call; ``None`` = no tracing.
         """
         self._settings = settings
         self._certificates = certificates
@@ -86,18 +86,18 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         logs = logs or LogSettings()
         methods = pb.DESCRIPTOR.services_by_name["RegistryService"].methods
-        self.methods = {each.name: Method(each.name, logs, streams=each.server_streaming) for each in methods}
-        """What is counted of each RPC."""
-        self.readers = Readers(settings.write_timeout_ms / 1000)
-        """Who is waited for."""
-        self._cutting: asyncio.Task[None] | None = None
+        self.methods = {each.name: RpcMethod(each.name, logs, streams=each.server_streaming) for each in methods}
+        """Counters of each RPC, by name."""
+        self.readers = SlowReaders(settings.write_timeout_ms / 1000)
+        """Calls that wait for their client to read."""
+        self._disconnecting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         rpc = RegistryRpc(registry, self._drain, guard, self.readers)
-        shows = certificates is not None and certificates.current().client_ca is not None
-        gate = RpcGate(guard, certificates=shows)
+        verifies_clients = certificates is not None and certificates.current().client_ca is not None
+        gate = RpcGate(guard, certificates=verifies_clients)
         handlers = [
             grpc.method_handlers_generic_handler(
-                SERVICE, _handlers(rpc, registry, _Around(self._drain, gate, self.readers), self.methods, tracer)
+                SERVICE, _handlers(rpc, registry, _CallHooks(self._drain, gate, self.readers), self.methods, tracer)
             ),
             health_handlers(self._health, gate),
         ]
@@ -108,21 +108,22 @@ class RpcServer:
             return grpc.aio.server(
                 handlers=tuple(handlers),
                 options=_options(settings, shared_port=shared_port),
-                # It refuses without a reason, but before it has read a request: we only count what has come in whole.
+                # gRPC rejects excess calls without details, but before it reads their requests; our own limits only see
+                # complete requests.
                 maximum_concurrent_rpcs=limits.calls + 2 * limits.watches + REJECTION_HEADROOM,
             )
 
         self._listener = Listener(server, self._bind)
 
     async def start(self) -> str:
-        """Begins to serve; gives the address with the port that was taken.
+        """Start serving and return the address with the actual port.
 
         Raises:
-            ConfigurationError: The address cannot be listened on.
+            ConfigurationError: Listening on the address failed.
         """
         address = self._settings.address
         await self.set_serving(serving=False)
-        self._cutting = asyncio.create_task(self.readers.run(), name="readers")
+        self._disconnecting = asyncio.create_task(self.readers.run(), name="slow-readers")
         try:
             return await self._listener.start(address)
         except RuntimeError as error:
@@ -134,43 +135,43 @@ class RpcServer:
         return server.add_secure_port(address, server_credentials(self._certificates))
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Tells health watchers whether calls can be served."""
+        """Set the status that ``grpc.health.v1`` reports."""
         response = health_pb2.HealthCheckResponse
         status = response.SERVING if serving else response.NOT_SERVING
         for name in ("", SERVICE):
             await self._health.set(name, status)
 
     async def begin_drain(self, grace: float) -> None:
-        """Sends clients elsewhere: takes no more connections or calls; those under way have ``grace`` seconds.
+        """Stop accepting connections and calls; calls in flight have ``grace`` seconds.
 
-        Returns when clients know. Told so only once their streams have ended, they would open them again on the same
-        connection, and what arrives after the stop gRPC resets without a reason.
+        Return once clients were notified. Without this notice they would reopen ended streams on the same connection,
+        where gRPC resets them without a reason.
         """
         await self._health.enter_graceful_shutdown()
         self._stopping = asyncio.create_task(self._listener.stop(grace), name="gRPC stop")
-        await asyncio.sleep(min(grace, _FAREWELL))
+        await asyncio.sleep(min(grace, _FINAL_SEND_SECONDS))
 
     async def drain(self, grace: float) -> None:
-        """Ends streams, lets calls under way finish, and cuts what is left after ``grace`` seconds."""
+        """End streams, let calls in flight finish, and cancel the remaining ones after ``grace`` seconds."""
         self._drain.begin()
-        if not await self._drain.finished(grace):
-            log.warning("calls were cut at shutdown", grace_seconds=grace)
+        if not await self._drain.wait_idle(grace):
+            log.warning("calls cancelled at shutdown", grace_seconds=grace)
         stopping = self._stopping or asyncio.create_task(self._listener.stop(grace))
-        await asyncio.wait([stopping], timeout=min(grace, _FAREWELL))
+        await asyncio.wait([stopping], timeout=min(grace, _FINAL_SEND_SECONDS))
         if not stopping.done():
-            # What is left are streams of other services (health, reflection), which end only when they are cut.
+            # The remaining streams belong to health and reflection, which end only when they are cancelled.
             await self._listener.stop(0)
         await stopping
-        if self._cutting is not None:
-            await cancel([self._cutting])
+        if self._disconnecting is not None:
+            await cancel([self._disconnecting])
 
 
-class _Around(NamedTuple):
-    """What stands around every handler."""
+class _CallHooks(NamedTuple):
+    """Objects that every handler reports to."""
 
     drain: Drain
     gate: RpcGate
-    readers: Readers
+    readers: SlowReaders
 
 
 def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, int]]:
@@ -180,16 +181,16 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-        # Calls that nobody has looked at yet: what is beyond them gRPC resets, without a reason. By itself it begins at
-        # a third of a second's, and at random.
-        ("grpc.server.max_pending_requests", _MOST_PENDING),
-        ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
-        # Two servers on one port by accident would each get half of the calls.
+        # Calls whose handler has not started; gRPC resets excess calls without details. Its defaults would do so at
+        # random from a third of this number.
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # Two servers sharing a port by accident would each receive half of the calls.
         ("grpc.so_reuseport", int(shared_port)),
-        # Our own pings find peers that are gone without a word.
+        # Server pings detect peers that vanished without closing their connection.
         ("grpc.keepalive_time_ms", settings.keepalive_time_ms),
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
-        # Agents ping to keep their connection through NATs and balancers, also while they have nothing to say.
+        # Agents ping to keep idle connections open through NATs and load balancers.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", settings.min_ping_interval_ms),
@@ -197,10 +198,17 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
 
 
 def _handlers(
-    rpc: RegistryRpc, registry: ServiceRegistry, around: _Around, of: Mapping[str, Method], tracer: Tracer | None
+    rpc: RegistryRpc,
+    registry: ServiceRegistry,
+    hooks: _CallHooks,
+    counters: Mapping[str, RpcMethod],
+    tracer: Tracer | None,
 ) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
-    ready: dict[str, _Ready] = {"GetService": registry.ready_service, "DiscoverServices": registry.ready_answer}
+    cached: dict[str, _CachedAnswer] = {
+        "GetService": registry.cached_service,
+        "DiscoverServices": registry.cached_answer,
+    }
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),
         "BatchRegisterServices": (rpc.batch_register_services, pb.BatchRegisterServicesRequest),
@@ -216,13 +224,13 @@ def _handlers(
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
     methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
-    unary = {name: _unary(call, around, of[name], ready.get(name)) for name, call in methods.items()}
-    keep_alive = _stream(rpc.keep_alive, around, of["KeepAlive"], watches=False)
-    watch_events = _stream(rpc.watch_events, around, of["WatchEvents"], watches=True)
+    unary = {name: _unary(call, hooks, counters[name], cached.get(name)) for name, call in methods.items()}
+    keep_alive = _stream(rpc.keep_alive, hooks, counters["KeepAlive"], watches=False)
+    watch_events = _stream(rpc.watch_events, hooks, counters["WatchEvents"], watches=True)
     if tracer is not None:
-        unary = {name: traced(handler, name, tracer) for name, handler in unary.items()}
-        keep_alive = traced(keep_alive, "KeepAlive", tracer)
-        watch_events = traced(watch_events, "WatchEvents", tracer)
+        unary = {name: with_span(handler, name, tracer) for name, handler in unary.items()}
+        keep_alive = with_span(keep_alive, "KeepAlive", tracer)
+        watch_events = with_span(watch_events, "WatchEvents", tracer)
     return {
         **{name: grpc.unary_unary_rpc_method_handler(handler) for name, handler in unary.items()},
         "KeepAlive": grpc.stream_stream_rpc_method_handler(keep_alive),
@@ -232,84 +240,85 @@ def _handlers(
 
 def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
-        if REQUEST_CONTEXT.get() is None:  # a call has a task of its own: nobody has to take it back
-            REQUEST_CONTEXT.set(origin_of(context))
+        if REQUEST_CONTEXT.get() is None:  # each call runs in its own task, so the variable needs no reset
+            REQUEST_CONTEXT.set(request_context_of(context))
         return (await method(parse(kind, wire), context)).SerializeToString()
 
     return handler
 
 
-def _unary(call: _Unary, around: _Around, method: Method, ready: _Ready | None) -> Any:
-    drain, gate, readers = around
+def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAnswer | None) -> Any:
+    drain, gate, readers = hooks
     permission, calls = RPCS[method.name], gate.guard.in_flight
 
     async def handler(wire: bytes, context: Context) -> bytes:
-        drain.enter()
-        began, code, origin = time.perf_counter(), "OK", None
+        drain.call_started()
+        started, code, request_context = time.perf_counter(), "OK", None
         in_flight, large = Call(calls), False
         try:
             in_flight.begin(len(wire))
-            if method.tells_all:
-                origin = origin_of(context)
-                REQUEST_CONTEXT.set(origin)
-                context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
-            # Who is known and what is ready take no coroutine: little code, which is mostly cold between two calls.
+            if method.logs_all:
+                request_context = request_context_of(context)
+                REQUEST_CONTEXT.set(request_context)
+                context.set_trailing_metadata(((REQUEST_ID_HEADER, request_context.request_id),))
+            # A known caller and a cached answer need no coroutine: less code to run with cold processor caches.
             if gate.admit_known(context, permission) is None:
                 await gate.admit(context, permission)
-            answer = ready(wire) if ready is not None else None
+            answer = cached(wire) if cached is not None else None
             if answer is None:
                 answer = await call(wire, context)
-            if len(answer) > _LARGE:
+            if len(answer) > _COUNTED_ANSWER_BYTES:
                 in_flight.hold(len(answer))
                 large = True
-                _end_once_read(in_flight, context, readers)
-            return answer  # noqa: TRY300 - nothing of it is to be tried apart
-        except Exception as error:  # noqa: BLE001 - the one place that turns errors into status
-            answer = b""  # what is refused must not be held until that is told
-            status, origin = status_of(error), origin or REQUEST_CONTEXT.get() or origin_of(context)
+                _end_after_read(in_flight, context, readers)
+            return answer  # noqa: TRY300 - an else branch would separate it from its comment above
+        except Exception as error:  # noqa: BLE001 - the one place that maps errors to status
+            answer = b""  # release it before the client has read the error
+            status = status_of(error)
+            request_context = request_context or REQUEST_CONTEXT.get() or request_context_of(context)
             code = code_of(status).name
-            await _abort(context, status, origin)
-        except asyncio.CancelledError:  # the client has left, or its deadline has passed
+            await _abort(context, status, request_context)
+        except asyncio.CancelledError:  # the client left, or its deadline passed
             code = "CANCELLED"
             raise
         finally:
             if not large:
                 in_flight.end()
-            drain.leave()
-            method.ended(code, began, context, origin)
+            drain.call_ended()
+            method.call_ended(code, started, context, request_context)
 
     return handler
 
 
-def _end_once_read(call: Call, context: Context, readers: Readers) -> None:
-    """Counts a call until its answer is read, for which its client has a while."""
-    sending = this_call()
-    readers.begin(sending)
+def _end_after_read(call: Call, context: Context, readers: SlowReaders) -> None:
+    """Count a call until the client has read its answer, which has a time limit."""
+    sending = current_call()
+    readers.write_started(sending)
 
     def sent(_: Context) -> None:
-        readers.end(sending)
+        readers.write_finished(sending)
         call.end()
 
-    context.add_done_callback(cast("Any", sent))  # types-grpcio takes its protocol for a class
+    context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
 
 
 def _stream(
     call: Callable[[Any, Context, Session], Awaitable[None]],
-    around: _Around,
-    method: Method,
+    hooks: _CallHooks,
+    method: RpcMethod,
     *,
     watches: bool,
 ) -> Any:
-    drain, gate, readers = around
+    drain, gate, readers = hooks
     permission = RPCS[method.name]
 
     async def handler(request: Any, context: Context) -> None:
-        drain.enter()
-        method.under_way += 1
-        began, code, origin = time.perf_counter(), "OK", origin_of(context)
-        task = this_call()
-        if method.tells_all:
-            context.set_trailing_metadata(((REQUEST_ID_HEADER, origin.request_id),))
+        drain.call_started()
+        method.in_flight += 1
+        started, code, request_context = time.perf_counter(), "OK", request_context_of(context)
+        task = current_call()
+        if method.logs_all:
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, request_context.request_id),))
         try:
             identity = await gate.admit(context, permission)
             with gate.session(context, identity, permission, watches=watches) as session:
@@ -317,19 +326,22 @@ def _stream(
         except Exception as error:  # noqa: BLE001 - as above
             status = status_of(error)
             code = code_of(status).name
-            await _abort(context, status, origin)
+            await _abort(context, status, request_context)
         except asyncio.CancelledError:
             code = "CANCELLED"
             raise
         finally:
-            readers.end(task)
-            drain.leave()
-            method.under_way -= 1
-            method.ended(code, began, context, origin)
+            readers.write_finished(task)
+            drain.call_ended()
+            method.in_flight -= 1
+            method.call_ended(code, started, context, request_context)
 
     return handler
 
 
-async def _abort(context: Context, status: Status, origin: RequestContext) -> NoReturn:
-    trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), (REQUEST_ID_HEADER, origin.request_id))
+async def _abort(context: Context, status: Status, request_context: RequestContext) -> NoReturn:
+    trailers: tuple[tuple[str, str | bytes], ...] = (
+        *trailers_of(status),
+        (REQUEST_ID_HEADER, request_context.request_id),
+    )
     await context.abort(code_of(status), status.message, trailers)

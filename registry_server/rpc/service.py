@@ -1,6 +1,6 @@
 """The RPCs of ``RegistryService``: decode, call, encode."""
 
-# ruff: noqa: D102 - what each RPC does is told in the proto, once
+# ruff: noqa: D102 - the proto documents each RPC
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -11,24 +11,23 @@ from registry_server.errors import RegistryError
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.codec import Context, parse
 from registry_server.rpc.drain import Drain
-from registry_server.rpc.readers import Readers
+from registry_server.rpc.readers import SlowReaders
 from registry_server.rpc.status import status_of
 from registry_server.security.guard import Guard, Session
 from registry_server.security.identity import current_identity
 
-LONGEST_WAIT = 30.0
-"""Seconds that a call without a deadline waits for a revision."""
+MAX_WAIT_SECONDS = 30.0
+"""How long a call without a deadline waits for a revision."""
 
 
 class RegistryRpc:
-    """One method for each RPC, named like it.
+    """One method for each RPC, with the same name.
 
-    Those that are called most take and give bytes, and are called only if no answer is ready under the bytes of the
-    request. Those of streams write their answers: as generators within generators each message of
-    each stream would cost several hops.
+    The most frequent RPCs take and return bytes, and run only if there is no cached answer for the request's bytes.
+    Streaming RPCs write their messages themselves: nested generators would add several hops to each message.
     """
 
-    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard, readers: Readers) -> None:
+    def __init__(self, registry: ServiceRegistry, drain: Drain, guard: Guard, readers: SlowReaders) -> None:
         self._registry = registry
         self._drain = drain
         self._guard = guard
@@ -51,13 +50,13 @@ class RegistryRpc:
 
     async def get_service(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.GetServiceRequest, wire)
-        within = _patience(context) if request.min_revision else 0
-        record = await self._registry.get(request.name, min_revision=request.min_revision, wait_seconds=within)
+        wait = _wait_seconds(context) if request.min_revision else 0
+        record = await self._registry.get(request.name, min_revision=request.min_revision, wait_seconds=wait)
         return record.framed
 
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.DiscoverServicesRequest, wire)
-        return await self._registry.discover_page(request, wire=wire, wait_seconds=_patience(context))
+        return await self._registry.discover_page(request, wire=wire, wait_seconds=_wait_seconds(context))
 
     async def update_service(self, request: pb.UpdateServiceRequest, _: Context) -> pb.UpdateServiceResponse:
         service = await self._registry.update_service(
@@ -92,20 +91,22 @@ class RegistryRpc:
         return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
 
     async def keep_alive(self, wires: AsyncIterator[bytes], context: Context, session: Session) -> None:
-        async with aclosing(self._drain.until_drained(wires, session, idle=self._guard.stream_idle)) as beats:
-            async for wire in beats:
+        async with aclosing(
+            self._drain.requests_until_drained(wires, session, idle=self._guard.stream_idle)
+        ) as requests:
+            async for wire in requests:
                 request = parse(pb.KeepAliveRequest, wire)
-                current_identity.set(session.identity)  # another policy may have given it other names
+                current_identity.set(session.identity)  # a reloaded policy may have changed its names
                 self._guard.charge(session.identity, session.peer)
                 renewed, unknown = await self._registry.heartbeat(request.names)
                 answer = pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown)
-                await self._readers.write(answer.SerializeToString(), context)
+                await self._readers.write_message(answer.SerializeToString(), context)
 
     async def watch_events(self, wire: bytes, context: Context, session: Session) -> None:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
             session.on_end(partial(watcher.end, immediately=True))
             async for message in watcher:
-                await self._readers.write(message, context)
+                await self._readers.write_message(message, context)
 
     async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: Context) -> pb.ListCapabilitiesResponse:
         return self._registry.list_capabilities(request.page_size, request.page_token)
@@ -121,7 +122,7 @@ class RegistryRpc:
         return pb.CleanupResponse(services_removed=len(names), names=names)
 
 
-def _patience(context: Context) -> float:
-    """Seconds that a call may wait: what is left until its deadline."""
-    remaining: float | None = context.time_remaining()  # the stubs leave None out
-    return LONGEST_WAIT if remaining is None else remaining
+def _wait_seconds(context: Context) -> float:
+    """Return the time left until the deadline of a call."""
+    remaining: float | None = context.time_remaining()  # None without a deadline, which the stubs omit
+    return MAX_WAIT_SECONDS if remaining is None else remaining

@@ -1,4 +1,4 @@
-"""The one table from errors to gRPC status."""
+"""The table that maps errors to gRPC status codes, with their details."""
 
 from collections.abc import Mapping
 from typing import Final, NoReturn
@@ -37,19 +37,19 @@ CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
     errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
-# Clients refuse trailers of more than 8 KiB by default, as they are on the wire: the details in base64, and the message
-# percent-encoded (three bytes for one that is not ASCII) and again in the details. These leave 200 bytes to spare.
-_MOST_MESSAGE_BYTES = 512
-_MOST_VIOLATION_BYTES = 3_800
-_VIOLATION_OVERHEAD = 8
+# By default clients reject trailers above 8 KiB on the wire, where details are base64 and the message appears twice:
+# percent-encoded (three bytes for each non-ASCII one) and in the details. These limits leave 200 bytes unused.
+_MAX_MESSAGE_BYTES = 512
+_MAX_VIOLATION_BYTES = 3_800
+_VIOLATION_OVERHEAD_BYTES = 8
 
 log = structlog.get_logger(__name__)
 
 
 def status_of(error: Exception) -> Status:
-    """Turns an error into a ``google.rpc.Status`` with its details.
+    """Return an error as a ``google.rpc.Status`` with details.
 
-    An error that is not in the table is a bug: it is logged in full, and the client is told nothing of it.
+    An error that is not in the table is a bug: it is logged in full, and the client learns nothing about it.
     """
     if not isinstance(error, errors.RegistryError) or type(error) not in CODES:
         log.error("unexpected error", exc_info=error)
@@ -58,7 +58,7 @@ def status_of(error: Exception) -> Status:
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if isinstance(error, errors.InvalidRequest):
         details.append(_bad_request(error))
-    if isinstance(error, errors.ComeBackLater):
+    if isinstance(error, errors.RetryableError):
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(retry)
@@ -66,18 +66,18 @@ def status_of(error: Exception) -> Status:
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
-    """Ends a call with the status of an error."""
+    """End a call with the status of an error."""
     status = status_of(error)
     await context.abort(code_of(status), status.message, trailers_of(status))
 
 
 def trailers_of(status: Status) -> tuple[tuple[str, bytes], ...]:
-    """The trailing metadata that carries a status with details."""
+    """Return the trailing metadata that carries a status with details."""
     return ((DETAILS_KEY, status.SerializeToString()),)
 
 
 def code_of(status: Status) -> grpc.StatusCode:
-    """The status's code as gRPC wants it."""
+    """Return the code of a status as a ``grpc.StatusCode``."""
     return _BY_NUMBER[status.code]
 
 
@@ -85,11 +85,11 @@ _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def _bad_request(error: errors.InvalidRequest) -> BadRequest:
-    """Names every bad field, as far as a trailer holds them; what is wrong with each, as far as there is room."""
+    """Return the bad fields as far as they fit in a trailer, with descriptions as far as there is room for them."""
     details = BadRequest()
-    room = _MOST_VIOLATION_BYTES
+    room = _MAX_VIOLATION_BYTES
     for field, _ in error.violations:
-        room -= len(field.encode()) + _VIOLATION_OVERHEAD
+        room -= len(field.encode()) + _VIOLATION_OVERHEAD_BYTES
         if room < 0:
             details.field_violations.add(field="...", description="and more")
             break
@@ -103,7 +103,7 @@ def _bad_request(error: errors.InvalidRequest) -> BadRequest:
 
 
 def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> Status:
-    status = Status(code=code.value[0], message=_short(message))
+    status = Status(code=code.value[0], message=_truncate(message))
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
@@ -111,8 +111,8 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> Stat
     return status
 
 
-def _short(message: str) -> str:
+def _truncate(message: str) -> str:
     encoded = message.encode()
-    if len(encoded) <= _MOST_MESSAGE_BYTES:
+    if len(encoded) <= _MAX_MESSAGE_BYTES:
         return message
-    return encoded[: _MOST_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."
+    return encoded[: _MAX_MESSAGE_BYTES - 3].decode(errors="ignore") + "..."

@@ -1,4 +1,4 @@
-"""``Symbols``: where the reflection finds what a client asks for by name."""
+"""``Symbols``: resolves names for server reflection."""
 
 from typing import Any
 
@@ -7,10 +7,9 @@ from google.protobuf.descriptor import FileDescriptor
 
 
 class Symbols:
-    """The default pool of descriptors, which finds methods too.
+    """The default descriptor pool, extended to find methods.
 
-    Its own does not know in which file a method is, so that ``grpcurl describe SERVICE.METHOD`` was told that there is
-    no such symbol.
+    The pool itself cannot find the file of a method, which makes ``grpcurl describe SERVICE.METHOD`` fail.
     """
 
     def __init__(self) -> None:
@@ -20,10 +19,10 @@ class Symbols:
         return getattr(self._pool, name)
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - protobuf's name
-        """Gives the file of a symbol.
+        """Return the file that defines a symbol.
 
         Raises:
-            KeyError: There is none.
+            KeyError: The symbol is unknown.
         """
         try:
             return self._pool.FindFileContainingSymbol(symbol)

@@ -1,4 +1,4 @@
-"""TLS of the gRPC server: the newest certificates for each new connection."""
+"""TLS of the gRPC server: each new connection uses the newest certificates."""
 
 import grpc
 
@@ -6,7 +6,7 @@ from registry_server.security.tls import Bundle, Certificates
 
 
 def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
-    """Credentials that ask for the newest bundle before each handshake. TLS 1.2 is the least that gRPC does."""
+    """Return credentials that load the newest bundle before each handshake; gRPC requires TLS 1.2 or newer."""
     used = certificates.current()
 
     def newest() -> grpc.ServerCertificateConfiguration | None:
@@ -19,7 +19,7 @@ def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(used),
-        newest,  # type: ignore[arg-type]  # None for "no change" is documented, but not in its type
+        newest,  # type: ignore[arg-type]  # None means "no change": documented, but missing from the type
         require_client_authentication=used.client_ca is not None,
     )
 

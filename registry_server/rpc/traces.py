@@ -1,4 +1,4 @@
-"""Spans around handlers, for servers whose calls are traced; others do without them altogether."""
+"""Spans around handlers; used only if tracing is enabled."""
 
 import asyncio
 from functools import partial
@@ -12,7 +12,7 @@ from registry_server.rpc.calls import header_of
 from registry_server.rpc.codec import Context
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
-# Of a server, those that OpenTelemetry's conventions for gRPC call an error of its side.
+# Codes that OpenTelemetry's conventions for gRPC classify as errors of the server.
 _FAILURES: Final = frozenset(
     code.value[0]
     for code in (
@@ -27,34 +27,34 @@ _FAILURES: Final = frozenset(
 _CANCELLED: Final = grpc.StatusCode.CANCELLED.value[0]
 
 
-def traced(handler: Any, name: str, tracer: Tracer) -> Any:
-    """The handler of a call with a span around all of it; one of a stream gives nothing, but writes."""
+def with_span(handler: Any, name: str, tracer: Tracer) -> Any:
+    """Return a handler that records a span for each call of ``handler``."""
 
     async def spanned(request: Any, context: Context) -> Any:
-        with tracer.call(f"{_SERVICE}/{name}", _known(name), partial(header_of, context)) as span:
+        with tracer.trace_call(f"{_SERVICE}/{name}", _attributes(name), partial(header_of, context)) as span:
             try:
                 answer = await handler(request, context)
             except asyncio.CancelledError:
-                _ended(span, _CANCELLED)
+                _end_span(span, _CANCELLED)
                 raise
             except Exception:
-                _ended(span, _code_of(context))
+                _end_span(span, _code_of(context))
                 raise
-            _ended(span, _code_of(context))
+            _end_span(span, _code_of(context))
             return answer
 
     return spanned
 
 
-def _known(name: str) -> Attributes:
+def _attributes(name: str) -> Attributes:
     return {"rpc.system": "grpc", "rpc.service": _SERVICE, "rpc.method": name}
 
 
 def _code_of(context: Context) -> int:
-    code: Any = context.code()  # a number or a StatusCode, by who set it
+    code: Any = context.code()  # an int or a StatusCode, depending on who set it
     number: int = code.value[0] if isinstance(code, grpc.StatusCode) else code or 0
     return number
 
 
-def _ended(span: Span, code: int) -> None:
-    span.ended({"rpc.grpc.status_code": code}, failed=code in _FAILURES)
+def _end_span(span: Span, code: int) -> None:
+    span.set_result({"rpc.grpc.status_code": code}, failed=code in _FAILURES)

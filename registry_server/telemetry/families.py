@@ -15,8 +15,8 @@ from registry_server.probes import OutcomeKind
 from registry_server.replication import Follower, Writes
 from registry_server.replication.follower import FOLLOWER_STATES
 from registry_server.replication.repair import REPAIR_OUTCOMES
-from registry_server.rpc.calls import Method
-from registry_server.rpc.readers import Readers
+from registry_server.rpc.calls import RpcMethod
+from registry_server.rpc.readers import SlowReaders
 from registry_server.security.limits import InFlight
 from registry_server.store import RedisStore
 from registry_server.telemetry.samples import Samples
@@ -27,7 +27,7 @@ PREFIX: Final = "ossa_registry_"
 _FROM_THE_START: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 
-def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Readers) -> Iterator[Metric]:
+def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: SlowReaders) -> Iterator[Metric]:
     """How much is under way of what is bounded."""
     yield _gauge("calls_in_flight", "Calls of gRPC and REST that are under way", in_flight.calls)
     yield _gauge(
@@ -35,13 +35,13 @@ def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Rea
     )
     yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.refused)
     yield _counter(
-        "slow_readers_disconnected", "Calls and streams that were cut since their client did not read", readers.cut
+        "slow_readers_disconnected", "Calls and streams that were cut since their client did not read", readers.disconnected
     )
     yield _gauge("writes_in_flight", "Writes that wait for their turn or for the store", writes.in_flight)
     yield _gauge("snapshot_services", "Services in the snapshots that are being sent", hub.snapshot_records)
 
 
-def of_rpc(methods: Mapping[str, Method]) -> Iterator[Metric]:
+def of_rpc(methods: Mapping[str, RpcMethod]) -> Iterator[Metric]:
     """What is counted of gRPC."""
     requests = CounterMetricFamily(
         PREFIX + "grpc_requests", "RPCs that ended, by method and status", labels=["method", "code"]
@@ -52,7 +52,7 @@ def of_rpc(methods: Mapping[str, Method]) -> Iterator[Metric]:
         for code, count in {**_FROM_THE_START, **method.calls.ended}.items():
             requests.add_metric([name, code], count)
         if method.streams:
-            open_.add_metric([name], method.under_way)
+            open_.add_metric([name], method.in_flight)
         else:
             _add(seconds, [name], method.calls.seconds)
     yield from (requests, seconds, open_)
@@ -135,8 +135,8 @@ def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
         services = CounterMetricFamily(
             PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["result"]
         )
-        services.add_metric(["put_back"], repairer.counters.put_back)
-        services.add_metric(["removed_again"], repairer.counters.removed_again)
+        services.add_metric(["restored"], repairer.counters.restored)
+        services.add_metric(["removed"], repairer.counters.removed)
         yield from (repairs, services)
     lag = _histogram("event_lag_seconds", "Time from the commit of a change until it was applied here", [])
     _add(lag, [], follower.event_lag)
@@ -163,7 +163,7 @@ def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
     """What is registered, as this process knows it; nothing before it knows."""
     services = GaugeMetricFamily(PREFIX + "services", "Registered services, by status", labels=["status"])
     if loaded:
-        for status, count in _statuses(stats(replica)).items():
+        for status, count in _statuses(registry_stats(replica)).items():
             services.add_metric([status], count)
     yield services
 
