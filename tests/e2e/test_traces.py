@@ -128,6 +128,7 @@ async def test_the_sdk_may_be_disabled(redis: RedisProcess) -> None:
     assert collector.spans == []
 
 
+@pytest.mark.own_redis
 async def test_errors_of_ours_are_errors_and_those_of_clients_are_not(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, _, stub):
         with pytest.raises(grpc.aio.AioRpcError):

@@ -8,7 +8,6 @@ from redis import Redis
 
 from tests.support.redis_process import RedisProcess
 
-
 # Set by REPLICAOF alone; which of the two names a server uses depends on its version.
 _REPLICATION = {"replicaof", "slaveof"}
 
