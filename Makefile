@@ -8,25 +8,37 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fuzz faults check lint format type proto proto-check docs build bench clean
+.PHONY: help setup constraints run quick test fuzz faults check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the project (editable) and the tools
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "ossa-registry needs Python 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	  || { echo "ossa-registry needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
 	@touch $@
+
+FRESH := build/constraints
+constraints: ## Resolve the newest dependencies that pyproject.toml allows and write constraints.txt
+	@rm -rf $(FRESH) && $(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(FRESH)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@{ head -n 1 constraints.txt && $(FRESH)/bin/python -m pip freeze --exclude-editable; } > $(FRESH)/constraints.txt
+	@mv $(FRESH)/constraints.txt constraints.txt && rm -rf $(FRESH)
 
 run: $(STAMP) ## Serve gRPC on :50051 and HTTP on :3002 with an embedded Redis
 	@exec $(BIN)/ossa-registry serve
 
-test: $(STAMP) ## Run the tests
+# In one process: starting more costs as much as they save.
+quick: $(STAMP) ## Run the unit tests that need no real time; under 30 seconds
+	$(BIN)/python -m pytest --numprocesses=0 --quiet -m "not slow and not faults" tests/unit $(ARGS)
+
+test: $(STAMP) ## Run all tests; about 8 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(STAMP) ## Send 50,000 broken and 50,000 generated requests; takes a few minutes
