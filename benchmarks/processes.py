@@ -37,7 +37,7 @@ async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
         *flags,
     )
     async with _child("ossa-registry is serving", "-m", "registry_server", *arguments) as (printed, pid):
-        found = dict(re.findall(r'"event": "(gRPC|HTTP) listens", "address": "([^"]+)"', printed))
+        found = dict(re.findall(r'"event": "(gRPC|HTTP) listening", "address": "([^"]+)"', printed))
         yield Served(found["gRPC"], found["HTTP"], pid)
 
 

@@ -14,7 +14,7 @@ from registry_server.app import WorkerContext, serving
 from registry_server.config import Settings
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
-from registry_server.runtime.scheduling import follow_load
+from registry_server.runtime.scheduling import adapt_scheduling
 from registry_server.runtime.tasks import cancel, first_error
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ async def serve_until(
         ConfigurationError: The server cannot start with these settings.
     """
     failure: BaseException | None = None
-    scheduling = asyncio.create_task(follow_load(), name="scheduling")
+    scheduling = asyncio.create_task(adapt_scheduling(), name="scheduling")
     try:
         async with serving(settings, worker=worker) as server:
             # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.

@@ -1,4 +1,4 @@
-"""``Change``: one step of the history, as the catalog applies it and watchers are told of it."""
+"""``Change``: one revision of the history, which the catalog applies and watchers receive as an event."""
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from registry_server.model.record import Record
@@ -10,9 +10,9 @@ _EVENTS = 1  # WatchEventsResponse.events
 
 
 class Change:
-    """What became of one service at one revision. Serialised once, whoever watches.
+    """A change to one service at one revision. Its event is serialised once for all watchers.
 
-    A notice is of no service: it has an ``error`` of the registry itself, and is for every watcher.
+    A notice concerns no service: it carries an ``error`` of the registry itself and goes to every watcher.
     """
 
     __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "owner", "reason", "revision", "type")
@@ -39,7 +39,7 @@ class Change:
         self.after = after
         self.error = error
         self.owner = owner
-        """Who owns the service from then on; empty for nobody."""
+        """Owner of the service after the change; empty if it has none."""
         self._event: bytes | None = None
         self._unmatched: bytes | None = None
 
@@ -51,27 +51,27 @@ class Change:
 
     @property
     def is_notice(self) -> bool:
-        """Whether it is about no service but the registry itself."""
+        """Whether it concerns the registry itself rather than a service."""
         return self.after is None and self.before is None
 
     @property
     def size(self) -> int:
-        """About how many bytes it keeps in memory."""
+        """Approximate memory use in bytes."""
         return 400 + len(self.error) + sum(len(record.framed) for record in (self.before, self.after) if record)
 
-    def event(self) -> bytes:
-        """The ``Event`` as a field of ``WatchEventsResponse``."""
+    def event_frame(self) -> bytes:
+        """Return the ``Event``, framed as a field of ``WatchEventsResponse``."""
         if self._event is None:
-            self._event = self._framed(self.type)
+            self._event = self._frame(self.type)
         return self._event
 
-    def unmatched(self) -> bytes:
-        """The same for watchers whose filter the service stopped to match."""
+    def unmatched_frame(self) -> bytes:
+        """Return the framed event for watchers whose filter no longer matches the service."""
         if self._unmatched is None:
-            self._unmatched = self._framed(EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+            self._unmatched = self._frame(EventType.EVENT_TYPE_SERVICE_UNMATCHED)
         return self._unmatched
 
-    def _framed(self, type_: EventType.ValueType) -> bytes:
+    def _frame(self, type_: EventType.ValueType) -> bytes:
         head = Event(
             type=type_,
             previous_health=self.before.status if self.before else 0,  # type: ignore[arg-type]
@@ -84,8 +84,8 @@ class Change:
         return bytes_field(_EVENTS, head.SerializeToString() + (last.framed_as(_SERVICE_TAG) if last else b""))
 
 
-def snapshot_event(record: Record) -> bytes:
-    """The state of a service as a field of ``WatchEventsResponse``."""
+def snapshot_frame(record: Record) -> bytes:
+    """Return the snapshot event of a service, framed as a field of ``WatchEventsResponse``."""
     service = record.message()
     head = Event(type=EventType.EVENT_TYPE_SERVICE_SNAPSHOT, revision=record.revision, occurred_at=service.updated_at)
     return bytes_field(_EVENTS, head.SerializeToString() + record.framed_as(_SERVICE_TAG))

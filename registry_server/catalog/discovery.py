@@ -1,4 +1,4 @@
-"""Discovery: answers put together from ready-made bytes, kept until a change touches them."""
+"""``Discovery``: query answers joined from serialised records, cached until a change affects them."""
 
 import asyncio
 from bisect import bisect_left, bisect_right
@@ -16,32 +16,35 @@ from registry_server.model.wire import bytes_field, integer_field
 # Fields of DiscoverServicesResponse; `services` (1) is how a record is framed.
 _NEXT_PAGE_TOKEN, _TOTAL_SIZE, _REVISION, _STALE = 2, 3, 4, 5
 
-MOST_QUERIES = 512
-MOST_NAMES = 4_000_000
-"""Bound of the names that all kept queries list together: 8 bytes each."""
-MOST_KEPT_BYTES = 64 << 20
-"""Bound of the pages that are kept, and of the requests that they answer."""
-MOST_PAGE_BYTES = 3 << 20
-"""A page ends here, though more was asked for: clients take messages of 4 MiB by default."""
-_ENTRY_BYTES = 400  # what keeping one of them costs beside its bytes
-_SCAN_SLICE = 500  # records between two looks at other tasks: about 1 ms with a regular expression
+MAX_KEPT_QUERIES = 512
+"""Queries kept up to date: each change is checked against those that it can affect."""
+MAX_KEPT_NAMES = 4_000_000
+"""Names listed by all kept queries together; each costs 8 bytes."""
+MAX_KEPT_BYTES = 64 << 20
+"""Size of the cached pages and of the requests that they answer."""
+MAX_PAGE_BYTES = 3 << 20
+"""Size at which a page ends early: clients accept messages of 4 MiB by default."""
+_ENTRY_BYTES = 400
+"""Overhead of a cached page or request in addition to its bytes."""
+_SCAN_SLICE_RECORDS = 500
+"""Records scanned before other tasks run: about 1 ms with a regular expression."""
 
 
 class Query:
-    """The services that match one filter, kept up to date change by change, and the pages made of them."""
+    """The names of the services that match one filter, updated by every change, and the pages built from them."""
 
     def __init__(self, filter_: Filter, names: list[str], owner: "Discovery") -> None:
         self.filter = filter_
         self.names = names
         self._owner = owner
         self.pages: dict[tuple[int, str], tuple[str, str, bytes]] = {}
-        """(size, after) to the page's first and last name and its bytes without revision."""
+        """(size, after) to the page's first and last name and its bytes without the revision."""
         self.requests: dict[bytes, tuple[int, str]] = {}
-        """Serialised request to the page that answers it."""
+        """Serialised request to the key of the page that answers it."""
 
     def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        """Takes over a change and drops the answers that it can change."""
-        if matched and matches:  # nobody came or went: only the page that shows this service differs
+        """Apply a change and drop the pages that it affects."""
+        if matched and matches:  # the list of names is the same: only the page that shows this service changes
             for page, (first, last, _) in list(self.pages.items()):
                 if first <= change.name <= last:
                     self._owner.drop_page(self, page)
@@ -50,7 +53,7 @@ class Query:
         self._owner.drop_pages(self)
 
     def update(self, name: str, *, present: bool) -> None:
-        """Lists a name, or does not list it any more."""
+        """Add a name to the list, or remove it."""
         at = bisect_left(self.names, name)
         listed = at < len(self.names) and self.names[at] == name
         if present and not listed:
@@ -62,28 +65,28 @@ class Query:
 class Discovery:
     """Finds services in the replica.
 
-    Two steps, the quick one first: ``ready`` has whole answers under the bytes of requests; ``answer`` takes them from
-    a kept query, or makes the query.
+    ``cached_answer`` looks up complete answers by the bytes of the request; on a miss, ``find_page`` answers from a
+    kept query or runs a new one.
     """
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self._ready: dict[bytes, bytes] = {}
+        self._cached: dict[bytes, bytes] = {}
         self._queries: OrderedDict[bytes, Query] = OrderedDict()
         self._kept_bytes = 0
         self._suffix = b""
         self._stale = True
         self._scans = asyncio.Lock()
         self.counters = CacheCounters()
-        replica.on_moved.append(self._refresh_suffix)
+        replica.on_position_changed.append(self._refresh_suffix)
 
     def set_stale(self, *, stale: bool) -> None:
-        """Says whether answers may be behind the store."""
+        """Set whether answers may be behind the store."""
         self._stale = stale
         self._refresh_suffix()
 
-    def ready(self, request: bytes) -> bytes | None:
-        """Gives the ready answer to a request, if there is one.
+    def cached_answer(self, request: bytes) -> bytes | None:
+        """Return the cached answer to a request, if there is one.
 
         Args:
             request: A serialised ``DiscoverServicesRequest``.
@@ -91,107 +94,107 @@ class Discovery:
         Returns:
             A serialised ``DiscoverServicesResponse``.
         """
-        page = self._ready.get(request)
+        page = self._cached.get(request)
         if page is None:
             return None
         self.counters.hits += 1
         return page + self._suffix
 
-    def ready_page(self, request: bytes) -> bytes | None:
-        """Gives the ready answer without what differs from one moment to the next, revision and ``stale``.
+    def cached_page(self, request: bytes) -> bytes | None:
+        """Return the cached answer without its revision and ``stale`` fields, which change with every revision.
 
-        As long as no change touches the answer it is the same object: who makes something else of it can tell by
-        ``is`` whether that still holds.
+        Until a change affects the answer, the same object is returned: a caller that caches a value derived from it
+        can check with ``is`` that the value is still valid.
         """
-        return self._ready.get(request)
+        return self._cached.get(request)
 
-    async def answer(self, filter_: Filter, size: int, after: str, request: bytes | None = None) -> bytes:
-        """Answers a query.
+    async def find_page(self, filter_: Filter, size: int, after: str, request: bytes | None = None) -> bytes:
+        """Return a page of the services that match.
 
         Args:
-            filter_: Which services.
-            size: Longest page.
+            filter_: Services to find.
+            size: Maximum number of services.
             after: Name after which the page begins; empty for the first page.
-            request: The serialised request, if ``ready`` may answer its like from now on.
+            request: The serialised request, if ``cached_answer`` may answer identical requests from now on.
 
         Returns:
             A serialised ``DiscoverServicesResponse``.
         """
         query = self._queries.get(filter_.key)
         if query is None:
-            query = await self._make(filter_)
+            query = await self._add_query(filter_)
         self._queries.move_to_end(filter_.key)
         page = query.pages.get((size, after))
         if page is not None:
             self.counters.hits += 1
         else:
             self.counters.misses += 1
-            page = query.pages[size, after] = self._page(query, size, after)
+            page = query.pages[size, after] = self._build_page(query, size, after)
             self._kept_bytes += len(page[2]) + _ENTRY_BYTES
         if request is not None and request not in query.requests:
             query.requests[request] = (size, after)
-            self._ready[request] = page[2]
+            self._cached[request] = page[2]
             self._kept_bytes += len(request) + _ENTRY_BYTES
-        if self._kept_bytes > MOST_KEPT_BYTES:
-            self._make_room(query)
+        if self._kept_bytes > MAX_KEPT_BYTES:
+            self._evict(query)
         return page[2] + self._suffix
 
-    async def matching(self, filter_: Filter) -> list[str]:
-        """Names that match, sorted: a list of the caller's own, of the revision that the replica has on return."""
+    async def matching_names(self, filter_: Filter) -> list[str]:
+        """Return the names that match at the replica's revision on return: a new sorted list."""
         query = self._queries.get(filter_.key)
-        return list(query.names) if query else (await self._find(filter_))
+        return list(query.names) if query else (await self._find_names(filter_))
 
     def drop_page(self, query: Query, page: tuple[int, str]) -> None:
-        """Drops one page of a query, and the ready answers that show it."""
+        """Drop one page of a query and the cached answers that return it."""
         self._kept_bytes -= len(query.pages.pop(page)[2]) + _ENTRY_BYTES
-        for request, shown in list(query.requests.items()):
-            if shown == page:
-                del query.requests[request], self._ready[request]
+        for request, answered_by in list(query.requests.items()):
+            if answered_by == page:
+                del query.requests[request], self._cached[request]
                 self._kept_bytes -= len(request) + _ENTRY_BYTES
 
     def drop_pages(self, query: Query) -> None:
-        """Drops all pages of a query, and the ready answers that show them."""
+        """Drop all pages of a query and the cached answers that return them."""
         for _, _, page in query.pages.values():
             self._kept_bytes -= len(page) + _ENTRY_BYTES
         for request in query.requests:
-            del self._ready[request]
+            del self._cached[request]
             self._kept_bytes -= len(request) + _ENTRY_BYTES
         query.pages.clear()
         query.requests.clear()
 
-    async def _make(self, filter_: Filter) -> Query:
-        names = await self._find(filter_)
-        # Another call for the same filter may have been quicker; nothing is awaited from here on.
+    async def _add_query(self, filter_: Filter) -> Query:
+        names = await self._find_names(filter_)
+        # A concurrent call may have added the same query. No await from here on.
         query = self._queries.get(filter_.key)
         if query is None:
             query = self._queries[filter_.key] = Query(filter_, names, self)
-            self._replica.interests.add(query)
-            self._make_room(query)
+            self._replica.interests.add_interest(query)
+            self._evict(query)
         return query
 
-    async def _find(self, filter_: Filter) -> list[str]:
+    async def _find_names(self, filter_: Filter) -> list[str]:
         candidates = self._candidates(filter_)
         if filter_.by_terms_alone:
             return sorted(candidates)
-        if len(candidates) <= _SCAN_SLICE:
+        if len(candidates) <= _SCAN_SLICE_RECORDS:
             records = self._replica.records
             return sorted(name for name in candidates if filter_.passes_rest(records[name]))
-        async with self._scans:  # one at a time: they share one core with every other call
+        async with self._scans:  # one at a time: scans share one core with all other calls
             return await self._scan(filter_)
 
     async def _scan(self, filter_: Filter) -> list[str]:
-        """Looks at many records, a slice at a time, then takes over what changed meanwhile."""
+        """Scan many records in slices, then apply the changes made during the scan."""
         while True:
             position = self._replica.position
             records = [self._replica.records[name] for name in self._candidates(filter_)]
             found: list[str] = []
-            for start in range(0, len(records), _SCAN_SLICE):
-                found += [r.name for r in records[start : start + _SCAN_SLICE] if filter_.passes_rest(r)]
+            for start in range(0, len(records), _SCAN_SLICE_RECORDS):
+                found += [r.name for r in records[start : start + _SCAN_SLICE_RECORDS] if filter_.passes_rest(r)]
                 await asyncio.sleep(0)
-            since = self._replica.history.since(position.revision)
-            if since is not None and self._replica.position.epoch == position.epoch:
+            missed = self._replica.history.since(position.revision)
+            if missed is not None and self._replica.position.epoch == position.epoch:
                 query = Query(filter_, sorted(found), self)
-                for change in since:
+                for change in missed:
                     query.update(change.name, present=change.after is not None and filter_.matches(change.after))
                 return query.names
 
@@ -199,13 +202,13 @@ class Discovery:
         candidates = self._replica.index.candidates(filter_)
         return self._replica.records if candidates is None else candidates
 
-    def _page(self, query: Query, size: int, after: str) -> tuple[str, str, bytes]:
+    def _build_page(self, query: Query, size: int, after: str) -> tuple[str, str, bytes]:
         records = self._replica.records
         start = bisect_right(query.names, after) if after else 0
         names = query.names[start : start + size]
         parts = [records[name].framed for name in names]
-        if sum(map(len, parts)) > MOST_PAGE_BYTES:
-            fitting = sum(total <= MOST_PAGE_BYTES for total in accumulate(map(len, parts)))
+        if sum(map(len, parts)) > MAX_PAGE_BYTES:
+            fitting = sum(total <= MAX_PAGE_BYTES for total in accumulate(map(len, parts)))
             names, parts = names[: fitting or 1], parts[: fitting or 1]
         if start + len(names) < len(query.names):
             token = encode_page_token(query.filter.key, names[-1])
@@ -213,17 +216,17 @@ class Discovery:
         parts.append(integer_field(_TOTAL_SIZE, len(query.names)))
         return (names[0], names[-1], b"".join(parts)) if names else ("", "", b"".join(parts))
 
-    def _make_room(self, newest: Query) -> None:
-        """Drops the queries that were asked for longest ago, as far as the bounds want it."""
+    def _evict(self, newest: Query) -> None:
+        """Drop the least recently used queries until the limits hold."""
         names = sum(len(query.names) for query in self._queries.values())
         while len(self._queries) > 1 and (
-            len(self._queries) > MOST_QUERIES or names > MOST_NAMES or self._kept_bytes > MOST_KEPT_BYTES
+            len(self._queries) > MAX_KEPT_QUERIES or names > MAX_KEPT_NAMES or self._kept_bytes > MAX_KEPT_BYTES
         ):
             query = self._queries.popitem(last=False)[1]
             names -= len(query.names)
             self.drop_pages(query)
-            self._replica.interests.discard(query)
-        if self._kept_bytes > MOST_KEPT_BYTES:
+            self._replica.interests.remove_interest(query)
+        if self._kept_bytes > MAX_KEPT_BYTES:
             self.drop_pages(newest)
 
     def _refresh_suffix(self) -> None:

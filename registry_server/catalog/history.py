@@ -1,4 +1,4 @@
-"""``History``: the newest changes, kept so that a watch can go on from its cursor without asking Redis."""
+"""``History``: the newest changes, kept in memory so that a watch can resume from its cursor without reading Redis."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,48 +8,52 @@ from registry_server.catalog.change import Change
 
 
 class History:
-    """Changes of consecutive revisions, bounded in number and bytes; the oldest go first."""
+    """Changes of consecutive revisions, bounded in number and bytes; the oldest are dropped first."""
 
-    def __init__(self, most: int, most_bytes: int) -> None:
+    def __init__(self, max_changes: int, max_bytes: int) -> None:
         self._changes: deque[Change] = deque()
-        self._most = most
-        self._most_bytes = most_bytes
+        self._max_changes = max_changes
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._newest = 0
 
     def restart(self, revision: int) -> None:
-        """Forgets everything; the next change is the one after ``revision``."""
+        """Drop all changes; the next one must be that of ``revision + 1``."""
         self._changes.clear()
         self._bytes = 0
         self._newest = revision
 
     def append(self, change: Change) -> None:
-        """Adds the change of the next revision."""
+        """Append the change of the next revision.
+
+        Raises:
+            ValueError: Its revision does not follow the newest one.
+        """
         if change.revision != self._newest + 1:
             raise ValueError(f"revision {change.revision} does not follow {self._newest}")
         self._newest = change.revision
         self._changes.append(change)
         self._bytes += change.size
-        while len(self._changes) > self._most or self._bytes > self._most_bytes:
+        while len(self._changes) > self._max_changes or self._bytes > self._max_bytes:
             self._bytes -= self._changes.popleft().size
 
     @property
     def newest(self) -> Change | None:
-        """The change of the newest revision, if it is known."""
+        """The change of the newest revision, if it is kept."""
         return self._changes[-1] if self._changes else None
 
     @property
     def oldest(self) -> Change | None:
-        """The change of the oldest revision that is kept."""
+        """The oldest change that is kept."""
         return self._changes[0] if self._changes else None
 
     def at(self, revision: int) -> Change | None:
-        """The change of a revision, if it is kept."""
+        """Return the change of a revision, if it is kept."""
         i = len(self._changes) - 1 - (self._newest - revision)
         return self._changes[i] if 0 <= i < len(self._changes) else None
 
     def since(self, revision: int) -> Sequence[Change] | None:
-        """All changes after a revision, oldest first; ``None`` if some of them are no longer here or not yet known."""
+        """Return all changes after a revision, oldest first; ``None`` if some were dropped or not yet applied."""
         count = self._newest - revision
         if count < 0 or count > len(self._changes):
             return None

@@ -1,4 +1,4 @@
-"""``Index``: which services have which term."""
+"""``Index``: an inverted index from terms to the names of services."""
 
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
@@ -6,58 +6,58 @@ from typing import Final
 from registry_server.model.filters import Filter
 from registry_server.model.record import SEPARATOR, Record
 
-_NOBODY: Final[frozenset[str]] = frozenset()
+_NO_NAMES: Final[frozenset[str]] = frozenset()
 
 
 class Index:
-    """An inverted index: term to the names that have it.
+    """An inverted index from a term to the names of the services that have it.
 
-    A term that one service alone has (its group, mostly) keeps the bare name instead of a set, which would cost 216
-    bytes for each service.
+    The posting of a term that only one service has (usually its group) is the name itself: a set would cost 216 bytes
+    per service.
     """
 
     def __init__(self) -> None:
         self._postings: dict[str, dict[str, set[str] | str]] = {}
         self._capability_versions: dict[str, set[str]] = {}
 
-    def add(self, record: Record) -> None:
-        """Adds a service that is not in the index."""
-        self._enter(record.name, record.terms)
+    def add_record(self, record: Record) -> None:
+        """Add a service that is not in the index."""
+        self._add_terms(record.name, record.terms)
 
-    def remove(self, record: Record) -> None:
-        """Removes a service as it was added."""
-        self._leave(record.name, record.terms)
+    def remove_record(self, record: Record) -> None:
+        """Remove a service; ``record`` must be the one that was added."""
+        self._remove_terms(record.name, record.terms)
 
-    def replace(self, before: Record, after: Record) -> None:
-        """Moves a service from its terms to its new ones; those it keeps are not touched."""
+    def replace_record(self, before: Record, after: Record) -> None:
+        """Replace the terms of a service, touching only those that differ."""
         if before.terms != after.terms:
             old, new = set(before.terms), set(after.terms)
-            self._leave(before.name, old - new)
-            self._enter(after.name, new - old)
+            self._remove_terms(before.name, old - new)
+            self._add_terms(after.name, new - old)
 
     def names(self, term: str) -> Collection[str]:
-        """Names that have a term. Not to be changed, nor kept across an await."""
-        posting = self._postings.get(term[0], {}).get(term, _NOBODY)
+        """Return the names that have a term. Callers must neither modify the result nor keep it across an await."""
+        posting = self._postings.get(term[0], {}).get(term, _NO_NAMES)
         return (posting,) if isinstance(posting, str) else posting
 
     def count(self, term: str) -> int:
-        """How many services have a term."""
+        """Return the number of services that have a term."""
         return len(self.names(term))
 
     def distinct(self, kind: str) -> int:
-        """How many distinct terms of a kind (a term's first letter) there are."""
+        """Return the number of distinct terms of a kind, which is a term's first letter."""
         return len(self._postings.get(kind, ()))
 
     def values(self, kind: str) -> Iterator[str]:
-        """Distinct values of a kind, in no order."""
+        """Return the distinct values of a kind, unordered."""
         return (term[2:] for term in self._postings.get(kind, ()))
 
     def capability_versions(self, capability: str) -> Iterable[str]:
-        """Distinct versions in which a capability is offered, in no order."""
+        """Return the distinct versions of a capability that services offer, unordered."""
         return self._capability_versions.get(capability, ())
 
     def candidates(self, filter_: Filter) -> Collection[str] | None:
-        """Names that have all terms that the filter asks for; ``None`` if it asks for none."""
+        """Return the names that have all terms that the filter requires; ``None`` if it requires none."""
         groups: list[Collection[str]] = [self.names(term) for term in filter_.required]
         groups += [set().union(*map(self.names, group)) for group in filter_.any_of]
         if not groups:
@@ -69,11 +69,14 @@ class Index:
         return set(smallest).intersection(*others)
 
     def anchors(self, filter_: Filter) -> tuple[str, ...]:
-        """Terms of which every match has at least one, those that the fewest services have; empty if there are none."""
+        """Return the rarest set of terms of which every match has at least one.
+
+        Empty if the filter requires no terms.
+        """
         groups = [(term,) for term in filter_.required] + list(filter_.any_of)
         return min(groups, key=lambda group: sum(map(self.count, group)), default=())
 
-    def _enter(self, name: str, terms: Iterable[str]) -> None:
+    def _add_terms(self, name: str, terms: Iterable[str]) -> None:
         for term in terms:
             postings = self._postings.setdefault(term[0], {})
             posting = postings.get(term)
@@ -87,7 +90,7 @@ class Index:
             else:
                 posting.add(name)
 
-    def _leave(self, name: str, terms: Iterable[str]) -> None:
+    def _remove_terms(self, name: str, terms: Iterable[str]) -> None:
         for term in terms:
             postings = self._postings[term[0]]
             posting = postings[term]

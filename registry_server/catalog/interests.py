@@ -1,4 +1,4 @@
-"""Who wants to know of which changes: cached queries and watchers in one structure."""
+"""``InterestTable``: routes each change to the cached queries and watch groups whose filter it can affect."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -9,18 +9,18 @@ from registry_server.model.filters import Filter
 
 
 class Interest(Protocol):
-    """A filter, and what is done when a change touches what it matches."""
+    """A subscriber to the changes of the services that match its filter."""
 
     @property
     def filter(self) -> Filter:
-        """What it is interested in; the same as long as it lives."""
+        """Services that it subscribes to; constant while it is in the table."""
 
     def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        """Takes a change to a service that matched before it, or matches after it, or both. Must not block."""
+        """Handle a change to a service that matched before it, matches after it, or both. Must not block."""
 
 
 class InterestTable:
-    """Interests, each kept under its most selective terms: a change looks only at those that it could touch."""
+    """Interests, indexed by their most selective terms, so that a change is checked only against likely matches."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -31,8 +31,8 @@ class InterestTable:
     def __len__(self) -> int:
         return len(self._anchors)
 
-    def add(self, interest: Interest) -> None:
-        """Begins to tell an interest of changes."""
+    def add_interest(self, interest: Interest) -> None:
+        """Start routing changes to an interest."""
         anchors = self._index.anchors(interest.filter)
         self._anchors[interest] = anchors
         for term in anchors:
@@ -40,25 +40,25 @@ class InterestTable:
         if not anchors:
             self._unanchored[interest] = None
 
-    def discard(self, interest: Interest) -> None:
-        """Stops telling it, if it was told."""
+    def remove_interest(self, interest: Interest) -> None:
+        """Stop routing changes to an interest; do nothing if it is not in the table."""
         for term in self._anchors.pop(interest, ()):
-            under = self._by_term[term]
-            del under[interest]
-            if not under:
+            anchored = self._by_term[term]
+            del anchored[interest]
+            if not anchored:
                 del self._by_term[term]
         self._unanchored.pop(interest, None)
 
-    def publish(self, change: Change) -> None:
-        """Tells everyone whom a change touches."""
+    def publish_change(self, change: Change) -> None:
+        """Notify every interest that the change affects."""
         before, after = change.before, change.after
-        for interest in list(self._near(change)):
+        for interest in list(self._candidates(change)):
             matched = before is not None and interest.filter.matches(before)
             matches = after is not None and interest.filter.matches(after)
             if matched or matches:
                 interest.on_change(change, matched=matched, matches=matches)
 
-    def _near(self, change: Change) -> Iterator[Interest]:
+    def _candidates(self, change: Change) -> Iterator[Interest]:
         found = dict(self._unanchored)
         if self._by_term:
             for record in (change.before, change.after):

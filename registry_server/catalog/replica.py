@@ -1,4 +1,4 @@
-"""``Replica``: this process's copy of the registry."""
+"""``Replica``: this process's in-memory copy of the registry."""
 
 import asyncio
 import heapq
@@ -15,75 +15,75 @@ from registry_server.errors import RevisionNotReached
 from registry_server.model.record import Record
 from registry_server.store import Position
 
-HISTORY_BYTES = 64 << 20
-NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
+MAX_HISTORY_BYTES = 64 << 20
+NO_OWNERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Replica:
     """Records, index and history at one position.
 
-    Changed by the follower alone, in revision order, without an await in between: whoever reads it without awaiting
-    sees one revision.
+    Only the follower changes it, in revision order and without awaiting inside a change. Code that reads it without
+    awaiting sees a single revision.
     """
 
     def __init__(self, history_length: int) -> None:
         self.records: dict[str, Record] = {}
         self.owners: dict[str, str] = {}
-        """Names of services that somebody owns, as far as is known: for a store that has to be told of it again."""
+        """Service name to owner, as far as this process has seen it; a repair writes it back to the store."""
         self.index = Index()
         self.interests = InterestTable(self.index)
-        self.history = History(history_length, HISTORY_BYTES)
+        self.history = History(history_length, MAX_HISTORY_BYTES)
         self.position = Position("", 0)
         self.total_capabilities = 0
-        self.on_moved: list[Callable[[], None]] = []
-        """Called after every move of ``position``."""
+        self.on_position_changed: list[Callable[[], None]] = []
+        """Called after every change of ``position``."""
         self.on_applied: list[Callable[[Change], None]] = []
-        """Called with every change, also with those that a resync finds."""
+        """Called with every change, including the differences found by a resync."""
         self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
         self._order = count()
 
     @property
     def revision(self) -> int:
-        """Newest revision that is applied."""
+        """Newest applied revision."""
         return self.position.revision
 
-    def enter(self, records: Collection[Record]) -> None:
-        """Takes in some of the services of the state that ``begin`` begins with."""
+    def load_records(self, records: Collection[Record]) -> None:
+        """Add some of the services of the initial state; ``start_at`` completes it."""
         for record in records:
             self.records[record.name] = record
-            self.index.add(record)
-            self.total_capabilities += _capabilities(record)
+            self.index.add_record(record)
+            self.total_capabilities += _count_capabilities(record)
 
-    def begin(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NOBODY) -> None:
-        """Begins with the state that was entered: no one is told of it.
+    def start_at(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NO_OWNERS) -> None:
+        """Complete the initial state, without notifying interests.
 
         Args:
-            past: The changes that led there, the newest of them at ``position``; for cursors older than this process.
-            position: Where the state stands.
-            owners: Who owns which service.
+            past: The changes that led to it, the newest at ``position``; they serve cursors older than this process.
+            position: Position of the loaded state.
+            owners: Service name to owner.
         """
         self.owners = dict(owners)
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
-        self._move(position)
+        self._set_position(position)
 
-    def apply(self, change: Change) -> None:
-        """Applies the change of the next revision."""
+    def apply_change(self, change: Change) -> None:
+        """Apply the change of the next revision and notify interests."""
         self._change_state(change)
         self.history.append(change)
-        # Before interests are told, so that a watcher woken by a change finds its revision here.
+        # Set before interests are notified, so that a watcher woken by this change reads its revision.
         self.position = Position(self.position.epoch, change.revision)
-        self._tell(change)
-        self._move(self.position)
+        self._notify(change)
+        self._set_position(self.position)
 
-    def resync(self, changes: Sequence[Change], position: Position, owners: Mapping[str, str] = NOBODY) -> None:
-        """Jumps to a position by a difference; watches cannot go on from before it.
+    def resync(self, changes: Sequence[Change], position: Position, owners: Mapping[str, str] = NO_OWNERS) -> None:
+        """Jump to a position by applying a difference; cursors from before it can no longer be resumed.
 
         Args:
-            changes: What differs between this state and that at ``position``.
-            position: Where the store stands.
-            owners: Who owns which service there.
+            changes: Differences between the current state and the state at ``position``.
+            position: Position of the store.
+            owners: Service name to owner at that position.
         """
         for change in changes:
             self._change_state(change)
@@ -91,15 +91,15 @@ class Replica:
         self.history.restart(position.revision)
         self.position = position
         for change in changes:
-            self._tell(change)
-        self._move(position)
+            self._notify(change)
+        self._set_position(position)
 
-    async def reached(self, revision: int, within: float) -> None:
-        """Waits until a revision is applied.
+    async def wait_for_revision(self, revision: int, wait_seconds: float) -> None:
+        """Wait until a revision is applied.
 
         Args:
             revision: The revision.
-            within: Seconds to wait at the most.
+            wait_seconds: Seconds to wait at most.
 
         Raises:
             RevisionNotReached: It was not applied in time.
@@ -110,13 +110,13 @@ class Replica:
         waiter: asyncio.Future[bool] = loop.create_future()
         entry = (revision, next(self._order), waiter)
         heapq.heappush(self._waiters, entry)
-        timer = loop.call_later(within, _end, waiter, False)  # noqa: FBT003 - every write waits here: cheaper than a timeout
+        timer = loop.call_later(wait_seconds, _resolve, waiter, False)  # noqa: FBT003 - asyncio.timeout costs more
         reached = False
         try:
             reached = await waiter
         finally:
             timer.cancel()
-            if not reached and entry in self._waiters:  # a far revision must not keep it for ever
+            if not reached and entry in self._waiters:  # a distant revision would keep the entry indefinitely
                 self._waiters.remove(entry)
                 heapq.heapify(self._waiters)
         if not reached:
@@ -125,11 +125,11 @@ class Replica:
     def _change_state(self, change: Change) -> None:
         before, after = self.records.get(change.name), change.after
         if before is not None and after is not None:
-            self.index.replace(before, after)
+            self.index.replace_record(before, after)
         elif before is not None:
-            self.index.remove(before)
+            self.index.remove_record(before)
         elif after is not None:
-            self.index.add(after)
+            self.index.add_record(after)
         if after is None:
             self.records.pop(change.name, None)
         else:
@@ -138,25 +138,25 @@ class Replica:
             self.owners[change.name] = change.owner
         else:
             self.owners.pop(change.name, None)
-        self.total_capabilities += _capabilities(after) - _capabilities(before)
+        self.total_capabilities += _count_capabilities(after) - _count_capabilities(before)
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: Change) -> None:
         for callback in self.on_applied:
             callback(change)
-        self.interests.publish(change)
+        self.interests.publish_change(change)
 
-    def _move(self, position: Position) -> None:
+    def _set_position(self, position: Position) -> None:
         self.position = position
         while self._waiters and self._waiters[0][0] <= position.revision:
-            _end(heapq.heappop(self._waiters)[2], reached=True)
-        for callback in self.on_moved:
+            _resolve(heapq.heappop(self._waiters)[2], reached=True)
+        for callback in self.on_position_changed:
             callback()
 
 
-def _end(waiter: "asyncio.Future[bool]", reached: bool) -> None:  # noqa: FBT001 - called by a timer
+def _resolve(waiter: "asyncio.Future[bool]", reached: bool) -> None:  # noqa: FBT001 - called by a timer
     if not waiter.done():
         waiter.set_result(reached)
 
 
-def _capabilities(record: Record | None) -> int:
+def _count_capabilities(record: Record | None) -> int:
     return sum(term[0] == "k" for term in record.terms) if record else 0

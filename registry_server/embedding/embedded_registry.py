@@ -11,7 +11,7 @@ from registry_server.catalog import Replica
 from registry_server.config import Settings
 from registry_server.embedding.listeners import Listeners
 from registry_server.errors import ConfigurationError
-from registry_server.instrumentation.logs import log_as_a_library
+from registry_server.instrumentation.logs import configure_library_logging
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.tasks import cancel, first_error
 
@@ -35,7 +35,7 @@ class EmbeddedRegistry(ServiceRegistry):
     @classmethod
     async def open(cls, settings: Settings | None = None) -> Self:
         """Open a registry; see ``open_registry``."""
-        log_as_a_library()
+        configure_library_logging()
         settings = settings or Settings()
         opened: asyncio.Future[Self] = asyncio.get_running_loop().create_future()
 

@@ -53,7 +53,7 @@ class Listing:
     def ready(self, query_string: str) -> bytes | None:
         """Gives the JSON of the ready answer to a query string, if there is one."""
         answer = self._answers.get(query_string)
-        if answer is None or self._registry.ready_page(answer.request) is not answer.page:
+        if answer is None or self._registry.cached_page(answer.request) is not answer.page:
             self.counters.misses += 1
             return None
         self.counters.hits += 1
@@ -81,7 +81,7 @@ class Listing:
         with rest_names():
             answer = await self._registry.discover_page(request, wire=wire)
         # Nothing was awaited since: this is the page of that answer, or there is none that is kept.
-        page = self._registry.ready_page(wire)
+        page = self._registry.cached_page(wire)
         data = await self._data(page or answer, query)
         if page is not None:
             self._keep(query_string, _Answer(wire, page, data))

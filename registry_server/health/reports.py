@@ -6,11 +6,11 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.health.results import ResultWriter
-from registry_server.instrumentation.audit import Entry
+from registry_server.instrumentation.audit import AuditEntry
 from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.replication import Follower, Writes
-from registry_server.replication.writes import existing
+from registry_server.replication.writes import require_existing
 from registry_server.runtime.clock import Clock, timestamp
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store import Conflict, EpochChanged, RedisStore
@@ -47,7 +47,7 @@ class HealthReports:
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
 
-    async def take(self, name: str, reported: Health, entry: Entry, claim: Claim = NO_CLAIM) -> Health:
+    async def take(self, name: str, reported: Health, entry: AuditEntry, claim: Claim = NO_CLAIM) -> Health:
         """Takes a report, valid and of now; commits it if the status differs, else only keeps it.
 
         Args:
@@ -64,11 +64,11 @@ class HealthReports:
         """
 
         async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
-            before = existing(name, current).message()
+            before = require_existing(name, current).message()
             entry.before = entry.after = before.revision
             now = timestamp(self._clock())
             reported.last_check.CopyFrom(now)
-            after = normal.with_health(before, reported, now)
+            after = normal.replace_health(before, reported, now)
             if after.health.status == before.health.status:
                 await self.refuse_if_of_another(name, claim)
                 self._results.discard(name)  # a result that still waits is older
@@ -76,7 +76,7 @@ class HealthReports:
                 return await self._store.write_check(name, check, expected=before.revision) or after.health
             outcome = await self._writes.write_service(
                 before,
-                normal.stamped(after, now),
+                normal.set_change_time(after, now),
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
                 reason=EventReason.EVENT_REASON_HEALTH_REPORT,
                 renew=False,

@@ -13,7 +13,7 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
-from registry_server.catalog import Capabilities, Discovery, Replica, stats
+from registry_server.catalog import Capabilities, Discovery, Replica, registry_stats
 from registry_server.errors import Overloaded, Violation
 from registry_server.model import requests
 from registry_server.model.filters import compile_filter
@@ -21,7 +21,7 @@ from registry_server.model.record import Record
 from registry_server.model.tokens import encode_page_token
 from registry_server.model.validation import name_violations
 from registry_server.model.wire import only_field
-from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, existing
+from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock, timestamp
 from registry_server.watch import Watcher, WatchHub
 
@@ -71,12 +71,12 @@ class RegistryReads:
             return record
         violations = name_violations(name, "name")
         requests.check_not_negative(min_revision, "min_revision", violations)
-        requests.refuse(violations)
+        requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         await self._wait_for_revision(min_revision, wait_seconds)
-        return existing(name, self._replica.records.get(name))
+        return require_existing(name, self._replica.records.get(name))
 
-    def ready_service(self, request: bytes) -> bytes | None:
+    def cached_service(self, request: bytes) -> bytes | None:
         """Return the serialised answer to a ``GetServiceRequest`` with only a name; ``None`` without a ready answer."""
         name = only_field(request, _GET_SERVICE_NAME_TAG)
         try:
@@ -85,13 +85,13 @@ class RegistryReads:
             return None
         return record.framed if record else None
 
-    def ready_answer(self, request: bytes) -> bytes | None:
+    def cached_answer(self, request: bytes) -> bytes | None:
         """Return the cached answer to a serialised ``DiscoverServicesRequest``, if there is one."""
-        return self._discovery.ready(request)
+        return self._discovery.cached_answer(request)
 
-    def ready_page(self, request: bytes) -> bytes | None:
+    def cached_page(self, request: bytes) -> bytes | None:
         """Return the same without revision and ``stale``: the same object until a change affects the page."""
-        return self._discovery.ready_page(request)
+        return self._discovery.cached_page(request)
 
     async def discover_page(
         self, request: DiscoverServicesRequest, *, wire: bytes | None = None, wait_seconds: float = REPLICA_WAIT_SECONDS
@@ -100,7 +100,7 @@ class RegistryReads:
 
         Args:
             request: Filter, page and consistency.
-            wire: The serialised ``request``, if ``ready_answer`` may answer identical requests from now on.
+            wire: The serialised ``request``, if ``cached_answer`` may answer identical requests from now on.
             wait_seconds: Seconds to wait for the requested revision.
 
         Returns:
@@ -116,21 +116,21 @@ class RegistryReads:
         requests.check_not_negative(request.min_revision, "min_revision", violations)
         if request.consistency not in Consistency.values():
             violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
-        requests.refuse(violations)
+        requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         if request.consistency == Consistency.CONSISTENCY_STRONG:
             await self._wait_for_revision(await self._writes.read_head(), wait_seconds)
         await self._wait_for_revision(request.min_revision, wait_seconds)
         cacheable = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
-        return await self._discovery.answer(filter_, size, after, wire if cacheable else None)
+        return await self._discovery.find_page(filter_, size, after, wire if cacheable else None)
 
     async def discover(self, filter_: ServiceFilter | None = None) -> list[Service]:
         """Return all matching services, ordered by name."""
         violations: list[Violation] = []
         compiled = compile_filter(filter_ or ServiceFilter(), "filter", violations)
-        requests.refuse(violations)
+        requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        names = await self._discovery.matching(compiled)
+        names = await self._discovery.matching_names(compiled)
         return [self._replica.records[name].message() for name in names]
 
     async def watch(self, request: WatchEventsRequest) -> Watcher:
@@ -143,10 +143,10 @@ class RegistryReads:
         violations: list[Violation] = []
         filter_ = compile_filter(request.filter, "filter", violations)
         requests.check_types(request.types, violations)
-        cursor = requests.cursor(request.cursor, violations)
+        cursor = requests.parse_cursor(request.cursor, violations)
         wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
         interval = requests.bookmark_interval(wanted, violations)
-        requests.refuse(violations)
+        requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         return await self._hub.open_watch(
             filter_,
@@ -161,7 +161,7 @@ class RegistryReads:
         violations: list[Violation] = []
         size = requests.page_size(page_size, violations)
         after = requests.page_start(_CAPABILITIES_PAGE_SCOPE, page_token, violations)
-        requests.refuse(violations)
+        requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         summaries, more = self._capabilities.page(after, size)
         token = encode_page_token(_CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if more else ""
@@ -170,11 +170,11 @@ class RegistryReads:
     def get_stats(self) -> RegistryStats:
         """Return counts of the registered services."""
         self._writes.require_loaded()
-        return stats(self._replica)
+        return registry_stats(self._replica)
 
     def registry_health(self) -> GetRegistryHealthResponse:
         """Return the health of the registry; never raises."""
-        counts = stats(self._replica)
+        counts = registry_stats(self._replica)
         if not self._follower.loaded:
             status = HealthStatus.HEALTH_STATUS_UNHEALTHY
         elif counts.unhealthy_services or not self._follower.connected:
@@ -199,7 +199,7 @@ class RegistryReads:
             raise Overloaded("waits", MAX_WAITING_READS, f"{MAX_WAITING_READS} calls are waiting for a revision")
         self._waiting_reads += 1
         try:
-            await self._replica.reached(revision, wait_seconds)
+            await self._replica.wait_for_revision(revision, wait_seconds)
         finally:
             self._waiting_reads -= 1
 

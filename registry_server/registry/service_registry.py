@@ -21,7 +21,7 @@ from registry_server.errors import (
     Violation,
 )
 from registry_server.health import HealthMonitor, HealthReports
-from registry_server.instrumentation.audit import Audit, Entry, together
+from registry_server.instrumentation.audit import Audit, AuditEntry, batch_log_lines
 from registry_server.model import normal, requests
 from registry_server.model.record import Record
 from registry_server.model.validation import (
@@ -33,7 +33,7 @@ from registry_server.model.validation import (
     update_mask_violations,
 )
 from registry_server.registry.reads import RegistryReads
-from registry_server.replication import Follower, Writes, existing
+from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
 from registry_server.security.egress import EgressPolicy
 from registry_server.security.identity import Claim, current_identity
@@ -95,22 +95,22 @@ class ServiceRegistry(RegistryReads):
             ServiceExists: With ``create_only``, the name is taken.
             WriteConflict: Other processes kept changing it.
         """
-        with self._audit.change("register", service.name) as entry:
-            requests.refuse(self._violations(service))
+        with self._audit.record_change("register", service.name) as entry:
+            requests.raise_if_invalid(self._violations(service))
             return await self._register(service, entry, create_only=create_only)
 
-    async def _register(self, service: Service, entry: Entry, *, create_only: bool = False) -> Service:
+    async def _register(self, service: Service, entry: AuditEntry, *, create_only: bool = False) -> Service:
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             entry.before = current.revision if current else None
             if current is not None and create_only:
                 raise ServiceExists(service.name)
             before = current.message() if current else None
             now = self._now()
-            after = normal.registered(service, before, now)
+            after = normal.apply_registration(service, before, now)
             if before is not None and after == before:
                 return await self._writes.touch_service(before, renew=True, claim=claim)
             type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
-            return await self._writes.write_service(before, normal.stamped(after, now), type_, renew=True, claim=claim)
+            return await self._writes.write_service(before, normal.set_change_time(after, now), type_, renew=True, claim=claim)
 
         claim = _claim_on(service.name)
         registered = await self._writes.change_service(service.name, attempt)
@@ -124,10 +124,10 @@ class ServiceRegistry(RegistryReads):
             InvalidRequest: The list is empty or too long.
             Overloaded: Together with the writes in flight they exceed the limit.
         """
-        if not 1 <= len(services) <= requests.LARGEST_BATCH:
-            with self._audit.change("register", ""):
+        if not 1 <= len(services) <= requests.MAX_BATCH_SIZE:
+            with self._audit.record_change("register", ""):
                 raise InvalidRequest(
-                    [Violation("services", f"has {len(services)} services; must have 1 to {requests.LARGEST_BATCH}")]
+                    [Violation("services", f"has {len(services)} services; must have 1 to {requests.MAX_BATCH_SIZE}")]
                 )
 
         self._writes.require_capacity(len(services))
@@ -136,8 +136,8 @@ class ServiceRegistry(RegistryReads):
 
         async def one(service: Service, found: list[Violation]) -> Service | RegistryError:
             try:
-                with self._audit.change("register", service.name) as entry:
-                    requests.refuse(found)
+                with self._audit.record_change("register", service.name) as entry:
+                    requests.raise_if_invalid(found)
                     return await self._register(service, entry)
             except RegistryError as error:
                 return error
@@ -145,7 +145,7 @@ class ServiceRegistry(RegistryReads):
         # They share round trips, and writes to one name keep their order. While the store commits some, the next are
         # prepared.
         tasks: list[asyncio.Task[Service | RegistryError]] = []
-        with together():
+        with batch_log_lines():
             async with asyncio.TaskGroup() as group:
                 for i, each in enumerate(zip(services, violations, strict=True), 1):
                     tasks.append(group.create_task(one(*each)))
@@ -168,22 +168,22 @@ class ServiceRegistry(RegistryReads):
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             entry.before = current.revision if current else None
-            before = existing(service.name, current, expected_revision).message()
+            before = require_existing(service.name, current, expected_revision).message()
             now = self._now()
-            after = normal.updated(service, mask, before, now)
+            after = normal.apply_update(service, mask, before, now)
             violations = service_violations(after)
             if after.endpoint != before.endpoint:
                 violations += self._endpoint_violations(after, violations)
-            requests.refuse(violations)
+            requests.raise_if_invalid(violations)
             if after == before:  # still checked by the store, since this replica may be stale
                 return await self._writes.touch_service(before, renew=False, claim=claim)
             type_ = normal.update_type(before, after)
-            return await self._writes.write_service(before, normal.stamped(after, now), type_, renew=False, claim=claim)
+            return await self._writes.write_service(before, normal.set_change_time(after, now), type_, renew=False, claim=claim)
 
-        with self._audit.change("update", service.name) as entry:
+        with self._audit.record_change("update", service.name) as entry:
             violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
             requests.check_not_negative(expected_revision, "expected_revision", violations)
-            requests.refuse(violations)
+            requests.raise_if_invalid(violations)
             claim = _claim_on(service.name)
             updated = await self._writes.change_service(service.name, attempt)
             entry.after = updated.revision
@@ -200,12 +200,12 @@ class ServiceRegistry(RegistryReads):
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             entry.before = current.revision if current else None
-            return await self._writes.delete_service(existing(name, current, expected_revision), claim)
+            return await self._writes.delete_service(require_existing(name, current, expected_revision), claim)
 
-        with self._audit.change("unregister", name) as entry:
+        with self._audit.record_change("unregister", name) as entry:
             violations = name_violations(name, "name")
             requests.check_not_negative(expected_revision, "expected_revision", violations)
-            requests.refuse(violations)
+            requests.raise_if_invalid(violations)
             claim = _claim_on(name)
             return await self._writes.change_service(name, attempt)
 
@@ -260,12 +260,12 @@ class ServiceRegistry(RegistryReads):
             ServiceNotFound: The service is not registered.
             WriteConflict: Other processes kept changing it.
         """
-        with self._audit.change("report_health", name) as entry:
+        with self._audit.record_change("report_health", name) as entry:
             violations = name_violations(name, "name") + error_text_violations(error, "error")
             violations += status_violations(status, "status")
             if details is not None:
                 violations += details_violations(details, "details")
-            requests.refuse(violations)
+            requests.raise_if_invalid(violations)
             claim = _claim_on(name)
             health = Health(status=status, details=details, error=error)
             return await self._reports.take(name, health, entry, claim)
@@ -305,7 +305,7 @@ class ServiceRegistry(RegistryReads):
         """Remove services whose lease has expired and return their names."""
         removed: list[str] = []
         try:
-            with self._audit.change("cleanup", ""):  # recorded only if it fails; removals are recorded below
+            with self._audit.record_change("cleanup", ""):  # recorded only if it fails; removals are recorded below
                 self._writes.require_loaded()
                 while True:
                     sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP, self._replica.position)
@@ -315,7 +315,7 @@ class ServiceRegistry(RegistryReads):
                 if removed:
                     await self._writes.catch_up()
         finally:
-            self._audit.removed("cleanup", removed)
+            self._audit.record_removals("cleanup", removed)
         return removed
 
     def _violations(self, service: Service, at: str = "service") -> list[Violation]:

@@ -2,7 +2,7 @@
 
 from registry_server.replication.follower import FOLLOWER_STATES, Follower
 from registry_server.replication.repair import REPAIR_OUTCOMES, Repairer
-from registry_server.replication.writes import REPLICA_WAIT_SECONDS, Writes, existing
+from registry_server.replication.writes import REPLICA_WAIT_SECONDS, Writes, require_existing
 
 __all__ = [
     "FOLLOWER_STATES",
@@ -11,5 +11,5 @@ __all__ = [
     "Follower",
     "Repairer",
     "Writes",
-    "existing",
+    "require_existing",
 ]

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Literal, Protocol, get_args
 
 import structlog
@@ -18,13 +18,11 @@ from registry_server.model.normal import update_type
 from registry_server.model.record import Record
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import Clock
-from registry_server.runtime.tasks import until_quiet
+from registry_server.runtime.tasks import wait_until_idle
 from registry_server.store import Position, RedisStore, StoredEvent
 
 _ENTERED_AT_ONCE: Final = 1_000
 """Services that are indexed without a pause, about 10 ms: liveness is asked for also while a million are loaded."""
-_FIRST_RETRY = 0.05
-_LAST_RETRY = 1.0
 _GATHER: Final = 0.01
 """Seconds for which a busy process leaves events to gather: one read costs it more than one event does."""
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -66,6 +64,10 @@ class Follower:
         on_resync_too_large: Callable[[], None],
         fits_one_message: Callable[[list[Change]], bool],
         repairer: Repairer | None = None,
+        retry_seconds: tuple[float, float] = (0.05, 1.0),
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """Prepares the follower.
 
@@ -77,6 +79,10 @@ class Follower:
             on_resync_too_large: Called when a resync's difference is too large to be told to watchers.
             fits_one_message: Decides on that.
             repairer: Gives a store back what it has lost; without one it is followed as it is.
+            retry_seconds: First and longest delay between two attempts to connect; each is twice the one before.
+            monotonic: Clock that measures how long the store has been away.
+            sleep: Waits for the delay.
+            jitter: Returns a random number between two; multiplies each delay.
         """
         self._store = store
         self._replica = replica
@@ -85,8 +91,10 @@ class Follower:
         self._on_start_over = on_resync_too_large
         self._fits_one_message = fits_one_message
         self.repairer = repairer
+        self._first_retry, self._last_retry = retry_seconds
+        self._monotonic, self._sleep, self._jitter = monotonic, sleep, jitter
         self._stands_still = False
-        self._last_contact = time.monotonic()
+        self._last_contact = self._monotonic()
         self._connected_at = 0.0
         self._waits_for = ""
         self._broken: str | None = None
@@ -110,7 +118,7 @@ class Follower:
     @property
     def lag(self) -> float:
         """Seconds since the replica was last known to be level with the store; 0 while it follows."""
-        return 0.0 if self.connected else time.monotonic() - self._last_contact
+        return 0.0 if self.connected else self._monotonic() - self._last_contact
 
     def connection_since(self, then: float) -> int:
         """Number of the connection that has stood since a monotonic second, counted from 1; 0 if none has."""
@@ -125,7 +133,7 @@ class Follower:
             return "disconnected"
         return "following" if self._broken is None else "resyncing"
 
-    def suspect(self, why: str) -> None:
+    def report_inconsistency(self, why: str) -> None:
         """Says that history may have broken, when somebody else notices first."""
         self._broken = why
         self._consistent.clear()
@@ -136,7 +144,7 @@ class Follower:
 
     async def run(self) -> None:
         """Follows for ever; cancel it to stop."""
-        delay = _FIRST_RETRY
+        delay = self._first_retry
         while True:
             try:
                 if not self.loaded:
@@ -148,12 +156,12 @@ class Follower:
                 while True:
                     if self._broken is None:  # else what we hold is of the time before, as while the store was away
                         self._set_connected(connected=True)
-                    delay = _FIRST_RETRY
+                    delay = self._first_retry
                     await self._step()
             except StoreUnavailable as error:
                 self._set_connected(connected=False, why=str(error.__cause__ or error))
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay = min(delay * 2, _LAST_RETRY)
+                await self._sleep(delay * self._jitter(0.5, 1.0))
+                delay = min(delay * 2, self._last_retry)
 
     async def _verify(self) -> None:
         """After the store was away: looks whether our newest revision is still the change that we know.
@@ -165,7 +173,7 @@ class Follower:
             return
         stored = await self._store.event(self._newest.revision)
         if stored != self._newest:
-            self.suspect(f"revision {self._newest.revision} is not the change that it was")
+            self.report_inconsistency(f"revision {self._newest.revision} is not the change that it was")
             # If it is gone, the stream was trimmed, which breaks our history alone; or the store is behind, and knows.
             self._rewritten = stored is not None
 
@@ -173,14 +181,14 @@ class Follower:
         """Waits for events and applies them; looks whether history still goes on when there are none."""
         if self._broken is None:
             try:
-                await until_quiet(_GATHER)
+                await wait_until_idle(_GATHER)
                 events = await self._store.tail(self._replica.revision)
                 for event in events:
                     self._apply(event)
                 if not events:
                     await self._look()
             except _HistoryBroken as error:
-                self.suspect(str(error))
+                self.report_inconsistency(str(error))
         if self._broken is not None:  # also when the store went away before the resync was done
             await self._recover(self._broken)
             self._broken, self._rewritten = None, False
@@ -189,9 +197,9 @@ class Follower:
     async def _recover(self, why: str) -> None:
         certain = True
         if self.repairer is not None:
-            if await self.repairer.needed():
+            if await self.repairer.find_divergence():
                 self._set_connected(connected=False, why="it lacks what this process holds, or is being repaired")
-                certain = await self.repairer.run()
+                certain = await self.repairer.repair_store()
             if await self._goes_on():
                 return
         await self._resync(why)
@@ -241,7 +249,7 @@ class Follower:
             raise _HistoryBroken(f"{position} is followed by {event.epoch}, {event.revision}")
         self._stands_still = False
         self._newest = event
-        self._replica.apply(_change(event, self._replica.records.get(event.name)))
+        self._replica.apply_change(_change(event, self._replica.records.get(event.name)))
         self.event_lag.observe(max(self._clock() / 1_000_000 - event.at_ms, 0.0) / 1000)
 
     async def _load(self) -> None:
@@ -251,9 +259,9 @@ class Follower:
         try:
             records, past, position, owners = await self._read_all()
             for start in range(0, len(records), _ENTERED_AT_ONCE):
-                self._replica.enter(records[start : start + _ENTERED_AT_ONCE])
+                self._replica.load_records(records[start : start + _ENTERED_AT_ONCE])
                 await asyncio.sleep(0)
-            self._replica.begin(past, position, owners)
+            self._replica.start_at(past, position, owners)
         finally:
             gc.enable()
         gc.freeze()
@@ -349,10 +357,10 @@ class Follower:
 
     def _set_connected(self, *, connected: bool, why: str = "") -> None:
         if connected:
-            self._last_contact = time.monotonic()
+            self._last_contact = self._monotonic()
         elif not self.loaded and why != self._waits_for:
             self._waits_for = why
-            log.warning("the store is not reached yet: nothing is served until it is", why=why)
+            log.warning("store not reachable: calls fail until the catalog is loaded", why=why)
         if connected == self.connected:
             return
         self.connected = connected
@@ -361,7 +369,7 @@ class Follower:
             self._connected_at = self._last_contact
             log.info("following the store", revision=self._replica.revision)
         else:
-            log.warning("store away: reads go on from memory, writes are refused", why=why)
+            log.warning("store disconnected: reads continue from memory, writes are refused", why=why)
         self._on_connection(connected=connected)
 
 

@@ -1,8 +1,8 @@
-"""``Repairer``: puts back into the store what this process holds in memory and the store has lost.
+"""``Repairer``: restores services that the store has lost from this process's memory.
 
-A store that comes back empty or older than what was acknowledged (failover to a replica that lagged, a restored backup,
-a lost disk) is given its services again by the processes that remember them, one at a time, those that know most first.
-ADR 0022 tells what that can promise.
+A store can return empty, or older than the writes it has acknowledged: failover to a lagging replica, a restored
+backup, a lost disk. The registry's processes then write the lost services back, one process at a time, the one with
+the newest revision first. ADR 0022 describes the guarantees.
 """
 
 import asyncio
@@ -15,14 +15,11 @@ import structlog
 
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.model.normal import ttl_of
+from registry_server.model.normal import ttl_seconds
 from registry_server.model.record import Record
-from registry_server.runtime.tasks import end_if_cancelled
+from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import Position, RedisStore, Remembered, StoredEvent, Turn, TurnLost
-from registry_server.store.repairs import BATCH
 
-_POLL: Final = 0.1
-"""Seconds between two looks at a store that another process repairs."""
 _BATCH_BYTES: Final = 1 << 20
 
 RepairOutcome = Literal["continued", "merged", "unneeded", "lost"]
@@ -33,106 +30,106 @@ log = structlog.get_logger(__name__)
 
 
 class RepairCounters:
-    """What was put back; all since the process started."""
+    """Counters of repairs since the process started."""
 
     def __init__(self) -> None:
         self.repairs: Counter[RepairOutcome] = Counter()
-        """``continued``: the store has its history again; ``merged``: services were put back under another epoch;
-        ``unneeded``: the store lacked nothing, others were first; ``lost``: another process took the turn."""
-        self.put_back = 0
-        """Services."""
-        self.removed_again = 0
-        """Services whose removal the store had lost."""
+        """``continued``: the store has its history again; ``merged``: services were restored under another epoch;
+        ``unneeded``: another process had already repaired the store; ``lost``: another process took over."""
+        self.restored = 0
+        """Services written back to the store."""
+        self.removed = 0
+        """Services removed from the store again, because it had lost their removal."""
 
 
 class _Agreement(NamedTuple):
-    """How the store, as it was found, and this process have a past in common."""
+    """The part of the history that the store and this process share."""
 
     common: int
-    """Newest revision up to which both have the same history; 0 if that is not known."""
+    """Newest revision up to which both have the same history; 0 if unknown."""
     exact: bool
-    """The store has nothing beyond it: made equal to this process, it goes on with its history."""
+    """The store has nothing after ``common``: once it equals this process, it can continue that history."""
     known: bool = True
-    """Whether it could be told at all."""
-    given: int = 0
-    """Revision of this process's epoch up to which others have put services back already."""
+    """Whether ``common`` could be determined."""
+    restored_to: int = 0
+    """Revision of this process's epoch up to which other processes have already restored services."""
 
     def plan(self, epoch: str) -> str:
-        """For whoever goes on with a repair that was given up, when the store no longer tells."""
+        """Return the text kept in the store, from which another process can resume an abandoned repair."""
         return f"{epoch} {self.common} {int(self.exact)}"
 
 
 class _Difference:
-    """What is to be done to the store."""
+    """Names of the services to restore, to remove and to leave as they are in the store."""
 
     def __init__(self) -> None:
-        self.put: list[str] = []
+        self.restore: list[str] = []
         self.remove: list[str] = []
-        self.kept: list[str] = []
-        """Services that stay as they are in the store."""
+        self.keep: list[str] = []
 
 
 class Repairer:
-    """Repairs the store from the replica; while it runs nothing else may change the replica."""
+    """Repairs the store from the replica, which nothing else may change in the meantime."""
 
-    def __init__(self, store: RedisStore, replica: Replica, *, default_ttl: float) -> None:
-        """Prepares it.
+    def __init__(self, store: RedisStore, replica: Replica, *, default_ttl: float, poll_seconds: float = 0.1) -> None:
+        """Create a repairer.
 
         Args:
-            store: What may have lost something.
-            replica: What is remembered.
-            default_ttl: Seconds that leases of services last that do not say.
+            store: Store to repair.
+            replica: State to restore from.
+            default_ttl: Lease duration in seconds of services that do not set one.
+            poll_seconds: Maximum interval for checking a store that another process repairs.
         """
         self._store = store
         self._replica = replica
         self._default_ttl = default_ttl
+        self._poll_seconds = poll_seconds
         self.counters = RepairCounters()
 
-    async def needed(self) -> Position | None:
-        """Tells where the store stands if it lacks something that this process holds, or is being repaired."""
+    async def find_divergence(self) -> Position | None:
+        """Return the store's position if it lacks state that this process holds or is being repaired, else ``None``."""
         known, found = self._replica.position, await self._store.position()
         if not found.epoch:
             return found
         if found.epoch != known.epoch:
-            _, given = await self._store.repairs.merged(known.epoch)
-            return found if self._replica.records and given < known.revision else None
+            _, restored_to = await self._store.repairs.merged(known.epoch)
+            return found if self._replica.records and restored_to < known.revision else None
         if found.revision < known.revision:
             return found
         newest = self._replica.history.newest
         if newest is None:
             return None
         stored = await self._store.event(newest.revision)
-        # If it is gone, the stream was trimmed, which takes no service away.
-        return found if stored is not None and stored != _stored(newest, known.epoch) else None
+        # A missing event means that the stream was trimmed, which loses no service.
+        return found if stored is not None and stored != _stored_event(newest, known.epoch) else None
 
-    async def run(self) -> bool:
-        """Returns once the store lacks nothing that this process holds.
+    async def repair_store(self) -> bool:
+        """Repair until the store holds everything that this process holds.
 
         Returns:
-            Whether what this process did rests on a past that could be told from that of the store: else services that
-            were removed may be back.
+            Whether the common history was known in every repair. If not, unregistered services may have reappeared.
 
         Raises:
-            StoreUnavailable: Redis does not answer; to be run again.
+            StoreUnavailable: Redis did not answer; call again.
         """
         certain = True
-        while (found := await self.needed()) is not None:
+        while (found := await self.find_divergence()) is not None:
             turn = await self._store.repairs.turn(self._replica.position, found.epoch)
             if isinstance(turn, Turn):
                 try:
                     certain = await self._repair(turn) and certain
                 except TurnLost:
                     self.counters.repairs["lost"] += 1
-                    log.warning("another process goes on with the repair of the store")
+                    log.warning("store repair taken over by another process")
             else:
-                await asyncio.sleep(min(turn, _POLL))
-            end_if_cancelled()
+                await asyncio.sleep(min(turn, self._poll_seconds))
+            raise_if_cancelled()
         return certain
 
     async def _repair(self, turn: Turn) -> bool:
         known = self._replica.position
-        log.info("repairing the store from memory", found=turn.found.revision, revision=known.revision)
-        agreement = await self._agreement(turn)
+        log.info("repairing store from memory", found=turn.found.revision, revision=known.revision)
+        agreement = await self._find_agreement(turn)
         difference = _Difference()
         if agreement.common < known.revision or turn.plan:
             difference = await self._difference(agreement)
@@ -142,17 +139,17 @@ class Repairer:
         if agreement.exact:
             outcome, end = "continued", known
             await self._put_events(agreement.common, restart=bool(turn.plan))
-        elif not (difference.put or difference.remove or turn.plan or self._is_fork(turn, agreement)):
+        elif not (difference.restore or difference.remove or turn.plan or self._is_fork(turn, agreement)):
             outcome, end = "unneeded", Position(turn.found.epoch or known.epoch, turn.found.revision)
         await self._store.repairs.end(end, restart=outcome == "merged", known=known, common=agreement.common)
         self.counters.repairs[outcome] += 1
-        self.counters.put_back += len(difference.put)
-        self.counters.removed_again += len(difference.remove)
+        self.counters.restored += len(difference.restore)
+        self.counters.removed += len(difference.remove)
         log.warning(
-            "the store was repaired from memory",
+            "store repaired from memory",
             outcome=outcome,
-            put_back=len(difference.put),
-            removed_again=len(difference.remove),
+            restored=len(difference.restore),
+            removed=len(difference.remove),
             found=turn.found.revision,
             common=agreement.common if agreement.known else None,
             revision=end.revision,
@@ -160,33 +157,33 @@ class Repairer:
         return agreement.known
 
     def _is_fork(self, turn: Turn, agreement: _Agreement) -> bool:
-        """Whether the numbers of one epoch stand for other changes in the store: then it cannot go on in any case."""
+        """Return whether the store has other changes under the same epoch and revisions: it then needs a new epoch."""
         known = self._replica.position
         return turn.found.epoch in {"", known.epoch} and agreement.common < known.revision
 
-    async def _agreement(self, turn: Turn) -> _Agreement:
+    async def _find_agreement(self, turn: Turn) -> _Agreement:
         known, found = self._replica.position, turn.found
-        if turn.plan:  # what the store holds now is partly what the other one has put back
-            return self._agreement_of(turn.plan)
+        if turn.plan:  # the store now holds some services that the abandoned repair restored
+            return self._parse_plan(turn.plan)
         if found.revision == 0:
             return _Agreement(0, exact=True)
         if found.epoch not in {"", known.epoch}:
-            common, given = await self._store.repairs.merged(known.epoch)
-            return _Agreement(common, exact=False, given=given)
-        forked = await self._newest_in_common(min(found.revision, known.revision))
-        if forked is None:
+            common, restored_to = await self._store.repairs.merged(known.epoch)
+            return _Agreement(common, exact=False, restored_to=restored_to)
+        common_event = await self._newest_common_event(min(found.revision, known.revision))
+        if common_event is None:
             return _Agreement(0, exact=False, known=False)
-        return _Agreement(forked, exact=forked == found.revision)
+        return _Agreement(common_event, exact=common_event == found.revision)
 
-    def _agreement_of(self, plan: str) -> _Agreement:
+    def _parse_plan(self, plan: str) -> _Agreement:
         epoch, common, exact = plan.split()
         if epoch != self._replica.position.epoch:
             return _Agreement(0, exact=False, known=False)
         known = self._replica.revision
         return _Agreement(min(int(common), known), exact=exact == "1" and int(common) <= known)
 
-    async def _newest_in_common(self, revision: int) -> int | None:
-        """Looks for the newest event that the store and this process share, from a revision downwards."""
+    async def _newest_common_event(self, revision: int) -> int | None:
+        """Return the newest revision, at most ``revision``, whose event is the same here and in the store."""
         history, epoch = self._replica.history, self._replica.position.epoch
         oldest = history.oldest
         if oldest is None:
@@ -194,16 +191,16 @@ class Repairer:
         async for page in self._store.repairs.events_before(revision):
             for event in page:
                 ours = history.at(event.revision)
-                if ours is not None and event == _stored(ours, epoch):
+                if ours is not None and event == _stored_event(ours, epoch):
                     return event.revision
-                # What took the place of changes that were lost was committed after all of them.
+                # The store committed replacements of lost changes after those changes, so an older event is not one.
                 if ours is None and event.epoch == epoch and event.at_ms <= oldest.at_ms:
                     return event.revision
-            end_if_cancelled()
+            raise_if_cancelled()
         return None
 
     async def _difference(self, agreement: _Agreement) -> _Difference:
-        """Compares the store with the replica."""
+        """Compare the store with the replica."""
         difference = _Difference()
         owners = await self._store.repairs.owners()
         seen: set[str] = set()
@@ -216,57 +213,57 @@ class Repairer:
                 if ours is None:
                     if agreement.exact or Record(wire).revision <= agreement.common:
                         difference.remove.append(name)
-                elif wire != ours.wire and self._is_ours(ours, Record(wire), owners.get(name), agreement):
-                    difference.put.append(name)
+                elif wire != ours.wire and self._should_restore(ours, Record(wire), owners.get(name), agreement):
+                    difference.restore.append(name)
                 else:
-                    difference.kept.append(name)
-            end_if_cancelled()
-        after = max(agreement.common, agreement.given)
+                    difference.keep.append(name)
+            raise_if_cancelled()
+        after = max(agreement.common, agreement.restored_to)
         for name, ours in self._replica.records.items():
             if name not in seen and (agreement.exact or ours.revision > after):
-                difference.put.append(name)
+                difference.restore.append(name)
         return difference
 
-    def _is_ours(self, ours: Record, theirs: Record, owner: str | None, agreement: _Agreement) -> bool:
-        """Whether this process's state of a service is put in place of that in the store."""
+    def _should_restore(self, ours: Record, theirs: Record, owner: str | None, agreement: _Agreement) -> bool:
+        """Return whether this process's state of a service replaces the store's."""
         if agreement.exact:
             return True
-        if ours.revision <= max(agreement.common, agreement.given):
+        if ours.revision <= max(agreement.common, agreement.restored_to):
             return False
         if theirs.revision <= agreement.common:
             return True
         mine = self._replica.owners.get(ours.name)
-        if mine is not None and mine != owner:  # nobody becomes the owner because the store was emptied
+        if mine is not None and mine != owner:  # an emptied store must not let another caller take over the service
             return True
-        return _updated(ours) > _updated(theirs)
+        return _updated_at(ours) > _updated_at(theirs)
 
     async def _put_services(self, difference: _Difference, plan: str) -> None:
-        def remembered() -> Iterator[Remembered]:
-            for name in difference.put:
+        def remembered_services() -> Iterator[Remembered]:
+            for name in difference.restore:
                 record = self._replica.records[name]
-                ttl = ttl_of(record.message(), self._default_ttl)
+                ttl = ttl_seconds(record.message(), self._default_ttl)
                 yield Remembered(name, record.wire, ttl, self._replica.owners.get(name, ""))
             for name in difference.remove:
                 yield Remembered(name, b"", 0, "")
 
-        for batch in _batches(remembered(), lambda each: len(each.record)):
+        for batch in _batches(remembered_services(), lambda each: len(each.record), self._store.repairs.batch):
             await self._store.repairs.put_services(batch, plan)
-            end_if_cancelled()
-        if difference.kept:  # their heartbeats since then were lost
-            await self._store.renew(difference.kept)
+            raise_if_cancelled()
+        if difference.keep:  # the store has lost their latest heartbeats
+            await self._store.renew(difference.keep)
 
     async def _put_events(self, common: int, *, restart: bool) -> None:
-        """Gives the stream the changes after a revision, or all that are kept if it cannot go on from there."""
+        """Append the changes after a revision, or rewrite the stream with all kept changes if it cannot continue there."""
         history, epoch = self._replica.history, self._replica.position.epoch
         past = history.since(common)
         restart = restart or past is None or not await self._stream_ends_at(common)
         if restart:
             past = history.since(history.oldest.revision - 1) if history.oldest else ()
-        events = (_stored(change, epoch) for change in past or ())
-        for batch in _batches(events, lambda event: len(event.after) + len(event.before)):
+        events = (_stored_event(change, epoch) for change in past or ())
+        for batch in _batches(events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch):
             await self._store.repairs.put_events(batch, restart=restart)
             restart = False
-            end_if_cancelled()
+            raise_if_cancelled()
 
     async def _stream_ends_at(self, revision: int) -> bool:
         async for page in self._store.repairs.events_before(2**53):
@@ -274,27 +271,27 @@ class Repairer:
         return False
 
 
-def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[Sequence[T]]:
-    """Cuts into batches of bounded length and bytes."""
+def _batches(items: Iterator[T], size: Callable[[T], int], length: int) -> Iterator[Sequence[T]]:
+    """Split into batches of bounded length and size."""
     batch: list[T] = []
     total = 0
     for item in items:
         batch.append(item)
         total += size(item)
-        if len(batch) == BATCH or total > _BATCH_BYTES:
+        if len(batch) == length or total > _BATCH_BYTES:
             yield batch
             batch, total = [], 0
     if batch:
         yield batch
 
 
-def _updated(record: Record) -> tuple[int, int]:
+def _updated_at(record: Record) -> tuple[int, int]:
     time = record.message().updated_at
     return time.seconds, time.nanos
 
 
-def _stored(change: Change, epoch: str) -> StoredEvent:
-    """The event of which a change was made."""
+def _stored_event(change: Change, epoch: str) -> StoredEvent:
+    """Return the stored event that a change was made from."""
     return StoredEvent(
         epoch=epoch,
         revision=change.revision,

@@ -21,7 +21,7 @@ from registry_server.errors import (
     StoreUnavailable,
     WriteConflict,
 )
-from registry_server.model.normal import ttl_of
+from registry_server.model.normal import ttl_seconds
 from registry_server.model.record import Record
 from registry_server.replication import Follower
 from registry_server.security.identity import NO_CLAIM, Claim
@@ -125,7 +125,7 @@ class Writes:
             expected=before.revision if before else 0,
             type=type_,
             reason=reason,
-            ttl=ttl_of(after, self._default_ttl),
+            ttl=ttl_seconds(after, self._default_ttl),
             renew=renew,
             # What was checked before is no longer how the service is.
             forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
@@ -150,7 +150,7 @@ class Writes:
             epoch=self._replica.position.epoch,
             seen=self._replica.revision,
             expected=service.revision,
-            ttl=ttl_of(service, self._default_ttl),
+            ttl=ttl_seconds(service, self._default_ttl),
             renew=renew,
             claim=claim,
             confirm=confirm,
@@ -192,7 +192,7 @@ class Writes:
             StoreUnavailable: It does not come: this process has lost the store.
         """
         try:
-            await self._replica.reached(revision, REPLICA_WAIT_SECONDS)
+            await self._replica.wait_for_revision(revision, REPLICA_WAIT_SECONDS)
         except RevisionNotReached:
             raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
 
@@ -228,7 +228,7 @@ class Writes:
         """Waits until the follower has looked at a store that is in another epoch than this process, or behind it."""
         if self._replica.position.epoch != epoch:
             return
-        self._follower.suspect("a write found the store in another epoch, or behind")
+        self._follower.report_inconsistency("a write found the store in another epoch, or behind")
         try:
             async with asyncio.timeout(REPLICA_WAIT_SECONDS):
                 await self._follower.wait_consistent()
@@ -246,7 +246,7 @@ class Writes:
             raise Overloaded("writes", _MOST, f"{self.in_flight} writes wait for the store here")
 
 
-def existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
+def require_existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
     """Gives the record that a write rests on.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from ossa.registry.v1.registry_service_pb2 import RegistryStats
-from registry_server.catalog import Replica, stats
+from registry_server.catalog import Replica, registry_stats
 from registry_server.gateway.middleware import Route
 from registry_server.health import HealthMonitor
 from registry_server.instrumentation.counters import CacheCounters, Histogram

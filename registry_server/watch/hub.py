@@ -52,7 +52,7 @@ class WatchGroup:
         """Yield revision, type and frame of each change that concerns this group."""
         for change in changes:
             if change.is_notice:
-                yield change.revision, change.type, change.event()
+                yield change.revision, change.type, change.event_frame()
                 continue
             matched = change.before is not None and self.filter.matches(change.before)
             matches = change.after is not None and self.filter.matches(change.after)
@@ -115,8 +115,8 @@ class WatchHub:
         """
         if cursor is not None and cursor.epoch == self.replica.position.epoch:
             with suppress(RevisionNotReached):
-                await self.replica.reached(cursor.revision, self.limits.cursor_wait_seconds)
-        names = await self._discovery.matching(filter_) if snapshot and cursor is None else None
+                await self.replica.wait_for_revision(cursor.revision, self.limits.cursor_wait_seconds)
+        names = await self._discovery.matching_names(filter_) if snapshot and cursor is None else None
         # No await from here on: the state, the earlier changes and the new watcher belong to one position.
         start = self.replica.position
         try:
@@ -130,7 +130,7 @@ class WatchHub:
         group = self._groups.get(filter_.key)
         if group is None:
             group = self._groups[filter_.key] = WatchGroup(filter_, self.replica)
-            self.replica.interests.add(group)
+            self.replica.interests.add_interest(group)
         watcher = Watcher(self, types, bookmark_interval)
         if opening is not None:
             watcher.open_with_snapshot(opening)
@@ -149,7 +149,7 @@ class WatchHub:
         group.watchers.pop(watcher, None)
         if not group.watchers and self._groups.get(group.filter.key) is group:
             del self._groups[group.filter.key]
-            self.replica.interests.discard(group)
+            self.replica.interests.remove_interest(group)
 
     def shared_message(self, frames: list[bytes], position: Position) -> bytes:
         """Return a serialised message, built once for all watchers that send the same events."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.event_pb2 import EventType
-from registry_server.catalog.change import Change, snapshot_event
+from registry_server.catalog.change import Change, snapshot_frame
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, encode_cursor
 from registry_server.model.wire import bytes_field, integer_field
@@ -71,7 +71,7 @@ def snapshot_messages(snapshot: Snapshot, message_bytes: int) -> Iterator[bytes]
     frames: list[bytes] = []
     size = 0
     for record in snapshot.records:
-        frames.append(snapshot_event(record))
+        frames.append(snapshot_frame(record))
         size += len(frames[-1])
         if size >= message_bytes:
             yield encode_message(frames, start, resumable=False)
@@ -84,8 +84,8 @@ def snapshot_messages(snapshot: Snapshot, message_bytes: int) -> Iterator[bytes]
 def framed_event(change: Change, *, matched: bool, matches: bool) -> tuple[int, bytes]:
     """Return the event type and the framed event of a change, for a filter that matched before or matches now."""
     if matched and not matches and change.after is not None:
-        return _UNMATCHED, change.unmatched()
-    return change.type, change.event()
+        return _UNMATCHED, change.unmatched_frame()
+    return change.type, change.event_frame()
 
 
 def fits_one_message(changes: Sequence[Change], max_bytes: int = MAX_RESYNC_MESSAGE_BYTES) -> bool:

@@ -19,7 +19,7 @@ from registry_server.config import EMBEDDED, RedisUrl, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
 from registry_server.process import ROLL_SIGNAL, run_loop, stop_on_signals
-from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import first_error
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.workers import messages
@@ -69,8 +69,8 @@ async def _serve(settings: Settings) -> None:
                 }
             )
         )
-        log.info("gRPC listens", address=grpc, reflection=settings.grpc.reflection)
-        log.info("HTTP listens", address=http, health=f"http://{http}/health")
+        log.info("gRPC listening", address=grpc, reflection=settings.grpc.reflection)
+        log.info("HTTP listening", address=http, health=f"http://{http}/health")
         failure: BaseException | None = None
         try:
             await supervisor.run(stop)
@@ -131,12 +131,12 @@ class Supervisor:
             log.info("restarting the workers one after the other", workers=len(self._workers))
             for worker in self._workers:
                 await worker.restart(self._settings.shutdown.grace_seconds + _FAREWELL)
-            log.info("all workers were restarted", workers=len(self._workers))
+            log.info("all workers restarted", workers=len(self._workers))
 
     async def _announce(self) -> None:
         for worker in self._workers:
             await worker.ready.wait()
-        log.info("ossa-registry serves", version=__version__, workers=len(self._workers))
+        log.info("ossa-registry is serving", version=__version__, workers=len(self._workers))
 
 
 class _Worker:
@@ -169,10 +169,10 @@ class _Worker:
             if self._draining:
                 return
             if code == 0:  # somebody ended it with SIGTERM, to have a fresh one
-                log.info("a worker has drained; another one follows", worker=self.number)
+                log.info("worker drained, starting a replacement", worker=self.number)
                 continue
             delay = _FIRST_RETRY if time.monotonic() - started > _LAST_RETRY else min(2 * delay, _LAST_RETRY)
-            log.error("a worker ended; another one follows", worker=self.number, code=code, seconds=delay)
+            log.error("worker exited, starting a replacement", worker=self.number, code=code, seconds=delay)
             await asyncio.sleep(delay)
 
     async def metrics(self) -> str | None:
@@ -233,7 +233,7 @@ class _Worker:
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
-            writer.write(framed(pickle.dumps(self._setup)))
+            writer.write(encode_frame(pickle.dumps(self._setup)))
             self._writer = writer
             if self._draining:  # it was too late for the signal
                 self._signal(signal.SIGTERM)
@@ -249,7 +249,7 @@ class _Worker:
 
     def _say(self, message: Message) -> None:
         if self._writer is not None:
-            self._writer.write(framed(json.dumps(message).encode()))
+            self._writer.write(encode_frame(json.dumps(message).encode()))
 
     async def _answer(self, number: int) -> None:
         self._say({"kind": COLLECTED, "id": number, "texts": await self._collect()})

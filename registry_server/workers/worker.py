@@ -16,9 +16,9 @@ from registry_server.app import WorkerContext
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
 from registry_server.process import ROLL_SIGNAL, run_loop, serve_until, stop_on_signals
-from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import cancel
-from registry_server.telemetry.joined import joined
+from registry_server.telemetry.merging import merge_metrics
 from registry_server.workers import messages
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Worker:
 
         async def all_metrics() -> bytes:
             texts = await self._collected()
-            return await own() if texts is None else joined(texts)
+            return await own() if texts is None else merge_metrics(texts)
 
         return all_metrics
 
@@ -110,7 +110,7 @@ class Worker:
             await asyncio.sleep(_SPEAK_EVERY)
 
     def _say(self, message: "Message") -> None:
-        self._writer.write(framed(json.dumps(message).encode()))
+        self._writer.write(encode_frame(json.dumps(message).encode()))
 
 
 async def _main(connection: socket.socket) -> int:

@@ -26,7 +26,7 @@ async def test_the_password_of_redis_is_told_to_nobody(redis: RedisProcess) -> N
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("b")))
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-            assert (await server.logged("store away: reads go on from memory, writes are refused"))["why"]
+            assert (await server.logged("store disconnected: reads continue from memory, writes are refused"))["why"]
             async with aiohttp.ClientSession() as client, client.get(f"http://{server.http_address}/metrics") as answer:
                 metrics = await answer.text()
             assert await server.stop() == 0

@@ -100,9 +100,9 @@ def test_what_is_installed_serves_a_client_that_is_installed(installed: Installe
         address = ""
         for line in server.stderr or ():
             event = json.loads(line)
-            if event["event"] == "gRPC listens":
+            if event["event"] == "gRPC listening":
                 address = event["address"]
-            if event["event"] == "ossa-registry serves":
+            if event["event"] == "ossa-registry is serving":
                 break
         printed = installed.run("python", "-c", CLIENT, address)
         server.send_signal(signal.SIGTERM)

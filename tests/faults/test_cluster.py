@@ -19,7 +19,7 @@ from tests.support.server import Server, ServerProcess, connected, running
 from tests.support.traffic import BEATING, Traffic, more_writes, reason_of, traffic
 from tests.support.watching import Subscriber, following
 
-PATIENCE = 60
+TIMEOUT = 60
 PREFIX = "{ossa}:services"
 KEY = "{ossa}:registry:revision"
 
@@ -53,7 +53,7 @@ async def nothing_is_lost(it: Started, seen: Traffic) -> None:
 
 
 async def promoted(node: RedisProcess) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while await role_of(node) != "master":
             await asyncio.sleep(0.05)
 
@@ -154,10 +154,10 @@ async def test_a_redis_that_is_no_cluster_is_told_in_the_log(redis: RedisProcess
     process = ServerProcess(f"--redis.url={url}", f"--redis.key-prefix={PREFIX}")
     starting = asyncio.create_task(process.start())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not process.grpc_address:
                 await asyncio.sleep(0.02)
-        line = await process.logged("the store is not reached yet: nothing is served until it is")
+        line = await process.logged("store not reachable: calls fail until the catalog is loaded")
         assert "This instance has cluster support disabled" in line["why"]
         async with connected(process.grpc_address) as (_, stub):
             with pytest.raises(grpc.aio.AioRpcError) as refused:

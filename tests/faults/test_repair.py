@@ -14,8 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_server.runtime.tasks import cancel
 from registry_server.store import RedisStore
-from registry_server.tasks import cancel
 from tests.support.followers import CLIENT_REQUEST, REGISTERED, RESYNC, writing
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
     from ossa.registry.v1.service_pb2 import Service
 
-REPAIRED = "the store was repaired from memory"
+REPAIRED = "store repaired from memory"
 MANY = 4000  # services, of which a repair takes a while
-PATIENCE = 30  # seconds
+TIMEOUT = 30  # seconds
 
 
 class Member:
@@ -139,7 +139,7 @@ async def nothing_is_lost(each: list[Member], subject: Clients) -> None:
 
 async def agreed(member: Member) -> "dict[str, Service]":
     """What a process holds once its subscriber holds the same: a call that its client gave up may still change it."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while member.subscriber.state != (services := await member.services()):
             await asyncio.sleep(0.02)
     return services

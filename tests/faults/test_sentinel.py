@@ -16,7 +16,7 @@ from tests.support.server import Server, ServerProcess, connected, running
 from tests.support.traffic import BEATING, Traffic, info_of, more_writes, reason_of, traffic
 from tests.support.watching import Subscriber, following
 
-PATIENCE = 60
+TIMEOUT = 60
 
 
 async def register(server: Server, name: str) -> pb.RegisterServiceResponse:
@@ -24,7 +24,7 @@ async def register(server: Server, name: str) -> pb.RegisterServiceResponse:
 
 
 async def until(server: Server, *, connected: bool) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).store_connected != connected:
             await asyncio.sleep(0.02)
 
@@ -54,7 +54,7 @@ async def test_a_killed_primary_is_replaced_and_loses_nothing_that_a_replica_con
             await more_writes(seen)
             # It comes back as a primary; Sentinel makes a replica of it.
             await redis.servers[0].restart()
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while await role_of(redis.servers[0]) != "slave":
                     await asyncio.sleep(0.05)
             await linked(redis.servers[0])
@@ -79,7 +79,7 @@ async def test_a_primary_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(
             await more_writes(seen)
             redis.servers[0].resume()
             await more_writes(seen)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while await role_of(redis.servers[0]) != "slave":
                     await asyncio.sleep(0.05)
             await more_writes(seen)
@@ -95,7 +95,7 @@ async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
     ):
         async with traffic(server) as seen:
             await more_writes(seen)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while not await _fails_over(redis):
                     await asyncio.sleep(0.2)
             await redis.primary(other_than=redis.servers[0])
@@ -119,7 +119,7 @@ async def test_what_a_lagging_replica_lost_is_given_back_to_it(tmp_path: Path) -
     ):
         kept = (await register(server, "kept")).service
         primary, replica = redis.servers
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             async with client_of(primary) as client:
                 while not await client.wait(1, 100):
                     pass
@@ -191,7 +191,7 @@ async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confir
 
         redis.servers[1].resume()
         reason = "NOT_REPLICATED"
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while reason == "NOT_REPLICATED":
                 try:
                     assert (await register(server, "agent")).service.revision == 2
@@ -229,7 +229,7 @@ async def test_with_all_sentinels_away_at_the_start_it_waits_for_them(tmp_path: 
         assert not starting.done()
         for sentinel in redis.sentinels:
             await sentinel.start()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await starting).service.revision == 1
 
 
@@ -265,10 +265,10 @@ async def test_what_is_wrong_with_the_url_is_in_the_log_at_the_start(
         process = ServerProcess(f"--redis.url={redis.url.replace(*change)}")
         starting = asyncio.create_task(process.start())
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while not process.grpc_address:
                     await asyncio.sleep(0.02)
-            line = await process.logged("the store is not reached yet: nothing is served until it is")
+            line = await process.logged("store not reachable: calls fail until the catalog is loaded")
             assert why in line["why"]
             async with connected(process.grpc_address) as (_, stub):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -287,7 +287,7 @@ async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_
             for i in range(len(redis.sentinels)):
                 await _sentinel(redis, "REMOVE", SERVICE, at=i)
                 await _sentinel(redis, "MONITOR", SERVICE, "127.0.0.1", str(other.port), "2", at=i)
-            async with client_of(other) as client, asyncio.timeout(PATIENCE):
+            async with client_of(other) as client, asyncio.timeout(TIMEOUT):
                 while not await client.hexists("ossa:registry:records", "agent"):
                     await asyncio.sleep(0.02)
             await register(server, "there")

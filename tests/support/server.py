@@ -114,9 +114,9 @@ class ServerProcess:
             stderr=asyncio.subprocess.PIPE,
         )
         self._reader = asyncio.create_task(self._read())
-        self.grpc_address = (await self.logged("gRPC listens"))["address"]
-        self.http_address = (await self.logged("HTTP listens"))["address"]
-        await self.logged("ossa-registry serves")
+        self.grpc_address = (await self.logged("gRPC listening"))["address"]
+        self.http_address = (await self.logged("HTTP listening"))["address"]
+        await self.logged("ossa-registry is serving")
 
     async def logged(self, event: str, within: float = START_PATIENCE) -> dict[str, Any]:
         """Waits until an event is in the log; gives its first occurrence."""

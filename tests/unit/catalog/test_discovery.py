@@ -28,7 +28,7 @@ class Catalog:
     def __init__(self, history_length: int = 1000) -> None:
         self.replica = Replica(history_length)
         self.discovery = Discovery(self.replica)
-        self.replica.begin([], Position("epoch", 0))
+        self.replica.start_at([], Position("epoch", 0))
         self.held: dict[str, Record] = {}
         self.stale = False
         self.set_stale(stale=False)
@@ -56,14 +56,14 @@ class Catalog:
         before = self.held.pop(name, None)
         if after is not None:
             self.held[name] = after
-        self.replica.apply(change(revision, before, after))
+        self.replica.apply_change(change(revision, before, after))
 
     async def answer(self, query: DiscoverServicesRequest, after: str = "") -> DiscoverServicesResponse:
-        wire = await self.discovery.answer(compiled(query), query.page_size, after, query.SerializeToString())
+        wire = await self.discovery.find_page(compiled(query), query.page_size, after, query.SerializeToString())
         return DiscoverServicesResponse.FromString(wire)
 
     def ready(self, query: DiscoverServicesRequest) -> DiscoverServicesResponse | None:
-        wire = self.discovery.ready(query.SerializeToString())
+        wire = self.discovery.cached_answer(query.SerializeToString())
         return None if wire is None else DiscoverServicesResponse.FromString(wire)
 
     def expected(self, query: DiscoverServicesRequest, after: str = "") -> DiscoverServicesResponse:
@@ -87,7 +87,7 @@ class Catalog:
         requests = [request for query in queries for request in query.requests]
         each = module._ENTRY_BYTES
         assert self.discovery._kept_bytes == sum(len(kept) + each for kept in pages + requests)
-        assert self.discovery._ready.keys() == set(requests)
+        assert self.discovery._cached.keys() == set(requests)
         assert len(self.replica.interests) == len(queries)
 
 
@@ -184,7 +184,7 @@ async def test_answers_are_those_of_a_plain_dict_whatever_changes(steps: list[St
 @given(st.lists(STEPS, max_size=10), st.integers(1, 4), st.integers(0, 6000), st.integers(0, 12))
 async def test_answers_are_right_whatever_the_bounds(steps: list[Step], queries: int, size: int, names: int) -> None:
     catalog = Catalog()
-    with bounds(MOST_QUERIES=queries, MOST_KEPT_BYTES=size, MOST_NAMES=names, _SCAN_SLICE=1):
+    with bounds(MAX_KEPT_QUERIES=queries, MAX_KEPT_BYTES=size, MAX_KEPT_NAMES=names, _SCAN_SLICE_RECORDS=1):
         for step in steps:
             step(catalog)
             await ask_everything(catalog)
@@ -199,7 +199,7 @@ async def test_a_long_scan_takes_over_what_changes_meanwhile(steps: list[tuple[S
         catalog.put(f"{'ab'[i % 2]}{i:02}")
     request = asking(name_pattern="^a|d", version=">=1 <2")
 
-    with bounds(_SCAN_SLICE=1):
+    with bounds(_SCAN_SLICE_RECORDS=1):
         answering = asyncio.create_task(catalog.answer(request))
         for step, turns in steps:
             for _ in range(turns):
@@ -219,7 +219,7 @@ async def test_a_scan_begins_anew_when_another_epoch_reaches_the_same_revision()
         catalog.put(name)
     request = asking(name_pattern=".")
 
-    with bounds(_SCAN_SLICE=1):
+    with bounds(_SCAN_SLICE_RECORDS=1):
         answering = asyncio.create_task(catalog.answer(request))
         await asyncio.sleep(0)
         catalog.resync(catalog.replica.revision, "a", "c")
@@ -230,7 +230,7 @@ async def test_a_scan_begins_anew_when_another_epoch_reaches_the_same_revision()
 
 async def test_a_scan_of_many_records_lets_others_run() -> None:
     catalog = Catalog()
-    count = 3 * module._SCAN_SLICE
+    count = 3 * module._SCAN_SLICE_RECORDS
     for i in range(count):
         catalog.put(f"s{i:05}")
     request = asking(name_pattern="s0.*7$")
@@ -256,7 +256,7 @@ async def test_calls_that_ask_the_same_at_once_share_one_query() -> None:
         catalog.put(f"s{i}")
     request = asking(name_pattern="s[0-4]")
 
-    with bounds(_SCAN_SLICE=2):
+    with bounds(_SCAN_SLICE_RECORDS=2):
         answers = await asyncio.gather(*(catalog.answer(request) for _ in range(4)))
 
     assert answers == [catalog.expected(request)] * 4
@@ -281,9 +281,9 @@ async def test_without_its_bytes_a_request_makes_nothing_ready() -> None:
     catalog = Catalog()
     request = asking()
 
-    await catalog.discovery.answer(compiled(request), 100, "")
+    await catalog.discovery.find_page(compiled(request), 100, "")
 
-    assert not catalog.discovery._ready
+    assert not catalog.discovery._cached
 
 
 async def paged() -> tuple[Catalog, list[DiscoverServicesRequest]]:
@@ -372,7 +372,7 @@ async def test_ready_answers_say_whether_they_may_be_behind() -> None:
 async def test_the_queries_asked_for_longest_ago_are_dropped_first() -> None:
     catalog = Catalog()
     requests = [asking(group=name) for name in "abcd"]
-    with bounds(MOST_QUERIES=3):
+    with bounds(MAX_KEPT_QUERIES=3):
         for request in requests[:3]:
             await catalog.answer(request)
         await catalog.answer(requests[0])
@@ -389,7 +389,7 @@ async def test_queries_are_dropped_when_they_list_too_many_names() -> None:
         catalog.put(name, metadata={"tags": ["x", "y", "z"]})
     requests = [asking(tags=[tag]) for tag in "xyz"]
 
-    with bounds(MOST_NAMES=8):
+    with bounds(MAX_KEPT_NAMES=8):
         for request in requests:
             await catalog.answer(request)
 
@@ -402,7 +402,7 @@ async def test_pages_and_requests_that_take_too_many_bytes_go_with_the_oldest_qu
         catalog.put(tag, metadata={"tags": [tag], "description": "d" * 2000})
     requests = [asking(tags=[tag]) for tag in "xyz"]
 
-    with bounds(MOST_KEPT_BYTES=7000):
+    with bounds(MAX_KEPT_BYTES=7000):
         for request in requests:
             await catalog.answer(request)
 
@@ -415,7 +415,7 @@ async def test_an_answer_larger_than_the_bound_is_given_and_not_kept() -> None:
     catalog.put("a", metadata={"description": "d" * 3000})
     request = asking()
 
-    with bounds(MOST_KEPT_BYTES=1000):
+    with bounds(MAX_KEPT_BYTES=1000):
         assert await catalog.answer(request) == catalog.expected(request)
 
     assert catalog.ready(request) is None
@@ -432,7 +432,7 @@ async def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
     everything = asking(size)
 
     names, after, more = list[str](), "", True
-    with bounds(MOST_PAGE_BYTES=limit):
+    with bounds(MAX_PAGE_BYTES=limit):
         while more:
             page = await catalog.answer(everything, after)
             frames = [len(catalog.held[service.name].framed) for service in page.services]
@@ -453,7 +453,7 @@ async def test_many_spellings_of_one_query_are_bounded_too() -> None:
     catalog = Catalog()
     catalog.put("a")
 
-    with bounds(MOST_KEPT_BYTES=5000):
+    with bounds(MAX_KEPT_BYTES=5000):
         for size in range(1, 200):
             await catalog.answer(asking(size))
             assert catalog.discovery._kept_bytes <= 5000
@@ -468,10 +468,10 @@ async def test_the_names_that_match_are_a_list_of_the_callers_own() -> None:
         catalog.put(name)
     filter_ = compiled(asking(name_pattern="."))
 
-    fresh = await catalog.discovery.matching(filter_)
+    fresh = await catalog.discovery.matching_names(filter_)
     await catalog.answer(asking(name_pattern="."))
-    kept = await catalog.discovery.matching(filter_)
+    kept = await catalog.discovery.matching_names(filter_)
 
     assert fresh == kept == ["a", "b"]
     kept.clear()
-    assert await catalog.discovery.matching(filter_) == ["a", "b"]
+    assert await catalog.discovery.matching_names(filter_) == ["a", "b"]

@@ -51,7 +51,7 @@ def compiled(message: ServiceFilter) -> Filter:
 def indexed(*held: Record) -> Index:
     index = Index()
     for each in held:
-        index.add(each)
+        index.add_record(each)
     return index
 
 
@@ -76,11 +76,11 @@ def test_the_index_tells_what_the_records_tell_after_any_changes(steps: list[tup
     for name, after in steps:
         before = held.pop(after.name if after else name, None)
         if after is not None and before is not None:
-            index.replace(before, after)
+            index.replace_record(before, after)
         elif after is not None:
-            index.add(after)
+            index.add_record(after)
         elif before is not None:
-            index.remove(before)
+            index.remove_record(before)
         if after is not None:
             held[after.name] = after
         assert_tells_of(index, held)
@@ -90,7 +90,7 @@ def test_the_index_tells_what_the_records_tell_after_any_changes(steps: list[tup
 def test_an_index_that_is_emptied_keeps_nothing(held: list[Record]) -> None:
     index = indexed(*held)
     for each in held:
-        index.remove(each)
+        index.remove_record(each)
 
     assert not any(index._postings.values())
     assert not index._capability_versions

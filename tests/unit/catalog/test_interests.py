@@ -69,10 +69,10 @@ def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any],
     table = InterestTable(Index())
     interests = [Told(**fields) for fields in wanted]
     for interest in interests:
-        table.add(interest)
+        table.add_interest(interest)
 
     for each in changes:
-        table.publish(each)
+        table.publish_change(each)
 
     for interest in interests:
         expected = []
@@ -86,19 +86,19 @@ def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any],
 
 def test_an_interest_hears_of_services_that_came_after_it() -> None:
     table, interest = InterestTable(Index()), Told(tags=["rare"])
-    table.add(interest)
+    table.add_interest(interest)
     arrival = change(None, record("a", metadata={"tags": ["rare"]}))
 
-    table.publish(arrival)
+    table.publish_change(arrival)
 
     assert interest.heard == [(arrival, False, True)]
 
 
 def test_an_interest_under_several_terms_is_told_once() -> None:
     table, interest = InterestTable(Index()), Told(tags=["x", "y"])
-    table.add(interest)
+    table.add_interest(interest)
 
-    table.publish(change(record("a", metadata={"tags": ["x", "y"]}), record("a", metadata={"tags": ["y", "x"]})))
+    table.publish_change(change(record("a", metadata={"tags": ["x", "y"]}), record("a", metadata={"tags": ["y", "x"]})))
 
     assert len(interest.heard) == 1
 
@@ -107,7 +107,7 @@ def test_a_change_looks_only_at_interests_that_it_could_touch() -> None:
     table = InterestTable(Index())
     near, far = Told(group="a"), Told(group="b")
     for interest in (near, far):
-        table.add(interest)
+        table.add_interest(interest)
 
     assert list(table._near(change(None, record("a")))) == [near]
 
@@ -117,13 +117,13 @@ def test_what_is_discarded_is_told_nothing_and_leaves_nothing(wanted: list[Any])
     table = InterestTable(Index())
     interests = [Told(**fields) for fields in wanted]
     for interest in interests:
-        table.add(interest)
+        table.add_interest(interest)
     assert len(table) == len(interests)
 
     for interest in interests:
-        table.discard(interest)
-        table.discard(interest)  # twice does no harm
-    table.publish(change(None, record("a", metadata={"tags": ["x", "y", "z"]}, health={"status": 1})))
+        table.remove_interest(interest)
+        table.remove_interest(interest)  # twice does no harm
+    table.publish_change(change(None, record("a", metadata={"tags": ["x", "y", "z"]}, health={"status": 1})))
 
     assert not any(interest.heard for interest in interests)
     assert len(table) == 0
@@ -137,14 +137,14 @@ def test_an_interest_may_leave_while_it_is_told() -> None:
     class Leaving(Told):
         def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
             super().on_change(change, matched=matched, matches=matches)
-            table.discard(self)
+            table.remove_interest(self)
 
     leaving, staying = Leaving(), Told()
     for interest in (leaving, staying):
-        table.add(interest)
+        table.add_interest(interest)
 
     for _ in range(2):
-        table.publish(change(None, record("a")))
+        table.publish_change(change(None, record("a")))
 
     assert len(leaving.heard) == 1
     assert len(staying.heard) == 2

@@ -52,14 +52,14 @@ def change(revision: int, before: Record | None, after: Record | None) -> Change
 
 def loaded(*records: Record, past: Sequence[Change] = (), revision: int = 0) -> Replica:
     replica = Replica(history_length=100)
-    replica.enter(records)
-    replica.begin(past, Position("epoch", revision))
+    replica.load_records(records)
+    replica.start_at(past, Position("epoch", revision))
     return replica
 
 
 def apply(replica: Replica, name: str, after: Record | None) -> Change:
     made = change(replica.revision + 1, replica.records.get(name), after)
-    replica.apply(made)
+    replica.apply_change(made)
     return made
 
 
@@ -97,7 +97,7 @@ def test_the_replica_holds_what_the_changes_say(steps: list[tuple[str, Record | 
         replica.resync(changes, Position("another", 70))
     else:
         for each in changes:
-            replica.apply(each)
+            replica.apply_change(each)
 
     assert replica.records == held
     for tag in "xy":
@@ -142,7 +142,7 @@ def test_history_starts_anew_at_a_resync() -> None:
 def test_whoever_is_told_of_a_change_finds_it_applied() -> None:
     replica = loaded()
     interest = Interest(replica)
-    replica.interests.add(interest)
+    replica.interests.add_interest(interest)
 
     apply(replica, "a", record("a", 1))
     apply(replica, "a", None)
@@ -154,7 +154,7 @@ def test_whoever_is_told_of_a_resync_finds_all_of_it_applied() -> None:
     replica = loaded()
     apply(replica, "old", record("old", 1))
     interest = Interest(replica)
-    replica.interests.add(interest)
+    replica.interests.add_interest(interest)
     difference = [change(9, replica.records["old"], None), change(9, None, record("new", 9))]
 
     replica.resync(difference, Position("another", 9))
@@ -167,7 +167,7 @@ def test_callbacks_hear_of_every_change_and_every_move() -> None:
     replica = loaded()
     applied, moved = list[Change](), list[int]()
     replica.on_applied.append(applied.append)
-    replica.on_moved.append(lambda: moved.append(replica.revision))
+    replica.on_position_changed.append(lambda: moved.append(replica.revision))
 
     first = apply(replica, "a", record("a", 1))
     difference = [change(8, first.after, None), change(8, None, record("b", 8))]
@@ -181,20 +181,20 @@ def test_a_revision_out_of_order_is_refused() -> None:
     replica = loaded()
 
     with pytest.raises(ValueError, match="does not follow"):
-        replica.apply(change(2, None, record("a", 2)))
+        replica.apply_change(change(2, None, record("a", 2)))
 
 
 async def test_a_revision_that_is_held_is_reached_at_once() -> None:
     replica = loaded(revision=5)
 
-    await replica.reached(5, within=0)
-    await replica.reached(0, within=0)
+    await replica.wait_for_revision(5, wait_seconds=0)
+    await replica.wait_for_revision(0, wait_seconds=0)
 
 
 async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> None:
     replica = loaded()
     waits = {
-        revision: [asyncio.create_task(replica.reached(revision, LONG)) for _ in range(2)] for revision in (3, 1, 2)
+        revision: [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for _ in range(2)] for revision in (3, 1, 2)
     }
     await asyncio.sleep(0)
 
@@ -208,7 +208,7 @@ async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> No
 
 async def test_a_resync_also_reaches_revisions() -> None:
     replica = loaded()
-    wait = asyncio.create_task(replica.reached(40, LONG))
+    wait = asyncio.create_task(replica.wait_for_revision(40, LONG))
     await asyncio.sleep(0)
 
     replica.resync([], Position("another", 50))
@@ -220,14 +220,14 @@ async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
     replica = loaded(revision=5)
 
     with pytest.raises(RevisionNotReached, match="revision 7 was not reached in time; this process holds 5"):
-        await replica.reached(7, within=0.01)
+        await replica.wait_for_revision(7, wait_seconds=0.01)
 
     assert not replica._waiters
 
 
 async def test_who_stops_waiting_as_their_revision_comes_just_stops() -> None:
     replica = loaded()
-    wait = asyncio.create_task(replica.reached(1, LONG))
+    wait = asyncio.create_task(replica.wait_for_revision(1, LONG))
     await asyncio.sleep(0)
 
     wait.cancel()
@@ -240,7 +240,7 @@ async def test_who_stops_waiting_as_their_revision_comes_just_stops() -> None:
 
 async def test_who_stops_waiting_leaves_the_others_waiting() -> None:
     replica = loaded()
-    waits = [asyncio.create_task(replica.reached(revision, LONG)) for revision in (1, 2, 2, 3)]
+    waits = [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for revision in (1, 2, 2, 3)]
     await asyncio.sleep(0)
 
     waits[1].cancel()

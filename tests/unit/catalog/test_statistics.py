@@ -10,7 +10,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog import statistics
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.catalog.statistics import Capabilities, stats
+from registry_server.catalog.statistics import Capabilities, registry_stats
 from registry_server.model.record import Record
 from registry_server.store import Position
 from tests.support.samples import small_service
@@ -31,7 +31,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self.replica = Replica(history_length=10)
-        self.replica.begin([], Position("epoch", 0))
+        self.replica.start_at([], Position("epoch", 0))
         self.capabilities = Capabilities(self.replica)
 
     def put(self, name: str, **fields: Any) -> None:
@@ -43,7 +43,7 @@ class Catalog:
         self._apply(name, None)
 
     def _apply(self, name: str, after: Record | None) -> None:
-        self.replica.apply(
+        self.replica.apply_change(
             Change(
                 revision=self.replica.revision + 1,
                 type=EventType.EVENT_TYPE_SERVICE_UPDATED,
@@ -85,7 +85,7 @@ def test_stats_are_what_counting_all_services_gives(services: dict[str, Any], go
     left = [fields for name, fields in services.items() if name not in gone]
     statuses = [fields["health"]["status"] for fields in left]
     offered = [capability["name"] for fields in left for capability in fields["capabilities"]]
-    assert stats(catalog.replica) == RegistryStats(
+    assert registry_stats(catalog.replica) == RegistryStats(
         total_services=len(left),
         healthy_services=statuses.count(HealthStatus.HEALTH_STATUS_HEALTHY),
         unhealthy_services=statuses.count(HealthStatus.HEALTH_STATUS_UNHEALTHY),
@@ -139,7 +139,7 @@ def test_pages_follow_each_other_without_gap_or_repeat() -> None:
 def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(statistics, "MOST_PAGE_BYTES", limit)
+    monkeypatch.setattr(statistics, "MAX_PAGE_BYTES", limit)
     catalog = Catalog()
     catalog.put(
         "a", **offering(*(f"{name} {'d' * length}" for name, length in zip("abcde", (5, 9, 1, 50, 5), strict=True)))
@@ -164,7 +164,7 @@ def test_a_full_last_page_is_the_last() -> None:
 
 
 def test_a_summary_lists_a_bounded_number_of_services_and_counts_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "MOST_SERVICE_NAMES", 2)
+    monkeypatch.setattr(statistics, "MAX_SERVICE_NAMES", 2)
     catalog = Catalog()
     for name in "dbca":
         catalog.put(name, **offering("read@1"))

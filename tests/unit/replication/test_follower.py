@@ -442,7 +442,7 @@ async def test_the_state_tells_what_the_follower_does(process: Process, writer: 
     await eventually(lambda: process.follower.state == "disconnected")
     redis.resume()
     await eventually(lambda: process.follower.state == "following")
-    process.follower.suspect("a test says so")
+    process.follower.report_inconsistency("a test says so")
     assert process.follower.state == "resyncing"
     await writer.put("a")
     await process.catch_up()
@@ -468,7 +468,7 @@ async def test_somebody_else_may_notice_first(process: Process, writer: Writer) 
     await writer.put("a")
     await process.catch_up()
 
-    process.follower.suspect("a test says so")
+    process.follower.report_inconsistency("a test says so")
     await eventually(lambda: process.follower.resyncs == 1)
     await writer.put("b")
     await process.catch_up()
@@ -485,7 +485,7 @@ async def test_a_resync_that_the_store_interrupts_is_done_when_it_is_back(
     await process.stall()
     await writer.put("b")
     await client.delete(writer.store.keys.events)
-    process.follower.suspect("a test says so")
+    process.follower.report_inconsistency("a test says so")
     redis.kill()
     process.start()
     await eventually(lambda: not process.follower.connected)
@@ -553,7 +553,7 @@ async def test_a_store_that_came_back_older_and_took_other_changes_is_noticed(
     await writer.put("lost1", "lost2", "lost3")
     await process.catch_up()
     if after_a_resync:
-        process.follower.suspect("a test says so")
+        process.follower.report_inconsistency("a test says so")
         await eventually(lambda: process.follower.resyncs == 1)
     before = process.replica.position
     observer = Observer()

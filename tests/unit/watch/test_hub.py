@@ -40,7 +40,7 @@ class Catalog:
         self, *, history: int = 1000, buffer_events: int = 1000, buffer_bytes: int = 1 << 20, **limits: Any
     ) -> None:
         self.replica = Replica(history)
-        self.replica.begin([], Position("epoch", 0))
+        self.replica.start_at([], Position("epoch", 0))
         self.hub = WatchHub(self.replica, Discovery(self.replica), WatchLimits(buffer_events, buffer_bytes, **limits))
 
     def put(self, name: str, **fields: Any) -> None:
@@ -54,7 +54,7 @@ class Catalog:
 
     def notice(self, error: str) -> None:
         """Something is wrong with the registry itself."""
-        self.replica.apply(
+        self.replica.apply_change(
             Change(
                 revision=self.replica.revision + 1,
                 type=REGISTRY_ERROR,
@@ -73,7 +73,7 @@ class Catalog:
         before = self.replica.records.get(name)
         if before is None and after is None:
             return
-        self.replica.apply(change(self.replica.revision + 1, before, after))
+        self.replica.apply_change(change(self.replica.revision + 1, before, after))
 
     @asynccontextmanager
     async def watching(self, filter_: Filter | None = None, **options: Any) -> AsyncIterator[Watcher]:
@@ -209,7 +209,7 @@ async def test_a_cursor_of_an_unfinished_snapshot_is_good_for_nothing() -> None:
 
 
 async def test_a_snapshot_that_needs_a_long_scan_is_of_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_module, "_SCAN_SLICE", 1)
+    monkeypatch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
     catalog = Catalog()
     for name in "abcd":
         catalog.put(name)
@@ -897,7 +897,7 @@ async def test_a_client_that_resumes_after_every_break_misses_nothing_and_sees_n
     filter_ = filtering(**fields)
     client = Client(catalog, filter_)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery_module, "_SCAN_SLICE", 1)
+        patch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
         for act in acts:
             result = act(catalog, client)
             if asyncio.iscoroutine(result):
