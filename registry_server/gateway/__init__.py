@@ -1,4 +1,4 @@
-"""HTTP: for people, probes and tools."""
+"""HTTP: the REST API, the event stream, health, metrics and documentation."""
 
 from registry_server.gateway.server import HttpServer
 

@@ -1,4 +1,4 @@
-"""``/openapi.yaml``, and ``/docs``, which shows it in a browser with nothing from elsewhere."""
+"""``/openapi.yaml``, and ``/docs``, which shows it in a browser without external resources."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
@@ -17,7 +17,7 @@ _ASSETS: Final = {
 """Path to file and media type."""
 _HEADERS: Final = {
     "Cache-Control": "max-age=300",
-    # Swagger UI sets styles from its scripts and has its pictures in data: URLs. Nothing may come from elsewhere.
+    # Swagger UI sets inline styles from its scripts and uses data: URLs for images; everything else is same-origin.
     "Content-Security-Policy": (
         "default-src 'none'; connect-src 'self'; img-src 'self' data:; script-src 'self'; "
         "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -26,11 +26,11 @@ _HEADERS: Final = {
 
 
 def docs_routes() -> Sequence[web.RouteDef]:
-    """The route table."""
-    return [web.get(path, _serving(file, media_type)) for path, (file, media_type) in _ASSETS.items()]
+    """Return the route table."""
+    return [web.get(path, _serve_asset(file, media_type)) for path, (file, media_type) in _ASSETS.items()]
 
 
-def _serving(file: str, media_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _serve_asset(file: str, media_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def serve(_: web.Request) -> web.Response:
         return web.Response(body=_content(file), content_type=media_type, charset="utf-8", headers=_HEADERS)
 

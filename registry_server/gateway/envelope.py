@@ -1,4 +1,4 @@
-"""What an answer looks like, and the one table from errors to HTTP status."""
+"""The JSON envelope of answers, and the table that maps errors to HTTP status codes."""
 
 import json
 import math
@@ -43,21 +43,21 @@ HTTP_CODES: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_URI_TOO_LONG: "URL_TOO_LONG",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "UNSUPPORTED_MEDIA_TYPE",
 }
-"""``error.code`` of what HTTP itself refuses, before the registry is asked."""
+"""``error.code`` of requests that are rejected at the HTTP level."""
 
-_MOST_TOLD = 3
-"""Violations that the message of an error repeats; ``details`` has all of them."""
+_MAX_SUMMARISED_VIOLATIONS = 3
+"""Violations repeated in the error message; ``details`` lists all of them."""
 
 _JSON = "application/json"
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
-# What a client sent may come back in an error, also what is no Unicode text: as ASCII it always can.
+# Errors may quote invalid Unicode sent by a client, which only ASCII escapes can represent.
 _encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
 
 log = structlog.get_logger(__name__)
 
 
 class Failure(NamedTuple):
-    """An error as HTTP tells it."""
+    """An error as an HTTP answer."""
 
     status: int
     code: str
@@ -66,18 +66,18 @@ class Failure(NamedTuple):
     headers: Mapping[str, str]
 
     def document(self) -> dict[str, Any]:
-        """The member ``error`` of the envelope."""
+        """Return the member ``error`` of the envelope."""
         return {"code": self.code, "message": self.message, "details": self.details}
 
 
 def encode(document: Any) -> bytes:
-    """Compact UTF-8 JSON of plain values."""
+    """Return compact UTF-8 JSON of plain values."""
     return _encode(document).encode()
 
 
 @lru_cache(maxsize=4)
 def _second(seconds: int) -> str:
-    """A second since the epoch in ISO 8601; kept, since thousands of answers share one."""
+    """Return a second since the epoch in ISO 8601; cached, since thousands of answers share one."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
@@ -89,26 +89,26 @@ class Envelope:
 
     @property
     def now(self) -> str:
-        """The time in ISO 8601 with milliseconds."""
+        """Current time in ISO 8601 with milliseconds."""
         seconds, rest = divmod(self._clock(), 1_000_000_000)
         return f"{_second(seconds)}.{rest // 1_000_000:03}Z"
 
     def success(
         self, data: bytes, request_id: str, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> web.Response:
-        """Makes the answer to a request that was done.
+        """Return the answer to a successful request.
 
         Args:
             data: JSON of the result.
-            request_id: Names the request; nothing in it that JSON would escape.
+            request_id: Request id, without characters that JSON escapes.
             status: HTTP status.
-            headers: Headers beside those of every answer.
+            headers: Additional headers.
         """
         body = b"".join((b'{"success":true,"data":', data, self._meta(request_id)))
         return web.Response(body=body, status=status, headers=headers, content_type=_JSON)
 
     def failure(self, failure: Failure, request_id: str) -> web.Response:
-        """Makes the answer to a request that was not done."""
+        """Return the answer to a failed request."""
         error = _encode_ascii(failure.document()).encode()
         body = b"".join((b'{"success":false,"error":', error, self._meta(request_id)))
         return web.Response(body=body, status=failure.status, headers=failure.headers, content_type=_JSON)
@@ -119,9 +119,9 @@ class Envelope:
 
 
 def failure_of(error: Exception, request_id: str) -> Failure:
-    """Turns an error into what a client is told of it.
+    """Return the answer to an error.
 
-    An error that is in no table is a bug: it is logged in full, and the client is told nothing of it.
+    An error that is in neither table is a bug: it is logged in full, and the client learns nothing about it.
     """
     if isinstance(error, web.HTTPException) and error.status in HTTP_CODES:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
@@ -136,9 +136,9 @@ def failure_of(error: Exception, request_id: str) -> Failure:
         details["violations"] = [violation._asdict() for violation in error.violations]
         message = _summary(error.violations)
     headers = {}
-    if isinstance(error, errors.ComeBackLater):
+    if isinstance(error, errors.RetryableError):
         headers["Retry-After"] = str(math.ceil(error.retry_after))
-    if isinstance(error, errors.Unauthenticated):  # RFC 9110, 11.6.1 asks for it
+    if isinstance(error, errors.Unauthenticated):  # required by RFC 9110, 11.6.1
         headers["WWW-Authenticate"] = 'Bearer realm="ossa-registry"'
     return Failure(STATUSES[type(error)], error.reason, message, details, headers)
 
@@ -146,14 +146,15 @@ def failure_of(error: Exception, request_id: str) -> Failure:
 def _sentence(error: web.HTTPException) -> str:
     match error:
         case web.HTTPMethodNotAllowed():
-            return f"this path takes {', '.join(sorted(error.allowed_methods))}"
+            return f"method not allowed; this path supports {', '.join(sorted(error.allowed_methods))}"
         case web.HTTPNotFound():
-            return "there is nothing at this path"
+            return "there is no resource at this path"
         case _:
             return error.text or error.reason
 
 
 def _summary(violations: tuple[errors.Violation, ...]) -> str:
-    told = "; ".join(f"{field}: {description}" for field, description in violations[:_MOST_TOLD])
-    more = len(violations) - _MOST_TOLD
-    return f"{told}; and {more} more" if more > 0 else told
+    first = violations[:_MAX_SUMMARISED_VIOLATIONS]
+    summary = "; ".join(f"{field}: {description}" for field, description in first)
+    more = len(violations) - len(first)
+    return f"{summary}; and {more} more" if more > 0 else summary

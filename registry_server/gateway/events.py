@@ -24,11 +24,11 @@ from registry_server.security.permissions import API, ROUTES
 from registry_server.watch import Watcher
 
 _RETRY_MS: Final = (1_000, 3_000)
-"""After how long a client comes back: spread out, so that not all come at the same moment after a restart."""
+"""Reconnect delay sent to clients, randomised so that they do not all reconnect at once after a restart."""
 _HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would keep events back until its buffer is full
+    "X-Accel-Buffering": "no",  # otherwise nginx delays events until its buffer is full
 }
 
 log = structlog.get_logger(__name__)
@@ -47,15 +47,15 @@ class EventStream:
         keep_alive: float,
         write_timeout: float,
     ) -> None:
-        """Puts the parts together.
+        """Create the handler.
 
         Args:
-            registry: What is watched.
+            registry: The use cases.
             documents: JSON of services.
-            middleware: Knows the headers of every answer.
-            guard: Looks after streams that are open.
+            middleware: Adds the headers of every answer.
+            guard: Tracks open streams.
             keep_alive: Seconds after which a quiet stream gets a comment.
-            write_timeout: Seconds within which a client must take 64 KiB.
+            write_timeout: Seconds within which a client must read 64 KiB.
         """
         self._registry = registry
         self._documents = documents
@@ -65,38 +65,38 @@ class EventStream:
         self._write_timeout = write_timeout
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Streams events until the client leaves or the watch ends.
+        """Stream events until the client leaves or the watch ends.
 
         Raises:
-            InvalidRequest: Parameters or cursor are bad.
-            CursorExpired: What came after the cursor is no longer all at hand, and no snapshot is wanted.
+            InvalidRequest: A parameter or the cursor is not valid.
+            CursorExpired: The changes after the cursor are no longer all kept, and no snapshot was requested.
         """
-        watch = self._request(request)
-        presented = self._middleware.presented(request)
+        watch = self._watch_request(request)
+        credentials = self._middleware.credentials(request)
         permission = ROUTES["GET", f"{API}/events"]
         response = web.StreamResponse(headers=_HEADERS)
         self._middleware.add_headers(request, response.headers)
         with (
             ExitStack() as stack,
-            self._guard.session(request[IDENTITY], presented, permission, peer_of(request), watches=True) as session,
+            self._guard.session(request[IDENTITY], credentials, permission, peer_of(request), watches=True) as session,
         ):
             try:
-                watcher, snapshot = await self._begin(watch)
+                watcher, snapshot = await self._open_watch(watch)
                 messages: AsyncIterator[bytes] = stack.enter_context(watcher)
                 session.on_end(partial(watcher.end, immediately=True))
             except (StoreUnavailable, ShuttingDown) as error:
-                # Told any other status than 200, a browser's EventSource gives up for ever. This is over in a moment.
+                # A browser's EventSource never reconnects after a status other than 200, and this error is temporary.
                 if "text/event-stream" not in request.headers.get("Accept", ""):
                     raise
-                messages, snapshot = _failing(error), False
+                messages, snapshot = _failed_watch(error), False
             if request.method != "HEAD":
-                await self._follow(messages, request, response, snapshot=snapshot)
+                await self._send_events(messages, request, response, snapshot=snapshot)
         return response
 
-    def _request(self, request: web.Request) -> WatchEventsRequest:
+    def _watch_request(self, request: web.Request) -> WatchEventsRequest:
         query = Query(request.query, (*FILTERS, *EVENTS), labels=True)
         watch = WatchEventsRequest(filter=query.filter(), include_snapshot=query.flag("snapshot"))
-        # A browser repeats the URL when it comes back, and tells in the header how far it is by then.
+        # A reconnecting browser repeats the URL and sends its newest cursor in the header.
         cursor = request.headers.get("Last-Event-ID", "") or query.text("lastEventId")
         if cursor.isascii():
             watch.cursor = cursor
@@ -106,8 +106,8 @@ class EventStream:
         query.check()
         return watch
 
-    async def _begin(self, watch: WatchEventsRequest) -> tuple[Watcher, bool]:
-        """Begins the watch; tells whether it begins with a snapshot."""
+    async def _open_watch(self, watch: WatchEventsRequest) -> tuple[Watcher, bool]:
+        """Open a watch; also return whether it starts with a snapshot."""
         with rest_names():
             try:
                 return await self._registry.watch(watch), watch.include_snapshot and not watch.cursor
@@ -117,42 +117,44 @@ class EventStream:
         watch.cursor = ""
         return await self._registry.watch(watch), True
 
-    async def _follow(
+    async def _send_events(
         self, messages: AsyncIterator[bytes], request: web.Request, response: web.StreamResponse, *, snapshot: bool
     ) -> None:
-        """Passes on the messages of a watch, and why it ended."""
+        """Send the messages of a watch, then the error that ended it."""
         await response.prepare(request)
         try:
-            retry = random.randint(*_RETRY_MS)  # noqa: S311 - spreads load, keeps no secret
-            await self._write(response, sse.opening(retry, snapshot=snapshot))
+            retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
+            await self._write_text(response, sse.opening(retry, snapshot=snapshot))
             try:
                 async for message in messages:
-                    await self._write(response, sse.text_of(WatchEventsResponse.FromString(message), self._documents))
+                    await self._write_text(
+                        response, sse.encode_watch_message(WatchEventsResponse.FromString(message), self._documents)
+                    )
             except (TimeoutError, ConnectionError):
                 raise
-            except Exception as error:  # noqa: BLE001 - the stream has begun: here alone it can be told, in the stream
-                await self._write(response, sse.ending(failure_of(error, request[REQUEST_ID])))
+            except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
+                await self._write_text(response, sse.ending(failure_of(error, request[REQUEST_ID])))
             await response.write_eof()
         except TimeoutError:
-            log.info("event stream cut: its client does not read", request_id=request[REQUEST_ID])
+            log.info("slow reader disconnected", request_id=request[REQUEST_ID])
             if request.transport is not None:
                 request.transport.abort()
         except ConnectionError:
             pass  # the client has left
 
-    async def _write(self, response: web.StreamResponse, text: bytes) -> None:
-        """Writes in pieces, each within the time that a client has for it.
+    async def _write_text(self, response: web.StreamResponse, text: bytes) -> None:
+        """Write in chunks, each within the write timeout.
 
         Raises:
-            TimeoutError: The client did not read.
-            ConnectionError: It has left.
+            TimeoutError: The client did not read in time.
+            ConnectionError: The client left.
         """
         for start in range(0, len(text), CHUNK_BYTES):
             async with asyncio.timeout(self._write_timeout):
                 await response.write(text[start : start + CHUNK_BYTES])
 
 
-async def _failing(error: RegistryError) -> AsyncGenerator[bytes, None]:
-    """A watch that ends as it begins."""
+async def _failed_watch(error: RegistryError) -> AsyncGenerator[bytes, None]:
+    """Return a watch that fails immediately."""
     raise error
     yield b""

@@ -1,4 +1,4 @@
-"""``GET /services``: answers kept until a change touches them."""
+"""``GET /services``: answers cached until a change affects them."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,33 +14,33 @@ from registry_server.model.wire import split_frames
 from registry_server.registry import ServiceRegistry
 
 _SERVICES_TAG: Final = 0x0A  # DiscoverServicesResponse.services: field 1, length-delimited
-_SLICE: Final = 50  # services between two looks at other tasks: about 2.5 ms if none of them is known yet
-_MOST_ANSWERS: Final = 512
-_MOST_BYTES: Final = 32 << 20
-_LARGEST_KEPT: Final = 8 << 20
-_ENTRY_BYTES: Final = 500  # what keeping one of them costs beside its bytes
+_SERVICES_PER_SLICE: Final = 50  # encoded without yielding to the event loop: about 2.5 ms if none is cached
+_MAX_ANSWERS: Final = 512
+_MAX_BYTES: Final = 32 << 20
+_MAX_ANSWER_BYTES: Final = 8 << 20
+_ENTRY_OVERHEAD_BYTES: Final = 500
 
 
 class _Answer(NamedTuple):
-    """An answer, and what it was made of."""
+    """A cached answer and its source."""
 
     request: bytes
     """The serialised ``DiscoverServicesRequest``."""
     page: bytes
-    """The registry's answer to it; as long as the registry has this very object, the answer holds."""
+    """The registry's answer; the cached JSON is valid while the registry still caches this same object."""
     data: bytes
 
     @property
     def size(self) -> int:
-        """About how many bytes it keeps in memory, with the page, which the registry may have dropped."""
-        return len(self.page) + len(self.data) + _ENTRY_BYTES
+        """Approximate memory use, including the page, which the registry may have evicted."""
+        return len(self.page) + len(self.data) + _ENTRY_OVERHEAD_BYTES
 
 
 class Listing:
-    """Finds services by query strings.
+    """Answers query strings.
 
-    The registry keeps its answers and drops those that a change touches. What is kept here rests on them: it needs no
-    notice of changes, and cannot be older than they are.
+    The registry caches its answers and evicts those that a change affects. Each entry here is valid exactly as long as
+    the registry's own, so it needs no invalidation and is never older.
     """
 
     def __init__(self, registry: ServiceRegistry, documents: Documents) -> None:
@@ -50,8 +50,8 @@ class Listing:
         self._bytes = 0
         self.counters = CacheCounters()
 
-    def ready(self, query_string: str) -> bytes | None:
-        """Gives the JSON of the ready answer to a query string, if there is one."""
+    def cached_answer(self, query_string: str) -> bytes | None:
+        """Return the JSON of the cached answer to a query string, if there is one."""
         answer = self._answers.get(query_string)
         if answer is None or self._registry.cached_page(answer.request) is not answer.page:
             self.counters.misses += 1
@@ -60,17 +60,17 @@ class Listing:
         return answer.data
 
     async def find(self, query_string: str, parameters: Mapping[str, str]) -> bytes:
-        """Finds services.
+        """Return the matching services.
 
         Args:
-            query_string: As it came, for ``ready``.
-            parameters: What it means.
+            query_string: The raw query string, key of the cache.
+            parameters: Its decoded parameters.
 
         Returns:
             JSON: ``{"services","count","total","filter","nextPageToken"}``.
 
         Raises:
-            InvalidRequest: Parameters that are unknown, bad or given twice.
+            InvalidRequest: A parameter is unknown, not valid or repeated.
         """
         query = Query(parameters, (*FILTERS, *PAGE), labels=True)
         request = DiscoverServicesRequest(
@@ -80,22 +80,22 @@ class Listing:
         wire = request.SerializeToString(deterministic=True)
         with rest_names():
             answer = await self._registry.discover_page(request, wire=wire)
-        # Nothing was awaited since: this is the page of that answer, or there is none that is kept.
+        # No await in between: this is the page of that answer, or the registry did not cache it.
         page = self._registry.cached_page(wire)
-        data = await self._data(page or answer, query)
+        data = await self._encode_page(page or answer, query)
         if page is not None:
-            self._keep(query_string, _Answer(wire, page, data))
+            self._store_answer(query_string, _Answer(wire, page, data))
         return data
 
-    async def _data(self, page: bytes, query: Query) -> bytes:
+    async def _encode_page(self, page: bytes, query: Query) -> bytes:
         services, rest = split_frames(page, _SERVICES_TAG)
         documents: list[bytes] = []
-        for start in range(0, len(services), _SLICE):
+        for start in range(0, len(services), _SERVICES_PER_SLICE):
             if start:
                 await asyncio.sleep(0)
-            documents += map(self._documents.of, services[start : start + _SLICE])
+            documents += map(self._documents.encoded, services[start : start + _SERVICES_PER_SLICE])
         tail = DiscoverServicesResponse.FromString(rest)
-        facts = encode(
+        tail_json = encode(
             {
                 "count": len(services),
                 "total": tail.total_size,
@@ -103,18 +103,18 @@ class Listing:
                 "nextPageToken": tail.next_page_token or None,
             }
         )
-        return b"".join((b'{"services":[', b",".join(documents), b"],", facts[1:]))
+        return b"".join((b'{"services":[', b",".join(documents), b"],", tail_json[1:]))
 
-    def _keep(self, query_string: str, answer: _Answer) -> None:
-        self._drop(query_string)
-        if answer.size > _LARGEST_KEPT:
+    def _store_answer(self, query_string: str, answer: _Answer) -> None:
+        self._evict(query_string)
+        if answer.size > _MAX_ANSWER_BYTES:
             return
         self._answers[query_string] = answer
         self._bytes += answer.size
-        while self._bytes > _MOST_BYTES or len(self._answers) > _MOST_ANSWERS:
-            self._drop(next(iter(self._answers)))
+        while self._bytes > _MAX_BYTES or len(self._answers) > _MAX_ANSWERS:
+            self._evict(next(iter(self._answers)))
 
-    def _drop(self, query_string: str) -> None:
+    def _evict(self, query_string: str) -> None:
         dropped = self._answers.pop(query_string, None)
         if dropped is not None:
             self._bytes -= dropped.size

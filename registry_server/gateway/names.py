@@ -1,4 +1,4 @@
-"""Names of fields: the registry tells violations by the paths of gRPC messages, REST by those of its JSON and query."""
+"""Field names in violations: translates paths in gRPC messages to names in REST bodies, queries and headers."""
 
 import json
 import re
@@ -21,10 +21,10 @@ _UNDERSCORE = re.compile(r"_([a-z])")
 
 @contextmanager
 def rest_names() -> Iterator[None]:
-    """Lets what the registry refuses within be told by the names of REST.
+    """Translate the field names of an ``InvalidRequest`` raised in this block to those of REST.
 
     Raises:
-        InvalidRequest: The one that was raised within, with those names.
+        InvalidRequest: The same violations with REST names.
     """
     try:
         yield
@@ -33,13 +33,13 @@ def rest_names() -> Iterator[None]:
 
 
 def renamed(violations: tuple[Violation, ...] | list[Violation]) -> list[Violation]:
-    """The violations with the names of REST."""
+    """Return the violations with REST names."""
     return [Violation(_renamed(field), description) for field, description in violations]
 
 
 def _renamed(path: str) -> str:
     root, _, rest = path.partition(".")
-    # A quoted key of a map ends every path that has one, and is what the client wrote.
+    # A quoted map key is always last in a path, and is kept as the client wrote it.
     head, bracket, key = rest.partition('["')
     if root == "service" and rest:
         return _camel(head) + bracket + key

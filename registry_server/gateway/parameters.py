@@ -1,4 +1,4 @@
-"""Query strings: read strictly, everything that is wrong is told at once."""
+"""Query strings: parsed strictly; all violations are reported at once."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -8,11 +8,11 @@ from registry_server.errors import Violation
 from registry_server.gateway.names import renamed
 from registry_server.model.document import STATUS_BY_WORD
 from registry_server.model.filters import compile_filter
-from registry_server.model.requests import LARGEST_PAGE, refuse
+from registry_server.model.requests import MAX_PAGE_SIZE, raise_if_invalid
 from registry_server.model.rules import quoted
 
 LABEL: Final = "label."
-"""What the names of parameters begin with that ask for a label."""
+"""Prefix of parameters that filter by a label."""
 
 TAG_MATCHES: Final[Mapping[str, TagMatch.ValueType]] = {"any": TagMatch.TAG_MATCH_ANY, "all": TagMatch.TAG_MATCH_ALL}
 
@@ -24,69 +24,69 @@ _TEXTS: Final[Mapping[str, str]] = {
     "environment": "environment",
     "group": "group",
 }
-"""Parameters that are fields of ``ServiceFilter`` as they stand."""
+"""Parameters that are text fields of ``ServiceFilter``."""
 
 FILTERS: Final = (*_TEXTS, "health", "tags", "tagMatch")
-"""Parameters that choose services, beside those for labels."""
+"""Filter parameters, without those for labels."""
 PAGE: Final = ("pageSize", "pageToken")
 EVENTS: Final = ("snapshot", "lastEventId")
 
-_LONGEST_NUMBER = 9
-_MOST_REPORTED = 100
+_MAX_DIGITS = 9
+_MAX_REPORTED_VIOLATIONS = 100
 
 
 class Query:
-    """The parameters of one request. Each method reads one; ``check`` refuses what was wrong with any of them."""
+    """The parameters of one request. Each method reads one; ``check`` raises if any was not valid."""
 
     def __init__(self, items: Mapping[str, str], known: Collection[str] = (), *, labels: bool = False) -> None:
-        """Takes the parameters.
+        """Check the names of the parameters.
 
         Args:
-            items: Names and values, a name for each time that it was given (``MultiDict``).
-            known: Parameters that there are.
-            labels: Whether ``label.KEY`` may be given too.
+            items: Names and values; a repeated parameter occurs repeatedly (``MultiDict``).
+            known: Parameters that this path supports.
+            labels: Whether it also supports ``label.KEY``.
         """
         self._values: dict[str, str] = {}
         self.violations: list[Violation] = []
         for name, value in items.items():
             if name not in known and not (labels and name.startswith(LABEL)):
-                there = ", ".join((*known, *([f"{LABEL}KEY"] if labels else []))) or "none"
-                self._note(name, f"is not a parameter of this path; known are {there}")
+                supported = ", ".join((*known, *([f"{LABEL}KEY"] if labels else []))) or "none"
+                self._add_violation(name, f"is not a parameter of this path; supported are {supported}")
             elif name in self._values:
-                self._note(name, "is given more than once; give it once, a list with commas")
+                self._add_violation(name, "is repeated; pass it once, a list separated by commas")
             elif not value and not name.startswith(LABEL):
-                self._note(name, "is empty; leave it out")
+                self._add_violation(name, "is empty; omit it")
             elif not (name + value).isascii() and not _is_unicode(name + value):
-                self._note(name, "is not UTF-8 text")
+                self._add_violation(name, "is not UTF-8 text")
             else:
                 self._values[name] = value
 
     def text(self, name: str) -> str:
-        """Text as it stands; empty if it is not given."""
+        """Return the text of a parameter; empty if it is absent."""
         return self._values.get(name, "")
 
     def flag(self, name: str) -> bool:
-        """``true`` or ``false``."""
+        """Return whether a parameter is ``true``."""
         return self._choice(name, {"true": True, "false": False}) or False
 
     def page_size(self) -> int:
-        """The size of a page; 0 if it is not given."""
+        """Return the page size; 0 if it is absent."""
         text = self.text("pageSize")
         if not text:
             return 0
-        number = int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER else 0
-        if not 1 <= number <= LARGEST_PAGE:
-            self._note("pageSize", f"{quoted(text)} is not a whole number from 1 to {LARGEST_PAGE}")
+        number = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
+        if not 1 <= number <= MAX_PAGE_SIZE:
+            self._add_violation("pageSize", f"{quoted(text)} is not a whole number from 1 to {MAX_PAGE_SIZE}")
         return number
 
     def filter(self) -> ServiceFilter:
-        """The filter that the parameters make; what the registry would refuse of it is noted here already."""
+        """Return the filter; record its violations with their REST names."""
         filter_ = ServiceFilter(**{field: self.text(name) for name, field in _TEXTS.items()})  # type: ignore[arg-type]
         for word in self._list("health"):
             if word in STATUS_BY_WORD:
                 filter_.health.append(STATUS_BY_WORD[word])
             else:
-                self._note("health", f"{quoted(word)} is not a status; use one of {', '.join(STATUS_BY_WORD)}")
+                self._add_violation("health", f"{quoted(word)} is not a status; use one of {', '.join(STATUS_BY_WORD)}")
         filter_.tags.extend(self._list("tags"))
         match = self._choice("tagMatch", TAG_MATCHES)
         if match is not None:
@@ -100,7 +100,7 @@ class Query:
         return filter_
 
     def echo(self) -> dict[str, Any]:
-        """The filter as an answer repeats it: what was given, lists as arrays."""
+        """Return the filter parameters as the answer repeats them, with lists as arrays."""
         given: dict[str, Any] = {name: self._values[name] for name in FILTERS if name in self._values}
         if "tags" in given:
             given["tags"] = self._list("tags")
@@ -108,12 +108,12 @@ class Query:
         return given | ({"labels": labels} if labels else {})
 
     def check(self) -> None:
-        """Ends the reading.
+        """Raise if a parameter was not valid.
 
         Raises:
-            InvalidRequest: Everything that was wrong.
+            InvalidRequest: All violations.
         """
-        refuse(self.violations)
+        raise_if_invalid(self.violations)
 
     def _list(self, name: str) -> list[str]:
         text = self.text(name)
@@ -122,16 +122,16 @@ class Query:
     def _choice(self, name: str, choices: Mapping[str, Any]) -> Any:
         text = self.text(name)
         if text and text not in choices:
-            self._note(name, f"{quoted(text)} is not one of {', '.join(choices)}")
+            self._add_violation(name, f"{quoted(text)} is not one of {', '.join(choices)}")
         return choices.get(text)
 
-    def _note(self, name: str, description: str) -> None:
-        if len(self.violations) < _MOST_REPORTED:
+    def _add_violation(self, name: str, description: str) -> None:
+        if len(self.violations) < _MAX_REPORTED_VIOLATIONS:
             self.violations.append(Violation(name, description))
 
 
-def none_taken(items: Mapping[str, str]) -> None:
-    """Refuses every parameter, for paths that take none."""
+def reject_parameters(items: Mapping[str, str]) -> None:
+    """Reject every parameter, for paths that have none."""
     if items:
         Query(items).check()
 

@@ -1,4 +1,4 @@
-"""``ETag``, ``If-Match`` and ``If-None-Match`` (RFC 9110, 8.8.3 and 13.1): the tag of a service is its revision."""
+"""``ETag``, ``If-Match`` and ``If-None-Match`` (RFC 9110, 8.8.3 and 13.1): a service's tag is its revision."""
 
 import re
 from typing import Final
@@ -14,30 +14,27 @@ _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def etag(revision: int) -> str:
-    """The tag of a service at a revision."""
+    """Return the tag of a revision."""
     return f'"{revision}"'
 
 
 async def expected_revision(request: web.Request, registry: ServiceRegistry, name: str) -> int:
-    """Reads ``If-Match``.
+    """Return the revision that ``If-Match`` requires; 0 = any.
 
     Args:
         request: The request.
-        registry: To find out which of several tags is the current one.
-        name: The service.
-
-    Returns:
-        The revision at which the service must be; 0 if any will do.
+        registry: Used to find the current revision among several tags.
+        name: Name of the service.
 
     Raises:
-        InvalidRequest: It is no list of tags.
-        RevisionMismatch: No tag in it can be that of the service.
-        ServiceNotFound: No such service.
+        InvalidRequest: The header is not a list of tags.
+        RevisionMismatch: None of the tags is the current one.
+        ServiceNotFound: The service is not registered.
     """
     header = _header(request, "If-Match")
     if header is None or header.strip() == "*":
         return 0
-    # Weak tags never match here (RFC 9110, 13.1.1); nor does what is no revision.
+    # Weak tags never match (RFC 9110, 13.1.1), nor do tags that are not revisions.
     revisions = [int(opaque) for weak, opaque in _tags(header, "If-Match") if not weak and _NUMBER.fullmatch(opaque)]
     if len(revisions) == 1:
         return revisions[0]
@@ -47,11 +44,11 @@ async def expected_revision(request: web.Request, registry: ServiceRegistry, nam
     raise RevisionMismatch(name, max(revisions, default=0), current)
 
 
-def is_known(request: web.Request, revision: int) -> bool:
-    """Whether the client says by ``If-None-Match`` that it has this revision.
+def is_current(request: web.Request, revision: int) -> bool:
+    """Return whether ``If-None-Match`` names this revision: the client already has it.
 
     Raises:
-        InvalidRequest: It is no list of tags.
+        InvalidRequest: The header is not a list of tags.
     """
     header = _header(request, "If-None-Match")
     if header is None:
@@ -60,7 +57,7 @@ def is_known(request: web.Request, revision: int) -> bool:
 
 
 def _header(request: web.Request, name: str) -> str | None:
-    # Given several times it is one list (RFC 9110, 5.3).
+    # A repeated header is one list (RFC 9110, 5.3).
     return ", ".join(request.headers.getall(name)) if name in request.headers else None
 
 

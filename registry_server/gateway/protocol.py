@@ -1,7 +1,7 @@
-"""``Runner``: aiohttp's server with an end to its patience for headers.
+"""``Runner``: aiohttp's server with a timeout for request headers.
 
-aiohttp waits for the headers of a request as long as for the request itself (75 s here). Whoever sends them one byte at
-a time on many connections ("slowloris") would hold each of those for that long.
+aiohttp waits for the headers of a request as long as for the next request (75 s here). A client that sends them one
+byte at a time on many connections ("slowloris") would hold each connection for that long.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Runner(web.AppRunner):
-    """Runs an application; cuts clients that take more than ``header_timeout`` seconds for the headers of a request."""
+    """Runs an application; closes connections whose request headers take longer than ``header_timeout`` seconds."""
 
     __slots__ = ("_header_timeout",)
 
@@ -23,10 +23,10 @@ class Runner(web.AppRunner):
         self._header_timeout = header_timeout
 
     async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+        server = await super()._make_server()
         return _Server(
-            made.request_handler,
-            request_factory=made.request_factory,
+            server.request_handler,
+            request_factory=server.request_factory,
             header_timeout=self._header_timeout,
             **self._kwargs,
         )
@@ -42,28 +42,28 @@ class _Server(web.Server):
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ("_header_timeout", "_headers_due")
+    __slots__ = ("_header_timeout", "_header_timer")
 
     def __init__(self, manager: web.Server, *, header_timeout: float, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._header_timeout = header_timeout
-        self._headers_due: asyncio.TimerHandle | None = None
+        self._header_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Looks whether what came so far is a request, or only the beginning of one."""
+        """Start the header timer at the first byte of a request; stop it once the headers are complete."""
         super().data_received(data)
         if self._messages or self._current_request is not None:
-            self._headers_are_there()
-        elif self._headers_due is None and not self._force_close:
-            # From the first byte on, and not anew with each of them.
-            self._headers_due = self._loop.call_later(self._header_timeout, self.force_close)
+            self._stop_header_timer()
+        elif self._header_timer is None and not self._force_close:
+            # Started once, not restarted with each byte.
+            self._header_timer = self._loop.call_later(self._header_timeout, self.force_close)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the timer."""
-        self._headers_are_there()
+        """Stop the header timer."""
+        self._stop_header_timer()
         super().connection_lost(exc)
 
-    def _headers_are_there(self) -> None:
-        if self._headers_due is not None:
-            self._headers_due.cancel()
-            self._headers_due = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None

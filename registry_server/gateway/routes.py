@@ -13,7 +13,7 @@ from registry_server.gateway.envelope import Envelope, encode
 from registry_server.gateway.listing import Listing
 from registry_server.gateway.middleware import REQUEST_ID
 from registry_server.gateway.names import rest_names
-from registry_server.gateway.parameters import PAGE, Query, none_taken
+from registry_server.gateway.parameters import PAGE, Query, reject_parameters
 from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.document import STATUS_WORDS, health_document, service_document, time_text
 from registry_server.registry import ServiceRegistry
@@ -22,11 +22,11 @@ from registry_server.security import permissions
 BASE: Final = permissions.API
 
 _DECIMALS: Final = 2
-"""Of the average in statistics, as in the seed."""
+"""Decimals of the average in statistics, as in the OSSA reference implementation."""
 
 
 class Api:
-    """One handler for each route below ``BASE`` but the event stream."""
+    """One handler for each route below ``BASE``, except the event stream."""
 
     def __init__(
         self, registry: ServiceRegistry, envelope: Envelope, documents: Documents, *, max_body_bytes: int
@@ -39,11 +39,11 @@ class Api:
 
     @property
     def cache(self) -> CacheCounters:
-        """How often a listing was at hand."""
+        """Hits and misses of cached listings."""
         return self._listing.counters
 
     def routes(self) -> Sequence[web.RouteDef]:
-        """The route table."""
+        """Return the route table."""
         return [
             web.post(f"{BASE}/services", self.register),
             web.get(f"{BASE}/services", self.discover),
@@ -59,7 +59,7 @@ class Api:
         ]
 
     async def register(self, request: web.Request) -> web.Response:
-        """Registers a service, or takes its new content."""
+        """Register a service, or replace its content."""
         query = Query(request.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
@@ -73,25 +73,25 @@ class Api:
         return self._success(request, service_document(registered), status=201, headers=headers)
 
     async def discover(self, request: web.Request) -> web.Response:
-        """Finds services."""
+        """Return the services that match the query."""
         query_string = request.rel_url.raw_query_string
-        data = self._listing.ready(query_string)
+        data = self._listing.cached_answer(query_string)
         if data is None:
             data = await self._listing.find(query_string, request.query)
         return self._envelope.success(data, request[REQUEST_ID])
 
     async def get(self, request: web.Request) -> web.Response:
-        """Reads a service."""
-        none_taken(request.query)
+        """Return a service."""
+        reject_parameters(request.query)
         record = await self._registry.get(request.match_info["name"])
         headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
-        if preconditions.is_known(request, record.revision):
+        if preconditions.is_current(request, record.revision):
             return web.Response(status=304, headers=headers)
-        return self._envelope.success(self._documents.of(record.wire), request[REQUEST_ID], headers=headers)
+        return self._envelope.success(self._documents.encoded(record.wire), request[REQUEST_ID], headers=headers)
 
     async def update(self, request: web.Request) -> web.Response:
-        """Changes the fields that are given."""
-        none_taken(request.query)
+        """Update the fields in the body."""
+        reject_parameters(request.query)
         name = request.match_info["name"]
         service, mask = bodies.update(await bodies.read_json(request, self._max_body_bytes), name)
         expected = await preconditions.expected_revision(request, self._registry, name)
@@ -101,8 +101,8 @@ class Api:
         return self._success(request, service_document(updated), headers=headers)
 
     async def unregister(self, request: web.Request) -> web.Response:
-        """Removes a service."""
-        none_taken(request.query)
+        """Remove a service."""
+        reject_parameters(request.query)
         name = request.match_info["name"]
         expected = await preconditions.expected_revision(request, self._registry, name)
         with rest_names():
@@ -110,8 +110,8 @@ class Api:
         return self._success(request, {"message": f"Service {name} unregistered"})
 
     async def service_health(self, request: web.Request) -> web.Response:
-        """Tells the newest health of a service, and when its lease ends."""
-        none_taken(request.query)
+        """Return the newest health of a service and the end of its lease."""
+        reject_parameters(request.query)
         health, lease_ends = await self._registry.health(request.match_info["name"])
         document = health_document(health)
         if lease_ends is not None:
@@ -119,18 +119,18 @@ class Api:
         return self._success(request, document)
 
     async def heartbeat(self, request: web.Request) -> web.Response:
-        """Renews the lease of a service."""
-        none_taken(request.query)
+        """Renew the lease of a service."""
+        reject_parameters(request.query)
         name = request.match_info["name"]
-        await self._registry.get(name)  # refuses what cannot be a name by the name of this parameter
+        await self._registry.get(name)  # reports an invalid name under the name of this parameter
         _, unknown = await self._registry.heartbeat([name])
         if unknown:
             raise ServiceNotFound(name)
         return self._success(request, {"message": f"Lease of service {name} renewed"})
 
     async def registry_health(self, request: web.Request) -> web.Response:
-        """Tells how the registry is."""
-        none_taken(request.query)
+        """Return the health of the registry."""
+        reject_parameters(request.query)
         health = self._registry.registry_health()
         document = {
             "status": STATUS_WORDS.get(health.status, "unknown"),
@@ -140,12 +140,12 @@ class Api:
         return self._success(request, document)
 
     async def stats(self, request: web.Request) -> web.Response:
-        """Counts what is registered."""
-        none_taken(request.query)
+        """Return counts of the registered services."""
+        reject_parameters(request.query)
         return self._success(request, stats_document(self._registry.get_stats()))
 
     async def capabilities(self, request: web.Request) -> web.Response:
-        """Lists the distinct capabilities."""
+        """Return a page of the distinct capabilities."""
         query = Query(request.query, PAGE)
         size = query.page_size()
         query.check()
@@ -159,8 +159,8 @@ class Api:
         return self._success(request, document)
 
     async def cleanup(self, request: web.Request) -> web.Response:
-        """Removes services whose lease has run out."""
-        none_taken(request.query)
+        """Remove services whose lease has expired."""
+        reject_parameters(request.query)
         names = await self._registry.cleanup()
         return self._success(request, {"message": "Cleanup completed", "servicesRemoved": len(names)})
 
@@ -171,7 +171,7 @@ class Api:
 
 
 def stats_document(stats: RegistryStats) -> dict[str, Any]:
-    """The JSON shape of statistics."""
+    """Return statistics in the JSON shape of OSSA."""
     return {
         "totalServices": stats.total_services,
         "healthyServices": stats.healthy_services,
@@ -188,7 +188,7 @@ def stats_document(stats: RegistryStats) -> dict[str, Any]:
 
 
 def capability_document(summary: CapabilitySummary) -> dict[str, Any]:
-    """The JSON shape of a capability as the registry knows it."""
+    """Return the summary of a capability as JSON."""
     document: dict[str, Any] = {
         "name": summary.name,
         "versions": list(summary.versions),

@@ -1,4 +1,4 @@
-"""``HttpServer``: the HTTP server with everything on it."""
+"""``HttpServer``: the HTTP server and its routes."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +14,7 @@ from registry_server.gateway.docs import docs_routes
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.events import EventStream
-from registry_server.gateway.middleware import LONGEST_URL, Middleware, Route
+from registry_server.gateway.middleware import MAX_URL_BYTES, Middleware, Route
 from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import BASE, Api
 from registry_server.instrumentation.counters import CacheCounters
@@ -27,18 +27,18 @@ from registry_server.security.tls import Certificates
 
 
 class HttpCounters(NamedTuple):
-    """What an HTTP server counts."""
+    """Counters of an HTTP server."""
 
     routes: Mapping[str, Route]
-    """By path with its parameters in braces; ``OTHER`` is where there is no path."""
+    """By path template; ``OTHER`` counts requests for unknown paths."""
     listing: CacheCounters
-    """Of the kept answers to ``GET /services``."""
+    """Hits and misses of cached answers to ``GET /services``."""
 
 
-_KEEP_ALIVE = 75.0
-"""Seconds that a connection may be idle: a little more than what balancers keep theirs (60)."""
-_LINGER = 2.0
-"""Seconds in which the rest of a refused body is read, so that its sender gets to read the refusal."""
+_KEEP_ALIVE_SECONDS = 75.0
+"""How long an idle connection stays open: slightly longer than load balancers keep theirs (60 s)."""
+_LINGER_SECONDS = 2.0
+"""How long to read the rest of a rejected body, so that its sender receives the error."""
 
 
 class HttpServer:
@@ -59,19 +59,19 @@ class HttpServer:
         tracer: Tracer | None = None,
         clock: Clock = system_clock,
     ) -> None:
-        """Puts the parts together.
+        """Create the server and its routes; nothing listens yet.
 
         Args:
             registry: The use cases.
-            settings: Where to listen, and limits.
-            metrics: Gives the metrics of this process.
+            settings: Address and request limits.
+            metrics: Returns the metrics of this process.
             metrics_type: Their content type.
-            grace: Seconds that requests under way have when the server stops.
-            guard: Stands before every route.
-            certificates: For TLS; ``None``: without.
+            grace: Seconds that requests in flight have when the server stops.
+            guard: Admits every request.
+            certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.
-            logs: Which requests get a line in the log; by default those that end with an error.
-            tracer: Times requests, if they are traced.
+            logs: Which requests to log; by default those that end with an error.
+            tracer: Records a span for each request; ``None`` = no tracing.
             clock: Wall clock.
         """
         self._registry = registry
@@ -106,31 +106,31 @@ class HttpServer:
             web.get(f"{BASE}/events", events.stream),
             web.get("/health", self._ready),
             web.get("/health/live", self._live),
-            web.get("/metrics", self._tell_metrics),
+            web.get("/metrics", self._serve_metrics),
             *docs_routes(),
         ]
-        middleware.route(app.router, routes)
+        middleware.add_routes(app.router, routes)
         self._app = app
         self.counters = HttpCounters(middleware.routes, api.cache)
-        """What is counted."""
+        """Counters for the metrics."""
         self._certificates = certificates
         self._runner = Runner(
             app,
             header_timeout=settings.header_timeout_ms / 1000,
             access_log=None,
-            keepalive_timeout=_KEEP_ALIVE,
-            # More than is taken, so that what is too long gets an answer and not only an end.
-            max_line_size=4 * LONGEST_URL,
+            keepalive_timeout=_KEEP_ALIVE_SECONDS,
+            # Above our own limit, so that too long a URL is answered with an error instead of a closed connection.
+            max_line_size=4 * MAX_URL_BYTES,
             max_headers=settings.max_headers,
             max_field_size=settings.max_header_bytes,
-            lingering_time=_LINGER,
+            lingering_time=_LINGER_SECONDS,
             shutdown_timeout=grace,
             logger=_server_logger(),
         )
 
     @property
     def routes(self) -> list[tuple[str, str]]:
-        """Method and path of every route that does something."""
+        """Method and path of every route, without the fallbacks that reject requests."""
         return [
             (route.method, route.resource.canonical)
             for route in self._app.router.routes()
@@ -138,30 +138,30 @@ class HttpServer:
         ]
 
     async def start(self) -> str:
-        """Begins to serve; gives the address with the port that was taken.
+        """Start serving and return the address with the actual port.
 
         Raises:
-            ConfigurationError: The address cannot be listened on.
+            ConfigurationError: Listening on the address failed.
         """
         await self._runner.setup()
-        host, port = self._settings.host_port
+        host, wanted_port = self._settings.host_port
         context = None if self._certificates is None else self._certificates.context()
-        site = web.TCPSite(self._runner, host, port, ssl_context=context, reuse_port=self._shared_port)
+        site = web.TCPSite(self._runner, host, wanted_port, ssl_context=context, reuse_port=self._shared_port)
         try:
             await site.start()
         except OSError as error:
             raise ConfigurationError(
                 f"http.address: cannot listen on {self._settings.address}: {error.strerror}"
             ) from error
-        taken = self._runner.addresses[0][1]
-        return f"{self._settings.address.rpartition(':')[0]}:{taken}"
+        port = self._runner.addresses[0][1]
+        return f"{self._settings.address.rpartition(':')[0]}:{port}"
 
     def begin_drain(self) -> None:
-        """Answers "not ready" from now on, so that balancers go elsewhere."""
+        """Report "not ready" from now on, so that load balancers stop sending requests."""
         self._draining = True
 
     async def stop(self) -> None:
-        """Lets requests under way finish and closes the server."""
+        """Let requests in flight finish and close the server."""
         await self._runner.cleanup()
 
     async def _ready(self, _: web.Request) -> web.Response:
@@ -173,17 +173,17 @@ class HttpServer:
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
-    async def _tell_metrics(self, _: web.Request) -> web.Response:
+    async def _serve_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=await self._metrics(), headers={"Content-Type": self._metrics_type})
 
 
 def _server_logger() -> logging.Logger:
-    """The logger of aiohttp's server, which has a traceback for every peer that does not speak HTTP."""
+    """Return the logger of aiohttp's server, without the tracebacks for peers that send malformed HTTP."""
 
-    def is_of_ours(record: logging.LogRecord) -> bool:
-        peer_is_wrong = record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
-        return not peer_is_wrong or logger.isEnabledFor(logging.DEBUG)
+    def is_relevant(record: logging.LogRecord) -> bool:
+        malformed = record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+        return not malformed or logger.isEnabledFor(logging.DEBUG)
 
     logger = logging.getLogger(f"{__name__}.http")
-    logger.filters = [is_of_ours]
+    logger.filters = [is_relevant]
     return logger

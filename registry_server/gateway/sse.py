@@ -1,4 +1,4 @@
-"""Server-Sent Events: messages of a watch as the text of an event stream (https://html.spec.whatwg.org, 9.2.6)."""
+"""Encoding of watch messages as Server-Sent Events (https://html.spec.whatwg.org, 9.2.6)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -22,24 +22,24 @@ _RESYNC = EventReason.EVENT_REASON_RESYNC
 
 
 def opening(retry_ms: int, *, snapshot: bool) -> bytes:
-    """How a stream begins.
+    """Return the beginning of a stream.
 
     Args:
-        retry_ms: Milliseconds after which a client that lost the stream comes back.
-        snapshot: Whether a snapshot follows. Then the client forgets its cursor: cut within the snapshot it must ask
-            for all of it again.
+        retry_ms: Milliseconds after which a disconnected client reconnects.
+        snapshot: Whether a snapshot follows. If so, the client's cursor is reset: a client that disconnects during the
+            snapshot must request all of it again.
     """
     retry = b"retry: %d\n\n" % retry_ms
     return retry + (_event(SNAPSHOT_STARTED, b"{}", "") if snapshot else b"")
 
 
 def ending(failure: Failure) -> bytes:
-    """How a stream ends that the registry ends."""
+    """Return the end of a stream that the registry ends."""
     return _event(REGISTRY_ERROR, encode({"error": failure.document()}))
 
 
-def text_of(message: WatchEventsResponse, documents: Documents) -> bytes:
-    """Turns a message of a watch into text; one without events into a comment that moves the cursor."""
+def encode_watch_message(message: WatchEventsResponse, documents: Documents) -> bytes:
+    """Return a watch message as text; without events, a comment that advances the cursor."""
     if not decode_cursor(message.cursor).resumable:  # within a snapshot
         return b"".join(_event(EVENT_NAMES[event.type], _data(event, documents)) for event in message.events)
     parts = [
@@ -48,41 +48,41 @@ def text_of(message: WatchEventsResponse, documents: Documents) -> bytes:
     ]
     if message.snapshot_complete:
         parts.append(_event(SNAPSHOT_COMPLETE, encode({"revision": message.revision}), message.cursor))
-    return b"".join(parts) or f": still here\nid: {message.cursor}\n\n".encode()
+    return b"".join(parts) or f": keep-alive\nid: {message.cursor}\n\n".encode()
 
 
 def _cursors(message: WatchEventsResponse) -> Iterator[str | None]:
-    """For each event the cursor right after it; ``None`` if there is none.
+    """Yield the cursor that follows each event; ``None`` if it cannot be resumed after.
 
-    A client may be cut between any two events, so each has its own. But the events of a resync are one step: among
-    them there is nothing to go on from, and revisions before them may be of another epoch.
+    A client may disconnect between any two events, so each has its own cursor. The events of a resync share one
+    revision: only the last of them can be resumed after, and earlier revisions may belong to another epoch.
     """
     here = decode_cursor(message.cursor)
-    one_step = any(event.reason == _RESYNC for event in message.events)
+    is_resync = any(event.reason == _RESYNC for event in message.events)
     for event in message.events[:-1]:
-        yield None if one_step else encode_cursor(here._replace(revision=event.revision))
+        yield None if is_resync else encode_cursor(here._replace(revision=event.revision))
     if message.events:
         yield message.cursor
 
 
 def _data(event: Event, documents: Documents) -> bytes:
-    facts: dict[str, Any] = {"revision": event.revision, "occurredAt": time_text(event.occurred_at)}
+    fields: dict[str, Any] = {"revision": event.revision, "occurredAt": time_text(event.occurred_at)}
     if event.reason in REASONS:
-        facts["reason"] = REASONS[event.reason]
+        fields["reason"] = REASONS[event.reason]
     if event.previous_health:
-        facts["previousHealth"] = STATUS_WORDS.get(event.previous_health, "unknown")
+        fields["previousHealth"] = STATUS_WORDS.get(event.previous_health, "unknown")
     if event.error:
-        facts["error"] = {"code": "REGISTRY_ERROR", "message": event.error, "details": {}}
+        fields["error"] = {"code": "REGISTRY_ERROR", "message": event.error, "details": {}}
     if not event.HasField("service"):
-        return encode(facts)
-    return b"".join((b'{"service":', documents.of(event.service.SerializeToString()), b",", encode(facts)[1:]))
+        return encode(fields)
+    return b"".join((b'{"service":', documents.encoded(event.service.SerializeToString()), b",", encode(fields)[1:]))
 
 
 def _event(name: str, data: bytes, cursor: str | None = None) -> bytes:
-    """One event; an empty ``cursor`` makes the client forget the one that it has."""
+    """Return one event; an empty ``cursor`` resets the client's cursor."""
     lines = [b"event: " + name.encode()]
     if cursor is not None:
         lines.append(b"id: " + cursor.encode() if cursor else b"id")
-    # JSON has no line breaks of its own: those in texts are escaped.
+    # Encoded JSON contains no line breaks: those in strings are escaped.
     lines.append(b"data: " + data)
     return b"\n".join(lines) + b"\n\n"

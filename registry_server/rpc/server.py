@@ -31,7 +31,7 @@ from registry_server.rpc.tls import server_credentials
 from registry_server.rpc.traces import with_span
 from registry_server.runtime.tasks import cancel
 from registry_server.security.guard import Guard, Session
-from registry_server.security.limits import Call
+from registry_server.security.limits import CallSlot
 from registry_server.security.permissions import RPCS
 from registry_server.security.tls import Certificates
 
@@ -254,9 +254,9 @@ def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAn
     async def handler(wire: bytes, context: Context) -> bytes:
         drain.call_started()
         started, code, request_context = time.perf_counter(), "OK", None
-        in_flight, large = Call(calls), False
+        in_flight, large = CallSlot(calls), False
         try:
-            in_flight.begin(len(wire))
+            in_flight.acquire(len(wire))
             if method.logs_all:
                 request_context = request_context_of(context)
                 REQUEST_CONTEXT.set(request_context)
@@ -268,7 +268,7 @@ def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAn
             if answer is None:
                 answer = await call(wire, context)
             if len(answer) > _COUNTED_ANSWER_BYTES:
-                in_flight.hold(len(answer))
+                in_flight.hold_answer(len(answer))
                 large = True
                 _end_after_read(in_flight, context, readers)
             return answer  # noqa: TRY300 - an else branch would separate it from its comment above
@@ -283,21 +283,21 @@ def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAn
             raise
         finally:
             if not large:
-                in_flight.end()
+                in_flight.release()
             drain.call_ended()
             method.call_ended(code, started, context, request_context)
 
     return handler
 
 
-def _end_after_read(call: Call, context: Context, readers: SlowReaders) -> None:
+def _end_after_read(call: CallSlot, context: Context, readers: SlowReaders) -> None:
     """Count a call until the client has read its answer, which has a time limit."""
     sending = current_call()
     readers.write_started(sending)
 
     def sent(_: Context) -> None:
         readers.write_finished(sending)
-        call.end()
+        call.release()
 
     context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
 

@@ -114,7 +114,7 @@ class InFlight:
         """How often it was too much."""
 
 
-class Call:
+class CallSlot:
     """One of them; as a context manager it ends with the context."""
 
     __slots__ = ("_all", "_begun", "_bytes")
@@ -122,7 +122,7 @@ class Call:
     def __init__(self, all_: InFlight) -> None:
         self._all, self._begun, self._bytes = all_, False, 0
 
-    def begin(self, size: int) -> None:
+    def acquire(self, size: int) -> None:
         """Counts it, with a request of so many bytes.
 
         Raises:
@@ -132,11 +132,11 @@ class Call:
             self._all.refused += 1
             raise Overloaded("calls", most, f"{most} calls are under way here")
         if size > SMALL:
-            self.hold(size)
+            self.hold_answer(size)
         self._all.calls += 1
         self._begun = True
 
-    def hold(self, size: int) -> None:
+    def hold_answer(self, size: int) -> None:
         """Counts more bytes; where no others are held, as many as they are.
 
         Raises:
@@ -148,7 +148,7 @@ class Call:
         self._all.bytes += size
         self._bytes += size
 
-    def end(self) -> None:
+    def release(self) -> None:
         """Counts it no longer, if it was counted."""
         self._all.calls -= self._begun
         self._all.bytes -= self._bytes
@@ -158,4 +158,4 @@ class Call:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.release()

@@ -29,7 +29,7 @@ from registry_server.errors import (
     WriteConflict,
 )
 from registry_server.gateway import bodies
-from registry_server.gateway.middleware import LONGEST_URL
+from registry_server.gateway.middleware import MAX_URL_BYTES
 from tests.rest.client import BASE, Answer, Rest, client, service
 from tests.rest.raw import exchange
 from tests.support.redis_process import RedisProcess
@@ -64,7 +64,7 @@ async def test_options_tells_the_methods(path: str, rest: Rest) -> None:
     answer = await rest.call("OPTIONS", path)
     assert (answer.status, answer.raw) == (204, b"")
     assert set(answer.headers["Allow"].split(", ")) == {*METHODS[path].split(","), "OPTIONS"}
-    assert "Access-Control-Allow-RequestContext" not in answer.headers
+    assert "Access-Control-Allow-Origin" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_request_without_a_proper_id_gets_one_of_its_own(given: str | No
 
 
 async def test_a_url_that_is_too_long_is_refused(rest: Rest) -> None:
-    room = LONGEST_URL - len(f"{BASE}/services?name=")
+    room = MAX_URL_BYTES - len(f"{BASE}/services?name=")
     at_most = await rest.get("/services?name=" + "a" * room)
     assert (at_most.status, at_most.fields) == (400, ["name"])
     too_long = await rest.get("/services?name=" + "a" * (room + 1))
@@ -180,7 +180,7 @@ async def test_a_service_larger_than_its_limit_is_refused_by_rule(rest: Rest) ->
 
 
 def page(origin: str, **more: str) -> dict[str, str]:
-    return {"RequestContext": origin, **more}
+    return {"Origin": origin, **more}
 
 
 async def cors_headers(rest: Rest, method: str, headers: dict[str, str], path: str = "/services") -> dict[str, str]:
@@ -204,24 +204,24 @@ async def test_pages_of_the_origins_that_are_set_are_let_in(redis: RedisProcess)
     ):
         for origin in ("https://a.test", "http://b.test:8080"):
             simple = await cors_headers(rest, "GET", page(origin))
-            assert simple["Access-Control-Allow-RequestContext"] == origin
+            assert simple["Access-Control-Allow-Origin"] == origin
             assert "ETag" in simple["Access-Control-Expose-Headers"]
-            assert "RequestContext" in simple["Vary"]
+            assert "Origin" in simple["Vary"]
             preflight = page(origin, **{"Access-Control-Request-Method": "PUT"})
             allowed = await cors_headers(rest, "OPTIONS", preflight, "/services/a")
             assert "PUT" in allowed["Access-Control-Allow-Methods"]
             assert "If-Match" in allowed["Access-Control-Allow-Headers"]
             assert "Access-Control-Allow-Credentials" not in allowed
         for origin in ("https://c.test", "https://a.test.evil.test", "null", "http://a.test"):
-            assert "Access-Control-Allow-RequestContext" not in await cors_headers(rest, "GET", page(origin))
-            assert "RequestContext" in (await cors_headers(rest, "GET", page(origin)))["Vary"]
+            assert "Access-Control-Allow-Origin" not in await cors_headers(rest, "GET", page(origin))
+            assert "Origin" in (await cors_headers(rest, "GET", page(origin)))["Vary"]
         failed = await rest.call("GET", "/services/nobody", headers=page("https://a.test"))
-        assert failed.headers["Access-Control-Allow-RequestContext"] == "https://a.test"
+        assert failed.headers["Access-Control-Allow-Origin"] == "https://a.test"
 
 
 async def test_every_origin_can_be_let_in(redis: RedisProcess) -> None:
     async with running(redis.url, http={"cors_origins": "*"}) as server, client(server.http) as rest:
-        assert (await cors_headers(rest, "GET", page("https://x.test")))["Access-Control-Allow-RequestContext"] == "*"
+        assert (await cors_headers(rest, "GET", page("https://x.test")))["Access-Control-Allow-Origin"] == "*"
 
 
 # Compression.
@@ -390,7 +390,7 @@ async def test_bytes_of_no_encoding_are_refused(server: Server) -> None:
             server.http, f"POST {BASE}/services HTTP/1.1".encode(), header, b"Content-Length: 0"
         )
         assert status == 415
-    for header in (b"Accept-Encoding: \xff", b"RequestContext: \xff", b"If-None-Match: \xff", b"Accept: \xff"):
+    for header in (b"Accept-Encoding: \xff", b"Origin: \xff", b"If-None-Match: \xff", b"Accept: \xff"):
         status, _, _ = await exchange(server.http, f"GET {BASE}/stats HTTP/1.1".encode(), header)
         assert status == 200
 
