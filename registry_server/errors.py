@@ -275,7 +275,7 @@ class LimitExceeded(RegistryError):
         return {"limit": self.limit, "most": str(self.most)}
 
 
-ComeBackLater: TypeAlias = (
+RetryableError: TypeAlias = (
     StoreUnavailable | ShuttingDown | Overloaded | IssuerUnavailable | RateLimited | LimitExceeded
 )
 """Errors that tell by ``retry_after`` how many seconds to wait before the next try."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from registry_server.config.addresses import redact
-from registry_server.config.models import Settings
+from registry_server.config.settings import Settings
 from registry_server.config.sources import EnvironmentSource, FlagSource, SettingPath, TomlSource
 from registry_server.errors import ConfigurationError
 

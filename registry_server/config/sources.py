@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from registry_server.config.addresses import redact
-from registry_server.config.models import Settings
+from registry_server.config.settings import Settings
 
 SettingPath = tuple[str, ...]
 """Names of the fields that lead to a setting: ``("grpc", "address")``."""

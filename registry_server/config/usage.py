@@ -7,7 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from registry_server.config.models import Metavar, Settings
+from registry_server.config.fields import Metavar
+from registry_server.config.settings import Settings
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, SETTINGS, Setting
 
 _NO_BREAK: Final = "\N{WORD JOINER}"

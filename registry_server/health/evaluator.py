@@ -197,7 +197,7 @@ class HealthEvaluator:
                 await self._writes.read_head()
             if self._contact_since(ruling.began) != ruling.contact:
                 return False
-            after = normal.stamped(normal.with_health(before, health, health.last_check), health.last_check)
+            after = normal.set_change_time(normal.replace_health(before, health, health.last_check), health.last_check)
             outcome = await self._writes.write_service(
                 before,
                 after,

@@ -63,7 +63,7 @@ class LeaseSweeper:
             log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.moved, 3))
         if sweep.removed:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
-            self._audit.removed("expire", sweep.removed, by=REGISTRY)
+            self._audit.record_removals("expire", sweep.removed, by=REGISTRY)
         if sweep.bare:
             await self._restore(sweep.bare)
             return min(self._interval, _BETWEEN_BATCHES)

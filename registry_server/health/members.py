@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from registry_server.errors import StoreUnavailable
-from registry_server.runtime.tasks import end_if_cancelled
+from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import RedisStore
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Membership:
             while True:
                 self._wake.clear()
                 await self._refresh(on_change)
-                end_if_cancelled()
+                raise_if_cancelled()
                 try:
                     async with asyncio.timeout(self._period / _BEATS_PER_PERIOD):
                         await self._wake.wait()

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Final
 
 from registry_server.errors import StoreUnavailable
-from registry_server.runtime.tasks import end_if_cancelled
+from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import ProbeResult, RedisStore
 
 _PAUSE: Final = 0.02
@@ -50,4 +50,4 @@ class ResultWriter:
             self._news.clear()
             with suppress(StoreUnavailable):
                 await self.flush()
-            end_if_cancelled()
+            raise_if_cancelled()

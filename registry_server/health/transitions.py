@@ -8,7 +8,7 @@ import structlog
 
 from registry_server.errors import RegistryError
 from registry_server.health.evaluator import Verdict
-from registry_server.runtime.tasks import end_if_cancelled
+from registry_server.runtime.tasks import raise_if_cancelled
 
 _AT_ONCE: Final = 64
 """Commits under way; more would only wait in each other's pipeline."""
@@ -75,6 +75,6 @@ class Transitions:
                 log.exception("result of a probe was lost", service=name)
             finally:
                 self._under_way.discard(name)
-            end_if_cancelled()
+            raise_if_cancelled()
             if name in self._waiting:
                 self._queue(name)

@@ -1,1 +1,1 @@
-"""Counters, tracing, request context, audit and logging: leaves that every other package may use."""
+"""Counters, tracing, request context, audit and logging: leaf modules that every other package may import."""

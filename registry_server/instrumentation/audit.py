@@ -1,4 +1,4 @@
-"""``Audit``: who changed what, one line for each change and for each that was refused."""
+"""``Audit``: one log line for each change and for each change that was refused, with the identity that requested it."""
 
 import asyncio
 import logging
@@ -15,105 +15,109 @@ FIELDS: Final = (
     *("operation", "service", "outcome", "identity", "revision_before", "revision_after"),
     *("transport", "peer", "request_id", "trace_id"),
 )
-"""Attributes of its log records; those from ``transport`` on only where a call made the change."""
+"""Attributes of the log records. Those from ``transport`` on are present only if a call made the change."""
 ANONYMOUS: Final = "anonymous"
 REGISTRY: Final = "registry"
-"""Who changes what no call asked for."""
+"""Identity of changes that no call requested, such as expired leases."""
 
 Operation: TypeAlias = Literal["register", "update", "unregister", "report_health", "cleanup", "expire"]
 
-_LONGEST_NAME: Final = 256
-"""Characters: a name that is refused may have any length."""
+# A name that was refused may have any length.
+_MAX_NAME_LENGTH: Final = 256
 
-
-TOGETHER: Final[ContextVar[bool]] = ContextVar("audit_together", default=False)
-"""Whether lines may wait for others of the same turn of the event loop: what was done is answered later."""
+BATCH_LOG_LINES: Final[ContextVar[bool]] = ContextVar("batch_log_lines", default=False)
+"""Whether a log line may wait for the other lines of this turn of the event loop."""
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Has the lines of a block, and of the tasks that are made in it, written together."""
-    token = TOGETHER.set(True)
+def batch_log_lines() -> Iterator[None]:
+    """Write the log lines of a block, and of tasks created in it, in batches.
+
+    Use it only where the caller is answered after the block, so that each change is logged before it is answered.
+    """
+    token = BATCH_LOG_LINES.set(True)
     try:
         yield
     finally:
-        TOGETHER.reset(token)
+        BATCH_LOG_LINES.reset(token)
 
 
-class Entry:
-    """A change that is under way: whoever makes it says what it began with and what came of it."""
+class AuditEntry:
+    """A change in progress; the code that makes the change sets the revisions."""
 
     __slots__ = ("after", "before")
 
     def __init__(self) -> None:
         self.before: int | None = None
-        """Revision of the service before; ``None`` if there was none, or nobody has looked yet."""
+        """Revision of the service before the change; ``None`` if there was none or it is not known yet."""
         self.after: int | None = None
-        """Its revision afterwards; ``None`` if it is gone."""
+        """Revision of the service after the change; ``None`` if it was removed."""
 
 
 class Audit:
-    """Writes the audit, by the logger ``audit``; where its lines go is a matter of the logging."""
+    """Writes the audit log to the logger ``audit``; the logging configuration decides where the lines go."""
 
     def __init__(self, *, enabled: bool = True, identity: Callable[[], str] | None = None) -> None:
-        """Makes it.
+        """Initialise the audit.
 
         Args:
-            enabled: Whether there is an audit.
-            identity: Tells who makes the call that is handled now; by default nobody is known.
+            enabled: Whether lines are written.
+            identity: Returns the identity of the current call; by default every call is anonymous.
         """
         self._enabled = enabled
         self._identity = identity or (lambda: ANONYMOUS)
         self._logger = logging.getLogger(LOGGER)
 
     @contextmanager
-    def change(self, operation: Operation, name: str) -> Iterator[Entry]:
-        """Stands around a change and writes its line once it is committed or refused; none if nothing changes.
+    def record_change(self, operation: Operation, name: str) -> Iterator[AuditEntry]:
+        """Write a line when the block has committed or refused a change; none if the revision is the same.
 
         Args:
-            operation: What is done.
-            name: To which service; as the client gave it.
+            operation: Kind of change.
+            name: Name of the service, as the client sent it.
         """
-        entry = Entry()
+        entry = AuditEntry()
         try:
             yield entry
         except RegistryError as error:
-            self._write(operation, name, error.reason, entry)
+            self._write_line(operation, name, error.reason, entry)
             raise
-        except asyncio.CancelledError:  # it may have been committed: nobody waited to hear
-            self._write(operation, name, "CANCELLED", entry)
+        except asyncio.CancelledError:  # the change may have been committed, but the outcome is not known here
+            self._write_line(operation, name, "CANCELLED", entry)
             raise
         except Exception:
-            self._write(operation, name, RegistryError.reason, entry)
+            self._write_line(operation, name, RegistryError.reason, entry)
             raise
         if entry.before != entry.after:
-            self._write(operation, name, "ok", entry)
+            self._write_line(operation, name, "ok", entry)
 
-    def removed(self, operation: Operation, names: Sequence[str], *, by: str | None = None) -> None:
-        """Writes a line for each service that was removed since its lease had run out.
+    def record_removals(self, operation: Operation, names: Sequence[str], *, by: str | None = None) -> None:
+        """Write a line for each service that was removed because its lease had expired.
 
         Args:
-            operation: On what occasion.
-            names: The services.
-            by: Who removed them; by default who makes the call.
+            operation: What triggered the removal.
+            names: Names of the services.
+            by: Identity to record; by default that of the current call.
         """
         for name in names:
-            self._write(operation, name, "ok", Entry(), by)
+            self._write_line(operation, name, "ok", AuditEntry(), by)
 
-    def _write(self, operation: Operation, name: str, outcome: str, entry: Entry, by: str | None = None) -> None:
+    def _write_line(
+        self, operation: Operation, name: str, outcome: str, entry: AuditEntry, by: str | None = None
+    ) -> None:
         if not self._enabled or not self._logger.isEnabledFor(logging.INFO):
             return
-        origin = REQUEST_CONTEXT.get() if by is None else None
-        # Made here and not by the logger, which would look for the caller, and every change pays for its line. Whatever
-        # the least level of the log is, the audit is complete.
+        context = REQUEST_CONTEXT.get() if by is None else None
+        # Created here because ``Logger.info`` would inspect the stack for the caller, and every change writes a line.
+        # ``Logger.handle`` ignores the log level, so the audit is complete at every level.
         line = logging.LogRecord(LOGGER, logging.INFO, __file__, 0, "change", None, None)
         line.__dict__.update(
             operation=operation,
-            service=name[:_LONGEST_NAME],
+            service=name[:_MAX_NAME_LENGTH],
             outcome=outcome,
             identity=by or self._identity(),
             revision_before=entry.before,
             revision_after=entry.after,
-            **(origin.fields() if origin else {}),
+            **(context.log_fields() if context else {}),
         )
         self._logger.handle(line)

@@ -1,6 +1,6 @@
-"""What is counted while the server works; ``telemetry`` reads it when it is asked for metrics.
+"""Counters that are incremented while the server works and read when metrics are scraped (ADR 0018).
 
-Plain numbers without locks: whoever counts and whoever reads are in one thread, that of the event loop.
+They are plain numbers without locks, because the thread of the event loop is the only one that reads or writes them.
 """
 
 from bisect import bisect_left
@@ -9,44 +9,45 @@ from collections.abc import Sequence
 from typing import Final
 
 CALL_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the classes in which the length of calls is counted, in seconds."""
+"""Upper bounds of the buckets for call durations, in seconds."""
 
 
 class Histogram:
-    """How many values there were in each class, and their sum."""
+    """Number of values in each bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float] = CALL_BOUNDS) -> None:
         self.bounds = bounds
-        """Upper bounds, ascending; a value equal to one is within it."""
+        """Upper bounds, ascending and inclusive."""
         self.counts = [0] * (len(bounds) + 1)
-        """Values of each class; what is above the last bound is in one more."""
+        """Number of values in each bucket, not cumulative. The last bucket holds the values above all bounds."""
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Counts a value."""
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
 
 class CallCounters:
-    """Calls of one kind: by how they ended, and how long they took."""
+    """Calls of one kind: their number by result, and their durations."""
 
     __slots__ = ("ended", "seconds")
 
     def __init__(self) -> None:
         self.ended: Counter[str] = Counter()
+        """Number of calls that ended, by result."""
         self.seconds = Histogram()
 
-    def count(self, how: str, seconds: float) -> None:
-        """Counts a call that has ended."""
-        self.ended[how] += 1
+    def count(self, result: str, seconds: float) -> None:
+        """Count a call that has ended."""
+        self.ended[result] += 1
         self.seconds.observe(seconds)
 
 
 class CacheCounters:
-    """How often a cache had the answer."""
+    """Hits and misses of a cache."""
 
     __slots__ = ("hits", "misses")
 

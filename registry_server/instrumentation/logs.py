@@ -1,4 +1,4 @@
-"""Logs: structlog's and those of every library that uses ``logging``, through one renderer to standard error."""
+"""Log configuration: structlog and the standard ``logging`` share one renderer, which writes to standard error."""
 
 import asyncio
 import json
@@ -26,35 +26,35 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from registry_server.errors import ConfigurationError
+from registry_server.instrumentation.audit import BATCH_LOG_LINES
 from registry_server.instrumentation.audit import FIELDS as AUDIT_FIELDS
 from registry_server.instrumentation.audit import LOGGER as AUDIT
-from registry_server.instrumentation.audit import TOGETHER
 
 _FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
-# Also those that some terminals and viewers take for the end of a line.
+# Includes the characters that some terminals and viewers treat as line breaks.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class Form(Protocol):
-    """What to log and how, as ``LogSettings`` says it; a process that does without settings brings its own."""
+class LogOptions(Protocol):
+    """The log configuration: ``LogSettings``, or the options of a child process that has no settings."""
 
     @property
     def level(self) -> str:
-        """Least level that is logged."""
+        """Minimum level of the lines."""
 
     @property
     def format(self) -> str:
-        """Form of the lines."""
+        """Format of the lines: ``auto``, ``console`` or ``json``."""
 
     @property
     def audit(self) -> str:
-        """Where the audit goes."""
+        """Destination of the audit log: ``log``, ``off`` or a path."""
 
 
-def log_as_a_library() -> None:
-    """Sends our logs through ``logging``, for a program that has the registry in itself and its own idea of logs.
+def configure_library_logging() -> None:
+    """Send the registry's logs through ``logging``, for programs that embed the registry.
 
-    Without it structlog would print every line to standard output. Does nothing if the program has configured it.
+    Without this, structlog would print every line to standard output. Does nothing if structlog is configured already.
     """
     if not structlog.is_configured():
         structlog.configure(
@@ -64,21 +64,21 @@ def log_as_a_library() -> None:
         )
 
 
-def configure_logging(settings: Form) -> None:
-    """Sends all logs of this process to standard error in the form that is set; may be called again.
+def configure_logging(options: LogOptions) -> None:
+    """Send all logs of this process to standard error in the configured format; may be called repeatedly.
 
-    A line of JSON has ``timestamp`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``, then the event's own fields,
+    A JSON line has ``timestamp`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``, then the fields of the event,
     and for an exception ``exception``: its chain with types, messages and frames.
 
     Args:
-        settings: Least level and form, and where the audit goes.
+        options: Level and format of the lines, and the destination of the audit log.
 
     Raises:
-        ConfigurationError: The file of the audit cannot be written.
+        ConfigurationError: The audit file cannot be written.
     """
     on_terminal = sys.stderr.isatty()
-    in_json = settings.format == "json" or (settings.format == "auto" and not on_terminal)
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    in_json = options.format == "json" or (options.format == "auto" and not on_terminal)
+    level = logging.getLevelNamesMapping()[options.level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         add_log_level,
@@ -94,8 +94,8 @@ def configure_logging(settings: Form) -> None:
     json_formatter = _JsonFormatter(_formatter(shared, as_json))
     handler.setFormatter(json_formatter if in_json else _formatter(shared, console))
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    _configure_audit(settings.audit, json_formatter)
-    # No line has them, and each costs a question.
+    _configure_audit(options.audit, json_formatter)
+    # No line contains these values, and collecting each has a cost.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.captureWarnings(capture=True)
     structlog.configure(
@@ -106,21 +106,21 @@ def configure_logging(settings: Form) -> None:
     )
 
 
-def _configure_audit(where: str, formatter: logging.Formatter) -> None:
-    """Sends the audit to a file if one is set, as JSON; else its lines are among the others."""
+def _configure_audit(destination: str, formatter: logging.Formatter) -> None:
+    """Write the audit as JSON to a file, or with the other logs if no file is set."""
     audit = logging.getLogger(AUDIT)
-    audit.setLevel(logging.INFO)  # whatever the level of the rest
+    audit.setLevel(logging.INFO)  # regardless of log.level
     for handler in audit.handlers[:]:
         audit.removeHandler(handler)
         handler.close()
-    audit.propagate = where == "log"
-    if where in ("log", "off"):
+    audit.propagate = destination == "log"
+    if destination in ("log", "off"):
         return
     try:
-        # It looks before each line whether its file is still the one of that name: rotation needs no signal.
-        file = WatchedFileHandler(os.path.expanduser(where), encoding="utf-8")  # noqa: PTH111 - of a text
+        # Reopens the file when its inode changes, so log rotation needs no signal.
+        file = WatchedFileHandler(os.path.expanduser(destination), encoding="utf-8")  # noqa: PTH111 - a str, not a Path
     except OSError as error:
-        raise ConfigurationError(f"log.audit: cannot write to {where}: {error.strerror}") from error
+        raise ConfigurationError(f"log.audit: cannot write to {destination}: {error.strerror}") from error
     handler = BatchingHandler(file)
     handler.setFormatter(formatter)
     audit.addHandler(handler)
@@ -133,15 +133,15 @@ def _formatter(shared: list[Processor], render: list[Processor]) -> ProcessorFor
 
 
 class _JsonFormatter(logging.Formatter):
-    """Writes JSON; lines of the audit at a fifth of what the chain of processors costs, since every change has one."""
+    """Formats records as JSON. Audit records skip the processor chain, which takes five times as long."""
 
-    def __init__(self, others: logging.Formatter) -> None:
+    def __init__(self, default: logging.Formatter) -> None:
         super().__init__()
-        self._others = others
+        self._default = default
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name != AUDIT:
-            return self._others.format(record)
+            return self._default.format(record)
         fields = record.__dict__
         moment = datetime.fromtimestamp(record.created, UTC).replace(tzinfo=None)
         line: dict[str, Any] = {
@@ -154,14 +154,14 @@ class _JsonFormatter(logging.Formatter):
         }
         try:
             text = orjson.dumps(line)
-        except orjson.JSONEncodeError:  # a part of a character alone
+        except orjson.JSONEncodeError:  # a lone surrogate
             return json.dumps(line)
-        # Else it may hold what some viewers take for the end of a line, which only the other one escapes.
+        # Only ``json`` escapes the non-ASCII characters that some viewers treat as line breaks.
         return text.decode() if text.isascii() else json.dumps(line)
 
 
 class BatchingHandler(logging.Handler):
-    """Has the lines of ``TOGETHER`` that come in one turn of the event loop written in one: each is a system call."""
+    """Joins the lines of a turn of the event loop where ``BATCH_LOG_LINES`` is set: each write is a system call."""
 
     def __init__(self, target: logging.Handler) -> None:
         super().__init__()
@@ -170,15 +170,15 @@ class BatchingHandler(logging.Handler):
         self._scheduled = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Takes a line."""
+        """Format a record, and write it now or at the end of the turn of the event loop."""
         try:
             self._lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - whatever it is, no call fails of its log
+        except Exception:  # noqa: BLE001 - a logging error must not fail a call
             self.handleError(record)
             return
         try:
-            loop = asyncio.get_running_loop() if TOGETHER.get() else None
-        except RuntimeError:  # a thread that has the context of a block, but no loop
+            loop = asyncio.get_running_loop() if BATCH_LOG_LINES.get() else None
+        except RuntimeError:  # another thread that inherited the context
             loop = None
         if loop is None:
             self.flush()
@@ -187,7 +187,7 @@ class BatchingHandler(logging.Handler):
             loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Has written what was taken."""
+        """Write the pending lines."""
         self.acquire()
         try:
             lines, self._lines, self._scheduled = self._lines, [], False
@@ -197,14 +197,14 @@ class BatchingHandler(logging.Handler):
             self.release()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Write the pending lines and close the target."""
         self.flush()
         self._target.close()
         super().close()
 
 
 def _escape(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keeps what clients send from making lines, or colours, of its own."""
+    """Escape control characters, so that text from clients cannot start a new line or set a colour."""
     return {
         key: _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
         if isinstance(value, str) and key not in ("exception", "stack")

@@ -1,4 +1,4 @@
-"""``RequestContext``: where a call comes from, for logs and the audit; nothing is read of it until somebody asks."""
+"""``RequestContext``: where a call comes from, for logs and the audit. Its values are computed on first use."""
 
 import re
 import secrets
@@ -13,32 +13,32 @@ Transport: TypeAlias = Literal["grpc", "http"]
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 TRACE_HEADER: Final = "traceparent"
-_PROCESS: Final = secrets.token_hex(6)
-"""Begins the ids that this process makes; a number follows."""
+# A generated request id is this prefix of the process and a number.
+_PROCESS_PREFIX: Final = secrets.token_hex(6)
 _NUMBERS: Final = count(1)
-# What a log, a shell and JSON take as it stands; anything else a client sends as its id is replaced by one of ours.
+# Characters that need no escaping in a log, a shell or JSON. Any other id is replaced by a generated one.
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
-# https://www.w3.org/TR/trace-context/#traceparent-header; a version after 00 may have more behind it.
+# https://www.w3.org/TR/trace-context/#traceparent-header; versions after 00 may append further fields.
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_LONGEST_TRACEPARENT: Final = 512
+_MAX_TRACEPARENT_LENGTH: Final = 512
 
 
 class RequestContext:
-    """Where one call comes from.
+    """Transport, peer, request id and trace of one call.
 
-    Nothing of what a client sends is taken over unless it is of a known form, so all of it can stand in a log.
+    Values that a client sends are used only if they have a known format, so all of them are safe to log.
     """
 
-    # Not functools.cached_property: on Python 3.11 it takes a lock, 1 µs each time that a value is made.
+    # Not functools.cached_property: on Python 3.11 it takes a lock, 1 µs for each value that is computed.
     __slots__ = ("_header", "_peer", "_request_id", "_trace_id", "transport")
 
     def __init__(self, transport: Transport, header: Callable[[str], str | None], peer: Callable[[], str]) -> None:
-        """Keeps where to look.
+        """Store the accessors; nothing is read yet.
 
         Args:
-            transport: How it came.
-            header: Gives a header of the call by its lower-case name.
-            peer: Gives the address that the connection comes from.
+            transport: Transport of the call.
+            header: Returns a header of the call by its lower-case name.
+            peer: Returns the remote address of the connection.
         """
         self.transport = transport
         self._header = header
@@ -48,38 +48,38 @@ class RequestContext:
 
     @property
     def request_id(self) -> str:
-        """The client's name for the call if it gave one of 1 to 128 harmless characters, else one of ours."""
+        """The client's ``x-request-id`` if it has 1 to 128 safe characters, otherwise a generated id."""
         if not self._request_id:
-            given = self._header(REQUEST_ID_HEADER)
-            proper = given and _REQUEST_ID.fullmatch(given)
-            self._request_id = given if given and proper else f"{_PROCESS}-{next(_NUMBERS):x}"
+            sent = self._header(REQUEST_ID_HEADER)
+            valid = sent and _REQUEST_ID.fullmatch(sent)
+            self._request_id = sent if sent and valid else f"{_PROCESS_PREFIX}-{next(_NUMBERS):x}"
         return self._request_id
 
     @property
     def trace_id(self) -> str:
-        """The W3C trace that the call belongs to, 32 hexadecimal digits; empty if there is none."""
+        """The W3C trace id of the call, 32 hexadecimal digits; empty if the call belongs to no trace."""
         if self._trace_id is None:
-            self._trace_id = TRACE_ID.get() or trace_id_of(self._header(TRACE_HEADER))
+            self._trace_id = TRACE_ID.get() or parse_trace_id(self._header(TRACE_HEADER))
         return self._trace_id
 
     @property
     def peer(self) -> str:
-        """Address that the connection comes from."""
+        """Remote address of the connection."""
         return self._peer()
 
-    def fields(self) -> dict[str, str]:
-        """What a line of a log says of it."""
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields for a log line about the call."""
         fields = {"transport": self.transport, "peer": self.peer, "request_id": self.request_id}
         return fields | {"trace_id": self.trace_id} if self.trace_id else fields
 
 
-REQUEST_CONTEXT: Final[ContextVar[RequestContext | None]] = ContextVar("origin", default=None)
-"""The call that is handled now; ``None`` for what the registry does by itself or an embedder asks for."""
+REQUEST_CONTEXT: Final[ContextVar[RequestContext | None]] = ContextVar("request_context", default=None)
+"""The call that is being handled; ``None`` for background work and for calls of an embedding program."""
 
 
-def trace_id_of(traceparent: str | None) -> str:
-    """Reads the trace of a ``traceparent``; empty if there is none or it is malformed."""
-    if not traceparent or len(traceparent) > _LONGEST_TRACEPARENT:
+def parse_trace_id(traceparent: str | None) -> str:
+    """Return the trace id of a ``traceparent`` header, or an empty string if it is absent or malformed."""
+    if not traceparent or len(traceparent) > _MAX_TRACEPARENT_LENGTH:
         return ""
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or (match[2] and traceparent.startswith("00")):

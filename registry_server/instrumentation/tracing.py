@@ -1,4 +1,4 @@
-"""What a tracer is to those whose work it times; ``telemetry.otel`` is one. Without it nothing here costs anything."""
+"""The tracer interface; ``telemetry.otel`` implements it. Without a tracer, tracing has no cost."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -6,32 +6,32 @@ from contextvars import ContextVar
 from typing import Final, Protocol, TypeAlias
 
 Attributes: TypeAlias = dict[str, str | int]
-"""Names as in OpenTelemetry's semantic conventions."""
+"""Names follow OpenTelemetry's semantic conventions."""
 
 TRACE_ID: Final[ContextVar[str]] = ContextVar("trace_id", default="")
-"""The trace that is recorded now, 32 hexadecimal digits; empty if none is."""
+"""The trace that is being recorded, 32 hexadecimal digits; empty if there is none."""
 
 
 class Span(Protocol):
-    """A piece of work that is timed."""
+    """A timed operation."""
 
-    def ended(self, attributes: Attributes, *, failed: bool) -> None:
-        """Says what came of it, and whether that is an error of this side."""
+    def set_result(self, attributes: Attributes, *, failed: bool) -> None:
+        """Record the outcome; ``failed`` means an error of the server, not of the client."""
 
 
 class Tracer(Protocol):
-    """Times pieces of work."""
+    """Records spans."""
 
-    def call(
+    def trace_call(
         self, name: str, attributes: Attributes, header: Callable[[str], str | None]
     ) -> AbstractContextManager[Span]:
-        """Stands around the handling of a call.
+        """Return a context manager that records the handling of a call as a span.
 
         Args:
-            name: What is called; of a few.
-            attributes: What is known of it.
-            header: Gives a header of the call by its lower-case name: it may belong to a trace.
+            name: Operation that was called. Must have few distinct values.
+            attributes: Attributes that are known before the call is handled.
+            header: Returns a header of the call by its lower-case name; the trace context is read from it.
         """
 
-    def script(self, name: str) -> AbstractContextManager[None]:
-        """Stands around a script that Redis runs for a call."""
+    def trace_script(self, name: str) -> AbstractContextManager[None]:
+        """Return a context manager that records a Redis script that runs for a call as a span."""

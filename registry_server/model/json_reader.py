@@ -1,4 +1,4 @@
-"""Reads parsed JSON strictly: every value of the wrong shape is noted under its path, and reading goes on."""
+"""Strict conversion of parsed JSON to protobuf values. Each violation is collected with its path."""
 
 import math
 import re
@@ -15,124 +15,125 @@ from registry_server.model.rules import MAX_DURATION_SECONDS, MAX_STRUCT_DEPTH, 
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 NANOS_PER_SECOND: Final = 1_000_000_000
+NANOS_PER_MS: Final = 1_000_000
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-# RFC 3339 with up to nine digits of a second; what `datetime` alone accepts is wider and ends at microseconds.
+# RFC 3339 with up to nine fractional digits; `datetime` accepts more formats, but only six fractional digits.
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
 _NOT_FINITE = "must be a finite number that a 64-bit float holds"
-_MAX_SHOWN = 1e15
+_MAX_SHOWN_NUMBER = 1e15
 _INT32 = range(-(2**31), 2**31)
 
 
 def member(at: str, key: str) -> str:
-    """Path of a known member of the object at ``at``; the empty path is the document itself."""
+    """Return the path of a known member of the object at ``at``; the path of the document itself is empty."""
     return f"{at}.{key}" if at else key
 
 
 class JsonReader:
-    """Takes values out of parsed JSON. ``null`` is the same as absent; absent gives the empty value of the type."""
+    """Converts values of parsed JSON. ``null`` means absent; an absent value becomes the empty value of its type."""
 
-    def __init__(self, whole: str) -> None:
-        self._whole = whole
-        """What the document itself is called, whose path is empty."""
+    def __init__(self, document_name: str) -> None:
+        self._document_name = document_name
+        """Name of the document in violations whose path is empty."""
         self.violations: list[Violation] = []
-        """What was wrong with the values read so far; those past ``MAX_VIOLATIONS`` are dropped."""
+        """Violations found so far, at most ``MAX_VIOLATIONS``."""
 
-    def note(self, at: str, description: str) -> None:
-        """Takes down a violation."""
+    def add_violation(self, at: str, description: str) -> None:
+        """Record a violation at a path."""
         if len(self.violations) < MAX_VIOLATIONS:
-            self.violations.append(Violation(at or self._whole, description))
+            self.violations.append(Violation(at or self._document_name, description))
 
     def members(self, value: object, at: str, known: Collection[str]) -> dict[str, object]:
-        """Members of an object that are not null; one that is not ``known`` is a violation."""
+        """Return the members of an object that are not null; a member that is not ``known`` is a violation."""
         members = self.mapping(value, at)
         for key in members:
             if key not in known:
-                self.note(_inside(at, key), f"is not a field; known are {', '.join(known)}")
+                self.add_violation(_inside(at, key), f"is not a field; known are {', '.join(known)}")
         return {key: item for key, item in members.items() if item is not None}
 
     def mapping(self, value: object, at: str) -> Mapping[str, object]:
-        """An object with any members."""
+        """Return an object with any members."""
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self.note(at, f"must be an object, not {_kind(value)}")
+            self.add_violation(at, f"must be an object, not {_kind(value)}")
             return {}
         for key in value:
             if not isinstance(key, str):
-                self.note(at, f"has a key that is {_kind(key)}; keys must be text")
+                self.add_violation(at, f"has a key that is {_kind(key)}; keys must be text")
                 return {}
         return value
 
     def items(self, value: object, at: str) -> Iterator[tuple[str, object]]:
-        """Path and value of each item of an array; none of them may be null."""
+        """Yield the path and value of each item of an array; a null item is a violation."""
         if value is not None and not isinstance(value, list | tuple):
-            self.note(at, f"must be an array, not {_kind(value)}")
+            self.add_violation(at, f"must be an array, not {_kind(value)}")
             return
         for index, item in enumerate(value or ()):
             here = f"{at}[{index}]"
             if item is None:
-                self.note(here, "must not be null")
+                self.add_violation(here, "must not be null")
             else:
                 yield here, item
 
     def text(self, value: object, at: str) -> str:
-        """Text."""
+        """Return a string."""
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.note(at, f"must be text, not {_kind(value)}")
+            self.add_violation(at, f"must be text, not {_kind(value)}")
             return ""
         if not _is_unicode(value):
-            self.note(at, f"{quoted(value)} is not Unicode text: it has half of a surrogate pair")
+            self.add_violation(at, f"{quoted(value)} is not Unicode text: it has half of a surrogate pair")
             return ""
         return value
 
     def texts(self, value: object, at: str) -> dict[str, str]:
-        """An object whose members are all text."""
+        """Return an object whose values are all strings."""
         texts: dict[str, str] = {}
         for key, item in self.mapping(value, at).items():
             here = keyed(at, key)
             if item is None:
-                self.note(here, "must not be null")
+                self.add_violation(here, "must not be null")
             else:
                 texts[self.text(key, here)] = self.text(item, here)
         return texts
 
     def int32(self, value: object, at: str) -> int:
-        """A whole number of 32 bits; JSON does not tell 3 from 3.0."""
+        """Return a 32-bit integer. JSON does not distinguish 3 from 3.0, so both are accepted."""
         if value is None:
             return 0
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value not in _INT32:
-            self.note(at, f"must be a whole number of 32 bits, not {_kind(value)}")
+            self.add_violation(at, f"must be a whole number of 32 bits, not {_kind(value)}")
             return 0
         return value
 
     def duration(self, value: object, at: str, *, nanos_per_unit: int) -> Duration | None:
-        """A number of some unit of time."""
+        """Return a duration that JSON holds as a number of some unit, ``None`` if it is absent or wrong."""
         number = self._finite(value, at)
         if number is None:
             return None
         if abs(number) * nanos_per_unit > MAX_DURATION_SECONDS * NANOS_PER_SECOND:
-            self.note(at, "is too long; at most 10,000 years are allowed")
+            self.add_violation(at, "is too long; at most 10,000 years are allowed")
             return None
-        # Whole units are exact whatever their size; a float has no nanosecond left beyond some months.
+        # Integers are converted exactly; a float loses its nanoseconds beyond a few months.
         nanos = number * nanos_per_unit if isinstance(number, int) else round(number * nanos_per_unit)
         seconds, rest = divmod(abs(nanos), NANOS_PER_SECOND)
         if nanos < 0:
             seconds, rest = -seconds, -rest
-        # Rounded to zero it could mean something else: a `ttlSeconds` of 0 is permanent.
+        # Rounding to zero would change the meaning: a `ttlSeconds` of 0 means permanent.
         if number and not nanos:
-            self.note(at, "is shorter than a nanosecond")
+            self.add_violation(at, "is shorter than a nanosecond")
             return None
         return Duration(seconds=seconds, nanos=rest)
 
     def timestamp(self, value: object, at: str) -> Timestamp | None:
-        """A time in ISO 8601 with its offset from UTC."""
+        """Return a time given in ISO 8601 with an offset from UTC, ``None`` if it is absent or wrong."""
         text = self.text(value, at)
         if value is None or not isinstance(value, str):
             return None
@@ -142,12 +143,12 @@ class JsonReader:
         except ValueError:
             moment = None
         if match is None or moment is None:
-            self.note(at, f"{quoted(text)} is not a time such as 2026-11-24T05:00:00.000Z")
+            self.add_violation(at, f"{quoted(text)} is not a time such as 2026-11-24T05:00:00.000Z")
             return None
         return Timestamp(seconds=(moment - EPOCH) // timedelta(seconds=1), nanos=int((match[2] or "").ljust(9, "0")))
 
     def struct(self, value: object, at: str, struct: Struct) -> None:
-        """An object with any content, put into ``struct``."""
+        """Copy an object with any content into ``struct``."""
         if value is not None:
             struct.SetInParent()
             self._fill_struct(self.mapping(value, at), at, struct, 1)
@@ -155,12 +156,12 @@ class JsonReader:
     def _fill_struct(self, members: Mapping[str, object], at: str, struct: Struct, depth: int) -> None:
         for key, item in members.items():
             if not _is_unicode(key):
-                self.note(keyed(at, key), "the key is not Unicode text: it has half of a surrogate pair")
+                self.add_violation(keyed(at, key), "the key is not Unicode text: it has half of a surrogate pair")
             else:
                 self._fill_value(item, at, key, struct.fields[key], depth)
 
     def _fill_value(self, item: object, at: str, key: str | int, value: Value, depth: int) -> None:
-        # The path is put together only where it is needed: for containers, and for what is wrong.
+        # The path is built only for containers and violations, which keeps plain values cheap.
         if isinstance(item, str) and _is_unicode(item):
             value.string_value = item
         elif item is None:
@@ -171,7 +172,7 @@ class JsonReader:
             if _is_finite(item):
                 value.number_value = item
             else:
-                self.note(_inside(at, key), _NOT_FINITE)
+                self.add_violation(_inside(at, key), _NOT_FINITE)
         elif isinstance(item, Mapping | list | tuple):
             self._fill_container(item, _inside(at, key), value, depth + 1)
         else:
@@ -179,7 +180,7 @@ class JsonReader:
 
     def _fill_container(self, item: Mapping[str, object] | Sequence[object], at: str, value: Value, depth: int) -> None:
         if depth > MAX_STRUCT_DEPTH:
-            self.note(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; make it flatter")
+            self.add_violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; make it flatter")
         elif isinstance(item, Mapping):
             value.struct_value.SetInParent()
             self._fill_struct(self.mapping(item, at), at, value.struct_value, depth)
@@ -192,10 +193,10 @@ class JsonReader:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.note(at, f"must be a number, not {_kind(value)}")
+            self.add_violation(at, f"must be a number, not {_kind(value)}")
             return None
         if not _is_finite(value):
-            self.note(at, _NOT_FINITE)
+            self.add_violation(at, _NOT_FINITE)
             return None
         return value
 
@@ -209,7 +210,7 @@ def _inside(at: str, key: str | int) -> str:
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # a whole number beyond what a double holds
+    except OverflowError:  # an integer above the largest double
         return False
 
 
@@ -228,5 +229,5 @@ def _kind(value: object) -> str:
         return "null"
     kinds: Mapping[type, str] = {bool: "a boolean", str: "text", list: "an array", tuple: "an array", dict: "an object"}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"the number {value:.10g}" if abs(value) < _MAX_SHOWN else "a number of this size"
+        return f"the number {value:.10g}" if abs(value) < _MAX_SHOWN_NUMBER else "a number of this size"
     return kinds.get(type(value), f"a {type(value).__name__}")

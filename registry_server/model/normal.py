@@ -11,12 +11,12 @@ _NOT_GIVEN = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS
 _OUTPUT_ONLY = ("registered_at", "updated_at", "revision")
 
 
-def ttl_of(service: Service, default: float) -> float:
+def ttl_seconds(service: Service, default: float) -> float:
     """Seconds that the lease of a service lasts, 0 = permanent; ``default`` is for those that do not say."""
     return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else default
 
 
-def registered(sent: Service, current: Service | None, now: Timestamp) -> Service:
+def apply_registration(sent: Service, current: Service | None, now: Timestamp) -> Service:
     """The service as a registration leaves it.
 
     Args:
@@ -35,7 +35,7 @@ def registered(sent: Service, current: Service | None, now: Timestamp) -> Servic
     return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
 
 
-def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) -> Service:
+def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestamp) -> Service:
     """The service as an update leaves it.
 
     Args:
@@ -45,7 +45,7 @@ def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) ->
         now: Time of the change.
 
     Returns:
-        As for ``registered``.
+        As for ``apply_registration``.
     """
     service = Service()
     paths = list(mask.paths)
@@ -63,7 +63,7 @@ def updated(sent: Service, mask: FieldMask, current: Service, now: Timestamp) ->
     return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
 
 
-def with_health(current: Service, health: Health, now: Timestamp) -> Service:
+def replace_health(current: Service, health: Health, now: Timestamp) -> Service:
     """The service with another health."""
     service = Service()
     service.CopyFrom(current)
@@ -75,7 +75,7 @@ def with_health(current: Service, health: Health, now: Timestamp) -> Service:
     return service
 
 
-def stamped(service: Service, now: Timestamp) -> Service:
+def set_change_time(service: Service, now: Timestamp) -> Service:
     """Says that the service changes now; to be called once it is known that it does."""
     service.updated_at.CopyFrom(now)
     if not service.HasField("registered_at"):

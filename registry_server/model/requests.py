@@ -11,15 +11,15 @@ from registry_server.model.tokens import Cursor, decode_cursor, decode_page_toke
 from registry_server.model.validation import duration_violations, name_violations
 
 DEFAULT_PAGE_SIZE = 100
-LARGEST_PAGE = 1_000
-MOST_NAMES = 10_000
-LARGEST_BATCH = 500
+MAX_PAGE_SIZE = 1_000
+MAX_NAMES = 10_000
+MAX_BATCH_SIZE = 500
 DEFAULT_BOOKMARK_INTERVAL = 30.0
 _BOOKMARK_INTERVAL = (timedelta(milliseconds=100), timedelta(hours=1))
 _MOST_REPORTED = 100
 
 
-def refuse(violations: Sequence[Violation]) -> None:
+def raise_if_invalid(violations: Sequence[Violation]) -> None:
     """Raises ``InvalidRequest`` if there are violations."""
     if violations:
         raise InvalidRequest(violations[:_MOST_REPORTED])
@@ -35,15 +35,15 @@ def check_names(names: Sequence[str], at: str = "names") -> None:
     """Refuses an empty or too long list, and names that no service can have."""
     if not names:
         raise InvalidRequest([Violation(at, "is empty; name at least one service")])
-    if len(names) > MOST_NAMES:
-        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MOST_NAMES}")])
-    refuse([violation for i, name in enumerate(names) for violation in name_violations(name, f"{at}[{i}]")])
+    if len(names) > MAX_NAMES:
+        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MAX_NAMES}")])
+    raise_if_invalid([violation for i, name in enumerate(names) for violation in name_violations(name, f"{at}[{i}]")])
 
 
 def page_size(wanted: int, violations: list[Violation]) -> int:
     """Gives the size of a page: the default for 0, the largest for more (https://google.aip.dev/158)."""
     check_not_negative(wanted, "page_size", violations)
-    return min(wanted, LARGEST_PAGE) or DEFAULT_PAGE_SIZE
+    return min(wanted, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
 
 def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
@@ -57,7 +57,7 @@ def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
         return ""
 
 
-def cursor(text: str, violations: list[Violation]) -> Cursor | None:
+def parse_cursor(text: str, violations: list[Violation]) -> Cursor | None:
     """Reads a cursor; ``None`` if none is given."""
     if not text:
         return None

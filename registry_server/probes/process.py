@@ -24,7 +24,7 @@ from registry_server.model.networks import Network
 from registry_server.probes.messages import Logs, Orders, Setup
 from registry_server.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
 from registry_server.probes.plan import Plan
-from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import cancel
 
 if TYPE_CHECKING:  # the worker, which imports this package, has no settings: it would start half a second later
@@ -188,7 +188,7 @@ class ProbeProcess:
         orders, self._orders = self._orders, Orders([], [], [])
         # What waits for the worker is bounded by what changes until it is replaced.
         if self._writer is not None:
-            self._writer.write(framed(pickle.dumps(orders)))
+            self._writer.write(encode_frame(pickle.dumps(orders)))
 
     async def _supervise(self, on_result: ResultListener) -> None:
         """Runs one worker after the other."""
@@ -198,7 +198,7 @@ class ProbeProcess:
             started = time.monotonic()
             try:
                 async with self._worker() as (reader, writer), asyncio.TaskGroup() as group:
-                    writer.write(framed(pickle.dumps(self._setup)))
+                    writer.write(encode_frame(pickle.dumps(self._setup)))
                     async with asyncio.timeout(_START_WITHIN):
                         ready = await read_frame(reader) is not None
                     if ready:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from registry_server.instrumentation.logs import configure_logging
 from registry_server.probes import Outcome, Plan, Prober, Rounds
 from registry_server.probes.rounds import Probes
-from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.security.egress import EgressPolicy
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Worker:
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Works until the connection ends: then nobody wants to know the rest."""
-        self._writer.write(framed(b"[]"))  # says that it is ready
+        self._writer.write(encode_frame(b"[]"))  # says that it is ready
         async with asyncio.TaskGroup() as group:
             group.create_task(self._rounds.run(), name="rounds")
             group.create_task(self._speak(), name="answers")
@@ -67,7 +67,7 @@ class Worker:
                     await asyncio.sleep(_GATHER)
             self._news.clear()
             answers, self._answers = self._answers, []
-            self._writer.write(framed(json.dumps(answers).encode()))
+            self._writer.write(encode_frame(json.dumps(answers).encode()))
             self._rounds.pause()
             await self._writer.drain()
             self._rounds.resume()

@@ -110,7 +110,9 @@ class ServiceRegistry(RegistryReads):
             if before is not None and after == before:
                 return await self._writes.touch_service(before, renew=True, claim=claim)
             type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
-            return await self._writes.write_service(before, normal.set_change_time(after, now), type_, renew=True, claim=claim)
+            return await self._writes.write_service(
+                before, normal.set_change_time(after, now), type_, renew=True, claim=claim
+            )
 
         claim = _claim_on(service.name)
         registered = await self._writes.change_service(service.name, attempt)
@@ -178,7 +180,9 @@ class ServiceRegistry(RegistryReads):
             if after == before:  # still checked by the store, since this replica may be stale
                 return await self._writes.touch_service(before, renew=False, claim=claim)
             type_ = normal.update_type(before, after)
-            return await self._writes.write_service(before, normal.set_change_time(after, now), type_, renew=False, claim=claim)
+            return await self._writes.write_service(
+                before, normal.set_change_time(after, now), type_, renew=False, claim=claim
+            )
 
         with self._audit.record_change("update", service.name) as entry:
             violations = name_violations(service.name, "service.name") + update_mask_violations(mask)

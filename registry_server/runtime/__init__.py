@@ -1,1 +1,1 @@
-"""Process plumbing that knows nothing of services: clock, tasks, framing between processes, scheduling."""
+"""Process plumbing that is independent of services: clock, tasks, frames between processes, thread scheduling."""

@@ -1,4 +1,4 @@
-"""Time as a parameter: whoever needs the wall clock takes a ``Clock``, so that tests can move it."""
+"""The wall clock as a parameter: code that needs it takes a ``Clock``, so that tests can advance it."""
 
 import time
 from collections.abc import Callable
@@ -12,9 +12,9 @@ system_clock: Clock = time.time_ns
 
 
 def timestamp(nanoseconds: int) -> Timestamp:
-    """Turns nanoseconds since the epoch into a ``Timestamp`` of millisecond precision.
+    """Convert nanoseconds since the epoch to a ``Timestamp`` of millisecond precision.
 
-    Milliseconds are what the JSON form of a service can hold; finer values would differ between the two forms.
+    The JSON form of a service holds milliseconds; finer values would make the two forms differ.
     """
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=rest // 1_000_000 * 1_000_000)

@@ -1,4 +1,4 @@
-"""Messages between a process of the registry and one that it started: a length (4 bytes, big-endian) and bytes."""
+"""Messages between a registry process and its child processes: a length (4 bytes, big-endian) and the content."""
 
 import asyncio
 import struct
@@ -7,13 +7,13 @@ from typing import Final
 _LENGTH: Final = struct.Struct("!I")
 
 
-def framed(content: bytes) -> bytes:
-    """Makes a frame."""
+def encode_frame(content: bytes) -> bytes:
+    """Return the content with its length in front."""
     return _LENGTH.pack(len(content)) + content
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """Reads a frame; ``None`` at the end of the connection."""
+    """Return the content of the next frame, or ``None`` when the connection has ended."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         return await reader.readexactly(length)

@@ -1,9 +1,9 @@
-"""How the kernel schedules the threads of a server: for throughput while it is busy, else for latency.
+"""The Linux scheduling policy of the server's threads: ``SCHED_BATCH`` under load, the default otherwise.
 
-A call goes through several threads of gRPC. One that is woken may take the processor from the one that woke it, and
-where the processors are busy it does, some four times a call. ``SCHED_BATCH`` ends that: a tenth less processor time a
-call (ADR 0025). But threads that run so wait for other programs too; so only a process that is busy, whose calls wait
-for each other anyway, runs so.
+A call passes through several gRPC threads. When one thread wakes another on a busy machine, the kernel preempts the
+waking thread, about four times a call. ``SCHED_BATCH`` disables that preemption and saves a tenth of the processor time
+of a call (ADR 0025). It also makes the threads wait for other programs, so it is used only while this process is busy
+and its calls wait for each other anyway.
 """
 
 import asyncio
@@ -15,47 +15,48 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-_PERIOD: Final = 0.25
-_BUSY: Final = 0.5
-_NO_LONGER_BUSY: Final = 0.3
-"""Shares of the time in which the event loop runs; between them all stays as it is."""
+_CHECK_SECONDS: Final = 0.25
+# Shares of the time in which the event loop runs. The gap between them prevents flapping.
+_BUSY_SHARE: Final = 0.5
+_IDLE_SHARE: Final = 0.3
 
 
-async def follow_load(*, period: float = _PERIOD, worked: Callable[[], float] = time.thread_time) -> None:
-    """Looks for ever how busy the thread that calls it is, and has all threads of this process scheduled accordingly.
+async def adapt_scheduling(
+    *, period: float = _CHECK_SECONDS, thread_time: Callable[[], float] = time.thread_time
+) -> None:
+    """Switch the scheduling policy of all threads with the load of the calling thread, until cancelled.
 
-    Ends where the kernel has no such thing or does not allow it, and where somebody else has chosen how this process is
-    scheduled.
+    Returns at once if the kernel does not support or allow it, or if the process already runs under another policy.
 
     Args:
-        period: Seconds between two looks.
-        worked: Tells for how many seconds the thread has run.
+        period: Seconds between two checks of the load.
+        thread_time: Returns the processor time of the calling thread in seconds.
     """
     if sys.platform != "linux":
         return
-    with suppress(OSError):  # not allowed, or no /proc
+    with suppress(OSError):  # not permitted, or no /proc
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
-            await _follow(period, worked)
+            await _adapt(period, thread_time)
 
 
-async def _follow(period: float, worked: Callable[[], float]) -> None:
+async def _adapt(period: float, thread_time: Callable[[], float]) -> None:
     batch = False
-    before = time.monotonic(), worked()
+    before = time.monotonic(), thread_time()
     while True:
         await asyncio.sleep(period)
-        now = time.monotonic(), worked()
+        now = time.monotonic(), thread_time()
         share = (now[1] - before[1]) / (now[0] - before[0])
         before = now
-        wanted = share >= (_NO_LONGER_BUSY if batch else _BUSY)
+        wanted = share >= (_IDLE_SHARE if batch else _BUSY_SHARE)
         if wanted != batch:
             batch = wanted
-            _schedule_all(os.SCHED_BATCH if batch else os.SCHED_OTHER)
+            _set_policy(os.SCHED_BATCH if batch else os.SCHED_OTHER)
 
 
-def _schedule_all(policy: int) -> None:
-    """Those that are made later take it from who makes them."""
+def _set_policy(policy: int) -> None:
+    """Set the policy of all existing threads; new threads inherit it from the thread that creates them."""
     for thread in Path("/proc/self/task").iterdir():
         try:
             os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
-        except ProcessLookupError:  # it has just ended
+        except ProcessLookupError:  # the thread has just ended
             continue

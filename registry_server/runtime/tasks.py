@@ -1,59 +1,55 @@
-"""Ending of tasks, and waiting for others."""
+"""Helpers for cancelling tasks and for waiting until the event loop is idle."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-_AGAIN = 0.1
-"""Seconds."""
-_IDLE_PASS: Final = 0.00005
-"""Seconds that one pass of an event loop takes in which nothing was done: 10 to 30 us here."""
+_CANCEL_RETRY_SECONDS: Final = 0.1
+# A pass of the event loop in which nothing runs takes 10 to 30 µs (measured).
+_IDLE_PASS_SECONDS: Final = 0.00005
 _IDLE_PASSES: Final = 2
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancels tasks until they have ended.
+    """Cancel tasks repeatedly until they have ended.
 
-    Once is not enough on Python 3.11: its ``wait_for``, by which redis-py sends, loses a cancellation that comes as it
-    is done (https://github.com/python/cpython/issues/86296).
+    One cancellation is not enough on Python 3.11: ``wait_for``, which redis-py uses to send, loses a cancellation that
+    arrives as it completes (https://github.com/python/cpython/issues/86296).
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=_AGAIN)
+        await asyncio.wait(pending, timeout=_CANCEL_RETRY_SECONDS)
 
 
-def end_if_cancelled() -> None:
-    """Ends the task that calls it if that was cancelled and lost it, as above.
+def raise_if_cancelled() -> None:
+    """Raise ``CancelledError`` if the current task was cancelled, even if the cancellation was lost.
 
-    For loops in tasks of a ``TaskGroup``, which cancels each of them only once: to be called after whatever asks Redis.
+    A ``TaskGroup`` cancels each of its tasks only once, and Python 3.11 may lose that cancellation (see ``cancel``).
+    Loops in such tasks therefore call this after every call to Redis.
 
     Raises:
-        CancelledError: It was cancelled.
+        CancelledError: The task was cancelled.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
-async def until_quiet(most: float) -> None:
-    """Waits while the event loop has other work at hand.
-
-    Args:
-        most: Seconds after which it has been waited long enough.
-    """
+async def wait_until_idle(max_seconds: float) -> None:
+    """Wait until the event loop has no other work, for at most ``max_seconds``."""
     began = before = time.perf_counter()
     idle = 0
-    while idle < _IDLE_PASSES and before - began < most:
+    while idle < _IDLE_PASSES and before - began < max_seconds:
         await asyncio.sleep(0)
         now = time.perf_counter()
-        idle = idle + 1 if now - before < _IDLE_PASS else 0
+        idle = idle + 1 if now - before < _IDLE_PASS_SECONDS else 0
         before = now
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of a group, also of nested groups."""
+    """Return the first error of a group, searching nested groups too."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from registry_server.config.models import PUBLIC_PARTS
+from registry_server.config.security import PUBLIC_PARTS
 from registry_server.security.identity import Role
 
 API: Final = "/api/v1/registry"

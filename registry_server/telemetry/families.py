@@ -35,7 +35,9 @@ def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Slo
     )
     yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.refused)
     yield _counter(
-        "slow_readers_disconnected", "Calls and streams that were cut since their client did not read", readers.disconnected
+        "slow_readers_disconnected",
+        "Calls and streams that were cut since their client did not read",
+        readers.disconnected,
     )
     yield _gauge("writes_in_flight", "Writes that wait for their turn or for the store", writes.in_flight)
     yield _gauge("snapshot_services", "Services in the snapshots that are being sent", hub.snapshot_records)

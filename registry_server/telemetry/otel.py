@@ -1,4 +1,4 @@
-"""Traces of OpenTelemetry. Imported only if they are wanted: the packages are the extra ``otel``."""
+"""OpenTelemetry traces. Imported only if tracing is enabled: the packages are the extra ``otel``."""
 
 import os
 import sys
@@ -19,8 +19,8 @@ from registry_server import __version__
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.tracing import TRACE_ID, Attributes
 
-_FAREWELL: Final = 2.0
-"""Seconds."""
+# The exporter retries until its own, much longer timeout while the collector is unreachable.
+_MAX_FLUSH_SECONDS: Final = 2.0
 _W3C: Final = TraceContextTextMapPropagator()
 _EXPORTERS: Final[dict[str, Callable[[], SpanExporter]]] = {
     "otlp": OTLPSpanExporter,
@@ -32,23 +32,23 @@ class _Span:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
 
-    def ended(self, attributes: Attributes, *, failed: bool) -> None:
+    def set_result(self, attributes: Attributes, *, failed: bool) -> None:
         self._span.set_attributes(attributes)
         if failed:
             self._span.set_status(StatusCode.ERROR)
 
 
 class OtelTracer:
-    """Makes spans and hands them, by a thread of its own, to the exporter that the variables ``OTEL_*`` name.
+    """Records spans and exports them from a background thread.
 
-    Where spans go, how they are sampled and what the process is called is read by the SDK from its standard variables.
+    The SDK reads the exporter's endpoint, the sampler and the service name from its standard ``OTEL_*`` variables.
     """
 
     def __init__(self) -> None:
-        """Prepares it.
+        """Create the exporters that ``OTEL_TRACES_EXPORTER`` names.
 
         Raises:
-            ConfigurationError: The variables want what there is not.
+            ConfigurationError: A variable selects an unsupported exporter or protocol.
         """
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         self._exporters = list(_exporters())
@@ -57,23 +57,22 @@ class OtelTracer:
         self._tracer = self._provider.get_tracer("ossa-registry", __version__)
 
     def close(self) -> None:
-        """Sends what waits, if that is done within two seconds; blocks."""
-        # Else an exporter tries a collector that is away again and again, and nobody could end it.
-        hurry = threading.Timer(_FAREWELL, self._give_up)
-        hurry.start()
+        """Export the pending spans for at most two seconds; blocks."""
+        deadline = threading.Timer(_MAX_FLUSH_SECONDS, self._shut_down_exporters)
+        deadline.start()
         self._provider.shutdown()
-        hurry.cancel()
+        deadline.cancel()
 
-    def _give_up(self) -> None:
+    def _shut_down_exporters(self) -> None:
         for exporter in self._exporters:
             exporter.shutdown()
 
     @contextmanager
-    def call(self, name: str, attributes: Attributes, header: Callable[[str], str | None]) -> Iterator[_Span]:
-        """See ``Tracer``."""
+    def trace_call(self, name: str, attributes: Attributes, header: Callable[[str], str | None]) -> Iterator[_Span]:
+        """Implement ``Tracer``."""
         carrier = {key: value for key in ("traceparent", "tracestate") if (value := header(key))}
         parent = _W3C.extract(carrier)
-        # An error that is raised is not recorded: it may quote what a client sent.
+        # Exceptions are not recorded, because their messages may quote a request.
         with self._tracer.start_as_current_span(
             name,
             parent,
@@ -82,7 +81,7 @@ class OtelTracer:
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
-            context = span.get_span_context()  # of no trace if OTEL_SDK_DISABLED says so
+            context = span.get_span_context()  # invalid with OTEL_SDK_DISABLED=true
             token = TRACE_ID.set(trace.format_trace_id(context.trace_id) if context.is_valid else "")
             try:
                 yield _Span(span)
@@ -90,8 +89,8 @@ class OtelTracer:
                 TRACE_ID.reset(token)
 
     @contextmanager
-    def script(self, name: str) -> Iterator[None]:
-        """See ``Tracer``."""
+    def trace_script(self, name: str) -> Iterator[None]:
+        """Implement ``Tracer``."""
         attributes: Attributes = {
             "db.system.name": "redis",
             "db.operation.name": "EVALSHA",
@@ -115,7 +114,7 @@ class OtelTracer:
 def _resource() -> Resource:
     version = {SERVICE_VERSION: __version__}
     resource = Resource.create(version)
-    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):  # no variable says otherwise
+    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):  # the name is not set
         resource = Resource.create(version | {SERVICE_NAME: "ossa-registry"})
     return resource
 
@@ -131,6 +130,6 @@ def _exporters() -> Iterator[SpanExporter]:
         protocol = next((value for each in variables if (value := os.environ.get(each))), "http/protobuf")
         if name == "otlp" and protocol != "http/protobuf":
             raise ConfigurationError(
-                "trace.enabled: of OTLP this registry speaks http/protobuf alone (OTEL_..._PROTOCOL)"
+                "trace.enabled: OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf, the only supported OTLP protocol"
             )
         yield _EXPORTERS[name]()

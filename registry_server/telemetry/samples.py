@@ -6,7 +6,7 @@ from typing import Final
 
 from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.counters import Histogram
-from registry_server.runtime.tasks import end_if_cancelled
+from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import RedisStore
 
 _TICK: Final = 0.1
@@ -42,5 +42,5 @@ class Samples:
                 await self._store.look()
             except StoreUnavailable:  # the follower logs it once for all
                 self._store.counters.memory = None
-            end_if_cancelled()
+            raise_if_cancelled()
             await asyncio.sleep(_LOOK_EVERY)

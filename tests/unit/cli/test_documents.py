@@ -16,7 +16,8 @@ from registry_cli.names import document_name
 from registry_server.errors import InvalidRequest, Violation
 from registry_server.gateway.names import renamed
 from registry_server.gateway.routes import capability_document, stats_document
-from registry_server.model.document import health_document, service_document, service_from_document
+from registry_server.model.document import health_document, service_document
+from registry_server.model.document_reader import service_from_document
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 NAME = st.from_regex(r"[a-z]{1,8}", fullmatch=True)

@@ -17,7 +17,7 @@ import structlog
 
 from registry_server.config import LogSettings
 from registry_server.errors import ConfigurationError
-from registry_server.instrumentation.audit import Audit, together
+from registry_server.instrumentation.audit import Audit, batch_log_lines
 from registry_server.instrumentation.logs import configure_logging
 
 ESCAPE = "\x1b["
@@ -208,7 +208,7 @@ def test_a_client_cannot_make_lines_or_colours_on_a_console() -> None:
 def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
     with logs_of(LogSettings(format="json", level="error")) as stream:
         structlog.get_logger("registry.test").info("not told")
-        Audit().removed("cleanup", ["a"])
+        Audit().record_removals("cleanup", ["a"])
     (line,) = parsed(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
     assert list(line.items()) == [
@@ -219,7 +219,7 @@ def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
 
 def test_a_name_makes_no_lines_or_colours_of_its_own_in_the_audit_either() -> None:
     with logs_of(LogSettings(format="console")) as stream:
-        Audit().removed("cleanup", ["a\nb\x1b[31m"])
+        Audit().record_removals("cleanup", ["a\nb\x1b[31m"])
     (line,) = stream.getvalue().splitlines()
     assert r"a\nb\x1b[31m" in line
     assert ESCAPE not in line
@@ -231,7 +231,7 @@ def test_a_program_that_asks_for_warnings_alone_gets_no_audit(caplog: pytest.Log
     try:
         for wanted, lines in ((logging.WARNING, 0), (logging.INFO, 1)):
             audit.setLevel(wanted)
-            Audit().removed("cleanup", ["a"])
+            Audit().record_removals("cleanup", ["a"])
             assert len(caplog.records) == lines
     finally:
         audit.setLevel(level)
@@ -256,7 +256,7 @@ async def test_lines_that_may_wait_are_written_together_and_before_any_other() -
     stream = Counting()
     log = logging.getLogger("audit")
     with logs_of(LogSettings(format="json"), stream):
-        with together():
+        with batch_log_lines():
             for i in range(100):
                 log.info(str(i))
             assert not stream.getvalue()
@@ -265,7 +265,7 @@ async def test_lines_that_may_wait_are_written_together_and_before_any_other() -
             log.info("100")
         log.info("101")
         assert stream.writes == 2
-        with together():
+        with batch_log_lines():
             await asyncio.to_thread(log.info, "102")
             assert stream.writes == 3
             log.info("103")
@@ -275,6 +275,6 @@ async def test_lines_that_may_wait_are_written_together_and_before_any_other() -
 
 def test_an_audit_with_what_ends_a_line_elsewhere_is_ascii() -> None:
     with logs_of(LogSettings(format="json")) as stream:
-        Audit().removed("expire", ["a\u2028b", "c\x85d", "\udc80"])
+        Audit().record_removals("expire", ["a\u2028b", "c\x85d", "\udc80"])
     assert stream.getvalue().isascii()
     assert [line["service"] for line in parsed(stream)] == ["a\u2028b", "c\x85d", "\udc80"]

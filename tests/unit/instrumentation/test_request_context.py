@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_server.instrumentation.request_context import RequestContext, trace_id_of
+from registry_server.instrumentation.request_context import RequestContext, parse_trace_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -44,10 +44,10 @@ def test_any_other_is_replaced_by_one_of_ours(given: str) -> None:
     ],
 )
 def test_a_traceparent_is_read_as_w3c_says(given: str | None, trace: str) -> None:
-    assert trace_id_of(given) == trace
+    assert parse_trace_id(given) == trace
 
 
 def test_the_fields_of_a_line_have_a_trace_only_if_there_is_one() -> None:
-    assert origin(x_request_id="a").fields() == {"transport": "grpc", "peer": "peer", "request_id": "a"}
-    fields = origin(x_request_id="a", traceparent=f"00-{TRACE}-{SPAN}-01").fields()
+    assert origin(x_request_id="a").log_fields() == {"transport": "grpc", "peer": "peer", "request_id": "a"}
+    fields = origin(x_request_id="a", traceparent=f"00-{TRACE}-{SPAN}-01").log_fields()
     assert fields["trace_id"] == TRACE

@@ -13,11 +13,11 @@ from registry_server.errors import InvalidRequest, Violation
 from registry_server.model.document import (
     STATUS_BY_WORD,
     STATUS_WORDS,
-    encode_document_open,
+    encode_document_prefix,
     health_document,
     service_document,
-    service_from_document,
 )
+from registry_server.model.document_reader import service_from_document
 from registry_server.model.validation import MAX_STRUCT_DEPTH, MAX_VIOLATIONS, service_violations
 
 SEED = {
@@ -155,7 +155,7 @@ def test_the_example_of_the_seed_is_this_json() -> None:
     service.registered_at.FromJsonString("2026-11-24T05:00:00Z")
     service.updated_at.FromJsonString("2026-11-24T05:00:01.5Z")
     service.revision = 42
-    open_document = encode_document_open(service)
+    open_document = encode_document_prefix(service)
     assert open_document.decode() + "42}" == (
         '{"name":"ai-text-processor","endpoint":"https://ai-service.company.com:8080","capabilities":[{"name":'
         '"text-analysis","version":"2.0.0","description":"Advanced text analysis with sentiment detection"}],'
@@ -179,7 +179,7 @@ def test_every_field_is_read_back() -> None:
 
 
 def test_the_open_document_is_utf_8_and_lacks_only_the_revision() -> None:
-    encoded = encode_document_open(full())
+    encoded = encode_document_prefix(full())
     assert encoded.endswith(b',"ttlSeconds":30.5,"revision":')
     assert "ü".encode() in encoded
     assert json.loads(encoded + b"9}") == {**FULL, "revision": 9}
@@ -192,7 +192,7 @@ def test_the_same_service_gives_the_same_bytes_however_its_maps_lie() -> None:
         one.metadata.labels[key] = one.health.details.fields[key].string_value = key
     for key in reversed(keys):
         other.metadata.labels[key] = other.health.details.fields[key].string_value = key
-    assert encode_document_open(one) == encode_document_open(other)
+    assert encode_document_prefix(one) == encode_document_prefix(other)
 
 
 def test_what_is_handed_out_belongs_to_the_caller() -> None:
@@ -386,9 +386,9 @@ BAD: list[tuple[object, str, str]] = [
      "'HTTP' is not a kind of probe; use one of http, grpc, tcp, heartbeat, none"),
     ({"healthCheck": {"type": ""}}, "healthCheck.type", "is not a kind of probe"),
     ({"healthCheck": {"type": 5}}, "healthCheck.type", "must be text"),
-    ({"healthCheck": {"path": "/h"}}, "healthCheck.path", 'goes with "type":"http" only'),
-    ({"healthCheck": {"type": "tcp", "headers": {}}}, "healthCheck.headers", 'goes with "type":"http" only'),
-    ({"healthCheck": {"type": "http", "service": "s"}}, "healthCheck.service", 'goes with "type":"grpc" only'),
+    ({"healthCheck": {"path": "/h"}}, "healthCheck.path", 'is only allowed with "type":"http"'),
+    ({"healthCheck": {"type": "tcp", "headers": {}}}, "healthCheck.headers", 'is only allowed with "type":"http"'),
+    ({"healthCheck": {"type": "http", "service": "s"}}, "healthCheck.service", 'is only allowed with "type":"grpc"'),
     ({"healthCheck": {"type": "http", "path": 1}}, "healthCheck.path", "must be text"),
     ({"healthCheck": {"type": "http", "headers": {"x": 1}}}, 'healthCheck.headers["x"]', "must be text"),
     ({"healthCheck": {"type": "http", "expectedStatuses": 200}}, "healthCheck.expectedStatuses", "must be an array"),
@@ -561,7 +561,7 @@ services = st.fixed_dictionaries(
 def test_a_service_survives_the_way_through_json(fields: dict[str, Any]) -> None:
     service = made(**fields)
     document = service_document(service)
-    assert json.loads(encode_document_open(service) + b"%d}" % service.revision) == document
+    assert json.loads(encode_document_prefix(service) + b"%d}" % service.revision) == document
     read = service_from_document(json.loads(json.dumps(document, allow_nan=False)))
     for field in ("registered_at", "updated_at", "revision"):
         service.ClearField(field)

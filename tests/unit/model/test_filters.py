@@ -10,7 +10,7 @@ from ossa.registry.v1.service_pb2 import Service, ServiceFilter, TagMatch
 from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 
 
 def compiled(message: ServiceFilter) -> Filter:
@@ -32,7 +32,7 @@ def record(service: Service) -> Record:
 
 def seed() -> Service:
     """The seed's example, with a group and healthy."""
-    service = seed_service()
+    service = example_service()
     service.group = "text"
     service.health.status = 1  # type: ignore[assignment]
     return service

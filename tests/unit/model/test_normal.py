@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
-from registry_server.model.normal import registered, stamped, update_type, updated, with_health
+from registry_server.model.normal import apply_registration, apply_update, replace_health, set_change_time, update_type
 from tests.support.samples import small_service
 
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
@@ -20,7 +20,7 @@ THEN, NOW = Timestamp(seconds=1_000), Timestamp(seconds=2_000)
 
 def known(**fields: Any) -> Service:
     """A service as it has been registered then."""
-    service = stamped(registered(small_service("a", **fields), None, THEN), THEN)
+    service = set_change_time(apply_registration(small_service("a", **fields), None, THEN), THEN)
     service.revision = 7
     return service
 
@@ -37,7 +37,7 @@ def health(status: HealthStatus.ValueType, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_first_registration_fills_in_what_is_left_out() -> None:
-    service = stamped(registered(sent(), None, NOW), NOW)
+    service = set_change_time(apply_registration(sent(), None, NOW), NOW)
 
     assert service.group == "a"
     assert service.health == Health(status=UNKNOWN, status_changed_at=NOW)
@@ -46,7 +46,7 @@ def test_a_first_registration_fills_in_what_is_left_out() -> None:
 
 
 def test_a_registration_says_how_the_service_is_if_it_wants_to() -> None:
-    service = registered(sent(health=health(HEALTHY, last_check=THEN, error="none")), None, NOW)
+    service = apply_registration(sent(health=health(HEALTHY, last_check=THEN, error="none")), None, NOW)
 
     assert service.health == Health(status=HEALTHY, last_check=THEN, error="none", status_changed_at=NOW)
 
@@ -54,8 +54,8 @@ def test_a_registration_says_how_the_service_is_if_it_wants_to() -> None:
 def test_what_is_output_only_is_not_taken_from_clients() -> None:
     liar = sent(registered_at=THEN, updated_at=THEN, revision=99, health=health(HEALTHY, status_changed_at=THEN))
 
-    first = registered(liar, None, NOW)
-    again = registered(liar, known(), NOW)
+    first = apply_registration(liar, None, NOW)
+    again = apply_registration(liar, known(), NOW)
 
     assert not first.HasField("registered_at")
     assert not first.HasField("updated_at")
@@ -70,8 +70,8 @@ def test_what_a_client_sent_is_not_changed() -> None:
     copy = Service()
     copy.CopyFrom(original)
 
-    registered(original, known(), NOW)
-    updated(original, FieldMask(), known(), NOW)
+    apply_registration(original, known(), NOW)
+    apply_update(original, FieldMask(), known(), NOW)
 
     assert original == copy
 
@@ -98,20 +98,20 @@ FIELDS = st.fixed_dictionaries(
 def test_registering_the_same_again_changes_nothing(fields: dict[str, Any]) -> None:
     current = known(**fields)
 
-    assert registered(sent(**fields), current, NOW) == current
+    assert apply_registration(sent(**fields), current, NOW) == current
 
 
 @given(FIELDS)
 def test_registering_what_was_read_changes_nothing(fields: dict[str, Any]) -> None:
     current = known(**fields)
 
-    assert registered(current, current, NOW) == current
-    assert updated(current, FieldMask(), current, NOW) == current
+    assert apply_registration(current, current, NOW) == current
+    assert apply_update(current, FieldMask(), current, NOW) == current
 
 
 @given(FIELDS, FIELDS)
 def test_a_registration_takes_all_content_and_keeps_when_it_was_first(old: dict[str, Any], new: dict[str, Any]) -> None:
-    service = registered(sent(**new), known(**old), NOW)
+    service = apply_registration(sent(**new), known(**old), NOW)
 
     expected = sent(**new)
     expected.group = expected.group or "a"
@@ -130,7 +130,7 @@ def test_registering_again_without_a_status_keeps_what_is_known(
 ) -> None:
     current = known(health=health(was, error="as it was", last_check=THEN))
 
-    service = registered(sent(version="9", health=health(status, error="new")), current, NOW)
+    service = apply_registration(sent(version="9", health=health(status, error="new")), current, NOW)
 
     assert service.health == current.health
 
@@ -138,7 +138,7 @@ def test_registering_again_without_a_status_keeps_what_is_known(
 def test_registering_again_with_the_status_that_is_known_keeps_what_is_known() -> None:
     current = known(health=health(HEALTHY, last_check=THEN, response_time={"seconds": 1}))
 
-    service = registered(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
+    service = apply_registration(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
 
     assert service == current
 
@@ -147,7 +147,7 @@ def test_registering_again_with_the_status_that_is_known_keeps_what_is_known() -
 def test_registering_again_with_another_status_takes_it(was: HealthStatus.ValueType) -> None:
     current = known(health=health(was, error="as it was"))
 
-    service = registered(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
+    service = apply_registration(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
 
     assert service.health == Health(status=HEALTHY, last_check=NOW, status_changed_at=NOW)
 
@@ -158,9 +158,9 @@ def test_what_is_known_of_one_endpoint_is_not_known_of_another(change: str) -> N
     elsewhere = sent(endpoint="http://elsewhere.test")
 
     if change == "registration":
-        service = registered(elsewhere, current, NOW)
+        service = apply_registration(elsewhere, current, NOW)
     else:
-        service = updated(elsewhere, FieldMask(paths=["endpoint"]), current, NOW)
+        service = apply_update(elsewhere, FieldMask(paths=["endpoint"]), current, NOW)
 
     assert service.health == Health(status=UNKNOWN, status_changed_at=NOW)
 
@@ -171,9 +171,9 @@ def test_what_its_operator_took_out_stays_out_at_another_endpoint(change: str) -
     elsewhere = sent(endpoint="http://elsewhere.test")
 
     if change == "registration":
-        service = registered(elsewhere, current, NOW)
+        service = apply_registration(elsewhere, current, NOW)
     else:
-        service = updated(elsewhere, FieldMask(paths=["endpoint"]), current, NOW)
+        service = apply_update(elsewhere, FieldMask(paths=["endpoint"]), current, NOW)
 
     assert service.health == current.health
 
@@ -181,7 +181,7 @@ def test_what_its_operator_took_out_stays_out_at_another_endpoint(change: str) -
 def test_a_status_given_for_another_endpoint_is_taken() -> None:
     current = known(health=health(HEALTHY, error="as it was"))
 
-    service = registered(sent(endpoint="http://elsewhere.test", health=health(HEALTHY)), current, NOW)
+    service = apply_registration(sent(endpoint="http://elsewhere.test", health=health(HEALTHY)), current, NOW)
 
     assert service.health == Health(status=HEALTHY, status_changed_at=THEN)
 
@@ -205,7 +205,7 @@ def test_an_update_changes_the_fields_of_its_mask_and_no_others(
 ) -> None:
     current, wanted = known(**old), sent(**new)
 
-    service = updated(wanted, FieldMask(paths=paths), current, NOW)
+    service = apply_update(wanted, FieldMask(paths=paths), current, NOW)
 
     for path in PATHS:
         if path == "group":
@@ -244,7 +244,7 @@ def test_a_path_that_is_unset_clears_its_field(path: str, read: Any) -> None:
     )
     assert read(current)
 
-    assert not read(updated(Service(name="a"), FieldMask(paths=[path]), current, NOW))
+    assert not read(apply_update(Service(name="a"), FieldMask(paths=[path]), current, NOW))
 
 
 def test_clearing_what_is_not_there_changes_nothing() -> None:
@@ -258,18 +258,18 @@ def test_clearing_what_is_not_there_changes_nothing() -> None:
         "metadata",
     ]
 
-    assert updated(Service(name="a"), FieldMask(paths=paths), current, NOW) == current
+    assert apply_update(Service(name="a"), FieldMask(paths=paths), current, NOW) == current
 
 
 def test_clearing_the_group_gives_the_default() -> None:
-    assert updated(sent(), FieldMask(paths=["group"]), known(group="g"), NOW).group == "a"
+    assert apply_update(sent(), FieldMask(paths=["group"]), known(group="g"), NOW).group == "a"
 
 
 def test_repeated_fields_are_replaced_and_not_joined() -> None:
     current = known(metadata={"tags": ["x", "y"], "labels": {"a": "1", "b": "2"}}, capabilities=[{"name": "read"}])
     wanted = sent(metadata={"tags": ["z"], "labels": {"b": "3"}}, capabilities=[{"name": "write"}])
 
-    service = updated(wanted, FieldMask(paths=["metadata.tags", "metadata.labels", "capabilities"]), current, NOW)
+    service = apply_update(wanted, FieldMask(paths=["metadata.tags", "metadata.labels", "capabilities"]), current, NOW)
 
     assert list(service.metadata.tags) == ["z"]
     assert dict(service.metadata.labels) == {"b": "3"}
@@ -279,7 +279,7 @@ def test_repeated_fields_are_replaced_and_not_joined() -> None:
 def test_an_empty_mask_takes_what_is_set() -> None:
     current = known(version="1", metadata={"tags": ["x"]}, group="g")
 
-    service = updated(Service(name="a", version="2"), FieldMask(), current, NOW)
+    service = apply_update(Service(name="a", version="2"), FieldMask(), current, NOW)
 
     assert service.version == "2"
     service.version = "1"
@@ -289,7 +289,7 @@ def test_an_empty_mask_takes_what_is_set() -> None:
 def test_a_star_takes_everything() -> None:
     current = known(metadata={"tags": ["x"]}, group="g", ttl={"seconds": 60}, health=health(MAINTENANCE))
 
-    service = updated(sent(version="2"), FieldMask(paths=["*"]), current, NOW)
+    service = apply_update(sent(version="2"), FieldMask(paths=["*"]), current, NOW)
 
     expected = sent(version="2", group="a", registered_at=THEN, updated_at=THEN, revision=7)
     expected.health.CopyFrom(Health(status=UNKNOWN, status_changed_at=NOW))
@@ -300,7 +300,7 @@ def test_a_star_takes_everything() -> None:
 def test_an_update_of_the_status_is_taken_and_dated(paths: list[str]) -> None:
     current = known(health=health(MAINTENANCE))
 
-    service = updated(Service(name="a", health=Health(status=HEALTHY)), FieldMask(paths=paths), current, NOW)
+    service = apply_update(Service(name="a", health=Health(status=HEALTHY)), FieldMask(paths=paths), current, NOW)
 
     assert service.health == Health(status=HEALTHY, status_changed_at=NOW)
 
@@ -308,7 +308,7 @@ def test_an_update_of_the_status_is_taken_and_dated(paths: list[str]) -> None:
 def test_an_update_of_other_health_does_not_date_the_status() -> None:
     current = known(health=health(UNHEALTHY, error="old"))
 
-    service = updated(Service(name="a", health=Health(error="new")), FieldMask(paths=["health.error"]), current, NOW)
+    service = apply_update(Service(name="a", health=Health(error="new")), FieldMask(paths=["health.error"]), current, NOW)
 
     assert service.health == Health(status=UNHEALTHY, error="new", status_changed_at=THEN)
 
@@ -319,8 +319,8 @@ def test_an_update_of_other_health_does_not_date_the_status() -> None:
 def test_another_status_is_dated_and_the_same_keeps_its_date() -> None:
     current = known(health=health(HEALTHY, error="gone"))
 
-    same = with_health(current, Health(status=HEALTHY, last_check=NOW), NOW)
-    other = with_health(current, Health(status=UNHEALTHY, last_check=NOW), NOW)
+    same = replace_health(current, Health(status=HEALTHY, last_check=NOW), NOW)
+    other = replace_health(current, Health(status=UNHEALTHY, last_check=NOW), NOW)
 
     assert same.health == Health(status=HEALTHY, last_check=NOW, status_changed_at=THEN)
     assert other.health == Health(status=UNHEALTHY, last_check=NOW, status_changed_at=NOW)
@@ -330,10 +330,10 @@ def test_another_status_is_dated_and_the_same_keeps_its_date() -> None:
 
 
 def test_a_stamp_dates_the_change_and_the_registration_once() -> None:
-    service = stamped(sent(), THEN)
+    service = set_change_time(sent(), THEN)
     assert (service.registered_at, service.updated_at) == (THEN, THEN)
 
-    stamped(service, NOW)
+    set_change_time(service, NOW)
     assert (service.registered_at, service.updated_at) == (THEN, NOW)
 
 

@@ -17,11 +17,11 @@ from registry_server.model.record import (
     tag_term,
     version_term,
 )
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 
 
 def seed() -> Service:
-    service = seed_service()
+    service = example_service()
     service.group = "text"
     service.revision = 300
     service.health.status = HealthStatus.HEALTH_STATUS_DEGRADED

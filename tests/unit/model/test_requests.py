@@ -17,12 +17,12 @@ def fields_of(check: Callable[[list[Violation]], Any]) -> list[str]:
 
 
 def test_without_violations_nothing_is_refused() -> None:
-    requests.refuse([])
+    requests.raise_if_invalid([])
 
 
 def test_all_violations_are_told_up_to_a_hundred() -> None:
     with pytest.raises(InvalidRequest) as refusal:
-        requests.refuse([Violation(f"field{i}", "is bad") for i in range(150)])
+        requests.raise_if_invalid([Violation(f"field{i}", "is bad") for i in range(150)])
 
     assert [violation.field for violation in refusal.value.violations] == [f"field{i}" for i in range(100)]
 
@@ -32,7 +32,7 @@ def test_a_negative_number_is_refused(value: int, bad: list[str]) -> None:
     assert fields_of(lambda violations: requests.check_not_negative(value, "at", violations)) == bad
 
 
-@pytest.mark.parametrize("count", [1, requests.MOST_NAMES])
+@pytest.mark.parametrize("count", [1, requests.MAX_NAMES])
 def test_names_may_be_one_to_ten_thousand(count: int) -> None:
     requests.check_names([f"s{i}" for i in range(count)])
 
@@ -41,7 +41,7 @@ def test_names_may_be_one_to_ten_thousand(count: int) -> None:
     ("names", "fields"),
     [
         ([], ["names"]),
-        (["a"] * (requests.MOST_NAMES + 1), ["names"]),
+        (["a"] * (requests.MAX_NAMES + 1), ["names"]),
         (["good", "", "also.good", "-bad", "a b", "x" * 129], ["names[1]", "names[3]", "names[4]", "names[5]"]),
         (["bad name"] * 150, [f"names[{i}]" for i in range(100)]),
     ],
@@ -85,13 +85,13 @@ def test_a_cursor_is_read_if_it_is_given() -> None:
     violations = list[Violation]()
     cursor = Cursor("abc", 7, resumable=False)
 
-    assert requests.cursor("", violations) is None
-    assert requests.cursor(encode_cursor(cursor), violations) == cursor
+    assert requests.parse_cursor("", violations) is None
+    assert requests.parse_cursor(encode_cursor(cursor), violations) == cursor
     assert violations == []
 
 
 def test_a_malformed_cursor_is_refused() -> None:
-    assert fields_of(lambda violations: requests.cursor("junk", violations)) == ["cursor"]
+    assert fields_of(lambda violations: requests.parse_cursor("junk", violations)) == ["cursor"]
 
 
 def test_kinds_of_event_that_are_sent_may_be_asked_for() -> None:

@@ -11,7 +11,7 @@ from registry_server.config import HealthCheckSettings
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.probes.messages import Orders
 from registry_server.probes.worker import Worker
-from registry_server.runtime.frames import framed, read_frame
+from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
 
@@ -42,7 +42,7 @@ async def test_a_worker_whose_parent_does_not_read_begins_no_more_probes_and_goe
     try:
         plan = Plan.of(small_service("a"), HealthCheckSettings())._replace(interval=0.001)
         now = time.monotonic()
-        worker_reader.feed_data(framed(pickle.dumps(Orders([(i, plan, now) for i in range(100)], [], []))))
+        worker_reader.feed_data(encode_frame(pickle.dumps(Orders([(i, plan, now) for i in range(100)], [], []))))
         async with asyncio.timeout(TIMEOUT):
             before = -1
             while prober.last != before or not before:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 # The load is what the program says that it is: how busy a test really is depends on who else runs.
 PROGRAM: Final = """
 import asyncio, json, os, threading, time
-from registry_server.runtime.scheduling import follow_load
+from registry_server.runtime.scheduling import adapt_scheduling
 
 async def main():
     share, over = 0.0, threading.Event()
@@ -27,7 +27,7 @@ async def main():
     other.start()
     seen = []
     {prepare}
-    following = asyncio.create_task(follow_load(period=0.02, worked=load))
+    following = asyncio.create_task(adapt_scheduling(period=0.02, thread_time=load))
     for share in {shares}:
         await asyncio.sleep(0.5)
         policies = {{os.sched_getscheduler(thread) for thread in (0, other.native_id)}}

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from registry_server.runtime.tasks import cancel, end_if_cancelled, until_quiet
+from registry_server.runtime.tasks import cancel, raise_if_cancelled, wait_until_idle
 
 TIMEOUT = 10.0
 
@@ -15,7 +15,7 @@ async def loses_it(begun: asyncio.Event) -> None:
         begun.set()
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
-        end_if_cancelled()
+        raise_if_cancelled()
 
 
 async def test_a_task_of_a_group_that_lost_its_cancellation_ends_all_the_same() -> None:
@@ -33,11 +33,11 @@ async def test_a_task_of_a_group_that_lost_its_cancellation_ends_all_the_same() 
 
 
 async def test_who_was_not_cancelled_goes_on_also_after_a_timeout_of_its_own() -> None:
-    end_if_cancelled()
+    raise_if_cancelled()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await asyncio.sleep(3600)
-    end_if_cancelled()
+    raise_if_cancelled()
 
 
 async def test_tasks_that_lose_a_cancellation_are_cancelled_again() -> None:
@@ -60,7 +60,7 @@ async def test_tasks_that_lose_a_cancellation_are_cancelled_again() -> None:
 
 async def test_an_idle_loop_is_quiet_at_once() -> None:
     async with asyncio.timeout(TIMEOUT):
-        await until_quiet(most=3600)
+        await wait_until_idle(max_seconds=3600)
 
 
 async def test_what_is_at_hand_is_done_first_but_not_waited_for_without_end() -> None:
@@ -75,6 +75,6 @@ async def test_what_is_at_hand_is_done_first_but_not_waited_for_without_end() ->
 
     working = asyncio.create_task(works())
     async with asyncio.timeout(TIMEOUT):
-        await until_quiet(most=0.05)
+        await wait_until_idle(max_seconds=0.05)
     assert done > 1
     await cancel([working])

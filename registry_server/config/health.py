@@ -1,0 +1,84 @@
+"""Settings of health checks and leases."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from registry_server.config.addresses import bad_setting, split_list
+from registry_server.config.fields import DAY_MS, Metavar, Milliseconds, Number, SettingsGroup
+from registry_server.model.networks import DENIED_NETWORKS, Network
+
+_DEFAULT_TIMEOUT_MS = 5_000
+
+
+def _parse_networks(value: object) -> object:
+    parts = split_list(value)
+    if not isinstance(parts, Sequence):
+        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'")
+    return tuple(_parse_network(part) for part in parts)
+
+
+def _parse_network(part: object) -> Network:
+    if isinstance(part, IPv4Network | IPv6Network):
+        return part
+    try:
+        return ip_network(part if isinstance(part, str) else "")
+    except ValueError:
+        # Includes networks with host bits, such as 10.1.0.0/8: it is unclear which network is meant.
+        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'") from None
+
+
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_parse_networks), Metavar("NETWORKS")]
+
+
+class HealthCheckSettings(SettingsGroup):
+    """Health checks: defaults for services that do not set their own values, and limits of probing."""
+
+    enabled: bool = True
+    """Whether this process probes services. Health reports and heartbeats are accepted in any case."""
+    interval_ms: Annotated[Number, Field(ge=10, le=DAY_MS)] = 30_000
+    """Time between two probes of a service, in milliseconds."""
+    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = _DEFAULT_TIMEOUT_MS
+    """Maximum duration of one probe, in milliseconds. Must be at most health_check.interval_ms. The default is reduced
+    to that interval if it is less."""
+    failure_threshold: Annotated[Number, Field(ge=1, le=100)] = 3
+    """Number of consecutive failed probes after which a service is unhealthy."""
+    success_threshold: Annotated[Number, Field(ge=1, le=100)] = 2
+    """Number of consecutive successful probes after which an unhealthy service is healthy again."""
+    concurrency: Annotated[Number, Field(ge=1, le=10_000)] = 500
+    """Maximum number of concurrent probes of this process. Each uses one connection."""
+    member_period_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 5_000
+    """Time without a sign of life after which a process is considered dead and the other processes probe its services,
+    in milliseconds."""
+    allowed_networks: Networks = ()
+    """Networks that probes may connect to, such as 10.0.0.0/8, separated by commas. If empty, all networks that are not
+    denied."""
+    denied_networks: Networks = DENIED_NETWORKS
+    """Networks that probes may not connect to, even if they are allowed. The default contains link-local and multicast
+    addresses and the metadata services of clouds; a value replaces it completely."""
+    self_preservation_percent: Annotated[Number, Field(ge=1, le=100)] = 50
+    """Percentage of the services probed by this process that must fail at once for it to enter self-preservation and
+    suspend status changes."""
+    self_preservation_min_failures: Annotated[Number, Field(ge=1, le=1_000_000)] = 10
+    """Minimum number of failing services for self-preservation."""
+    self_preservation_max_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 300
+    """Maximum duration of self-preservation, in seconds. Then failures count again."""
+
+    @field_validator("timeout_ms")
+    @classmethod
+    def _check_timeout(cls, timeout: int, info: ValidationInfo) -> int:
+        interval: int = info.data.get("interval_ms", timeout)
+        if timeout == _DEFAULT_TIMEOUT_MS:  # a short interval alone must not be an error
+            return min(timeout, interval)
+        if timeout > interval:
+            raise bad_setting("must be at most {other} ({limit})", other="health_check.interval_ms", limit=interval)
+        return timeout
+
+
+class LeaseSettings(SettingsGroup):
+    """Leases."""
+
+    sweep_interval_ms: Milliseconds = 1_000
+    """Time between two removals of services whose lease has expired, in milliseconds."""

@@ -1,0 +1,55 @@
+"""Settings of authentication and of the limits for callers."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from registry_server.config.addresses import bad_setting, split_list
+from registry_server.config.fields import MIB, Metavar, Number, OptionalFile, SettingsGroup
+
+PUBLIC_PARTS = ("health", "metrics", "docs", "reflection")
+"""Values of ``security.public``."""
+
+
+def _check_public(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if not set(parts) <= set(PUBLIC_PARTS):
+        raise bad_setting(f"must be some of {', '.join(PUBLIC_PARTS)}, separated by commas, or 'none'")
+    return parts
+
+
+class SecuritySettings(SettingsGroup):
+    """Authentication and roles (docs/security.md)."""
+
+    policy_file: OptionalFile = None
+    """Policy that assigns roles to identities, as YAML. Without it, every caller may do everything. Reloaded on
+    SIGHUP."""
+    public: Annotated[tuple[str, ...], BeforeValidator(split_list), AfterValidator(_check_public), Metavar("PARTS")] = (
+        "health",
+        "docs",
+        "reflection",
+    )
+    """Parts that need no credential, separated by commas: health, metrics, docs, reflection."""
+
+
+class LimitSettings(SettingsGroup):
+    """Limits for each caller, identified by its identity or, without one, by its address."""
+
+    requests_per_second: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
+    """Sustained rate of calls a second for each caller, in each process."""
+    request_burst: Annotated[Number, Field(ge=1, le=10_000_000)] = 20_000
+    """Maximum number of calls that a caller may make at once above this rate, in each process."""
+    watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
+    """Maximum number of concurrent watches and event streams for each caller, in each process."""
+    watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000
+    """Maximum number of concurrent watches and event streams of all callers, in each process. The same limit applies
+    separately to KeepAlive streams."""
+    calls: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
+    """Maximum number of calls in flight of all callers, in each process. Streams do not count."""
+    call_bytes: Annotated[Number, Field(ge=MIB, le=64 * 1024 * MIB)] = 128 * MIB
+    """Maximum total size of the requests in flight and of responses that are not read yet, in bytes, in each
+    process."""
+    services_per_owner: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
+    """Maximum number of services that one identity may own, in the whole registry."""
+    stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000
+    """Maximum time without a message on a KeepAlive stream, in seconds. The first message must arrive within a minute,
+    or within this time if it is less."""
