@@ -253,7 +253,7 @@ class Repairer:
             await self._store.renew(difference.keep)
 
     async def _put_events(self, common: int, *, restart: bool) -> None:
-        """Append the changes after a revision, or rewrite the stream with all kept changes if it cannot continue there."""
+        """Append the changes after a revision; rewrite the whole stream if it does not end there."""
         history, epoch = self._replica.history, self._replica.position.epoch
         past = history.since(common)
         restart = restart or past is None or not await self._stream_ends_at(common)

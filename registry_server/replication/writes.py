@@ -1,7 +1,7 @@
-"""``Writes``: how a change is made that rests on what this process knows.
+"""``Writes``: optimistic compare-and-set writes.
 
-A write reads the replica, decides, and commits on the condition that the service is still at the revision that was read
-(compare and set). If it is not, it waits until the replica has caught up and decides again.
+A write reads the replica, decides, and commits on the condition that the service is still at the revision that it has
+read. On a conflict it waits until the replica has caught up and decides again.
 """
 
 import asyncio
@@ -28,83 +28,82 @@ from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
 REPLICA_WAIT_SECONDS: Final = 5.0
-"""Seconds that a write waits for this process to see what the store has, and that it tries again after conflicts."""
+"""How long a call waits for this replica to reach a committed revision, and a write retries after conflicts."""
 
-_MOST: Final = 5_000
-"""Writes under way. Fewer than the calls that a process takes: if Redis hangs, there is room for those that read."""
+MAX_IN_FLIGHT_WRITES: Final = 5_000
+"""Below the limit on calls, so that reads are still admitted while Redis hangs."""
 
 _T = TypeVar("_T")
 
 
 class Writes:
-    """Makes changes one service at a time, each when its turn has come."""
+    """Commits changes; writes of this process to one service run one at a time, in order of arrival."""
 
     def __init__(self, store: RedisStore, replica: Replica, follower: Follower, *, default_ttl: float) -> None:
         self._store = store
         self._replica = replica
         self._follower = follower
         self._default_ttl = default_ttl
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.in_flight = 0
-        """Writes that wait for their turn or for the store."""
+        """Writes that are waiting for another write to the same service or for the store."""
 
     async def change_service(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
     ) -> _T:
-        """Tries a write on what this process knows of a service until its knowledge was true when it was committed.
+        """Attempt a write until it commits.
 
-        Writes of this process to one service take turns, in the order in which they came: only those of other
-        processes can make an attempt fail.
+        Writes of this process to one service run one at a time, so only another process can cause a conflict.
 
         Args:
-            name: The service.
-            attempt: Makes the write, given what this process knows of the service; gives its result, or why the store
-                refused it. May raise ``ServiceExists``, ``ServiceNotFound`` or ``RevisionMismatch``.
+            name: Name of the service.
+            attempt: Attempts the write, given this process's record of the service; returns its result or why the
+                store refused it. May raise ``ServiceExists``, ``ServiceNotFound`` or ``RevisionMismatch``.
 
         Raises:
-            WriteConflict: Others changed the service each time.
-            StoreUnavailable: Redis does not answer.
-            NotReplicated: The write was made, but too few replicas have it.
-            Overloaded: Too many writes are under way.
+            WriteConflict: Other processes kept changing the service.
+            StoreUnavailable: Redis did not answer.
+            NotReplicated: The write was committed, but too few replicas have confirmed it.
+            Overloaded: Too many writes are in flight.
         """
         self.require_loaded()
         self.require_capacity()
-        # Held by those who wait for it, and gone with the last of them.
-        turn = self._turns.get(name)
-        if turn is None:
-            turn = self._turns[name] = asyncio.Lock()
+        # Referenced only by the writes that wait for it, so it is freed with the last of them.
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
         self.in_flight += 1
         try:
-            async with turn:
-                return await self._in_turn(name, attempt)
+            async with lock:
+                return await self._attempt_until_committed(name, attempt)
         finally:
             self.in_flight -= 1
 
-    async def _in_turn(
+    async def _attempt_until_committed(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
     ) -> _T:
-        level = False
-        give_up = asyncio.get_running_loop().time() + REPLICA_WAIT_SECONDS
+        caught_up = False
+        deadline = asyncio.get_running_loop().time() + REPLICA_WAIT_SECONDS
         while True:
             epoch = self._replica.position.epoch
             try:
                 outcome = await attempt(self._replica.records.get(name))
             except (ServiceExists, ServiceNotFound, RevisionMismatch):
-                if level:
+                if caught_up:
                     raise
-                # What this process knows may be milliseconds old: refuse only on what is true.
-                level = True
+                # The replica may lag by milliseconds: catch up before refusing the write.
+                caught_up = True
                 await self.catch_up()
                 continue
             match outcome:
                 case Conflict(newest):
                     await self.wait_applied(newest)
                 case EpochChanged():
-                    await self._whole_again(epoch)
+                    await self._wait_consistent(epoch)
                 case _:
                     return outcome
-            # By time and not by number: another process may win many rounds in a row.
-            if asyncio.get_running_loop().time() > give_up:
+            # Limited by time, not by attempts: another process may win many times in a row.
+            if asyncio.get_running_loop().time() > deadline:
                 raise WriteConflict(name)
 
     async def write_service(
@@ -117,7 +116,7 @@ class Writes:
         reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
         claim: Claim = NO_CLAIM,
     ) -> Service | Conflict | EpochChanged:
-        """Commits a service in place of what it was before (``None``: nothing), and waits until this process has it."""
+        """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change."""
         outcome = await self._store.put(
             after,
             epoch=self._replica.position.epoch,
@@ -127,23 +126,23 @@ class Writes:
             reason=reason,
             ttl=ttl_seconds(after, self._default_ttl),
             renew=renew,
-            # What was checked before is no longer how the service is.
+            # The newest probe result no longer describes the service.
             forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
             claim=claim,
         )
         if not isinstance(outcome, int):
             return outcome
-        await self._made(after.name, outcome)
+        await self._wait_committed(after.name, outcome)
         after.revision = outcome
         return after
 
     async def touch_service(
         self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM, confirm: bool = True
     ) -> Service | Conflict | EpochChanged:
-        """Writes the document of a service again, and with ``renew`` renews its lease; nothing else changes.
+        """Rewrite the JSON document of an unchanged service; with ``renew``, renew its lease.
 
-        Somebody who was told that too few replicas have a change may ask again, and ends here: so replicas are waited
-        for as with a change, unless ``confirm`` is false.
+        A client retries after ``NotReplicated`` and, since the service is then unchanged, reaches this method. So it
+        waits for replicas like a change, unless ``confirm`` is false.
         """
         outcome = await self._store.touch(
             service,
@@ -157,12 +156,12 @@ class Writes:
         )
         if not isinstance(outcome, int):
             return outcome
-        if claim.exclusive:  # it may have become theirs just now, of which no event tells
+        if claim.exclusive:  # the caller may have become the owner, which is not an event
             self._replica.owners[service.name] = claim.owner
         return service
 
     async def delete_service(self, record: Record, claim: Claim = NO_CLAIM) -> Service | Conflict | EpochChanged:
-        """Removes a service, and waits until this process has removed it; gives its last state."""
+        """Remove a service, wait until this replica has removed it, and return its last state."""
         outcome = await self._store.delete(
             record.name,
             epoch=self._replica.position.epoch,
@@ -173,59 +172,59 @@ class Writes:
         )
         if not isinstance(outcome, int):
             return outcome
-        await self._made(record.name, outcome, gone=True)
+        await self._wait_committed(record.name, outcome, removed=True)
         return record.message()
 
     async def publish_notice(self, error: str, reason: EventReason.ValueType) -> None:
-        """Tells every watcher, of all processes, that something is wrong with the registry itself.
+        """Publish an error of the registry itself to all watchers of all processes.
 
         Raises:
-            StoreUnavailable: Redis does not answer.
+            StoreUnavailable: Redis did not answer.
         """
         epoch, revision = self._replica.position
         await self._store.notice(error, epoch=epoch, reason=reason, seen=revision)
 
     async def wait_applied(self, revision: int) -> None:
-        """Waits until this process holds a revision that is committed.
+        """Wait until this replica has applied a committed revision.
 
         Raises:
-            StoreUnavailable: It does not come: this process has lost the store.
+            StoreUnavailable: It was not applied in time: this process has lost the store.
         """
         try:
             await self._replica.wait_for_revision(revision, REPLICA_WAIT_SECONDS)
         except RevisionNotReached:
             raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
 
-    async def _made(self, name: str, revision: int, *, gone: bool = False) -> None:
-        """Waits until this process holds a change of a service that it has committed itself.
+    async def _wait_committed(self, name: str, revision: int, *, removed: bool = False) -> None:
+        """Wait until this replica has applied a change that this process has committed.
 
         Raises:
-            StoreUnavailable: It does not come; or the store has lost it before this process held it, and gave its
-                revision to another change.
+            StoreUnavailable: It was not applied in time, or the store lost it and reused its revision for another
+                change.
         """
         await self.wait_applied(revision)
         change, record = self._replica.history.at(revision), self._replica.records.get(name)
         if change is not None:
-            is_ours = change.name == name and (change.after is None) == gone
-        else:  # the state was loaded anew meanwhile
-            is_ours = record is None if gone else record is not None and record.revision == revision
+            is_ours = change.name == name and (change.after is None) == removed
+        else:  # the state was reloaded in the meantime
+            is_ours = record is None if removed else record is not None and record.revision == revision
         if not is_ours:
             raise StoreUnavailable("the store was replaced: whether it has the change is not known")
 
     async def catch_up(self) -> None:
-        """Waits until this process holds all that was committed when the call arrived."""
+        """Wait until this replica has applied everything that was committed when the call arrived."""
         await self.wait_applied(await self.read_head())
 
     async def read_head(self) -> int:
-        """Reads the newest revision, in the epoch that this process is in by then."""
+        """Return the store's newest revision, after waiting until this process is in the same epoch."""
         known = self._replica.position
         head = await self._store.position()
         if head.epoch != known.epoch or head.revision < known.revision:
-            await self._whole_again(known.epoch)
+            await self._wait_consistent(known.epoch)
         return head.revision
 
-    async def _whole_again(self, epoch: str) -> None:
-        """Waits until the follower has looked at a store that is in another epoch than this process, or behind it."""
+    async def _wait_consistent(self, epoch: str) -> None:
+        """Wait until the follower has reconciled with a store that is behind this process or in another epoch."""
         if self._replica.position.epoch != epoch:
             return
         self._follower.report_inconsistency("a write found the store in another epoch, or behind")
@@ -233,25 +232,33 @@ class Writes:
             async with asyncio.timeout(REPLICA_WAIT_SECONDS):
                 await self._follower.wait_consistent()
         except TimeoutError:
-            raise StoreUnavailable("the store was replaced and is being read again") from None
+            raise StoreUnavailable("the store was replaced and is being reloaded") from None
 
     def require_loaded(self) -> None:
-        """Refuses while this process does not know yet what is registered."""
+        """Refuse the call until the catalog is loaded.
+
+        Raises:
+            StoreUnavailable: It is not loaded yet.
+        """
         if not self._follower.loaded:
             raise StoreUnavailable("the registry has not reached its store yet")
 
     def require_capacity(self, count: int = 1) -> None:
-        """Refuses while so many more writes are too many."""
-        if self.in_flight + count > _MOST:
-            raise Overloaded("writes", _MOST, f"{self.in_flight} writes wait for the store here")
+        """Refuse ``count`` more writes if they exceed the limit.
+
+        Raises:
+            Overloaded: Too many writes are in flight.
+        """
+        if self.in_flight + count > MAX_IN_FLIGHT_WRITES:
+            raise Overloaded("writes", MAX_IN_FLIGHT_WRITES, f"{self.in_flight} writes are waiting for the store")
 
 
 def require_existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
-    """Gives the record that a write rests on.
+    """Return the record if it exists at the expected revision.
 
     Raises:
-        ServiceNotFound: There is none.
-        RevisionMismatch: It is not at ``expected_revision`` (0 = any).
+        ServiceNotFound: The service is not registered.
+        RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
     """
     if record is None:
         raise ServiceNotFound(name)

@@ -5,7 +5,7 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog.change import Change, snapshot_frame
 from registry_server.model.record import Record
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 
 HEALTH_CHECK = EventReason.EVENT_REASON_HEALTH_CHECK
 
@@ -81,7 +81,7 @@ def test_it_is_serialised_once() -> None:
 
 
 def test_its_size_grows_with_what_it_keeps() -> None:
-    large = Record(seed_service().SerializeToString())
+    large = Record(example_service().SerializeToString())
     assert change(error="x" * 500).size - change(error="x").size == 499
     assert change(large, large).size > change(None, large).size > change(error="x").size > 0
 

@@ -109,7 +109,7 @@ def test_a_change_looks_only_at_interests_that_it_could_touch() -> None:
     for interest in (near, far):
         table.add_interest(interest)
 
-    assert list(table._near(change(None, record("a")))) == [near]
+    assert list(table._candidates(change(None, record("a")))) == [near]
 
 
 @given(st.lists(FIELDS, max_size=6))

@@ -1,0 +1,69 @@
+"""Changes computed from stored events and from two states of the registry."""
+
+from collections.abc import Iterable, Mapping
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from registry_server.catalog.change import Change
+from registry_server.model.normal import update_type
+from registry_server.model.record import Record
+from registry_server.store import Position, StoredEvent
+
+
+def change_from_event(event: StoredEvent, before: Record | None) -> Change:
+    """Return the change that an event describes; ``before`` is the replica's record of the service, if it has one."""
+    if before is None and event.before:
+        before = Record(event.before)
+    return Change(
+        revision=event.revision,
+        type=event.type,
+        reason=event.reason,
+        at_ms=event.at_ms,
+        before=before,
+        after=Record(event.after) if event.after else None,
+        error=event.error,
+        owner=event.owner,
+    )
+
+
+def merge_changes(records: dict[str, Record], owners: dict[str, str], changes: Iterable[Change]) -> None:
+    """Apply changes, oldest first, to records and owners that were read while the changes were made."""
+    for name, change in {change.name: change for change in changes}.items():
+        if change.owner:
+            owners[name] = change.owner
+        else:
+            owners.pop(name, None)
+        if change.after is None:
+            if name in records and records[name].revision < change.revision:
+                del records[name]
+        elif name not in records or records[name].revision < change.revision:
+            records[name] = change.after
+
+
+def resync_changes(
+    current: Mapping[str, Record], records: Iterable[Record], position: Position, at_ms: int
+) -> list[Change]:
+    """Return the differences between the current records and newly read ones, as changes at one position."""
+    removed = dict(current)
+    changes: list[Change] = []
+
+    def add(type_: EventType.ValueType, before: Record | None, after: Record | None) -> None:
+        changes.append(
+            Change(
+                revision=position.revision,
+                type=type_,
+                reason=EventReason.EVENT_REASON_RESYNC,
+                at_ms=at_ms,
+                before=before,
+                after=after,
+            )
+        )
+
+    for record in records:
+        before = removed.pop(record.name, None)
+        if before is None:
+            add(EventType.EVENT_TYPE_SERVICE_REGISTERED, None, record)
+        elif before.framed != record.framed:
+            add(update_type(before.message(), record.message()), before, record)
+    for before in removed.values():
+        add(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, before, None)
+    return changes
