@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from registry_server.store import StoreLimits
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, running
 from tests.support.shared_redis import SharedRedis
@@ -52,6 +53,13 @@ def redis(request: pytest.FixtureRequest) -> RedisProcess:
     own = request.node.get_closest_marker("own_redis") is not None
     process: RedisProcess = request.getfixturevalue("own_redis" if own else "shared_redis")
     return process
+
+
+@pytest.fixture
+def limits(request: pytest.FixtureRequest) -> StoreLimits:
+    """The limits of stores; a test changes some with ``@pytest.mark.store_limits(page=4)``."""
+    mark = request.node.get_closest_marker("store_limits")
+    return StoreLimits(**mark.kwargs if mark else {})
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from registry_server.store.counters import PoolStats, StoreCounters
 from registry_server.store.groups import LARGEST_GROUP
+from registry_server.store.limits import StoreLimits
 from registry_server.store.redis_store import RedisStore
 from registry_server.store.repairs import Remembered, Repairs, Turn, TurnLost
 from registry_server.store.tls import RedisTls
@@ -19,6 +20,7 @@ __all__ = [
     "Remembered",
     "Repairs",
     "StoreCounters",
+    "StoreLimits",
     "StoredEvent",
     "Sweep",
     "Turn",

@@ -12,11 +12,10 @@ from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.tracing import TRACE_ID, Tracer
 from registry_server.store.counters import StoreCounters
 from registry_server.store.failures import as_unavailable, is_elsewhere, translated
+from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.values import Unconfirmed
 
-_LARGEST_BATCH = 256  # bounds how long one round trip keeps Redis busy
-_MOST_WAITING = 20_000  # bounds memory when clients write faster than Redis commits
 _STALLED = 1.0
 """Seconds of a round trip after which nobody else is made to wait for it."""
 _DOUBTED = 0.1
@@ -48,6 +47,7 @@ class Commands:
         *,
         confirmation: Confirmation | None = None,
         tracer: Tracer | None = None,
+        limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
         """Prepares the sender.
 
@@ -57,12 +57,15 @@ class Commands:
             counters: Where scripts are counted.
             confirmation: What must be so before anybody gets an answer. If it is not, answers are ``Unconfirmed``.
             tracer: Times scripts that calls wait for, if calls are traced.
+            limits: Size of a batch, and how many commands may wait.
         """
         self._figures = counters
         self._client = client
         self._confirmation = confirmation
         self._scripts = scripts
         self._tracer = tracer
+        self._batch = limits.commands_batch
+        self._max_waiting = limits.max_waiting_commands
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._sent_at = 0.0  # by the clock of the loop
@@ -79,7 +82,7 @@ class Commands:
             StoreUnavailable: Redis did not answer; the command may or may not have been carried out.
             redis.exceptions.ResponseError: Redis refuses the command: a bug of ours.
         """
-        if len(self._waiting) >= _MOST_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             raise StoreUnavailable("too many writes are waiting for the store")
         loop = asyncio.get_running_loop()
         self.refuse_if_stalled()
@@ -103,7 +106,7 @@ class Commands:
 
     def traced(self, name: str) -> AbstractContextManager[None]:
         """Times a script as part of the call that waits for it; what no call asked for is of no trace."""
-        return _UNTRACED if self._tracer is None or not TRACE_ID.get() else self._tracer.script(name)
+        return _UNTRACED if self._tracer is None or not TRACE_ID.get() else self._tracer.trace_script(name)
 
     @property
     def waiting(self) -> int:
@@ -138,7 +141,7 @@ class Commands:
     async def _send_all(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
                 await self._send(batch)
         finally:
             self._sender = None

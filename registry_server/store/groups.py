@@ -5,15 +5,13 @@ from contextvars import Context
 from typing import Any, Final, NamedTuple
 
 from registry_server.errors import StoreUnavailable
-from registry_server.runtime.tasks import until_quiet
+from registry_server.runtime.tasks import wait_until_idle
 from registry_server.store.commands import Commands
+from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.values import Unconfirmed
 
 LARGEST_GROUP: Final = 128
 """Bounds how long one call keeps Redis busy: some milliseconds."""
-_MOST_WAITING: Final = 20_000  # bounds memory when clients write faster than Redis commits
-_GATHER: Final = 0.01
-"""Seconds for which a busy process gathers changes before it sends them."""
 
 
 class _Wanted(NamedTuple):
@@ -29,17 +27,22 @@ class CommitGroups:
     likely to come of it, and what is there waits for them; an idle process sends at once.
     """
 
-    def __init__(self, commands: Commands, keys: tuple[str, ...], events_max_length: int) -> None:
+    def __init__(
+        self, commands: Commands, keys: tuple[str, ...], events_max_length: int, *, limits: StoreLimits = DEFAULT_LIMITS
+    ) -> None:
         """Prepares the sender.
 
         Args:
             commands: Where to.
             keys: Those that every script takes.
             events_max_length: How many events the stream keeps at the least.
+            limits: How many changes may wait, and how long a busy process collects them.
         """
         self._commands = commands
         self._keys = keys
         self._events_max_length = events_max_length
+        self._max_waiting = limits.max_waiting_commands
+        self._gather = limits.commit_gather_seconds
         self._waiting: list[_Wanted] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -61,7 +64,7 @@ class CommitGroups:
         Raises:
             StoreUnavailable: Redis did not answer; the change may or may not have been made.
         """
-        if len(self._waiting) >= _MOST_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             raise StoreUnavailable("too many writes are waiting for the store")
         self._commands.refuse_if_stalled()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -81,7 +84,7 @@ class CommitGroups:
         try:
             while self._waiting:
                 if len(self._waiting) < LARGEST_GROUP:
-                    await until_quiet(_GATHER)
+                    await wait_until_idle(self._gather)
                 group, self._waiting = self._waiting[:LARGEST_GROUP], self._waiting[LARGEST_GROUP:]
                 await self._send(group)
         finally:

@@ -12,7 +12,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import ConfigurationError, LimitExceeded, NotReplicated, PermissionDenied, StoreUnavailable
 from registry_server.instrumentation.tracing import Tracer
-from registry_server.model.document import encode_document_open
+from registry_server.model.document import encode_document_prefix
 from registry_server.security.identity import NO_CLAIM, Claim, of_another
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
@@ -20,6 +20,7 @@ from registry_server.store.counters import CommitOutcome, Expiry, Memory, PoolSt
 from registry_server.store.failures import translated
 from registry_server.store.groups import CommitGroups
 from registry_server.store.keys import Keys
+from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.repairs import Repairs
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
@@ -35,13 +36,6 @@ from registry_server.store.values import (
 )
 
 OLDEST_REDIS: Final = (6, 2)  # SET with PXAT
-PAGE: Final = 1000
-TAIL_PAGE: Final = 250  # applied without a pause: about 10 ms
-RENEW_BATCH: Final = 1000
-CHECKS_BATCH: Final = 500
-SWEEP_BATCH: Final = 500
-TAIL_BLOCK: Final = 0.5
-"""Seconds that one blocking read of the stream waits: so often a quiet follower looks whether history still goes on."""
 
 
 class RedisStore:
@@ -62,6 +56,7 @@ class RedisStore:
         tracer: Tracer | None = None,
         wait_replicas: int = 0,
         wait_timeout: float = 1.0,
+        limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
         """Prepares the clients; nothing is connected yet.
 
@@ -75,6 +70,7 @@ class RedisStore:
             tracer: Times scripts that calls wait for, if calls are traced.
             wait_replicas: How many replicas must have a change before it is answered.
             wait_timeout: Seconds that this may take; less than ``timeout``.
+            limits: Batch sizes, page sizes and waiting times.
 
         Raises:
             ConfigurationError: The URL is none that can be connected to, or the files are no good.
@@ -94,23 +90,26 @@ class RedisStore:
             self.keys.owned,
         )
         self._events_max_length = events_max_length
+        self._limits = limits
         self._sweep_ms = round(sweep_interval * 1000)
         self._connections = Connections(url, timeout=timeout, key=self.keys.revision, tls=tls)
         self._client = self._connections.client()
         # Reads of its own, since a blocking read holds its connection.
-        self._tail = self._connections.client(patience=TAIL_BLOCK, on_open=self._tail_opened)
+        self._tail = self._connections.client(patience=limits.tail_block_seconds, on_open=self._tail_opened)
         self._tail_opens = self._tail_trusted = 0
         self.counters = StoreCounters()
         """What was counted so far."""
         scripts = Scripts()
-        self._commands = Commands(self._client, scripts, self.counters, tracer=tracer)
+        self._commands = Commands(self._client, scripts, self.counters, tracer=tracer, limits=limits)
         self._wait_replicas = wait_replicas
         self._senders = [self._commands]
         self._commits = self._unconfirmed = self._groups(self._commands)
         if wait_replicas:
             # With a sender of their own, so that heartbeats and reads do not wait for replicas with them.
             confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
-            confirmed = Commands(self._client, scripts, self.counters, confirmation=confirmation, tracer=tracer)
+            confirmed = Commands(
+                self._client, scripts, self.counters, confirmation=confirmation, tracer=tracer, limits=limits
+            )
             self._senders.append(confirmed)
             self._commits = self._groups(confirmed)
         self.repairs = Repairs(
@@ -120,6 +119,7 @@ class RedisStore:
             self.keys,
             self._script_keys,
             events_max_length=events_max_length,
+            limits=limits,
         )
         """For a store that has lost what was in it."""
 
@@ -192,7 +192,7 @@ class RedisStore:
         await self._connections.close()
 
     def _groups(self, commands: Commands) -> CommitGroups:
-        return CommitGroups(commands, self._script_keys, self._events_max_length)
+        return CommitGroups(commands, self._script_keys, self._events_max_length, limits=self._limits)
 
     def _all_senders(self) -> list[CommitGroups | Commands]:
         return [*{self._commits, self._unconfirmed}, *self._senders]  # groups first: they give to the others
@@ -234,7 +234,7 @@ class RedisStore:
         cursor = 0
         while True:
             with translated():
-                answer: Any = await self._tail.hscan(self.keys.records, cursor, count=PAGE)
+                answer: Any = await self._tail.hscan(self.keys.records, cursor, count=self._limits.page)
             cursor, page = answer
             yield list(page.values())
             if cursor == 0:
@@ -245,7 +245,7 @@ class RedisStore:
         start = "-"
         while True:
             with translated():
-                page: Any = await self._tail.xrange(self.keys.events, start, f"{until}-0", count=PAGE)
+                page: Any = await self._tail.xrange(self.keys.events, start, f"{until}-0", count=self._limits.page)
             if not page:
                 return
             yield [stored_event(entry_id, fields) for entry_id, fields in page]
@@ -258,15 +258,16 @@ class RedisStore:
         return stored_event(*page[0]) if page else None
 
     async def tail(self, after: int) -> list[StoredEvent]:
-        """Waits for events after a revision; empty if none came within ``TAIL_BLOCK`` seconds.
+        """Waits for events after a revision; empty if none came within ``limits.tail_block_seconds``.
 
         Raises:
             StoreUnavailable: Also if they come from another connection than those before: the server behind it may
                 have another past, so ``reconnect``, and look.
         """
+        limits = self._limits
         with translated():
             answer: Any = await self._tail.xread(
-                {self.keys.events: f"{after}-0"}, count=TAIL_PAGE, block=round(TAIL_BLOCK * 1000)
+                {self.keys.events: f"{after}-0"}, count=limits.tail_page, block=round(limits.tail_block_seconds * 1000)
             )
         if self._tail_opens != self._tail_trusted:
             raise StoreUnavailable("the connection to the store was lost")
@@ -312,7 +313,7 @@ class RedisStore:
             NotReplicated: The change was made, but too few replicas have it.
         """
         service.ClearField("revision")
-        args = ("put", type, reason, service.SerializeToString(), encode_document_open(service))
+        args = ("put", type, reason, service.SerializeToString(), encode_document_prefix(service))
         return await self._commit(
             epoch, service.name, expected, args, ttl, renew=renew, forget_check=forget_check, claim=claim, seen=seen
         )
@@ -333,7 +334,7 @@ class RedisStore:
 
         With ``confirm`` it waits for replicas as ``put`` does: they then have the service as it is, too.
         """
-        args = ("touch", 0, 0, b"", encode_document_open(service))
+        args = ("touch", 0, 0, b"", encode_document_prefix(service))
         return await self._commit(
             epoch,
             service.name,
@@ -375,7 +376,8 @@ class RedisStore:
             PermissionDenied: One is of another owner.
         """
         owner = claim.owner if claim.exclusive else ""
-        batches = [names[i : i + RENEW_BATCH] for i in range(0, len(names), RENEW_BATCH)]
+        size = self._limits.renew_batch
+        batches = [names[i : i + size] for i in range(0, len(names), size)]
         answers = await asyncio.gather(
             *(
                 self._commands.script("renew", self._script_keys, self.keys.document_prefix, owner, *batch)
@@ -400,7 +402,7 @@ class RedisStore:
             self._script_keys,
             self.keys.document_prefix,
             self._sweep_ms,
-            SWEEP_BATCH,
+            self._limits.sweep_batch,
             EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
             reason,
             self._events_max_length,
@@ -424,7 +426,8 @@ class RedisStore:
 
         Results of services that are no longer registered are dropped.
         """
-        batches = [results[i : i + CHECKS_BATCH] for i in range(0, len(results), CHECKS_BATCH)]
+        size = self._limits.checks_batch
+        batches = [results[i : i + size] for i in range(0, len(results), size)]
         prefix = self.keys.document_prefix
         await asyncio.gather(
             *(

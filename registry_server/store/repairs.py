@@ -2,22 +2,15 @@
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
 from registry_server.store.commands import Commands
 from registry_server.store.failures import translated
 from registry_server.store.keys import Keys
+from registry_server.store.limits import StoreLimits
 from registry_server.store.values import Position, StoredEvent, Unconfirmed, stored_event
-
-GATHER: Final = 1.5
-"""Seconds in which those who know more may ask for the turn: longer than a follower takes to notice."""
-TURN: Final = 4.0
-"""Seconds after which a process that has not gone on with its repair has lost its turn."""
-BATCH: Final = 250
-"""Services or events written by one script: it keeps Redis busy for some milliseconds."""
-PAGE: Final = 500
 
 
 class Turn(NamedTuple):
@@ -60,6 +53,7 @@ class Repairs:
         script_keys: tuple[str, ...],
         *,
         events_max_length: int,
+        limits: StoreLimits,
     ) -> None:
         self._id = secrets.token_hex(8)
         self._commands = commands
@@ -68,9 +62,14 @@ class Repairs:
         self._keys = keys
         self._script_keys = (*script_keys, keys.repair)
         self._events_max_length = events_max_length
+        self._gather_ms = round(limits.repair_gather_seconds * 1000)
+        self._turn_ms = round(limits.repair_turn_seconds * 1000)
+        self._page = limits.repair_page
+        self.batch = limits.repair_batch
+        """Services or events that one call of ``put_services`` or ``put_events`` takes at most."""
 
     async def turn(self, known: Position, found: str) -> Turn | float:
-        """Asks for the turn; of those who ask within ``GATHER`` seconds, who knows the newest revision gets it.
+        """Asks for the turn; of those who ask within ``repair_gather_seconds``, who knows the newest revision gets it.
 
         Args:
             known: Where this process stands.
@@ -79,26 +78,24 @@ class Repairs:
         Returns:
             The turn, or seconds after which to ask again.
         """
-        answer = await self._run("repair_turn", *known, round(GATHER * 1000), round(TURN * 1000), found)
+        answer = await self._run("repair_turn", *known, self._gather_ms, self._turn_ms, found)
         if answer[0] == b"wait":
             return int(answer[1]) / 1000
         return Turn(Position(answer[1].decode(), answer[2]), answer[3].decode())
 
     async def put_services(self, services: Sequence[Remembered], plan: str) -> None:
-        """Puts up to ``BATCH`` services back, or away, and keeps the plan for whoever has to go on with it."""
+        """Puts up to ``batch`` services back, or away, and keeps the plan for whoever has to go on with it."""
         flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
-        _refuse_if_lost(await self._run("repair_services", round(TURN * 1000), plan, self._keys.document_prefix, *flat))
+        _refuse_if_lost(await self._run("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat))
 
     async def put_events(self, events: Sequence[StoredEvent], *, restart: bool) -> None:
-        """Appends up to ``BATCH`` events, to the stream as it is or, with ``restart``, to an empty one."""
+        """Appends up to ``batch`` events, to the stream as it is or, with ``restart``, to an empty one."""
         flat = [
             value
             for e in events
             for value in (e.revision, e.epoch, e.type, e.reason, e.at_ms, e.name, e.after, e.before, e.error, e.owner)
         ]
-        _refuse_if_lost(
-            await self._run("repair_events", round(TURN * 1000), self._events_max_length, int(restart), *flat)
-        )
+        _refuse_if_lost(await self._run("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat))
 
     async def end(self, position: Position, *, restart: bool, known: Position, common: int) -> None:
         """Ends the repair, and waits for as many replicas as a change does.
@@ -126,7 +123,7 @@ class Repairs:
         cursor = 0
         while True:
             with translated():
-                answer: Any = await self._tail.hscan(self._keys.records, cursor, count=PAGE)
+                answer: Any = await self._tail.hscan(self._keys.records, cursor, count=self._page)
             cursor, page = answer
             yield {name.decode(): record for name, record in page.items()}
             if cursor == 0:
@@ -143,7 +140,7 @@ class Repairs:
         start = f"{revision}-0"
         while True:
             with translated():
-                page: Any = await self._tail.xrevrange(self._keys.events, start, "-", count=PAGE)
+                page: Any = await self._tail.xrevrange(self._keys.events, start, "-", count=self._page)
             if not page:
                 return
             yield [stored_event(entry_id, fields) for entry_id, fields in page]

@@ -1,4 +1,4 @@
-"""What follows Redis in a process, without the process; and others who write to that Redis, or take it away."""
+"""A follower without a server process, and other writers to the same Redis."""
 
 import asyncio
 import shutil
@@ -22,12 +22,13 @@ from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import system_clock
 from registry_server.runtime.tasks import cancel
 from registry_server.security.identity import NO_CLAIM
-from registry_server.store import Position, RedisStore
+from registry_server.store import Position, RedisStore, StoreLimits
 from registry_server.watch import WatchHub, WatchLimits, fits_one_message
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
 TIMEOUT = 30.0
+QUICK = StoreLimits(tail_block_seconds=0.05, repair_gather_seconds=0.1, repair_turn_seconds=1.0)
 EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
 REGISTERED = EventType.EVENT_TYPE_SERVICE_REGISTERED
 UPDATED = EventType.EVENT_TYPE_SERVICE_UPDATED
@@ -44,7 +45,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 
 class Writer:
-    """Another process that writes to the same Redis."""
+    """Writes to the same Redis as another process would."""
 
     def __init__(self, store: RedisStore) -> None:
         self.store = store
@@ -52,15 +53,15 @@ class Writer:
         self.claim = NO_CLAIM
         self.revisions: dict[str, int] = {}
 
-    async def learn(self) -> None:
-        """Takes over what the store has, which may have been another one until now."""
+    async def refresh(self) -> None:
+        """Load epoch and revisions from the store, which may have been replaced."""
         await self.store.reconnect()
         self.epoch = (await self.store.head()).epoch
         services = [Service.FromString(wire) async for page in self.store.records() for wire in page]
         self.revisions = {service.name: service.revision for service in services}
 
     async def forget_past(self) -> None:
-        """Trims the stream to its two newest events."""
+        """Trim the event stream to its two newest entries."""
         await self.store._client.xtrim(self.store.keys.events, maxlen=2, approximate=False)
 
     async def put(self, *names: str, ttl: float = 0, **fields: Any) -> None:
@@ -87,7 +88,7 @@ class Writer:
 
 
 class Observer:
-    """Watches everything into a dict; fails on what was told twice, out of order, or of a service never told of."""
+    """Applies all events to a dict. Fails on repeated or reordered events and on events of unknown services."""
 
     def __init__(self) -> None:
         self.state: dict[str, bytes] = {}
@@ -119,7 +120,7 @@ class Observer:
 
     def _take(self, event: Event) -> None:
         name = event.service.name
-        if event.error:  # of the registry itself
+        if event.error:  # REGISTRY_ERROR has no service
             self.events.append(event)
             return
         if event.type in (SNAPSHOT, REGISTERED):
@@ -135,42 +136,45 @@ class Observer:
                 assert event.revision == self.events[-1].revision + 1
             self.events.append(event)
 
-    def told(self) -> list[tuple[int, str, int]]:
+    def received(self) -> list[tuple[int, str, int]]:
         return [(event.type, event.service.name, event.reason) for event in self.events]
 
 
 @asynccontextmanager
-async def writing(url: str) -> AsyncIterator[Writer]:
-    """Somebody else who writes to the store."""
-    store = RedisStore(url, timeout=5.0)
+async def writing(url: str, limits: StoreLimits = QUICK) -> AsyncIterator[Writer]:
+    """Yield a second writer to the store."""
+    store = RedisStore(url, timeout=5.0, limits=limits)
     await store.open()
     try:
         writer = Writer(store)
-        await writer.learn()
+        await writer.refresh()
         yield writer
     finally:
         await store.close()
 
 
 class Process:
-    """What follows the store in one process of the registry."""
+    """The follower of one registry process."""
 
-    def __init__(self, url: str, *, history: int = 10_000, fits: bool = True, repair: bool = False) -> None:
+    def __init__(
+        self, url: str, *, history: int = 10_000, fits: bool = True, repair: bool = False, limits: StoreLimits = QUICK
+    ) -> None:
         self._url = url
-        self.store = RedisStore(url, timeout=5.0)
+        self.store = RedisStore(url, timeout=5.0, limits=limits)
         self.replica = Replica(history)
         self.hub = WatchHub(self.replica, Discovery(self.replica), WatchLimits(100_000, 1 << 30))
         self.connections: list[bool] = []
         self.connected_at: list[Position] = []
-        """Where the replica stood each time that the store was said to be connected."""
+        """Position of the replica at each notification that the store is connected."""
         self.follower = Follower(
             self.store,
             self.replica,
             clock=system_clock,
             on_connection=self._on_connection,
             on_resync_too_large=self.hub.expire_all,
+            retry_seconds=(0.05, 0.05),
             fits_one_message=lambda changes: fits and fits_one_message(changes),
-            repairer=Repairer(self.store, self.replica, default_ttl=60) if repair else None,
+            repairer=Repairer(self.store, self.replica, default_ttl=60, poll_seconds=0.02) if repair else None,
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -180,7 +184,7 @@ class Process:
             self.connected_at.append(self.replica.position)
 
     async def catch_up(self) -> None:
-        """Waits until the replica is equal to the store, at the newest position; nobody may be writing."""
+        """Wait until the replica equals the store at the newest position. There must be no concurrent writes."""
         keys = self.store.keys
         async with asyncio.timeout(TIMEOUT), Redis.from_url(self._url) as client:
             while True:
@@ -197,11 +201,11 @@ class Process:
         self._task = asyncio.create_task(self.follower.run())
 
     async def stall(self) -> None:
-        """Stops following, like a process that is suspended; ``start`` goes on."""
+        """Stop following, like a suspended process; ``start`` resumes."""
         assert self._task is not None
         task, self._task = self._task, None
         await cancel([task])
-        with suppress(asyncio.CancelledError):  # anything else is what ended it
+        with suppress(asyncio.CancelledError):  # any other exception ended the follower
             task.result()
 
     @asynccontextmanager
@@ -216,18 +220,18 @@ class Process:
 
 
 class Backup:
-    """A copy of the files of Redis."""
+    """A copy of the data directory of Redis."""
 
     def __init__(self, process: RedisProcess, directory: Path, copy: Path) -> None:
         self._process, self._directory, self._copy = process, directory, copy
 
     def take(self) -> None:
-        """Everything that was acknowledged is in the files already: Redis writes them before it answers."""
+        """Copy the data directory. It contains every acknowledged write: Redis writes its file before it responds."""
         shutil.copytree(self._directory, self._copy)
 
     @asynccontextmanager
     async def restored(self) -> AsyncIterator[Writer]:
-        """Redis dies and comes back from the copy; meanwhile others can write to it, whom nobody followed."""
+        """Kill Redis and restart it from the copy. Within the block, writes are not seen by any follower."""
         self._process.kill()
         await self._process.stop()
         shutil.rmtree(self._directory)

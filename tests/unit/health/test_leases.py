@@ -10,7 +10,8 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health.leases import LeaseSweeper
 from registry_server.runtime.tasks import cancel
-from registry_server.store import Position, RedisStore, StoredEvent, Sweep, redis_store
+from registry_server.store import Position, RedisStore, StoredEvent, StoreLimits, Sweep
+from registry_server.store.limits import DEFAULT_LIMITS
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -28,8 +29,8 @@ async def eventually(holds: Callable[[], bool]) -> None:
 class CountedStore(RedisStore):
     """Counts the sweeps that are tried, and remembers what came of the others."""
 
-    def __init__(self, url: str, *, interval: float) -> None:
-        super().__init__(url, timeout=5.0, sweep_interval=interval)
+    def __init__(self, url: str, *, interval: float, limits: StoreLimits) -> None:
+        super().__init__(url, timeout=5.0, sweep_interval=interval, limits=limits)
         self.interval = interval
         self.tries = 0
         self.sweeps: list[Sweep] = []
@@ -105,8 +106,10 @@ class Registry:
 
 
 @asynccontextmanager
-async def registry_on(process: RedisProcess, *, interval: float) -> AsyncIterator[Registry]:
-    store = CountedStore(process.url, interval=interval)
+async def registry_on(
+    process: RedisProcess, *, interval: float, limits: StoreLimits = DEFAULT_LIMITS
+) -> AsyncIterator[Registry]:
+    store = CountedStore(process.url, interval=interval, limits=limits)
     await store.open()
     async with Redis.from_url(process.url) as client:
         yield Registry(store, client, (await store.head()).epoch)
@@ -145,11 +148,11 @@ async def test_a_lease_that_is_renewed_does_not_end(redis: RedisProcess) -> None
             await eventually(lambda: len(registry.store.removed) == 2)
 
 
+@pytest.mark.store_limits(sweep_batch=10)
 async def test_leases_that_end_together_go_batch_by_batch_without_waiting_for_the_next_round(
-    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits
 ) -> None:
-    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 10)
-    async with registry_on(redis, interval=LONG) as registry:
+    async with registry_on(redis, interval=LONG, limits=limits) as registry:
         names = [f"s{i}" for i in range(35)]
         await registry.register(*names, ttl=0.05)
 
@@ -211,11 +214,11 @@ async def test_documents_that_ended_while_nobody_swept_are_restored(redis: Redis
         assert registry.store.removed == []
 
 
+@pytest.mark.store_limits(sweep_batch=3)
 async def test_many_documents_are_restored_batch_by_batch_without_waiting_for_the_next_round(
-    redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits
 ) -> None:
-    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 3)
-    async with registry_on(redis, interval=LONG) as registry:
+    async with registry_on(redis, interval=LONG, limits=limits) as registry:
         names = [f"s{i}" for i in range(8)]
         await registry.register(*names, ttl=LONG)
         everything = await registry.documents()

@@ -10,7 +10,7 @@ from registry_server.errors import StoreUnavailable
 from registry_server.health import ResultWriter
 from registry_server.health import results as module
 from registry_server.runtime.tasks import cancel
-from registry_server.store import ProbeResult, RedisStore, redis_store
+from registry_server.store import ProbeResult, RedisStore, StoreLimits
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -20,8 +20,8 @@ TIMEOUT = 20.0
 class Store(RedisStore):
     """Remembers what was written."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url, timeout=1.0)
+    def __init__(self, url: str, limits: StoreLimits) -> None:
+        super().__init__(url, timeout=1.0, limits=limits)
         self.written: list[list[ProbeResult]] = []
         self.failures = 0
 
@@ -52,8 +52,8 @@ class Store(RedisStore):
 
 
 @pytest.fixture
-async def store(redis: RedisProcess) -> AsyncIterator[Store]:
-    opened = Store(redis.url)
+async def store(redis: RedisProcess, limits: StoreLimits) -> AsyncIterator[Store]:
+    opened = Store(redis.url, limits)
     await opened.open()
     try:
         yield opened
@@ -128,8 +128,8 @@ async def test_nothing_to_write_is_no_round_trip(store: Store) -> None:
     assert store.written == []
 
 
-async def test_more_than_a_batch_is_written_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "CHECKS_BATCH", 3)
+@pytest.mark.store_limits(checks_batch=3)
+async def test_more_than_a_batch_is_written_too(store: Store) -> None:
     names = [f"s{i}" for i in range(10)]
     await store.register(*names)
     writer = ResultWriter(store)

@@ -1,13 +1,22 @@
 """Others who use the Redis that a replica follows."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.followers import Backup, Writer, writing
+from registry_server.store import StoreLimits
+from tests.support.followers import QUICK, Backup, Writer, writing
 from tests.support.redis_process import RedisProcess
+
+
+@pytest.fixture
+def limits(request: pytest.FixtureRequest) -> StoreLimits:
+    """Limits of a store that notices quickly what happened to Redis."""
+    mark = request.node.get_closest_marker("store_limits")
+    return replace(QUICK, **mark.kwargs if mark else {})
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.errors import CursorExpired
 from registry_server.model.tokens import Cursor
-from registry_server.replication import follower as module
-from registry_server.store import Position, redis_store
+from registry_server.store import Position, StoreLimits
 from tests.support.followers import (
     CLIENT_REQUEST,
+    QUICK,
     REGISTERED,
     RESYNC,
     UNREGISTERED,
@@ -28,12 +28,6 @@ from tests.support.followers import (
 from tests.support.redis_process import RedisProcess
 
 HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
-
-
-@pytest.fixture(autouse=True)
-def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LAST_RETRY", 0.05)
-    monkeypatch.setattr(redis_store, "TAIL_BLOCK", 0.05)
 
 
 @pytest.fixture
@@ -85,7 +79,7 @@ async def test_a_watch_goes_on_in_a_process_that_began_later(redis: RedisProcess
             await writer.put("d")
             await eventually(lambda: len(observer.events) == 3)
 
-    assert observer.told() == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
+    assert observer.received() == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
 
 
 async def test_of_a_trimmed_stream_the_rest_is_the_past(redis: RedisProcess, writer: Writer, client: Redis) -> None:
@@ -136,11 +130,11 @@ async def writing(writer: Writer) -> AsyncIterator[None]:
         enough = True
 
 
+@pytest.mark.store_limits(page=20)
 async def test_a_load_while_others_write_ends_equal_to_the_store(
-    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits, writer: Writer
 ) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 20)  # so that reading takes long
-    processes = [Process(redis.url) for _ in range(3)]
+    processes = [Process(redis.url, limits=limits) for _ in range(3)]
     async with AsyncExitStack() as stack:
         async with writing(writer):
             for process in processes:
@@ -151,13 +145,13 @@ async def test_a_load_while_others_write_ends_equal_to_the_store(
             assert process.follower.resyncs == 0
 
 
+@pytest.mark.store_limits(page=20)
 async def test_a_load_that_takes_longer_than_the_stream_reaches_back_begins_anew(
-    redis: RedisProcess, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 20)
     monkeypatch.setattr(writer.store, "_events_max_length", 4)
     await client.config_set("stream-node-max-entries", 4)
-    process = Process(redis.url)
+    process = Process(redis.url, limits=limits)
     async with AsyncExitStack() as stack:
         async with writing(writer):
             await stack.enter_async_context(process.running())
@@ -183,13 +177,13 @@ async def test_a_store_that_is_away_at_first_is_loaded_when_it_comes(redis: Redi
 
 
 @pytest.mark.own_redis
+@pytest.mark.store_limits(page=10)
 async def test_a_store_that_goes_away_during_the_load_is_loaded_when_it_is_back(
-    redis: RedisProcess, writer: Writer, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits, writer: Writer
 ) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 10)
     await writer.put(*(f"s{i}" for i in range(600)))
 
-    async with Process(redis.url).running() as process:
+    async with Process(redis.url, limits=limits).running() as process:
         await asyncio.sleep(0.05)
         redis.kill()
         await redis.restart()
@@ -222,11 +216,11 @@ async def test_a_process_that_stalled_catches_up(process: Process, writer: Write
     observer = Observer()
     async with observer.watching(process.hub):
         await process.stall()
-        for i in range(3 * redis_store.TAIL_PAGE):
+        for i in range(3 * QUICK.tail_page):
             await writer.put(f"s{i % 20}")
         process.start()
         await process.catch_up()
-        await eventually(lambda: len(observer.events) == 3 * redis_store.TAIL_PAGE)
+        await eventually(lambda: len(observer.events) == 3 * QUICK.tail_page)
 
     assert process.follower.resyncs == 0
 
@@ -315,7 +309,7 @@ async def test_the_difference_of_a_resync_is_exactly_what_differs(
         await process.catch_up()
         await eventually(lambda: len(observer.events) >= 5)
 
-    assert sorted(observer.told()) == sorted(
+    assert sorted(observer.received()) == sorted(
         [
             (UPDATED, "changed", RESYNC),
             (HEALTH_CHANGED, "sick", RESYNC),
@@ -341,13 +335,13 @@ async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
     async with observer.watching(process.hub):
         await client.flushall()
         await process.catch_up()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("b", "c", "d")
         await process.catch_up()
         await eventually(lambda: observer.state.keys() == {"b", "c", "d"})
 
-    assert sorted(observer.told()[:2]) == [(UNREGISTERED, "a", RESYNC), (UNREGISTERED, "b", RESYNC)]
-    assert observer.told()[2:] == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
+    assert sorted(observer.received()[:2]) == [(UNREGISTERED, "a", RESYNC), (UNREGISTERED, "b", RESYNC)]
+    assert observer.received()[2:] == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
     assert process.replica.revision == 3
     assert_expired(process, Cursor(*before), Cursor(before.epoch, 1))
 
@@ -361,7 +355,7 @@ async def test_a_store_that_is_emptied_and_written_at_once_is_noticed(
     async with observer.watching(process.hub):
         await process.stall()
         await client.flushall()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("b", "c", "d", "e")  # more than there was before
         process.start()
         await process.catch_up()
@@ -383,7 +377,7 @@ async def test_a_stream_trimmed_past_its_position_is_noticed(process: Process, w
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 3)
 
-    assert sorted(observer.told()) == [(REGISTERED, "c", RESYNC), (REGISTERED, "d", RESYNC), (UPDATED, "a", RESYNC)]
+    assert sorted(observer.received()) == [(REGISTERED, "c", RESYNC), (REGISTERED, "d", RESYNC), (UPDATED, "a", RESYNC)]
     assert process.replica.position == Position(position.epoch, 7)
     assert_expired(process, Cursor(*position))
 
@@ -516,17 +510,17 @@ async def test_a_store_restored_from_older_data_begins_another_epoch(
         async with backup.restored():
             pass
         await process.catch_up()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("next")
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 4)
 
-    assert sorted(observer.told()[:3]) == [
+    assert sorted(observer.received()[:3]) == [
         (REGISTERED, "gone", RESYNC),
         (UPDATED, "changed", RESYNC),
         (UNREGISTERED, "lost", RESYNC),
     ]
-    assert observer.told()[3:] == [(REGISTERED, "next", CLIENT_REQUEST)]
+    assert observer.received()[3:] == [(REGISTERED, "next", CLIENT_REQUEST)]
     assert process.replica.revision == 4
     assert process.replica.position.epoch != before.epoch
     assert process.follower.resyncs == process.follower.epoch_changes == 1
@@ -563,7 +557,7 @@ async def test_a_store_that_came_back_older_and_took_other_changes_is_noticed(
         await process.catch_up()
         await eventually(lambda: observer.state.keys() == {"a", *(f"other{i}" for i in range(others))})
 
-    assert {reason for _, _, reason in observer.told()} == {RESYNC}
+    assert {reason for _, _, reason in observer.received()} == {RESYNC}
     # What the numbers after the backup meant before is not what they mean now, here and in a process that begins now.
     assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
     async with Process(redis.url).running() as fresh:
@@ -585,7 +579,7 @@ async def test_several_processes_that_notice_agree_on_one_epoch(
             await other.put("other", "another")
         for each in (process, second):
             await each.catch_up()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("next")
         for each in (process, second):
             await each.catch_up()
@@ -605,7 +599,7 @@ async def test_a_process_that_was_away_for_longer_than_the_stream_reaches_back_c
         await second.stall()
         redis.kill()
         await redis.restart()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("b", "c", "d")
         await process.catch_up()
         await client.xtrim(writer.store.keys.events, maxlen=1, approximate=False)

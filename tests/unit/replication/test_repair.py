@@ -12,9 +12,8 @@ from redis.asyncio import Redis
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.model.tokens import Cursor
-from registry_server.replication import follower, repair
 from registry_server.security.identity import Claim
-from registry_server.store import EpochChanged, Position, Remembered, redis_store, repairs
+from registry_server.store import EpochChanged, Position, Remembered, StoreLimits, TurnLost
 from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
@@ -29,18 +28,9 @@ from tests.support.followers import (
 from tests.support.redis_process import RedisProcess
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "_LAST_RETRY", 0.05)
-    monkeypatch.setattr(redis_store, "TAIL_BLOCK", 0.05)
-    monkeypatch.setattr(repair, "_POLL", 0.02)
-    monkeypatch.setattr(repairs, "GATHER", 0.4)
-    monkeypatch.setattr(repairs, "TURN", 1.0)
-
-
 @pytest.fixture
-async def process(redis: RedisProcess) -> AsyncIterator[Process]:
-    async with Process(redis.url, repair=True).running() as running:
+async def process(redis: RedisProcess, limits: StoreLimits) -> AsyncIterator[Process]:
+    async with Process(redis.url, repair=True, limits=limits).running() as running:
         yield running
 
 
@@ -72,11 +62,11 @@ async def test_an_emptied_store_goes_on_with_its_history(process: Process, write
     async with observer.watching(process.hub):
         await client.flushall()
         await repaired(process)
-        await writer.learn()
+        await writer.refresh()
         await writer.put("next")
         await eventually(lambda: bool(observer.events))
 
-    assert observer.told() == [(REGISTERED, "next", CLIENT_REQUEST)]
+    assert observer.received() == [(REGISTERED, "next", CLIENT_REQUEST)]
     assert process.replica.position == Position(before.epoch, before.revision + 1)
     now: Any = await client.xrange(writer.store.keys.events)
     assert now[:-1] == events
@@ -103,11 +93,11 @@ async def test_a_store_restored_from_older_data_goes_on_with_its_history(
         async with backup.restored():
             pass
         await repaired(process)
-        await writer.learn()
+        await writer.refresh()
         await writer.put("next")
         await eventually(lambda: bool(observer.events))
 
-    assert observer.told() == [(REGISTERED, "next", CLIENT_REQUEST)]
+    assert observer.received() == [(REGISTERED, "next", CLIENT_REQUEST)]
     assert process.replica.records.keys() == {"same", "changed", "lost", "next"}
     assert process.replica.position == Position(before.epoch, before.revision + 1)
     entries: Any = await client.xrange(writer.store.keys.events)
@@ -161,7 +151,7 @@ async def test_where_others_wrote_meanwhile_both_are_kept_under_another_epoch(
         await repaired(process)
         await eventually(lambda: observer.state.keys() == {"a", "lost", *names})
 
-    assert sorted(observer.told()) == [(REGISTERED, name, RESYNC) for name in sorted(names)]
+    assert sorted(observer.received()) == [(REGISTERED, name, RESYNC) for name in sorted(names)]
     assert outcomes(process) == {"merged": 1}
     assert process.replica.position == Position(process.replica.position.epoch, max(before.revision, 2 + others))
     assert process.replica.position.epoch != before.epoch
@@ -235,7 +225,7 @@ async def test_who_knows_more_and_comes_late_adds_it(
         assert second.replica.records.keys() == {"a", "gone"}
         expected = {"a", "b"}
         if written:
-            await writer.learn()
+            await writer.refresh()
             await writer.put("between")
             expected.add("between")
             await second.catch_up()
@@ -272,11 +262,16 @@ async def test_of_several_who_knows_most_repairs(
             assert each.follower.resyncs == 0
 
 
+@pytest.mark.store_limits(repair_batch=2)
 async def test_a_repair_that_was_given_up_is_ended_by_another(
-    redis: RedisProcess, process: Process, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess,
+    limits: StoreLimits,
+    process: Process,
+    writer: Writer,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repair, "BATCH", 2)
-    async with Process(redis.url, repair=True).running() as second:
+    async with Process(redis.url, limits=limits, repair=True).running() as second:
         await writer.put(*"abcdef")
         await second.catch_up()
         await second.stall()
@@ -301,11 +296,11 @@ async def test_a_repair_that_was_given_up_is_ended_by_another(
         assert second.replica.position == before
         assert outcomes(second) == {"continued": 1}
         monkeypatch.undo()
-        with pytest.raises(repairs.TurnLost):
+        with pytest.raises(TurnLost):
             await put([Remembered("b", b"", 0, "")], "")
-        with pytest.raises(repairs.TurnLost):
+        with pytest.raises(TurnLost):
             await process.store.repairs.put_events([], restart=True)
-        with pytest.raises(repairs.TurnLost):
+        with pytest.raises(TurnLost):
             await process.store.repairs.end(before, restart=True, known=before, common=0)
         await process.stall()
         process.start()
@@ -334,7 +329,7 @@ async def test_a_process_that_begins_with_an_emptied_store_hides_nothing(
             async with watching_fresh.watching(fresh.hub):
                 expected = {"a", "b"}
                 if written:
-                    await writer.learn()
+                    await writer.refresh()
                     await writer.put("c")
                     await fresh.catch_up()
                     expected.add("c")
@@ -344,19 +339,19 @@ async def test_a_process_that_begins_with_an_emptied_store_hides_nothing(
         if written:
             await eventually(lambda: bool(observer.events))
 
-    assert observer.told() == ([(REGISTERED, "c", RESYNC)] if written else [])
+    assert observer.received() == ([(REGISTERED, "c", RESYNC)] if written else [])
     assert (process.replica.position == before) == (not written)
 
 
+@pytest.mark.store_limits(repair_gather_seconds=1.0)
 async def test_while_a_store_is_repaired_who_begins_waits(
-    redis: RedisProcess, process: Process, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits, process: Process, writer: Writer, client: Redis
 ) -> None:
     await writer.put("a")
     await process.catch_up()
-    monkeypatch.setattr(repairs, "GATHER", 1.0)
     await client.flushall()
     await eventually(lambda: not process.follower.connected)
-    async with Process(redis.url, repair=True).running() as fresh:
+    async with Process(redis.url, limits=limits, repair=True).running() as fresh:
         await asyncio.sleep(0.2)
         assert not fresh.follower.loaded
         refused = await writer.store.delete("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
@@ -376,7 +371,7 @@ async def test_a_repair_that_nobody_ends_keeps_nobody_from_beginning(
     await process.stall()
     async with Process(redis.url, repair=True).running() as fresh:
         await fresh.catch_up()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("b")
         await fresh.catch_up()
         process.start()
@@ -416,7 +411,7 @@ async def test_owners_survive(redis: RedisProcess, process: Process, writer: Wri
     await process.catch_up()
     await client.flushall()
     await repaired(process)
-    await writer.learn()
+    await writer.refresh()
     writer.claim = Claim("mallory", exclusive=True)
     with pytest.raises(PermissionDenied):
         await writer.put("hers")
@@ -427,7 +422,7 @@ async def test_owners_survive(redis: RedisProcess, process: Process, writer: Wri
         for each in (process, second):
             await each.stall()
         await client.flushall()
-        await writer.learn()
+        await writer.refresh()
         await writer.put("hers", version="6.6.6", updated_at={"seconds": int(time.time()) + 99})
         second.start()
         await repaired(second)
@@ -458,13 +453,13 @@ async def test_of_a_past_that_cannot_be_told_all_registrations_are_kept_and_that
         assert process.replica.records.keys() == {"gone", "a", "lost", "later", "x", "y", "z"}
         assert observer.events[-1].type == EventType.EVENT_TYPE_REGISTRY_ERROR
         kept = [(REGISTERED, name, RESYNC) for name in ("gone", "x", "y", "z")]
-        assert sorted(observer.told()[:-1]) == [*kept, (UPDATED, "later", RESYNC)]
+        assert sorted(observer.received()[:-1]) == [*kept, (UPDATED, "later", RESYNC)]
 
 
+@pytest.mark.store_limits(repair_batch=2)
 async def test_a_store_that_goes_away_during_the_repair_is_repaired_when_it_is_back(
     process: Process, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repair, "BATCH", 2)
     await writer.put(*"abcdef")
     await process.catch_up()
     before = process.replica.position

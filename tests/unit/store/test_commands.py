@@ -8,7 +8,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from registry_server.errors import StoreUnavailable
-from registry_server.store import commands as module
+from registry_server.store import StoreLimits
 from registry_server.store.commands import Commands
 from registry_server.store.counters import StoreCounters
 from registry_server.store.lua import Scripts
@@ -27,8 +27,8 @@ async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def commands(client: Redis) -> AsyncIterator[Commands]:
-    sent = Commands(client, Scripts(), StoreCounters())
+async def commands(client: Redis, limits: StoreLimits) -> AsyncIterator[Commands]:
+    sent = Commands(client, Scripts(), StoreCounters(), limits=limits)
     await sent.load_scripts()
     yield sent
     async with asyncio.timeout(TIMEOUT):
@@ -63,10 +63,10 @@ async def test_commands_given_at_once_share_round_trips(commands: Commands, clie
     await commands.run("PING")
     before = await reads(client)
 
-    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(4 * module._LARGEST_BATCH)))
+    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(4 * StoreLimits().commands_batch)))
 
     assert await reads(client) - before <= 4 + 2
-    assert await client.get("n") == str(4 * module._LARGEST_BATCH).encode()
+    assert await client.get("n") == str(4 * StoreLimits().commands_batch).encode()
 
 
 async def test_commands_given_during_a_round_trip_share_the_next_one(commands: Commands, client: Redis) -> None:
@@ -80,10 +80,8 @@ async def test_commands_given_during_a_round_trip_share_the_next_one(commands: C
     assert await reads(client) - before <= 2 + 2
 
 
-async def test_a_round_trip_carries_a_bounded_number(
-    commands: Commands, client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_LARGEST_BATCH", 10)
+@pytest.mark.store_limits(commands_batch=10)
+async def test_a_round_trip_carries_a_bounded_number(commands: Commands, client: Redis) -> None:
     before = await reads(client)
 
     await asyncio.gather(*(commands.run("INCR", "n") for _ in range(100)))
@@ -129,10 +127,8 @@ async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not
     assert results == [str(i).encode() for i in range(10) if i != 3]
 
 
-async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carried_out(
-    commands: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_MOST_WAITING", 5)
+@pytest.mark.store_limits(max_waiting_commands=5)
+async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carried_out(commands: Commands) -> None:
 
     results = await outcomes(*(asyncio.create_task(commands.run("ECHO", i)) for i in range(8)))
 
@@ -181,10 +177,10 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
 
 
 @pytest.mark.own_redis
+@pytest.mark.store_limits(commands_batch=10)
 async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_one_after_the_other(
-    commands: Commands, redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    commands: Commands, redis: RedisProcess
 ) -> None:
-    monkeypatch.setattr(module, "_LARGEST_BATCH", 10)
     loop = asyncio.get_running_loop()
     redis.pause()
     begun = loop.time()

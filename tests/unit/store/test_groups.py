@@ -10,7 +10,7 @@ import pytest
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.runtime.tasks import cancel
-from registry_server.store import LARGEST_GROUP, Conflict, RedisStore, groups
+from registry_server.store import LARGEST_GROUP, Conflict, RedisStore, StoreLimits
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -18,8 +18,8 @@ TIMEOUT = 20.0
 
 
 @pytest.fixture
-async def store(redis: RedisProcess) -> AsyncIterator[RedisStore]:
-    opened = RedisStore(redis.url, timeout=1.0)
+async def store(redis: RedisProcess, limits: StoreLimits) -> AsyncIterator[RedisStore]:
+    opened = RedisStore(redis.url, timeout=1.0, limits=limits)
     await opened.open()
     yield opened
     await opened.close()
@@ -45,15 +45,13 @@ async def test_changes_that_come_together_take_one_call_and_are_made_in_their_or
     assert store.counters.commits == {"committed": 100}
 
 
-async def test_as_many_as_one_call_takes_do_not_wait_for_more(
-    store: RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.store_limits(commit_gather_seconds=3600.0)
+async def test_as_many_as_one_call_takes_do_not_wait_for_more(store: RedisStore) -> None:
     async def keep_busy() -> None:
         while True:
             time.sleep(0.001)  # noqa: ASYNC251 - so that the loop is never quiet
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(groups, "_GATHER", 3600.0)
     epoch = (await store.head()).epoch
     busy = asyncio.create_task(keep_busy())
     async with asyncio.timeout(TIMEOUT):

@@ -10,10 +10,10 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import ConfigurationError, NotReplicated, StoreUnavailable
 from registry_server.model.document import service_document
-from registry_server.store import Conflict, EpochChanged, Position, ProbeResult, RedisStore, StoredEvent, redis_store
+from registry_server.store import Conflict, EpochChanged, Position, ProbeResult, RedisStore, StoredEvent, StoreLimits
 from registry_server.store.keys import Keys
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 
 Outcome: TypeAlias = int | Conflict | EpochChanged
 
@@ -134,8 +134,8 @@ async def box_on(process: RedisProcess, **options: Any) -> Box:
 
 
 @pytest.fixture
-async def box(redis_process: RedisProcess) -> AsyncIterator[Box]:
-    opened = await box_on(redis_process)
+async def box(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator[Box]:
+    opened = await box_on(redis_process, limits=limits)
     yield opened
     await opened.client.aclose()
     await opened.store.close()
@@ -206,7 +206,7 @@ async def test_an_emptied_store_begins_another_epoch(box: Box) -> None:
 
 
 async def test_a_put_writes_record_document_lease_and_event(box: Box) -> None:
-    service = seed_service()
+    service = example_service()
     before = await box.now_ms()
 
     assert await box.put(service, ttl=90) == 1
@@ -444,8 +444,8 @@ async def test_a_renewal_makes_no_change(box: Box) -> None:
     assert (await box.events(), await box.revision()) == (events, 1)
 
 
-async def test_a_renewal_tells_unknown_names_in_order(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "RENEW_BATCH", 3)
+@pytest.mark.store_limits(renew_batch=3)
+async def test_a_renewal_tells_unknown_names_in_order(box: Box) -> None:
     for name in ("good1", "good2", "good3"):
         await box.put(name)
 
@@ -499,8 +499,8 @@ async def test_a_service_that_is_gone_has_no_document_to_write(box: Box) -> None
     assert (sweep.removed, sweep.bare) == (["ended"], [])
 
 
-async def test_a_sweep_tells_a_bounded_number_of_documents_to_write(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 3)
+@pytest.mark.store_limits(sweep_batch=3)
+async def test_a_sweep_tells_a_bounded_number_of_documents_to_write(box: Box) -> None:
     names = [f"s{i}" for i in range(5)]
     for name in names:
         await box.put(name)
@@ -542,10 +542,8 @@ async def test_a_sweep_removes_what_has_ended_in_the_order_in_which_it_ended(box
     assert await box.client.hkeys(box.store.keys.ttls) == [b"alive", b"permanent"]
 
 
-async def test_a_sweep_removes_a_bounded_batch_and_says_that_there_is_more(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_store, "SWEEP_BATCH", 2)
+@pytest.mark.store_limits(sweep_batch=2)
+async def test_a_sweep_removes_a_bounded_batch_and_says_that_there_is_more(box: Box) -> None:
     await box.store.sweep(LEASE_EXPIRED)
     now = await box.now_ms()
     for i in range(3):
@@ -752,8 +750,8 @@ async def test_a_result_that_renews_a_lease_whose_document_is_gone_has_it_writte
     assert (await box.store.sweep(LEASE_EXPIRED)).bare == ["a"]
 
 
-async def test_any_number_of_results_is_written_the_newest_last(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "CHECKS_BATCH", 3)
+@pytest.mark.store_limits(checks_batch=3)
+async def test_any_number_of_results_is_written_the_newest_last(box: Box) -> None:
     names = [f"s{i}" for i in range(7)]
     for name in names:
         await box.put(name)
@@ -877,8 +875,8 @@ async def test_the_revision_is_found_whatever_the_record_ends_with(box: Box) -> 
 # Reading.
 
 
-async def test_all_records_are_read(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 100)
+@pytest.mark.store_limits(page=100)
+async def test_all_records_are_read(box: Box) -> None:
     names = {f"s{i}" for i in range(700)}
     await asyncio.gather(*(box.put(name) for name in names))
 
@@ -894,8 +892,8 @@ async def test_an_empty_store_has_no_records_and_no_events(box: Box) -> None:
     assert await box.store.event(1) is None
 
 
-async def test_events_are_read_in_order_and_up_to_a_revision(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "PAGE", 4)
+@pytest.mark.store_limits(page=4)
+async def test_events_are_read_in_order_and_up_to_a_revision(box: Box) -> None:
     await asyncio.gather(*(box.put(f"s{i}") for i in range(10)))
 
     everything = await box.events()
@@ -907,19 +905,19 @@ async def test_events_are_read_in_order_and_up_to_a_revision(box: Box, monkeypat
     assert await box.store.event(11) is None
 
 
-async def test_the_tail_gives_what_comes_and_returns_when_nothing_does(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_store, "TAIL_BLOCK", 0.02)
+@pytest.mark.store_limits(tail_block_seconds=0.02)
+async def test_the_tail_gives_what_comes_and_returns_when_nothing_does(box: Box, redis_process: RedisProcess) -> None:
     assert await box.store.tail(0) == []
-    monkeypatch.setattr(redis_store, "TAIL_BLOCK", 20.0)
-    waiting = asyncio.create_task(box.store.tail(0))
+    blocking = await box_on(redis_process, limits=StoreLimits(tail_block_seconds=20.0))
+    waiting = asyncio.create_task(blocking.store.tail(0))
     await asyncio.sleep(0.02)
 
     await box.put("a")
     await box.put("b")
 
     events = await waiting
+    await blocking.client.aclose()
+    await blocking.store.close()
     if len(events) == 1:
         events += await box.store.tail(1)
     assert [event.name for event in events] == ["a", "b"]

@@ -5,29 +5,38 @@ import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.security.identity import Claim
-from registry_server.store import EpochChanged, Position, RedisStore, Remembered, StoredEvent, Turn, TurnLost, repairs
+from registry_server.store import (
+    EpochChanged,
+    Position,
+    RedisStore,
+    Remembered,
+    StoredEvent,
+    StoreLimits,
+    Turn,
+    TurnLost,
+)
 from tests.support.followers import CLIENT_REQUEST, REGISTERED, Writer, writing
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
+GATHER = 0.1
 LEASE_EXPIRED = EventReason.EVENT_REASON_LEASE_EXPIRED
 
 
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repairs, "GATHER", 0.3)
-    monkeypatch.setattr(repairs, "TURN", 0.5)
+@pytest.fixture
+def limits() -> StoreLimits:
+    return StoreLimits(repair_gather_seconds=GATHER, repair_turn_seconds=0.5)
 
 
 @pytest.fixture
-async def writer(redis_process: RedisProcess) -> AsyncIterator[Writer]:
-    async with writing(redis_process.url) as one:
+async def writer(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator[Writer]:
+    async with writing(redis_process.url, limits) as one:
         yield one
 
 
 @pytest.fixture
-async def other(redis_process: RedisProcess) -> AsyncIterator[RedisStore]:
-    store = RedisStore(redis_process.url, timeout=5.0)
+async def other(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator[RedisStore]:
+    store = RedisStore(redis_process.url, timeout=5.0, limits=limits)
     await store.open()
     yield store
     await store.close()
@@ -71,7 +80,7 @@ async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
 async def test_of_those_who_ask_who_knows_most_has_the_turn(writer: Writer, other: RedisStore) -> None:
     await writer.put("a")
     first = await writer.store.repairs.turn(Position(writer.epoch, 5), writer.epoch)
-    assert first == 0.3
+    assert first == GATHER
     assert await writer.store.position() == Position("", 1)
     turn = await turn_of(other, Position(writer.epoch, 7))
     assert turn == Turn(Position(writer.epoch, 1), "")
