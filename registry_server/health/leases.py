@@ -58,15 +58,15 @@ class LeaseSweeper:
 
     async def _sweep(self) -> float:
         """Sweeps once; gives the seconds until the next time."""
-        sweep = await self._store.sweep(EventReason.EVENT_REASON_LEASE_EXPIRED, self._seen())
-        if sweep.moved:
-            log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.moved, 3))
+        sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, self._seen())
+        if sweep.shift_seconds:
+            log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.shift_seconds, 3))
         if sweep.removed:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
             self._audit.record_removals("expire", sweep.removed, by=REGISTRY)
-        if sweep.bare:
-            await self._restore(sweep.bare)
+        if sweep.missing_documents:
+            await self._restore(sweep.missing_documents)
             return min(self._interval, _BETWEEN_BATCHES)
-        if sweep.next_in is None:
+        if sweep.next_expiry_seconds is None:
             return self._interval
-        return min(self._interval, max(sweep.next_in, _SHORTEST_PAUSE))
+        return min(self._interval, max(sweep.next_expiry_seconds, _SHORTEST_PAUSE))

@@ -76,7 +76,7 @@ class Membership:
 
     async def _refresh(self, on_change: Callable[[], None]) -> None:
         try:
-            members = tuple(sorted(await self._store.stay_member(self.id, self._period)))
+            members = tuple(sorted(await self._store.writer.announce_member(self.id, self._period)))
         except StoreUnavailable:
             return  # shares stay as they are: nobody else can learn of a change either
         if members != self._members:
@@ -88,7 +88,7 @@ class Membership:
         self._members = ()
         try:
             async with asyncio.timeout(_LEAVE_WITHIN):
-                await self._store.leave_members(self.id, self._period)
+                await self._store.writer.remove_member(self.id, self._period)
         except (StoreUnavailable, TimeoutError):
             log.debug("could not leave the list of processes; the others will notice")
 

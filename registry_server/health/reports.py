@@ -12,7 +12,7 @@ from registry_server.model.record import Record
 from registry_server.replication import Follower, Writes
 from registry_server.replication.writes import require_existing
 from registry_server.runtime.clock import Clock, timestamp
-from registry_server.security.identity import NO_CLAIM, Claim, of_another
+from registry_server.security.identity import NO_CLAIM, Claim, owned_by_another
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
 
@@ -34,7 +34,7 @@ class HealthReports:
         if not self._follower.connected:
             return health, None
         try:
-            wire, lease_ends = await self._store.read_check(record.name)
+            wire, lease_ends = await self._store.reader.read_check(record.name)
         except StoreUnavailable:
             return health, None
         if wire is not None:
@@ -73,7 +73,7 @@ class HealthReports:
                 await self.refuse_if_of_another(name, claim)
                 self._results.discard(name)  # a result that still waits is older
                 check = after.health.SerializeToString()
-                return await self._store.write_check(name, check, expected=before.revision) or after.health
+                return await self._store.writer.write_check(name, check, expected=before.revision) or after.health
             outcome = await self._writes.write_service(
                 before,
                 normal.set_change_time(after, now),
@@ -95,8 +95,8 @@ class HealthReports:
         Raises:
             PermissionDenied: The service is not that of the claim.
         """
-        if claim.exclusive and await self._store.owner(name) not in {None, claim.owner}:
-            raise PermissionDenied(of_another(name))
+        if claim.exclusive and await self._store.reader.read_owner(name) not in {None, claim.owner}:
+            raise PermissionDenied(owned_by_another(name))
 
 
 def _nanoseconds(time: Timestamp) -> int:

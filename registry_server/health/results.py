@@ -40,7 +40,7 @@ class ResultWriter:
         """
         waiting, self._waiting = self._waiting, {}
         if waiting:
-            await self._store.write_checks(list(waiting.values()))
+            await self._store.writer.write_checks(list(waiting.values()))
 
     async def run(self) -> None:
         """Writes what waits, until cancelled."""

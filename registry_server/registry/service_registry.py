@@ -37,7 +37,7 @@ from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
 from registry_server.security.egress import EgressPolicy
 from registry_server.security.identity import Claim, current_identity
-from registry_server.store import LARGEST_GROUP, Conflict, EpochChanged, RedisStore
+from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.watch import WatchHub
 
 
@@ -151,7 +151,7 @@ class ServiceRegistry(RegistryReads):
             async with asyncio.TaskGroup() as group:
                 for i, each in enumerate(zip(services, violations, strict=True), 1):
                     tasks.append(group.create_task(one(*each)))
-                    if i % LARGEST_GROUP == 0:
+                    if i % MAX_COMMITS_PER_GROUP == 0:
                         await asyncio.sleep(0)
         return [task.result() for task in tasks]
 
@@ -225,11 +225,11 @@ class ServiceRegistry(RegistryReads):
         self._writes.require_loaded()
         distinct = list(dict.fromkeys(names))
         claim = _claim_on(*distinct)
-        unknown = await self._store.renew(distinct, claim)
+        unknown = await self._store.writer.renew_leases(distinct, claim)
         if any(name in self._replica.records for name in unknown):
             # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
             await self._writes.catch_up()
-            unknown = await self._store.renew(unknown, claim)
+            unknown = await self._store.writer.renew_leases(unknown, claim)
         return len(distinct) - len(unknown), unknown
 
     async def restore_documents(self, names: Sequence[str]) -> None:
@@ -312,7 +312,7 @@ class ServiceRegistry(RegistryReads):
             with self._audit.record_change("cleanup", ""):  # recorded only if it fails; removals are recorded below
                 self._writes.require_loaded()
                 while True:
-                    sweep = await self._store.sweep(EventReason.EVENT_REASON_CLEANUP, self._replica.position)
+                    sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_CLEANUP, self._replica.position)
                     removed += sweep.removed
                     if not sweep.removed:
                         break
@@ -332,7 +332,7 @@ class ServiceRegistry(RegistryReads):
         """Check whether probes may connect to a literal address; a DNS name is checked when it is resolved."""
         if any(violation.field == f"{at}.endpoint" for violation in found):
             return []
-        refusal = self._egress.refuses_literal(urlsplit(service.endpoint).hostname or "")
+        refusal = self._egress.literal_denial_reason(urlsplit(service.endpoint).hostname or "")
         return [Violation(f"{at}.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
 
 
@@ -343,7 +343,7 @@ def _claim_on(*names: str) -> Claim:
         PermissionDenied: The caller's name patterns do not match one of them.
     """
     identity = current_identity.get()
-    refused = next((name for name in names if not identity.may_have(name)), None)
+    refused = next((name for name in names if not identity.may_own(name)), None)
     if refused is not None:
         raise PermissionDenied(f"{refused!r} is not a name that this identity may have")
     return identity.claim()

@@ -172,7 +172,7 @@ class Follower:
         """
         if self._newest is None:
             return
-        stored = await self._store.event(self._newest.revision)
+        stored = await self._store.reader.read_event(self._newest.revision)
         if stored != self._newest:
             self.report_inconsistency(f"revision {self._newest.revision} is a different change in the store")
             # A missing event means that the stream was trimmed, which breaks only our history, or that the store is
@@ -184,7 +184,7 @@ class Follower:
         if self._broken is None:
             try:
                 await wait_until_idle(_MAX_BATCHING_SECONDS)
-                events = await self._store.tail(self._replica.revision)
+                events = await self._store.reader.wait_for_events(self._replica.revision)
                 for event in events:
                     self._apply(event)
                 if not events:
@@ -206,7 +206,7 @@ class Follower:
                 return
         await self._resync(why)
         if not certain:
-            await self._store.notice(
+            await self._store.writer.publish_notice(
                 "the store returned with another history: unregistered services may have reappeared",
                 epoch=self._replica.position.epoch,
                 reason=EventReason.EVENT_REASON_RESYNC,
@@ -214,14 +214,14 @@ class Follower:
 
     async def _continues_history(self) -> bool:
         """Return whether the store has our newest change and every change after it."""
-        known, head = self._replica.position, await self._store.position()
+        known, head = self._replica.position, await self._store.reader.read_position()
         if head.epoch != known.epoch or head.revision < known.revision:
             return False
-        if self._newest is not None and await self._store.event(known.revision) != self._newest:
+        if self._newest is not None and await self._store.reader.read_event(known.revision) != self._newest:
             return False
         if head.revision == known.revision:
             return True
-        next_event = await self._store.event(known.revision + 1)
+        next_event = await self._store.reader.read_event(known.revision + 1)
         return next_event is not None and next_event.epoch == known.epoch
 
     async def _check_continuity(self) -> None:
@@ -240,10 +240,10 @@ class Follower:
     async def _read_head(self) -> Position:
         """Return the store's position. Without a repairer, the store starts a new epoch if it is behind ours."""
         if not self.loaded:
-            return await self._store.head()
+            return await self._store.reader.resolve_head()
         if self.repairer is not None:
-            return await self._store.position()
-        return await self._store.head(self._replica.position, rewritten=self._rewritten)
+            return await self._store.reader.read_position()
+        return await self._store.reader.resolve_head(self._replica.position, rewritten=self._rewritten)
 
     def _apply(self, event: StoredEvent) -> None:
         position = self._replica.position
@@ -299,14 +299,14 @@ class Follower:
             if not low.epoch:
                 raise StoreUnavailable("the store is being repaired")
             records: dict[str, Record] = {}
-            async for page in self._store.records():
+            async for page in self._store.reader.scan_records():
                 for wire in page:
                     record = Record(wire)
                     if (earlier := records.get(record.name)) is None or earlier.revision < record.revision:
                         records[record.name] = record
                 await asyncio.sleep(0)
-            owners = await self._store.repairs.owners()
-            high = await self._store.position()
+            owners = await self._store.repairs.read_owners()
+            high = await self._store.reader.read_position()
             past = await self._read_past(high)
             first = past[0].revision if past else high.revision + 1
             if high.epoch != low.epoch or first > low.revision + 1:
@@ -318,7 +318,7 @@ class Follower:
         """Read the events of the stream that lead to ``high`` without a gap."""
         past: list[Change] = []
         self._newest = None
-        async for page in self._store.events(until=high.revision):
+        async for page in self._store.reader.scan_events(until=high.revision):
             for event in page:
                 if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
                     past.clear()

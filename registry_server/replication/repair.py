@@ -18,7 +18,7 @@ from registry_server.catalog.replica import Replica
 from registry_server.model.normal import ttl_seconds
 from registry_server.model.record import Record
 from registry_server.runtime.tasks import raise_if_cancelled
-from registry_server.store import Position, RedisStore, Remembered, StoredEvent, Turn, TurnLost
+from registry_server.store import Position, RedisStore, RestoredService, StoredEvent, Turn, TurnLost
 
 _BATCH_BYTES: Final = 1 << 20
 
@@ -88,18 +88,18 @@ class Repairer:
 
     async def find_divergence(self) -> Position | None:
         """Return the store's position if it lacks state that this process holds or is being repaired, else ``None``."""
-        known, found = self._replica.position, await self._store.position()
+        known, found = self._replica.position, await self._store.reader.read_position()
         if not found.epoch:
             return found
         if found.epoch != known.epoch:
-            _, restored_to = await self._store.repairs.merged(known.epoch)
+            _, restored_to = await self._store.repairs.read_merge(known.epoch)
             return found if self._replica.records and restored_to < known.revision else None
         if found.revision < known.revision:
             return found
         newest = self._replica.history.newest
         if newest is None:
             return None
-        stored = await self._store.event(newest.revision)
+        stored = await self._store.reader.read_event(newest.revision)
         # A missing event means that the stream was trimmed, which loses no service.
         return found if stored is not None and stored != _stored_event(newest, known.epoch) else None
 
@@ -114,7 +114,7 @@ class Repairer:
         """
         certain = True
         while (found := await self.find_divergence()) is not None:
-            turn = await self._store.repairs.turn(self._replica.position, found.epoch)
+            turn = await self._store.repairs.request_turn(self._replica.position, found.epoch)
             if isinstance(turn, Turn):
                 try:
                     certain = await self._repair(turn) and certain
@@ -141,7 +141,7 @@ class Repairer:
             await self._put_events(agreement.common, restart=bool(turn.plan))
         elif not (difference.restore or difference.remove or turn.plan or self._is_fork(turn, agreement)):
             outcome, end = "unneeded", Position(turn.found.epoch or known.epoch, turn.found.revision)
-        await self._store.repairs.end(end, restart=outcome == "merged", known=known, common=agreement.common)
+        await self._store.repairs.finish_repair(end, restart=outcome == "merged", known=known, common=agreement.common)
         self.counters.repairs[outcome] += 1
         self.counters.restored += len(difference.restore)
         self.counters.removed += len(difference.remove)
@@ -168,7 +168,7 @@ class Repairer:
         if found.revision == 0:
             return _Agreement(0, exact=True)
         if found.epoch not in {"", known.epoch}:
-            common, restored_to = await self._store.repairs.merged(known.epoch)
+            common, restored_to = await self._store.repairs.read_merge(known.epoch)
             return _Agreement(common, exact=False, restored_to=restored_to)
         common_event = await self._newest_common_event(min(found.revision, known.revision))
         if common_event is None:
@@ -188,7 +188,7 @@ class Repairer:
         oldest = history.oldest
         if oldest is None:
             return None
-        async for page in self._store.repairs.events_before(revision):
+        async for page in self._store.repairs.scan_events_backwards(revision):
             for event in page:
                 ours = history.at(event.revision)
                 if ours is not None and event == _stored_event(ours, epoch):
@@ -202,9 +202,9 @@ class Repairer:
     async def _difference(self, agreement: _Agreement) -> _Difference:
         """Compare the store with the replica."""
         difference = _Difference()
-        owners = await self._store.repairs.owners()
+        owners = await self._store.repairs.read_owners()
         seen: set[str] = set()
-        async for page in self._store.repairs.records():
+        async for page in self._store.repairs.scan_records_by_name():
             for name, wire in page.items():
                 if name in seen:
                     continue
@@ -238,19 +238,19 @@ class Repairer:
         return _updated_at(ours) > _updated_at(theirs)
 
     async def _put_services(self, difference: _Difference, plan: str) -> None:
-        def remembered_services() -> Iterator[Remembered]:
+        def remembered_services() -> Iterator[RestoredService]:
             for name in difference.restore:
                 record = self._replica.records[name]
                 ttl = ttl_seconds(record.message(), self._default_ttl)
-                yield Remembered(name, record.wire, ttl, self._replica.owners.get(name, ""))
+                yield RestoredService(name, record.wire, ttl, self._replica.owners.get(name, ""))
             for name in difference.remove:
-                yield Remembered(name, b"", 0, "")
+                yield RestoredService(name, b"", 0, "")
 
-        for batch in _batches(remembered_services(), lambda each: len(each.record), self._store.repairs.batch):
-            await self._store.repairs.put_services(batch, plan)
+        for batch in _batches(remembered_services(), lambda each: len(each.record), self._store.repairs.batch_size):
+            await self._store.repairs.restore_services(batch, plan)
             raise_if_cancelled()
         if difference.keep:  # the store has lost their latest heartbeats
-            await self._store.renew(difference.keep)
+            await self._store.writer.renew_leases(difference.keep)
 
     async def _put_events(self, common: int, *, restart: bool) -> None:
         """Append the changes after a revision; rewrite the whole stream if it does not end there."""
@@ -260,13 +260,13 @@ class Repairer:
         if restart:
             past = history.since(history.oldest.revision - 1) if history.oldest else ()
         events = (_stored_event(change, epoch) for change in past or ())
-        for batch in _batches(events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch):
-            await self._store.repairs.put_events(batch, restart=restart)
+        for batch in _batches(events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch_size):
+            await self._store.repairs.restore_events(batch, restart=restart)
             restart = False
             raise_if_cancelled()
 
     async def _stream_ends_at(self, revision: int) -> bool:
-        async for page in self._store.repairs.events_before(2**53):
+        async for page in self._store.repairs.scan_events_backwards(2**53):
             return page[0].revision == revision
         return False
 

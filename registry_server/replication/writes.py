@@ -117,10 +117,10 @@ class Writes:
         claim: Claim = NO_CLAIM,
     ) -> Service | Conflict | EpochChanged:
         """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change."""
-        outcome = await self._store.put(
+        outcome = await self._store.writer.write_service(
             after,
             epoch=self._replica.position.epoch,
-            seen=self._replica.revision,
+            applied_revision=self._replica.revision,
             expected=before.revision if before else 0,
             type=type_,
             reason=reason,
@@ -144,10 +144,10 @@ class Writes:
         A client retries after ``NotReplicated`` and, since the service is then unchanged, reaches this method. So it
         waits for replicas like a change, unless ``confirm`` is false.
         """
-        outcome = await self._store.touch(
+        outcome = await self._store.writer.touch_service(
             service,
             epoch=self._replica.position.epoch,
-            seen=self._replica.revision,
+            applied_revision=self._replica.revision,
             expected=service.revision,
             ttl=ttl_seconds(service, self._default_ttl),
             renew=renew,
@@ -162,10 +162,10 @@ class Writes:
 
     async def delete_service(self, record: Record, claim: Claim = NO_CLAIM) -> Service | Conflict | EpochChanged:
         """Remove a service, wait until this replica has removed it, and return its last state."""
-        outcome = await self._store.delete(
+        outcome = await self._store.writer.delete_service(
             record.name,
             epoch=self._replica.position.epoch,
-            seen=self._replica.revision,
+            applied_revision=self._replica.revision,
             expected=record.revision,
             reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
             claim=claim,
@@ -182,7 +182,7 @@ class Writes:
             StoreUnavailable: Redis did not answer.
         """
         epoch, revision = self._replica.position
-        await self._store.notice(error, epoch=epoch, reason=reason, seen=revision)
+        await self._store.writer.publish_notice(error, epoch=epoch, reason=reason, applied_revision=revision)
 
     async def wait_applied(self, revision: int) -> None:
         """Wait until this replica has applied a committed revision.
@@ -218,7 +218,7 @@ class Writes:
     async def read_head(self) -> int:
         """Return the store's newest revision, after waiting until this process is in the same epoch."""
         known = self._replica.position
-        head = await self._store.position()
+        head = await self._store.reader.read_position()
         if head.epoch != known.epoch or head.revision < known.revision:
             await self._wait_consistent(known.epoch)
         return head.revision

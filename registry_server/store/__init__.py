@@ -1,15 +1,17 @@
-"""The only place that talks to Redis."""
+"""The registry's data in Redis; the only package that talks to Redis."""
 
 from registry_server.store.counters import PoolStats, StoreCounters
-from registry_server.store.groups import LARGEST_GROUP
+from registry_server.store.groups import MAX_COMMITS_PER_GROUP
 from registry_server.store.limits import StoreLimits
+from registry_server.store.reader import StoreReader
 from registry_server.store.redis_store import RedisStore
-from registry_server.store.repairs import Remembered, Repairs, Turn, TurnLost
+from registry_server.store.repairs import Repairs, RestoredService, Turn, TurnLost
 from registry_server.store.tls import RedisTls
-from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, StoredEvent, Sweep
+from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, StoredEvent, SweepResult
+from registry_server.store.writer import StoreWriter
 
 __all__ = [
-    "LARGEST_GROUP",
+    "MAX_COMMITS_PER_GROUP",
     "Conflict",
     "EpochChanged",
     "PoolStats",
@@ -17,12 +19,14 @@ __all__ = [
     "ProbeResult",
     "RedisStore",
     "RedisTls",
-    "Remembered",
     "Repairs",
+    "RestoredService",
     "StoreCounters",
+    "StoreReader",
     "StoreLimits",
+    "StoreWriter",
     "StoredEvent",
-    "Sweep",
+    "SweepResult",
     "Turn",
     "TurnLost",
 ]

@@ -1,4 +1,4 @@
-"""Group commit: commands given while a round trip is under way share the next one."""
+"""``Commands``: commands that arrive during a round trip to Redis share the next one."""
 
 import asyncio
 import time
@@ -11,32 +11,30 @@ from redis.exceptions import NoScriptError
 from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.tracing import TRACE_ID, Tracer
 from registry_server.store.counters import StoreCounters
-from registry_server.store.failures import as_unavailable, is_elsewhere, translated
+from registry_server.store.failures import as_unavailable, is_moved, translate_errors
 from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.values import Unconfirmed
 
-_STALLED = 1.0
-"""Seconds of a round trip after which nobody else is made to wait for it."""
-_DOUBTED = 0.1
-"""The same where the round trip before it failed: one asks whether Redis is back, the others are told at once."""
+# A round trip that takes longer than this makes further commands fail fast instead of waiting for it.
+_STALL_SECONDS: Final = 1.0
+# The limit after a failed round trip: one command tests whether Redis is back, the others fail fast.
+_STALL_AFTER_FAILURE_SECONDS: Final = 0.1
 _UNTRACED: Final = nullcontext()
 
 
 class Confirmation(NamedTuple):
-    """How much is waited for after a round trip (Redis ``WAIT``)."""
+    """Arguments of the ``WAIT`` that ends every round trip."""
 
     replicas: int
-    """How many replicas must have what was written; 0 = none."""
-    patience_ms: int
-    """How long that may take."""
+    """Number of replicas that must acknowledge the writes."""
+    timeout_ms: int
 
 
 class Commands:
-    """Sends the commands of many tasks over one connection, in the order in which they were given.
+    """Pipelines the commands of many tasks over one connection, in the order in which they arrive.
 
-    Nothing is sent twice on its own: a command whose connection broke may have been carried out, and only the caller
-    knows whether it may be repeated.
+    It repeats no command that may have been executed, because only the caller knows whether a repetition is safe.
     """
 
     def __init__(
@@ -49,43 +47,44 @@ class Commands:
         tracer: Tracer | None = None,
         limits: StoreLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Prepares the sender.
+        """Create an empty pipeline.
 
         Args:
-            client: Where to.
-            scripts: What ``script`` runs.
-            counters: Where scripts are counted.
-            confirmation: What must be so before anybody gets an answer. If it is not, answers are ``Unconfirmed``.
-            tracer: Times scripts that calls wait for, if calls are traced.
-            limits: Size of a batch, and how many commands may wait.
+            client: Client to send the commands with.
+            scripts: Scripts that ``run_script`` runs.
+            counters: Counters of script calls.
+            confirmation: Replicas to wait for after each round trip. If too few acknowledge in time, answers are
+                ``Unconfirmed``.
+            tracer: Records spans of scripts that traced calls wait for.
+            limits: Number of commands in a round trip and in the queue.
         """
-        self._figures = counters
+        self._counters = counters
         self._client = client
         self._confirmation = confirmation
         self._scripts = scripts
         self._tracer = tracer
-        self._batch = limits.commands_batch
+        self._batch_size = limits.commands_batch
         self._max_waiting = limits.max_waiting_commands
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
-        self._sent_at = 0.0  # by the clock of the loop
-        self._failed = False  # the last round trip
-        self._normal = 0.0 if confirmation is None else confirmation.patience_ms / 1000
+        self._sent_at = 0.0  # event loop time
+        self._failed = False  # whether the last round trip failed
+        self._confirmation_seconds = 0.0 if confirmation is None else confirmation.timeout_ms / 1000
 
-    async def run(self, *command: Any) -> Any:
-        """Runs one command.
+    async def run_command(self, *command: Any) -> Any:
+        """Run one command and return its answer.
 
         Args:
             command: Name and arguments, as for redis-cli.
 
         Raises:
-            StoreUnavailable: Redis did not answer; the command may or may not have been carried out.
-            redis.exceptions.ResponseError: Redis refuses the command: a bug of ours.
+            StoreUnavailable: Redis did not answer; the command may or may not have been executed.
+            redis.exceptions.ResponseError: Redis refused the command because of a bug in the registry.
         """
         if len(self._waiting) >= self._max_waiting:
             raise StoreUnavailable("too many writes are waiting for the store")
         loop = asyncio.get_running_loop()
-        self.refuse_if_stalled()
+        self.raise_if_stalled()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
         if self._sender is None:
@@ -93,80 +92,80 @@ class Commands:
             self._sender = asyncio.create_task(self._send_all(), name="store-commands")
         return await future
 
-    async def script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
-        """Runs a Lua script by its name; errors as in ``run``."""
-        began, how = time.perf_counter(), "failed"
+    async def run_script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
+        """Run a Lua script by its name and return its answer; errors as in ``run_command``."""
+        began, outcome = time.perf_counter(), "failed"
         try:
-            with self.traced(name):
-                answer = await self.run("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
-            how = "ok"
+            with self.trace_script(name):
+                answer = await self.run_command("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
+            outcome = "ok"
         finally:
-            self._figures.scripts[name].count(how, time.perf_counter() - began)
+            self._counters.scripts[name].count(outcome, time.perf_counter() - began)
         return answer
 
-    def traced(self, name: str) -> AbstractContextManager[None]:
-        """Times a script as part of the call that waits for it; what no call asked for is of no trace."""
+    def trace_script(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that records a script's span in the trace of the current call, if there is one."""
         return _UNTRACED if self._tracer is None or not TRACE_ID.get() else self._tracer.trace_script(name)
 
     @property
     def waiting(self) -> int:
-        """How many commands wait for their round trip."""
+        """Number of commands that wait for a round trip."""
         return len(self._waiting)
 
     async def load_scripts(self) -> None:
-        """Makes the scripts known to Redis; needed once for each start of a Redis."""
-        with translated():
+        """Load the scripts into Redis, which forgets them at each restart."""
+        with translate_errors():
             pipeline = self._client.pipeline(transaction=False)
             for source in self._scripts.sources.values():
                 pipeline.script_load(source)
             await pipeline.execute()
 
     async def close(self) -> None:
-        """Waits for what was given so far."""
+        """Wait for the commands submitted so far."""
         if self._sender is not None:
             await self._sender
 
-    def refuse_if_stalled(self) -> None:
-        """Refuses while Redis takes so long that who comes now would wait in vain, and cost memory until then.
+    def raise_if_stalled(self) -> None:
+        """Fail fast while Redis does not answer: further commands would hold memory and time out.
 
         Raises:
-            StoreUnavailable: It does.
+            StoreUnavailable: The current round trip takes too long.
         """
         if self._sender is None:
             return
-        patience = self._normal + (_DOUBTED if self._failed else _STALLED)
-        if asyncio.get_running_loop().time() - self._sent_at > patience:
-            raise StoreUnavailable("the store takes too long to answer those who were first")
+        limit = self._confirmation_seconds + (_STALL_AFTER_FAILURE_SECONDS if self._failed else _STALL_SECONDS)
+        if asyncio.get_running_loop().time() - self._sent_at > limit:
+            raise StoreUnavailable("the store takes too long to answer earlier commands")
 
     async def _send_all(self) -> None:
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-                await self._send(batch)
+                batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+                await self._send_batch(batch)
         finally:
             self._sender = None
 
-    async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+    async def _send_batch(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
         self._sent_at = asyncio.get_running_loop().time()
         try:
             results = await self._round_trip([command for command, _ in batch])
             self._failed = False
-            # Those were not carried out.
+            # These commands were not executed, so it is safe to repeat them.
             missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
-            elsewhere = [i for i, result in enumerate(results) if _is_elsewhere(result)]
-            if elsewhere:
+            moved = [i for i, result in enumerate(results) if isinstance(result, Exception) and is_moved(result)]
+            if moved:
                 await self._client.connection_pool.disconnect(inuse_connections=False)
-            if missing or elsewhere:  # Redis was restarted, or another one takes the writes
+            if missing or moved:  # Redis was restarted, or another server became the primary
                 await self.load_scripts()
-                refused = sorted(missing + elsewhere)
-                again = await self._round_trip([batch[i][0] for i in refused])
-                for i, result in zip(refused, again, strict=True):
+                refused = sorted(missing + moved)
+                repeated = await self._round_trip([batch[i][0] for i in refused])
+                for i, result in zip(refused, repeated, strict=True):
                     results[i] = result
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must reach those who wait: nobody else would tell them
+        except Exception as error:  # noqa: BLE001 - every waiting caller must receive it, whatever it is
             failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
             self._failed = isinstance(failure, StoreUnavailable)
             if self._failed:
-                # Those behind would each wait for the same timeout, one batch after the other.
+                # The batches behind this one would each wait for the same timeout, one after another.
                 batch, self._waiting = batch + self._waiting, []
             results = [failure] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
@@ -185,12 +184,8 @@ class Commands:
             pipeline.execute_command("WAIT", *self._confirmation)
         results: list[Any] = await pipeline.execute(raise_on_error=False)
         if self._confirmation is not None:
-            # A server that was demoted refuses to wait, and has refused the commands too.
+            # A server that was demoted answers WAIT with an error, and it has refused the writes, too.
             acknowledged = count if isinstance(count := results.pop(), int) else 0
             if acknowledged < self._confirmation.replicas:
                 return [r if isinstance(r, Exception) else Unconfirmed(r, acknowledged) for r in results]
         return results
-
-
-def _is_elsewhere(result: Any) -> bool:
-    return isinstance(result, Exception) and is_elsewhere(result)

@@ -1,8 +1,8 @@
-"""From the setting ``redis.url`` to clients: where they connect, as whom, and when they must not stay connected.
+"""``Connections``: Redis clients that always connect to the primary.
 
-Behind ``redis+sentinel://`` and ``redis+cluster://`` is one server that takes the writes of this registry, another one
-after each failover. So a client is a plain one, and only its connections know more: each finds out where that server is
-before it connects (docs/adr/0020).
+``redis+sentinel://`` and ``redis+cluster://`` stand for one server that accepts this registry's writes, and for another
+one after each failover. So the clients are ordinary ones; only their connections locate that server before they connect
+(docs/adr/0020).
 """
 
 import asyncio
@@ -21,66 +21,65 @@ from redis.exceptions import RedisError
 
 from registry_server.config.addresses import HostPort, RedisParts, split_host_port, split_redis_url
 from registry_server.errors import ConfigurationError
-from registry_server.store.locating import Locator, Sentinels, SlotOwner
+from registry_server.store.locating import ClusterSlot, Locator, Sentinels
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 
-_LOOK: Final = 1.0
-"""Seconds between two questions whether the server that takes the writes is still the same."""
+_PRIMARY_CHECK_SECONDS: Final = 1.0
 _SENTINEL_PORT, _NODE_PORT = 26379, 6379
-_OF_SENTINEL = "sentinel_"
+_SENTINEL_OPTION_PREFIX = "sentinel_"
 
 log = structlog.get_logger(__name__)
 
 
 class Connections:
-    """Makes the clients of one store, and sees to it that all are connected to the server that takes the writes."""
+    """Creates the clients of one store and keeps all of them connected to the primary."""
 
     def __init__(self, url: str, *, timeout: float, key: str, tls: RedisTls = NO_TLS_FILES) -> None:
-        """Reads the URL; nothing is connected yet.
+        """Parse the URL without connecting.
 
         Args:
-            url: The setting ``redis.url``, but not ``embedded``.
-            timeout: Seconds that one answer may take.
-            key: Any of the keys: in a cluster all are where this one is.
+            url: The setting ``redis.url``, except ``embedded``.
+            timeout: Seconds to wait for an answer.
+            key: Any of the registry's keys: in a cluster, all of them are in its slot.
             tls: Files for ``rediss``.
 
         Raises:
-            ConfigurationError: The URL is none that can be connected to, or the files are no good.
+            ConfigurationError: The URL or the TLS files are invalid.
         """
         parts = split_redis_url(url)
         scheme = parts.scheme if parts else ""
-        secured: dict[str, Any] = {}  # what the URL says goes before it
+        tls_options: dict[str, Any] = {}  # options in the URL override them
         if scheme.startswith("rediss"):
-            tls.check()
-            secured = tls.options()
+            tls.validate()
+            tls_options = tls.options()
         self._timeout = timeout
         self._connections: WeakSet[AbstractConnection] = WeakSet()
-        self._found: HostPort | None = None
+        self._primary: HostPort | None = None
         self.locator: Locator | None = None
-        """Finds the server; ``None`` if the URL itself says which one it is."""
+        """Locates the primary; ``None`` if the URL contains its address."""
         try:
             if parts and scheme.endswith("+sentinel"):
-                self._options = secured | _node_options(parts, {})
-                as_sentinel = secured | _sentinel_options(parts)
+                self._options = tls_options | _node_options(parts, {})
+                sentinel_options = tls_options | _sentinel_options(parts)
                 service = parts.path.split("/")[1]
                 hosts = _hosts(parts, _SENTINEL_PORT)
-                self.locator = Sentinels(hosts, service, lambda at: self._client_at(at, as_sentinel))
+                self.locator = Sentinels(hosts, service, lambda address: self._client_at(address, sentinel_options))
             elif parts and scheme.endswith("+cluster"):
-                self._options = secured | _node_options(parts, {"db": 0})
-                self.locator = SlotOwner(
-                    _hosts(parts, _NODE_PORT), key, lambda at: self._client_at(at, dict(self._options))
+                self._options = tls_options | _node_options(parts, {"db": 0})
+                self.locator = ClusterSlot(
+                    _hosts(parts, _NODE_PORT), key, lambda address: self._client_at(address, dict(self._options))
                 )
             else:
-                self._options = secured | dict(parse_url(url))
-        except ValueError as error:  # of parse_url; it does not repeat the URL
+                self._options = tls_options | dict(parse_url(url))
+        except ValueError as error:  # from parse_url, whose message does not contain the URL
             raise ConfigurationError(f"redis.url: {error}") from None
 
-    def client(self, *, patience: float = 0.0, on_open: Callable[[], None] | None = None) -> Redis:
-        """Makes a client that is always connected to the server that takes the writes, or not at all.
+    def client(self, *, extra_timeout: float = 0.0, on_open: Callable[[], None] | None = None) -> Redis:
+        """Create a client that connects to the primary only.
 
         Args:
-            patience: Seconds that an answer may take beyond the timeout.
-            on_open: Called whenever a connection was made.
+            extra_timeout: Seconds to wait for an answer in addition to the timeout, for blocking commands.
+            on_open: Called after each new connection.
         """
         kind = self._options.get("connection_class", Connection)
         options = self._options | {
@@ -88,47 +87,47 @@ class Connections:
             "owner": self,
             "on_open": on_open,
         }
-        client = self._client(options, self._timeout + patience)
+        client = self._client(options, self._timeout + extra_timeout)
         try:
-            client.connection_pool.make_connection()  # type: ignore[no-untyped-call] # which connects nowhere yet
+            client.connection_pool.make_connection()  # type: ignore[no-untyped-call] # does not connect yet
         except TypeError as error:
             name = str(error).rstrip("'").rpartition("'")[2]  # "... got an unexpected keyword argument 'colour'"
             raise ConfigurationError(f"redis.url: there is no option {name!r}") from error
         return client
 
-    async def watch(self) -> None:
-        """Watches for ever whether the server that takes the writes is another one; cancel it to stop.
+    async def watch_primary(self) -> None:
+        """Locate the primary once a second, until cancelled.
 
-        Connections tell by themselves when their server is gone, and Sentinel closes those to a server that it demotes.
-        It cannot while it does not reach that server, which then would go on taking writes that are lost.
+        A connection fails by itself when its server dies, and Sentinel closes connections to a server that it demotes.
+        If Sentinel cannot reach the old primary, however, that server would continue to accept writes that are lost.
         """
         while self.locator is not None:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_PRIMARY_CHECK_SECONDS)
             try:
-                await self.locate(self.locator)
+                await self.locate_primary(self.locator)
             except RedisError:
-                continue  # that alone does no harm: who is connected stays so
+                continue  # existing connections are unaffected
 
     async def close(self) -> None:
-        """Closes the connections to those who are asked; a client is closed by who has it."""
+        """Close the connections to Sentinels or cluster nodes; clients are closed by their users."""
         if self.locator is not None:
             await self.locator.close()
 
-    async def locate(self, locator: Locator) -> HostPort:
-        """Finds the server; connections to any other one are not used again."""
-        address = await locator.locate()
-        if address != self._found:
-            if self._found is not None:
-                log.warning("another Redis takes the writes now", address=_text(address), before=_text(self._found))
-            self._found = address
+    async def locate_primary(self, locator: Locator) -> HostPort:
+        """Return the address of the primary; connections to any other server are not used again."""
+        address = await locator.locate_primary()
+        if address != self._primary:
+            if self._primary is not None:
+                log.warning("redis primary changed", address=_text(address), previous=_text(self._primary))
+            self._primary = address
             for connection in self._connections:
                 connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
         return address
 
-    def joined(self, connection: AbstractConnection, address: HostPort) -> bool:
-        """Takes note of a connection that was made; tells whether it may be used."""
+    def register_connection(self, connection: AbstractConnection, address: HostPort) -> bool:
+        """Register a new connection and return whether its server is still the primary."""
         self._connections.add(connection)
-        return address == self._found
+        return address == self._primary
 
     def _client_at(self, address: HostPort, options: dict[str, Any]) -> Redis:
         return self._client(options | {"host": address.host, "port": address.port}, self._timeout)
@@ -137,17 +136,17 @@ class Connections:
         defaults: dict[str, Any] = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            # A repeated commit could meet its own first try; who may repeat is decided by the callers.
+            # A repeated commit could conflict with its own first attempt, so callers decide about repetition.
             "retry": Retry(NoBackoff(), 0),
             "client_name": "ossa-registry",
         }
         return Redis.from_pool(ConnectionPool(**{**defaults, **options}))
 
 
-class _Owned(AbstractConnection):
-    """A connection that finds out where to connect to, and tells when it did.
+class _PrimaryConnection(AbstractConnection):
+    """A connection that locates the primary before it connects, and reports when it has connected.
 
-    Mixed into each kind of connection that redis-py has.
+    A mixin for each kind of connection in redis-py.
     """
 
     host: str
@@ -159,13 +158,13 @@ class _Owned(AbstractConnection):
         super().__init__(**options)
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """Encodes a command by hiredis, which takes 3 µs for a commit's 28 arguments where redis-py takes 21."""
+        """Encode a command with hiredis: 3 µs for the 28 arguments of a commit, where redis-py needs 21 µs."""
         name, *rest = args
         parts = name.split() if isinstance(name, str) else [name]  # such as "CLIENT SETNAME"
         return [hiredis.pack_command((*parts, *rest))]
 
     async def connect(self) -> None:
-        """Connects, unless it is connected and may stay so."""
+        """Connect to the primary, unless a connection to it exists."""
         if self.is_connected and self.should_reconnect():  # type: ignore[no-untyped-call]
             await self.disconnect()
         if self.is_connected:
@@ -174,15 +173,15 @@ class _Owned(AbstractConnection):
         if locator is None:
             await super().connect()  # type: ignore[no-untyped-call]
         else:
-            address = await self._owner.locate(locator)
+            address = await self._owner.locate_primary(locator)
             self.host, self.port = address
             await super().connect()  # type: ignore[no-untyped-call]
             if locator.checks_role:
                 await self._check_role()
-            # One that was paused may greet us only when it wakes up, long after it was replaced.
-            if not self._owner.joined(self, address):
+            # A paused server may complete the handshake only after it resumes, long after it was replaced.
+            if not self._owner.register_connection(self, address):
                 await self.disconnect(nowait=True)
-                raise RedisConnectionError(f"{_text(address)} was replaced meanwhile")
+                raise RedisConnectionError(f"{_text(address)} was replaced by another primary during the handshake")
         if self._on_open is not None:
             self._on_open()
 
@@ -191,26 +190,26 @@ class _Owned(AbstractConnection):
             await self.send_command("ROLE", check_health=False)
             role = (await self.read_response())[0]
         except BaseException:
-            await self.disconnect(nowait=True)  # else the pool would take it for one that may be used
+            await self.disconnect(nowait=True)  # otherwise the pool would consider it usable
             raise
         if role not in (b"master", "master"):
             await self.disconnect(nowait=True)
-            raise RedisConnectionError(f"{self.host}:{self.port} does not say yet that it is the primary")
+            raise RedisConnectionError(f"{self.host}:{self.port} does not report the role of a primary yet")
 
 
-class _Tcp(_Owned, Connection):
+class _Tcp(_PrimaryConnection, Connection):
     pass
 
 
-class _Tls(_Owned, SSLConnection):
+class _Tls(_PrimaryConnection, SSLConnection):
     pass
 
 
-class _Unix(_Owned, UnixDomainSocketConnection):
+class _Unix(_PrimaryConnection, UnixDomainSocketConnection):
     pass
 
 
-_KINDS: Final[Mapping[type[AbstractConnection], type[_Owned]]] = {
+_KINDS: Final[Mapping[type[AbstractConnection], type[_PrimaryConnection]]] = {
     Connection: _Tcp,
     SSLConnection: _Tls,
     UnixDomainSocketConnection: _Unix,
@@ -227,21 +226,21 @@ def _hosts(parts: RedisParts, default_port: int) -> list[HostPort]:
 
 
 def _node_options(parts: RedisParts, fixed: dict[str, Any]) -> dict[str, Any]:
-    """What connections to Redis itself get, as redis-py reads it from the URL of one server."""
+    """Return the options of connections to Redis, as redis-py reads them from the URL of one server."""
     scheme = parts.scheme.partition("+")[0]
     database = "/".join(["", *parts.path.split("/")[2:]])
     options = dict(parse_url(f"{scheme}://{parts.userinfo}host{database}{parts.query}"))
     del options["host"]
-    return {name: value for name, value in options.items() if not name.startswith(_OF_SENTINEL)} | fixed
+    return {name: value for name, value in options.items() if not name.startswith(_SENTINEL_OPTION_PREFIX)} | fixed
 
 
 def _sentinel_options(parts: RedisParts) -> dict[str, Any]:
-    """What connections to a Sentinel get: its own credentials, and how TLS and the protocol are for Redis."""
+    """Return the options of connections to a Sentinel: separate credentials, TLS and protocol as for Redis."""
     options = _node_options(parts, {})
     for name in ("db", "username", "password"):
         options.pop(name, None)
     own = parse_url(f"redis://host{parts.query}")
     for name in ("username", "password"):
-        if (value := own.get(_OF_SENTINEL + name)) is not None:
+        if (value := own.get(_SENTINEL_OPTION_PREFIX + name)) is not None:
             options[name] = value
     return options

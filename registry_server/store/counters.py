@@ -1,49 +1,47 @@
-"""``StoreCounters``: what a store counts."""
+"""``StoreCounters``: counters of scripts, commits and leases, read at scrape time."""
 
 from collections import Counter
 from typing import Literal, NamedTuple
 
 from registry_server.instrumentation.counters import CallCounters
-from registry_server.store.lua import NAMES
+from registry_server.store.lua import SCRIPT_NAMES
 
 CommitOutcome = Literal["committed", "conflict", "epoch_changed", "refused", "failed"]
 Expiry = Literal["lease_expired", "cleanup"]
 
 
 class PoolStats(NamedTuple):
-    """Connections of one client of Redis."""
+    """Connections of one Redis client."""
 
     in_use: int
     idle: int
-    most: int
-    """How many there may be."""
+    max_connections: int
 
 
-class Memory(NamedTuple):
-    """What Redis tells of itself."""
+class RedisMemory(NamedTuple):
+    """Memory and persistence status that Redis reports."""
 
-    used: int
-    """Bytes."""
-    most: int
-    """Bytes that it may take; 0 = no bound."""
-    saves: bool
-    """Whether the newest attempt to write to its disk succeeded, or there was none."""
+    used_bytes: int
+    max_bytes: int
+    """Value of ``maxmemory``; 0 = no limit."""
+    persistence_ok: bool
+    """Whether the latest write to disk succeeded; true if there was none."""
 
 
 class StoreCounters:
-    """Calls of Redis, and what came of them; all since the process started."""
+    """Script calls and their outcomes since the process started."""
 
     def __init__(self) -> None:
-        self.scripts = {name: CallCounters() for name in NAMES}
-        """By script; they end "ok" or "failed". From the moment that a script is wanted: it may wait for its turn."""
+        self.scripts = {name: CallCounters() for name in SCRIPT_NAMES}
+        """By script; outcomes are "ok" and "failed". Durations include the wait for a round trip."""
         self.commits: Counter[CommitOutcome] = Counter()
-        self.renewed = 0
-        """Leases that heartbeats renewed."""
-        self.unknown = 0
-        """Heartbeats of services that were not registered."""
-        self.expired: Counter[Expiry] = Counter()
-        """Services that this process removed since their lease had run out."""
-        self.leases: int | None = None
-        """Services with a lease that ends, as of the newest sweep; ``None`` before the first."""
-        self.memory: Memory | None = None
-        """As of the newest look; ``None`` before the first, and if Redis does not tell."""
+        self.renewed_leases = 0
+        """Leases renewed by heartbeats."""
+        self.unknown_leases = 0
+        """Heartbeats for services that were not registered."""
+        self.expired_services: Counter[Expiry] = Counter()
+        """Services that this process removed after their leases expired."""
+        self.active_leases: int | None = None
+        """Services that are not permanent, as of the latest sweep; ``None`` before the first."""
+        self.memory: RedisMemory | None = None
+        """As of the latest sample; ``None`` before the first, or if Redis does not permit INFO."""

@@ -1,48 +1,48 @@
-"""Names of the keys in Redis (docs/adr and the README tell what is in each)."""
+"""Names of the keys in Redis; docs/redis.md describes their contents."""
 
 from typing import NamedTuple
 
 
 class Keys(NamedTuple):
-    """All keys of one registry; several can share a Redis if no prefix begins with another."""
+    """All keys of one registry. Several registries can share a Redis if no prefix begins with another."""
 
     document_prefix: str
     """``{prefix}:``; followed by a service's name, its JSON document (string, expires with the lease)."""
     revision: str
-    """string: revision of the newest change; grows by one with each."""
+    """string: revision of the newest change; each change increments it by one."""
     epoch: str
-    """string: random name of this history of revisions; a new one where the history could not be continued."""
+    """string: random name of this history of revisions; replaced when the history cannot continue."""
     records: str
     """hash: name to serialised ``Service``, whose last field is its revision."""
     leases: str
-    """zset: name scored by the end of its lease, ms by Redis ``TIME``; ``+inf`` for permanent services."""
+    """zset: names scored by the end of the lease, ms by Redis ``TIME``; ``+inf`` for permanent services."""
     ttls: str
     """hash: name to the length of its lease in ms; 0 for permanent services."""
     events: str
-    """stream: one entry a revision, id ``<revision>-0``."""
+    """stream: one entry per revision, id ``<revision>-0``."""
     checks: str
-    """hash: name to the newest serialised ``Health``; soft data without a revision."""
+    """hash: name to the newest serialised ``Health``; not part of the service's revision."""
     sweep: str
-    """string: when leases were last swept, ms by Redis ``TIME``."""
+    """string: time of the latest sweep, ms by Redis ``TIME``."""
     members: str
-    """zset: id of each live process, scored by when it last said so, ms by Redis ``TIME``."""
+    """zset: id of each live process, scored by its latest announcement, ms by Redis ``TIME``."""
     owners: str
-    """hash: name to the identity that owns the service; those without an owner are not in it."""
+    """hash: name to the identity that owns the service; services without an owner are absent."""
     owned: str
-    """hash: identity to how many services it owns."""
+    """hash: identity to the number of services it owns."""
     bare: str
-    """set: names whose document Redis dropped before their lease went on; the next sweep has it written again."""
+    """set: names whose document expired before their lease was renewed; each sweep reports them until it is written."""
     repair: str
-    """hash: the repair that is under way: whose turn it is, until when, and what was found; gone when it has ended."""
+    """hash: the repair in progress: the process that has the turn, its deadline, the state found; deleted at the end."""
     merged: str
-    """hash: epoch whose services were put back under another one to how far it agreed with the store, and its end."""
+    """hash: epoch merged into another one to the newest common revision, and the newest revision that was merged."""
 
     @classmethod
     def under(cls, prefix: str) -> "Keys":
-        """Derives all names from the setting ``redis.key_prefix``.
+        """Derive all names from the setting ``redis.key_prefix``.
 
-        ``ossa:services`` gives ``ossa:services:{name}`` and ``ossa:registry:*``. A service's name has no colon, so the
-        two never meet, whatever the prefix.
+        For ``ossa:services`` they are ``ossa:services:{name}`` and ``ossa:registry:*``. A service's name contains no
+        colon, so documents and registry keys never collide, whatever the prefix.
         """
         own = prefix.removesuffix(":services") + ":registry:"
         return cls(

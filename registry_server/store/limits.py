@@ -6,34 +6,34 @@ from typing import Final
 
 @dataclass(frozen=True, kw_only=True)
 class StoreLimits:
-    """How much one command reads or writes, and how long the store waits; the defaults are those of the registry."""
+    """Size of one command or script, and waiting times. Only tests change the defaults."""
 
     commands_batch: int = 256
-    """Commands of one round trip; bounds how long it keeps Redis busy."""
+    """Commands per round trip. Limits it to a few milliseconds, during which Redis serves no other client."""
     max_waiting_commands: int = 20_000
-    """Bounds memory when clients write faster than Redis commits."""
+    """Queue limit; bounds memory if clients write faster than Redis commits."""
     commit_gather_seconds: float = 0.01
-    """How long a busy process collects changes before it sends them."""
+    """How long a busy process collects commits before it sends them as one group."""
     page: int = 1000
-    """Records or events read by one command."""
+    """Records or events per read of a full scan."""
     tail_page: int = 250
-    """Events read at once while following; the follower applies them without a pause, in about 10 ms."""
+    """Events per read of the stream. The follower applies them without yielding, which takes about 10 ms."""
     tail_block_seconds: float = 0.5
     """Duration of a blocking read of the stream; after each, an idle follower verifies that history continues."""
     renew_batch: int = 1000
-    """Leases renewed by one script."""
+    """Leases renewed by one call of ``renew.lua``."""
     checks_batch: int = 500
-    """Probe results written by one script."""
+    """Probe results written by one call of ``checks.lua``."""
     sweep_batch: int = 500
-    """Expired services removed by one script."""
+    """Services removed, and missing documents reported, by one call of ``sweep.lua``."""
     repair_gather_seconds: float = 1.5
-    """How long processes with newer data may ask for the turn to repair; longer than a follower takes to notice."""
+    """How long processes with newer data may request the turn to repair; longer than a follower needs to notice."""
     repair_turn_seconds: float = 4.0
-    """A process whose repair has not progressed for this long loses its turn."""
+    """A process whose repair writes nothing for this long loses its turn."""
     repair_batch: int = 250
-    """Services or events restored by one script; it keeps Redis busy for some milliseconds."""
+    """Services or events restored by one script, which keeps Redis busy for a few milliseconds."""
     repair_page: int = 500
-    """Records or events read by one command during a repair."""
+    """Records or events per read during a repair."""
 
 
 DEFAULT_LIMITS: Final = StoreLimits()

@@ -1,9 +1,8 @@
-"""Which server takes the writes now: what Sentinels, or the nodes of a cluster, say about it.
+"""Location of the primary, by Sentinels or by the nodes of a cluster.
 
-Those who are asked may be away, hang, or know only what was true before the last failover. So all are asked at once, a
-majority is waited for, and the answer of the highest configuration epoch counts: the number by which Sentinels and
-cluster nodes themselves decide which of two answers is the newer. If only a minority answers, it is believed unless it
-is behind what was known already.
+Any of them may be down, hang, or report the state before the last failover. So all are queried at once, and of a
+majority's answers the one with the highest configuration epoch counts: the number by which Sentinels and cluster nodes
+themselves order their answers. If only a minority answers, its answer is accepted unless it is older than the last one.
 """
 
 import asyncio
@@ -18,29 +17,28 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from registry_server.config.addresses import HostPort
 from registry_server.runtime.tasks import cancel
 
-ClientOf = Callable[[HostPort], Redis]
-"""Makes a client of the server at an address."""
+ClientFactory = Callable[[HostPort], Redis]
 
 
 class Locator(Protocol):
-    """Finds the server that takes the writes."""
+    """Locates the server that accepts the writes."""
 
     checks_role: bool
-    """Whether a server that was found is still to be asked whether it takes writes at all."""
+    """Whether a new connection must verify that its server is a primary."""
 
-    async def locate(self) -> HostPort:
-        """Gives its address.
+    async def locate_primary(self) -> HostPort:
+        """Return the primary's address.
 
         Raises:
-            redis.exceptions.ConnectionError: Nobody knows.
+            redis.exceptions.ConnectionError: None of the servers returned a usable answer.
         """
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
 
 
-class _Claim(NamedTuple):
-    """What one of those who were asked says."""
+class _Answer(NamedTuple):
+    """The primary as reported by one server."""
 
     epoch: int
     address: HostPort
@@ -49,129 +47,130 @@ class _Claim(NamedTuple):
 
 
 class Sentinels:
-    """Asks Sentinels for the primary that they watch under a name."""
+    """Queries Sentinels for the primary that they monitor under a name."""
 
-    checks_role = True  # one that was just demoted, or not told yet, may be at the address
+    checks_role = True  # the server at the address may have been demoted, or not been promoted yet
 
-    def __init__(self, sentinels: Sequence[HostPort], service: str, client_of: ClientOf) -> None:
+    def __init__(self, sentinels: Sequence[HostPort], service: str, client_at: ClientFactory) -> None:
         self._service = service
         self._epoch = 0
-        self._clients = [client_of(sentinel) for sentinel in sentinels]
+        self._clients = [client_at(sentinel) for sentinel in sentinels]
 
-    async def locate(self) -> HostPort:
-        """Gives the primary's address; errors as for ``Locator``."""
-        nobody = f"no Sentinel tells where {self._service!r} is"
-        claim = await _newest([self._ask(client) for client in self._clients], self._epoch, nobody)
-        self._epoch = claim.epoch
-        return claim.address
+    async def locate_primary(self) -> HostPort:
+        """Return the primary's address; errors as for ``Locator``."""
+        failure = f"no Sentinel returned the primary of {self._service!r}"
+        answer = await _newest_answer([self._query(client) for client in self._clients], self._epoch, failure)
+        self._epoch = answer.epoch
+        return answer.address
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         for client in self._clients:
             await client.aclose()
 
-    async def _ask(self, client: Redis) -> _Claim:
+    async def _query(self, client: Redis) -> _Answer:
         state: Any = await client.sentinel_master(self._service, return_responses=True)
-        # During a failover this one names the new primary seconds before the state above does. Asked second: an older
-        # epoch beside a newer address does no harm.
+        # During a failover, this command returns the new primary seconds before the state above does. It is sent second,
+        # because an older epoch with a newer address does no harm.
         found: Any = await client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)  # type: ignore[no-untyped-call]
         if not found:
-            raise RedisConnectionError(f"it does not know {self._service!r}")
+            raise RedisConnectionError(f"Sentinel does not monitor {self._service!r}")
         host, port = found
-        return _Claim(int(state["config-epoch"]), HostPort(_text(host), int(port)))
+        return _Answer(int(state["config-epoch"]), HostPort(_text(host), int(port)))
 
 
-class SlotOwner:
-    """Asks the nodes of a cluster who owns the slot of a key: those of the URL, and those that hold the slot."""
+class ClusterSlot:
+    """Queries cluster nodes for the owner of a key's slot: the nodes in the URL, and those that hold the slot."""
 
-    checks_role = False  # whoever does not own the slot says MOVED to every command
+    checks_role = False  # a node that does not own the slot answers every command with MOVED
 
-    def __init__(self, seeds: Sequence[HostPort], key: str, client_of: ClientOf) -> None:
-        self._seeds = tuple(seeds)
+    def __init__(self, initial_nodes: Sequence[HostPort], key: str, client_at: ClientFactory) -> None:
+        self._initial_nodes = tuple(initial_nodes)
         self._slot = key_slot(key.encode())
-        self._client_of = client_of
+        self._client_at = client_at
         self._epoch = 0
         self._shard: tuple[HostPort, ...] = ()
         self._clients: dict[HostPort, Redis] = {}
 
-    async def locate(self) -> HostPort:
-        """Gives the owner's address; errors as for ``Locator``."""
-        asked = dict.fromkeys((*self._seeds, *self._shard))
-        for address in asked:
+    async def locate_primary(self) -> HostPort:
+        """Return the slot owner's address; errors as for ``Locator``."""
+        nodes = dict.fromkeys((*self._initial_nodes, *self._shard))
+        for address in nodes:
             if address not in self._clients:
-                self._clients[address] = self._client_of(address)
-        nobody = f"no node of the cluster tells who owns slot {self._slot}"
-        questions = [self._ask(address, self._clients[address]) for address in asked]
-        claim = await _newest(questions, self._epoch, nobody)
-        self._epoch, self._shard = claim.epoch, claim.shard
-        for address in self._clients.keys() - {*self._seeds, *self._shard}:
+                self._clients[address] = self._client_at(address)
+        failure = f"no cluster node returned the owner of slot {self._slot}"
+        queries = [self._query(address, self._clients[address]) for address in nodes]
+        answer = await _newest_answer(queries, self._epoch, failure)
+        self._epoch, self._shard = answer.epoch, answer.shard
+        for address in self._clients.keys() - {*self._initial_nodes, *self._shard}:
             await self._clients.pop(address).aclose()
-        return claim.address
+        return answer.address
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         for client in self._clients.values():
             await client.aclose()
 
-    async def _ask(self, asked: HostPort, client: Redis) -> _Claim:
+    async def _query(self, queried: HostPort, client: Redis) -> _Answer:
         nodes: dict[str, Any] = await client.cluster("NODES")
         for owner, node in nodes.items():
-            if any(int(first) <= self._slot <= int(last) for first, last in _ranges(node)):
-                replicas = (_address(name, other, asked) for name, other in nodes.items() if _follows(other, node))
-                address = _address(owner, node, asked)
-                return _Claim(int(node["epoch"]), address, (address, *replicas))
-        raise RedisConnectionError(f"nobody owns slot {self._slot}")
+            if any(int(first) <= self._slot <= int(last) for first, last in _slot_ranges(node)):
+                replicas = (_address(name, other, queried) for name, other in nodes.items() if _replicates(other, node))
+                address = _address(owner, node, queried)
+                return _Answer(int(node["epoch"]), address, (address, *replicas))
+        raise RedisConnectionError(f"no node owns slot {self._slot}")
 
 
-def _ranges(node: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(each[0], each[-1]) for each in node["slots"]]  # one slot alone stands there once
+def _slot_ranges(node: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(each[0], each[-1]) for each in node["slots"]]  # a range of one slot has one element
 
 
-def _follows(node: dict[str, Any], owner: dict[str, Any]) -> bool:
+def _replicates(node: dict[str, Any], owner: dict[str, Any]) -> bool:
     return bool(node["master_id"] == owner["node_id"] and "noaddr" not in node["flags"])
 
 
-def _address(name: str, node: dict[str, Any], asked: HostPort) -> HostPort:
+def _address(name: str, node: dict[str, Any], queried: HostPort) -> HostPort:
     host, _, port = name.rpartition(":")
-    # A node that was never met by another does not know its own address.
-    return HostPort(node["hostname"] or host or asked.host, int(port))
+    # A node that no other node has contacted does not know its own address.
+    return HostPort(node["hostname"] or host or queried.host, int(port))
 
 
-async def _newest(questions: Sequence[Coroutine[Any, Any, _Claim]], known: int, nobody: str) -> _Claim:
-    """Asks all at once; gives the newest answer of a majority, or of as many as answer at all.
+async def _newest_answer(queries: Sequence[Coroutine[Any, Any, _Answer]], known_epoch: int, failure: str) -> _Answer:
+    """Run all queries at once; return the newest answer of a majority, or of all that answer.
 
     Args:
-        questions: What to ask; each may fail or hang.
-        known: Epoch of the answer before. A majority may be behind it, if the epochs were reset.
-        nobody: What to say if there is no answer.
+        queries: The queries; each may fail or hang.
+        known_epoch: Epoch of the previous answer. A majority may be behind it, if the epochs were reset.
+        failure: Text of the error if there is no answer.
     """
-    tasks = [asyncio.create_task(_answer(question)) for question in questions]
-    claims: list[_Claim] = []
+    tasks = [asyncio.create_task(_answer_or_error(query)) for query in queries]
+    answers: list[_Answer] = []
     refusals: set[str] = set()
     try:
         for task in asyncio.as_completed(tasks):
             answer = await task
-            if isinstance(answer, _Claim):
-                claims.append(answer)
+            if isinstance(answer, _Answer):
+                answers.append(answer)
             else:
-                refused = isinstance(answer, AuthenticationError)  # which redis-py words as advice to a programmer
+                refused = isinstance(answer, AuthenticationError)  # redis-py's text advises programmers
                 refusals.add("our credentials are refused" if refused else str(answer))
-            if len(claims) > len(tasks) // 2:
-                return max(claims, key=lambda claim: claim.epoch)
+            if len(answers) > len(tasks) // 2:
+                return max(answers, key=lambda answer: answer.epoch)
     finally:
         await cancel(tasks)  # those that hang
-    newest = max(claims, key=lambda claim: claim.epoch, default=None)
-    if newest is not None and newest.epoch >= known:
+    newest = max(answers, key=lambda answer: answer.epoch, default=None)
+    if newest is not None and newest.epoch >= known_epoch:
         return newest
     if newest is not None:
-        refusals.add("those that answer are behind")
-    raise RedisConnectionError(f"{nobody}: {'; '.join(sorted(refusals))}")
+        refusals.add("the servers that answered are behind")
+    raise RedisConnectionError(f"{failure}: {'; '.join(sorted(refusals))}")
 
 
-async def _answer(question: Coroutine[Any, Any, _Claim]) -> _Claim | Exception:
+async def _answer_or_error(query: Coroutine[Any, Any, _Answer]) -> _Answer | Exception:
     try:
-        return await question
-    except (RedisError, OSError, LookupError, ValueError) as error:  # the latter two: whoever answers is none of those
+        return await query
+    # The last two: the server at the address is neither a Sentinel nor a cluster node.
+    except (RedisError, OSError, LookupError, ValueError) as error:
         return error
 
 

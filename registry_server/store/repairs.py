@@ -1,4 +1,4 @@
-"""``Repairs``: what one process at a time does to a store that has lost what the processes remember."""
+"""``Repairs``: restores lost data to the store from a process's replica, one process at a time."""
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -7,48 +7,51 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 
 from registry_server.store.commands import Commands
-from registry_server.store.failures import translated
+from registry_server.store.failures import translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
-from registry_server.store.values import Position, StoredEvent, Unconfirmed, stored_event
+from registry_server.store.values import Position, StoredEvent, Unconfirmed, parse_event
 
 
 class Turn(NamedTuple):
-    """The right to repair, and what the store was found to be."""
+    """The exclusive right to repair the store, and the state in which the store was found."""
 
     found: Position
-    """Without an epoch if it had none."""
+    """Position of the store; its epoch is empty if the store had none."""
     plan: str
-    """What a repair that was given up had set out to do; empty if there was none."""
+    """Plan of an abandoned repair that this one must finish; empty if there was none."""
 
 
-class Remembered(NamedTuple):
-    """A service as a process remembers it."""
+class RestoredService(NamedTuple):
+    """State to restore for one service."""
 
     name: str
     record: bytes
-    """Serialised ``Service`` with its revision; empty if it is gone."""
+    """Serialised ``Service`` with its revision; empty to remove the service."""
     ttl: float
-    """Seconds that its lease lasts; 0 = permanent."""
+    """Length of the lease in seconds; 0 = permanent."""
     owner: str
-    """Empty if nobody owns it, as far as is known."""
+    """Owner of the service; empty if it has none or the replica does not contain it."""
 
 
 class TurnLost(Exception):
-    """Another process has the turn now: nothing was written."""
+    """Another process has the turn now, so nothing was written."""
 
 
 class Repairs:
-    """Writes past the ordinary commits; each script is refused unless it is the turn of this process.
+    """Writes that bypass commits. The scripts refuse them unless this process has the turn.
 
-    Methods raise ``StoreUnavailable`` while Redis does not answer, and those that write raise ``TurnLost``.
+    Methods raise ``StoreUnavailable`` if Redis does not answer; methods that write raise ``TurnLost``.
+
+    Attributes:
+        batch_size: Number of services or events that one call restores at most.
     """
 
     def __init__(
         self,
         commands: Commands,
         confirmed: Commands,
-        tail: Redis,
+        stream_client: Redis,
         keys: Keys,
         script_keys: tuple[str, ...],
         *,
@@ -58,98 +61,106 @@ class Repairs:
         self._id = secrets.token_hex(8)
         self._commands = commands
         self._confirmed = confirmed
-        self._tail = tail
+        self._stream_client = stream_client
         self._keys = keys
         self._script_keys = (*script_keys, keys.repair)
         self._events_max_length = events_max_length
         self._gather_ms = round(limits.repair_gather_seconds * 1000)
         self._turn_ms = round(limits.repair_turn_seconds * 1000)
-        self._page = limits.repair_page
-        self.batch = limits.repair_batch
-        """Services or events that one call of ``put_services`` or ``put_events`` takes at most."""
+        self._page_size = limits.repair_page
+        self.batch_size = limits.repair_batch
 
-    async def turn(self, known: Position, found: str) -> Turn | float:
-        """Asks for the turn; of those who ask within ``repair_gather_seconds``, who knows the newest revision gets it.
+    async def request_turn(self, known: Position, found_epoch: str) -> Turn | float:
+        """Request the turn; among the processes that request it in time, the one with the newest revision receives it.
 
         Args:
-            known: Where this process stands.
-            found: Epoch that the store was found in, empty for none; if it is another by now, nothing happens.
+            known: Position of this process's replica.
+            found_epoch: Epoch in which the store was found, empty for none. If it has changed, the request is ignored.
 
         Returns:
-            The turn, or seconds after which to ask again.
+            The turn, or the seconds after which to request it again.
         """
-        answer = await self._run("repair_turn", *known, self._gather_ms, self._turn_ms, found)
+        answer = await self._run_script("repair_turn", *known, self._gather_ms, self._turn_ms, found_epoch)
         if answer[0] == b"wait":
             return int(answer[1]) / 1000
         return Turn(Position(answer[1].decode(), answer[2]), answer[3].decode())
 
-    async def put_services(self, services: Sequence[Remembered], plan: str) -> None:
-        """Puts up to ``batch`` services back, or away, and keeps the plan for whoever has to go on with it."""
+    async def restore_services(self, services: Sequence[RestoredService], plan: str) -> None:
+        """Restore or remove up to ``batch_size`` services; keep the plan for a process that must finish it."""
         flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
-        _refuse_if_lost(await self._run("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat))
+        _raise_if_lost(
+            await self._run_script("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat)
+        )
 
-    async def put_events(self, events: Sequence[StoredEvent], *, restart: bool) -> None:
-        """Appends up to ``batch`` events, to the stream as it is or, with ``restart``, to an empty one."""
+    async def restore_events(self, events: Sequence[StoredEvent], *, restart: bool) -> None:
+        """Append up to ``batch_size`` events to the stream; with ``restart``, clear the stream first."""
         flat = [
             value
             for e in events
             for value in (e.revision, e.epoch, e.type, e.reason, e.at_ms, e.name, e.after, e.before, e.error, e.owner)
         ]
-        _refuse_if_lost(await self._run("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat))
+        _raise_if_lost(
+            await self._run_script("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat)
+        )
 
-    async def end(self, position: Position, *, restart: bool, known: Position, common: int) -> None:
-        """Ends the repair, and waits for as many replicas as a change does.
+    async def finish_repair(self, position: Position, *, restart: bool, known: Position, common: int) -> None:
+        """End the repair, and wait for the same number of replicas as a commit does.
 
         Args:
-            position: Where the store stands from now on.
-            restart: Without the events that are in the stream.
-            known: What this process knew, and has put back.
-            common: Newest revision at which that agreed with the store.
+            position: Position of the store from now on.
+            restart: Delete the events in the stream.
+            known: Position of the replica that was restored.
+            common: Newest revision up to which that replica and the store had the same history.
         """
         keys = (*self._script_keys, self._keys.merged)
-        answer = await self._confirmed.script(
+        answer = await self._confirmed.run_script(
             "repair_end", keys, self._id, *position, int(restart), known.epoch, common, known.revision
         )
-        _refuse_if_lost(answer.answer if isinstance(answer, Unconfirmed) else answer)
+        _raise_if_lost(answer.answer if isinstance(answer, Unconfirmed) else answer)
 
-    async def merged(self, epoch: str) -> tuple[int, int]:
-        """How much of another epoch the store has: up to which revision it agrees with it, and which it was given."""
-        answer: bytes | None = await self._commands.run("HGET", self._keys.merged, epoch)
+    async def read_merge(self, epoch: str) -> tuple[int, int]:
+        """Return how much of another epoch was merged into the store.
+
+        Returns:
+            The newest revision of that epoch that is in the store's history, and the newest one that was merged; zeros
+            if the epoch was not merged.
+        """
+        answer: bytes | None = await self._commands.run_command("HGET", self._keys.merged, epoch)
         common, newest = answer.split() if answer else (0, 0)
         return int(common), int(newest)
 
-    async def records(self) -> AsyncIterator[dict[str, bytes]]:
-        """Reads all records by their names, in pages; a name may come twice."""
+    async def scan_records_by_name(self) -> AsyncIterator[dict[str, bytes]]:
+        """Yield pages of all serialised records by name; a name may occur twice."""
         cursor = 0
         while True:
-            with translated():
-                answer: Any = await self._tail.hscan(self._keys.records, cursor, count=self._page)
+            with translate_errors():
+                answer: Any = await self._stream_client.hscan(self._keys.records, cursor, count=self._page_size)
             cursor, page = answer
             yield {name.decode(): record for name, record in page.items()}
             if cursor == 0:
                 return
 
-    async def owners(self) -> dict[str, str]:
-        """Reads who owns which service."""
-        with translated():
-            answer: Any = await self._tail.hgetall(self._keys.owners)
+    async def read_owners(self) -> dict[str, str]:
+        """Return the owner of every service that has one."""
+        with translate_errors():
+            answer: Any = await self._stream_client.hgetall(self._keys.owners)
         return {name.decode(): owner.decode() for name, owner in answer.items()}
 
-    async def events_before(self, revision: int) -> AsyncIterator[list[StoredEvent]]:
-        """Reads the events up to a revision, in pages, newest first."""
+    async def scan_events_backwards(self, revision: int) -> AsyncIterator[list[StoredEvent]]:
+        """Yield pages of the events in the stream up to a revision, newest first."""
         start = f"{revision}-0"
         while True:
-            with translated():
-                page: Any = await self._tail.xrevrange(self._keys.events, start, "-", count=self._page)
+            with translate_errors():
+                page: Any = await self._stream_client.xrevrange(self._keys.events, start, "-", count=self._page_size)
             if not page:
                 return
-            yield [stored_event(entry_id, fields) for entry_id, fields in page]
+            yield [parse_event(entry_id, fields) for entry_id, fields in page]
             start = f"({page[-1][0].decode()}"
 
-    async def _run(self, script: str, *args: Any) -> Any:
-        return await self._commands.script(script, self._script_keys, self._id, *args)
+    async def _run_script(self, script: str, *args: Any) -> Any:
+        return await self._commands.run_script(script, self._script_keys, self._id, *args)
 
 
-def _refuse_if_lost(answer: int) -> None:
+def _raise_if_lost(answer: int) -> None:
     if not answer:
         raise TurnLost

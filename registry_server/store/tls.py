@@ -1,4 +1,4 @@
-"""TLS to Redis."""
+"""TLS for connections to Redis."""
 
 import ssl
 from pathlib import Path
@@ -8,34 +8,34 @@ from registry_server.errors import ConfigurationError
 
 
 class RedisTls(NamedTuple):
-    """Files for a connection to Redis with TLS, as PEM."""
+    """PEM files for TLS connections to Redis."""
 
     ca: Path | None = None
-    """Authorities; ``None``: those of the system."""
+    """Certificate authorities; ``None`` = those of the system."""
     certificate: Path | None = None
-    """To show to a Redis that asks for one."""
+    """Client certificate, for a Redis that requires one."""
     key: Path | None = None
-    """Of that certificate."""
+    """Private key of the client certificate."""
 
-    def check(self) -> None:
-        """Refuses files that are no good, which redis-py would only find when it connects.
+    def validate(self) -> None:
+        """Validate the files at start; redis-py would report them only when it connects.
 
         Raises:
-            ConfigurationError: They cannot be read, or do not fit together.
+            ConfigurationError: A file cannot be read, or the key does not belong to the certificate.
         """
         context = ssl.create_default_context()
         try:
             if self.ca is not None:
                 context.load_verify_locations(self.ca)
             if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key, password="")  # never asks the terminal
-        except (OSError, ValueError) as error:  # also what OpenSSL says
+                context.load_cert_chain(self.certificate, self.key, password="")  # no prompt on the terminal
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "no PEM"
             names = "redis.tls_ca_file, redis.tls_cert_file, redis.tls_key_file"
             raise ConfigurationError(f"{names}: cannot be used: {why}") from None
 
     def options(self) -> dict[str, Any]:
-        """What redis-py wants. Names are verified; only who says otherwise in the URL goes without."""
+        """Return redis-py's connection options: names are verified unless the URL's query overrides that."""
         return {
             "ssl_cert_reqs": "required",
             "ssl_check_hostname": True,

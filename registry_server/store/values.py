@@ -1,4 +1,4 @@
-"""What the store takes and gives."""
+"""Arguments and results of the store."""
 
 from typing import Any, NamedTuple, cast
 
@@ -6,7 +6,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 
 
 class Position(NamedTuple):
-    """A point in the history of changes. Revisions of different epochs have nothing to do with each other."""
+    """A point in the history of changes. Revisions of different epochs are not comparable."""
 
     epoch: str
     revision: int
@@ -20,61 +20,62 @@ class StoredEvent(NamedTuple):
     type: EventType.ValueType
     reason: EventReason.ValueType
     at_ms: int
-    """When it was committed, by the clock of Redis."""
+    """Commit time, by the clock of Redis."""
     name: str
     after: bytes
-    """Serialised ``Service`` after the change; empty if it is gone."""
+    """Serialised ``Service`` after the change; empty if the service was removed."""
     before: bytes
-    """Serialised ``Service`` before the change; empty if there was none."""
+    """Serialised ``Service`` before the change; empty if the service did not exist."""
     error: str = ""
-    """What is wrong with the registry itself; only for events of no service."""
+    """Error of the registry itself; only for events that concern no service."""
     owner: str = ""
-    """Who owns the service after the change; empty for nobody."""
+    """Owner of the service after the change; empty if it has none."""
 
 
 class Conflict(NamedTuple):
-    """A change was refused: the service is not at the revision that the change rests on."""
+    """A change was refused because the service is not at the expected revision."""
 
     newest: int
-    """Revision of the registry when it was refused: who has applied it sees why."""
+    """Revision of the registry at that time; a replica at this revision contains the cause of the conflict."""
 
 
 class EpochChanged:
-    """A change was refused: the store has begun another epoch than the one that the change rests on."""
+    """A change was refused because the store is in another epoch than the caller, or behind the caller."""
 
 
 class Unconfirmed(NamedTuple):
-    """An answer of Redis whose change too few replicas have."""
+    """An answer of Redis to a write that too few replicas acknowledged."""
 
     answer: Any
     replicas: int
-    """How many have it."""
+    """Number of replicas that acknowledged it."""
 
 
 class ProbeResult(NamedTuple):
-    """The newest check of one service."""
+    """The newest probe result of one service."""
 
     name: str
     health: bytes
     """Serialised ``Health``."""
     renew: bool
-    """Whether it renews the lease."""
+    """Whether to renew the service's lease."""
 
 
-class Sweep(NamedTuple):
+class SweepResult(NamedTuple):
     """Outcome of a sweep."""
 
     removed: list[str]
-    next_in: float | None
-    """Seconds until the next lease ends; ``None`` if none will."""
-    moved: float
-    """Seconds by which all leases were moved, for a time in which nobody swept."""
-    bare: list[str]
-    """Names of services whose document must be written again; told at every sweep until it is."""
+    """Names of services removed because their leases expired."""
+    next_expiry_seconds: float | None
+    """Time until the next lease expires; ``None`` if there is none."""
+    shift_seconds: float
+    """Time by which all deadlines were shifted, because no process swept for that long or the clock was changed."""
+    missing_documents: list[str]
+    """Names of services whose documents must be written again; repeated at every sweep until they are."""
 
 
-def stored_event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
-    """Reads an entry of the event stream, as Redis gives it."""
+def parse_event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
+    """Parse an entry of the event stream."""
     return StoredEvent(
         epoch=fields[b"e"].decode(),
         revision=int(entry_id.partition(b"-")[0]),
@@ -84,6 +85,6 @@ def stored_event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
         name=fields[b"n"].decode(),
         after=fields[b"s"],
         before=fields[b"b"],
-        error=fields.get(b"x", b"").decode(),  # versions before this one wrote none
-        owner=fields.get(b"o", b"").decode(),
+        error=fields.get(b"x", b"").decode(),  # earlier versions wrote neither this field
+        owner=fields.get(b"o", b"").decode(),  # nor this one
     )

@@ -33,7 +33,7 @@ def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Slo
     yield _gauge(
         "calls_in_flight_bytes", "Bytes of their requests and of answers that wait to be read", in_flight.bytes
     )
-    yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.refused)
+    yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.rejected)
     yield _counter(
         "slow_readers_disconnected",
         "Calls and streams that were cut since their client did not read",
@@ -107,16 +107,16 @@ def of_store(store: RedisStore, follower: Follower) -> Iterator[Metric]:
     yield from (calls, seconds)
     connections = GaugeMetricFamily(PREFIX + "redis_connections", "Connections to Redis", labels=["pool", "state"])
     limits = GaugeMetricFamily(PREFIX + "redis_connections_max", "Most connections to Redis", labels=["pool"])
-    for name, pool in store.pools().items():
+    for name, pool in store.pool_stats().items():
         connections.add_metric([name, "in_use"], pool.in_use)
         connections.add_metric([name, "idle"], pool.idle)
-        limits.add_metric([name], pool.most)
+        limits.add_metric([name], pool.max_connections)
     yield from (connections, limits)
     memory = counters.memory
-    yield _gauge("redis_memory_bytes", "Memory that Redis uses", memory.used if memory else None)
-    yield _gauge("redis_memory_max_bytes", "Memory that Redis may use; 0 = no bound", memory.most if memory else None)
+    yield _gauge("redis_memory_bytes", "Memory that Redis uses", memory.used_bytes if memory else None)
+    yield _gauge("redis_memory_max_bytes", "Memory that Redis may use; 0 = no bound", memory.max_bytes if memory else None)
     yield _gauge(
-        "redis_persistence_ok", "Whether Redis could write to its disk last time", memory.saves if memory else None
+        "redis_persistence_ok", "Whether Redis could write to its disk last time", memory.persistence_ok if memory else None
     )
 
 
@@ -173,18 +173,18 @@ def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
 def of_leases(store: RedisStore) -> Iterator[Metric]:
     """What is counted of leases."""
     counters = store.counters
-    yield _gauge("leases", "Services with a lease that ends, as of the newest sweep", counters.leases)
+    yield _gauge("leases", "Services with a lease that ends, as of the newest sweep", counters.active_leases)
     expired = CounterMetricFamily(
         PREFIX + "leases_expired", "Services that this process removed at the end of their lease", labels=["reason"]
     )
     for reason in ("lease_expired", "cleanup"):
-        expired.add_metric([reason], counters.expired[reason])
+        expired.add_metric([reason], counters.expired_services[reason])
     yield expired
     heartbeats = CounterMetricFamily(
         PREFIX + "heartbeats", "Services that sent a heartbeat, by whether they are registered", labels=["result"]
     )
-    heartbeats.add_metric(["renewed"], counters.renewed)
-    heartbeats.add_metric(["unknown"], counters.unknown)
+    heartbeats.add_metric(["renewed"], counters.renewed_leases)
+    heartbeats.add_metric(["unknown"], counters.unknown_leases)
     yield heartbeats
 
 

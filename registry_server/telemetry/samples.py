@@ -39,7 +39,7 @@ class Samples:
     async def _look_at_store(self) -> None:
         while True:
             try:
-                await self._store.look()
+                await self._store.sample_memory()
             except StoreUnavailable:  # the follower logs it once for all
                 self._store.counters.memory = None
             raise_if_cancelled()

@@ -123,7 +123,7 @@ async def clients(each: list[Member], number: int = 6) -> AsyncIterator[Clients]
 
 async def more(subject: Clients, number: int) -> None:
     goal = subject.count + number
-    await until(lambda: subject.count >= goal, within=60)
+    await until(lambda: subject.count >= goal, timeout_seconds=60)
 
 
 async def nothing_is_lost(each: list[Member], subject: Clients) -> None:
@@ -268,10 +268,10 @@ async def fill(redis: RedisProcess) -> None:
     """Has many services be registered, past the processes."""
     store = RedisStore(redis.url, timeout=30.0)
     await store.open()
-    epoch = (await store.position()).epoch
+    epoch = (await store.reader.read_position()).epoch
     await asyncio.gather(
         *(
-            store.put(
+            store.writer.write_service(
                 small_service(f"many-{i}", group="many"),
                 epoch=epoch,
                 expected=0,

@@ -174,7 +174,7 @@ async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confir
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await register(server, "agent")
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert "the change was made, as revision 2" in (refused.value.details() or "")
+        assert "the change was committed as revision 2" in (refused.value.details() or "")
         info = info_of(refused.value)
         assert info.reason == "NOT_REPLICATED"
         assert info.metadata == {"revision": "2", "confirmedReplicas": "1", "wantedReplicas": "2"}
@@ -250,12 +250,12 @@ async def test_passwords_of_redis_and_of_sentinel_are_used_and_never_shown(tmp_p
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (("/agents", "/nobody"), "no Sentinel tells where 'nobody' is: No such master with that name"),
+        (("/agents", "/nobody"), "no Sentinel returned the primary of 'nobody': No such master with that name"),
         (
             ("sentinel_password=right", "sentinel_password=wrong"),
-            "no Sentinel tells where 'agents' is: our credentials are refused",
+            "no Sentinel returned the primary of 'agents': our credentials are refused",
         ),
-        (("sentinel_password=right", ""), "no Sentinel tells where 'agents' is: our credentials are refused"),
+        (("sentinel_password=right", ""), "no Sentinel returned the primary of 'agents': our credentials are refused"),
     ],
 )
 async def test_what_is_wrong_with_the_url_is_in_the_log_at_the_start(

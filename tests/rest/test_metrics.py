@@ -18,7 +18,7 @@ from tests.support.samples import small_service
 from tests.support.server import Server, running
 from tests.support.waiting import TIMEOUT, until
 
-OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+METRICS = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 LABELS = {"method", "code", "route", "status", "cache", "result", "outcome", "script", "pool", "state", "start"} | {
     *("reason", "le", "version", "python_version")
 }
@@ -51,7 +51,7 @@ async def test_every_metric_is_documented_and_every_documented_one_is_there(serv
         for family in await families(server)
         if not family.name.startswith(("process_", "python_gc_"))
     }
-    assert told == dict(re.findall(r"^\| `(ossa_registry_\w+)` \| (\w+) \|", OPERATIONS, re.MULTILINE))
+    assert told == dict(re.findall(r"^\| `(ossa_registry_\w+)` \| (\w+) \|", METRICS, re.MULTILINE))
 
 
 async def test_names_keep_to_the_conventions_and_labels_are_a_few_known_ones(server: Server) -> None:
@@ -210,7 +210,7 @@ async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
         await until(lambda: counters.leases == 1)
         read = await samples(server)
         assert read["leases"] == read["heartbeats_total result=renewed"] == read["heartbeats_total result=unknown"] == 1
-        await until(lambda: counters.expired["lease_expired"])
+        await until(lambda: counters.expired_services["lease_expired"])
         assert (await samples(server))["leases_expired_total reason=lease_expired"] == 1
 
 

@@ -176,17 +176,17 @@ async def test_the_count_is_what_the_owners_say_whatever_happens(redis: RedisPro
     dice = random.Random(seed)
     store = RedisStore(redis.url)
     await store.open()
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     revisions: dict[str, int] = {}
     model: dict[str, str] = {}
     for _ in range(400):
         name, owner = f"s{dice.randrange(8)}", dice.choice(["", "a", "b", "c"])
-        claim = Claim(owner, exclusive=bool(owner) and dice.random() < 0.7, most=dice.choice([0, 2]))
+        claim = Claim(owner, exclusive=bool(owner) and dice.random() < 0.7, max_services=dice.choice([0, 2]))
         delete = name in revisions and dice.random() < 0.3
         held = model.get(name)
         try:
             if delete:
-                await store.delete(
+                await store.writer.delete_service(
                     name,
                     epoch=epoch,
                     expected=revisions[name],
@@ -197,7 +197,7 @@ async def test_the_count_is_what_the_owners_say_whatever_happens(redis: RedisPro
                 model.pop(name, None)
                 del revisions[name]
                 continue
-            made = await store.put(
+            made = await store.writer.write_service(
                 small_service(name),
                 epoch=epoch,
                 expected=revisions.get(name, 0),
@@ -211,7 +211,7 @@ async def test_the_count_is_what_the_owners_say_whatever_happens(redis: RedisPro
             assert claim.exclusive
             assert held not in {None, owner}
         except LimitExceeded:
-            assert list(model.values()).count(owner) >= claim.most > 0
+            assert list(model.values()).count(owner) >= claim.max_services > 0
         else:
             assert isinstance(made, int)
             if owner and held is None and (name not in revisions or claim.exclusive):

@@ -14,10 +14,10 @@ from registry_server.config import RedisSettings, RedisUrl
 from registry_server.errors import ConfigurationError
 from registry_server.store import RedisTls
 from tests.support.certificates import Authority
+from tests.support.markdown import text_of
 from tests.support.redis_process import PORTS, RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import running, settings
-from tests.unit.test_docs import text_of
 
 USER, PASSWORD = "registry", "s3cr3t-of-redis"
 # As docs/security.md gives it.
@@ -102,7 +102,7 @@ def test_files_that_are_no_good_are_told_at_the_start(tmp_path: Path) -> None:
     _, other = authority.files("two")
     for files in (RedisTls(ca=tmp_path / "nowhere"), RedisTls(ca=other), RedisTls(authority.file, certificate, other)):
         with pytest.raises(ConfigurationError, match=r"^redis\.tls_ca_file"):
-            files.check()
+            files.validate()
 
 
 def test_a_key_goes_with_its_certificate() -> None:

@@ -56,8 +56,8 @@ class Writer:
     async def refresh(self) -> None:
         """Load epoch and revisions from the store, which may have been replaced."""
         await self.store.reconnect()
-        self.epoch = (await self.store.head()).epoch
-        services = [Service.FromString(wire) async for page in self.store.records() for wire in page]
+        self.epoch = (await self.store.reader.resolve_head()).epoch
+        services = [Service.FromString(wire) async for page in self.store.reader.scan_records() for wire in page]
         self.revisions = {service.name: service.revision for service in services}
 
     async def forget_past(self) -> None:
@@ -66,7 +66,7 @@ class Writer:
 
     async def put(self, *names: str, ttl: float = 0, **fields: Any) -> None:
         for name in names:
-            outcome = await self.store.put(
+            outcome = await self.store.writer.write_service(
                 small_service(name, **{"group": name, **fields}),
                 epoch=self.epoch,
                 expected=self.revisions.get(name, 0),
@@ -81,7 +81,7 @@ class Writer:
 
     async def delete(self, *names: str) -> None:
         for name in names:
-            outcome = await self.store.delete(
+            outcome = await self.store.writer.delete_service(
                 name, epoch=self.epoch, expected=self.revisions.pop(name), reason=CLIENT_REQUEST
             )
             assert isinstance(outcome, int)

@@ -1,6 +1,6 @@
 """Registries with a bug that the checker has to find: ``python -m tests.faults.suite.planted BUG [FLAGS]``.
 
-Each bug is put into the running program from here; nothing of the program knows of it.
+Each bug is patched into the program at run time.
 """
 
 import hashlib
@@ -12,62 +12,62 @@ from typing import Any
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.__main__ import serve
 from registry_server.replication import Writes
-from registry_server.store import RedisStore
+from registry_server.store import StoreWriter
 from registry_server.store.lua import Scripts
 from registry_server.watch import Watcher
 
-_NOW_AND_THEN = 10
+_EVERY_NTH_CALL = 10
 _EARLY_MS = 4_990
 
 _count = itertools.count(1)
 
 
-def _happens() -> bool:
-    return next(_count) % _NOW_AND_THEN == 0
+def _is_faulty_call() -> bool:
+    return next(_count) % _EVERY_NTH_CALL == 0
 
 
 def dropped_event() -> None:
-    """A watcher is not told of a change."""
+    """A watcher does not receive a change."""
     offer = Watcher.offer
 
-    def offer_most(self: Watcher, *args: Any) -> None:
-        if not _happens():
+    def offer_some(self: Watcher, *args: Any) -> None:
+        if not _is_faulty_call():
             offer(self, *args)
 
-    Watcher.offer = offer_most  # type: ignore[method-assign,assignment]
+    Watcher.offer = offer_some  # type: ignore[method-assign,assignment]
 
 
 def repeated_event() -> None:
-    """A watcher is told of a change twice."""
+    """A watcher receives a change twice."""
     offer = Watcher.offer
 
     def offer_twice(self: Watcher, *args: Any) -> None:
         offer(self, *args)
-        if _happens():
+        if _is_faulty_call():
             offer(self, *args)
 
     Watcher.offer = offer_twice  # type: ignore[method-assign,assignment]
 
 
 def lost_write() -> None:
-    """A write is acknowledged that was never sent to Redis."""
-    put = RedisStore.put
+    """A write is acknowledged but never sent to Redis."""
+    put = StoreWriter.write_service
 
-    async def put_most(self: RedisStore, service: Service, **more: Any) -> Any:
-        if more["expected"] and _happens():
-            return more["expected"]  # a revision that everybody has
+    async def put_some(self: StoreWriter, service: Service, **more: Any) -> Any:
+        if more["expected"] and _is_faulty_call():
+            return more["expected"]  # a revision that every process has reached
         return await put(self, service, **more)
 
-    RedisStore.put = put_most  # type: ignore[method-assign]
+    StoreWriter.write_service = put_some  # type: ignore[method-assign]
 
 
 def repeated_revision() -> None:
-    """A write is answered with the revision of the change before it."""
+    """A write returns the revision of the previous change."""
     put = Writes.write_service
 
     async def put_back(self: Writes, *args: Any, **more: Any) -> Any:
         outcome = await put(self, *args, **more)
-        if isinstance(outcome, Service) and _happens():
+        if isinstance(outcome, Service) and _is_faulty_call():
             outcome.revision -= 1
         return outcome
 
@@ -75,7 +75,7 @@ def repeated_revision() -> None:
 
 
 def early_expiry() -> None:
-    """Leases end as soon as they begin."""
+    """Leases expire almost immediately."""
     _patch_script("sweep", "'-inf', int(now), 'LIMIT'", f"'-inf', int(now + {_EARLY_MS}), 'LIMIT'")
 
 
@@ -92,10 +92,10 @@ BUGS: dict[str, Callable[[], None]] = {
 
 
 def _patch_script(name: str, old: str, new: str) -> None:
-    begin = Scripts.__init__
+    original = Scripts.__init__
 
     def patched(self: Scripts) -> None:
-        begin(self)
+        original(self)
         assert old in self.sources[name]
         self.sources[name] = self.sources[name].replace(old, new)
         self.digests[name] = hashlib.sha1(self.sources[name].encode(), usedforsecurity=False).hexdigest()

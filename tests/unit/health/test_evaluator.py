@@ -335,6 +335,7 @@ async def test_it_ends_by_itself_when_they_recover_and_what_fails_then_counts(co
     await court.told(2)
 
 
+@pytest.mark.slow
 async def test_a_true_mass_failure_shows_after_its_time(redis: RedisProcess) -> None:
     async with court_on(redis, self_preservation_max_seconds=1) as court:
         await fleet(court)

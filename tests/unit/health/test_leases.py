@@ -10,7 +10,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health.leases import LeaseSweeper
 from registry_server.runtime.tasks import cancel
-from registry_server.store import Position, RedisStore, StoredEvent, StoreLimits, Sweep
+from registry_server.store import Position, RedisStore, StoredEvent, StoreLimits, SweepResult
 from registry_server.store.limits import DEFAULT_LIMITS
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -33,11 +33,13 @@ class CountedStore(RedisStore):
         super().__init__(url, timeout=5.0, sweep_interval=interval, limits=limits)
         self.interval = interval
         self.tries = 0
-        self.sweeps: list[Sweep] = []
+        self.sweeps: list[SweepResult] = []
+        self._sweep_leases = self.writer.sweep_leases
+        self.writer.sweep_leases = self._sweep_and_count  # type: ignore[method-assign]
 
-    async def sweep(self, reason: EventReason.ValueType, seen: Position | None = None) -> Sweep:
+    async def _sweep_and_count(self, reason: EventReason.ValueType, applied: Position | None = None) -> SweepResult:
         self.tries += 1
-        swept = await super().sweep(reason, seen)
+        swept = await self._sweep_leases(reason, applied)
         self.sweeps.append(swept)
         return swept
 
@@ -60,7 +62,7 @@ class Registry:
     async def register(self, *names: str, ttl: float) -> None:
         outcomes = await asyncio.gather(
             *(
-                self.store.put(
+                self.store.writer.write_service(
                     small_service(name),
                     epoch=self._epoch,
                     expected=0,
@@ -82,7 +84,7 @@ class Registry:
         for name, wire in zip(names, revisions, strict=True):
             service = small_service(name)
             service.MergeFromString(wire)
-            await self.store.touch(service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False)
+            await self.store.writer.touch_service(service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False)
 
     async def deadline(self, name: str) -> float:
         score = await self.client.zscore(self.store.keys.leases, name)
@@ -90,7 +92,7 @@ class Registry:
         return float(score)
 
     async def ends(self) -> dict[str, StoredEvent]:
-        events = [event async for page in self.store.events(1 << 53) for event in page]
+        events = [event async for page in self.store.reader.scan_events(1 << 53) for event in page]
         return {event.name: event for event in events if not event.after}
 
     async def documents(self) -> set[bytes]:
@@ -112,10 +114,11 @@ async def registry_on(
     store = CountedStore(process.url, interval=interval, limits=limits)
     await store.open()
     async with Redis.from_url(process.url) as client:
-        yield Registry(store, client, (await store.head()).epoch)
+        yield Registry(store, client, (await store.reader.resolve_head()).epoch)
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_lease_ends_at_its_deadline_and_not_at_the_next_round(redis: RedisProcess) -> None:
     async with registry_on(redis, interval=LONG) as registry:
         await registry.register("second", ttl=0.5)
@@ -137,12 +140,13 @@ async def test_a_lease_ends_at_its_deadline_and_not_at_the_next_round(redis: Red
             assert ends[name].reason == EventReason.EVENT_REASON_LEASE_EXPIRED
 
 
+@pytest.mark.slow
 async def test_a_lease_that_is_renewed_does_not_end(redis: RedisProcess) -> None:
     async with registry_on(redis, interval=LONG) as registry:
         await registry.register("kept", "left", ttl=0.5)
         async with registry.sweeping():
             while not registry.store.removed:
-                assert await registry.store.renew(["kept"]) == []
+                assert await registry.store.writer.renew_leases(["kept"]) == []
                 await asyncio.sleep(0.05)
             assert registry.store.removed == ["left"]
             await eventually(lambda: len(registry.store.removed) == 2)
@@ -162,6 +166,7 @@ async def test_leases_that_end_together_go_batch_by_batch_without_waiting_for_th
         assert max(len(sweep.removed) for sweep in registry.store.sweeps) == 10
 
 
+@pytest.mark.slow
 async def test_without_leases_it_sweeps_once_a_round(redis: RedisProcess) -> None:
     async with registry_on(redis, interval=0.1) as registry:
         await registry.register("permanent", ttl=0)
@@ -172,7 +177,7 @@ async def test_without_leases_it_sweeps_once_a_round(redis: RedisProcess) -> Non
             took = loop.time() - begun
 
         assert took >= 0.35
-        assert all(sweep.moved == 0 for sweep in registry.store.sweeps)
+        assert all(sweep.shift_seconds == 0 for sweep in registry.store.sweeps)
 
 
 @pytest.mark.own_redis
@@ -192,9 +197,10 @@ async def test_while_the_store_is_away_it_tries_once_a_round_and_goes_on_when_it
             await eventually(lambda: registry.store.removed == ["a"])
 
         # It was not there for the service's heartbeats, and neither did the lease run.
-        assert sum(sweep.moved for sweep in registry.store.sweeps) > 0.35
+        assert sum(sweep.shift_seconds for sweep in registry.store.sweeps) > 0.35
 
 
+@pytest.mark.slow
 async def test_documents_that_ended_while_nobody_swept_are_restored(redis: RedisProcess) -> None:
     async with registry_on(redis, interval=1.0) as registry:
         await registry.register("a", "b", "c", ttl=LONG)
@@ -210,7 +216,7 @@ async def test_documents_that_ended_while_nobody_swept_are_restored(redis: Redis
 
         assert registry.restored == [["a", "c"]]
         assert await registry.documents() == everything
-        assert registry.store.sweeps[0].moved == pytest.approx(100, abs=SLACK_MS / 1000)
+        assert registry.store.sweeps[0].shift_seconds == pytest.approx(100, abs=SLACK_MS / 1000)
         assert registry.store.removed == []
 
 
@@ -223,10 +229,10 @@ async def test_many_documents_are_restored_batch_by_batch_without_waiting_for_th
         await registry.register(*names, ttl=LONG)
         everything = await registry.documents()
         await registry.client.delete(*everything)
-        await registry.store.renew(names)
+        await registry.store.writer.renew_leases(names)
 
         async with registry.sweeping():
-            await eventually(lambda: sum(map(len, registry.restored)) == 8 and not registry.store.sweeps[-1].bare)
+            await eventually(lambda: sum(map(len, registry.restored)) == 8 and not registry.store.sweeps[-1].missing_documents)
 
         assert max(map(len, registry.restored)) == 3
         assert await registry.documents() == everything
@@ -237,10 +243,10 @@ async def test_a_restoration_that_fails_is_tried_again(redis: RedisProcess) -> N
         await registry.register("a", ttl=LONG)
         everything = await registry.documents()
         await registry.client.delete(*everything)
-        await registry.store.renew(["a"])
+        await registry.store.writer.renew_leases(["a"])
         registry.failures = [StoreUnavailable(), StoreUnavailable()]
 
         async with registry.sweeping():
-            await eventually(lambda: len(registry.restored) == 3 and not registry.store.sweeps[-1].bare)
+            await eventually(lambda: len(registry.restored) == 3 and not registry.store.sweeps[-1].missing_documents)
 
         assert await registry.documents() == everything

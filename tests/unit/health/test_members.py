@@ -158,6 +158,7 @@ async def test_each_name_is_owned_by_one_of_the_members(store: RedisStore, clien
         assert len(set().union(*owned)) == 100
 
 
+@pytest.mark.slow
 async def test_whoever_leaves_is_off_the_list_at_once_and_owns_nothing(store: RedisStore, client: Redis) -> None:
     async with members(store, 2, period=LONG / 100) as [staying, leaving]:
         await leaving.leave()
@@ -183,6 +184,7 @@ async def test_whoever_is_silent_for_a_period_is_gone(store: RedisStore, client:
         assert alone.changes == 3
 
 
+@pytest.mark.slow
 async def test_a_member_speaks_often_enough_to_stay(store: RedisStore, client: Redis) -> None:
     async with members(store, 1, period=0.5) as [alone]:
         spoken = set[float]()
@@ -237,7 +239,7 @@ async def test_a_member_that_was_taken_off_the_list_by_mistake_is_back_when_it_l
 async def test_while_the_store_is_away_shares_stay_as_they_are(
     redis: RedisProcess, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stay, failures = store.stay_member, 0
+    stay, failures = store.writer.announce_member, 0
 
     async def counted(member: str, period: float) -> list[str]:
         nonlocal failures
@@ -247,7 +249,7 @@ async def test_while_the_store_is_away_shares_stay_as_they_are(
             failures += 1
             raise
 
-    monkeypatch.setattr(store, "stay_member", counted)
+    monkeypatch.setattr(store.writer, "announce_member", counted)
     async with members(store, 2, period=0.5) as both:
         before = both[0].membership.members
         redis.kill()

@@ -23,6 +23,8 @@ from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 20.0
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
@@ -126,7 +128,7 @@ async def test_the_result_of_a_service_that_is_gone_meanwhile_is_dropped(redis: 
         await process.monitor._results.flush()
         with pytest.raises(ServiceNotFound):
             await process.health("a")
-        assert await process.registry._store.read_check("a") == (None, None)
+        assert await process.registry._store.reader.read_check("a") == (None, None)
         assert process.statuses == []
 
 
@@ -136,7 +138,7 @@ async def test_the_result_of_an_endpoint_that_a_service_has_left_is_dropped(
     anew: bool,  # noqa: FBT001
 ) -> None:
     async with agents(2) as [old, new], process_on(redis, **HOURLY) as process:
-        old.says = BROKEN
+        old.response = BROKEN
         old.open.clear()
         new.open.clear()
         await process.register("a", old.endpoint())
@@ -217,7 +219,7 @@ async def test_no_more_probes_are_under_way_than_are_allowed_and_all_get_their_t
         agent.open.set()
         assert (await asking).status == HEALTHY
         await eventually(lambda: all(process.status(name) == HEALTHY for name in names))
-    assert agent.most_waiting == 4
+    assert agent.max_waiting == 4
     assert set(agent.paths) == {f"/{name}/health" for name in names}
 
 
@@ -247,12 +249,12 @@ async def test_those_who_ask_are_bounded_too(
         await eventually(lambda: agent.waiting == 2)
         agent.open.set()
         assert {health.status for health in await asyncio.gather(*asking)} == {HEALTHY}
-    assert agent.most_waiting <= 3, "one of those that are due may have come too"
+    assert agent.max_waiting <= 3, "one of those that are due may have come too"
 
 
 async def test_what_was_probed_is_counted_by_how_it_went(redis: RedisProcess) -> None:
     async with agents(2) as [good, bad], process_on(redis, **HOURLY) as process:
-        bad.says = BROKEN
+        bad.response = BROKEN
         await process.register("good", good.endpoint())
         await process.register("bad", bad.endpoint())
         await eventually(lambda: process.results == 2)
@@ -272,11 +274,11 @@ async def test_what_was_under_way_during_a_standstill_does_not_count_and_is_chec
 ) -> None:
     async with process_on(redis, interval_ms=1000, timeout_ms=1000) as process:
         agent.open.clear()
-        agent.says = BROKEN
+        agent.response = BROKEN
         await process.register("a", agent.endpoint())
         await eventually(lambda: agent.waiting == 1)
         process.clock.now += 600
-        agent.says = FINE
+        agent.response = FINE
         agent.open.set()
         begun = time.monotonic()
         await eventually(lambda: len(agent.paths) == 2)

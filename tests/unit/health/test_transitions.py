@@ -129,6 +129,7 @@ async def test_what_comes_and_goes_while_the_store_hangs_does_not_pile_up(monkey
         await eventually(lambda: [name for name, _ in store.committed] == ["held", "a"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [StoreUnavailable("away"), ValueError("a bug")])
 async def test_one_that_cannot_be_committed_costs_no_other(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 2)

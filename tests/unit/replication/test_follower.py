@@ -145,6 +145,7 @@ async def test_a_load_while_others_write_ends_equal_to_the_store(
             assert process.follower.resyncs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.store_limits(page=20)
 async def test_a_load_that_takes_longer_than_the_stream_reaches_back_begins_anew(
     redis: RedisProcess, limits: StoreLimits, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch

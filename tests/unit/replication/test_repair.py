@@ -13,7 +13,7 @@ from ossa.registry.v1.event_pb2 import EventType
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.model.tokens import Cursor
 from registry_server.security.identity import Claim
-from registry_server.store import EpochChanged, Position, Remembered, StoreLimits, TurnLost
+from registry_server.store import EpochChanged, Position, RestoredService, StoreLimits, TurnLost
 from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
@@ -201,6 +201,7 @@ async def test_of_two_changes_of_one_service_the_later_is_kept(
     assert versions == {"both": "3.0.0", "ours": "2.0.0", "theirs": "3.0.0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [False, True], ids=["in between nothing", "in between another change"])
 async def test_who_knows_more_and_comes_late_adds_it(
     redis: RedisProcess,
@@ -262,6 +263,7 @@ async def test_of_several_who_knows_most_repairs(
             assert each.follower.resyncs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.store_limits(repair_batch=2)
 async def test_a_repair_that_was_given_up_is_ended_by_another(
     redis: RedisProcess,
@@ -278,9 +280,9 @@ async def test_a_repair_that_was_given_up_is_ended_by_another(
         await writer.put("g")
         await process.catch_up()
         before = second.replica.position
-        put, batches = process.store.repairs.put_services, 0
+        put, batches = process.store.repairs.restore_services, 0
 
-        async def put_services(services: Sequence[Remembered], plan: str) -> None:
+        async def put_services(services: Sequence[RestoredService], plan: str) -> None:
             nonlocal batches
             if batches == 2:
                 await asyncio.Event().wait()  # as if it were stopped
@@ -297,11 +299,11 @@ async def test_a_repair_that_was_given_up_is_ended_by_another(
         assert outcomes(second) == {"continued": 1}
         monkeypatch.undo()
         with pytest.raises(TurnLost):
-            await put([Remembered("b", b"", 0, "")], "")
+            await put([RestoredService("b", b"", 0, "")], "")
         with pytest.raises(TurnLost):
-            await process.store.repairs.put_events([], restart=True)
+            await process.store.repairs.restore_events([], restart=True)
         with pytest.raises(TurnLost):
-            await process.store.repairs.end(before, restart=True, known=before, common=0)
+            await process.store.repairs.finish_repair(before, restart=True, known=before, common=0)
         await process.stall()
         process.start()
         await repaired(second, process, times=2)
@@ -309,6 +311,7 @@ async def test_a_repair_that_was_given_up_is_ended_by_another(
         assert second.follower.resyncs == process.follower.resyncs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [False, True], ids=["nothing was written", "something was written"])
 async def test_a_process_that_begins_with_an_emptied_store_hides_nothing(
     redis: RedisProcess,
@@ -343,6 +346,7 @@ async def test_a_process_that_begins_with_an_emptied_store_hides_nothing(
     assert (process.replica.position == before) == (not written)
 
 
+@pytest.mark.slow
 @pytest.mark.store_limits(repair_gather_seconds=1.0)
 async def test_while_a_store_is_repaired_who_begins_waits(
     redis: RedisProcess, limits: StoreLimits, process: Process, writer: Writer, client: Redis
@@ -354,13 +358,14 @@ async def test_while_a_store_is_repaired_who_begins_waits(
     async with Process(redis.url, limits=limits, repair=True).running() as fresh:
         await asyncio.sleep(0.2)
         assert not fresh.follower.loaded
-        refused = await writer.store.delete("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
+        refused = await writer.store.writer.delete_service("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
         assert isinstance(refused, EpochChanged)
         await repaired(process)
         await fresh.catch_up()
         assert fresh.replica.position == process.replica.position
 
 
+@pytest.mark.slow
 async def test_a_repair_that_nobody_ends_keeps_nobody_from_beginning(
     redis: RedisProcess, process: Process, writer: Writer, client: Redis
 ) -> None:
@@ -404,6 +409,7 @@ async def test_leases_begin_anew_and_documents_are_written_again(
     assert await client.smembers(keys.bare) == {b"lost"}
 
 
+@pytest.mark.slow
 async def test_owners_survive(redis: RedisProcess, process: Process, writer: Writer, client: Redis) -> None:
     writer.claim = Claim("alice", exclusive=True)
     await writer.put("hers", "gone")
@@ -426,7 +432,7 @@ async def test_owners_survive(redis: RedisProcess, process: Process, writer: Wri
         await writer.put("hers", version="6.6.6", updated_at={"seconds": int(time.time()) + 99})
         second.start()
         await repaired(second)
-        assert await writer.store.owner("hers") == "alice"
+        assert await writer.store.reader.read_owner("hers") == "alice"
         assert second.replica.records["hers"].version() != "6.6.6"
         assert await client.hgetall(writer.store.keys.owned) == {b"alice": b"1"}
 
@@ -463,9 +469,9 @@ async def test_a_store_that_goes_away_during_the_repair_is_repaired_when_it_is_b
     await writer.put(*"abcdef")
     await process.catch_up()
     before = process.replica.position
-    put = process.store.repairs.put_services
+    put = process.store.repairs.restore_services
 
-    async def put_services(services: Sequence[Remembered], plan: str) -> None:
+    async def put_services(services: Sequence[RestoredService], plan: str) -> None:
         await put(services, plan)
         if "c" in {each.name for each in services}:
             monkeypatch.undo()

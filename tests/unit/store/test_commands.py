@@ -46,7 +46,7 @@ async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
 
 
 async def test_everyone_gets_the_answer_to_their_own_command(commands: Commands) -> None:
-    answers = await asyncio.gather(*(commands.run("ECHO", i) for i in range(1000)))
+    answers = await asyncio.gather(*(commands.run_command("ECHO", i) for i in range(1000)))
 
     assert answers == [str(i).encode() for i in range(1000)]
 
@@ -54,16 +54,16 @@ async def test_everyone_gets_the_answer_to_their_own_command(commands: Commands)
 async def test_commands_are_carried_out_in_the_order_in_which_they_were_given(
     commands: Commands, client: Redis
 ) -> None:
-    await asyncio.gather(*(commands.run("RPUSH", "list", i) for i in range(1000)))
+    await asyncio.gather(*(commands.run_command("RPUSH", "list", i) for i in range(1000)))
 
     assert [int(value) for value in await client.lrange("list", 0, -1)] == list(range(1000))
 
 
 async def test_commands_given_at_once_share_round_trips(commands: Commands, client: Redis) -> None:
-    await commands.run("PING")
+    await commands.run_command("PING")
     before = await reads(client)
 
-    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(4 * StoreLimits().commands_batch)))
+    await asyncio.gather(*(commands.run_command("INCR", "n") for _ in range(4 * StoreLimits().commands_batch)))
 
     assert await reads(client) - before <= 4 + 2
     assert await client.get("n") == str(4 * StoreLimits().commands_batch).encode()
@@ -71,10 +71,10 @@ async def test_commands_given_at_once_share_round_trips(commands: Commands, clie
 
 async def test_commands_given_during_a_round_trip_share_the_next_one(commands: Commands, client: Redis) -> None:
     before = await reads(client)
-    first = asyncio.create_task(commands.run("BLPOP", "nothing", "0.1"))
+    first = asyncio.create_task(commands.run_command("BLPOP", "nothing", "0.1"))
     await asyncio.sleep(0.02)  # it is under way
 
-    rest = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(100)]
+    rest = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(100)]
     await asyncio.gather(first, *rest)
 
     assert await reads(client) - before <= 2 + 2
@@ -84,13 +84,13 @@ async def test_commands_given_during_a_round_trip_share_the_next_one(commands: C
 async def test_a_round_trip_carries_a_bounded_number(commands: Commands, client: Redis) -> None:
     before = await reads(client)
 
-    await asyncio.gather(*(commands.run("INCR", "n") for _ in range(100)))
+    await asyncio.gather(*(commands.run_command("INCR", "n") for _ in range(100)))
 
     assert await reads(client) - before >= 10
 
 
 async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: Commands) -> None:
-    tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
+    tasks = [asyncio.create_task(commands.run_command("ECHO", i)) for i in range(10)]
     await asyncio.sleep(0)
     tasks[0].cancel()
     tasks[5].cancel()
@@ -108,7 +108,7 @@ async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: 
         b"8",
         b"9",
     ]
-    assert await commands.run("ECHO", "later") == b"later"
+    assert await commands.run_command("ECHO", "later") == b"later"
 
 
 @pytest.mark.own_redis
@@ -116,7 +116,7 @@ async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not
     commands: Commands, redis: RedisProcess
 ) -> None:
     redis.pause()
-    tasks = [asyncio.create_task(commands.run("ECHO", i)) for i in range(10)]
+    tasks = [asyncio.create_task(commands.run_command("ECHO", i)) for i in range(10)]
     await asyncio.sleep(REDIS_TIMEOUT / 20)  # they are on their way
     tasks[3].cancel()
     redis.resume()
@@ -130,22 +130,22 @@ async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not
 @pytest.mark.store_limits(max_waiting_commands=5)
 async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carried_out(commands: Commands) -> None:
 
-    results = await outcomes(*(asyncio.create_task(commands.run("ECHO", i)) for i in range(8)))
+    results = await outcomes(*(asyncio.create_task(commands.run_command("ECHO", i)) for i in range(8)))
 
     assert results[:5] == [b"0", b"1", b"2", b"3", b"4"]
     for result in results[5:]:
         assert isinstance(result, StoreUnavailable)
         assert "too many writes" in str(result)
-    assert await commands.run("ECHO", "later") == b"later"
+    assert await commands.run_command("ECHO", "later") == b"later"
 
 
 async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> None:
-    await commands.run("SET", "text", "x")
+    await commands.run_command("SET", "text", "x")
 
     results = await outcomes(
-        asyncio.create_task(commands.run("ECHO", "a")),
-        asyncio.create_task(commands.run("LPUSH", "text", "x")),
-        asyncio.create_task(commands.run("ECHO", "b")),
+        asyncio.create_task(commands.run_command("ECHO", "a")),
+        asyncio.create_task(commands.run_command("LPUSH", "text", "x")),
+        asyncio.create_task(commands.run_command("ECHO", "b")),
     )
 
     assert (results[0], results[2]) == (b"a", b"b")
@@ -155,9 +155,9 @@ async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> N
 async def test_a_command_that_cannot_be_sent_fails_and_does_not_hang(commands: Commands) -> None:
     async with asyncio.timeout(TIMEOUT):
         with pytest.raises(UnicodeEncodeError):
-            await commands.run("SET", "key", "\ud800")
+            await commands.run_command("SET", "key", "\ud800")
 
-    assert await commands.run("ECHO", "later") == b"later"
+    assert await commands.run_command("ECHO", "later") == b"later"
 
 
 @pytest.mark.own_redis
@@ -165,7 +165,7 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
     commands: Commands, redis: RedisProcess
 ) -> None:
     redis.pause()
-    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(50)]
+    tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(50)]
     await asyncio.sleep(REDIS_TIMEOUT / 20)
     redis.kill()
 
@@ -173,7 +173,7 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
         assert isinstance(result, StoreUnavailable)
 
     await redis.restart()
-    assert await commands.run("INCR", "n") == 1
+    assert await commands.run_command("INCR", "n") == 1
 
 
 @pytest.mark.own_redis
@@ -184,14 +184,14 @@ async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_o
     loop = asyncio.get_running_loop()
     redis.pause()
     begun = loop.time()
-    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(100)]
+    tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(100)]
 
     for result in await outcomes(*tasks):
         assert isinstance(result, StoreUnavailable)
     assert loop.time() - begun < 3 * REDIS_TIMEOUT
 
     redis.resume()
-    assert await commands.run("ECHO", "later") == b"later"
+    assert await commands.run_command("ECHO", "later") == b"later"
 
 
 @pytest.mark.own_redis
@@ -200,41 +200,41 @@ async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
 ) -> None:
     await redis.stop()
 
-    results = await outcomes(*(asyncio.create_task(commands.run("GET", "some-key")) for _ in range(3)))
+    results = await outcomes(*(asyncio.create_task(commands.run_command("GET", "some-key")) for _ in range(3)))
 
     for result in results:
         assert isinstance(result, StoreUnavailable)
         assert str(redis.port) not in str(result)
         assert "some-key" not in str(result)
     await redis.start()
-    assert await commands.run("GET", "some-key") is None
+    assert await commands.run_command("GET", "some-key") is None
 
 
 @pytest.mark.own_redis
 async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands, redis: RedisProcess) -> None:
     redis.pause()
     with pytest.raises(StoreUnavailable, match="in time"):
-        await commands.run("ECHO", "late")
+        await commands.run_command("ECHO", "late")
     redis.resume()
 
-    assert await asyncio.gather(*(commands.run("ECHO", i) for i in range(5))) == [b"0", b"1", b"2", b"3", b"4"]
+    assert await asyncio.gather(*(commands.run_command("ECHO", i) for i in range(5))) == [b"0", b"1", b"2", b"3", b"4"]
 
 
 @pytest.mark.own_redis
 async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: RedisProcess) -> None:
     tried, done = 0, 0
     for _ in range(3):
-        tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(2000)]
+        tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(2000)]
         tried += len(tasks)
         await tasks[600]
         redis.kill()
         done += sum(isinstance(result, int) for result in await outcomes(*tasks))
         await redis.restart()
         # If it died only after its last answer, the first command afterwards may be what finds that out.
-        await outcomes(asyncio.create_task(commands.run("PING")))
+        await outcomes(asyncio.create_task(commands.run_command("PING")))
 
     assert 0 < done < tried
-    assert done <= int(await commands.run("GET", "n")) <= tried
+    assert done <= int(await commands.run_command("GET", "n")) <= tried
 
 
 async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, client: Redis) -> None:
@@ -242,7 +242,8 @@ async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, 
     keys = tuple("abcdefghijkl")
 
     answers = await asyncio.gather(
-        *(commands.run("ECHO", i) for i in range(3)), *(commands.script("head", keys, "epoch", "", 0) for _ in range(3))
+        *(commands.run_command("ECHO", i) for i in range(3)),
+        *(commands.run_script("head", keys, "epoch", "", 0) for _ in range(3)),
     )
 
     assert answers == [b"0", b"1", b"2", *[[b"epoch", 0]] * 3]
@@ -250,7 +251,7 @@ async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, 
 
 async def test_closing_waits_for_what_was_given(client: Redis) -> None:
     commands = Commands(client, Scripts(), StoreCounters())
-    tasks = [asyncio.create_task(commands.run("INCR", "n")) for _ in range(1000)]
+    tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
 
     await commands.close()

@@ -6,7 +6,7 @@ from redis.asyncio import SSLConnection
 from registry_server.config.addresses import HostPort
 from registry_server.errors import ConfigurationError
 from registry_server.store.connecting import Connections
-from registry_server.store.locating import Sentinels, SlotOwner
+from registry_server.store.locating import ClusterSlot, Sentinels
 from tests.support.redis_process import RedisProcess
 
 KEY = "{ossa}:registry:revision"
@@ -53,7 +53,7 @@ def test_sentinels_are_never_told_the_password_of_redis() -> None:
 def test_nodes_of_a_cluster_all_get_the_same_credentials() -> None:
     connections = Asked("redis+cluster://me:secret@a,b:7001/0")
 
-    assert isinstance(connections.locator, SlotOwner)
+    assert isinstance(connections.locator, ClusterSlot)
     options = options_of(connections)
     assert (options["username"], options["password"], options["db"]) == ("me", "secret", 0)
 

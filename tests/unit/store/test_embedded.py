@@ -24,6 +24,8 @@ from registry_server.errors import ConfigurationError
 from registry_server.store import embedded
 from registry_server.store.embedded import EmbeddedRedis, find_redis_server
 
+pytestmark = pytest.mark.slow
+
 # Holds a data directory as a registry does. Says redis-server's pid, and ends when it is killed.
 OWNER = textwrap.dedent("""
     import asyncio, sys

@@ -10,7 +10,7 @@ import pytest
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.runtime.tasks import cancel
-from registry_server.store import LARGEST_GROUP, Conflict, RedisStore, StoreLimits
+from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, RedisStore, StoreLimits
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -26,7 +26,7 @@ async def store(redis: RedisProcess, limits: StoreLimits) -> AsyncIterator[Redis
 
 
 async def put(store: RedisStore, epoch: str, name: str, *, expected: int = 0) -> Any:
-    return await store.put(
+    return await store.writer.write_service(
         small_service(name),
         epoch=epoch,
         expected=expected,
@@ -38,7 +38,7 @@ async def put(store: RedisStore, epoch: str, name: str, *, expected: int = 0) ->
 
 
 async def test_changes_that_come_together_take_one_call_and_are_made_in_their_order(store: RedisStore) -> None:
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     revisions = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(100)))
     assert revisions == list(range(1, 101))
     assert store.counters.scripts["commit"].ended.total() < 5
@@ -52,15 +52,15 @@ async def test_as_many_as_one_call_takes_do_not_wait_for_more(store: RedisStore)
             time.sleep(0.001)  # noqa: ASYNC251 - so that the loop is never quiet
             await asyncio.sleep(0)
 
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     busy = asyncio.create_task(keep_busy())
     async with asyncio.timeout(TIMEOUT):
-        await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(LARGEST_GROUP)))
+        await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(MAX_COMMITS_PER_GROUP)))
     await cancel([busy])
 
 
 async def test_one_that_is_refused_leaves_the_others(store: RedisStore) -> None:
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     outcomes = await asyncio.gather(
         put(store, epoch, "a"), put(store, epoch, "a"), put(store, epoch, "b", expected=7), put(store, epoch, "c")
     )
@@ -68,7 +68,7 @@ async def test_one_that_is_refused_leaves_the_others(store: RedisStore) -> None:
 
 
 async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> None:
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     tasks = [asyncio.create_task(put(store, epoch, name)) for name in ("a", "b", "c")]
     await asyncio.sleep(0)
     tasks[1].cancel()
@@ -77,7 +77,7 @@ async def test_who_leaves_does_not_take_the_others_along(store: RedisStore) -> N
 
 @pytest.mark.own_redis
 async def test_a_store_that_is_away_is_told_to_all_who_wait_at_once(store: RedisStore, redis: RedisProcess) -> None:
-    epoch = (await store.head()).epoch
+    epoch = (await store.reader.resolve_head()).epoch
     redis.kill()
     async with asyncio.timeout(TIMEOUT):
         outcomes = await asyncio.gather(*(put(store, epoch, f"a{i}") for i in range(500)), return_exceptions=True)

@@ -44,7 +44,7 @@ class Box(NamedTuple):
         forget_check: bool = False,
         epoch: str | None = None,
     ) -> Outcome:
-        return await self.store.put(
+        return await self.store.writer.write_service(
             small_service(service) if isinstance(service, str) else service,
             epoch=self.epoch if epoch is None else epoch,
             expected=expected,
@@ -58,7 +58,7 @@ class Box(NamedTuple):
     async def touch(
         self, name: str, expected: int, *, ttl: float = 60, renew: bool = True, epoch: str | None = None
     ) -> Outcome:
-        return await self.store.touch(
+        return await self.store.writer.touch_service(
             small_service(name),
             epoch=self.epoch if epoch is None else epoch,
             expected=expected,
@@ -67,12 +67,14 @@ class Box(NamedTuple):
         )
 
     async def delete(self, name: str, expected: int, *, epoch: str | None = None) -> Outcome:
-        return await self.store.delete(
+        return await self.store.writer.delete_service(
             name, epoch=self.epoch if epoch is None else epoch, expected=expected, reason=CLIENT_REQUEST
         )
 
     async def notice(self, error: str, *, epoch: str | None = None) -> int | EpochChanged:
-        return await self.store.notice(error, epoch=self.epoch if epoch is None else epoch, reason=HEALTH_CHECK)
+        return await self.store.writer.publish_notice(
+            error, epoch=self.epoch if epoch is None else epoch, reason=HEALTH_CHECK
+        )
 
     async def members(self) -> set[str]:
         listed: Any = await self.client.zrange(self.store.keys.members, 0, -1)
@@ -106,7 +108,7 @@ class Box(NamedTuple):
         return int(await self.client.get(self.store.keys.revision) or 0)
 
     async def events(self) -> list[StoredEvent]:
-        return [event async for page in self.store.events(1 << 53) for event in page]
+        return [event async for page in self.store.reader.scan_events(1 << 53) for event in page]
 
     async def contents(self) -> dict[bytes, Any]:
         """All that is in Redis."""
@@ -130,7 +132,7 @@ class Box(NamedTuple):
 async def box_on(process: RedisProcess, **options: Any) -> Box:
     store = RedisStore(process.url, **options)
     await store.open()
-    return Box(store, redis.asyncio.Redis.from_url(process.url), (await store.head()).epoch)
+    return Box(store, redis.asyncio.Redis.from_url(process.url), (await store.reader.resolve_head()).epoch)
 
 
 @pytest.fixture
@@ -145,26 +147,30 @@ async def box(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator
 
 
 async def test_an_empty_store_begins_an_epoch_at_revision_0_and_keeps_it(box: Box) -> None:
-    first = await box.store.head()
+    first = await box.store.reader.resolve_head()
 
     assert first == Position(box.epoch, 0)
     assert len(first.epoch) == 16
-    assert await box.store.head(Position("another", 99)) == first
-    assert await box.store.head(first) == first
+    assert await box.store.reader.resolve_head(Position("another", 99)) == first
+    assert await box.store.reader.resolve_head(first) == first
 
 
 async def test_the_head_tells_the_newest_revision(box: Box) -> None:
     await box.put("a")
     await box.put("b")
 
-    assert await box.store.head() == await box.store.head(Position(box.epoch, 1)) == Position(box.epoch, 2)
+    assert (
+        await box.store.reader.resolve_head()
+        == await box.store.reader.resolve_head(Position(box.epoch, 1))
+        == Position(box.epoch, 2)
+    )
 
 
 async def test_a_store_that_is_behind_what_was_seen_begins_another_epoch_without_the_old_events(box: Box) -> None:
     await box.put("a")
     await box.put("b")
 
-    head = await box.store.head(Position(box.epoch, 3))
+    head = await box.store.reader.resolve_head(Position(box.epoch, 3))
 
     assert head.revision == 2
     assert head.epoch != box.epoch
@@ -174,7 +180,7 @@ async def test_a_store_that_is_behind_what_was_seen_begins_another_epoch_without
 
 
 async def test_several_who_notice_that_a_store_went_back_agree_on_one_epoch(box: Box) -> None:
-    heads = await asyncio.gather(*(box.store.head(Position(box.epoch, 9)) for _ in range(5)))
+    heads = await asyncio.gather(*(box.store.reader.resolve_head(Position(box.epoch, 9)) for _ in range(5)))
 
     assert len(set(heads)) == 1
     assert heads[0].epoch != box.epoch
@@ -182,9 +188,9 @@ async def test_several_who_notice_that_a_store_went_back_agree_on_one_epoch(box:
 
 async def test_a_history_that_was_rewritten_ends_and_whoever_else_says_so_learns_of_the_new_one(box: Box) -> None:
     await box.put("a")
-    assert await box.store.head(Position("another", 1), rewritten=True) == Position(box.epoch, 1)
+    assert await box.store.reader.resolve_head(Position("another", 1), rewritten=True) == Position(box.epoch, 1)
 
-    heads = [await box.store.head(Position(box.epoch, 1), rewritten=True) for _ in range(3)]
+    heads = [await box.store.reader.resolve_head(Position(box.epoch, 1), rewritten=True) for _ in range(3)]
 
     assert len(set(heads)) == 1
     assert heads[0].epoch != box.epoch
@@ -196,7 +202,7 @@ async def test_an_emptied_store_begins_another_epoch(box: Box) -> None:
     await box.put("a")
     await box.client.flushall()
 
-    head = await box.store.head()
+    head = await box.store.reader.resolve_head()
 
     assert head.revision == 0
     assert head.epoch != box.epoch
@@ -354,7 +360,7 @@ async def test_a_permanent_service_has_no_end(box: Box) -> None:
 
     assert await box.deadline("a") == float("inf")
     assert await box.document_left_ms("a") == -1
-    assert await box.store.read_check("a") == (None, None)
+    assert await box.store.reader.read_check("a") == (None, None)
 
 
 async def test_a_service_may_become_permanent_and_back(box: Box) -> None:
@@ -378,7 +384,7 @@ async def test_an_update_of_a_service_whose_lease_has_ended_does_not_bring_it_ba
     assert await box.put("a", 1, renew=False) == 2
 
     assert await box.document("a") is None
-    assert (await box.store.sweep(LEASE_EXPIRED)).removed == ["a"]
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).removed == ["a"]
 
 
 # Touching.
@@ -401,7 +407,7 @@ async def test_a_touch_writes_the_document_again_and_makes_no_change(box: Box) -
 
 async def test_a_delete_leaves_nothing_but_its_event(box: Box) -> None:
     await box.put("a")
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
 
     assert await box.delete("a", 1) == 2
 
@@ -426,7 +432,7 @@ async def test_a_renewal_gives_the_full_length_again(box: Box) -> None:
     for name in "ab":
         await box.set_deadline(name, await box.now_ms() + 10_000)
 
-    assert await box.store.renew(["a", "b"]) == []
+    assert await box.store.writer.renew_leases(["a", "b"]) == []
 
     for name, ttl in (("a", 60_000), ("b", 30_000)):
         deadline = await box.deadline(name)
@@ -439,7 +445,7 @@ async def test_a_renewal_makes_no_change(box: Box) -> None:
     await box.put("a")
     events = await box.events()
 
-    await box.store.renew(["a"])
+    await box.store.writer.renew_leases(["a"])
 
     assert (await box.events(), await box.revision()) == (events, 1)
 
@@ -451,21 +457,21 @@ async def test_a_renewal_tells_unknown_names_in_order(box: Box) -> None:
 
     names = ["no1", "good1", "good2", "no2", "good3", "no1", "good1", "no3"]
 
-    assert await box.store.renew(names) == ["no1", "no2", "no1", "no3"]
+    assert await box.store.writer.renew_leases(names) == ["no1", "no2", "no1", "no3"]
 
 
 async def test_a_permanent_service_is_known_to_a_renewal_and_stays_as_it_is(box: Box) -> None:
     await box.put("a", ttl=0)
 
-    assert await box.store.renew(["a"]) == []
+    assert await box.store.writer.renew_leases(["a"]) == []
 
     assert await box.deadline("a") == float("inf")
     assert await box.document_left_ms("a") == -1
-    assert (await box.store.sweep(LEASE_EXPIRED)).bare == []
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).missing_documents == []
 
 
 async def test_nothing_to_renew_is_no_error(box: Box) -> None:
-    assert await box.store.renew([]) == []
+    assert await box.store.writer.renew_leases([]) == []
 
 
 @pytest.mark.parametrize("change", [Box.put, Box.touch])
@@ -475,13 +481,13 @@ async def test_a_renewed_service_without_its_document_is_told_at_every_sweep_unt
     for name in "ab":
         await box.put(name)
     await box.client.delete(box.store.keys.document_prefix + "a")
-    await box.store.renew(["a", "b"])
+    await box.store.writer.renew_leases(["a", "b"])
 
-    assert [(await box.store.sweep(LEASE_EXPIRED)).bare for _ in range(2)] == [["a"], ["a"]]
+    assert [(await box.store.writer.sweep_leases(LEASE_EXPIRED)).missing_documents for _ in range(2)] == [["a"], ["a"]]
 
     await change(box, "a", 1)
 
-    assert (await box.store.sweep(LEASE_EXPIRED)).bare == []
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).missing_documents == []
     assert await box.document("a") is not None
 
 
@@ -489,14 +495,14 @@ async def test_a_service_that_is_gone_has_no_document_to_write(box: Box) -> None
     for name in ("deleted", "ended"):
         await box.put(name)
         await box.client.delete(box.store.keys.document_prefix + name)
-    await box.store.sweep(LEASE_EXPIRED)
-    await box.store.renew(["deleted", "ended"])
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
+    await box.store.writer.renew_leases(["deleted", "ended"])
 
     await box.delete("deleted", 1)
     await box.set_deadline("ended", await box.now_ms() - 1)
 
-    sweep = await box.store.sweep(LEASE_EXPIRED)
-    assert (sweep.removed, sweep.bare) == (["ended"], [])
+    sweep = await box.store.writer.sweep_leases(LEASE_EXPIRED)
+    assert (sweep.removed, sweep.missing_documents) == (["ended"], [])
 
 
 @pytest.mark.store_limits(sweep_batch=3)
@@ -505,9 +511,9 @@ async def test_a_sweep_tells_a_bounded_number_of_documents_to_write(box: Box) ->
     for name in names:
         await box.put(name)
         await box.client.delete(box.store.keys.document_prefix + name)
-    await box.store.renew(names)
+    await box.store.writer.renew_leases(names)
 
-    bare = (await box.store.sweep(LEASE_EXPIRED)).bare
+    bare = (await box.store.writer.sweep_leases(LEASE_EXPIRED)).missing_documents
 
     assert len(set(bare)) == 3
     assert set(bare) < set(names)
@@ -517,19 +523,19 @@ async def test_a_sweep_tells_a_bounded_number_of_documents_to_write(box: Box) ->
 
 
 async def test_a_sweep_removes_what_has_ended_in_the_order_in_which_it_ended(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     for name in ("second", "alive", "first", "permanent", "third"):
         await box.put(name, ttl=0 if name == "permanent" else 60)
     now = await box.now_ms()
     for ago, name in ((30, "first"), (20, "second"), (10, "third")):
         await box.set_deadline(name, now - ago)
 
-    sweep = await box.store.sweep(LEASE_EXPIRED)
+    sweep = await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     assert sweep.removed == ["first", "second", "third"]
-    assert (sweep.moved, sweep.bare) == (0, [])
-    assert sweep.next_in is not None
-    assert 60 - SLACK_MS / 1000 < sweep.next_in <= 60
+    assert (sweep.shift_seconds, sweep.missing_documents) == (0, [])
+    assert sweep.next_expiry_seconds is not None
+    assert 60 - SLACK_MS / 1000 < sweep.next_expiry_seconds <= 60
     events = (await box.events())[5:]
     assert [(event.name, event.type, event.reason, event.revision) for event in events] == [
         ("first", UNREGISTERED, LEASE_EXPIRED, 6),
@@ -544,26 +550,26 @@ async def test_a_sweep_removes_what_has_ended_in_the_order_in_which_it_ended(box
 
 @pytest.mark.store_limits(sweep_batch=2)
 async def test_a_sweep_removes_a_bounded_batch_and_says_that_there_is_more(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     now = await box.now_ms()
     for i in range(3):
         await box.put(f"s{i}")
         await box.set_deadline(f"s{i}", now - 10 + i)
 
-    sweeps = [await box.store.sweep(LEASE_EXPIRED) for _ in range(3)]
+    sweeps = [await box.store.writer.sweep_leases(LEASE_EXPIRED) for _ in range(3)]
 
     assert [sweep.removed for sweep in sweeps] == [["s0", "s1"], ["s2"], []]
-    assert [sweep.next_in for sweep in sweeps] == [0, None, None]
+    assert [sweep.next_expiry_seconds for sweep in sweeps] == [0, None, None]
 
 
 async def test_a_sweep_tells_when_the_next_lease_ends_if_one_does(box: Box) -> None:
-    assert (await box.store.sweep(LEASE_EXPIRED)).next_in is None
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).next_expiry_seconds is None
     await box.put("permanent", ttl=0)
-    assert (await box.store.sweep(LEASE_EXPIRED)).next_in is None
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).next_expiry_seconds is None
     await box.put("a", ttl=50)
     await box.put("b", ttl=40)
 
-    next_in = (await box.store.sweep(LEASE_EXPIRED)).next_in
+    next_in = (await box.store.writer.sweep_leases(LEASE_EXPIRED)).next_expiry_seconds
 
     assert next_in is not None
     assert 40 - SLACK_MS / 1000 < next_in <= 40
@@ -571,7 +577,7 @@ async def test_a_sweep_tells_when_the_next_lease_ends_if_one_does(box: Box) -> N
 
 @pytest.mark.parametrize("gap_ms", [60_000, -60_000], ids=["nobody swept", "clock set back"])
 async def test_after_a_gap_leases_and_documents_move_and_nothing_is_removed(box: Box, gap_ms: int) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     now = await box.now_ms()
     await box.put("permanent", ttl=0)
     # As the gap began, one lease had 20 s left and one had 100 s.
@@ -580,22 +586,22 @@ async def test_after_a_gap_leases_and_documents_move_and_nothing_is_removed(box:
         await box.set_deadline(name, now - gap_ms + left)
     await box.client.set(box.store.keys.sweep, now - gap_ms)
 
-    sweep = await box.store.sweep(LEASE_EXPIRED)
+    sweep = await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     assert sweep.removed == []
-    assert sweep.next_in is not None
-    assert 20 - SLACK_MS / 1000 < sweep.next_in <= 20 + SLACK_MS / 1000
-    assert abs(sweep.moved * 1000 - gap_ms) < SLACK_MS
+    assert sweep.next_expiry_seconds is not None
+    assert 20 - SLACK_MS / 1000 < sweep.next_expiry_seconds <= 20 + SLACK_MS / 1000
+    assert abs(sweep.shift_seconds * 1000 - gap_ms) < SLACK_MS
     for name, left in (("short", 20_000), ("long", 100_000)):
         deadline = await box.deadline(name)
         assert deadline is not None
         assert abs(deadline - now - left) < SLACK_MS
     assert abs(await box.document_left_ms("long") - 100_000) < SLACK_MS
     # The document of a lease that ended in the gap went with it; only its record knows better.
-    assert sweep.bare == (["short"] if gap_ms > 0 else [])
+    assert sweep.missing_documents == (["short"] if gap_ms > 0 else [])
     assert await box.deadline("permanent") == float("inf")
-    again = await box.store.sweep(LEASE_EXPIRED)
-    assert (again.removed, again.moved) == ([], 0)  # the gap counts once
+    again = await box.store.writer.sweep_leases(LEASE_EXPIRED)
+    assert (again.removed, again.shift_seconds) == ([], 0)  # the gap counts once
 
 
 @pytest.mark.parametrize("renewed", ["registered", "heartbeat", "probed"])
@@ -609,14 +615,14 @@ async def test_a_lease_that_begins_between_a_clock_set_back_and_the_next_sweep_l
         case "registered":
             await box.put("b", ttl=20)
         case "heartbeat":
-            await box.store.renew(["a"])
+            await box.store.writer.renew_leases(["a"])
         case _:
-            await box.store.write_checks([ProbeResult("a", b"", renew=True)])
-    moved, after = [await box.store.sweep(LEASE_EXPIRED) for _ in range(2)]
+            await box.store.writer.write_checks([ProbeResult("a", b"", renew=True)])
+    moved, after = [await box.store.writer.sweep_leases(LEASE_EXPIRED) for _ in range(2)]
 
     assert (moved.removed, after.removed) == ([], ["a"] if renewed == "registered" else [])
-    assert after.next_in is not None
-    assert abs(after.next_in - 20) < SLACK_MS / 1000
+    assert after.next_expiry_seconds is not None
+    assert abs(after.next_expiry_seconds - 20) < SLACK_MS / 1000
 
 
 async def test_a_lease_that_ended_before_the_gap_ends_after_it(box: Box) -> None:
@@ -625,8 +631,8 @@ async def test_a_lease_that_ended_before_the_gap_ends_after_it(box: Box) -> None
     await box.set_deadline("a", now - 60_001)
     await box.client.set(box.store.keys.sweep, now - 60_000)
 
-    moved = await box.store.sweep(LEASE_EXPIRED)
-    swept = await box.store.sweep(LEASE_EXPIRED)
+    moved = await box.store.writer.sweep_leases(LEASE_EXPIRED)
+    swept = await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     assert (moved.removed, swept.removed) == ([], ["a"])
 
@@ -638,7 +644,7 @@ async def test_a_sweep_that_is_a_little_late_or_early_moves_nothing(redis_proces
     deadline = await box.deadline("a")
     await box.client.set(box.store.keys.sweep, await box.now_ms() - late_ms)
 
-    assert (await box.store.sweep(LEASE_EXPIRED)).moved == 0
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).shift_seconds == 0
 
     assert await box.deadline("a") == deadline
     await box.client.aclose()
@@ -646,10 +652,10 @@ async def test_a_sweep_that_is_a_little_late_or_early_moves_nothing(redis_proces
 
 
 async def test_a_sweep_that_finds_a_lease_without_a_service_takes_it_away(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     await box.client.zadd(box.store.keys.leases, {"ghost": 1})
 
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     assert await box.deadline("ghost") is None
     assert await box.events() == []
@@ -661,40 +667,40 @@ async def test_a_sweep_that_finds_a_lease_without_a_service_takes_it_away(box: B
 async def test_the_newest_check_is_kept_for_known_services_only(box: Box) -> None:
     await box.put("a", ttl=60)
 
-    assert await box.store.write_check("a", b"one", expected=1) is None
-    assert await box.store.write_check("a", b"two", expected=1) is None
-    assert await box.store.write_check("a", b"of another state", expected=7) == Conflict(1)
-    assert await box.store.write_check("absent", b"three", expected=1) == Conflict(1)
+    assert await box.store.writer.write_check("a", b"one", expected=1) is None
+    assert await box.store.writer.write_check("a", b"two", expected=1) is None
+    assert await box.store.writer.write_check("a", b"of another state", expected=7) == Conflict(1)
+    assert await box.store.writer.write_check("absent", b"three", expected=1) == Conflict(1)
 
-    check, ends = await box.store.read_check("a")
+    check, ends = await box.store.reader.read_check("a")
     assert check == b"two"
     assert ends == await box.deadline("a")
-    assert await box.store.read_check("absent") == (None, None)
+    assert await box.store.reader.read_check("absent") == (None, None)
     assert await box.revision() == 1
 
 
 async def test_a_check_stays_until_it_is_to_be_forgotten_or_the_service_is_gone(box: Box) -> None:
     await box.put("a")
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
 
     await box.put("a", 1)
-    assert (await box.store.read_check("a"))[0] == b"check"
+    assert (await box.store.reader.read_check("a"))[0] == b"check"
     await box.put("a", 2, forget_check=True)
-    assert (await box.store.read_check("a"))[0] is None
+    assert (await box.store.reader.read_check("a"))[0] is None
 
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
     await box.delete("a", 3)
     await box.put("a")
-    assert (await box.store.read_check("a"))[0] is None
+    assert (await box.store.reader.read_check("a"))[0] is None
 
 
 async def test_a_sweep_forgets_checks(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     await box.put("a")
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
     await box.set_deadline("a", await box.now_ms() - 1)
 
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     assert await box.client.hgetall(box.store.keys.checks) == {}
 
@@ -704,7 +710,7 @@ async def test_results_of_probes_are_kept_for_known_services_only_and_make_no_ch
     await box.put("b")
     before = await box.events()
 
-    await box.store.write_checks(
+    await box.store.writer.write_checks(
         [
             ProbeResult("a", b"of a", renew=False),
             ProbeResult("absent", b"of nobody", renew=True),
@@ -726,7 +732,7 @@ async def test_results_renew_the_leases_of_those_that_succeeded(box: Box) -> Non
     await box.put("permanent", ttl=0)
 
     before = await box.now_ms()
-    await box.store.write_checks(
+    await box.store.writer.write_checks(
         [ProbeResult(name, b"check", renew=name != "kept") for name in ("renewed", "kept", "permanent")]
     )
 
@@ -741,13 +747,13 @@ async def test_results_renew_the_leases_of_those_that_succeeded(box: Box) -> Non
 
 
 async def test_a_result_that_renews_a_lease_whose_document_is_gone_has_it_written_again(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     await box.put("a")
     await box.client.delete(box.store.keys.document_prefix + "a")
 
-    await box.store.write_checks([ProbeResult("a", b"check", renew=True)])
+    await box.store.writer.write_checks([ProbeResult("a", b"check", renew=True)])
 
-    assert (await box.store.sweep(LEASE_EXPIRED)).bare == ["a"]
+    assert (await box.store.writer.sweep_leases(LEASE_EXPIRED)).missing_documents == ["a"]
 
 
 @pytest.mark.store_limits(checks_batch=3)
@@ -756,9 +762,9 @@ async def test_any_number_of_results_is_written_the_newest_last(box: Box) -> Non
     for name in names:
         await box.put(name)
 
-    await box.store.write_checks([])
-    await box.store.write_checks([ProbeResult(name, name.encode(), renew=False) for name in names])
-    await box.store.write_checks([ProbeResult("s0", b"newer", renew=False)])
+    await box.store.writer.write_checks([])
+    await box.store.writer.write_checks([ProbeResult(name, name.encode(), renew=False) for name in names])
+    await box.store.writer.write_checks([ProbeResult("s0", b"newer", renew=False)])
 
     checks = {name.encode(): name.encode() for name in names}
     assert await box.client.hgetall(box.store.keys.checks) == {**checks, b"s0": b"newer"}
@@ -779,9 +785,9 @@ async def test_a_notice_is_an_event_of_no_service_with_a_revision_of_its_own(box
         box.epoch, 2, REGISTRY_ERROR, HEALTH_CHECK, event.at_ms, "", b"", b"", "half of all fail: größer als 機"
     )
     assert 0 <= event.at_ms - before < SLACK_MS
-    assert await box.store.event(2) == event
-    assert await box.store.tail(1) == [event]
-    assert await box.store.head() == Position(box.epoch, 2)
+    assert await box.store.reader.read_event(2) == event
+    assert await box.store.reader.wait_for_events(1) == [event]
+    assert await box.store.reader.resolve_head() == Position(box.epoch, 2)
     assert await box.client.hgetall(box.store.keys.records) == records
     assert await box.put("b") == 3
 
@@ -810,15 +816,15 @@ async def test_a_notice_of_another_epoch_is_refused_and_writes_nothing(box: Box)
 
 
 async def test_members_are_those_who_say_so_and_have_not_left(box: Box) -> None:
-    assert await box.store.stay_member("b", 60) == ["b"]
-    assert sorted(await box.store.stay_member("a", 60)) == ["a", "b"]
-    assert sorted(await box.store.stay_member("b", 60)) == ["a", "b"]
+    assert await box.store.writer.announce_member("b", 60) == ["b"]
+    assert sorted(await box.store.writer.announce_member("a", 60)) == ["a", "b"]
+    assert sorted(await box.store.writer.announce_member("b", 60)) == ["a", "b"]
 
-    await box.store.leave_members("b", 60)
-    await box.store.leave_members("never-there", 60)
+    await box.store.writer.remove_member("b", 60)
+    await box.store.writer.remove_member("never-there", 60)
 
     assert await box.members() == {"a"}
-    assert await box.store.stay_member("a", 60) == ["a"]
+    assert await box.store.writer.announce_member("a", 60) == ["a"]
 
 
 @pytest.mark.parametrize(("said_s", "lives"), [(-50, True), (-70, False), (50, True), (70, False)], ids=str)
@@ -829,13 +835,13 @@ async def test_whoever_said_so_more_than_a_period_ago_or_ahead_is_gone(
 ) -> None:
     """Ahead: the clock of Redis was set back."""
     await box.client.zadd(box.store.keys.members, {"other": await box.now_ms() + said_s * 1000})
-    assert ("other" in await box.store.stay_member("a", 60)) is lives
+    assert ("other" in await box.store.writer.announce_member("a", 60)) is lives
     assert ("other" in await box.members()) is lives
 
 
 async def test_after_the_clock_of_redis_was_set_back_a_member_says_so_at_the_new_time(box: Box) -> None:
     await box.client.zadd(box.store.keys.members, {"a": await box.now_ms() + 3_600_000})
-    assert await box.store.stay_member("a", 60) == ["a"]
+    assert await box.store.writer.announce_member("a", 60) == ["a"]
     score = await box.client.zscore(box.store.keys.members, "a")
     assert score is not None
     assert abs(await box.now_ms() - float(score)) < SLACK_MS
@@ -855,7 +861,7 @@ async def test_a_revision_of_any_size_is_written_read_and_told_exactly(box: Box,
     stored = await box.stored("a")
     assert stored == small_service("a", revision=revision)
     assert (await box.document("a"))["revision"] == revision
-    assert await box.store.head() == Position(box.epoch, revision)
+    assert await box.store.reader.resolve_head() == Position(box.epoch, revision)
     assert await box.put("a", expected=revision - 1 or 7) == Conflict(revision)
     assert await box.touch("a", revision) == revision
     assert await box.put("a", expected=revision) == revision + 1
@@ -880,16 +886,16 @@ async def test_all_records_are_read(box: Box) -> None:
     names = {f"s{i}" for i in range(700)}
     await asyncio.gather(*(box.put(name) for name in names))
 
-    pages = [page async for page in box.store.records()]
+    pages = [page async for page in box.store.reader.scan_records()]
 
     assert {Service.FromString(wire).name for page in pages for wire in page} == names
     assert len(pages) > 1
 
 
 async def test_an_empty_store_has_no_records_and_no_events(box: Box) -> None:
-    assert [wire async for page in box.store.records() for wire in page] == []
+    assert [wire async for page in box.store.reader.scan_records() for wire in page] == []
     assert await box.events() == []
-    assert await box.store.event(1) is None
+    assert await box.store.reader.read_event(1) is None
 
 
 @pytest.mark.store_limits(page=4)
@@ -897,19 +903,19 @@ async def test_events_are_read_in_order_and_up_to_a_revision(box: Box) -> None:
     await asyncio.gather(*(box.put(f"s{i}") for i in range(10)))
 
     everything = await box.events()
-    earlier = [event async for page in box.store.events(until=7) for event in page]
+    earlier = [event async for page in box.store.reader.scan_events(until=7) for event in page]
 
     assert [event.revision for event in everything] == list(range(1, 11))
     assert earlier == everything[:7]
-    assert await box.store.event(7) == everything[6]
-    assert await box.store.event(11) is None
+    assert await box.store.reader.read_event(7) == everything[6]
+    assert await box.store.reader.read_event(11) is None
 
 
 @pytest.mark.store_limits(tail_block_seconds=0.02)
 async def test_the_tail_gives_what_comes_and_returns_when_nothing_does(box: Box, redis_process: RedisProcess) -> None:
-    assert await box.store.tail(0) == []
+    assert await box.store.reader.wait_for_events(0) == []
     blocking = await box_on(redis_process, limits=StoreLimits(tail_block_seconds=20.0))
-    waiting = asyncio.create_task(blocking.store.tail(0))
+    waiting = asyncio.create_task(blocking.store.reader.wait_for_events(0))
     await asyncio.sleep(0.02)
 
     await box.put("a")
@@ -919,9 +925,9 @@ async def test_the_tail_gives_what_comes_and_returns_when_nothing_does(box: Box,
     await blocking.client.aclose()
     await blocking.store.close()
     if len(events) == 1:
-        events += await box.store.tail(1)
+        events += await box.store.reader.wait_for_events(1)
     assert [event.name for event in events] == ["a", "b"]
-    assert [event.name for event in await box.store.tail(1)] == ["b"]
+    assert [event.name for event in await box.store.reader.wait_for_events(1)] == ["b"]
 
 
 async def test_the_stream_keeps_at_least_as_many_events_as_it_shall_and_not_many_more(
@@ -957,10 +963,10 @@ async def test_every_key_is_under_the_prefix(redis_process: RedisProcess, prefix
     box = await box_on(redis_process, key_prefix=prefix)
     await box.put("a")
     await box.put("b")
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
     await box.client.delete(f"{prefix}:b")
-    await box.store.renew(["b"])
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.renew_leases(["b"])
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
 
     kinds = ("revision", "epoch", "records", "leases", "ttls", "events", "checks", "sweep", "bare")
     assert set(await box.client.keys("*")) == {f"{prefix}:a".encode(), *(f"{own}{kind}".encode() for kind in kinds)}
@@ -1027,24 +1033,25 @@ async def test_a_restarted_redis_goes_on_where_it_was(box: Box, redis_process: R
 
     await box.store.reconnect()
 
-    assert await box.store.head() == Position(box.epoch, 1)
+    assert await box.store.reader.resolve_head() == Position(box.epoch, 1)
     assert await box.put("b") == 2
-    assert [event.name for event in await box.store.tail(0)] == ["a", "b"]
+    assert [event.name for event in await box.store.reader.wait_for_events(0)] == ["a", "b"]
 
 
 async def test_events_over_a_connection_that_nobody_looked_at_are_not_given(box: Box) -> None:
     await box.put("a")
-    assert len(await box.store.tail(0)) == 1
+    assert len(await box.store.reader.wait_for_events(0)) == 1
     await box.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
 
     for _ in range(2):  # redis-py connects again by itself when it finds the connection closed
         with pytest.raises(StoreUnavailable):
-            await box.store.tail(0)
+            await box.store.reader.wait_for_events(0)
     await box.store.reconnect()
 
-    assert len(await box.store.tail(0)) == 1
+    assert len(await box.store.reader.wait_for_events(0)) == 1
 
 
+@pytest.mark.slow
 async def test_without_replicas_a_change_is_made_and_told_not_to_be_replicated(redis_process: RedisProcess) -> None:
     box = await box_on(redis_process, timeout=5.0, wait_replicas=2, wait_timeout=0.02)
 
@@ -1056,8 +1063,8 @@ async def test_without_replicas_a_change_is_made_and_told_not_to_be_replicated(r
         await box.touch("a", 1)
     with pytest.raises(NotReplicated, match="as revision 2"):
         await box.delete("a", 1)
-    assert await box.store.renew(["a"]) == ["a"]
-    assert await box.store.head() == Position(box.epoch, 2)
+    assert await box.store.writer.renew_leases(["a"]) == ["a"]
+    assert await box.store.reader.resolve_head() == Position(box.epoch, 2)
 
     await box.client.aclose()
     await box.store.close()
@@ -1082,11 +1089,11 @@ async def test_until_redis_is_back_a_reconnection_says_that_it_is_away(box: Box,
     with pytest.raises(StoreUnavailable):
         await box.store.reconnect()
     with pytest.raises(StoreUnavailable):
-        await box.store.tail(0)
+        await box.store.reader.wait_for_events(0)
     with pytest.raises(StoreUnavailable):
         await box.store.open()
     with pytest.raises(StoreUnavailable):
-        await box.store.event(1)
+        await box.store.reader.read_event(1)
 
 
 WRITES = {
@@ -1096,20 +1103,20 @@ WRITES = {
     "touch": lambda box: box.touch("a", 1),
     "touch without renewal": lambda box: box.touch("a", 1, renew=False),
     "delete": lambda box: box.delete("a", 1),
-    "renew": lambda box: box.store.renew(["a"]),
-    "sweep": lambda box: box.store.sweep(LEASE_EXPIRED),
-    "check": lambda box: box.store.write_check("a", b"new check", expected=1),
-    "probe results": lambda box: box.store.write_checks([ProbeResult("a", b"new check", renew=True)]),
+    "renew": lambda box: box.store.writer.renew_leases(["a"]),
+    "sweep": lambda box: box.store.writer.sweep_leases(LEASE_EXPIRED),
+    "check": lambda box: box.store.writer.write_check("a", b"new check", expected=1),
+    "probe results": lambda box: box.store.writer.write_checks([ProbeResult("a", b"new check", renew=True)]),
     "notice": lambda box: box.notice("trouble"),
-    "member": lambda box: box.store.stay_member("process", 60),
-    "new epoch": lambda box: box.store.head(Position(box.epoch, 99)),
+    "member": lambda box: box.store.writer.announce_member("process", 60),
+    "new epoch": lambda box: box.store.reader.resolve_head(Position(box.epoch, 99)),
 }
 
 
 async def prepare(box: Box) -> None:
-    await box.store.sweep(LEASE_EXPIRED)
+    await box.store.writer.sweep_leases(LEASE_EXPIRED)
     await box.put("a")
-    await box.store.write_check("a", b"check", expected=1)
+    await box.store.writer.write_check("a", b"check", expected=1)
     await box.put("ended")
     await box.client.zadd(box.store.keys.leases, {"ended": await box.now_ms() - 1})
 
@@ -1163,7 +1170,7 @@ async def test_a_redis_that_was_made_a_replica_is_unavailable_and_keeps_nothing_
 async def test_who_waits_for_events_of_a_redis_that_is_made_a_replica_learns_that_it_is_away(
     box: Box, redis_process: RedisProcess
 ) -> None:
-    waiting = asyncio.create_task(box.store.tail(0))
+    waiting = asyncio.create_task(box.store.reader.wait_for_events(0))
     async with asyncio.timeout(SLACK_MS / 1000):
         while not (await box.client.info("clients"))["blocked_clients"]:
             await asyncio.sleep(0.01)

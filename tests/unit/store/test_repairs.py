@@ -9,7 +9,7 @@ from registry_server.store import (
     EpochChanged,
     Position,
     RedisStore,
-    Remembered,
+    RestoredService,
     StoredEvent,
     StoreLimits,
     Turn,
@@ -44,7 +44,9 @@ async def other(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterat
 
 async def turn_of(store: RedisStore, known: Position) -> Turn:
     async with asyncio.timeout(10):
-        while not isinstance(turn := await store.repairs.turn(known, (await store.position()).epoch), Turn):
+        while not isinstance(
+            turn := await store.repairs.request_turn(known, (await store.reader.read_position()).epoch), Turn
+        ):
             await asyncio.sleep(0.02)
     return turn
 
@@ -54,62 +56,72 @@ async def test_who_has_seen_more_than_the_store_changes_nothing(writer: Writer) 
     store, epoch = writer.store, writer.epoch
     service = small_service("a", version="2.0.0")
     outcomes = [
-        await store.put(
-            service, epoch=epoch, expected=1, type=REGISTERED, reason=CLIENT_REQUEST, ttl=9, renew=True, seen=2
+        await store.writer.write_service(
+            service,
+            epoch=epoch,
+            expected=1,
+            type=REGISTERED,
+            reason=CLIENT_REQUEST,
+            ttl=9,
+            renew=True,
+            applied_revision=2,
         ),
-        await store.touch(service, epoch=epoch, expected=1, ttl=9, renew=True, seen=2),
-        await store.delete("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, seen=2),
-        await store.notice("trouble", epoch=epoch, reason=LEASE_EXPIRED, seen=2),
+        await store.writer.touch_service(service, epoch=epoch, expected=1, ttl=9, renew=True, applied_revision=2),
+        await store.writer.delete_service("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, applied_revision=2),
+        await store.writer.publish_notice("trouble", epoch=epoch, reason=LEASE_EXPIRED, applied_revision=2),
     ]
     assert [type(outcome) for outcome in outcomes] == [EpochChanged] * 4
-    assert await store.position() == Position(epoch, 1)
-    assert await store.delete("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, seen=1) == 2
+    assert await store.reader.read_position() == Position(epoch, 1)
+    assert (
+        await store.writer.delete_service("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, applied_revision=1) == 2
+    )
 
 
 @pytest.mark.parametrize("ahead", [Position("another", 1), None], ids=["epoch", "revision"])
 async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
     writer: Writer, ahead: Position | None
 ) -> None:
-    await writer.store.sweep(LEASE_EXPIRED)
+    await writer.store.writer.sweep_leases(LEASE_EXPIRED)
     await writer.put("a", ttl=0.001)
     await asyncio.sleep(0.01)
-    assert (await writer.store.sweep(LEASE_EXPIRED, ahead or Position(writer.epoch, 2))).removed == []
-    assert (await writer.store.sweep(LEASE_EXPIRED, Position(writer.epoch, 1))).removed == ["a"]
+    assert (await writer.store.writer.sweep_leases(LEASE_EXPIRED, ahead or Position(writer.epoch, 2))).removed == []
+    assert (await writer.store.writer.sweep_leases(LEASE_EXPIRED, Position(writer.epoch, 1))).removed == ["a"]
 
 
 async def test_of_those_who_ask_who_knows_most_has_the_turn(writer: Writer, other: RedisStore) -> None:
     await writer.put("a")
-    first = await writer.store.repairs.turn(Position(writer.epoch, 5), writer.epoch)
+    first = await writer.store.repairs.request_turn(Position(writer.epoch, 5), writer.epoch)
     assert first == GATHER
-    assert await writer.store.position() == Position("", 1)
+    assert await writer.store.reader.read_position() == Position("", 1)
     turn = await turn_of(other, Position(writer.epoch, 7))
     assert turn == Turn(Position(writer.epoch, 1), "")
-    waits = await writer.store.repairs.turn(Position(writer.epoch, 5), "")
+    waits = await writer.store.repairs.request_turn(Position(writer.epoch, 5), "")
     assert isinstance(waits, float)
     with pytest.raises(TurnLost):
-        await writer.store.repairs.put_services([Remembered("b", b"x", 0, "")], "plan")
-    assert await writer.store.head() == Position("", 1), "nobody begins an epoch meanwhile"
-    refused = await writer.store.delete("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
+        await writer.store.repairs.restore_services([RestoredService("b", b"x", 0, "")], "plan")
+    assert await writer.store.reader.resolve_head() == Position("", 1), "nobody begins an epoch meanwhile"
+    refused = await writer.store.writer.delete_service("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
     assert isinstance(refused, EpochChanged)
     known = Position(writer.epoch, 7)
-    await other.repairs.end(known, restart=False, known=known, common=1)
-    assert await writer.store.position() == known
+    await other.repairs.finish_repair(known, restart=False, known=known, common=1)
+    assert await writer.store.reader.read_position() == known
 
 
 async def test_who_found_the_store_in_another_epoch_than_it_is_in_does_not_begin(writer: Writer) -> None:
-    assert await writer.store.repairs.turn(Position(writer.epoch, 5), "") == 0
-    assert await writer.store.position() == Position(writer.epoch, 0)
+    assert await writer.store.repairs.request_turn(Position(writer.epoch, 5), "") == 0
+    assert await writer.store.reader.read_position() == Position(writer.epoch, 0)
 
 
+@pytest.mark.slow
 async def test_a_turn_that_ran_out_goes_on_with_its_plan(writer: Writer, other: RedisStore) -> None:
     known = Position(writer.epoch, 5)
     await turn_of(writer.store, known)
-    await writer.store.repairs.put_services([Remembered("a", b"record", 0, "")], "the plan")
+    await writer.store.repairs.restore_services([RestoredService("a", b"record", 0, "")], "the plan")
     await asyncio.sleep(0.6)
     turn = await turn_of(other, known)
     assert turn == Turn(Position(writer.epoch, 0), "the plan")
     with pytest.raises(TurnLost):
-        await writer.store.repairs.end(known, restart=True, known=known, common=0)
+        await writer.store.repairs.finish_repair(known, restart=True, known=known, common=0)
 
 
 async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
@@ -123,11 +135,15 @@ async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     wire = record.SerializeToString()
     known = Position(writer.epoch, 9)
     await turn_of(store, known)
-    services = [Remembered("taken", wire, 60, "alice"), Remembered("gone", b"", 0, ""), Remembered("new", wire, 0, "")]
-    await store.repairs.put_services(services, "")
+    services = [
+        RestoredService("taken", wire, 60, "alice"),
+        RestoredService("gone", b"", 0, ""),
+        RestoredService("new", wire, 0, ""),
+    ]
+    await store.repairs.restore_services(services, "")
     event = StoredEvent(writer.epoch, 9, REGISTERED, CLIENT_REQUEST, 77, "taken", wire, b"before", "", "alice")
-    await store.repairs.put_events([event], restart=True)
-    await store.repairs.end(known, restart=False, known=known, common=3)
+    await store.repairs.restore_events([event], restart=True)
+    await store.repairs.finish_repair(known, restart=False, known=known, common=3)
 
     client = store._client
     assert await client.hgetall(keys.owners) == {b"hers": b"alice", b"taken": b"alice"}
@@ -136,16 +152,16 @@ async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     assert await client.zscore(keys.leases, "new") == float("inf")
     assert await client.smembers(keys.bare) == {b"taken", b"new"}
     assert not await client.exists(keys.document_prefix + "gone")
-    assert await store.event(9) == event
-    assert await store.event(3) is None
-    assert await store.head() == known
+    assert await store.reader.read_event(9) == event
+    assert await store.reader.read_event(3) is None
+    assert await store.reader.resolve_head() == known
     assert not await client.exists(keys.repair, keys.merged)
 
 
 async def test_what_was_merged_is_remembered(writer: Writer) -> None:
     known = Position(writer.epoch, 9)
-    assert await writer.store.repairs.merged(writer.epoch) == (0, 0)
+    assert await writer.store.repairs.read_merge(writer.epoch) == (0, 0)
     await turn_of(writer.store, known)
-    await writer.store.repairs.end(Position("next", 12), restart=True, known=known, common=3)
-    assert await writer.store.repairs.merged(writer.epoch) == (3, 9)
-    assert await writer.store.position() == Position("next", 12)
+    await writer.store.repairs.finish_repair(Position("next", 12), restart=True, known=known, common=3)
+    assert await writer.store.repairs.read_merge(writer.epoch) == (3, 9)
+    assert await writer.store.reader.read_position() == Position("next", 12)

@@ -1,0 +1,146 @@
+"""``StoreReader``: reads from Redis, most of them for the follower."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from registry_server.errors import StoreUnavailable
+from registry_server.store.commands import Commands
+from registry_server.store.connecting import Connections
+from registry_server.store.failures import translate_errors
+from registry_server.store.keys import Keys
+from registry_server.store.limits import StoreLimits
+from registry_server.store.values import Position, StoredEvent, parse_event
+
+
+class StoreReader:
+    """Reads positions, records, events, probe results and owners.
+
+    Methods raise ``StoreUnavailable`` if Redis does not answer.
+
+    Attributes:
+        stream_client: Client for scans and for blocking reads of the stream, which occupy their connection.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        connections: Connections,
+        keys: Keys,
+        script_keys: tuple[str, ...],
+        limits: StoreLimits,
+    ) -> None:
+        self._commands = commands
+        self._keys = keys
+        self._script_keys = script_keys
+        self._limits = limits
+        self.stream_client = connections.client(
+            extra_timeout=limits.tail_block_seconds, on_open=self._count_stream_connection
+        )
+        # ``wait_for_events`` trusts the stream only while these are equal.
+        self._opened_connections = self._verified_connections = 0
+
+    async def verify_connection(self) -> None:
+        """Connect to the stream if necessary, and accept events from this connection from now on."""
+        with translate_errors():
+            await self.stream_client.ping()
+        self._verified_connections = self._opened_connections
+
+    async def close(self) -> None:
+        """Close the connection to the stream."""
+        await self.stream_client.aclose()
+
+    async def read_position(self) -> Position:
+        """Return the newest position; its epoch is empty if the store was emptied or is being repaired."""
+        epoch, revision = await self._commands.run_command("MGET", self._keys.epoch, self._keys.revision)
+        return Position((epoch or b"").decode(), int(revision or 0))
+
+    async def resolve_head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
+        """Return the newest position; start a new epoch if the history cannot continue and no repair is in progress.
+
+        Args:
+            known: A position that existed: if the store is behind it, the store's epoch ends.
+            rewritten: The revisions up to ``known`` now belong to other changes: the epoch ends in any case.
+        """
+        epoch, revision = await self._commands.run_script(
+            "head",
+            (*self._script_keys, self._keys.repair),
+            secrets.token_hex(8),
+            known.epoch if known else "",
+            known.revision if known else 0,
+            int(rewritten),
+        )
+        return Position(epoch.decode(), revision)
+
+    async def scan_records(self) -> AsyncIterator[list[bytes]]:
+        """Yield pages of all serialised records.
+
+        A scan is not a snapshot: it may miss concurrent changes and return a name twice.
+        """
+        cursor = 0
+        while True:
+            with translate_errors():
+                answer: Any = await self.stream_client.hscan(self._keys.records, cursor, count=self._limits.page)
+            cursor, page = answer
+            yield list(page.values())
+            if cursor == 0:
+                return
+
+    async def scan_events(self, until: int) -> AsyncIterator[list[StoredEvent]]:
+        """Yield pages of the events in the stream up to a revision, oldest first."""
+        start = "-"
+        while True:
+            with translate_errors():
+                page: Any = await self.stream_client.xrange(
+                    self._keys.events, start, f"{until}-0", count=self._limits.page
+                )
+            if not page:
+                return
+            yield [parse_event(entry_id, fields) for entry_id, fields in page]
+            start = f"({page[-1][0].decode()}"
+
+    async def read_event(self, revision: int) -> StoredEvent | None:
+        """Return the event of a revision, or ``None`` if the stream does not contain it."""
+        with translate_errors():
+            page: Any = await self.stream_client.xrange(self._keys.events, f"{revision}-0", f"{revision}-0")
+        return parse_event(*page[0]) if page else None
+
+    async def wait_for_events(self, after: int) -> list[StoredEvent]:
+        """Wait for events after a revision; return an empty list after ``tail_block_seconds``.
+
+        Raises:
+            StoreUnavailable: Also if redis-py opened another connection: the server behind it may have another history.
+                Call ``RedisStore.reconnect`` and verify the history.
+        """
+        with translate_errors():
+            answer: Any = await self.stream_client.xread(
+                {self._keys.events: f"{after}-0"},
+                count=self._limits.tail_page,
+                block=round(self._limits.tail_block_seconds * 1000),
+            )
+        if self._opened_connections != self._verified_connections:
+            raise StoreUnavailable("the connection to the store was lost")
+        return [parse_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+
+    async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
+        """Read the newest probe result of a service and the end of its lease.
+
+        Returns:
+            Serialised ``Health`` or ``None``; ms since the Unix epoch by the clock of Redis, ``None`` if the service is
+            permanent.
+        """
+        check, deadline = await asyncio.gather(
+            self._commands.run_command("HGET", self._keys.checks, name),
+            self._commands.run_command("ZSCORE", self._keys.leases, name),
+        )
+        ends = None if deadline is None else float(deadline)
+        return check, None if ends is None or ends == float("inf") else int(ends)
+
+    async def read_owner(self, name: str) -> str | None:
+        """Return the owner of a service, or ``None`` if it has no owner."""
+        owner = await self._commands.run_command("HGET", self._keys.owners, name)
+        return None if owner is None else str(owner.decode())
+
+    def _count_stream_connection(self) -> None:
+        self._opened_connections += 1

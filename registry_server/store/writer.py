@@ -1,0 +1,325 @@
+"""``StoreWriter``: changes of services, leases, probe results, notices and members in Redis."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.errors import LimitExceeded, NotReplicated, PermissionDenied
+from registry_server.model.document import encode_document_prefix
+from registry_server.security.identity import NO_CLAIM, Claim, owned_by_another
+from registry_server.store.commands import Commands
+from registry_server.store.counters import CommitOutcome, Expiry, StoreCounters
+from registry_server.store.groups import Commit, CommitGroups
+from registry_server.store.keys import Keys
+from registry_server.store.limits import StoreLimits
+from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, SweepResult, Unconfirmed
+
+
+class StoreWriter:
+    """Commits changes and keeps leases.
+
+    Methods raise ``StoreUnavailable`` if Redis does not answer; the change may have been made nevertheless.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        commits: CommitGroups,
+        unconfirmed_commits: CommitGroups,
+        keys: Keys,
+        script_keys: tuple[str, ...],
+        counters: StoreCounters,
+        *,
+        events_max_length: int,
+        sweep_interval: float,
+        wait_replicas: int,
+        limits: StoreLimits,
+    ) -> None:
+        """Create a writer.
+
+        Args:
+            commands: Pipeline for everything except commits.
+            commits: Groups of commits that wait for replicas, if that is configured.
+            unconfirmed_commits: Groups of commits that do not wait for replicas.
+            keys: The registry's keys.
+            script_keys: Keys that every script takes.
+            counters: Counters of commits and leases.
+            events_max_length: Number of events that the stream keeps at least.
+            sweep_interval: Seconds between two sweeps.
+            wait_replicas: Number of replicas that must acknowledge a change.
+            limits: Batch sizes.
+        """
+        self._commands = commands
+        self._commits = commits
+        self._unconfirmed_commits = unconfirmed_commits
+        self._keys = keys
+        self._script_keys = script_keys
+        self._counters = counters
+        self._events_max_length = events_max_length
+        self._sweep_ms = round(sweep_interval * 1000)
+        self._wait_replicas = wait_replicas
+        self._limits = limits
+
+    async def write_service(
+        self,
+        service: Service,
+        *,
+        epoch: str,
+        expected: int,
+        type: EventType.ValueType,  # noqa: A002 - the field's name in the contract
+        reason: EventReason.ValueType,
+        ttl: float,
+        renew: bool,
+        forget_check: bool = False,
+        claim: Claim = NO_CLAIM,
+        applied_revision: int = 0,
+    ) -> int | Conflict | EpochChanged:
+        """Commit a service's new state and wait for the configured number of replicas.
+
+        Args:
+            service: The new state; its ``revision`` is cleared.
+            epoch: Epoch of the state that the caller has seen.
+            expected: Revision of the service to replace; 0 = the service must not exist.
+            type: Event type of the change.
+            reason: Event reason of the change.
+            ttl: Length of the lease in seconds; 0 = permanent.
+            renew: Start a new lease; otherwise the lease continues unless ``ttl`` changes.
+            forget_check: Delete the newest probe result, because it belongs to another endpoint.
+            claim: Identity on whose behalf the service is written.
+            applied_revision: Newest revision of ``epoch`` that the caller has applied. A store that is behind it is
+                treated like one in another epoch.
+
+        Returns:
+            The revision of the change, or the reason for refusing it.
+
+        Raises:
+            PermissionDenied: Another identity owns the service.
+            LimitExceeded: The owner has reached its service quota.
+            NotReplicated: The change was made, but too few replicas acknowledged it.
+        """
+        service.ClearField("revision")
+        commit = Commit(
+            epoch=epoch,
+            name=service.name,
+            expected_revision=expected,
+            operation="put",
+            event_type=type,
+            event_reason=reason,
+            record=service.SerializeToString(),
+            document=encode_document_prefix(service),
+            ttl_ms=round(ttl * 1000),
+            renew_lease=int(renew),
+            forget_check=int(forget_check),
+            owner=claim.owner,
+            exclusive=int(claim.exclusive),
+            max_services=claim.max_services,
+            applied_revision=applied_revision,
+        )
+        return await self._commit(commit, self._commits)
+
+    async def touch_service(
+        self,
+        service: Service,
+        *,
+        epoch: str,
+        expected: int,
+        ttl: float,
+        renew: bool,
+        claim: Claim = NO_CLAIM,
+        confirm: bool = True,
+        applied_revision: int = 0,
+    ) -> int | Conflict | EpochChanged:
+        """Write an unchanged service's document again and, with ``renew``, renew its lease.
+
+        With ``confirm``, wait for replicas as ``write_service`` does: they then hold the service's state, too.
+        """
+        commit = Commit(
+            epoch=epoch,
+            name=service.name,
+            expected_revision=expected,
+            operation="touch",
+            event_type=0,
+            event_reason=0,
+            record=b"",
+            document=encode_document_prefix(service),
+            ttl_ms=round(ttl * 1000),
+            renew_lease=int(renew),
+            forget_check=0,
+            owner=claim.owner,
+            exclusive=int(claim.exclusive),
+            max_services=claim.max_services,
+            applied_revision=applied_revision,
+        )
+        return await self._commit(commit, self._commits if confirm else self._unconfirmed_commits)
+
+    async def delete_service(
+        self,
+        name: str,
+        *,
+        epoch: str,
+        expected: int,
+        reason: EventReason.ValueType,
+        claim: Claim = NO_CLAIM,
+        applied_revision: int = 0,
+    ) -> int | Conflict | EpochChanged:
+        """Delete a service; see ``write_service`` for arguments, result and errors."""
+        commit = Commit(
+            epoch=epoch,
+            name=name,
+            expected_revision=expected,
+            operation="delete",
+            event_type=EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
+            event_reason=reason,
+            record=b"",
+            document=b"",
+            ttl_ms=0,
+            renew_lease=0,
+            forget_check=0,
+            owner=claim.owner,
+            exclusive=int(claim.exclusive),
+            max_services=claim.max_services,
+            applied_revision=applied_revision,
+        )
+        return await self._commit(commit, self._commits)
+
+    async def renew_leases(self, names: Sequence[str], claim: Claim = NO_CLAIM) -> list[str]:
+        """Renew leases for their full length and return the unknown names in the order of ``names``.
+
+        Raises:
+            PermissionDenied: Another identity owns one of the services.
+        """
+        owner = claim.owner if claim.exclusive else ""
+        size = self._limits.renew_batch
+        batches = [names[i : i + size] for i in range(0, len(names), size)]
+        answers = await asyncio.gather(
+            *(
+                self._commands.run_script("renew", self._script_keys, self._keys.document_prefix, owner, *batch)
+                for batch in batches
+            )
+        )
+        for answer in answers:
+            if answer and answer[0] == b"owner":
+                raise PermissionDenied(owned_by_another(answer[1].decode()))
+        unknown = [batch[i] for batch, missing in zip(batches, answers, strict=True) for i in missing]
+        self._counters.unknown_leases += len(unknown)
+        self._counters.renewed_leases += len(names) - len(unknown)
+        return unknown
+
+    async def sweep_leases(self, reason: EventReason.ValueType, applied: Position | None = None) -> SweepResult:
+        """Remove a batch of services whose leases have expired; see ``sweep.lua`` for leases after an outage.
+
+        Args:
+            reason: Event reason of the removals.
+            applied: Position of the caller's replica: a store that is in another epoch or behind it is not swept.
+        """
+        answer = await self._commands.run_script(
+            "sweep",
+            self._script_keys,
+            self._keys.document_prefix,
+            self._sweep_ms,
+            self._limits.sweep_batch,
+            EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
+            reason,
+            self._events_max_length,
+            *(applied or ("", 0)),
+        )
+        if answer is None:
+            return SweepResult([], None, 0.0, [])
+        removed, next_expiry_ms, shift_ms, missing_documents, active_leases = answer
+        expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
+        self._counters.expired_services[expiry] += len(removed)
+        self._counters.active_leases = active_leases
+        return SweepResult(
+            _decode_all(removed),
+            None if next_expiry_ms < 0 else next_expiry_ms / 1000,
+            shift_ms / 1000,
+            _decode_all(missing_documents),
+        )
+
+    async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
+        """Store the newest probe result of a service at revision ``expected``, without an event."""
+        answer = await self._commands.run_script("check", self._script_keys, name, health, expected)
+        return Conflict(answer[1]) if answer[0] == b"conflict" else None
+
+    async def write_checks(self, results: Sequence[ProbeResult]) -> None:
+        """Store the newest probe results and renew leases, without events.
+
+        Results of services that are no longer registered are dropped.
+        """
+        size = self._limits.checks_batch
+        batches = [results[i : i + size] for i in range(0, len(results), size)]
+        prefix = self._keys.document_prefix
+        await asyncio.gather(
+            *(
+                self._commands.run_script(
+                    "checks",
+                    self._script_keys,
+                    prefix,
+                    *(value for name, health, renew in batch for value in (name, health, int(renew))),
+                )
+                for batch in batches
+            )
+        )
+
+    async def publish_notice(
+        self, error: str, *, epoch: str, reason: EventReason.ValueType, applied_revision: int = 0
+    ) -> int | EpochChanged:
+        """Commit an event about an error of the registry itself and return its revision."""
+        answer = await self._commands.run_script(
+            "notice",
+            self._script_keys,
+            epoch,
+            EventType.EVENT_TYPE_REGISTRY_ERROR,
+            reason,
+            error,
+            self._events_max_length,
+            applied_revision,
+        )
+        return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
+
+    async def announce_member(self, member: str, period: float) -> list[str]:
+        """Record that a process is alive; return all members announced within the last ``period`` seconds."""
+        return _decode_all(await self._update_members(member, period, "stay"))
+
+    async def remove_member(self, member: str, period: float) -> None:
+        """Remove a process from the members."""
+        await self._update_members(member, period, "leave")
+
+    async def _update_members(self, member: str, period: float, operation: str) -> Any:
+        keys = (*self._script_keys, self._keys.members)
+        return await self._commands.run_script("members", keys, member, round(period * 1000), operation)
+
+    async def _commit(self, commit: Commit, groups: CommitGroups) -> int | Conflict | EpochChanged:
+        confirmed = self._wait_replicas
+        outcome: CommitOutcome = "failed"
+        try:
+            answer = await groups.submit_commit(commit)
+            if isinstance(answer, Unconfirmed):
+                answer, confirmed = answer
+            match answer[0]:
+                case b"ok":
+                    outcome = "committed"
+                    if confirmed < self._wait_replicas:
+                        raise NotReplicated(int(answer[1]), confirmed, self._wait_replicas)
+                    return int(answer[1])
+                case b"conflict":
+                    outcome = "conflict"
+                    return Conflict(answer[1])
+                case b"owner":
+                    outcome = "refused"
+                    raise PermissionDenied(owned_by_another(commit.name))
+                case b"limit":
+                    outcome = "refused"
+                    limit = commit.max_services
+                    raise LimitExceeded("services", limit, f"service quota of {limit} reached")
+                case _:
+                    outcome = "epoch_changed"
+                    return EpochChanged()
+        finally:
+            self._counters.commits[outcome] += 1
+
+
+def _decode_all(values: Iterable[bytes]) -> list[str]:
+    return [value.decode() for value in values]
