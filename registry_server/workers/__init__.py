@@ -1,4 +1,4 @@
-"""Several processes that serve one port: a supervisor that starts workers, replaces those that die, and drains all."""
+"""Several processes on the same ports: a supervisor that starts, replaces, restarts and drains workers."""
 
 from registry_server.workers.supervisor import run_workers
 

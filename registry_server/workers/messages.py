@@ -1,4 +1,4 @@
-"""What supervisor and worker say to each other, in frames: first a pickled ``Setup``, then JSON objects both ways."""
+"""Framed messages between supervisor and workers: first a pickled ``Setup``, then JSON objects both ways."""
 
 from typing import Any, Final, NamedTuple
 
@@ -6,27 +6,30 @@ from registry_server.config import Settings
 
 
 class Setup(NamedTuple):
-    """The first frame down: what a worker has to know."""
+    """First frame from the supervisor: the worker's configuration."""
 
     number: int
-    """Which of the workers it is, counted from 1."""
+    """Number of the worker, counted from 1."""
     settings: Settings
 
 
 Message = dict[str, Any]
-"""``{"kind": one of these, ...}``."""
+"""``{"kind": one of the kinds below, ...}``."""
 
+# From worker to supervisor.
 READY: Final = "ready"
-"""Up: it takes calls, and its catalog is loaded."""
+"""The worker accepts calls and its catalog is loaded."""
 ALIVE: Final = "alive"
-"""Up: it still runs; said each second."""
-REFUSED: Final = "refused"
-"""Up: it cannot serve as it is configured; ``why`` says what is wrong."""
-COLLECT: Final = "collect"
-"""Up: somebody asks for the metrics of all; ``id`` is to come back."""
-COLLECTED: Final = "collected"
-"""Down: the metrics that ``id`` asked for, the ``texts`` of those who told them."""
-TELL: Final = "tell"
-"""Down: asks for the metrics of the worker itself; ``id`` is to come back."""
-TOLD: Final = "told"
-"""Up: those of ``id``, as ``text``."""
+"""Sign of life, sent every second."""
+CONFIGURATION_ERROR: Final = "configuration_error"
+"""The worker cannot serve with its settings; ``error`` is the message."""
+METRICS: Final = "metrics"
+"""Answer to ``COLLECT_METRICS``: its ``id``, and the worker's metrics as ``text``."""
+GET_ALL_METRICS: Final = "get_all_metrics"
+"""Request for the metrics of all workers; the answer repeats ``id``."""
+
+# From supervisor to worker.
+COLLECT_METRICS: Final = "collect_metrics"
+"""Request for the metrics of this worker; the answer repeats ``id``."""
+ALL_METRICS: Final = "all_metrics"
+"""Answer to ``GET_ALL_METRICS``: its ``id``, and ``texts`` with the metrics of the workers that answered in time."""

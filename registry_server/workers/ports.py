@@ -1,4 +1,4 @@
-"""Ports that several processes listen on together (``SO_REUSEPORT``): the kernel shares connections out among them."""
+"""Ports on which several processes listen (``SO_REUSEPORT``): the kernel distributes connections among them."""
 
 import socket
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ _UNIX: Final = "unix:"
 
 @contextmanager
 def reserved(setting: str, address: str) -> Iterator[str]:
-    """Keeps a port for our own workers; gives the address with the port that was taken.
+    """Reserve a port for the workers, and yield the address with the actual port.
 
-    The socket that keeps it does not listen, so the kernel gives it no connections.
+    The socket that reserves it does not listen, so it receives no connections.
 
     Args:
-        setting: Name of the setting that the address is from.
-        address: Where to listen; port 0 = a free one.
+        setting: Name of the setting that holds the address.
+        address: ``HOST:PORT``; port 0 = any free port.
 
     Raises:
-        ConfigurationError: It cannot be listened on, or somebody else does.
+        ConfigurationError: The address cannot be used, or another program listens on it.
     """
     if address.startswith(_UNIX):
         raise ConfigurationError(f"{setting}: a unix socket serves one worker; set workers to 1 or use a TCP address")
@@ -31,15 +31,15 @@ def reserved(setting: str, address: str) -> Iterator[str]:
         raise ConfigurationError(f"{setting}: must be HOST:PORT")
     with ExitStack() as stack:
         try:
-            port = _free(parts)
+            port = _find_free_port(parts)
             stack.enter_context(_bound(parts._replace(port=port), shared=True))
         except OSError as error:
             raise ConfigurationError(f"{setting}: cannot listen on {address}: {error.strerror}") from error
         yield f"{address.rpartition(':')[0]}:{port}"
 
 
-def _free(address: HostPort) -> int:
-    """Makes sure that nobody else listens there: another registry with workers would share the port unnoticed."""
+def _find_free_port(address: HostPort) -> int:
+    """Return the port if no other program uses it: another registry with workers would silently share it."""
     with _bound(address, shared=False) as taken:
         port: int = taken.getsockname()[1]
         return port
@@ -50,7 +50,7 @@ def _bound(address: HostPort, *, shared: bool) -> Iterator[socket.socket]:
     infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, where = infos[0]
     with socket.socket(family, kind, protocol) as taken:
-        # Without the first, connections of a registry that has just ended would count as somebody who listens.
+        # Without SO_REUSEADDR, connections of a registry that has just exited would make the port appear in use.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
         taken.bind(where)
         yield taken

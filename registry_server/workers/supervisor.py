@@ -1,4 +1,4 @@
-"""``Supervisor``: starts workers, replaces those that die, restarts them one by one, drains them together."""
+"""``Supervisor``: starts workers, replaces those that exit, restarts them one by one and drains them together."""
 
 import asyncio
 import itertools
@@ -23,28 +23,28 @@ from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import first_error
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.workers import messages
-from registry_server.workers.messages import COLLECTED, TELL, Message, Setup
+from registry_server.workers.messages import Message, Setup
 from registry_server.workers.ports import reserved
 
 _WORKER: Final = "registry_server.workers.worker"
-_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
-_LOOK_EVERY: Final = 1.0
-"""Seconds between two looks whether a worker still speaks, which it does each second."""
-_DEAF: Final = 30
-"""Looks without a word of a worker in between, after which it is replaced: its port still gets connections."""
-_FAREWELL: Final = 5.0
-"""Seconds beyond the grace of calls that a worker has until it is killed."""
-_TELL_WITHIN: Final = 2.0
-"""Seconds that a worker has to tell its metrics; then they come without it."""
+_FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
+_CHECK_SECONDS: Final = 1.0
+"""Interval for checking that a worker has sent a message; it sends one every second."""
+_MAX_SILENT_CHECKS: Final = 30
+"""Checks without a message after which a worker is killed: the kernel still sends it connections."""
+_EXIT_SECONDS: Final = 5.0
+"""Time in addition to the grace period for calls after which a draining worker is killed."""
+_METRICS_TIMEOUT_SECONDS: Final = 2.0
+"""Time for one worker's metrics, after which a scrape omits them."""
 
 log = structlog.get_logger(__name__)
 
 
 def run_workers(settings: Settings) -> None:
-    """Serves with several processes until SIGTERM or SIGINT.
+    """Serve with several processes until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: It cannot be served as it is configured.
+        ConfigurationError: The workers cannot start with these settings.
     """
     configure_logging(settings.log)
     run_loop(_serve(settings))
@@ -82,27 +82,37 @@ async def _serve(settings: Settings) -> None:
 
 
 class Supervisor:
-    """Keeps so many workers running as the settings say, until it is told to stop."""
+    """Keeps the configured number of workers running until it is stopped."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Prepares it; the addresses in ``settings`` have ports, which are ours."""
+    def __init__(self, settings: Settings, *, max_silent_checks: int = _MAX_SILENT_CHECKS) -> None:
+        """Create a supervisor; nothing runs yet.
+
+        Args:
+            settings: Settings of all workers; the addresses have actual ports, which the caller has reserved.
+            max_silent_checks: Seconds without a message after which a worker is killed.
+        """
         self._settings = settings
-        self._workers = [_Worker(number, settings, self._collect) for number in range(1, settings.workers + 1)]
+        self._workers = [
+            _Worker(number, settings, self._collect_metrics, max_silent_checks)
+            for number in range(1, settings.workers + 1)
+        ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs workers until ``stop`` is set, then drains them.
+        """Run workers until ``stop`` is set, then drain them.
 
         Raises:
-            ConfigurationError: They cannot serve as they are configured; within an ``ExceptionGroup``.
+            ConfigurationError: The workers cannot start with these settings; inside an ``ExceptionGroup``.
         """
-        loop, roll = asyncio.get_running_loop(), asyncio.Event()
+        loop, restart_requested = asyncio.get_running_loop(), asyncio.Event()
         if self._settings.security.policy_file is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(ROLL_SIGNAL, roll.set)
+        loop.add_signal_handler(ROLL_SIGNAL, restart_requested.set)
         async with asyncio.TaskGroup() as group:
-            keeping = [group.create_task(worker.keep(), name=f"worker-{worker.number}") for worker in self._workers]
+            running = [
+                group.create_task(worker.keep_running(), name=f"worker-{worker.number}") for worker in self._workers
+            ]
             announcing = group.create_task(self._announce(), name="announce")
-            rolling = group.create_task(self._restart_one_by_one(roll), name="rolling-restart")
+            rolling = group.create_task(self._restart_one_by_one(restart_requested), name="rolling-restart")
             await stop.wait()
             announcing.cancel()
             rolling.cancel()
@@ -110,27 +120,27 @@ class Supervisor:
             log.info("draining", grace_seconds=grace)
             for worker in self._workers:
                 worker.drain()
-            await asyncio.wait(keeping, timeout=grace + _FAREWELL)
+            await asyncio.wait(running, timeout=grace + _EXIT_SECONDS)
             for worker in self._workers:
                 worker.kill()
 
-    async def _collect(self) -> list[str]:
-        """The metrics of all workers that tell them in time."""
-        texts = await asyncio.gather(*(worker.metrics() for worker in self._workers))
+    async def _collect_metrics(self) -> list[str]:
+        """Return the metrics of all workers that answer in time."""
+        texts = await asyncio.gather(*(worker.fetch_metrics() for worker in self._workers))
         return [text for text in texts if text is not None]
 
     def _reload(self) -> None:
         for worker in self._workers:
             worker.reload()
 
-    async def _restart_one_by_one(self, wanted: asyncio.Event) -> None:
-        """Restarts all workers whenever that is wanted, each once the one before serves again."""
+    async def _restart_one_by_one(self, requested: asyncio.Event) -> None:
+        """Restart all workers on request, each after the previous one serves again."""
         while True:
-            await wanted.wait()
-            wanted.clear()  # wanted again meanwhile, it begins again afterwards
-            log.info("restarting the workers one after the other", workers=len(self._workers))
+            await requested.wait()
+            requested.clear()  # a request during the restart starts another one afterwards
+            log.info("restarting workers one by one", workers=len(self._workers))
             for worker in self._workers:
-                await worker.restart(self._settings.shutdown.grace_seconds + _FAREWELL)
+                await worker.restart(self._settings.shutdown.grace_seconds + _EXIT_SECONDS)
             log.info("all workers restarted", workers=len(self._workers))
 
     async def _announce(self) -> None:
@@ -140,83 +150,91 @@ class Supervisor:
 
 
 class _Worker:
-    """One worker after the other, under one number."""
+    """The process with one worker number, and its successors."""
 
-    def __init__(self, number: int, settings: Settings, collect: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        collect_metrics: Callable[[], Awaitable[list[str]]],
+        max_silent_checks: int,
+    ) -> None:
         self.number = number
         self.ready = asyncio.Event()
-        """Set once one of them serves."""
+        """Set once a process with this number has served."""
         self._setup = Setup(number, settings)
         self._draining = False
-        self._renewed: asyncio.Future[None] | None = None  # once another one serves than the one that runs now
+        self._replaced: asyncio.Future[None] | None = None  # resolved once the successor serves
         self._process: asyncio.subprocess.Process | None = None
-        self._looks = 0  # since it last said something
-        self._collect = collect
+        self._silent_checks = 0  # since its last message
+        self._max_silent_checks = max_silent_checks
+        self._collect_metrics = collect_metrics
         self._writer: asyncio.StreamWriter | None = None
-        self._asked: dict[int, asyncio.Future[str]] = {}
+        self._pending: dict[int, asyncio.Future[str]] = {}
         self._ids = itertools.count()
 
-    async def keep(self) -> None:
-        """Keeps one running until it was drained.
+    async def keep_running(self) -> None:
+        """Keep a process running until it was drained.
 
         Raises:
-            ConfigurationError: It cannot serve as it is configured, and never could.
+            ConfigurationError: It cannot start with these settings, and no process with this number ever did.
         """
-        delay = _FIRST_RETRY
+        delay = _FIRST_RETRY_SECONDS
         while not self._draining:
             started = time.monotonic()
             code = await self._run_one()
             if self._draining:
                 return
-            if code == 0:  # somebody ended it with SIGTERM, to have a fresh one
+            if code == 0:  # it received SIGTERM from an operator or from a rolling restart
                 log.info("worker drained, starting a replacement", worker=self.number)
                 continue
-            delay = _FIRST_RETRY if time.monotonic() - started > _LAST_RETRY else min(2 * delay, _LAST_RETRY)
+            stable = time.monotonic() - started > _MAX_RETRY_SECONDS
+            delay = _FIRST_RETRY_SECONDS if stable else min(2 * delay, _MAX_RETRY_SECONDS)
             log.error("worker exited, starting a replacement", worker=self.number, code=code, seconds=delay)
             await asyncio.sleep(delay)
 
-    async def metrics(self) -> str | None:
-        """Asks it for its metrics; ``None`` if it does not tell them in time."""
+    async def fetch_metrics(self) -> str | None:
+        """Return the metrics of the process; ``None`` if it does not answer in time."""
         if self._writer is None:
             return None
         number = next(self._ids)
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        self._say({"kind": TELL, "id": number})
+        self._pending[number] = answer
+        self._send({"kind": messages.COLLECT_METRICS, "id": number})
         try:
-            async with asyncio.timeout(_TELL_WITHIN):
+            async with asyncio.timeout(_METRICS_TIMEOUT_SECONDS):
                 return await answer
         except TimeoutError:
             return None
         finally:
-            del self._asked[number]
+            del self._pending[number]
 
     def drain(self) -> None:
-        """Lets it finish what is under way and end."""
+        """Let the process finish its calls and exit; it is not replaced."""
         self._draining = True
         self._signal(signal.SIGTERM)
 
-    async def restart(self, patience: float) -> None:
-        """Has it drain, and waits until the next one serves; ``patience`` is how many seconds it has for the former."""
+    async def restart(self, exit_seconds: float) -> None:
+        """Drain the process and wait until its successor serves; kill it if it does not exit in ``exit_seconds``."""
         process = self._process
-        renewed = self._renewed = asyncio.get_running_loop().create_future()
+        replaced = self._replaced = asyncio.get_running_loop().create_future()
         self._signal(signal.SIGTERM)
         if process is not None:
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(exit_seconds):
                     await process.wait()
             except TimeoutError:
                 self.kill()
-        await renewed
+        await replaced
 
     def reload(self) -> None:
-        """Has it read its policy again."""
+        """Make the process reload its policy."""
         self._signal(signal.SIGHUP)
 
     def kill(self) -> None:
-        """Ends it, if it still runs."""
+        """Kill the process if it is still running."""
         if self._process is not None and self._process.returncode is None:
-            log.warning("a worker did not end in time and is killed", worker=self.number)
+            log.warning("killing worker that did not exit in time", worker=self.number)
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -225,8 +243,8 @@ class _Worker:
                 self._process.send_signal(number)
 
     async def _run_one(self) -> int:
-        """Runs a worker until it ends; gives its exit code. It ends when its connection does."""
-        renewed, (ours, theirs) = self._renewed, socket.socketpair()
+        """Run a process until it exits and return its exit code. The process stops when its connection closes."""
+        replaced, (ours, theirs) = self._replaced, socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())), pass_fds=[theirs.fileno()]
@@ -235,11 +253,11 @@ class _Worker:
         try:
             writer.write(encode_frame(pickle.dumps(self._setup)))
             self._writer = writer
-            if self._draining:  # it was too late for the signal
+            if self._draining:  # drain() was called before the process existed
                 self._signal(signal.SIGTERM)
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch())
-                await self._listen(reader, group, renewed)
+                watching = group.create_task(self._kill_if_silent())
+                await self._handle_messages(reader, group, replaced)
                 watching.cancel()
             return await self._process.wait()
         finally:
@@ -247,41 +265,41 @@ class _Worker:
             writer.close()
             self._signal(signal.SIGKILL)
 
-    def _say(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         if self._writer is not None:
             self._writer.write(encode_frame(json.dumps(message).encode()))
 
-    async def _answer(self, number: int) -> None:
-        self._say({"kind": COLLECTED, "id": number, "texts": await self._collect()})
+    async def _send_all_metrics(self, number: int) -> None:
+        self._send({"kind": messages.ALL_METRICS, "id": number, "texts": await self._collect_metrics()})
 
-    async def _listen(
-        self, reader: asyncio.StreamReader, group: asyncio.TaskGroup, renewed: asyncio.Future[None] | None
+    async def _handle_messages(
+        self, reader: asyncio.StreamReader, group: asyncio.TaskGroup, replaced: asyncio.Future[None] | None
     ) -> None:
-        """Takes what it says, until it ends."""
+        """Handle the messages of the process until it closes its connection."""
         while (frame := await read_frame(reader)) is not None:
-            self._looks = 0
+            self._silent_checks = 0
             message: Message = json.loads(frame)
             match message["kind"]:
                 case messages.READY:
                     self.ready.set()
-                    if renewed is not None and not renewed.done():
-                        renewed.set_result(None)
-                case messages.REFUSED if not self.ready.is_set():
-                    raise ConfigurationError(message["why"])
-                case messages.REFUSED:
-                    log.error("a worker cannot serve as it is configured", worker=self.number, why=message["why"])
-                case messages.COLLECT:
-                    group.create_task(self._answer(message["id"]))
-                case messages.TOLD if (answer := self._asked.get(message["id"])) and not answer.done():
+                    if replaced is not None and not replaced.done():
+                        replaced.set_result(None)
+                case messages.CONFIGURATION_ERROR if not self.ready.is_set():
+                    raise ConfigurationError(message["error"])
+                case messages.CONFIGURATION_ERROR:
+                    log.error("worker cannot start with these settings", worker=self.number, why=message["error"])
+                case messages.GET_ALL_METRICS:
+                    group.create_task(self._send_all_metrics(message["id"]))
+                case messages.METRICS if (answer := self._pending.get(message["id"])) and not answer.done():
                     answer.set_result(message["text"])
 
-    async def _watch(self) -> None:
-        """Ends a worker that does not speak."""
-        self._looks = 0
+    async def _kill_if_silent(self) -> None:
+        """Kill the process when it has sent no message for too long."""
+        self._silent_checks = 0
         while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            self._looks += 1  # they stand still when this process does
-            if self._looks >= _DEAF:
-                log.error("a worker does not speak and is killed", worker=self.number)
+            await asyncio.sleep(_CHECK_SECONDS)
+            self._silent_checks += 1  # counted, not timed: a pause of this process must not count as silence
+            if self._silent_checks >= self._max_silent_checks:
+                log.error("killing silent worker", worker=self.number)
                 self._signal(signal.SIGKILL)
                 return

@@ -1,4 +1,4 @@
-"""A worker: ``python -m registry_server.workers.worker FD``, which ``Supervisor`` starts."""
+"""``Worker``: the process that ``Supervisor`` starts as ``python -m registry_server.workers.worker FD``."""
 
 import asyncio
 import itertools
@@ -25,91 +25,91 @@ if TYPE_CHECKING:
     from registry_server.app import MetricsText
     from registry_server.workers.messages import Message, Setup
 
-_SPEAK_EVERY: Final = 1.0
-"""Seconds: who is silent for long is replaced."""
-_COLLECT_WITHIN: Final = 5.0
-"""Seconds that the supervisor has to collect metrics; then only our own are told."""
-_BAD_CONFIGURATION: Final = 2
+_SIGN_OF_LIFE_SECONDS: Final = 1.0
+"""The supervisor replaces a worker that stays silent much longer."""
+_COLLECT_TIMEOUT_SECONDS: Final = 5.0
+"""Afterwards a scrape returns only the metrics of this worker."""
+_EXIT_CONFIGURATION_ERROR: Final = 2
 
 
 class Worker:
-    """Serves until SIGTERM, or until its supervisor is gone, and tells that how it is."""
+    """Serves until SIGTERM or until the supervisor closes the connection, and reports to the supervisor."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._own_metrics: MetricsText | None = None
-        self._asked: dict[int, asyncio.Future[list[str]]] = {}
+        self._pending: dict[int, asyncio.Future[list[str]]] = {}
         self._ids = itertools.count()
 
     async def run(self, setup: "Setup") -> int:
-        """Serves; gives the exit code of the process."""
+        """Serve, and return the exit code of the process."""
         structlog.contextvars.bind_contextvars(worker=setup.number)
         stop = stop_on_signals(signal.SIGTERM)
         tasks = [
             asyncio.create_task(self._listen(stop), name="supervisor"),
-            asyncio.create_task(self._speak(), name="sign-of-life"),
+            asyncio.create_task(self._send_signs_of_life(), name="sign-of-life"),
         ]
         try:
             await serve_until(
                 stop,
                 setup.settings,
-                on_ready=lambda: self._say({"kind": messages.READY}),
-                worker=WorkerContext(setup.number, self._join),
+                on_ready=lambda: self._send({"kind": messages.READY}),
+                worker=WorkerContext(setup.number, self._join_metrics),
             )
         except ConfigurationError as error:
-            self._say({"kind": messages.REFUSED, "why": str(error)})
-            return _BAD_CONFIGURATION
+            self._send({"kind": messages.CONFIGURATION_ERROR, "error": str(error)})
+            return _EXIT_CONFIGURATION_ERROR
         finally:
             await cancel(tasks)
             self._writer.close()
         return 0
 
-    def _join(self, own: "MetricsText") -> "MetricsText":
-        """Makes of the metrics of this worker those of all."""
+    def _join_metrics(self, own: "MetricsText") -> "MetricsText":
+        """Return a function that returns the metrics of all workers."""
         self._own_metrics = own
 
         async def all_metrics() -> bytes:
-            texts = await self._collected()
+            texts = await self._collect_all()
             return await own() if texts is None else merge_metrics(texts)
 
         return all_metrics
 
-    async def _collected(self) -> list[str] | None:
-        """Has the supervisor collect the metrics of all; ``None`` if it does not answer."""
+    async def _collect_all(self) -> list[str] | None:
+        """Return the metrics of all workers, which the supervisor collects; ``None`` if it does not answer in time."""
         number = next(self._ids)
         answer: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        self._say({"kind": messages.COLLECT, "id": number})
+        self._pending[number] = answer
+        self._send({"kind": messages.GET_ALL_METRICS, "id": number})
         try:
-            async with asyncio.timeout(_COLLECT_WITHIN):
+            async with asyncio.timeout(_COLLECT_TIMEOUT_SECONDS):
                 return await answer
         except TimeoutError:
             return None
         finally:
-            del self._asked[number]
+            del self._pending[number]
 
     async def _listen(self, stop: asyncio.Event) -> None:
         try:
             while (frame := await read_frame(self._reader)) is not None:
                 message: Message = json.loads(frame)
                 match message["kind"]:
-                    case messages.TELL if self._own_metrics is not None:
+                    case messages.COLLECT_METRICS if self._own_metrics is not None:
                         text = (await self._own_metrics()).decode()
-                        self._say({"kind": messages.TOLD, "id": message["id"], "text": text})
-                    case messages.COLLECTED if (answer := self._asked.get(message["id"])) and not answer.done():
+                        self._send({"kind": messages.METRICS, "id": message["id"], "text": text})
+                    case messages.ALL_METRICS if (answer := self._pending.get(message["id"])) and not answer.done():
                         answer.set_result(message["texts"])
         finally:
-            stop.set()  # the supervisor is gone, or will not be heard any more: nobody would end us
+            stop.set()  # without this connection, no signal or message from the supervisor would stop this process
 
-    async def _speak(self) -> None:
+    async def _send_signs_of_life(self) -> None:
         while True:
-            # A supervisor that stands still finds at most a few kilobytes of these when it goes on.
+            # While the supervisor does not read, the buffer must not fill with these.
             if self._writer.transport.get_write_buffer_size() == 0:
-                self._say({"kind": messages.ALIVE})
-            await asyncio.sleep(_SPEAK_EVERY)
+                self._send({"kind": messages.ALIVE})
+            await asyncio.sleep(_SIGN_OF_LIFE_SECONDS)
 
-    def _say(self, message: "Message") -> None:
+    def _send(self, message: "Message") -> None:
         self._writer.write(encode_frame(json.dumps(message).encode()))
 
 
@@ -124,8 +124,8 @@ async def _main(connection: socket.socket) -> int:
 
 
 def main() -> int:
-    """Serves as the connection on the file descriptor that is the argument says."""
-    # What a terminal sends to all processes of a group is for the supervisor, which passes on what concerns us.
+    """Serve as configured by the supervisor, whose connection is the file descriptor in the first argument."""
+    # A terminal signals the whole process group; the supervisor forwards what workers must handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(ROLL_SIGNAL, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""``--workers``: several processes on one port, as their users and operators meet them."""
+"""``--workers``: several processes on the same ports, through their public interface and signals."""
 
 import asyncio
 import os
@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.rolling_fleet import Fleet
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient
-from registry_server.workers import supervisor
 from registry_server.workers.supervisor import Supervisor
 from tests.support.processes import children_of, command_of, runs
 from tests.support.redis_process import RedisProcess
@@ -29,9 +28,9 @@ from tests.support.server import ServerProcess, connected, settings
 TIMEOUT = 30.0
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
+async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.02)
 
 
@@ -52,7 +51,7 @@ async def two_workers(tmp_path: Path, *flags: str) -> AsyncIterator[ServerProces
         yield server
 
 
-async def test_connections_are_shared_out_and_all_see_the_same(tmp_path: Path) -> None:
+async def test_connections_are_distributed_over_workers_with_equal_state(tmp_path: Path) -> None:
     async with two_workers(tmp_path, "--log.requests=all") as server, aiohttp.ClientSession() as http:
         async with connected(server.grpc_address) as (_, stub):
             answer = await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
@@ -69,19 +68,19 @@ async def test_connections_are_shared_out_and_all_see_the_same(tmp_path: Path) -
             path = "/api/v1/registry/services/a"
             return Counter(line["worker"] for line in server.log if line.get("path") == path)
 
-        await eventually(lambda: served().total() == 40)  # a line may come after its answer
+        await eventually(lambda: served().total() == 40)  # a log line may follow its response
         assert set(served()) == {1, 2}
         assert len(workers_of(server.pid)) == 2
-        assert len(redis_of(server.pid)) == 1, "one embedded Redis for all"
+        assert len(redis_of(server.pid)) == 1, "the workers share one embedded Redis"
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
+async def test_killed_worker_is_replaced_without_data_loss(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as server, RegistryClient(server.grpc_address) as client:
         for i in range(20):
             await client.register_service(small_service(f"s{i}"))
         before = workers_of(server.pid)
         os.kill(before[0], signal.SIGKILL)
-        for _ in range(20):  # through the one that is left, and then through both
+        for _ in range(20):  # served by the remaining worker, later by both
             assert (await client.get_service("s7")).name == "s7"
             await asyncio.sleep(0.02)
         await eventually(lambda: len(workers_of(server.pid)) == 2)
@@ -92,8 +91,8 @@ async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path:
         assert (await server.logged("worker exited, starting a replacement"))["code"] == -signal.SIGKILL
 
 
-async def test_a_worker_that_is_told_to_end_drains_and_is_replaced(tmp_path: Path) -> None:
-    """As for a rolling restart by hand."""
+async def test_worker_drains_on_sigterm_and_is_replaced(tmp_path: Path) -> None:
+    """An operator can restart workers one by one."""
     async with two_workers(tmp_path) as server:
         before = workers_of(server.pid)
         os.kill(before[0], signal.SIGTERM)
@@ -101,14 +100,14 @@ async def test_a_worker_that_is_told_to_end_drains_and_is_replaced(tmp_path: Pat
         await eventually(lambda: len(set(workers_of(server.pid)) - {before[0]}) == 2)
 
 
-@pytest.mark.parametrize("whom", ["the supervisor", "all of them"])
-async def test_sigterm_drains_all(tmp_path: Path, whom: str) -> None:
-    """Service managers tell all processes of a group, or the first one."""
+@pytest.mark.parametrize("target", ["supervisor", "process group"])
+async def test_sigterm_drains_all_workers(tmp_path: Path, target: str) -> None:
+    """Some service managers signal the whole process group, others only its first process."""
     async with two_workers(tmp_path) as server, connected(server.grpc_address) as (_, stub):
         stream = stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
         await stream.read()
         processes = [*workers_of(server.pid), *redis_of(server.pid)]
-        if whom == "all of them":
+        if target == "process group":
             for worker in workers_of(server.pid):
                 os.kill(worker, signal.SIGTERM)
         server.signal(signal.SIGTERM)
@@ -117,7 +116,7 @@ async def test_sigterm_drains_all(tmp_path: Path, whom: str) -> None:
         assert not [pid for pid in processes if runs(pid)]
 
 
-async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+async def test_workers_and_redis_exit_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as server:
         processes = [*workers_of(server.pid), *redis_of(server.pid)]
         assert len(processes) == 3
@@ -125,8 +124,8 @@ async def test_nothing_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> N
         await eventually(lambda: not [pid for pid in processes if runs(pid)])
 
 
-async def refused(*flags: str) -> str:
-    """What a server that does not start prints."""
+async def startup_error(*flags: str) -> str:
+    """Return the error output of a server that fails to start."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "registry_server", "--workers=2", *flags),
         stdout=asyncio.subprocess.PIPE,
@@ -138,37 +137,36 @@ async def refused(*flags: str) -> str:
     return "\n".join(line for line in errors.decode().splitlines() if not line.startswith("{"))
 
 
-async def test_a_port_that_somebody_else_has_is_not_shared(tmp_path: Path) -> None:
+async def test_port_of_another_registry_is_refused(tmp_path: Path) -> None:
     async with two_workers(tmp_path / "one") as server:
-        told = await refused(f"--grpc.address={server.grpc_address}", "--http.address=127.0.0.1:0")
+        output = await startup_error(f"--grpc.address={server.grpc_address}", "--http.address=127.0.0.1:0")
         address = server.grpc_address
-        assert told == f"ossa-registry: grpc.address: cannot listen on {address}: Address already in use"
+        assert output == f"ossa-registry: grpc.address: cannot listen on {address}: Address already in use"
 
 
-async def test_a_port_that_a_program_without_workers_has_is_refused_too() -> None:
+async def test_port_of_another_program_is_refused() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        told = await refused("--grpc.address=127.0.0.1:0", f"--http.address={address}")
-        assert told == f"ossa-registry: http.address: cannot listen on {address}: Address already in use"
+        output = await startup_error("--grpc.address=127.0.0.1:0", f"--http.address={address}")
+        assert output == f"ossa-registry: http.address: cannot listen on {address}: Address already in use"
 
 
-async def test_what_cannot_be_served_is_told_once_and_ends_all(tmp_path: Path) -> None:
-    told = await refused(f"--grpc.address=unix:{tmp_path}/socket", "--http.address=127.0.0.1:0")
-    assert told == (
+async def test_invalid_settings_are_reported_once_and_stop_all_workers(tmp_path: Path) -> None:
+    output = await startup_error(f"--grpc.address=unix:{tmp_path}/socket", "--http.address=127.0.0.1:0")
+    assert output == (
         "ossa-registry: grpc.address: a unix socket serves one worker; set workers to 1 or use a TCP address"
     )
-    told = await refused("--redis.url=redis://127.0.0.1:7000?colour=red")
-    assert told.startswith("ossa-registry: redis.url: ")
-    assert len(told.splitlines()) == 1
+    output = await startup_error("--redis.url=redis://127.0.0.1:7000?colour=red")
+    assert output.startswith("ossa-registry: redis.url: ")
+    assert len(output.splitlines()) == 1
 
 
-async def test_a_worker_that_does_not_speak_is_replaced(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_DEAF", 5)
+async def test_silent_worker_is_replaced(redis: RedisProcess) -> None:
     stop = asyncio.Event()
-    # Each on a port of its own: nobody calls.
-    subject = Supervisor(settings(redis.url).model_copy(update={"workers": 2}))
+    # Each worker has its own port, which no client calls.
+    subject = Supervisor(settings(redis.url).model_copy(update={"workers": 2}), max_silent_checks=5)
     running = asyncio.create_task(subject.run(stop))
     async with asyncio.timeout(TIMEOUT):
         for worker in subject._workers:
@@ -183,10 +181,10 @@ async def test_a_worker_that_does_not_speak_is_replaced(redis: RedisProcess, mon
     assert workers_of(os.getpid()) == []
 
 
-async def test_workers_are_restarted_one_after_the_other_and_nobody_loses_anything(tmp_path: Path) -> None:
+async def test_rolling_restart_loses_no_change_and_no_lease(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as server:
         fleet, stop, ready = Fleet(server.grpc_address, changes_every=0.05), asyncio.Event(), asyncio.Event()
-        living = asyncio.create_task(fleet.run(200, 4, 50, stop, ready))
+        fleet_task = asyncio.create_task(fleet.run(200, 4, 50, stop, ready))
         async with asyncio.timeout(TIMEOUT):
             await ready.wait()
         before = workers_of(server.pid)
@@ -195,45 +193,47 @@ async def test_workers_are_restarted_one_after_the_other_and_nobody_loses_anythi
         now = workers_of(server.pid)
         stop.set()
         async with asyncio.timeout(TIMEOUT):
-            await living  # which ends once every watcher has every change
+            await fleet_task  # ends once every watcher has received every change
         assert len(now) == 2
         assert not set(now) & set(before)
         assert (fleet.lost, fleet.holes) == (0, 0)
         assert len(fleet.resumed) == 50
-        assert fleet.beats >= 400, "all beat before and after"
+        assert fleet.beats >= 400, "every agent sent heartbeats before and after the restart"
         assert set(fleet.refused) > set(), fleet.counters()
 
 
-async def test_a_restart_stops_at_a_worker_that_does_not_come_back(tmp_path: Path) -> None:
+async def test_rolling_restart_stops_at_a_worker_that_fails_to_start(tmp_path: Path) -> None:
     policy = Policy(tmp_path / "policy")
     async with two_workers(tmp_path / "data", f"--security.policy-file={policy.file}") as server:
         before = workers_of(server.pid)
         policy.file.unlink()
         server.signal(signal.SIGUSR2)
-        assert (await server.logged("a worker cannot serve as it is configured"))["worker"] == 1
+        assert (await server.logged("worker cannot start with these settings"))["worker"] == 1
         assert before[1] in workers_of(server.pid)
         policy.write()
         await server.logged("all workers restarted")
 
 
-async def test_a_process_without_workers_says_so_and_goes_on(tmp_path: Path) -> None:
+async def test_rolling_restart_without_workers_is_refused_with_a_log_line(tmp_path: Path) -> None:
     async with ServerProcess(f"--data-dir={tmp_path}", "--redis.url=embedded") as server:
         server.signal(signal.SIGUSR2)
-        await server.logged("there are no workers to restart one after the other: restart this process, or set workers")
+        await server.logged(
+            "rolling restart ignored: there are no workers; restart this process or set workers above 1"
+        )
         async with connected(server.grpc_address) as (_, stub):
             await stub.GetStats(pb.GetStatsRequest())
 
 
-async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Path) -> None:
+async def test_every_worker_returns_the_metrics_of_all_workers(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as server, aiohttp.ClientSession() as http:
 
-        async def told() -> dict[tuple[str, str], float]:
+        async def scrape() -> dict[tuple[str, str], float]:
             url = f"http://{server.http_address}/metrics"
-            patience = aiohttp.ClientTimeout(total=5)
-            async with http.get(url, headers={"Connection": "close"}, timeout=patience) as response:
+            timeout = aiohttp.ClientTimeout(total=5)
+            async with http.get(url, headers={"Connection": "close"}, timeout=timeout) as response:
                 text = await response.text()
             names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
-            assert len(names) == len(set(names)), "each family stands once"
+            assert len(names) == len(set(names)), "each family is declared once"
             return {
                 (sample.name, sample.labels["worker"]): sample.value
                 for family in text_string_to_metric_families(text)
@@ -242,7 +242,7 @@ async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Pat
             }
 
         for _ in range(10):
-            seen = await told()
+            seen = await scrape()
             assert {worker for name, worker in seen if name == "ossa_registry_revision"} == {"1", "2"}
             assert seen["process_resident_memory_bytes", "1"] > 1e6
 
@@ -250,21 +250,21 @@ async def test_metrics_are_those_of_all_workers_whichever_is_asked(tmp_path: Pat
         os.kill(stopped, signal.SIGSTOP)
         try:
             for _ in range(20):
-                with suppress(TimeoutError):  # it was the stopped one that was asked
-                    assert len({worker for _, worker in await told()}) == 1
+                with suppress(TimeoutError):  # the stopped worker received the request
+                    assert len({worker for _, worker in await scrape()}) == 1
                     break
         finally:
             os.kill(stopped, signal.SIGCONT)
 
 
-async def test_all_workers_read_the_policy_again_when_their_supervisor_is_told_to(tmp_path: Path) -> None:
+async def test_sighup_reloads_the_policy_in_all_workers(tmp_path: Path) -> None:
     policy = Policy(tmp_path / "policy")
     flag = f"--security.policy-file={policy.file}"
     async with two_workers(tmp_path / "data", flag) as server:
 
         async def codes() -> set[grpc.StatusCode]:
             seen = set()
-            for _ in range(20):  # each on a connection of its own
+            for _ in range(20):  # a new connection each time
                 async with connected(server.grpc_address) as (_, stub):
                     call = stub.GetStats(pb.GetStatsRequest(), metadata=policy.metadata("viewer"))
                     seen.add(await call.code())
