@@ -1,4 +1,4 @@
-"""What cannot be run here is held against the tools and schemas of its kind, and against the registry itself."""
+"""Deployment files pass the linters and schemas of their tools, and match the registry's settings."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yml").read_text(enco
 VARIABLES = {setting.variable for setting in SETTINGS}
 
 
-def found(kind: str, name: str = "ossa-registry") -> dict[str, Any]:
+def manifest_of(kind: str, name: str = "ossa-registry") -> dict[str, Any]:
     (manifest,) = [each for each in MANIFESTS if each["kind"] == kind and each["metadata"]["name"] == name]
     return manifest
 
@@ -40,18 +40,18 @@ def found(kind: str, name: str = "ossa-registry") -> dict[str, Any]:
 # Docker.
 
 
-def test_hadolint_finds_no_fault() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     result = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def test_the_image_is_not_run_as_root_and_stops_by_a_signal() -> None:
+def test_image_runs_as_non_root_and_receives_signals() -> None:
     assert re.search(r"^USER (\d+)", DOCKERFILE, re.MULTILINE)
-    assert 'ENTRYPOINT ["ossa-registry"]' in DOCKERFILE, "the exec form: a shell would keep SIGTERM to itself"
+    assert 'ENTRYPOINT ["ossa-registry"]' in DOCKERFILE, "use the exec form: a shell does not forward SIGTERM"
 
 
-def test_the_image_is_built_of_files_that_make_a_wheel(tmp_path: Path) -> None:
+def test_files_copied_into_the_image_build_a_wheel(tmp_path: Path) -> None:
     stage = DOCKERFILE.partition("RUN python -m venv")[0]
     for sources, target in re.findall(r"^COPY (.+) (\S+)$", stage, re.MULTILINE):
         for source in sources.split():
@@ -66,7 +66,7 @@ def test_the_image_is_built_of_files_that_make_a_wheel(tmp_path: Path) -> None:
     assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
 
 
-async def test_the_health_check_tells_the_living_from_the_dead(redis: RedisProcess) -> None:
+async def test_health_check_fails_after_the_server_is_killed(redis: RedisProcess) -> None:
     command = json.loads(re.findall(r"HEALTHCHECK [^\[]*(\[.*\])", DOCKERFILE)[0])
     assert command[0] == "python"
     async with ServerProcess(f"--redis.url={redis.url}") as server:
@@ -82,20 +82,20 @@ async def exit_code(command: list[str]) -> int:
     return await process.wait()
 
 
-def test_the_variables_of_the_image_are_settings() -> None:
+def test_variables_of_the_image_are_settings() -> None:
     assert set(re.findall(r"\b(OSSA_REGISTRY_\w+)=", DOCKERFILE)) <= VARIABLES
 
 
 # Compose.
 
 
-def test_the_compose_file_keeps_to_the_specification() -> None:
-    # The merge key is YAML's, and resolved by then.
+def test_compose_file_matches_the_specification() -> None:
+    # safe_load has resolved YAML merge keys, which compose_spec does not support.
     composed = PyCompose.from_yaml(yaml.safe_dump(COMPOSE))
     assert sorted(composed.service_names()) == ["grafana", "prometheus", "redis", "registry-1", "registry-2"]
 
 
-def test_the_compose_file_mounts_what_there_is_and_opens_ports_to_this_machine_alone() -> None:
+def test_compose_file_mounts_existing_files_and_binds_to_loopback() -> None:
     for name, service in COMPOSE["services"].items():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
@@ -118,24 +118,24 @@ def test_prometheus_scrapes_each_registry_of_the_compose_file() -> None:
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda each: f"{each['kind']}-{each['metadata']['name']}")
 @pytest.mark.parametrize("version", ["1.32", "1.37"])
-def test_a_manifest_keeps_to_the_schema_of_its_kind(manifest: dict[str, Any], version: str) -> None:
+def test_manifest_matches_the_schema_of_its_kind(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_a_manifest_that_is_wrong_would_be_noticed() -> None:
-    wrong = found("Deployment") | {"spec": {"replica": 2}}
+def test_invalid_manifest_is_rejected() -> None:
+    invalid = manifest_of("Deployment") | {"spec": {"replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, "1.37", strict=True)
+        kubernetes_validate.validate(invalid, "1.37", strict=True)
 
 
-def test_the_kustomization_names_every_manifest() -> None:
+def test_kustomization_lists_every_manifest() -> None:
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
     files = {file.name for file in (DEPLOY / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
     assert set(kustomization["resources"]) == files
 
 
-def test_the_manifests_fit_each_other() -> None:
-    deployment = found("Deployment")
+def test_manifests_are_consistent() -> None:
+    deployment = manifest_of("Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -143,20 +143,20 @@ def test_the_manifests_fit_each_other() -> None:
     assert container["readinessProbe"]["grpc"]["port"] == ports["grpc"]
     for selector in (
         deployment["spec"]["selector"]["matchLabels"],
-        found("Service")["spec"]["selector"],
-        found("Service", "ossa-registry-http")["spec"]["selector"],
-        found("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        found("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        manifest_of("Service")["spec"]["selector"],
+        manifest_of("Service", "ossa-registry-http")["spec"]["selector"],
+        manifest_of("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        manifest_of("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
     ):
         assert selector.items() <= labels.items()
-    scaled = found("HorizontalPodAutoscaler")["spec"]
+    scaled = manifest_of("HorizontalPodAutoscaler")["spec"]
     assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert scaled["minReplicas"] > found("PodDisruptionBudget")["spec"]["minAvailable"]
+    assert scaled["minReplicas"] > manifest_of("PodDisruptionBudget")["spec"]["minAvailable"]
 
 
-def test_the_settings_of_the_manifests_are_settings_and_the_drain_has_its_time() -> None:
-    pod = found("Deployment")["spec"]["template"]["spec"]
-    settings = found("ConfigMap")["data"]
+def test_manifest_variables_are_settings_and_shutdown_fits_the_grace() -> None:
+    pod = manifest_of("Deployment")["spec"]["template"]["spec"]
+    settings = manifest_of("ConfigMap")["data"]
     assert settings.keys() | {each["name"] for each in pod["containers"][0]["env"]} <= VARIABLES
     pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     grace = int(settings["OSSA_REGISTRY_SHUTDOWN__GRACE_SECONDS"])
@@ -167,11 +167,11 @@ def test_the_settings_of_the_manifests_are_settings_and_the_drain_has_its_time()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = (DEPLOY / "systemd" / "ossa-registry.service").read_text(encoding="utf-8")
     program = shlex.split(re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0])[0]
     file = tmp_path / "ossa-registry.service"
-    file.write_text(unit.replace(program, sys.executable), encoding="utf-8")  # it is not installed here
+    file.write_text(unit.replace(program, sys.executable), encoding="utf-8")  # the program is not installed here
     result = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert set(re.findall(r"\b(OSSA_REGISTRY_\w+)=", unit)) <= VARIABLES

@@ -1,4 +1,4 @@
-"""What is in ``deploy/prometheus``, by promtool and against the metrics that there are."""
+"""The files in ``deploy/prometheus`` pass promtool and use existing metrics."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ async def text_of_metrics(server: Server) -> bytes:
 
 
 @needs_prometheus
-async def test_promtool_finds_no_fault_in_the_metrics(server: Server) -> None:
+async def test_promtool_accepts_the_metrics(server: Server) -> None:
     assert await promtool("check", "metrics", text=await text_of_metrics(server)) == (0, "")
 
 
@@ -39,16 +39,16 @@ async def test_promtool_finds_no_fault_in_the_metrics(server: Server) -> None:
     ],
     ids=" ".join,
 )
-async def test_promtool_finds_no_fault_in_the_files(arguments: tuple[str, ...]) -> None:
+async def test_promtool_accepts_the_files(arguments: tuple[str, ...]) -> None:
     code, output = await promtool(*arguments)
     assert code == 0, output
 
 
-async def test_the_alerts_rest_on_metrics_that_there_are(server: Server) -> None:
-    await text_of_metrics(server)  # a request, to be counted
-    there = set(re.findall(rb"^(\w+)", await text_of_metrics(server), re.MULTILINE)) | {b"up"}
+async def test_alerts_use_existing_metrics(server: Server) -> None:
+    await text_of_metrics(server)  # a first request, so that request metrics exist
+    existing = set(re.findall(rb"^(\w+)", await text_of_metrics(server), re.MULTILINE)) | {b"up"}
     used = {name for rule in RULES for name in re.findall(r"\b(?:ossa_registry|process)_\w+|\bup\b", rule["expr"])}
-    assert used - {name.decode() for name in there} == set()
+    assert used - {name.decode() for name in existing} == set()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
@@ -62,7 +62,7 @@ def test_every_alert_has_a_runbook(rule: dict[str, Any]) -> None:
         assert part in runbook, part
 
 
-def test_every_runbook_is_of_an_alert() -> None:
+def test_every_runbook_belongs_to_an_alert() -> None:
     assert re.findall(r"^### (OssaRegistry\w+)$", OPERATIONS, re.MULTILINE) == list(
         alert_names(ALERTS.read_text(encoding="utf-8"))
     )

@@ -12,7 +12,7 @@ import pytest
 
 from registry_client.testing import RegistryProcess
 from registry_server import __version__
-from tests.support.wheels import Installed, built, install
+from tests.support.wheels import Installed, build_wheel, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "packaging" / "client"
@@ -64,7 +64,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(PROJECT, tmp_path_factory.mktemp("wheel"))
+    return build_wheel(PROJECT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from registry_server import __version__
-from tests.support.wheels import Installed, built, environ, install
+from tests.support.wheels import Installed, build_wheel, environ, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(ROOT, tmp_path_factory.mktemp("wheel"))
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_what_is_installed_serves_a_client_that_is_installed(installed: Installe
 def serving(installed: Installed, data_dir: str) -> Iterator[subprocess.Popen[str]]:
     """``ossa-registry serve`` with the embedded Redis."""
     command = [str(installed.environment / "bin" / "ossa-registry"), *SERVE, f"--data-dir={data_dir}"]
-    with subprocess.Popen(command, cwd=installed.elsewhere, env=environ(), stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=installed.working_directory, env=environ(), stderr=subprocess.PIPE, text=True) as server:
         try:
             yield server
         finally:

@@ -1,4 +1,4 @@
-"""The checker of the fault suite finds what is wrong, names it, and finds nothing in what is right."""
+"""The checker of the fault suite finds and names violations, and accepts valid histories."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,14 +13,14 @@ from tests.faults.suite.history import (
     REGISTERED,
     RESYNC,
     SNAPSHOT,
-    Belief,
     Call,
+    FinalState,
     Follower,
     History,
     Kind,
     Message,
+    ObservedEvent,
     Promises,
-    Told,
 )
 
 UPDATED = "EVENT_TYPE_SERVICE_UPDATED"
@@ -29,35 +29,35 @@ TTL = 5.0
 
 
 def call(kind: Kind, name: str, at: float, revision: int = 0, seen: str = "", **more: object) -> Call:
-    """A call that took a tenth of a second and was answered."""
+    """Return a successful call with a duration of 0.1 s."""
     version = seen if kind in ("register", "create", "update") else ""
     fields: dict[str, object] = {"version": version, "end": at + 0.1, "outcome": "ok", **more}
     process = fields.pop("process", 0)
     return Call("client", process, kind, name, at, revision=revision, seen=seen, **fields)  # type: ignore[arg-type]
 
 
-def told(type_: str, name: str, version: str, revision: int, of: int = 0, reason: str = BY_CLIENT) -> Told:
-    return Told(type_, reason, name, version, revision, of or revision, at=revision + 0.05)
+def event(type_: str, name: str, version: str, revision: int, of: int = 0, reason: str = BY_CLIENT) -> ObservedEvent:
+    return ObservedEvent(type_, reason, name, version, revision, of or revision, at=revision + 0.05)
 
 
-def message(*events: Told, watcher: str = "one", revision: int = 0, epoch: str = "e", **more: bool) -> Message:
+def message(*events: ObservedEvent, watcher: str = "one", revision: int = 0, epoch: str = "e", **more: bool) -> Message:
     newest = revision or (events[-1].revision if events else 0)
     return Message(watcher, 0, newest + 0.1, epoch, newest, list(events), **more)
 
 
 CHANGES = (
-    told(REGISTERED, "a", "1", 1),
-    told(UPDATED, "a", "2", 2),
-    told(REGISTERED, "b", "3", 3),
-    told(GONE, "b", "3", 4, of=3),
-    told(UPDATED, "a", "5", 5),
+    event(REGISTERED, "a", "1", 1),
+    event(UPDATED, "a", "2", 2),
+    event(REGISTERED, "b", "3", 3),
+    event(GONE, "b", "3", 4, of=3),
+    event(UPDATED, "a", "5", 5),
 )
 
 
-def good() -> History:
-    """Revision n is written in second n and told to two watchers; one of them resumed, one started over."""
-    final = {"a": ("5", 5)}
-    snapshot = message(told(SNAPSHOT, "a", "2", 2), watcher="two", revision=2, fresh=True)
+def valid_history() -> History:
+    """Return a history in which revision n is written in second n. Of two watchers, one resumes and one starts over."""
+    last_state = {"a": ("5", 5)}
+    snapshot = message(event(SNAPSHOT, "a", "2", 2), watcher="two", revision=2, fresh=True)
     complete = message(watcher="two", revision=2, complete=True)
     return History(
         calls=[
@@ -73,7 +73,7 @@ def good() -> History:
             call("update", "a", 4.4, code="ABORTED REVISION_MISMATCH", outcome="refused", version="z", expected=1),
             call("list", "", 4.5, 4, states={"a": ("2", 2)}, strong=True),
             call("update", "a", 5, version="5", end=float("inf"), outcome="unknown", code="UNAVAILABLE"),
-            call("list", "", 6, 5, states=final, min_revision=5),
+            call("list", "", 6, 5, states=last_state, min_revision=5),
         ],
         messages=[
             message(fresh=True, complete=True),
@@ -85,28 +85,28 @@ def good() -> History:
             message(*CHANGES[2:], watcher="two"),
         ],
         followers=[Follower("three", 2, 5)],
-        beliefs=[Belief(who, "e", 5, dict(final)) for who in ("Redis", "process 0", "process 1")],
+        final_states=[FinalState(owner, "e", 5, dict(last_state)) for owner in ("Redis", "process 0", "process 1")],
     )
 
 
-def test_it_finds_nothing_in_what_is_right() -> None:
-    assert check(good()) == []
+def test_valid_history_has_no_violations() -> None:
+    assert check(valid_history()) == []
 
 
-def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    history = good()
+def test_history_survives_writing_and_reading(tmp_path: Path) -> None:
+    history = valid_history()
     history.write(tmp_path / "history.jsonl")
     assert History.read(tmp_path / "history.jsonl") == history
 
 
-# What is done to the good history, and the rule and words by which the checker tells it.
+# Changes to the valid history, with the rule and words of the expected violation.
 
 
-def hole(history: History) -> None:
+def gap(history: History) -> None:
     history.messages[4].events.pop(0)
 
 
-def silent_jump(history: History) -> None:
+def jump_without_events(history: History) -> None:
     history.messages[5] = message(revision=5)
 
 
@@ -114,89 +114,89 @@ def repetition(history: History) -> None:
     history.messages[4].events.insert(1, CHANGES[1])
 
 
-def another_state(history: History) -> None:
-    history.messages[2].events[0] = told(SNAPSHOT, "a", "1", 1)
+def different_snapshot(history: History) -> None:
+    history.messages[2].events[0] = event(SNAPSHOT, "a", "1", 1)
 
 
 def two_changes_of_one_revision(history: History) -> None:
-    history.messages[6].events[0] = told(REGISTERED, "c", "3", 3)
+    history.messages[6].events[0] = event(REGISTERED, "c", "3", 3)
 
 
 def impossible_change(history: History) -> None:
-    for watched in history.messages:
-        watched.events = [told(GONE, "c", "3", 4) if event is CHANGES[3] else event for event in watched.events]
+    for message_ in history.messages:
+        message_.events = [event(GONE, "c", "3", 4) if each is CHANGES[3] else each for each in message_.events]
 
 
-def epoch_without_a_word(history: History) -> None:
+def epoch_without_resync(history: History) -> None:
     history.messages[5].epoch = "f"
 
 
 def new_epoch(history: History) -> None:
-    end = message(told(GONE, "a", "5", 0, of=5, reason=RESYNC), epoch="f")
+    end = message(event(GONE, "a", "5", 0, of=5, reason=RESYNC), epoch="f")
     end.at, end.events[0].revision = 9, 0
     history.messages.append(end)
 
 
-def follower_with_a_hole(history: History) -> None:
-    history.followers[0].hole = "revision 4 was told after 2"
+def follower_with_an_error(history: History) -> None:
+    history.followers[0].error = "received revision 4 after 2"
 
 
-def follower_left_behind(history: History) -> None:
+def follower_behind(history: History) -> None:
     history.followers[0].last = 4
 
 
-def one_revision_for_two(history: History) -> None:
+def same_revision_twice(history: History) -> None:
     history.calls[1].revision = 1
 
 
-def revision_that_goes_back(history: History) -> None:
+def decreasing_revision(history: History) -> None:
     history.calls[1].start, history.calls[1].end = 3.5, 3.6
     history.calls[2:3] = []
 
 
-def told_to_nobody(history: History) -> None:
+def unobserved_write(history: History) -> None:
     history.calls.append(call("register", "c", 5.5, 5, "lost", process=1))
 
 
-def removal_told_to_nobody(history: History) -> None:
+def unobserved_removal(history: History) -> None:
     history.calls.append(call("unregister", "a", 5.5, 5, "5"))
 
 
-def nobody_asked(history: History) -> None:
+def change_without_a_call(history: History) -> None:
     history.calls.remove(history.calls[3])
 
 
-def refused_and_done(history: History) -> None:
+def effective_refused_write(history: History) -> None:
     history.calls[11].outcome = "refused"
     history.calls[11].code = "ABORTED REVISION_MISMATCH"
 
 
-def done_twice(history: History) -> None:
+def effective_twice(history: History) -> None:
     history.calls[11].version = "2"
-    for watched in history.messages:
-        watched.events = [replace(e, version="2") if e.version == "5" else e for e in watched.events]
+    for message_ in history.messages:
+        message_.events = [replace(e, version="2") if e.version == "5" else e for e in message_.events]
 
 
-def lost_in_the_end(history: History) -> None:
-    # No watcher knows of it: this must be found without them.
+def lost_at_the_end(history: History) -> None:
+    # No watcher received it: the rule must work without watchers.
     history.messages.clear()
     history.followers.clear()
     history.calls.append(call("register", "c", 5.5, 6, "6"))
 
 
-def older_in_the_end(history: History) -> None:
+def older_at_the_end(history: History) -> None:
     history.messages.clear()
     history.followers.clear()
-    for belief in history.beliefs:
-        belief.states = {"a": ("1", 1)}
+    for final in history.final_states:
+        final.states = {"a": ("1", 1)}
 
 
-def lost_for_a_heartbeat(history: History) -> None:
+def unknown_to_a_heartbeat(history: History) -> None:
     history.calls[5].seen = ""
 
 
-def two_beliefs(history: History) -> None:
-    history.beliefs[2].states = {"a": ("2", 2)}
+def different_final_states(history: History) -> None:
+    history.final_states[2].states = {"a": ("2", 2)}
 
 
 def stale_own_write(history: History) -> None:
@@ -213,19 +213,19 @@ def stale_strong_read(history: History) -> None:
     history.calls[10].revision, history.calls[10].states = 1, {"a": ("1", 1)}
 
 
-def missing_after_a_read(history: History) -> None:
+def missing_service(history: History) -> None:
     history.calls[2].revision, history.calls[2].seen = 0, ""
 
 
-def read_of_what_never_was(history: History) -> None:
+def read_of_an_unknown_version(history: History) -> None:
     history.calls[2].seen = "9"
 
 
-def read_of_the_future(history: History) -> None:
+def read_of_a_future_version(history: History) -> None:
     history.calls[2].revision, history.calls[2].seen = 5, "5"
 
 
-def mixed_list(history: History) -> None:
+def inconsistent_list(history: History) -> None:
     history.calls[10].states = {"a": ("1", 1)}
 
 
@@ -262,79 +262,79 @@ def internal_error(history: History) -> None:
     history.calls[11].code = "INTERNAL INTERNAL"
 
 
-def complaint(history: History) -> None:
-    history.complaints.append("process 0 logged a bug")
+def logged_error(history: History) -> None:
+    history.problems.append("process 0 logged a bug")
 
 
 def _expire(history: History, at: float) -> None:
-    end = message(told(GONE, "a", "5", 6, of=5, reason=EXPIRED))
+    end = message(event(GONE, "a", "5", 6, of=5, reason=EXPIRED))
     end.at = end.events[0].at = at
     history.messages += [end, replace(end, watcher="two")]
     history.followers[0].last = 6
-    for belief in history.beliefs:
-        belief.revision, belief.states = 6, {}
+    for final in history.final_states:
+        final.revision, final.states = 6, {}
 
 
 WRONG: list[tuple[Callable[[History], None], str, str]] = [
-    (hole, "watch", "a hole: revision 3"),
-    (silent_jump, "watch", "without the events between"),
+    (gap, "watch", "a gap: revision 3"),
+    (jump_without_events, "watch", "without the events in between"),
     (repetition, "watch", "a repetition: revision 2"),
-    (another_state, "agreement", "a is ('1', 1) and ('2', 2)"),
-    (two_changes_of_one_revision, "revisions", "revision 3 is told as"),
-    (impossible_change, "watch", "c unregistered 3 (client_request) at revision 4, having nothing"),
-    (epoch_without_a_word, "watch", "after epoch e without a word"),
-    (new_epoch, "history", "a new epoch began"),
-    (follower_with_a_hole, "followers", "revision 4 was told after 2"),
-    (follower_left_behind, "followers", "up to revision 4 of 5"),
-    (one_revision_for_two, "revisions", "two writes were answered with one revision"),
-    (revision_that_goes_back, "revisions", "revisions went back"),
-    (told_to_nobody, "acknowledged", "told to nobody"),
-    (removal_told_to_nobody, "acknowledged", "told to nobody"),
-    (nobody_asked, "changes", "nobody asked for"),
-    (refused_and_done, "changes", "a refused write took place"),
-    (done_twice, "changes", "one write took place twice"),
-    (lost_in_the_end, "lost", "Redis has nothing, although"),
-    (older_in_the_end, "lost", "process 0 has 1 of"),
-    (lost_for_a_heartbeat, "lost", "a heartbeat found nothing"),
-    (two_beliefs, "agreement", "to process 1: a is ('5', 5) and ('2', 2)"),
+    (different_snapshot, "agreement", "a is ('1', 1) and ('2', 2)"),
+    (two_changes_of_one_revision, "revisions", "revision 3 is "),
+    (impossible_change, "watch", "c unregistered 3 (client_request) at revision 4, but its state was absent"),
+    (epoch_without_resync, "watch", "after epoch e without a resync"),
+    (new_epoch, "history", "a new epoch started"),
+    (follower_with_an_error, "followers", "received revision 4 after 2"),
+    (follower_behind, "followers", "revisions up to 4 of 5"),
+    (same_revision_twice, "revisions", "two writes have the same revision"),
+    (decreasing_revision, "revisions", "a revision decreased"),
+    (unobserved_write, "acknowledged", "no watcher received"),
+    (unobserved_removal, "acknowledged", "no watcher received"),
+    (change_without_a_call, "changes", "a change without a call"),
+    (effective_refused_write, "changes", "a refused write took effect"),
+    (effective_twice, "changes", "a write took effect twice"),
+    (lost_at_the_end, "lost", "Redis holds nothing, although"),
+    (older_at_the_end, "lost", "process 0 holds version 1 of"),
+    (unknown_to_a_heartbeat, "lost", "the name of a heartbeat was unknown"),
+    (different_final_states, "agreement", "for process 1: a is ('5', 5) and ('2', 2)"),
     (stale_own_write, "reads", "older than revision 2"),
     (stale_min_revision, "reads", "older than revision 3"),
     (stale_strong_read, "reads", "older than revision 3"),
-    (missing_after_a_read, "reads", "older than revision 2"),
-    (read_of_what_never_was, "reads", "what had never been"),
-    (read_of_the_future, "reads", "what had never been"),
-    (mixed_list, "reads", "not the state at revision 4"),
-    (created_twice, "preconditions", "against its precondition"),
-    (wrong_expectation, "preconditions", "against its precondition"),
-    (wrongly_refused, "preconditions", "refused for what was not true"),
-    (wrong_mismatch, "preconditions", "refused for what was not true"),
+    (missing_service, "reads", "older than revision 2"),
+    (read_of_an_unknown_version, "reads", "a state that never existed"),
+    (read_of_a_future_version, "reads", "a state that never existed"),
+    (inconsistent_list, "reads", "differs from the state at revision 4"),
+    (created_twice, "preconditions", "violated its precondition"),
+    (wrong_expectation, "preconditions", "violated its precondition"),
+    (wrongly_refused, "preconditions", "refused although its precondition held"),
+    (wrong_mismatch, "preconditions", "refused although its precondition held"),
     (early_expiry, "leases", "1.10 s too early"),
     (expiry_of_a_long_lease, "leases", "long before"),
     (failed_read, "answers", "a read failed"),
     (internal_error, "answers", "INTERNAL"),
-    (complaint, "complaint", "logged a bug"),
+    (logged_error, "problem", "logged a bug"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "rule", "words"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_it_finds_what_is_wrong(spoil: Callable[[History], None], rule: str, words: str) -> None:
-    history = good()
-    spoil(history)
+@pytest.mark.parametrize(("corrupt", "rule", "words"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
+def test_violation_is_found(corrupt: Callable[[History], None], rule: str, words: str) -> None:
+    history = valid_history()
+    corrupt(history)
     found = check(history)
     assert [violation for violation in found if violation.rule == rule and words in violation.what], found
 
 
-def unknown_and_never_done(history: History) -> None:
+def unknown_write_without_effect(history: History) -> None:
     history.calls.append(call("register", "a", 5.2, outcome="unknown", end=float("inf"), version="never"))
 
 
 def unknown_removal(history: History) -> None:
-    """It may have happened before the update whose answer is unknown."""
+    """The removal may have taken effect before the update with an unknown outcome."""
     history.calls.append(call("unregister", "a", 4.9, outcome="unknown", end=float("inf")))
 
 
 def slow_read(history: History) -> None:
-    """A process that has answered nothing newer may be behind."""
+    """A process may be behind until it has returned a newer revision."""
     history.calls.append(Call("client", 1, "get", "b", 4.6, end=4.7, outcome="ok", revision=3, seen="3"))
 
 
@@ -346,45 +346,45 @@ def due_expiry(history: History) -> None:
     _expire(history, at=8.31)
 
 
-def expiry_while_a_heartbeat_is_not_acknowledged(history: History) -> None:
+def expiry_with_an_unacknowledged_heartbeat(history: History) -> None:
     _expire(history, at=8.31)
     history.calls.append(call("heartbeat", "a", 5, outcome="unknown", end=float("inf")))
 
 
-def lost_as_it_was_told(history: History) -> None:
+def announced_loss(history: History) -> None:
     history.promises = Promises(may_lose=True, may_skip=True)
     new_epoch(history)
-    for belief in history.beliefs:
-        belief.epoch, belief.revision, belief.states = "f", 0, {}
+    for final in history.final_states:
+        final.epoch, final.revision, final.states = "f", 0, {}
     history.followers.clear()
 
 
-def failed_read_of_a_dead_process(history: History) -> None:
-    history.promises.reads_go_on = False
+def failed_read_of_a_killed_process(history: History) -> None:
+    history.promises.reads_succeed = False
     failed_read(history)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        unknown_and_never_done,
+        unknown_write_without_effect,
         unknown_removal,
         slow_read,
         read_during_a_write,
         due_expiry,
-        expiry_while_a_heartbeat_is_not_acknowledged,
-        lost_as_it_was_told,
-        failed_read_of_a_dead_process,
+        expiry_with_an_unacknowledged_heartbeat,
+        announced_loss,
+        failed_read_of_a_killed_process,
     ],
 )
-def test_it_does_not_cry_wolf(change: Callable[[History], None]) -> None:
-    history = good()
+def test_permitted_behaviour_is_accepted(change: Callable[[History], None]) -> None:
+    history = valid_history()
     change(history)
     assert check(history) == []
 
 
-def test_what_is_lost_after_the_new_epoch_is_lost_all_the_same() -> None:
-    history = good()
-    lost_as_it_was_told(history)
+def test_loss_after_a_new_epoch_is_found() -> None:
+    history = valid_history()
+    announced_loss(history)
     history.calls.append(call("register", "c", 10, 1, "10"))
     assert {violation.rule for violation in check(history)} == {"lost"}

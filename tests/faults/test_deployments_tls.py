@@ -15,12 +15,12 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.errors import StoreUnavailable
 from registry_server.store import RedisStore
 from registry_server.store.embedded import GuardedProcess, find_redis_server
-from tests.support.deployments import AWAY, CLUSTER_PORTS
+from tests.support.deployments import CLUSTER_PORTS, UNREACHABLE
 from tests.support.redis_process import free_port
 from tests.support.samples import small_service
 from tests.support.server import running
 
-PATIENCE = 60
+TIMEOUT = 60
 PASSWORD, OWN_PASSWORD = "hunter2", "swordfish"
 
 
@@ -75,11 +75,11 @@ class Start(NamedTuple):
         finally:
             os.close(output)
         self.stack.push_async_callback(process.stop, 5.0)
-        async with self.client(port, password) as client, asyncio.timeout(PATIENCE):
+        async with self.client(port, password) as client, asyncio.timeout(TIMEOUT):
             while process.returncode is None:
                 try:
                     await client.ping()
-                except AWAY:
+                except UNREACHABLE:
                     await asyncio.sleep(0.05)
                 else:
                     return port
@@ -124,7 +124,7 @@ async def test_a_cluster_over_tls_with_a_password(start: Start) -> None:
     port = await start(*options, password=PASSWORD)
     async with start.client(port, PASSWORD) as client:
         await client.cluster("ADDSLOTS", *range(16384))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while (await client.cluster("INFO"))["cluster_state"] != "ok":
                 await asyncio.sleep(0.05)
     at = f"rediss+cluster://:{PASSWORD}@127.0.0.1:{port}?ssl_ca_certs={start.certificate.file}"

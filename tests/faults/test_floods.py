@@ -25,7 +25,7 @@ from tests.support.watching import following
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
 
-PATIENCE: Final = 60
+TIMEOUT: Final = 60
 MIB: Final = 1 << 20
 SERVICES: Final = "/api/v1/registry/services"
 METHOD: Final = "/ossa.registry.v1.RegistryService"
@@ -94,7 +94,7 @@ async def metric(server: ServerProcess, name: str) -> float:
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not await holds():
             await asyncio.sleep(0.05)
 
@@ -150,8 +150,8 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
         assert growth.most < 1_000
         redis.resume()
         await registered(stub, "after")
-        assert await metric(server, "calls_under_way") == 0
-        assert await metric(server, "calls_under_way_bytes") == 0
+        assert await metric(server, "calls_in_flight") == 0
+        assert await metric(server, "calls_in_flight_bytes") == 0
 
 
 async def test_more_watches_than_one_caller_may_have(redis: RedisProcess) -> None:
@@ -205,7 +205,7 @@ async def test_watchers_that_never_read(redis: RedisProcess) -> None:
 
         await until(all_are_cut)
         # Those to whom their end could still be told ended so; the others could not be told.
-        assert await metric(server, "calls_unread_total") > 0
+        assert await metric(server, "slow_readers_disconnected_total") > 0
         assert len(silent) == readers
         await honest.reached(200 * rounds)
         assert len(honest.events) == 200 * rounds
@@ -225,7 +225,7 @@ async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
             silent = [stream(channel, "DiscoverServices", wire) for _ in range(200)]
 
             async def too_much() -> bool:
-                return await metric(server, "calls_overloaded_total") > 0
+                return await metric(server, "calls_rejected_total") > 0
 
             await until(too_much)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -236,10 +236,10 @@ async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
             assert (await stub.GetService(pb.GetServiceRequest(name="s1"))).service.name == "s1"
 
             async def all_are_cut() -> bool:
-                return await metric(server, "calls_under_way") == 0
+                return await metric(server, "calls_in_flight") == 0
 
             await until(all_are_cut)
-            assert await metric(server, "calls_under_way_bytes") == 0
+            assert await metric(server, "calls_in_flight_bytes") == 0
             assert len((await stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=500))).services) > 100
         assert len(silent) == 200
         assert growth.most < 200
@@ -298,7 +298,7 @@ async def test_bodies_that_do_not_come_to_an_end(redis: RedisProcess) -> None:
                 assert b'"code":"OVERLOADED"' in text
             else:
                 answer.cancel()
-        assert await metric(server, "calls_under_way") <= 128
+        assert await metric(server, "calls_in_flight") <= 128
         await registered(stub, "after")
         assert growth.most < 300
 

@@ -25,7 +25,7 @@ from tests.grpc.calls import (
     redis_client,
     register_all,
 )
-from tests.support.agents import PATIENCE, Agents
+from tests.support.agents import TIMEOUT, Agents
 from tests.support.processes import children_of, runs
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, ServerProcess, connected, running
@@ -71,7 +71,7 @@ async def shared_out(processes: Sequence[ServerProcess], among: int) -> None:
         lines = [line for line in process.log if line.get("event") == "services to check are shared out"]
         return int(lines[-1]["processes"]) if lines else 0
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while any(newest(process) != among for process in processes):
             await asyncio.sleep(0.02)
 
@@ -115,13 +115,13 @@ def expected_at_first(events: Sequence[Event]) -> bool:
 async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_killed(redis: RedisProcess) -> None:
     async with Agents() as agents, checkers(redis, 3) as processes, client_of(processes[2]) as server:
         await register_all(server, agents.services(FLEET))
-        await agents.asked()
+        await agents.wait_for_requests()
         await checked_once_an_interval(agents)
 
         below = children_of(processes[0].pid)
         killed = time.monotonic()
         await processes[0].kill()
-        await agents.asked(since=killed)
+        await agents.wait_for_requests(since=killed)
         waited = {name: at - killed for name, at in agents.first_hits(killed).items()}
         orphans = sum(wait > 1.4 * INTERVAL for wait in waited.values())
         print(f"takeover: {orphans} of {FLEET} services were checked again within {max(waited.values()):.2f} s")
@@ -142,7 +142,7 @@ async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: 
         client_of(processes[1]) as server,
     ):
         await register_all(server, agents.services(FLEET))
-        await agents.asked()
+        await agents.wait_for_requests()
         async with running(redis.url, health_check=joins) as newcomer:
             await shared_out(processes, 3)
             share = newcomer.parts.monitor.probed_services
@@ -152,13 +152,13 @@ async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: 
             processes[0].signal(signal.SIGTERM)
             assert await processes[0].wait() == 0
             left = time.monotonic()
-            await agents.asked(since=left)
+            await agents.wait_for_requests(since=left)
             waited = max(agents.first_hits(left).values()) - left
             print(f"handed over: all are checked {waited:.2f} s after the end of the process that left")
             assert waited < missed_after, f"the others notice within {notices_within} s, and check within an interval"
             assert newcomer.parts.monitor.probed_services > share
         left = time.monotonic()
-        await agents.asked(since=left)
+        await agents.wait_for_requests(since=left)
         assert max(agents.first_hits(left).values()) - left < missed_after
         await shared_out(processes[1:], 1)
         await checked_once_an_interval(agents, 3)
@@ -183,7 +183,7 @@ async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_chec
         await register_all(server, beating)
         names = [service.name for service in beating]
         probed = [name for name in agents.names if name not in names]
-        await agents.asked(probed)
+        await agents.wait_for_requests(probed)
         beats = asyncio.create_task(_beat(server, names))
 
         process.signal(signal.SIGSTOP)
@@ -191,7 +191,7 @@ async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_chec
         resumed = time.monotonic()
         process.signal(signal.SIGCONT)
 
-        await agents.asked(probed, since=resumed)
+        await agents.wait_for_requests(probed, since=resumed)
         waited = max(agents.first_hits(resumed).values()) - resumed
         print(f"stood still: all {len(probed)} are checked again within {waited:.2f} s, interval {interval} s")
         assert waited <= interval + NOISE
@@ -225,7 +225,7 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
         following(server.stub) as subscriber,
     ):
         await register_all(server, agents.services(60))
-        await agents.asked(times=2)  # the first come together, once what probes has started
+        await agents.wait_for_requests(times=2)  # the first come together, once what probes has started
         below = children_of(process.pid)
         pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
         await under_way(agents, 5)
@@ -235,8 +235,8 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
         resumed = time.monotonic()
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-        await agents.asked(since=resumed)
-        await agents.asked(since=time.monotonic())  # what would have counted has been told by then
+        await agents.wait_for_requests(since=resumed)
+        await agents.wait_for_requests(since=time.monotonic())  # what would have counted has been told by then
         await subscriber.reached(await head(server))
         assert expected_at_first(subscriber.events)
 
@@ -252,14 +252,14 @@ async def test_what_probes_for_the_registry_is_killed_and_probing_goes_on_withou
         following(server.stub) as subscriber,
     ):
         await register_all(server, agents.services(60))
-        await agents.asked()
+        await agents.wait_for_requests()
         await under_way(agents, 5)
         killed = time.monotonic()
         for pid in children_of(process.pid):
             os.kill(pid, signal.SIGKILL)
-        await agents.asked(since=killed)
+        await agents.wait_for_requests(since=killed)
         print(f"probing goes on: all are checked {max(agents.first_hits(killed).values()) - killed:.2f} s after it")
-        await agents.asked(since=time.monotonic())
+        await agents.wait_for_requests(since=time.monotonic())
         await subscriber.reached(await head(server))
         assert expected_at_first(subscriber.events)
 
@@ -278,7 +278,7 @@ async def test_known_to_a_process_that_starts_each_is_checked_once_within_an_int
         async with running(redis.url, health_check={"interval_ms": interval * 1000}) as server:
             await has_share(server, 200)
             shared = time.monotonic()
-            await agents.asked()
+            await agents.wait_for_requests()
             firsts = agents.first_hits(started)
             # What is due while the process that probes starts comes at once; the rest is to be spread.
             begun, end = min(firsts.values()), shared + interval
@@ -287,8 +287,8 @@ async def test_known_to_a_process_that_starts_each_is_checked_once_within_an_int
             expected = 200 * max(0.0, end - begun - interval / 10) / interval
             assert later >= expected / 2, f"{later} instead of {expected:.0f} of 200 were checked later: not spread"
             assert not _asked_twice(agents, started, interval, server)
-            figures = server.parts.monitor.figures
-            assert set(figures.outcomes) == {OutcomeKind.OK}, "no answer is lost on its way"
+            counters = server.parts.monitor.counters
+            assert set(counters.outcomes) == {OutcomeKind.OK}, "no answer is lost on its way"
 
 
 async def test_after_redis_was_emptied_those_who_register_again_are_checked_once_within_an_interval(
@@ -302,14 +302,14 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
     ):
         services = agents.services(200)
         await register_all(server, services)
-        await agents.asked()
+        await agents.wait_for_requests()
         await client.flushall()
         await has_share(server, 0)
 
         emptied = time.monotonic()
         await register_all(server, services)
         registered = time.monotonic()
-        await agents.asked(since=emptied)
+        await agents.wait_for_requests(since=emptied)
         assert max(agents.first_hits(emptied).values()) <= registered + interval + NOISE
         await asyncio.sleep(interval / 2)
         assert not _asked_twice(agents, emptied, interval, server)
@@ -322,7 +322,7 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
 
 def _asked_twice(agents: Agents, since: float, interval: float, server: Server) -> list[str]:
     """Who was asked twice in an interval, unless this process stood still: then some are asked again at once."""
-    if server.parts.monitor.standstills:
+    if server.parts.monitor.process_pauses:
         return []
     return [
         name
@@ -347,8 +347,8 @@ async def head(server: Server) -> int:
 
 async def under_way(agents: Agents, count: int) -> None:
     """Waits until so many probes wait for their answer."""
-    async with asyncio.timeout(PATIENCE):
-        while agents.under_way < count:
+    async with asyncio.timeout(TIMEOUT):
+        while agents.in_flight < count:
             await asyncio.sleep(0.005)
 
 

@@ -28,7 +28,7 @@ from tests.grpc.calls import (
     register_all,
     watching,
 )
-from tests.support.agents import PATIENCE, Agents, Behaviour
+from tests.support.agents import TIMEOUT, Agents, Behaviour
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, running
 from tests.support.watching import Subscriber, following
@@ -65,7 +65,7 @@ async def connected(server: Server, *, wanted: bool) -> None:
 async def gauge(server: Server) -> str:
     """What a Prometheus reads of the protection."""
     async with aiohttp.ClientSession() as client, client.get(f"{server.http}/metrics") as response:
-        (value,) = re.findall(r"^ossa_registry_protection_active (\S+)$", await response.text(), re.MULTILINE)
+        (value,) = re.findall(r"^ossa_registry_self_preservation_active (\S+)$", await response.text(), re.MULTILINE)
     return str(value)
 
 
@@ -111,11 +111,11 @@ async def test_what_probes_find_while_redis_is_away_proves_nothing(redis: RedisP
             redis.pause()
         await connected(server, wanted=False)
         away = time.monotonic()
-        agents.behave(Behaviour.ERROR, fails)
-        await agents.asked(fails, since=away, times=5)  # more than the threshold
+        agents.set_behaviour(Behaviour.ERROR, fails)
+        await agents.wait_for_requests(fails, since=away, times=5)  # more than the threshold
         await asyncio.sleep(max(0.0, away + 6 - time.monotonic()))  # longer than a lease: time is what is tested
-        agents.behave(Behaviour.OK, [name for name in fails if name != "dead"])
-        await agents.asked(fails, since=time.monotonic())  # what failed has failed before Redis is back
+        agents.set_behaviour(Behaviour.OK, [name for name in fails if name != "dead"])
+        await agents.wait_for_requests(fails, since=time.monotonic())  # what failed has failed before Redis is back
         back = time.monotonic()
         if how == "killed":
             await redis.restart()
@@ -127,7 +127,7 @@ async def test_what_probes_find_while_redis_is_away_proves_nothing(redis: RedisP
         assert answer.renewed_count == 1
         await in_status(server, UNHEALTHY, ["dead"])
         assert agents.hits_between(back, time.monotonic())["dead"] >= 3, "its failures count from here on"
-        await agents.asked(probed, since=back, times=5)
+        await agents.wait_for_requests(probed, since=back, times=5)
         events = await seen(subscriber, server)
         assert turned(events) == {"dead": [UNHEALTHY]}
         assert {event.type for event in events} == {REGISTERED, HEALTH_CHANGED}, "no lease ran out, nothing else"
@@ -147,16 +147,16 @@ async def test_a_failure_before_it_is_noticed_that_redis_hangs_does_not_count_wh
     ):
         await register_all(server, [agents.service("agent")])
         await in_status(server, HEALTHY, ["agent"])
-        await agents.asked(since=time.monotonic())
+        await agents.wait_for_requests(since=time.monotonic())
         await asyncio.sleep(0.3)
-        agents.behave(Behaviour.CLOSE)  # by the same fault of the network
+        agents.set_behaviour(Behaviour.CLOSE)  # by the same fault of the network
         redis.pause()
         await connected(server, wanted=False)
-        agents.behave(Behaviour.OK)
-        await agents.asked(since=time.monotonic(), times=2)
+        agents.set_behaviour(Behaviour.OK)
+        await agents.wait_for_requests(since=time.monotonic(), times=2)
         redis.resume()
         await connected(server, wanted=True)
-        await agents.asked(since=time.monotonic(), times=2)
+        await agents.wait_for_requests(since=time.monotonic(), times=2)
 
         assert turned(await seen(subscriber, server)) == {}
 
@@ -174,15 +174,15 @@ async def test_a_probe_that_was_under_way_while_redis_was_away_does_not_count_wh
         await in_status(server, HEALTHY, agents.names)
         redis.kill()
         await connected(server, wanted=False)
-        agents.behave(Behaviour.HANG)
+        agents.set_behaviour(Behaviour.HANG)
         away = time.monotonic()
-        async with asyncio.timeout(PATIENCE):
-            while agents.under_way < 4:
+        async with asyncio.timeout(TIMEOUT):
+            while agents.in_flight < 4:
                 await asyncio.sleep(0.02)
-        agents.behave(Behaviour.OK)  # those that hang go on to hang
+        agents.set_behaviour(Behaviour.OK)  # those that hang go on to hang
         await redis.restart()
         await connected(server, wanted=True)
-        await agents.asked(since=away, times=2)
+        await agents.wait_for_requests(since=away, times=2)
 
         assert turned(await seen(subscriber, server)) == {}
 
@@ -202,7 +202,9 @@ class Fleet:
         await register_all(server, self.drops.services(count - half, "drops", **fields))
         await in_status(server, HEALTHY, self.names)
         for agents in (self.stays, self.drops):
-            await agents.asked(since=time.monotonic())  # what was up before a check counts as a service that is up
+            await agents.wait_for_requests(
+                since=time.monotonic()
+            )  # what was up before a check counts as a service that is up
 
     @property
     def names(self) -> list[str]:
@@ -221,7 +223,7 @@ async def test_half_of_200_that_drop_at_once_and_recover_never_change(redis: Red
         ):
             fleet, monitor = Fleet(stays, drops), server.parts.monitor
             await fleet.register(server, 200, ttl=Duration(seconds=5))
-            assert not monitor.protection_active
+            assert not monitor.self_preservation_active
             await drops.refuse()
             dropped = time.monotonic()
 
@@ -230,22 +232,22 @@ async def test_half_of_200_that_drop_at_once_and_recover_never_change(redis: Red
             assert (told.type, told.reason) == (REGISTRY_ERROR, EventReason.EVENT_REASON_HEALTH_CHECK)
             assert not told.HasField("service")
             assert "of 200 services fail their probes at once; their statuses are frozen" in told.error
-            assert monitor.protection_active
+            assert monitor.self_preservation_active
             assert await gauge(server) == "1.0"
             (line,) = (line for line in logs if line["event"] == "protection began: statuses are frozen")
             assert (line["log_level"], line["of"]) == ("error", 200)
             assert line["failing"] >= 100
             await asyncio.sleep(max(0.0, dropped + 7 - time.monotonic()))  # longer than a lease
-            assert monitor.protection_active, "it goes on while they fail"
+            assert monitor.self_preservation_active, "it goes on while they fail"
             health = await health_of(server, drops.names[0])
             assert (health.health.status, health.health.error) == (HEALTHY, "connection refused"), "seen, not believed"
 
             await drops.listen()
             recovered = time.monotonic()
-            await until(lambda: not monitor.protection_active, "protection has ended")
+            await until(lambda: not monitor.self_preservation_active, "protection has ended")
             assert await gauge(server) == "0.0"
             print(f"protection: began after {noticed:.2f} s, ended {time.monotonic() - recovered:.2f} s after recovery")
-            await drops.asked(since=recovered, times=3)
+            await drops.wait_for_requests(since=recovered, times=3)
             events = await seen(subscriber, server)
             assert [event.type for event in events].count(REGISTRY_ERROR) == 1
             assert {event.type for event in events} == {REGISTERED, HEALTH_CHANGED, REGISTRY_ERROR}, "none expired"
@@ -255,7 +257,7 @@ async def test_half_of_200_that_drop_at_once_and_recover_never_change(redis: Red
 
 
 async def test_half_of_200_that_stay_away_are_unhealthy_after_the_time_of_protection(redis: RedisProcess) -> None:
-    checks = {"interval_ms": 1500, "protection_max_seconds": 3}
+    checks = {"interval_ms": 1500, "self_preservation_max_seconds": 3}
     async with (
         Agents() as stays,
         Agents() as drops,
@@ -264,11 +266,11 @@ async def test_half_of_200_that_stay_away_are_unhealthy_after_the_time_of_protec
     ):
         fleet, monitor = Fleet(stays, drops), server.parts.monitor
         await fleet.register(server, 200)
-        drops.behave(Behaviour.ERROR, drops.names[::2])
-        drops.behave(Behaviour.CLOSE, drops.names[1::2])
-        await until(lambda: monitor.protection_active, "protection has begun")
+        drops.set_behaviour(Behaviour.ERROR, drops.names[::2])
+        drops.set_behaviour(Behaviour.CLOSE, drops.names[1::2])
+        await until(lambda: monitor.self_preservation_active, "protection has begun")
         began = time.monotonic()
-        await until(lambda: not monitor.protection_active, "protection has ended")
+        await until(lambda: not monitor.self_preservation_active, "protection has ended")
         ended = time.monotonic() - began
         await in_status(server, UNHEALTHY, drops.names)
         print(
@@ -280,13 +282,13 @@ async def test_half_of_200_that_stay_away_are_unhealthy_after_the_time_of_protec
         first = next(event for event in events if event.previous_health == HEALTHY)
         frozen = (first.occurred_at.ToNanoseconds() - told.occurred_at.ToNanoseconds()) / 1e9
         assert frozen >= 2.5, "no status changed before"
-        assert not monitor.protection_active
+        assert not monitor.self_preservation_active
         errors = {(await get(server, name)).health.error for name in drops.names}
         assert errors == {"HTTP 500", "closed the connection without an answer"}
 
-        drops.behave(Behaviour.OK)
+        drops.set_behaviour(Behaviour.OK)
         await in_status(server, HEALTHY, fleet.names)
-        assert not monitor.protection_active
+        assert not monitor.self_preservation_active
 
 
 @pytest.mark.parametrize(("count", "failing"), [(12, 9), (40, 15)], ids=["too few", "too small a share"])
@@ -301,7 +303,7 @@ async def test_a_few_that_fail_are_believed(redis: RedisProcess, count: int, fai
         await in_status(server, HEALTHY, agents.names)
         dead = agents.names[:failing]
         failed = time.monotonic()
-        agents.behave(Behaviour.ERROR, dead)
+        agents.set_behaviour(Behaviour.ERROR, dead)
 
         await in_status(server, UNHEALTHY, dead)
         assert min(agents.hits_between(failed, time.monotonic())[name] for name in dead) >= 3
@@ -320,7 +322,7 @@ async def test_a_fleet_that_has_just_come_up_is_counted_as_a_whole(redis: RedisP
         await register_all(server, agents.services(60))
         await in_status(server, HEALTHY, agents.names)
         dead = sorted(sorted(agents.names, key=lambda name: agents.hits[name][0])[:15])  # a quarter: no mass failure
-        agents.behave(Behaviour.ERROR, dead)
+        agents.set_behaviour(Behaviour.ERROR, dead)
 
         await in_status(server, UNHEALTHY, dead)
         assert REGISTRY_ERROR not in {event.type for event in await seen(subscriber, server)}
@@ -337,17 +339,17 @@ async def test_a_mass_that_hangs_delays_the_others_and_does_not_silence_them(red
         fine = agents.names
         await register_all(server, agents.services(60, "hanging"))
         hanging = [name for name in agents.names if name not in fine]
-        agents.behave(Behaviour.HANG, hanging)
+        agents.set_behaviour(Behaviour.HANG, hanging)
         await in_status(server, HEALTHY, fine)
         await in_status(server, UNHEALTHY, hanging)
 
         # Each round of all of them takes 60 / 20 timeouts = 2.4 s, longer than the interval: everyone is late alike.
         overrun = time.monotonic()
-        figures, late = server.parts.monitor.figures, server.parts.monitor.figures.late
+        counters, late = server.parts.monitor.counters, server.parts.monitor.counters.late
         answered: list[float] = []
         on_demand: list[float] = []
-        asking = asyncio.create_task(agents.asked(fine, since=overrun, times=3))
-        async with asyncio.timeout(PATIENCE):
+        asking = asyncio.create_task(agents.wait_for_requests(fine, since=overrun, times=3))
+        async with asyncio.timeout(TIMEOUT):
             while not asking.done():
                 name = fine[len(answered) % len(fine)]
                 answered.append(await _timed(get(server, name)))
@@ -362,13 +364,13 @@ async def test_a_mass_that_hangs_delays_the_others_and_does_not_silence_them(red
             f"60 of 80 hang: others are asked after {max(gaps):.2f} s at the latest, not {interval} s; GetService: "
             f"median {answered[len(answered) // 2] * 1000:.1f} ms, longest {answered[-1] * 1000:.0f} ms"
         )
-        assert agents.under_way <= 2 * concurrency, "the bound, and those that the agents do not know yet to have ended"
-        assert figures.late > late
+        assert agents.in_flight <= 2 * concurrency, "the bound, and those that the agents do not know yet to have ended"
+        assert counters.late > late
         assert answered[len(answered) // 2] < 0.1
         assert sorted(on_demand)[len(on_demand) // 2] < timeout, "who asks for a check does not queue"
         assert await found(server, ServiceFilter(health=[HEALTHY])) == fine
 
-        agents.behave(Behaviour.OK)
+        agents.set_behaviour(Behaviour.OK)
         await in_status(server, HEALTHY, agents.names)
 
 

@@ -19,7 +19,7 @@ from tests.support.watching import following
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
 
-PATIENCE = 30
+TIMEOUT = 30
 
 
 async def register(server: Server, service: Service) -> Service:
@@ -27,7 +27,7 @@ async def register(server: Server, service: Service) -> Service:
 
 
 async def until(server: Server, *, connected: bool) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).store_connected != connected:
             await asyncio.sleep(0.02)
 
@@ -69,7 +69,7 @@ async def test_killed_and_restarted_under_load_it_loses_nothing(redis: RedisProc
                 group.create_task(load.run(number, stop))
             for _ in range(3):
                 acknowledged = len(load.acknowledged)
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     while len(load.acknowledged) < acknowledged + 200:
                         await asyncio.sleep(0.01)
                 redis.kill()
@@ -124,7 +124,7 @@ async def test_an_outage_longer_than_its_ttl_expires_no_lease(redis: RedisProces
         await redis.restart()
         await until(server, connected=True)
 
-        async with asyncio.timeout(PATIENCE):  # the document expired in Redis meanwhile and is written again
+        async with asyncio.timeout(TIMEOUT):  # the document expired in Redis meanwhile and is written again
             while not await _document(redis, "short-lived"):
                 await asyncio.sleep(0.05)
         answer = await server.stub.Heartbeat(pb.HeartbeatRequest(names=["short-lived"]))
@@ -169,7 +169,7 @@ async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference(
         old_cursor = subscriber.cursor
         await _command(redis, "FLUSHALL")
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while subscriber.state:
                 await asyncio.sleep(0.01)
         gone = subscriber.events[5:]

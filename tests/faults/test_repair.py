@@ -245,7 +245,7 @@ async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
             await member.subscriber.reached(before)
         seen = [len(member.subscriber.events) for member in each]
         async with copy.restored() as elsewhere, writing(elsewhere.url) as other:
-            await other.put(*(f"other-{i}" for i in range(300)))  # more than was lost
+            await other.write_services(*(f"other-{i}" for i in range(300)))  # more than was lost
         await until(lambda: all("other-299" in member.subscriber.state for member in each))
         for member, count in zip(each, seen, strict=True):
             told = member.subscriber.events[count:]

@@ -115,7 +115,7 @@ async def checks(server: Server, agent: Agent, answers: str) -> str:
     """Checks as often as there are answers; gives the statuses that came of them."""
     told = ""
     for each in answers:
-        agent.says = ANSWERS[each]
+        agent.response = ANSWERS[each]
         came = len(agent.requests)
         status = (await check(server)).status
         assert len(agent.requests) == came + 1

@@ -19,7 +19,7 @@ from tests.grpc.calls import (
     unregister,
     update,
 )
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
@@ -132,7 +132,7 @@ async def test_a_capability_of_very_many_services_names_the_first_1000(server: S
 
 
 async def test_bad_page_sizes_and_tokens_are_refused(server: Server) -> None:
-    await register(server, seed_service())
+    await register(server, example_service())
     await register(server, small_service("other"))
     of_services = (await discover(server, page_size=1)).next_page_token
     for fields, bad in (
@@ -167,7 +167,7 @@ async def test_stats_count_services_capabilities_versions_and_tags(server: Serve
             for i, status in enumerate(statuses)
         ),
     )
-    await register(server, seed_service())
+    await register(server, example_service())
     assert await stats(server) == pb.RegistryStats(
         total_services=16,
         healthy_services=5,

@@ -45,7 +45,7 @@ async def test_probing_can_be_off_ended_and_begun(redis: RedisProcess, agent: Ag
             await registry.start_health_monitoring()
             assert (await check(server)).status == HEALTHY
             asked = len(agent.requests)
-            await agent.asked(asked + 3)
+            await agent.wait_for_requests(asked + 3)
 
             await registry.stop_health_monitoring()
             await registry.stop_health_monitoring()
@@ -57,7 +57,7 @@ async def test_a_check_under_way_when_probing_ends_is_refused(probing: Server, a
     await registered_and_settled(probing, service("a", agent.endpoint()))
     agent.open.clear()
     checking = asyncio.create_task(refused_check(probing))
-    await agent.asked(2)
+    await agent.wait_for_requests(2)
     await probing.parts.registry.stop_health_monitoring()
     assert await checking == DISABLED
 
@@ -80,7 +80,7 @@ async def test_a_check_that_comes_while_probing_ends_is_refused(
 async def test_probing_that_is_begun_again_while_it_ends_goes_on(redis: RedisProcess, agent: Agent) -> None:
     async with probing_with(redis, **OFTEN) as server:
         await register(server, service("a", agent.endpoint()))
-        await agent.asked(1)
+        await agent.wait_for_requests(1)
         registry = server.parts.registry
         stopping = asyncio.create_task(registry.stop_health_monitoring())
         await asyncio.sleep(0)
@@ -89,14 +89,14 @@ async def test_probing_that_is_begun_again_while_it_ends_goes_on(redis: RedisPro
 
         assert (await check(server)).status == HEALTHY
         asked = len(agent.requests)
-        await agent.asked(asked + 3)
+        await agent.wait_for_requests(asked + 3)
 
 
 async def test_many_who_ask_at_once_make_one_connection_and_get_one_answer(probing: Server, agent: Agent) -> None:
     await registered_and_settled(probing, service("a", agent.endpoint()))
     agent.open.clear()
     asking = [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
-    await agent.asked(2)
+    await agent.wait_for_requests(2)
     asking += [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
     await asyncio.sleep(0)
     agent.open.set()
@@ -111,7 +111,7 @@ async def test_whoever_asks_and_leaves_takes_the_answer_from_nobody(probing: Ser
     await registered_and_settled(probing, service("a", agent.endpoint()))
     agent.open.clear()
     leaving, staying = asyncio.create_task(check(probing)), asyncio.create_task(check(probing))
-    await agent.asked(2)
+    await agent.wait_for_requests(2)
     leaving.cancel()
     agent.open.set()
     assert (await staying).status == HEALTHY
@@ -121,7 +121,7 @@ async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Se
     await registered_and_settled(probing, service("a", agent.endpoint()))
     agent.open.clear()
     checking = asyncio.create_task(refused_check(probing))
-    await agent.asked(2)
+    await agent.wait_for_requests(2)
     await unregister(probing, "a")
     agent.open.set()
     assert await checking == NOT_FOUND
@@ -129,11 +129,11 @@ async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Se
 
 async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_has_now(probing: Server) -> None:
     async with agents(2) as [old, new]:
-        old.says = BROKEN
+        old.response = BROKEN
         await registered_and_settled(probing, service("a", old.endpoint(), {"timeout": "60s"}))
         old.open.clear()
         before = asyncio.create_task(check(probing))
-        await old.asked(2)
+        await old.wait_for_requests(2)
         await register(probing, service("a", new.endpoint(), {"timeout": "60s"}))
         async with asyncio.timeout(TIMEOUT):
             assert (await check(probing)).status == HEALTHY

@@ -33,7 +33,7 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 ANY, ALL = TagMatch.TAG_MATCH_ANY, TagMatch.TAG_MATCH_ALL
@@ -127,7 +127,7 @@ NEAR_MISSES: dict[str, dict[str, Any]] = {
 
 async def with_the_seeds_service(server: Server) -> Service:
     """Registers it, and others that have nothing that it has."""
-    service = seed_service()
+    service = example_service()
     service.group = "text-processing"
     service.health.status = HEALTHY
     others = [

@@ -5,12 +5,12 @@ import grpc
 from ossa.registry.v1 import registry_service_pb2 as pb
 from tests.grpc.calls import failure, get, register, unregister
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 
 async def test_a_service_is_read_as_it_was_registered(server: Server) -> None:
-    registered = await register(server, seed_service())
+    registered = await register(server, example_service())
     assert await get(server, registered.name) == registered
 
 

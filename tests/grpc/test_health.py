@@ -30,7 +30,7 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 STATUSES = [HEALTHY, UNHEALTHY, DEGRADED, UNKNOWN, MAINTENANCE]
@@ -212,7 +212,7 @@ async def test_many_reports_at_once_tell_each_transition_once(server: Server) ->
 
 
 async def test_health_is_read_with_the_end_of_the_lease(server: Server) -> None:
-    service = await register(server, seed_service())
+    service = await register(server, example_service())
     answer = await health_of(server, service.name)
     assert answer.health == service.health
     assert 299 <= answer.lease_expires_at.seconds - service.registered_at.seconds <= 301
@@ -254,7 +254,7 @@ async def test_the_registry_is_degraded_while_a_service_is_unhealthy(server: Ser
 
 
 async def test_the_registry_tells_what_it_holds(server: Server) -> None:
-    await register(server, seed_service())
+    await register(server, example_service())
     last = await register(server, small_service("b"))
     health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
     assert health.stats == (await server.stub.GetStats(pb.GetStatsRequest())).stats

@@ -28,7 +28,7 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 NEVER = {"sweep_interval_ms": 24 * 60 * 60 * 1000}
@@ -131,7 +131,7 @@ async def test_heartbeats_of_no_name_too_many_or_bad_ones_are_refused(server: Se
 
 async def test_a_heartbeat_saves_a_lease_that_has_run_out_and_is_not_swept_yet(redis: RedisProcess) -> None:
     async with unswept(redis) as (server, client):
-        service = await register(server, seed_service())
+        service = await register(server, example_service())
         document = await client.get(f"ossa:services:{service.name}")
         await age_lease(client, service.name, -1)
         assert not await client.exists(f"ossa:services:{service.name}"), "Redis dropped it in time"

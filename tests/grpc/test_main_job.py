@@ -5,12 +5,12 @@ import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
 async def test_a_registered_service_is_found_by_what_it_can_do(server: Server) -> None:
-    registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=seed_service()))
+    registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=example_service()))
 
     request = pb.DiscoverServicesRequest()
     request.filter.capability = "text-analysis"

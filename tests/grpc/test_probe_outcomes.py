@@ -25,7 +25,7 @@ from tests.support.endpoints import (
     listening,
     make_certificates,
     reports,
-    says,
+    respond,
 )
 from tests.support.server import Server
 
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("never_stands_still")
 
 
 def saying(*parts: bytes, before: float = 0, after: float = 0) -> Target:
-    """A server that says this, as ``says`` has it."""
-    return partial(listening, says(*parts, before=before, after=after))
+    """Return a server that responds with ``parts``, see ``respond``."""
+    return partial(listening, respond(*parts, before=before, after=after))
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_not_trusted(probing: Ser
 
 
 async def test_how_long_a_check_took_is_told(probing: Server) -> None:
-    async with listening(says(FINE, before=0.1)) as port:
+    async with listening(respond(FINE, before=0.1)) as port:
         await register(probing, service("a", f"http://127.0.0.1:{port}"))
         assert (await check(probing)).response_time.ToMilliseconds() >= 95
 
@@ -168,7 +168,7 @@ async def test_the_path_of_the_check_is_joined_to_the_endpoint(
 async def test_a_redirect_is_not_followed(probing: Server, location: str) -> None:
     async with agents(2) as [redirecting, elsewhere]:
         target = elsewhere.endpoint("/health") if location == "agent" else location
-        redirecting.says = answer(status="302 Found", headers=f"Location: {target}\r\n")
+        redirecting.response = answer(status="302 Found", headers=f"Location: {target}\r\n")
         await registered_and_settled(probing, service("a", redirecting.endpoint()))
         health = await check(probing)
         assert (health.status, health.error) == (UNHEALTHY, "HTTP 302")

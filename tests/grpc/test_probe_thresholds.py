@@ -83,7 +83,7 @@ async def test_a_status_changes_after_exactly_as_many_results_and_only_changes_a
 async def test_the_first_result_decides(
     probing: Server, agent: Agent, first: str, status: HealthStatus.ValueType
 ) -> None:
-    agent.says = ANSWERS[first]
+    agent.response = ANSWERS[first]
     async with watching(probing) as watch:
         await register(probing, service("a", agent.endpoint()))
         registered, changed = await watch.event(), await watch.event()
@@ -118,7 +118,7 @@ async def test_every_check_is_read_through_another_process_and_takes_no_revision
         assert (await get(other, "a", min_revision=known.revision)) == known
         last = known.health
         for said, error in ((BROKEN, "HTTP 500"), (FINE, ""), (answer(status="404 Gone"), "HTTP 404")):
-            agent.says = said
+            agent.response = said
             health = await check(probing)
             assert (await health_of(other, "a")).health == health
             assert (health.status, health.error) == (HEALTHY, error)
@@ -190,7 +190,7 @@ async def test_a_check_that_succeeds_renews_the_lease_and_one_that_fails_does_no
 
 
 async def test_the_lease_of_a_service_that_fails_its_checks_runs_out(redis: RedisProcess, agent: Agent) -> None:
-    agent.says = BROKEN
+    agent.response = BROKEN
     async with probing_with(redis, **OFTEN) as server, watching(server) as watch:
         await register(server, service("a", agent.endpoint(), ttl={"seconds": 5}))
         events = await watch.events(2)
@@ -212,7 +212,7 @@ async def test_maintenance_outlasts_good_and_bad_checks_which_can_be_read_all_th
     known = await get(probing, "a")
     async with watching(probing) as watch:
         assert await checks(probing, agent, "oooxxxxdddo") == "M" * 11
-        agent.says = BROKEN
+        agent.response = BROKEN
         health = await check(probing)
         assert (health.status, health.error) == (MAINTENANCE, "HTTP 500")
         assert (await health_of(probing, "a")).health == health
@@ -239,7 +239,7 @@ async def test_a_reported_status_is_undone_by_as_many_checks_as_any_other(probin
 
 async def test_another_endpoint_starts_over_and_is_what_is_probed_from_then_on(redis: RedisProcess) -> None:
     async with agents(2) as [old, new], probing_with(redis, **OFTEN) as server:
-        new.says = BROKEN
+        new.response = BROKEN
         await register(server, service("a", old.endpoint()))
         await has_status(server, "a", HEALTHY)
         async with watching(server, types=[HEALTH_CHANGED, UPDATED]) as watch:
@@ -250,9 +250,9 @@ async def test_another_endpoint_starts_over_and_is_what_is_probed_from_then_on(r
         assert (moving.type, moving.service.health.status) == (UPDATED, UNKNOWN)
         assert (failing.previous_health, failing.service.health.status) == (UNKNOWN, UNHEALTHY)
 
-        await new.asked(1)
+        await new.wait_for_requests(1)
         asked = len(old.requests)
-        await new.asked(6)
+        await new.wait_for_requests(6)
         assert len(old.requests) == asked
 
 
@@ -261,7 +261,7 @@ async def test_a_changed_check_is_used_at_once(probing: Server, agent: Agent) ->
     assert agent.requests == ["GET /health HTTP/1.1"]
     changed = service("a", agent.endpoint(), {"http": {"path": "/ready"}, "failureThreshold": 1})
     await update(probing, changed, "health_check")
-    await agent.asked(2)
+    await agent.wait_for_requests(2)
     assert agent.requests[1] == "GET /ready HTTP/1.1"
     assert await checks(probing, agent, "x") == "U"
 
@@ -285,7 +285,7 @@ async def test_what_is_not_to_be_probed_is_never_connected_to(
         registered = await register(server, service("quiet", untouched.endpoint(), {kind: {}}))
         assert registered.health.status == status
         await register(server, service("probed", probed.endpoint()))
-        await probed.asked(12)  # the first probe of all comes within a second
+        await probed.wait_for_requests(12)  # the first probe of all comes within a second
 
         assert await check(server, "quiet") == registered.health
         assert await get(server, "quiet") == registered
@@ -295,12 +295,12 @@ async def test_what_is_not_to_be_probed_is_never_connected_to(
 async def test_a_service_that_is_no_longer_to_be_probed_is_left_alone(redis: RedisProcess) -> None:
     async with agents(2) as [agent, other], probing_with(redis, **OFTEN) as server:
         await register(server, service("a", agent.endpoint()))
-        await agent.asked(1)
+        await agent.wait_for_requests(1)
         await update(server, service("a", agent.endpoint(), {"none": {}}), "health_check")
         await register(server, service("other", other.endpoint()))
-        await other.asked(1)
+        await other.wait_for_requests(1)
         asked = len(agent.requests)
-        await other.asked(12)
+        await other.wait_for_requests(12)
         assert len(agent.requests) == asked
 
 
@@ -308,12 +308,12 @@ async def test_a_services_own_interval_counts(redis: RedisProcess) -> None:
     async with agents(3) as [rare, frequent, usual]:
         async with probing_with(redis, **ON_DEMAND) as server:
             await register(server, service("frequent", frequent.endpoint(), {"interval": "1s"}))
-            await frequent.asked(3)
+            await frequent.wait_for_requests(3)
         async with probing_with(redis, **OFTEN) as server:
             await register(server, service("rare", rare.endpoint(), {"interval": "3600s", "timeout": "10s"}))
             await settled(server, "rare")
             await register(server, service("usual", usual.endpoint()))
-            await usual.asked(12)
+            await usual.wait_for_requests(12)
             assert len(rare.requests) == 1
 
 
@@ -324,7 +324,7 @@ async def test_a_services_own_timeout_and_thresholds_count(probing: Server, agen
     assert (await check(probing)).error == HANGS
     agent.open.set()
     await update(probing, service("a", agent.endpoint(), {**thresholds, "timeout": "10s"}), "health_check.timeout")
-    await agent.asked(3)  # a changed check is made at once, and is the first success
+    await agent.wait_for_requests(3)  # a changed check is made at once, and is the first success
     await eventually(partial(_is_fine, probing), "it is fine")
     assert await checks(probing, agent, "ooox") == "UUHU"
 

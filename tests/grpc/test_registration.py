@@ -33,7 +33,7 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 LONG_AGO = Timestamp(seconds=1)
@@ -63,7 +63,7 @@ async def test_a_new_service_gets_its_times_a_revision_a_group_and_unknown_healt
 
 
 async def test_everything_that_a_client_may_set_is_kept(server: Server) -> None:
-    sent = seed_service()
+    sent = example_service()
     sent.group = "text"
     sent.ttl.FromSeconds(60)
     sent.health_check.http.path = "/ready"
@@ -78,7 +78,7 @@ async def test_everything_that_a_client_may_set_is_kept(server: Server) -> None:
 
 
 async def test_registering_again_keeps_registered_at_and_takes_the_new_content_as_a_whole(server: Server) -> None:
-    first = await register(server, seed_service())
+    first = await register(server, example_service())
     async with watching(server) as watch:
         second = await register(server, small_service(first.name, endpoint=first.endpoint, version="3.0.0"))
         event = await watch.event()
@@ -100,11 +100,11 @@ async def test_registering_again_keeps_registered_at_and_takes_the_new_content_a
 async def test_registering_identical_content_renews_the_lease_and_nothing_else(
     server: Server, redis: RedisProcess
 ) -> None:
-    first = await register(server, seed_service())
+    first = await register(server, example_service())
     async with watching(server) as watch, redis_client(redis) as client:
         await age_lease(client, first.name, 10)
         assert await lease_left(server, redis, first.name) <= 10
-        second = await register(server, seed_service())
+        second = await register(server, example_service())
         assert 290 < await lease_left(server, redis, first.name) <= 300
         assert 290 < await client.ttl(f"ossa:services:{first.name}") <= 300
 
@@ -128,7 +128,7 @@ async def test_output_only_fields_of_a_request_are_ignored(server: Server) -> No
 
 
 async def test_what_was_read_can_be_registered_as_it_is(server: Server) -> None:
-    await register(server, seed_service())
+    await register(server, example_service())
     await report(server, "ai-text-processor", DEGRADED, error="slow")
     read = await get(server, "ai-text-processor")
     assert await register(server, read) == read

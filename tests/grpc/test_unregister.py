@@ -23,12 +23,12 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
 async def test_the_last_state_is_answered_and_told(server: Server) -> None:
-    await register(server, seed_service())
+    await register(server, example_service())
     await report(server, "ai-text-processor", HEALTHY, details={"load": 0.5})
     last = await get(server, "ai-text-processor")
     async with watching(server) as watch:
@@ -43,7 +43,7 @@ async def test_the_last_state_is_answered_and_told(server: Server) -> None:
 
 async def test_nothing_of_it_is_left(server: Server, redis: RedisProcess) -> None:
     stay = await register(server, small_service("stay"))
-    last = await register(server, seed_service())
+    last = await register(server, example_service())
     await report(server, last.name, UNKNOWN, details={"checked": True})
     assert await found(server, ServiceFilter(capability="translate")) == [last.name]
     await unregister(server, last.name)
@@ -92,11 +92,11 @@ async def test_bad_fields_are_named(server: Server) -> None:
 
 
 async def test_registered_again_a_service_begins_anew(server: Server) -> None:
-    first = await register(server, seed_service())
+    first = await register(server, example_service())
     await report(server, first.name, HEALTHY)
     last = await unregister(server, first.name)
     async with watching(server) as watch:
-        second = await register(server, seed_service())
+        second = await register(server, example_service())
         assert told(await watch.event()) == ("REGISTERED", first.name)
 
     assert second.health.status == UNKNOWN

@@ -29,13 +29,13 @@ from tests.grpc.calls import (
     watching,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
 def full_service() -> Service:
     """A service with every field set that a client may set, but health."""
-    service = seed_service()
+    service = example_service()
     service.group = "text"
     service.ttl.FromSeconds(60)
     service.metadata.description = "Text in, sentiment out"
@@ -190,7 +190,7 @@ UNCHANGED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", UNCHANGED)
 async def test_an_update_that_changes_nothing_has_no_revision_and_no_event(server: Server, case: str) -> None:
     paths, fields = UNCHANGED[case]
-    before = await register(server, seed_service())
+    before = await register(server, example_service())
     async with watching(server) as watch:
         assert await update(server, ParseDict(fields, Service(name=before.name)), *paths.split()) == before
         await register(server, small_service("next"))
@@ -236,8 +236,8 @@ BAD_PATHS = [
 
 
 async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(server: Server) -> None:
-    before = await register(server, seed_service())
-    sent = seed_service()
+    before = await register(server, example_service())
+    sent = example_service()
     sent.version = "9.0.0"
     for path in BAD_PATHS:
         refused = await failure(update(server, sent, "version", path))
@@ -253,7 +253,7 @@ async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(s
     [("version", "service.version"), ("endpoint", "service.endpoint"), ("*", "service.endpoint")],
 )
 async def test_an_update_must_not_clear_what_is_required(server: Server, path: str, field: str) -> None:
-    before = await register(server, seed_service())
+    before = await register(server, example_service())
     refused = await failure(update(server, Service(name=before.name), path))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
     assert field in refused.fields
@@ -321,7 +321,7 @@ async def test_an_update_of_ttl_begins_a_new_lease(server: Server, redis: RedisP
 
 
 async def test_an_update_of_the_status_alone_is_a_change_of_health(server: Server) -> None:
-    before = await register(server, seed_service())
+    before = await register(server, example_service())
     sent = Service(name=before.name)
     sent.health.status = MAINTENANCE
     async with watching(server) as watch:
@@ -339,7 +339,7 @@ async def test_an_update_of_the_status_alone_is_a_change_of_health(server: Serve
 
 
 async def test_an_update_of_status_and_content_is_a_change_of_content(server: Server) -> None:
-    before = await register(server, seed_service())
+    before = await register(server, example_service())
     sent = Service(name=before.name, version="9.0.0")
     sent.health.status = UNHEALTHY
     async with watching(server) as watch:

@@ -37,7 +37,7 @@ from tests.grpc.calls import (
     watching_by,
 )
 from tests.support.redis_process import RedisProcess
-from tests.support.samples import seed_service, small_service
+from tests.support.samples import example_service, small_service
 from tests.support.server import Server, connected, running
 
 SOON = Duration(nanos=100_000_000)
@@ -224,7 +224,7 @@ async def test_a_snapshot_and_the_changes_after_it_make_the_state_also_while_oth
 
 async def test_each_kind_of_change_is_told_with_its_state_reason_and_previous_status(server: Server) -> None:
     async with watching(server) as watch:
-        first = await register(server, seed_service())
+        first = await register(server, example_service())
         name = first.name
         second = await update(server, Service(name=name, version="3.0.0"))
         await report(server, name, DEGRADED)

@@ -1,4 +1,4 @@
-"""What ``openapi.yaml`` says, and whether an answer keeps to it."""
+"""Access to ``openapi.yaml``, and validation of responses against it."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _METHODS = ("get", "put", "post", "delete")
 
 @dataclass(frozen=True)
 class Node:
-    """A part of the document, and where it stands."""
+    """A part of the document and its JSON pointer."""
 
     pointer: str
     value: Any
@@ -33,13 +33,13 @@ class Node:
         return key in self.value
 
     def violations(self, instance: Any) -> list[str]:
-        """What is wrong with an instance, if this is a schema."""
+        """Return the violations of an instance, if this node is a schema."""
         validator = Draft202012Validator({"$ref": f"spec#{self.pointer}"}, registry=_REGISTRY)
         return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(instance)]
 
 
 def resolved(node: Node) -> Node:
-    """What a node refers to, or the node itself; references in schemas are left to the validator."""
+    """Return the target of a reference, or the node itself. The validator resolves references within schemas."""
     if isinstance(node.value, dict) and len(node.value) == 1 and "$ref" in node.value:
         pointer = node.value["$ref"].removeprefix("#")
         value: Any = DOCUMENT
@@ -53,12 +53,12 @@ ROOT = Node("", DOCUMENT)
 
 
 def schema(name: str) -> Node:
-    """A schema by its name."""
+    """Return a schema by its name."""
     return ROOT["components"]["schemas"][name]
 
 
 def operations() -> Iterator[tuple[str, str, Node]]:
-    """Method, path and description of every operation."""
+    """Yield method, path and node of every operation."""
     for path, item in DOCUMENT["paths"].items():
         for method in _METHODS:
             if method in item:
@@ -66,7 +66,7 @@ def operations() -> Iterator[tuple[str, str, Node]]:
 
 
 def operation(method: str, path: str) -> Node | None:
-    """The operation that a request is, by the path as it was sent without its query."""
+    """Return the operation of a request, or ``None``; ``path`` excludes the query."""
     for template, item in DOCUMENT["paths"].items():
         pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
         if re.fullmatch(pattern, path) and method.lower() in item:
@@ -75,7 +75,7 @@ def operation(method: str, path: str) -> Node | None:
 
 
 def parameters(method: str, path: str) -> list[Node]:
-    """The parameters of an operation, those of its path included; ``path`` is the template."""
+    """Return the parameters of an operation, including those of its path; ``path`` is the path template."""
     item = ROOT["paths"][path]
     nodes = [item] if "parameters" in item else []
     nodes += [item[method.lower()]] if "parameters" in item[method.lower()] else []
@@ -87,9 +87,9 @@ def parameters(method: str, path: str) -> list[Node]:
 
 
 def check(method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Fails if an answer is not one that is documented."""
+    """Fail if a response does not match the document."""
     found = operation("GET" if method == "HEAD" else method, path)
-    if found is None:  # no such path, not this method, or a file of the page
+    if found is None:  # unknown path or method, or an asset of the documentation page
         if status >= 400 and body:
             assert schema("Failure").violations(json.loads(body)) == []
         return
@@ -103,8 +103,8 @@ def check(method: str, path: str, status: int, headers: Mapping[str, str], body:
     media_type = headers["Content-Type"].partition(";")[0]
     assert media_type in response["content"], f"{media_type} is not documented for {status}"
     if media_type == "application/json":
-        wrong = response["content"][media_type]["schema"].violations(json.loads(body))
-        assert wrong == [], f"{method} {path}: {status} {body!r}"
+        violations = response["content"][media_type]["schema"].violations(json.loads(body))
+        assert violations == [], f"{method} {path}: {status} {body!r}"
 
 
 def _check_header(header: Node, name: str, headers: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""``openapi.yaml`` is valid, served, and says what the code does; that answers keep to it, ``Rest`` checks."""
+"""``openapi.yaml`` is valid, served and matches the code. ``Rest`` checks every response against it."""
 
 import re
 from typing import Any
@@ -11,9 +11,9 @@ from registry_server import errors
 from registry_server.config import HttpSettings, LimitSettings, SecuritySettings
 from registry_server.gateway import HttpServer, sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
-from registry_server.gateway.middleware import LONGEST_URL
+from registry_server.gateway.middleware import MAX_URL_BYTES
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
-from registry_server.model import document, filters, requests, rules, validation
+from registry_server.model import document, document_reader, filters, requests, rules, validation
 from registry_server.model.event_names import EVENT_NAMES
 from registry_server.rpc.status import CODES
 from registry_server.security.guard import Guard
@@ -23,18 +23,18 @@ from tests.rest.spec import DOCUMENT, Node, operations, parameters, schema
 from tests.support.server import Server
 
 OPERATIONS = [(method, path) for method, path, _ in operations()]
-# Never met over REST: it cannot ask for a revision or a probe, and a stream tells its end in itself.
-NOT_MET = {errors.RevisionNotReached, errors.ProbingDisabled, errors.WatcherTooSlow}
+# REST has no parameters for revisions or probes, and the event stream reports its end in an event.
+NOT_IN_REST = {errors.RevisionNotReached, errors.ProbingDisabled, errors.WatcherTooSlow}
 
 
-async def test_it_is_served_as_it_is(rest: Rest) -> None:
+async def test_document_is_served_unchanged(rest: Rest) -> None:
     answer = await rest.outside("/openapi.yaml")
     assert answer.raw == spec.FILE.read_bytes()
     assert answer.headers["Content-Type"] == "application/yaml; charset=utf-8"
     assert yaml.safe_load(answer.raw) == DOCUMENT
 
 
-def test_it_is_openapi() -> None:
+def test_document_is_valid_openapi() -> None:
     assert DOCUMENT["openapi"].startswith("3.1.")
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
 
@@ -43,7 +43,7 @@ async def no_metrics() -> bytes:
     return b""
 
 
-async def test_it_has_every_route_and_no_other(server: Server) -> None:
+async def test_document_has_exactly_the_routes_of_the_server(server: Server) -> None:
     routes = set(
         HttpServer(
             server.parts.registry,
@@ -77,17 +77,17 @@ GOOD_VALUES = {
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_it_has_every_parameter_of_an_operation_and_no_other(method: str, path: str) -> None:
+def test_operation_has_exactly_the_query_parameters_of_the_server(method: str, path: str) -> None:
     queries = {each.value["name"] for each in parameters(method, path) if each.value["in"] == "query"}
     assert queries == QUERIES.get((method, path), set())
 
 
 @pytest.mark.parametrize(("method", "path"), [each for each in QUERIES if each[0] == "GET"])
-async def test_every_parameter_that_it_has_is_taken(method: str, path: str, rest: Rest) -> None:
+async def test_every_documented_parameter_is_accepted(method: str, path: str, rest: Rest) -> None:
     await rest.post("/services", service("one", capabilities=[{"name": "a", "version": "1"}]))
     await rest.post("/services", service("two", capabilities=[{"name": "b", "version": "1"}]))
     for name in QUERIES[method, path]:
-        if name in {"pageToken", "lastEventId"}:  # good only as the registry gave them: see their own tests
+        if name in {"pageToken", "lastEventId"}:  # must come from the registry; covered by separate tests
             continue
         answer = await rest.call(
             "HEAD" if path.endswith("events") else method, f"?{name}={GOOD_VALUES.get(name, 'x')}", base=path
@@ -96,7 +96,7 @@ async def test_every_parameter_that_it_has_is_taken(method: str, path: str, rest
 
 
 def codes_of(response: Node) -> set[str]:
-    """The codes that the description of a response names."""
+    """Return the error codes in the description of a response."""
     return set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", response.value["description"]))
 
 
@@ -109,22 +109,22 @@ def documented_codes() -> dict[int, set[str]]:
     return found
 
 
-def test_it_has_every_error_under_its_status_and_no_other() -> None:
+def test_every_error_is_documented_under_its_status() -> None:
     expected: dict[int, set[str]] = {500: {errors.RegistryError.reason}}
     for error, status in STATUSES.items():
-        if error not in NOT_MET:
+        if error not in NOT_IN_REST:
             expected.setdefault(status, set()).add(error.reason)
     for number, code in HTTP_CODES.items():
-        if number != 405:  # of what is no operation
+        if number != 405:  # methods without an operation
             expected.setdefault(number, set()).add(code)
     assert documented_codes() == expected
 
 
-def test_every_class_of_error_has_its_status() -> None:
-    assert set(STATUSES) == set(CODES)  # which has every one, as tests/unit/test_errors.py sees to
+def test_every_error_class_has_a_status() -> None:
+    assert set(STATUSES) == set(CODES)  # tests/unit/test_errors.py checks that CODES is complete
 
 
-def test_the_codes_in_its_texts_are_those_of_its_schemas() -> None:
+def test_codes_in_descriptions_match_the_schemas() -> None:
     for name, response in DOCUMENT["components"]["responses"].items():
         node = spec.ROOT["components"]["responses"][name]
         if name == "Message":
@@ -137,22 +137,22 @@ def test_the_codes_in_its_texts_are_those_of_its_schemas() -> None:
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("Service", document._SERVICE_KEYS),
-        ("ServiceRegistration", document._SERVICE_KEYS),
-        ("ServiceUpdate", document._SERVICE_KEYS),
-        ("Capability", document._CAPABILITY_KEYS),
-        ("Health", document._HEALTH_KEYS),
-        ("Metadata", document._METADATA_KEYS),
-        ("HealthCheck", document._CHECK_KEYS),
+        ("Service", document_reader._SERVICE_KEYS),
+        ("ServiceRegistration", document_reader._SERVICE_KEYS),
+        ("ServiceUpdate", document_reader._SERVICE_KEYS),
+        ("Capability", document_reader._CAPABILITY_KEYS),
+        ("Health", document_reader._HEALTH_KEYS),
+        ("Metadata", document_reader._METADATA_KEYS),
+        ("HealthCheck", document_reader._CHECK_KEYS),
     ],
 )
-def test_it_has_every_member_of_an_object_and_no_other(name: str, keys: tuple[str, ...]) -> None:
+def test_schema_has_exactly_the_keys_of_the_code(name: str, keys: tuple[str, ...]) -> None:
     assert set(schema(name).value["properties"]) == set(keys)
     assert schema(name).value["additionalProperties"] is False
 
 
 def limits() -> list[tuple[Any, Any]]:
-    """What it says and what the code says, pair by pair."""
+    """Return pairs of a documented limit and the limit in the code."""
     of = {name: schema(name).value for name in DOCUMENT["components"]["schemas"]}
     metadata, check = of["Metadata"]["properties"], of["HealthCheck"]["properties"]
     query = {name: node["schema"] for name, node in DOCUMENT["components"]["parameters"].items()}
@@ -177,7 +177,7 @@ def limits() -> list[tuple[Any, Any]]:
         (metadata["labels"]["maxProperties"], validation.MAX_LABELS),
         (metadata["labels"]["propertyNames"]["pattern"], f"^{rules.LABEL_KEY.pattern}$"),
         (metadata["labels"]["additionalProperties"]["maxLength"], validation.MAX_LABEL_VALUE_LENGTH),
-        (check["type"]["enum"], list(document._PROBE_TYPES)),
+        (check["type"]["enum"], list(document_reader._PROBE_TYPES)),
         (check["method"]["enum"], list(validation._METHODS)),
         (check["path"]["maxLength"], validation._MAX_PATH_LENGTH),
         (check["headers"]["maxProperties"], validation._MAX_HEADERS),
@@ -202,11 +202,11 @@ def limits() -> list[tuple[Any, Any]]:
         (query["Capability"]["maxLength"], filters.MAX_VALUE_LENGTH),
         (query["Label"]["maxLength"], filters.MAX_LABEL_VALUE_LENGTH),
         (query["TagMatch"]["enum"], list(TAG_MATCHES)),
-        (query["PageSize"]["maximum"], requests.LARGEST_PAGE),
+        (query["PageSize"]["maximum"], requests.MAX_PAGE_SIZE),
         (query["PageSize"]["default"], requests.DEFAULT_PAGE_SIZE),
         (of["Error"]["properties"]["details"]["properties"]["violations"]["maxItems"], rules.MAX_VIOLATIONS),
         (of["Change"]["properties"]["reason"]["enum"], list(sse.REASONS.values())),
-        (f"{LONGEST_URL:,} bytes" in DOCUMENT["components"]["responses"]["UrlTooLong"]["description"], True),
+        (f"{MAX_URL_BYTES:,} bytes" in DOCUMENT["components"]["responses"]["UrlTooLong"]["description"], True),
         (
             set(
                 re.findall(
@@ -219,11 +219,11 @@ def limits() -> list[tuple[Any, Any]]:
     ]
 
 
-def test_its_limits_are_those_of_the_code() -> None:
+def test_documented_limits_match_the_code() -> None:
     assert [pair for pair in limits() if pair[0] != pair[1]] == []
 
 
-def test_its_examples_are_taken_by_its_schemas() -> None:
+def test_examples_match_their_schemas() -> None:
     for _, _, operation in operations():
         if "requestBody" in operation:
             media = operation["requestBody"]["content"]["application/json"]
@@ -231,7 +231,7 @@ def test_its_examples_are_taken_by_its_schemas() -> None:
                 assert media["schema"].violations(media["examples"][name].value["value"]) == []
 
 
-async def test_its_examples_are_taken_by_the_server(rest: Rest) -> None:
+async def test_examples_are_accepted_by_the_server(rest: Rest) -> None:
     examples = {operation.value["operationId"]: operation for _, _, operation in operations()}
     post, put = (
         next(iter(examples[name].value["requestBody"]["content"]["application/json"]["examples"].values()))["value"]

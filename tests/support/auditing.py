@@ -1,4 +1,4 @@
-"""Reading the audit of registries that run in this process."""
+"""Access to the audit log of registries that run in this process."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def audit_lines() -> Iterator[list[dict[str, Any]]]:
-    """Collects the fields of every line of the audit in a block."""
+    """Collect the fields of every audit record within the block."""
     audit, collector = logging.getLogger(LOGGER), _Collector()
     level = audit.level
     audit.addHandler(collector)

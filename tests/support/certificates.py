@@ -15,7 +15,7 @@ _DAY = timedelta(days=1)
 
 
 class Authority:
-    """An authority, and files of what it vouches for."""
+    """A certificate authority that issues certificates as PEM and as files."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ class Authority:
         self.file.write_bytes(self.pem)
 
     def pair(self, *names: str, common_name: str | None = None, expired: bool = False) -> tuple[bytes, bytes]:
-        """A certificate and its key as PEM; names are addresses, URIs or of DNS."""
+        """Return a certificate and its key as PEM; names are IP addresses, URIs or DNS names."""
         key = ec.generate_private_key(ec.SECP256R1())
         ends = datetime.now(UTC) + (-_DAY if expired else _DAY)
         certificate = (
@@ -47,7 +47,7 @@ class Authority:
         return certificate.public_bytes(Encoding.PEM), private
 
     def files(self, name: str, *names: str, common_name: str | None = None) -> tuple[Path, Path]:
-        """Files with a certificate and its key."""
+        """Return the paths of a new certificate and its key."""
         certificate, key = self.pair(*(names or ("localhost", "127.0.0.1")), common_name=common_name)
         paths = self._directory / f"{name}.crt", self._directory / f"{name}.key"
         paths[0].write_bytes(certificate)
@@ -80,7 +80,7 @@ def _alternative(name: str) -> x509.GeneralName:
 
 
 class Secret:
-    """A folder as Kubernetes mounts a secret: files are links, and another content is another target of one link."""
+    """A directory like a Kubernetes secret volume: the files are links, updated by replacing one directory link."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ class Secret:
         self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
 
     def put(self, certificate: bytes, key: bytes) -> None:
-        """Replaces both files at one moment."""
+        """Replace both files atomically."""
         self._versions += 1
         version = self._directory / f"..v{self._versions}"
         version.mkdir()
@@ -97,7 +97,7 @@ class Secret:
         (version / "tls.key").write_bytes(key)
         link = self._directory / "..new"
         link.symlink_to(version.name)
-        os.replace(link, self._directory / "..data")  # noqa: PTH105 - replaces a link, and does not follow it
+        os.replace(link, self._directory / "..data")  # noqa: PTH105 - replaces the link instead of following it
         for path in (self.certificate, self.key):
             if not path.is_symlink():
                 path.symlink_to(f"..data/{path.name}")

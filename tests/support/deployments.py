@@ -1,4 +1,4 @@
-"""Redis as it is run for availability: replicas under Sentinels, and a cluster; real processes, on free ports."""
+"""Highly available Redis deployments: a primary with replicas under Sentinel, and a cluster; real processes."""
 
 import asyncio
 import os
@@ -18,17 +18,17 @@ from tests.support.redis_process import PORTS, RedisProcess, free_port, serving_
 START_TIMEOUT = 60.0
 STOP_GRACE = 5.0
 SERVICE = "agents"
-# Milliseconds. A machine that is busy must not look like a dead one.
+# Milliseconds; long enough that a busy machine is not considered down.
 SENTINEL_DOWN_AFTER, NODE_TIMEOUT = 1500, 2500
-# A full copy is not put off to wait for other replicas.
+# Start a full copy immediately instead of waiting for other replicas.
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 SLOTS = 16384
-AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
-CLUSTER_PORTS = PORTS[:2000]  # the bus is 10,000 above, and stays below the ephemeral ports
+UNREACHABLE = (RedisConnectionError, RedisTimeoutError, OSError)
+CLUSTER_PORTS = PORTS[:2000]  # the cluster bus port is 10,000 higher and must stay below the ephemeral ports
 
 
 class SentinelProcess:
-    """One Sentinel; ends with the test process."""
+    """A Sentinel process that exits with the test process."""
 
     def __init__(self, directory: Path, primary: RedisProcess, password: str, own_password: str) -> None:
         self._directory, self._primary = directory, primary
@@ -37,7 +37,7 @@ class SentinelProcess:
         self.port = 0
 
     async def start(self) -> None:
-        """Returns once it answers."""
+        """Start the process and wait until it responds."""
         self._directory.mkdir(parents=True, exist_ok=True)
         fixed = bool(self.port)
         async with asyncio.timeout(START_TIMEOUT):
@@ -46,7 +46,7 @@ class SentinelProcess:
                     await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Ends it. Idempotent."""
+        """Stop the process. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
             await process.stop(STOP_GRACE)
@@ -60,7 +60,7 @@ class SentinelProcess:
 
     async def _try_port(self, port: int) -> bool:
         config = self._directory / "sentinel.conf"
-        if not config.exists() or not self.port:  # it keeps there what it learns
+        if not config.exists() or not self.port:  # Sentinel stores its state in this file
             lines = [
                 f"port {port}",
                 "bind 127.0.0.1",
@@ -96,54 +96,54 @@ class Watched(NamedTuple):
     """A primary and its replicas, under three Sentinels."""
 
     servers: list[RedisProcess]
-    """The first one is the primary at first."""
+    """The first one is the initial primary."""
     sentinels: list[SentinelProcess]
     password: str
     own_password: str
 
     @property
     def url(self) -> str:
-        """For the setting ``redis.url``."""
+        """Return the value of the setting ``redis.url``."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         user = f":{self.password}@" if self.password else ""
         options = f"?sentinel_password={self.own_password}" if self.own_password else ""
         return f"redis+sentinel://{user}{hosts}/{SERVICE}{options}"
 
     async def primary(self, other_than: RedisProcess | None = None) -> RedisProcess:
-        """Waits until two Sentinels agree on a primary, other than a given one, and it says so too."""
+        """Wait until two Sentinels agree on a primary, other than ``other_than``, whose role is primary; return it."""
         async with asyncio.timeout(START_TIMEOUT):
             while True:
-                told = [port for sentinel in self.sentinels if (port := await self._told(sentinel))]
+                ports = [port for sentinel in self.sentinels if (port := await self._primary_port(sentinel))]
                 for server in self.servers:
-                    if server is not other_than and told.count(server.port) >= 2 and await role_of(server) == "master":
+                    if server is not other_than and ports.count(server.port) >= 2 and await role_of(server) == "master":
                         return server
                 await asyncio.sleep(0.05)
 
     async def settled(self) -> None:
-        """Waits until all Sentinels know each other and all replicas follow."""
+        """Wait until every Sentinel has discovered the others and all replicas."""
         for sentinel in self.sentinels:
             async with asyncio.timeout(START_TIMEOUT):
-                while not await self._knows_all(sentinel):
+                while not await self._has_discovered_all(sentinel):
                     await asyncio.sleep(0.05)
 
-    async def _knows_all(self, sentinel: SentinelProcess) -> bool:
+    async def _has_discovered_all(self, sentinel: SentinelProcess) -> bool:
         async with self.client(sentinel) as client:
             state: Any = await client.sentinel_master(SERVICE, return_responses=True)
         replicas, others = len(self.servers) - 1, len(self.sentinels) - 1
         return bool(state["num-slaves"] == replicas and state["num-other-sentinels"] == others)
 
-    async def _told(self, sentinel: SentinelProcess) -> int | None:
+    async def _primary_port(self, sentinel: SentinelProcess) -> int | None:
         try:
             async with self.client(sentinel) as client:
                 answer: Any = await client.execute_command(  # type: ignore[no-untyped-call]
                     "SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE
                 )
-        except AWAY:
+        except UNREACHABLE:
             return None
         return int(answer[1])
 
     def client(self, sentinel: SentinelProcess) -> Redis:
-        """A client of the test's own of a Sentinel."""
+        """Return a client of a Sentinel."""
         return Redis(port=sentinel.port, password=self.own_password or None, decode_responses=True)
 
 
@@ -151,7 +151,7 @@ class Watched(NamedTuple):
 async def watched(
     directory: Path, *args: str, replicas: int = 2, password: str = "", own_password: str = ""
 ) -> AsyncIterator[Watched]:
-    """A primary with replicas and three Sentinels, all of which know each other; ``args`` are for the servers."""
+    """Run a primary with replicas and three Sentinels, fully discovered; ``args`` are passed to redis-server."""
     async with AsyncExitStack() as stack:
 
         async def server(name: str, *more: str) -> RedisProcess:
@@ -176,21 +176,21 @@ async def watched(
 
 
 class Cluster(NamedTuple):
-    """Three primaries that share the slots, and a replica of the one that has the registry's."""
+    """Three primaries that share the slots, and a replica of the primary that owns the registry's slot."""
 
     nodes: list[RedisProcess]
-    """The first one owns the slot at first; the last one is its replica."""
+    """The first node initially owns the slot; the last one is its replica."""
     slot: int
 
     @property
     def url(self) -> str:
-        """For the setting ``redis.url``: without the owner, so that it has to be found."""
+        """Return the value of the setting ``redis.url``, without the owner of the slot: the registry has to find it."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[1:3])
 
 
 @asynccontextmanager
 async def cluster(directory: Path, key: str, *args: str) -> AsyncIterator[Cluster]:
-    """A cluster whose first node owns the slot of a key."""
+    """Run a cluster whose first node owns the slot of a key."""
     slot = key_slot(key.encode())
     async with AsyncExitStack() as stack:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *REPLICATION, *args)
@@ -203,7 +203,7 @@ async def cluster(directory: Path, key: str, *args: str) -> AsyncIterator[Cluste
             async with client_of(node) as client:
                 await client.cluster("SET-CONFIG-EPOCH", i + 1)
                 if i < 3:
-                    # Beginning with the slot that matters, around the ring.
+                    # Slots are assigned from the slot of the key upwards, modulo SLOTS.
                     last = third if i < 2 else SLOTS - 2 * third
                     await client.cluster("ADDSLOTS", *((slot + i * third + n) % SLOTS for n in range(last)))
                 if i:
@@ -215,13 +215,13 @@ async def cluster(directory: Path, key: str, *args: str) -> AsyncIterator[Cluste
         async with client_of(nodes[3]) as client:
             await client.cluster("REPLICATE", owner)
         await linked(nodes[3])
-        for node in nodes:  # the others vote for the replica only once they know that it is one
+        for node in nodes:  # the others vote for the replica only after they have discovered it
             await agreed(node, replicas=1)
         yield Cluster(nodes, slot)
 
 
 async def agreed(node: RedisProcess, replicas: int = 0) -> None:
-    """Waits until a node knows all of the cluster."""
+    """Wait until a node has discovered the whole cluster."""
     async with asyncio.timeout(START_TIMEOUT), client_of(node) as client:
         while True:
             info: Any = await client.cluster("INFO")
@@ -233,7 +233,7 @@ async def agreed(node: RedisProcess, replicas: int = 0) -> None:
 
 
 async def linked(replica: RedisProcess) -> None:
-    """Waits until a replica has caught up with its primary."""
+    """Wait until a replica is connected to its primary."""
     async with asyncio.timeout(START_TIMEOUT), client_of(replica) as client:
         while (await client.info("replication")).get("master_link_status") != "up":
             await asyncio.sleep(0.02)
@@ -241,10 +241,10 @@ async def linked(replica: RedisProcess) -> None:
 
 @asynccontextmanager
 async def cut_off(primary: RedisProcess, replicas: Sequence[RedisProcess]) -> AsyncIterator[None]:
-    """Replicas of a primary that asks for no password get nothing from it within the block."""
+    """Interrupt replication within the block. The primary must not require a password."""
     for replica in replicas:
         async with client_of(replica) as client:
-            await client.config_set("masterauth", "wrong")  # by which it cannot come back
+            await client.config_set("masterauth", "wrong")  # prevents reconnection
     async with client_of(primary) as client:
         await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
     try:
@@ -256,17 +256,17 @@ async def cut_off(primary: RedisProcess, replicas: Sequence[RedisProcess]) -> As
 
 
 async def role_of(server: RedisProcess) -> str | None:
-    """``master`` or ``slave``; ``None`` if it does not answer."""
+    """Return ``master`` or ``slave``, or ``None`` if the server is unreachable."""
     try:
         async with client_of(server) as client:
             role: Any = await client.role()
-    except AWAY:
+    except UNREACHABLE:
         return None
     return str(role[0])
 
 
 def client_of(server: RedisProcess) -> Redis:
-    """A client of the test's own."""
+    """Return a client of a Redis server."""
     return Redis(
         port=server.port, password=server.password or None, decode_responses=True, socket_timeout=START_TIMEOUT
     )

@@ -1,4 +1,4 @@
-"""Servers on loopback for probes to find: scripted, broken, silent, or not there at all."""
+"""Endpoints on loopback for probes: scripted, failing, silent or closed."""
 
 import asyncio
 import shutil
@@ -22,21 +22,21 @@ import grpc.aio
 import pytest
 
 TIMEOUT = 20.0
-"""Seconds until what must come is given up."""
+"""Time limit of waits in seconds."""
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""What a server does with a connection."""
+"""Handles a connection."""
 Target = Callable[[], AbstractAsyncContextManager[int]]
-"""Opens an endpoint; gives its port."""
+"""Opens an endpoint and yields its port."""
 GrpcAnswers = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
-"""Answers ``Health/Check`` in raw bytes."""
+"""Handles ``Health/Check`` with encoded messages."""
 
 
-# HTTP, and whatever else is said over TCP.
+# HTTP and TCP.
 
 
 def answer(body: bytes = b"", status: str = "200 OK", headers: str = "") -> bytes:
-    """An answer of HTTP; ``headers`` are whole lines."""
+    """Return an HTTP response; ``headers`` are complete lines."""
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
@@ -46,7 +46,7 @@ BROKEN = answer(status="500 Internal Server Error")
 
 @asynccontextmanager
 async def listening(handler: Handler, *, tls: ssl.SSLContext | None = None, backlog: int = 100) -> AsyncIterator[int]:
-    """A server on loopback; gives its port. Its connections end with the block at the latest."""
+    """Run a server on loopback and yield its port. Its connections are closed at the end of the block."""
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,12 +68,12 @@ async def listening(handler: Handler, *, tls: ssl.SSLContext | None = None, back
 
 
 async def request(reader: asyncio.StreamReader) -> bytes:
-    """Reads the head of a request."""
+    """Read the head of a request."""
     return await reader.readuntil(b"\r\n\r\n")
 
 
-def says(*parts: bytes, before: float = 0, after: float = 0) -> Handler:
-    """Takes a request and says this, whatever it was; seconds to wait before and after."""
+def respond(*parts: bytes, before: float = 0, after: float = 0) -> Handler:
+    """Return a handler that responds to any request with ``parts``; ``before`` and ``after`` are delays in seconds."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await request(reader)
@@ -87,64 +87,64 @@ def says(*parts: bytes, before: float = 0, after: float = 0) -> Handler:
 
 
 class Agent:
-    """Answers HTTP as it is told; remembers who came and counts those who wait for an answer."""
+    """An HTTP server with scripted responses, which records requests."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.says = FINE
-        """The answer once ``script`` is used up, as it is when the request comes."""
+        self.response = FINE
+        """Response when ``script`` is empty."""
         self.script: list[bytes] = []
-        """Answers to the next requests, one each."""
+        """Responses to the next requests."""
         self.connections = 0
         self.requests: list[str] = []
-        """First lines."""
+        """Request lines."""
         self.waiting = 0
-        self.most_waiting = 0
+        self.max_waiting = 0
         self.open = asyncio.Event()
-        """Cleared, it keeps requests waiting."""
+        """Responses are delayed while this event is cleared."""
         self.open.set()
 
     @property
     def paths(self) -> list[str]:
-        """Paths, in the order of the requests."""
+        """Return the paths of the requests, in order."""
         return [line.split()[1] for line in self.requests]
 
     def endpoint(self, path: str = "") -> str:
-        """Where it is found."""
+        """Return the URL of a path."""
         return f"http://127.0.0.1:{self.port}{path}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Takes one request; a ``Handler``."""
+        """Handle one request; a ``Handler``."""
         self.connections += 1
         head = await request(reader)
         self.requests.append(head.decode().partition("\r\n")[0])
-        told = self.script.pop(0) if self.script else self.says
+        response = self.script.pop(0) if self.script else self.response
         self.waiting += 1
-        self.most_waiting = max(self.waiting, self.most_waiting)
-        gone = asyncio.ensure_future(reader.read())
+        self.max_waiting = max(self.waiting, self.max_waiting)
+        disconnected = asyncio.ensure_future(reader.read())
         opened = asyncio.ensure_future(self.open.wait())
         try:
-            await asyncio.wait((gone, opened), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((disconnected, opened), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.waiting -= 1
-            gone.cancel()
+            disconnected.cancel()
             opened.cancel()
-        writer.write(told)
+        writer.write(response)
         await writer.drain()
 
-    async def asked(self, times: int) -> None:
-        """Waits until so many requests have come."""
+    async def wait_for_requests(self, times: int) -> None:
+        """Wait until the server has received ``times`` requests."""
         try:
             async with asyncio.timeout(TIMEOUT):
                 while len(self.requests) < times:
                     await asyncio.sleep(0.005)
         except TimeoutError:
-            pytest.fail(f"the agent was asked {len(self.requests)} times, not {times}")
+            pytest.fail(f"the agent received {len(self.requests)} requests instead of {times}")
 
 
 @asynccontextmanager
 async def agents(count: int) -> AsyncIterator[list[Agent]]:
-    """So many agents, each on a port of its own."""
+    """Run several agents, each on a separate port."""
     async with AsyncExitStack() as stack:
         made = [Agent() for _ in range(count)]
         for each in made:
@@ -152,12 +152,12 @@ async def agents(count: int) -> AsyncIterator[list[Agent]]:
         yield made
 
 
-# Nobody there.
+# Unreachable endpoints.
 
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on and nobody else can take."""
+    """Yield a port that is closed and that no other process can take."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -165,7 +165,7 @@ def closed_port() -> Iterator[int]:
 
 @contextmanager
 def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """A port that does not answer: its queue of connections that wait to be accepted is full."""
+    """Yield a port that does not respond: its accept queue is full."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -183,7 +183,7 @@ def black_hole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
 
 
 class _Check(grpc.GenericRpcHandler):
-    """``Health/Check`` in raw bytes."""
+    """Serves ``Health/Check`` with encoded messages."""
 
     def __init__(self, answers: GrpcAnswers) -> None:
         self._answers = answers
@@ -198,7 +198,7 @@ class _Check(grpc.GenericRpcHandler):
 async def grpc_server(
     answers: GrpcAnswers | None = None, *, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[int]:
-    """A gRPC server that answers ``grpc.health.v1``, or does not know of it; gives its port."""
+    """Run a gRPC server, with ``grpc.health.v1`` if ``answers`` is given, and yield its port."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     if answers is not None:
         server.add_generic_rpc_handlers([_Check(answers)])
@@ -214,7 +214,7 @@ async def grpc_server(
 
 
 def reports(status: int) -> GrpcAnswers:
-    """Always gives one status."""
+    """Return a handler that always returns the same status."""
 
     async def check(_request: bytes, _context: object) -> bytes:
         return bytes((8, status))
@@ -226,40 +226,40 @@ def reports(status: int) -> GrpcAnswers:
 
 
 class Certificates(NamedTuple):
-    """PEM files by what is wrong with them; ``authority`` is what a prober is to trust."""
+    """PEM files named by their defect; ``authority`` is the certificate that a prober trusts."""
 
     directory: Path
 
     def pair(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key."""
+        """Return the paths of a certificate and its key."""
         return self.directory / f"{name}.pem", self.directory / f"{name}.key"
 
     @property
     def authority(self) -> bytes:
-        """The certificate of the authority."""
+        """Return the certificate of the authority as PEM."""
         return self.pair("authority")[0].read_bytes()
 
     def context(self, name: str) -> ssl.SSLContext:
-        """For a server of asyncio."""
+        """Return an SSL context for an asyncio server."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*self.pair(name))
         return context
 
     def credentials(self, name: str) -> grpc.ServerCredentials:
-        """For a server of gRPC."""
+        """Return credentials for a gRPC server."""
         certificate, key = self.pair(name)
         return grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Makes ``self-signed``, ``good``, ``expired`` and ``unknown``; skips the test where openssl cannot."""
+    """Create ``self-signed``, ``good``, ``expired`` and ``unknown``. Skips the test without a suitable openssl."""
     if shutil.which("openssl") is None:
-        pytest.skip("makes its certificates with openssl, which is not installed")
+        pytest.skip("needs openssl, which is not installed")
 
     def openssl(*arguments: str) -> None:
-        done = subprocess.run(["openssl", *arguments], cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"this openssl does not make the certificates: {done.stderr}")
+        result = subprocess.run(["openssl", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+        if result.returncode:
+            pytest.skip(f"openssl cannot create the certificates: {result.stderr}")
 
     def request_for(name: str) -> list[str]:
         return [

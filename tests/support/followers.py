@@ -38,9 +38,9 @@ CLIENT_REQUEST = EventReason.EVENT_REASON_CLIENT_REQUEST
 RESYNC = EventReason.EVENT_REASON_RESYNC
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
+async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -60,11 +60,11 @@ class Writer:
         services = [Service.FromString(wire) async for page in self.store.reader.scan_records() for wire in page]
         self.revisions = {service.name: service.revision for service in services}
 
-    async def forget_past(self) -> None:
+    async def trim_stream(self) -> None:
         """Trim the event stream to its two newest entries."""
         await self.store._client.xtrim(self.store.keys.events, maxlen=2, approximate=False)
 
-    async def put(self, *names: str, ttl: float = 0, **fields: Any) -> None:
+    async def write_services(self, *names: str, ttl: float = 0, **fields: Any) -> None:
         for name in names:
             outcome = await self.store.writer.write_service(
                 small_service(name, **{"group": name, **fields}),
@@ -79,7 +79,7 @@ class Writer:
             assert isinstance(outcome, int)
             self.revisions[name] = outcome
 
-    async def delete(self, *names: str) -> None:
+    async def remove_services(self, *names: str) -> None:
         for name in names:
             outcome = await self.store.writer.delete_service(
                 name, epoch=self.epoch, expected=self.revisions.pop(name), reason=CLIENT_REQUEST
@@ -112,13 +112,13 @@ class Observer:
                 async for wire in watcher:
                     message = WatchEventsResponse.FromString(wire)
                     for event in message.events:
-                        self._take(event)
+                        self._apply(event)
                     if message.snapshot_complete or cursor is not None:
                         self._ready.set()
         except RegistryError as error:
             self.end = error
 
-    def _take(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:
         name = event.service.name
         if event.error:  # REGISTRY_ERROR has no service
             self.events.append(event)
@@ -153,7 +153,7 @@ async def writing(url: str, limits: StoreLimits = QUICK) -> AsyncIterator[Writer
         await store.close()
 
 
-class Process:
+class FollowerProcess:
     """The follower of one registry process."""
 
     def __init__(
@@ -200,7 +200,7 @@ class Process:
     def start(self) -> None:
         self._task = asyncio.create_task(self.follower.run())
 
-    async def stall(self) -> None:
+    async def pause(self) -> None:
         """Stop following, like a suspended process; ``start`` resumes."""
         assert self._task is not None
         task, self._task = self._task, None
@@ -209,13 +209,13 @@ class Process:
             task.result()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Process"]:
+    async def running(self) -> AsyncIterator["FollowerProcess"]:
         self.start()
         try:
             yield self
         finally:
             if self._task is not None:
-                await self.stall()
+                await self.pause()
             await self.store.close()
 
 
@@ -225,7 +225,7 @@ class Backup:
     def __init__(self, process: RedisProcess, directory: Path, copy: Path) -> None:
         self._process, self._directory, self._copy = process, directory, copy
 
-    def take(self) -> None:
+    def copy_files(self) -> None:
         """Copy the data directory. It contains every acknowledged write: Redis writes its file before it responds."""
         shutil.copytree(self._directory, self._copy)
 
@@ -236,6 +236,6 @@ class Backup:
         await self._process.stop()
         shutil.rmtree(self._directory)
         shutil.copytree(self._copy, self._directory)
-        async with RedisProcess(self._directory) as elsewhere, writing(elsewhere.url) as other:
-            yield other
+        async with RedisProcess(self._directory) as restored, writing(restored.url) as writer:
+            yield writer
         await self._process.start()

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes registries, in a hurry."""
+"""A real Prometheus that scrapes registries, with short intervals."""
 
 import asyncio
 import re
@@ -18,21 +18,21 @@ _WINDOW = "12s"
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="needs prometheus and promtool, as Debian's package prometheus has them",
+    reason="needs prometheus and promtool (Debian package prometheus)",
 )
 
 
-def hurried(rules: str) -> str:
-    """The alerts with short windows, and no longer wait than a second: all that a test cannot wait for."""
+def shorten_windows(rules: str) -> str:
+    """Shorten the windows of the rules to 12 s and their ``for`` durations to 1 s."""
     assert re.search(r"\[\d+m\]", rules)
     return re.sub(r"(?m)^( +for:) \S+$", r"\1 1s", re.sub(r"\[\d+m\]", f"[{_WINDOW}]", rules))
 
 
 class Prometheus:
-    """Scrapes targets twice a second and evaluates the alerts as often.
+    """Scrapes targets and evaluates the alerts twice a second.
 
     Args:
-        folder: Where its files go.
+        folder: Directory of its files.
         targets: HOST:PORT of each registry.
     """
 
@@ -44,7 +44,7 @@ class Prometheus:
 
     async def __aenter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "alerts.yml").write_text(hurried(ALERTS.read_text(encoding="utf-8")), encoding="utf-8")
+        (self._folder / "alerts.yml").write_text(shorten_windows(ALERTS.read_text(encoding="utf-8")), encoding="utf-8")
         config = {
             "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms", "evaluation_interval": "500ms"},
             "rule_files": ["alerts.yml"],
@@ -62,7 +62,7 @@ class Prometheus:
         self._client = aiohttp.ClientSession(f"http://127.0.0.1:{port}")
         async with asyncio.timeout(TIMEOUT):
             while not await self._ready():
-                assert self._process.returncode is None, "Prometheus ended as it started"
+                assert self._process.returncode is None, "Prometheus exited during its start"
                 await asyncio.sleep(0.05)
         return self
 
@@ -71,21 +71,21 @@ class Prometheus:
         assert self._process is not None
         await self._client.close()
         if self._process.returncode is None:
-            self._process.kill()  # nobody wants its data
+            self._process.kill()  # its data is not needed
         await self._process.wait()
 
     async def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Evaluates an expression now; gives labels and value of each sample."""
+        """Evaluate an expression and return labels and value of each sample."""
         answer = await self._get("/api/v1/query", query=expression)
         return [(each["metric"], float(each["value"][1])) for each in answer["result"]]
 
     async def firing(self) -> set[str]:
-        """Names of the alerts that fire now."""
+        """Return the names of the firing alerts."""
         answer = await self._get("/api/v1/alerts")
         return {alert["labels"]["alertname"] for alert in answer["alerts"] if alert["state"] == "firing"}
 
     async def fires(self, *alerts: str) -> None:
-        """Waits until each of some alerts has fired."""
+        """Wait until each of the alerts has fired."""
         missing = set(alerts)
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -95,7 +95,7 @@ class Prometheus:
             raise AssertionError(f"did not fire in {TIMEOUT} s: {sorted(missing)}") from None
 
     async def scraped(self, times: int = 2) -> None:
-        """Waits until every target was scraped so often."""
+        """Wait until every target has been scraped ``times`` times."""
         async with asyncio.timeout(TIMEOUT):
             while True:
                 counts = [value for _, value in await self.query("count_over_time(ossa_registry_revision[1h])")]
@@ -120,7 +120,7 @@ class Prometheus:
 
 
 async def promtool(*arguments: str, text: bytes = b"") -> tuple[int, str]:
-    """Runs promtool; gives its exit code and what it printed."""
+    """Run promtool and return its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         "promtool",
         *arguments,
@@ -134,7 +134,7 @@ async def promtool(*arguments: str, text: bytes = b"") -> tuple[int, str]:
 
 
 def alert_names(rules: str) -> Sequence[str]:
-    """Names of all alerts."""
+    """Return the names of all alerts in a rule file."""
     return [rule["alert"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
 
 

@@ -1,4 +1,4 @@
-"""A real redis-server on a TCP port, for tests that kill, pause and restart it themselves."""
+"""A real redis-server on a TCP port, for tests that kill, pause and restart it."""
 
 import asyncio
 import os
@@ -15,23 +15,22 @@ from registry_server.store.embedded import GuardedProcess, find_redis_server
 
 START_TIMEOUT = 30.0
 STOP_GRACE = 5.0
-# Below the ephemeral ports of Linux and macOS: nobody's outgoing connection takes the port while we restart.
+# Below the ephemeral ports of Linux and macOS: no outgoing connection can take the port during a restart.
 PORTS = range(20_000, 32_000)
 
 
 class RedisProcess:
-    """One redis-server with its append-only file in ``directory``; ends with the test process, even by kill -9.
+    """A redis-server with its append-only file in ``directory``. It exits with the test process, even after kill -9.
 
-    Port and data stay the same from one start to the next.
+    Port and data are kept across restarts.
 
     Args:
-        directory: Where the data and ``redis.log`` go; made if missing.
-        *args: Further arguments, such as ``"--maxmemory", "1mb"``.
-        appendfsync: ``always`` if a test must find every acknowledged write after a ``kill`` of the machine's kind;
-            after a SIGKILL alone, ``everysec`` loses none either.
-        binary: The server to run instead of the one that the registry would choose.
-        password: What clients must know.
-        ports: Where its port is taken from.
+        directory: Directory of the data and ``redis.log``; created if missing.
+        *args: Additional arguments, such as ``"--maxmemory", "1mb"``.
+        appendfsync: Use ``always`` to simulate a power failure without lost writes; ``everysec`` survives SIGKILL.
+        binary: Program to run instead of the one that the registry would choose.
+        password: Password that clients must send.
+        ports: Range from which the port is chosen.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class RedisProcess:
 
     @property
     def port(self) -> int:
-        """TCP port on 127.0.0.1, known from the first start on."""
+        """Return the TCP port on 127.0.0.1, which is known after the first start."""
         assert self._port, "not started yet"
         return self._port
 
@@ -63,24 +62,24 @@ class RedisProcess:
 
     @property
     def pid(self) -> int:
-        """The pid of redis-server itself."""
+        """Return the process id of redis-server."""
         assert self._process is not None, "not running"
         return self._process.pid
 
     async def start(self) -> None:
-        """Returns once the data is loaded and the server answers."""
-        assert self._process is None, "runs already; see restart"
+        """Start the server and wait until it has loaded its data and responds."""
+        assert self._process is None, "already running; use restart()"
         self._directory.mkdir(parents=True, exist_ok=True)
         fixed = bool(self._port)
         async with asyncio.timeout(START_TIMEOUT):
             while not await self._try_port(self._port or free_port(self._ports)):
                 if "Address already in use" not in (log := self._log()):
-                    raise RuntimeError(f"redis-server does not start:\n{log}")
+                    raise RuntimeError(f"redis-server failed to start:\n{log}")
                 if fixed:
                     await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Ends it gracefully, also when it is paused; by force after five seconds. Idempotent."""
+        """Stop the server, also if it is paused; kill it after five seconds. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -88,20 +87,20 @@ class RedisProcess:
             await process.stop(STOP_GRACE)
 
     async def restart(self) -> None:
-        """Stops it, unless it is dead, and starts it on the same port with the same data."""
+        """Stop the server if it runs, and start it on the same port with the same data."""
         await self.stop()
         await self.start()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and the kernel accepts new ones, but nothing answers."""
+        """Send SIGSTOP: connections stay open and the kernel accepts new ones, but the server does not respond."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
     async def __aenter__(self) -> Self:
@@ -137,7 +136,7 @@ class RedisProcess:
 
 
 def free_port(ports: Sequence[int] = PORTS) -> int:
-    """A port of 127.0.0.1 where nobody listens."""
+    """Return a port of 127.0.0.1 that is not in use."""
     for port in random.sample(ports, 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,7 +149,7 @@ def free_port(ports: Sequence[int] = PORTS) -> int:
 
 
 async def serving_pid(port: int, password: str = "") -> int | None:
-    """The pid of the redis-server that has loaded its data and answers there: on a clash, it is not ours."""
+    """Return the process id of the redis-server that serves on a port; it may belong to another process."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -167,4 +166,4 @@ async def serving_pid(port: int, password: str = "") -> int | None:
     finally:
         writer.close()
     pid = re.search(rb"\bprocess_id:(\d+)", info)
-    return int(pid[1]) if pid and b"\nloading:1" not in info else None  # a Sentinel loads nothing
+    return int(pid[1]) if pid and b"\nloading:1" not in info else None  # Sentinel has no loading flag

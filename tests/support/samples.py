@@ -7,8 +7,8 @@ from google.protobuf.json_format import ParseDict
 from ossa.registry.v1.service_pb2 import Service
 
 
-def seed_service() -> Service:
-    """The seed document's example, with a second capability and schemas."""
+def example_service() -> Service:
+    """Return the example of the OSSA document, with a second capability and schemas."""
     return ParseDict(
         {
             "name": "ai-text-processor",
@@ -44,5 +44,5 @@ def seed_service() -> Service:
 
 
 def small_service(name: str, **fields: Any) -> Service:
-    """The least that can be registered; ``fields`` are set on top."""
+    """Return a service with only the required fields, plus ``fields``."""
     return Service(**{"name": name, "endpoint": f"http://{name.lower()}.test:8080", "version": "1.0.0", **fields})

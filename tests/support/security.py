@@ -21,11 +21,11 @@ _RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 _EC = ec.generate_private_key(ec.SECP256R1())
 _ED = ed25519.Ed25519PrivateKey.generate()
 SIGNERS: Final[Mapping[str, Any]] = {"RS256": _RSA, "ES256": _EC, "EdDSA": _ED}
-"""Private keys by algorithm; the id of each is its algorithm."""
+"""Private keys by algorithm; the key id equals the algorithm."""
 
 
 def jwks(algorithms: Sequence[str] = tuple(SIGNERS)) -> dict[str, Any]:
-    """The public keys as a JWK Set."""
+    """Return the public keys as a JWK Set."""
     kinds: dict[str, Any] = {"RS256": RSAAlgorithm, "ES256": ECAlgorithm, "EdDSA": OKPAlgorithm}
     return {
         "keys": [
@@ -38,11 +38,11 @@ def jwks(algorithms: Sequence[str] = tuple(SIGNERS)) -> dict[str, Any]:
 def token(
     subject: str = "someone", *, algorithm: str = "RS256", key: Any = None, headers: Any = None, **claims: Any
 ) -> str:
-    """A token of the issuer, good for an hour unless the claims say otherwise; a claim that is ``None`` is left out."""
+    """Return a token that is valid for an hour by default; claims override the defaults, ``None`` omits a claim."""
     now = int(time.time())
-    whole = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + 3600, **claims}
+    all_claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "iat": now, "exp": now + 3600, **claims}
     return jwt.encode(
-        {name: value for name, value in whole.items() if value is not None},
+        {name: value for name, value in all_claims.items() if value is not None},
         SIGNERS[algorithm] if key is None else key,
         algorithm=algorithm,
         headers={"kid": algorithm, **(headers or {})},
@@ -52,7 +52,7 @@ def token(
 class Policy:
     """A policy file with a key for each role, a second agent, an expired key and an issuer of tokens.
 
-    Agents may have names that begin with ``fleet-``.
+    Agents may use names that start with ``fleet-``.
     """
 
     def __init__(self, directory: Path, **changes: Any) -> None:
@@ -89,27 +89,27 @@ class Policy:
         self.write()
 
     def entry(self, name: str, role: str = "", **fields: Any) -> dict[str, Any]:
-        """An entry for the key of this name."""
+        """Return a policy entry for the key of this name."""
         return {"name": name, "role": role or name, "hashes": [hash_text(self.keys[name])], **fields}
 
     def write(self) -> None:
-        """Writes the file as the document is now."""
+        """Write the current document to the policy file."""
         self.file.write_text(yaml.safe_dump(self.document), encoding="utf-8")
 
     @property
     def section(self) -> dict[str, Any]:
-        """The settings ``security`` of a server."""
+        """Return the ``security`` settings of a server."""
         return {"policy_file": self.file}
 
     def metadata(self, name: str) -> tuple[tuple[str, str], ...]:
-        """What a gRPC call with the key of this name carries."""
+        """Return the metadata of a gRPC call with the key of this name."""
         return bearer(self.keys[name])
 
     def headers(self, name: str) -> dict[str, str]:
-        """The same for HTTP."""
+        """Return the headers of an HTTP request with the key of this name."""
         return {"Authorization": f"Bearer {self.keys[name]}"}
 
 
 def bearer(credential: str) -> tuple[tuple[str, str], ...]:
-    """Metadata with a credential."""
+    """Return gRPC metadata with a bearer credential."""
     return (("authorization", f"Bearer {credential}"),)

@@ -1,4 +1,4 @@
-"""Servers for tests: in the test's own event loop, or as processes of their own."""
+"""Servers for tests: in the test's event loop, or as separate processes."""
 
 import asyncio
 import json
@@ -19,11 +19,11 @@ from registry_server.config import GrpcSettings, HttpSettings, RedisSettings, Re
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
-START_PATIENCE = 30.0
+START_TIMEOUT_SECONDS = 30.0
 
 
 class Server(NamedTuple):
-    """A server in the test's event loop, and a client of it."""
+    """A server in the test's event loop, and a client connected to it."""
 
     stub: "RegistryServiceAsyncStub"
     channel: grpc.aio.Channel
@@ -34,9 +34,9 @@ class Server(NamedTuple):
 
 
 def settings(redis_url: str, **sections: Mapping[str, Any]) -> Settings:
-    """Settings of a server on free ports; ``sections`` such as ``watch={"buffer_events": 3}`` change the rest.
+    """Return settings of a server on free ports; ``sections`` such as ``watch={"buffer_events": 3}`` override defaults.
 
-    Nothing is probed unless ``health_check`` is given: the endpoints of most tests are nowhere.
+    Probing is disabled unless ``health_check`` is given: the endpoints of most tests do not exist.
     """
     values: dict[str, Any] = {"shutdown": {"grace_seconds": 2}, "health_check": {"enabled": False}, **sections}
     redis = {"url": RedisUrl(redis_url), **values.pop("redis", {})}
@@ -50,9 +50,9 @@ def settings(redis_url: str, **sections: Mapping[str, Any]) -> Settings:
 
 @asynccontextmanager
 async def running(redis_url: str, **sections: Mapping[str, Any]) -> AsyncIterator[Server]:
-    """Runs a server in this event loop until the context is left."""
+    """Run a server in this event loop within the block."""
     async with serving(settings(redis_url, **sections)) as served:
-        async with asyncio.timeout(START_PATIENCE):
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
             await served.parts.loaded.wait()
         async with connected(served.grpc_address) as (channel, stub):
             yield Server(stub, channel, served.parts, served.grpc_address, f"http://{served.http_address}")
@@ -60,16 +60,16 @@ async def running(redis_url: str, **sections: Mapping[str, Any]) -> AsyncIterato
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator["tuple[grpc.aio.Channel, RegistryServiceAsyncStub]"]:
-    """A channel of its own connection: channels with equal arguments would share one."""
+    """Yield a channel with a separate connection: channels with equal arguments would share one."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         yield channel, RegistryServiceStub(channel)
 
 
 class ServerProcess:
-    """``python -m registry_server`` as a process: for signals, kills and several at a time.
+    """``python -m registry_server`` as a process, for signals, kills and several servers at a time.
 
-    Nothing is probed unless a flag says so. ``module`` is run in its place, with arguments of its own before the flags.
+    Probing is disabled unless a flag enables it. ``module`` replaces the module and its first arguments.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ServerProcess:
         self._reader: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self.log: list[dict[str, Any]] = []
-        """What it logged so far; lines that are not JSON as ``{"event": line}``."""
+        """Log records so far; lines that are not JSON become ``{"event": line}``."""
         self.grpc_address = ""
         self.http_address = ""
 
@@ -94,12 +94,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """Return the process id."""
         assert self._process is not None
         return self._process.pid
 
     async def start(self) -> None:
-        """Starts it and waits until it serves."""
+        """Start the server and wait until it serves."""
         self.log.clear()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -118,34 +118,34 @@ class ServerProcess:
         self.http_address = (await self.logged("HTTP listening"))["address"]
         await self.logged("ossa-registry is serving")
 
-    async def logged(self, event: str, within: float = START_PATIENCE) -> dict[str, Any]:
-        """Waits until an event is in the log; gives its first occurrence."""
-        async with asyncio.timeout(within):
+    async def logged(self, event: str, timeout_seconds: float = START_TIMEOUT_SECONDS) -> dict[str, Any]:
+        """Wait until an event is logged and return its first record."""
+        async with asyncio.timeout(timeout_seconds):
             while True:
                 for line in self.log:
                     if line.get("event") == event:
                         return line
                 if self._reader is None or self._reader.done():
-                    raise AssertionError(f"the server ended without logging {event!r}: {self.log}")
+                    raise AssertionError(f"the server exited without logging {event!r}: {self.log}")
                 self._news.clear()
                 await self._news.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal."""
+        """Send a signal."""
         assert self._process is not None
         self._process.send_signal(number)
 
-    async def wait(self, within: float = 20.0) -> int:
-        """Waits for its end; gives the exit code."""
+    async def wait(self, timeout_seconds: float = 20.0) -> int:
+        """Wait for the process to exit and return its exit code."""
         assert self._process is not None
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout_seconds):
             code = await self._process.wait()
         if self._reader is not None:
             await self._reader
         return code
 
     async def stop(self) -> int:
-        """Ends it with SIGTERM; kills it if that takes too long."""
+        """Stop the server with SIGTERM, or with SIGKILL if it does not exit in time. Return the exit code."""
         assert self._process is not None
         if self._process.returncode is None:
             self.signal(signal.SIGCONT)
@@ -157,7 +157,7 @@ class ServerProcess:
             return await self.wait()
 
     async def kill(self) -> None:
-        """Ends it with SIGKILL."""
+        """Kill the server with SIGKILL."""
         self.signal(signal.SIGKILL)
         await self.wait()
 

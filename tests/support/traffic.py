@@ -1,4 +1,4 @@
-"""Writers, readers and an agent that beats, all at once, who notice whatever goes wrong."""
+"""Concurrent writers, readers and an agent that sends heartbeats, all of which check the responses."""
 
 import asyncio
 import time
@@ -25,38 +25,38 @@ TIMEOUT = 30  # seconds
 
 
 class Traffic:
-    """What was seen so far.
+    """Load on a server, and its results.
 
-    A read that fails, or a write that fails otherwise than with UNAVAILABLE, fails the test.
+    A failed read fails the test, and so does a write that fails with an error other than UNAVAILABLE.
     """
 
     def __init__(self, server: Server) -> None:
         self._stub = server.stub
         self.acknowledged: dict[str, Service] = {}
         self.refused: list[str] = []
-        """Reasons of writes that were not acknowledged."""
+        """Reasons of the failed writes."""
         self.over = False
-        """Whether no more calls are begun."""
+        """Whether the tasks stop after their current call."""
         self._reads = 0
         self._longest_gap = self._last_write = 0.0
 
-    def report(self, what: str) -> None:
-        """Prints what a client met."""
+    def report(self, title: str) -> None:
+        """Print the results."""
         refused = {reason: self.refused.count(reason) for reason in sorted(set(self.refused))}
         print(
-            f"{what}: {self._longest_gap:.1f} s without an acknowledged write; {self._reads} reads, none failed; "
+            f"{title}: {self._longest_gap:.1f} s without an acknowledged write; {self._reads} reads, none failed; "
             f"{len(self.acknowledged)} writes, refused {refused}"
         )
 
     async def begin(self) -> None:
-        """Registers the agent that beats."""
+        """Register the agent that sends heartbeats."""
         service = small_service(BEATING)
         service.ttl.seconds = TTL_SECONDS
         await self._stub.RegisterService(pb.RegisterServiceRequest(service=service))
         self._last_write = time.monotonic()
 
     async def write(self, number: int) -> None:
-        """Registers one service after the other."""
+        """Register one service after another."""
         count = 0
         while not self.over:
             count += 1
@@ -73,17 +73,17 @@ class Traffic:
             await asyncio.sleep(PAUSE)
 
     async def read(self) -> None:
-        """Reads what was acknowledged, and finds it."""
+        """Read continuously, and check that acknowledged services are found."""
         while not self.over:
             await self._stub.GetService(pb.GetServiceRequest(name=BEATING))
-            before = len(self.acknowledged)  # the answer may be older than what is acknowledged as it arrives
+            before = len(self.acknowledged)  # writes can be acknowledged after the response was computed
             found = await self._stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1))
             assert found.total_size > before
             self._reads += 1
             await asyncio.sleep(PAUSE)
 
     async def beat(self) -> None:
-        """Keeps a short lease alive, as far as heartbeats are taken."""
+        """Renew a short lease, ignoring UNAVAILABLE."""
         while not self.over:
             try:
                 answer = await self._stub.Heartbeat(pb.HeartbeatRequest(names=[BEATING]))
@@ -94,7 +94,7 @@ class Traffic:
 
 
 def info_of(error: grpc.aio.AioRpcError) -> ErrorInfo:
-    """The ``ErrorInfo`` of an error."""
+    """Return the ``ErrorInfo`` of an error."""
     trailers = dict(error.trailing_metadata() or ())
     info = ErrorInfo()
     assert Status.FromString(bytes(trailers["grpc-status-details-bin"])).details[0].Unpack(info)
@@ -102,7 +102,7 @@ def info_of(error: grpc.aio.AioRpcError) -> ErrorInfo:
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
-    """Why the registry is unavailable; fails for any other error."""
+    """Return the reason of an UNAVAILABLE error. Any other error fails the test."""
     assert error.code() == grpc.StatusCode.UNAVAILABLE, error
     reason: str = info_of(error).reason
     return reason
@@ -110,9 +110,9 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 @asynccontextmanager
 async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
-    """Keeps going until the context is left; raises what it met.
+    """Run the load within the block and raise its first error.
 
-    Calls under way are waited for then: cut off, they might still change something afterwards.
+    Calls in flight are awaited at the end, because a cancelled call could still change something later.
     """
     subject = Traffic(server)
     await subject.begin()
@@ -127,9 +127,9 @@ async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
         await cancel(tasks)
 
 
-async def more_writes(subject: Traffic, number: int = 20, within: float = 60.0) -> None:
-    """Waits for so many more writes to be taken, or for the time to be over."""
+async def more_writes(subject: Traffic, number: int = 20, timeout_seconds: float = 60.0) -> None:
+    """Wait until ``number`` more writes are acknowledged."""
     goal = len(subject.acknowledged) + number
-    async with asyncio.timeout(within):
+    async with asyncio.timeout(timeout_seconds):
         while len(subject.acknowledged) < goal:
             await asyncio.sleep(0.01)

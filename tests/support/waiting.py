@@ -1,4 +1,4 @@
-"""Waiting for what a client would see."""
+"""Waiting for conditions."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 TIMEOUT = 30.0
 
 
-async def until(condition: Callable[[], object], within: float = TIMEOUT) -> None:
-    """Waits until a condition holds."""
+async def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT) -> None:
+    """Wait until a condition holds."""
     try:
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout_seconds):
             while not condition():
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"did not come true in {within} s") from None
+        raise AssertionError(f"condition not met within {timeout_seconds} s") from None

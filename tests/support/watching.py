@@ -1,4 +1,4 @@
-"""A subscriber as a careful client writes one: it keeps its cursor, resumes from it, and checks what it is told."""
+"""A subscriber that keeps its cursor, resumes from it, and checks the events that it receives."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,13 +23,13 @@ _RESUMABLE = (
 
 
 class Subscriber:
-    """Follows the registry into a dict; fails on the first event that is repeated or out of order."""
+    """Applies all events to a dict. Fails on the first event that is repeated or out of order."""
 
     def __init__(self, filter_: ServiceFilter | None = None) -> None:
         self.filter = filter_
         self.state: dict[str, Service] = {}
         self.events: list[Event] = []
-        """Every change that it was told of, snapshots left out."""
+        """Every received change, without snapshots."""
         self.cursor = ""
         self.revision = 0
         self.streams = 0
@@ -37,10 +37,10 @@ class Subscriber:
         self._call: grpc.aio.UnaryStreamCall[WatchEventsRequest, WatchEventsResponse] | None = None
 
     async def follow(self, stub: "RegistryServiceAsyncStub") -> None:
-        """Watches until cancelled; resumes after every end that a client may resume from."""
+        """Watch until cancelled. Resume after every error from which a client may resume."""
         while True:
             request = WatchEventsRequest(cursor=self.cursor, include_snapshot=not self.cursor)
-            # Changes that do not match show in the cursor of a bookmark alone, and `reached` waits for it.
+            # Changes that do not match only appear in the cursors of bookmarks, for which `reached` waits.
             request.bookmark_interval.FromMilliseconds(200)
             if self.filter is not None:
                 request.filter.CopyFrom(self.filter)
@@ -48,25 +48,25 @@ class Subscriber:
             self._call = stub.WatchEvents(request)
             try:
                 async for message in self._call:
-                    self.take(message)
+                    self.apply(message)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _RESUMABLE:
                     raise
                 await asyncio.sleep(0.01)
             except asyncio.CancelledError:
                 if self._call.cancelled() and not _being_cancelled():
-                    continue  # it was cut, not us
+                    continue  # the stream was cancelled by cut(), not this task
                 raise
 
     def cut(self) -> None:
-        """Cuts the stream, as a lost connection would."""
+        """End the stream, as a lost connection would."""
         if self._call is not None:
             self._call.cancel()
 
-    def take(self, message: WatchEventsResponse) -> None:
-        """Applies a message."""
+    def apply(self, message: WatchEventsResponse) -> None:
+        """Apply a message to the state."""
         if any(event.reason == EventReason.EVENT_REASON_RESYNC for event in message.events):
-            self.revision = 0  # a difference, perhaps to another epoch, whose revisions count anew
+            self.revision = 0  # the events may belong to a new epoch, whose revisions start over
         for event in message.events:
             name = event.service.name
             if event.type == EventType.EVENT_TYPE_SERVICE_SNAPSHOT:
@@ -74,7 +74,8 @@ class Subscriber:
                 self.state[name] = event.service
                 continue
             last = self.revision
-            resync = event.reason == EventReason.EVENT_REASON_RESYNC  # all of these are of one revision
+            # All resync events of a message share one revision.
+            resync = event.reason == EventReason.EVENT_REASON_RESYNC
             assert event.revision > last or resync, f"revision {event.revision} after {last}"
             self.revision = event.revision
             self.events.append(event)
@@ -86,13 +87,13 @@ class Subscriber:
         assert message.cursor
         assert message.revision >= self.revision
         if message.events and not message.snapshot_complete and not self.cursor:
-            return  # within a snapshot: its cursors are not good to resume from
+            return  # cursors within a snapshot cannot be used to resume
         self.cursor, self.revision = message.cursor, message.revision
         self.news.set()
 
-    async def reached(self, revision: int, within: float = 30) -> None:
-        """Waits until it has seen a revision."""
-        async with asyncio.timeout(within):
+    async def reached(self, revision: int, timeout_seconds: float = 30) -> None:
+        """Wait until a revision is reached."""
+        async with asyncio.timeout(timeout_seconds):
             while self.revision < revision:
                 self.news.clear()
                 await self.news.wait()
@@ -102,7 +103,7 @@ class Subscriber:
 async def following(
     stub: "RegistryServiceAsyncStub", filter_: ServiceFilter | None = None
 ) -> AsyncIterator[Subscriber]:
-    """A subscriber that follows until the context is left and has its snapshot already."""
+    """Yield a subscriber that has received its snapshot and watches until the block is left."""
     subscriber = Subscriber(filter_)
     task = asyncio.create_task(subscriber.follow(stub))
     try:

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.suite`` (``make faults``): runs faults with seeds, and keeps what came of them."""
+"""``python -m tests.faults.suite`` (``make faults``): run faults with seeds and collect the results."""
 
 import argparse
 import itertools
@@ -13,23 +13,23 @@ from pathlib import Path
 
 import orjson
 
-from tests.faults.suite.catalogue import CATALOGUE, mixture, possible
+from tests.faults.suite.catalogue import CATALOGUE, mixture, reason_to_skip
 from tests.faults.suite.checker import check
 from tests.faults.suite.history import History
 from tests.faults.suite.report import write_page
-from tests.faults.suite.run import Result, run_apart
+from tests.faults.suite.run import Result, run_in_new_loop
 
 
 def main() -> int:
-    """Gives 0 if all promises were kept."""
+    """Run the suite. Return 0 if no promise was violated."""
     options = _parser().parse_args()
     if options.check:
         found = check(History.read(options.check))
         print(*found, f"{len(found)} violations", sep="\n")
         return bool(found)
     done = _read(options.json) if options.json else []
-    known = {(result.fault, result.seed) for result in done}
-    runs = ((names, seed) for names, seed in _runs(options) if ("+".join(names), seed) not in known)
+    completed = {(result.fault, result.seed) for result in done}
+    runs = ((names, seed) for names, seed in _runs(options) if ("+".join(names), seed) not in completed)
     failed = 0
     for result in _all(runs, options):
         failed += bool(result.violations)
@@ -45,16 +45,22 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.suite", description=__doc__)
-    parser.add_argument("--fault", action="append", choices=CATALOGUE, help="only this one; may be given again")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each fault (default 2)")
-    parser.add_argument("--seed", type=int, default=1, help="the first of them (default 1)")
-    parser.add_argument("--mix", type=int, default=0, metavar="COUNT", help="also so many runs of a mix of faults")
-    parser.add_argument("--soak", type=float, default=0, metavar="MINUTES", help="mixes with new seeds, for so long")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time (default 2)")
-    parser.add_argument("--within", type=float, default=float("inf"), metavar="SECONDS", help="begin no run after this")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append results; what is in it is not run again")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table of runs into this page")
-    parser.add_argument("--check", type=Path, metavar="HISTORY", help="only judge a history that a run has left")
+    parser.add_argument("--fault", action="append", choices=CATALOGUE, help="run only this fault; can be repeated")
+    parser.add_argument("--seeds", type=int, default=2, help="number of runs of each fault (default 2)")
+    parser.add_argument("--seed", type=int, default=1, help="first seed (default 1)")
+    parser.add_argument("--mix", type=int, default=0, metavar="COUNT", help="number of additional runs of mixed faults")
+    parser.add_argument(
+        "--soak", type=float, default=0, metavar="MINUTES", help="run mixes with random seeds for this time"
+    )
+    parser.add_argument("--parallel", type=int, default=2, help="number of concurrent runs (default 2)")
+    parser.add_argument(
+        "--within", type=float, default=float("inf"), metavar="SECONDS", help="start no run after this time"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="append results to this file; runs that it contains are skipped"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table of runs to this page")
+    parser.add_argument("--check", type=Path, metavar="HISTORY", help="only check a history that a run has written")
     return parser
 
 
@@ -65,7 +71,7 @@ def _runs(options: argparse.Namespace) -> Iterator[tuple[list[str], int]]:
     names = options.fault or [name for name in CATALOGUE if name != "none"]
     for seed in range(options.seed, options.seed + options.seeds):
         for name in names:
-            if why := possible(CATALOGUE[name]):
+            if why := reason_to_skip(CATALOGUE[name]):
                 print(f"{name}: skipped, {why}", flush=True)
             else:
                 yield [name], seed
@@ -74,20 +80,20 @@ def _runs(options: argparse.Namespace) -> Iterator[tuple[list[str], int]]:
 
 
 def _all(runs: Iterator[tuple[list[str], int]], options: argparse.Namespace) -> Iterator[Result]:
-    """Makes several runs at a time, each in a process of its own."""
-    begun, within = time.monotonic(), min(options.within, options.soak * 60 or options.within)
+    """Make several runs concurrently, each in a separate process."""
+    started, max_seconds = time.monotonic(), min(options.within, options.soak * 60 or options.within)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.parallel, mp_context=context) as pool:
-        under_way: set[Future[Result]] = set()
+        in_flight: set[Future[Result]] = set()
         while True:
-            while len(under_way) < options.parallel and time.monotonic() - begun < within:
+            while len(in_flight) < options.parallel and time.monotonic() - started < max_seconds:
                 run = next(runs, None)
                 if run is None:
                     break
-                under_way.add(pool.submit(run_apart, *run))
-            if not under_way:
+                in_flight.add(pool.submit(run_in_new_loop, *run))
+            if not in_flight:
                 return
-            ended, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            ended, in_flight = wait(in_flight, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in ended)
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of faults, and mixes of them."""
+"""The catalogue of faults, and mixes of faults."""
 
 import random
 
@@ -9,21 +9,21 @@ from tests.faults.suite.stage import COMPILER
 CATALOGUE = {
     fault.name: fault for module in (faults, failovers) for fault in vars(module).values() if isinstance(fault, Fault)
 }
-"""By name."""
+"""Faults by name."""
 
 
-def possible(fault: Fault) -> str:
-    """Why a fault cannot be made on this machine; empty if it can."""
-    return "there is no C compiler" if "clock" in fault.needs and COMPILER is None else ""
+def reason_to_skip(fault: Fault) -> str:
+    """Return why a fault cannot be injected on this machine, or an empty string."""
+    return "no C compiler" if "clock" in fault.needs and COMPILER is None else ""
 
 
 def mixture(seed: int) -> list[str]:
-    """Two or three faults of a Redis alone, chosen by a seed, of which no two are done to the same thing."""
+    """Return two or three faults of a standalone Redis with different targets, chosen by a seed."""
     chance = random.Random(f"mix {seed}")
     groups: dict[str, list[str]] = {}
     for fault in CATALOGUE.values():
-        if fault.group and not possible(fault):
+        if fault.group and not reason_to_skip(fault):
             groups.setdefault(fault.group, []).append(fault.name)
     chosen = chance.sample(sorted(groups), chance.choice((2, 3)))
-    # Those first that ask something of Redis as they begin: it may be away later.
+    # Faults that send commands to Redis come first: it may be unavailable later.
     return [chance.choice(groups[group]) for group in sorted(chosen, key=lambda group: group != "data")]

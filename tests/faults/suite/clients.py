@@ -1,4 +1,4 @@
-"""Clients of the several kinds, each of which writes down what it asked and what it was answered."""
+"""Clients of several kinds, which record their requests and the responses."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from tests.faults.suite.history import Belief, Call, Kind
+from tests.faults.suite.history import Call, FinalState, Kind
 from tests.faults.suite.stage import PROCESSES
 from tests.support.samples import small_service
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 _OWN_NAMES, _SHARED_NAMES, _LEASES = 4, 4, 3
 TTL = 5.0
-"""Seconds, the shortest that there is."""
-_BEAT = 0.4
-_DEADLINE = 8.0
+"""Length of leases in seconds; the minimum that the registry accepts."""
+_HEARTBEAT_SECONDS = 0.4
+_DEADLINE_SECONDS = 8.0
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
-"""By these the registry says that nothing was done."""
+"""Codes which mean that the call had no effect."""
 
 
 class Client:
-    """One client with a connection to each process, which goes on with another process now and then."""
+    """A client with a connection to each process, which switches between processes."""
 
-    def __init__(self, of: "Load", name: str) -> None:
-        self.load, self.name = of, name
-        self.chance = random.Random(of.chance.random())
+    def __init__(self, load: "Load", name: str) -> None:
+        self.load, self.name = load, name
+        self.chance = random.Random(load.chance.random())
         self.process = self.chance.randrange(PROCESSES)
-        channels = [of.channel(process) for process in range(PROCESSES)]
+        channels = [load.channel(process) for process in range(PROCESSES)]
         self._channels = channels
         self.stubs: list[RegistryServiceAsyncStub] = [RegistryServiceStub(channel) for channel in channels]
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
         for channel in self._channels:
             await channel.close()
 
-    def call(self, kind: Kind, name: str, process: int | None = None, **asked: Any) -> Call:
-        """Writes down a call that is about to be made."""
+    def call(self, kind: Kind, name: str, process: int | None = None, **request: Any) -> Call:
+        """Record a call before it is made."""
         at = self.process if process is None else process
-        call = Call(self.name, at, kind, name, time.time(), **asked)
+        call = Call(self.name, at, kind, name, time.time(), **request)
         self.load.history.calls.append(call)
         return call
 
-    async def answer(self, call: Call, rpc: Awaitable[Any]) -> Any:
-        """Waits for the answer and writes it down; ``None`` if it is an error."""
+    async def complete(self, call: Call, rpc: Awaitable[Any]) -> Any:
+        """Wait for the response, record it and return it, or return ``None`` after an error."""
         try:
             answer = await rpc
         except grpc.aio.AioRpcError as error:
@@ -64,7 +64,7 @@ class Client:
                 call.outcome = "refused"
                 call.end = time.time()
             else:
-                self.process = self.chance.randrange(PROCESSES)  # as clients do that know several targets
+                self.process = self.chance.randrange(PROCESSES)  # like clients with several targets
             return None
         call.end = time.time()
         call.outcome = "ok"
@@ -78,55 +78,66 @@ class Client:
         create: bool = False,
         ttl: float = 0,
         size: int = 0,
-        deadline: float = _DEADLINE,
+        deadline: float = _DEADLINE_SECONDS,
     ) -> Call:
-        """Registers a service with content that nobody has registered before."""
+        """Register a service with unique content."""
         call = self.call("create" if create else "register", name, process, version=self.load.version(), ttl=ttl)
         service = small_service(name, version=call.version)
         service.ttl.FromMilliseconds(round(ttl * 1000) or 3_600_000)
         if size:
             service.capabilities.add(name="large", version="1.0.0").inputs.update({"text": "x" * size})
         request = pb.RegisterServiceRequest(service=service, create_only=create)
-        self._wrote(call, await self.answer(call, self.stubs[call.process].RegisterService(request, timeout=deadline)))
+        self._record_write(
+            call, await self.complete(call, self.stubs[call.process].RegisterService(request, timeout=deadline))
+        )
         return call
 
     async def update(self, name: str, expected: int = 0) -> Call:
-        """Changes the version of a service."""
+        """Change the version of a service."""
         call = self.call("update", name, version=self.load.version(), expected=expected)
         request = pb.UpdateServiceRequest(
             service=small_service(name, version=call.version),
             update_mask=FieldMask(paths=["version"]),
             expected_revision=expected,
         )
-        self._wrote(call, await self.answer(call, self.stubs[call.process].UpdateService(request, timeout=_DEADLINE)))
+        self._record_write(
+            call, await self.complete(call, self.stubs[call.process].UpdateService(request, timeout=_DEADLINE_SECONDS))
+        )
         return call
 
     async def unregister(self, name: str, expected: int = 0) -> Call:
-        """Removes a service."""
+        """Unregister a service."""
         call = self.call("unregister", name, expected=expected)
         request = pb.UnregisterServiceRequest(name=name, expected_revision=expected)
-        self._wrote(
-            call, await self.answer(call, self.stubs[call.process].UnregisterService(request, timeout=_DEADLINE))
+        self._record_write(
+            call,
+            await self.complete(call, self.stubs[call.process].UnregisterService(request, timeout=_DEADLINE_SECONDS)),
         )
         return call
 
     async def get(self, name: str, min_revision: int = 0) -> Call:
-        """Reads a service."""
+        """Read a service."""
         call = self.call("get", name, min_revision=min_revision)
         request = pb.GetServiceRequest(name=name, min_revision=min_revision)
-        self._read(call, await self.answer(call, self.stubs[call.process].GetService(request, timeout=_DEADLINE)))
+        self._record_read(
+            call, await self.complete(call, self.stubs[call.process].GetService(request, timeout=_DEADLINE_SECONDS))
+        )
         return call
 
     async def read_all(self, *, min_revision: int = 0, strong: bool = False) -> Call:
-        """Reads everything."""
+        """Read all services."""
         call = self.call("list", "", min_revision=min_revision, strong=strong)
         consistency = pb.Consistency.CONSISTENCY_STRONG if strong else pb.Consistency.CONSISTENCY_UNSPECIFIED
         request = pb.DiscoverServicesRequest(page_size=1000, min_revision=min_revision, consistency=consistency)
         while True:
-            answer = await self.answer(call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE))
+            answer = await self.complete(
+                call, self.stubs[call.process].DiscoverServices(request, timeout=_DEADLINE_SECONDS)
+            )
             if answer is None:
                 return call
-            if request.page_token and answer.revision != call.revision:  # pages are of the time when they are read
+            if (
+                request.page_token and answer.revision != call.revision
+            ):  # a page shows the state at the time of its request
                 call.outcome = "unknown"
                 return call
             call.revision = answer.revision
@@ -136,45 +147,45 @@ class Client:
                 return call
 
     async def beat(self, names: Sequence[str]) -> list[str]:
-        """Renews leases; gives the names that the registry does not know."""
+        """Renew leases and return the unknown names."""
         calls = [self.call("heartbeat", name) for name in names]
         request = pb.HeartbeatRequest(names=names)
-        answer = await self.answer(calls[0], self.stubs[self.process].Heartbeat(request, timeout=_DEADLINE))
+        answer = await self.complete(calls[0], self.stubs[self.process].Heartbeat(request, timeout=_DEADLINE_SECONDS))
         unknown = [] if answer is None else list(answer.unknown_names)
         for call in calls:
             call.end, call.outcome, call.code = calls[0].end, calls[0].outcome, calls[0].code
             call.seen = "known" if answer is not None and call.name not in unknown else ""
         return unknown
 
-    async def believes(self, process: int, level: Belief) -> Belief:
-        """What a process has, asked until it answers."""
+    async def final_state(self, process: int, redis: FinalState) -> FinalState:
+        """Return the state of a process; retry until it responds."""
         self.process = process
         while (call := await self.read_all(strong=True)).outcome != "ok":
             await asyncio.sleep(0.05)
-        # A process does not tell its epoch; that it is another one shows in what watchers are told.
-        return Belief(f"process {process}", level.epoch, call.revision, call.states)
+        # Responses do not contain the epoch; the messages of watchers show a different one.
+        return FinalState(f"process {process}", redis.epoch, call.revision, call.states)
 
-    def _wrote(self, call: Call, answer: Any) -> None:
+    def _record_write(self, call: Call, answer: Any) -> None:
         if answer is not None:
             call.revision, call.seen = answer.service.revision, answer.service.version
             self.load.acknowledged += 1
             self.load.newest = max(self.load.newest, (call.revision, call.name))
 
     @staticmethod
-    def _read(call: Call, answer: Any) -> None:
+    def _record_read(call: Call, answer: Any) -> None:
         if answer is not None:
             call.revision, call.seen = answer.service.revision, answer.service.version
         elif call.outcome == "refused" and call.code.startswith("NOT_FOUND"):
-            call.outcome = "ok"  # an answer like any other: it is not there
+            call.outcome = "ok"  # the service does not exist, which is a valid result
 
 
 class Worker(Client, ABC):
-    """One who makes call after call."""
+    """A client that makes one call after another."""
 
     async def run(self) -> None:
-        """Makes calls until the load is over."""
+        """Make calls until the load stops."""
         try:
-            while self.load.goes_on:
+            while self.load.running:
                 if self.chance.random() < 0.1:
                     self.process = self.chance.randrange(PROCESSES)
                 await self.step()
@@ -184,16 +195,16 @@ class Worker(Client, ABC):
 
     @abstractmethod
     async def step(self) -> None:
-        """Makes a call, or a few."""
+        """Make one or more calls."""
 
 
 class Owner(Worker):
-    """Writes names that are nobody else's, and reads them."""
+    """Writes and reads names that no other client writes."""
 
-    def __init__(self, of: "Load", name: str) -> None:
-        super().__init__(of, name)
+    def __init__(self, load: "Load", name: str) -> None:
+        super().__init__(load, name)
         self._names = [f"{name}-{i}" for i in range(_OWN_NAMES)]
-        of.names += self._names
+        load.names += self._names
         self._last: dict[str, int] = {}
 
     async def step(self) -> None:
@@ -215,7 +226,7 @@ class Owner(Worker):
 
 
 class Sharer(Worker):
-    """Writes names that others write too, resting on what it has read or not."""
+    """Writes names that other clients also write, with and without an expected revision."""
 
     async def step(self) -> None:
         name = f"shared-{self.chance.randrange(_SHARED_NAMES)}"
@@ -232,7 +243,7 @@ class Sharer(Worker):
 
 
 class Reader(Worker):
-    """Reads what others wrote, wherever."""
+    """Reads names of other clients, through any process."""
 
     async def step(self) -> None:
         self.process = self.chance.randrange(PROCESSES)
@@ -251,11 +262,11 @@ class Reader(Worker):
                 await self.read_all()
 
 
-class Beater(Worker):
-    """Keeps short leases alive, through any process, and registers again what is not known."""
+class Heartbeater(Worker):
+    """Renews short leases through any process, and registers unknown names again."""
 
-    def __init__(self, of: "Load", name: str) -> None:
-        super().__init__(of, name)
+    def __init__(self, load: "Load", name: str) -> None:
+        super().__init__(load, name)
         self._names = [f"{name}-{i}" for i in range(_LEASES)]
         self._unknown = set(self._names)
 
@@ -264,11 +275,11 @@ class Beater(Worker):
             if (await self.register(name, ttl=TTL)).outcome == "ok":
                 self._unknown.discard(name)
         self._unknown.update(await self.beat(self._names))
-        await self.load.pause(_BEAT)
+        await self.load.pause(_HEARTBEAT_SECONDS)
 
 
 def code_of(error: grpc.aio.AioRpcError) -> str:
-    """Status and reason of an error."""
+    """Return code and reason of an error."""
     trailers = dict(error.trailing_metadata() or ())
     info = ErrorInfo()
     details = Status.FromString(bytes(trailers.get("grpc-status-details-bin", b""))).details

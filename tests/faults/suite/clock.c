@@ -1,5 +1,5 @@
-/* Preloaded into redis-server: its wall clock runs as many seconds off as the file named by CLOCK_OFFSET says, in eight
- * bytes. libfaketime does the same, but not for a program with jemalloc, which asks for the time while it starts. */
+/* Preloaded into redis-server: shifts its wall clock by the number of seconds in the file named by CLOCK_OFFSET (eight
+ * bytes). libfaketime does not work for programs with jemalloc, which reads the time during initialization. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-"""``Fault``: one kind of fault, made of a function that begins it and, after its ``yield``, ends it."""
+"""``Fault``: a kind of fault, defined by a function that injects it and, after its ``yield``, removes it."""
 
 import random
 from collections.abc import AsyncIterator, Callable
@@ -10,28 +10,28 @@ from tests.faults.suite.history import Promises
 from tests.faults.suite.load import Load
 from tests.faults.suite.stage import Deployment, Stage
 
-Over = Callable[[Stage, Load, random.Random], AbstractAsyncContextManager[None]]
+Injection = Callable[[Stage, Load, random.Random], AbstractAsyncContextManager[None]]
 Body = Callable[[Stage, Load, random.Random], AsyncIterator[None]]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault.
+    """A kind of fault.
 
     Attributes:
-        name: What it is called on the command line and in the table.
-        summary: What happens, for the table.
-        over: Begins it over a run, and ends it.
-        deployment: How Redis is run.
-        needs: Arguments of ``staged`` that it needs.
+        name: Name on the command line and in the table.
+        summary: Description for the table.
+        inject: Injects the fault into a run, and removes it at the end of the context.
+        deployment: Deployment of Redis.
+        needs: Arguments of ``staged`` that the fault needs.
         flags: Settings of the registry.
-        promises: What holds under it.
-        group: What it is done to: of two that are done to one thing, a mix has one. Without, it is in no mix.
+        promises: Promises that hold under the fault.
+        group: Target of the fault. A mix has at most one fault per group; a fault without a group is in no mix.
     """
 
     name: str
     summary: str
-    over: Over
+    inject: Injection
     deployment: Deployment = "alone"
     needs: dict[str, bool] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
@@ -40,5 +40,5 @@ class Fault:
 
 
 def fault(name: str, summary: str, **more: Any) -> Callable[[Body], Fault]:
-    """Makes a fault of a function."""
+    """Return a decorator that creates a fault from a function."""
     return lambda body: Fault(name, summary, asynccontextmanager(body), **more)

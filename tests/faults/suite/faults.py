@@ -1,4 +1,4 @@
-"""Faults of a registry on one Redis: of its processes, of Redis, of the network, and clients that ask for much."""
+"""Faults with a standalone Redis: of registry processes, Redis and the network, and client overload."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from registry_server.tasks import cancel
+from registry_server.runtime.tasks import cancel
 from tests.faults.suite.fault import fault
 from tests.faults.suite.history import Promises
 from tests.faults.suite.load import Load
@@ -16,21 +16,21 @@ from tests.faults.suite.proxy import Proxy
 from tests.faults.suite.stage import PROCESSES, Stage
 
 
-@fault("none", "nothing: the suite itself is looked at")
+@fault("none", "no fault: tests the suite itself")
 async def none(_stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     yield
 
 
 # The registry.
 
-_OF_A_PROCESS = Promises(reads_go_on=False)
+_FAILED_READS = Promises(reads_succeed=False)
 
 
 @fault(
     "registry-killed",
     "`kill -9` of a registry process, which is started again",
     group="registry",
-    promises=_OF_A_PROCESS,
+    promises=_FAILED_READS,
 )
 async def registry_killed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     process = stage.processes[chance.randrange(PROCESSES)]
@@ -39,7 +39,7 @@ async def registry_killed(stage: Stage, _load: Load, chance: random.Random) -> A
     await process.start()
 
 
-@fault("registry-paused", "`SIGSTOP` of a registry process", group="registry", promises=_OF_A_PROCESS)
+@fault("registry-paused", "`SIGSTOP` of a registry process", group="registry", promises=_FAILED_READS)
 async def registry_paused(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     process = stage.processes[chance.randrange(PROCESSES)]
     process.signal(signal.SIGSTOP)
@@ -73,12 +73,12 @@ async def redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> Asy
         stage.servers[0].resume()
 
 
-# What is in Redis, and what it says.
+# Data and errors of Redis.
 
 
-@fault("flushall", "`FLUSHALL`: Redis is empty, and is given back what it had", group="data")
+@fault("flushall", "`FLUSHALL`: Redis is emptied, and the registry restores its data", group="data")
 async def flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    await stage.ask("FLUSHALL")
+    await stage.run_redis_command("FLUSHALL")
     yield
 
 
@@ -89,34 +89,34 @@ async def flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIt
     promises=Promises(may_lose=True, may_skip=True),
 )
 async def flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    await stage.ask("FLUSHALL")
+    await stage.run_redis_command("FLUSHALL")
     yield
 
 
 @fault(
     "stream-trimmed",
-    "the event stream is cut down to its newest entry or to none, again and again",
+    "the event stream is repeatedly trimmed to its newest entry or to none",
     group="data",
     promises=Promises(may_skip=True),
 )
 async def stream_trimmed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     async def trim() -> None:
         while True:
-            await stage.ask("XTRIM", stage.keys.events, "MAXLEN", chance.randrange(2))
+            await stage.run_redis_command("XTRIM", stage.keys.events, "MAXLEN", chance.randrange(2))
             await asyncio.sleep(chance.uniform(0, 0.1))
 
     async with _during(trim()):
         yield
 
 
-@fault("out-of-memory", "`maxmemory` is reached: Redis answers `OOM`", group="data")
+@fault("out-of-memory", "`maxmemory` is reached: Redis returns `OOM`", group="data")
 async def out_of_memory(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    await stage.ask("CONFIG", "SET", "maxmemory", "1")
+    await stage.run_redis_command("CONFIG", "SET", "maxmemory", "1")
     yield
-    await stage.ask("CONFIG", "SET", "maxmemory", "0")
+    await stage.run_redis_command("CONFIG", "SET", "maxmemory", "0")
 
 
-@fault("disk-full", "the append-only file takes no more bytes: Redis answers `MISCONF`", group="redis")
+@fault("disk-full", "the append-only file cannot grow: Redis returns `MISCONF`", group="redis")
 async def disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
     pid = stage.servers[0].pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
@@ -127,10 +127,10 @@ async def disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncI
 
 @fault(
     "clock-jump",
-    "the clock of Redis jumps by half a minute or an hour, ahead or back, and back again",
+    "the clock of Redis jumps forwards or backwards by half a minute or an hour, and returns",
     group="clock",
     needs={"clock": True},
-    promises=Promises(clock_is_true=False),
+    promises=Promises(clock_is_correct=False),
 )
 async def clock_jump(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     stage.set_clock(chance.choice((-3600, -30, 30, 3600)))
@@ -147,7 +147,12 @@ def _some_links(stage: Stage, chance: random.Random) -> list[Proxy]:
     return stage.links if chance.random() < 0.5 else [chance.choice(stage.links)]
 
 
-@fault("link-cut", "connections to Redis, of one process or both, are reset, new ones too", group="link", needs=_LINKED)
+@fault(
+    "link-cut",
+    "connections of one or both processes to Redis are reset, including new ones",
+    group="link",
+    needs=_LINKED,
+)
 async def link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     links = _some_links(stage, chance)
     for link in links:
@@ -160,7 +165,7 @@ async def link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIte
 
 @fault(
     "link-delayed",
-    "what goes to Redis and back, of one process or both, takes up to 0.3 s",
+    "traffic between one or both processes and Redis is delayed by up to 0.3 s",
     group="link",
     needs=_LINKED,
 )
@@ -175,7 +180,7 @@ async def link_delayed(stage: Stage, _load: Load, chance: random.Random) -> Asyn
 
 @fault(
     "link-half-open",
-    "connections to Redis, of one process or both, swallow what is sent; then they are reset",
+    "connections of one or both processes to Redis discard all bytes; then they are reset",
     group="link",
     needs=_LINKED,
 )
@@ -191,7 +196,7 @@ async def link_half_open(stage: Stage, _load: Load, chance: random.Random) -> As
 
 @fault(
     "link-throttled",
-    "connections to Redis, of one process or both, carry 8 to 64 KiB a second",
+    "connections of one or both processes to Redis are limited to 8 to 64 KiB per second",
     group="link",
     needs=_LINKED,
 )
@@ -206,10 +211,10 @@ async def link_throttled(stage: Stage, _load: Load, chance: random.Random) -> As
 
 @fault(
     "clients-cut",
-    "connections of clients and watchers are reset, again and again",
+    "connections of clients and watchers are repeatedly reset",
     group="clients",
     needs={"fronted": True},
-    promises=Promises(reads_go_on=False),
+    promises=Promises(reads_succeed=False),
 )
 async def clients_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
     async def cut() -> None:
@@ -221,12 +226,12 @@ async def clients_cut(stage: Stage, _load: Load, chance: random.Random) -> Async
         yield
 
 
-# Very many clients, and bad ones.
+# Many clients, and misbehaving ones.
 
 
-@fault("crowd", "1,000 watchers, who are told of 1,000 services that register again at once", promises=_OF_A_PROCESS)
+@fault("crowd", "1,000 services register again at the same time, with 1,000 watchers", promises=_FAILED_READS)
 async def crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
-    load.pace = 10  # each change is a thousand messages
+    load.pace = 10  # each change causes a thousand messages
     names = [f"crowd-{i}" for i in range(1000)]
     await load.register_at_once(names)
     await load.crowd.join(1000)
@@ -236,7 +241,7 @@ async def crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncItera
 
 @fault(
     "reader-never-reads",
-    "watchers over gRPC and SSE that do not read while much is written, and read on later",
+    "watchers over gRPC and SSE stop reading during a large number of writes, and resume later",
     flags=("--watch.buffer-bytes=131072",),
 )
 async def reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
@@ -254,11 +259,11 @@ async def reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -
 
 @asynccontextmanager
 async def _during(job: Any) -> AsyncIterator[None]:
-    """Has something done meanwhile; what it raises is raised."""
+    """Run a job within the block and raise its error."""
     task = asyncio.create_task(job)
     try:
         yield
         if task.done():
             task.result()
     finally:
-        await cancel([task])  # once is not enough for who asks Redis
+        await cancel([task])  # repeats the cancellation, which the Redis client can swallow

@@ -1,7 +1,7 @@
-"""What many clients asked of a registry and what they were told: the history that the checker judges.
+"""The history of a run: the calls of all clients, and the messages of all watchers. Input of the checker.
 
-Times are seconds since 1970 by the clock of this machine, which clients and registries share. Every write has a version
-of its own, so that whoever sees a state knows which call made it.
+Times are seconds since 1970 by the clock of this machine, which clients and registries share. Every write has a unique
+version, which identifies the call that caused a state.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ EXPIRED = "EVENT_REASON_LEASE_EXPIRED"
 
 @dataclass(slots=True)
 class Call:
-    """One call of one client. Until its answer comes it is ``unknown``: it may have happened, or happen yet."""
+    """A call of a client. Without a response its outcome is ``unknown``: it may or may not take effect, even later."""
 
     client: str
     process: int
@@ -36,9 +36,9 @@ class Call:
     name: str
     start: float
     version: str = ""
-    """What it writes."""
+    """Version that the call writes."""
     ttl: float = 0
-    """Seconds that the lease lasts which it begins; 0 = longer than the run."""
+    """Length of the lease in seconds; 0 = longer than the run."""
     expected: int = 0
     """``expected_revision``."""
     min_revision: int = 0
@@ -46,24 +46,24 @@ class Call:
     end: float = float("inf")
     outcome: Outcome = "unknown"
     code: str = ""
-    """Status and reason of an answer that was an error, such as ``ABORTED REVISION_MISMATCH``."""
+    """Code and reason of an error, such as ``ABORTED REVISION_MISMATCH``."""
     revision: int = 0
-    """The service's in the answer; of a ``list``, where the process stood."""
+    """Revision of the service in the response; for ``list``, the revision of the process."""
     seen: str = ""
-    """Version in the answer; empty if the service was not there."""
+    """Version in the response; empty if the service was not found."""
     states: States = field(default_factory=dict)
-    """What a ``list`` found."""
+    """Services in the response of a ``list``."""
 
     def __str__(self) -> str:
-        asked = f" {self.version}" * bool(self.version) + f" at {self.expected}" * bool(self.expected)
+        request = f" {self.version}" * bool(self.version) + f" at {self.expected}" * bool(self.expected)
         floor = f" from {self.min_revision}" * bool(self.min_revision) + " strong" * self.strong
-        answer = f"{self.outcome} {self.code}{self.seen}".rstrip()
-        return f"{self.client}'s {self.kind} {self.name}{asked}{floor} -> {answer} at revision {self.revision}"
+        response = f"{self.outcome} {self.code}{self.seen}".rstrip()
+        return f"{self.client}'s {self.kind} {self.name}{request}{floor} -> {response} at revision {self.revision}"
 
 
 @dataclass(slots=True)
-class Told:
-    """One event."""
+class ObservedEvent:
+    """An event that a watcher received."""
 
     type: str
     reason: str
@@ -71,9 +71,9 @@ class Told:
     version: str
     revision: int
     of: int
-    """Revision of the service in it."""
+    """Revision of the service in the event."""
     at: float
-    """When it was committed, by the clock of the store."""
+    """Commit time by the clock of the store."""
 
     def __str__(self) -> str:
         kind = self.type.removeprefix("EVENT_TYPE_SERVICE_").lower()
@@ -82,36 +82,36 @@ class Told:
 
 @dataclass(slots=True)
 class Message:
-    """One message of a watch."""
+    """A message of a watch."""
 
     watcher: str
     process: int
     at: float
     epoch: str
     revision: int
-    events: list[Told]
+    events: list[ObservedEvent]
     complete: bool = False
-    """It ends a snapshot."""
+    """Whether the message ends a snapshot."""
     fresh: bool = False
-    """It begins a watch that does not go on from a cursor."""
+    """Whether this is the first message of a watch without a cursor."""
 
 
 @dataclass(slots=True)
 class Follower:
-    """What one of very many watchers saw, in short: each checks for itself that it is told every revision once."""
+    """Summary of one watcher of the crowd, which checks itself that it receives every revision once."""
 
     watcher: str
     first: int
     last: int
-    hole: str = ""
-    """Where its history first went wrong."""
+    error: str = ""
+    """First error in its history."""
 
 
 @dataclass(slots=True)
-class Belief:
-    """The state in the end, as a process, or Redis itself, has it."""
+class FinalState:
+    """The state of a process, or of Redis, at the end of the run."""
 
-    who: str
+    owner: str
     epoch: str
     revision: int
     states: States
@@ -119,64 +119,64 @@ class Belief:
 
 @dataclass(slots=True)
 class Promises:
-    """What holds under the faults of a run."""
+    """Promises that hold under the faults of a run."""
 
     may_lose: bool = False
-    """Acknowledged writes may be lost, if a new epoch says so."""
+    """Acknowledged writes may be lost if a new epoch starts."""
     may_skip: bool = False
-    """Watchers may be told a difference in place of each change, or to start over."""
-    reads_go_on: bool = True
-    """No read fails that asks for no revision."""
-    clock_is_true: bool = True
-    """The clock of Redis is that of the machine."""
+    """Watchers may receive resync events instead of every change, or may have to start over."""
+    reads_succeed: bool = True
+    """Reads without ``min_revision`` or strong consistency do not fail."""
+    clock_is_correct: bool = True
+    """The clock of Redis equals the clock of the machine."""
 
 
 @dataclass(slots=True)
 class History:
-    """One run."""
+    """The history of one run."""
 
     title: str = ""
     promises: Promises = field(default_factory=Promises)
     calls: list[Call] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    """In the order in which each watcher got them."""
+    """Messages, in the order of each watcher."""
     followers: list[Follower] = field(default_factory=list)
-    beliefs: list[Belief] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    """What was wrong without anybody's judgement: a process that did not come back, an error in a log."""
+    final_states: list[FinalState] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Problems found during the run: a process that did not recover, an error in a log."""
 
     def write(self, path: Path) -> None:
-        """Writes it as lines of JSON."""
+        """Write the history as JSON lines."""
         lines: list[tuple[str, Any]] = [
-            ("run", {"title": self.title, "promises": self.promises, "complaints": self.complaints}),
+            ("run", {"title": self.title, "promises": self.promises, "problems": self.problems}),
             *(("call", call) for call in self.calls),
             *(("message", message) for message in self.messages),
             *(("follower", follower) for follower in self.followers),
-            *(("belief", belief) for belief in self.beliefs),
+            *(("final_state", state) for state in self.final_states),
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(orjson.dumps([kind, line]) + b"\n" for kind, line in lines))
 
     @classmethod
     def read(cls, path: Path) -> "History":
-        """Reads what ``write`` wrote."""
+        """Read a history written by ``write``."""
         history = cls()
         for line in path.read_bytes().splitlines():
             kind, fields = orjson.loads(line)
             match kind:
                 case "run":
-                    history.title, history.complaints = fields["title"], fields["complaints"]
+                    history.title, history.problems = fields["title"], fields["problems"]
                     history.promises = Promises(**fields["promises"])
                 case "call":
                     fields["end"] = float("inf") if fields["end"] is None else fields["end"]  # JSON has no infinity
                     history.calls.append(Call(**{**fields, "states": _states(fields["states"])}))
                 case "message":
-                    events = [Told(**event) for event in fields["events"]]
+                    events = [ObservedEvent(**event) for event in fields["events"]]
                     history.messages.append(Message(**{**fields, "events": events}))
                 case "follower":
                     history.followers.append(Follower(**fields))
                 case _:
-                    history.beliefs.append(Belief(**{**fields, "states": _states(fields["states"])}))
+                    history.final_states.append(FinalState(**{**fields, "states": _states(fields["states"])}))
         return history
 
 

@@ -1,4 +1,4 @@
-"""``Load``: all clients of a run at once, and the history that they write."""
+"""``Load``: the concurrent clients of a run, and the history that they record."""
 
 import asyncio
 import random
@@ -7,19 +7,18 @@ from contextlib import asynccontextmanager, suppress
 
 import grpc
 
-from registry_server.tasks import cancel
-from tests.faults.suite.clients import Beater, Client, Owner, Reader, Sharer, Worker
+from registry_server.runtime.tasks import cancel
+from tests.faults.suite.clients import Client, Heartbeater, Owner, Reader, Sharer, Worker
 from tests.faults.suite.crowd import Crowd
-from tests.faults.suite.history import Belief, History
-from tests.faults.suite.stage import PATIENCE, PROCESSES, Stage
+from tests.faults.suite.history import FinalState, History
+from tests.faults.suite.stage import PROCESSES, TIMEOUT, Stage
 from tests.faults.suite.watcher import Watcher
 
-CLIENTS: dict[type[Owner | Sharer | Reader | Beater], int] = {Owner: 3, Sharer: 3, Reader: 2, Beater: 2}
-"""How many of each kind there are."""
-_PAUSE = 0.03
-"""Seconds, about, between two calls of a client."""
-_LARGE = 48 * 1024
-"""Bytes of a large service."""
+CLIENTS: dict[type[Owner | Sharer | Reader | Heartbeater], int] = {Owner: 3, Sharer: 3, Reader: 2, Heartbeater: 2}
+"""Number of clients of each kind."""
+_PAUSE_SECONDS = 0.03
+"""Mean pause between two calls of a client."""
+_LARGE_SERVICE_BYTES = 48 * 1024
 _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", -1),
@@ -30,17 +29,17 @@ _CHANNEL = [
 
 
 class Load:
-    """All clients of a run, and the history that they write."""
+    """The clients of a run, and the history that they record."""
 
     def __init__(self, stage: Stage, chance: random.Random, history: History) -> None:
         self.stage, self.history = stage, history
         self.chance = chance
         self.pace = 1.0
-        """How much longer than usual clients rest."""
+        """Factor of the pauses between calls."""
         self.newest: tuple[int, str] = (0, "shared-0")
-        """Highest revision that anybody was answered, and the name that was written with it."""
+        """Highest revision in a response to a write, and the written name."""
         self.acknowledged = 0
-        """Writes."""
+        """Number of acknowledged writes."""
         self.names: list[str] = []
         self._versions = 0
         self._clients: list[asyncio.Task[None]] = []
@@ -50,26 +49,26 @@ class Load:
         self.crowd = Crowd(self.channel)
 
     def version(self) -> str:
-        """A version that nobody has written yet."""
+        """Return a unique version."""
         self._versions += 1
         return f"1.{self._versions}.0"
 
     @property
-    def goes_on(self) -> bool:
-        """Whether clients are to make another call."""
+    def running(self) -> bool:
+        """Return whether clients make further calls."""
         return not self._over.is_set()
 
-    async def pause(self, seconds: float = _PAUSE) -> None:
-        """Waits for about so long, or for the end of the load."""
+    async def pause(self, seconds: float = _PAUSE_SECONDS) -> None:
+        """Wait for a random time around ``seconds``, or until the load stops."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds * self.pace * self.chance.uniform(0.2, 1.8)):
                 await self._over.wait()
 
     async def start(self) -> None:
-        """Lets all clients begin; returns once each watcher has its snapshot."""
+        """Start all clients, after each watcher has received its snapshot."""
         self._watchers = [Watcher(self, "watcher-0", 0), Watcher(self, "watcher-1", 1), Watcher(self, "roamer", None)]
         self._watching = [asyncio.create_task(watcher.run()) for watcher in self._watchers]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not all(watcher.position for watcher in self._watchers):
                 self._check_watchers()
                 await asyncio.sleep(0.01)
@@ -79,73 +78,75 @@ class Load:
         self._clients = [asyncio.create_task(client.run()) for client in clients]
 
     async def more_writes(self, count: int) -> None:
-        """Waits until so many more writes are acknowledged, or until that is given up."""
+        """Wait until ``count`` more writes are acknowledged, or until the timeout."""
         goal = self.acknowledged + count
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 while self.acknowledged < goal:
                     await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Lets clients finish the calls that they have made."""
+        """Stop the clients after their current calls."""
         self._over.set()
         await asyncio.gather(*self._clients)
 
     async def settle(self) -> None:
-        """Waits until each process takes a write and all watchers have seen all; then asks what everybody believes."""
+        """Wait until each process accepts a write and all watchers are caught up; record the final states."""
         last = Client(self, "last")
         for process in range(PROCESSES):
             with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     while (await last.register(f"last-{process}", process)).outcome != "ok":
                         await asyncio.sleep(0.1)
                     continue
-            self.history.complaints.append(f"process {process} took no write within {PATIENCE:.0f} s after the faults")
+            self.history.problems.append(f"process {process} accepted no write within {TIMEOUT:.0f} s after the faults")
             return
         try:
-            async with asyncio.timeout(PATIENCE):
-                # Again if something happens meanwhile: calls that were given up may be on their way yet.
-                while not self.history.beliefs or self.history.beliefs[0] != await self.stage.belief_of_redis():
-                    redis = await self.stage.belief_of_redis()
-                    believed = [await last.believes(process, redis) for process in range(PROCESSES)]
-                    self.history.beliefs = [redis, *believed]
-                    await self._watched(redis)
+            async with asyncio.timeout(TIMEOUT):
+                # Repeat if the state changes: cancelled calls may still take effect.
+                while (
+                    not self.history.final_states or self.history.final_states[0] != await self.stage.state_of_redis()
+                ):
+                    redis = await self.stage.state_of_redis()
+                    processes = [await last.final_state(process, redis) for process in range(PROCESSES)]
+                    self.history.final_states = [redis, *processes]
+                    await self._wait_for_watchers(redis)
         except TimeoutError:
             at = {watcher.name: watcher.position for watcher in self._watchers}
-            where = {each.who: (each.epoch, each.revision) for each in self.history.beliefs}
-            self.history.complaints.append(f"not all came to one revision: {where}, {at}")
-        newest = max((belief.revision for belief in self.history.beliefs), default=0)
-        self.history.followers += await self.crowd.settle(newest, PATIENCE)
+            where = {each.owner: (each.epoch, each.revision) for each in self.history.final_states}
+            self.history.problems.append(f"processes and watchers did not reach the same revision: {where}, {at}")
+        newest = max((final.revision for final in self.history.final_states), default=0)
+        self.history.followers += await self.crowd.settle(newest, TIMEOUT)
         await last.close()
 
-    async def _watched(self, belief: Belief) -> None:
-        while any(watcher.position != (belief.epoch, belief.revision) for watcher in self._watchers):
+    async def _wait_for_watchers(self, final: FinalState) -> None:
+        while any(watcher.position != (final.epoch, final.revision) for watcher in self._watchers):
             self._check_watchers()
-            if await self.stage.belief_of_redis() != belief:
+            if await self.stage.state_of_redis() != final:
                 return
             await asyncio.sleep(0.05)
 
     async def register_at_once(self, names: Sequence[str]) -> None:
-        """Registers many services, each by a call of its own, all at the same time."""
+        """Register many services concurrently, each with a separate call."""
         client = Client(self, "crowd")
-        await asyncio.gather(*(client.register(name, i % PROCESSES, deadline=PATIENCE) for i, name in enumerate(names)))
+        await asyncio.gather(*(client.register(name, i % PROCESSES, deadline=TIMEOUT) for i, name in enumerate(names)))
         await client.close()
 
     async def write_much(self) -> None:
-        """Registers services that are large, as fast as it can."""
+        """Register large services, as fast as possible."""
         client = Client(self, "large")
         try:
             while True:
-                await client.register(f"large-{client.chance.randrange(4)}", size=_LARGE)
+                await client.register(f"large-{client.chance.randrange(4)}", size=_LARGE_SERVICE_BYTES)
         finally:
             await client.close()
 
     def channel(self, process: int) -> grpc.aio.Channel:
-        """A connection of its own to a process."""
+        """Return a channel with a separate connection to a process."""
         return grpc.aio.insecure_channel(self.stage.address(process), options=_CHANNEL)
 
     async def close(self) -> None:
-        """Ends all clients."""
+        """Cancel all clients."""
         self._over.set()
         await cancel([*self._clients, *self._watching])
         await self.crowd.close()
@@ -158,7 +159,7 @@ class Load:
 
 @asynccontextmanager
 async def load(stage: Stage, chance: random.Random, history: History) -> AsyncIterator[Load]:
-    """Keeps clients busy until it is stopped or left."""
+    """Run the load within the block, unless it is stopped earlier."""
     subject = Load(stage, chance, history)
     try:
         await subject.start()

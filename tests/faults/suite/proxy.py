@@ -1,4 +1,4 @@
-"""A TCP proxy that can do to a connection what networks do."""
+"""A TCP proxy that injects network faults."""
 
 import asyncio
 from contextlib import suppress
@@ -10,13 +10,13 @@ _CHUNK = 16 * 1024
 
 
 class Proxy:
-    """Stands between somebody and a port of this machine; healthy until it is told otherwise.
+    """Forwards connections to a port of this machine. Injects no fault by default.
 
     Attributes:
-        delay: Seconds that every piece waits.
-        rate: Bytes a second in each direction; 0 = all that come.
-        refuses: New connections are reset.
-        swallows: Bytes are taken and go nowhere, as on a connection whose other end is gone without a word.
+        delay: Delay of every chunk in seconds.
+        rate: Bytes per second in each direction; 0 = unlimited.
+        refuses: Whether new connections are reset.
+        swallows: Whether bytes are read and discarded, as on a half-open connection.
     """
 
     def __init__(self, target: int) -> None:
@@ -30,7 +30,7 @@ class Proxy:
         self.swallows = False
 
     async def __aenter__(self) -> Self:
-        self.port = free_port()  # not an ephemeral one: nobody's outgoing connection is to have it
+        self.port = free_port()  # not an ephemeral port, which an outgoing connection could take
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         return self
 
@@ -41,7 +41,7 @@ class Proxy:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def cut(self) -> None:
-        """Resets all connections."""
+        """Reset all connections."""
         for task, ends in list(self._connections.items()):
             for end in ends:
                 end.transport.abort()
@@ -55,26 +55,26 @@ class Proxy:
             return
         self._connections[task] = (writer,)
         try:
-            with suppress(OSError, asyncio.CancelledError):  # it ends with the task, which nobody else awaits
-                there_reader, there = await asyncio.open_connection("127.0.0.1", self._target)
-                self._connections[task] = (writer, there)
+            with suppress(OSError, asyncio.CancelledError):  # no other task awaits this one
+                target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                self._connections[task] = (writer, target_writer)
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._pass(reader, there))
-                    group.create_task(self._pass(there_reader, writer))
+                    group.create_task(self._forward(reader, target_writer))
+                    group.create_task(self._forward(target_reader, writer))
         except* OSError:
             pass
         finally:
             for end in self._connections.pop(task):
                 end.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while piece := await reader.read(min(self.rate or _CHUNK, _CHUNK)):
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(min(self.rate or _CHUNK, _CHUNK)):
             if self.swallows:
                 continue
             if self.rate:
-                await asyncio.sleep(len(piece) / self.rate)
+                await asyncio.sleep(len(chunk) / self.rate)
             if self.delay:
                 await asyncio.sleep(self.delay)
-            writer.write(piece)
+            writer.write(chunk)
             await writer.drain()
         raise ConnectionResetError  # ends the other direction too

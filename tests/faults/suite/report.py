@@ -1,4 +1,4 @@
-"""Writes the table of runs into ``docs/reliability.md``."""
+"""Writes the table of runs to ``docs/reliability.md``."""
 
 import os
 import platform
@@ -15,14 +15,14 @@ BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 
 
 def write_page(page: Path, results: Sequence[Result]) -> None:
-    """Replaces what stands between the marks."""
+    """Replace the text between the markers of a page by the table of runs."""
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     page.write_text(f"{before}{BEGIN}\n{table(results)}{END}{after}", encoding="utf-8")
 
 
 def table(results: Sequence[Result]) -> str:
-    """What came of the runs, a row for each fault of the catalogue that was run, and one for the mixes."""
+    """Return a Markdown table of the runs, with a row for each fault and one for the mixes."""
     redis = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True)
     days = sorted({result.day for result in results if result.day})
     commits = list(dict.fromkeys(result.commit for result in results if result.commit))
@@ -32,7 +32,7 @@ def table(results: Sequence[Result]) -> str:
     lines = [
         f"{len(results)} runs, {when}; {machine}, {versions}.",
         "",
-        "| Fault | Runs | Passed | Calls | Writes acknowledged | Calls without an answer | Changes | New epochs |",
+        "| Fault | Runs | Passed | Calls | Acknowledged writes | Calls without a response | Changes | New epochs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[str, list[Result]] = {name: [] for name in CATALOGUE}

@@ -1,4 +1,4 @@
-"""Runs of the suite: a fault, or a mix of them, over a load, and the judgement on what was seen."""
+"""Runs of the suite: inject one or more faults under load, and check the recorded history."""
 
 import asyncio
 import random
@@ -18,26 +18,25 @@ from tests.faults.suite.history import WRITES, History, Promises
 from tests.faults.suite.load import Load, load
 from tests.faults.suite.stage import Stage, staged
 
-_SHOWN = 10
-"""Violations of one run that are printed."""
+_MAX_PRINTED_VIOLATIONS = 10
 BEFORE, AFTER = 50, 30
-"""Writes that are acknowledged before the first fault begins and after the last one is over: on a slow machine too."""
+"""Acknowledged writes before the first fault and after the last one; independent of the speed of the machine."""
 HOLD = 0.3, 2.0
-"""Seconds that a fault lasts, about."""
+"""Range of the duration of a fault in seconds."""
 
 
 @dataclass
 class Result:
-    """What came of one run."""
+    """Result of one run."""
 
     fault: str
     seed: int
     seconds: float
     calls: int = 0
     acknowledged: int = 0
-    """Writes."""
+    """Number of acknowledged writes."""
     unknown: int = 0
-    """Calls whose outcome their client does not know."""
+    """Number of calls without a response."""
     changes: int = 0
     epochs: int = 0
     violations: list[str] = field(default_factory=list)
@@ -46,7 +45,7 @@ class Result:
 
     @classmethod
     def of(cls, fault: str, seed: int, seconds: float, history: History, violations: Sequence[Violation]) -> "Result":
-        """Counts what is in a history."""
+        """Return the result of a history."""
         return cls(
             fault,
             seed,
@@ -65,67 +64,67 @@ class Result:
         word = "FAILED" if self.violations else "passed"
         return (
             f"{self.fault} seed {self.seed}: {word} in {self.seconds} s; {self.calls} calls, "
-            f"{self.acknowledged} writes acknowledged, {self.unknown} calls without an answer, "
+            f"{self.acknowledged} acknowledged writes, {self.unknown} calls without a response, "
             f"{self.changes} changes, {self.epochs} epochs"
         )
 
 
 def commit_of_the_code() -> str:
-    """Short name of the commit that is checked out; empty outside of a repository."""
+    """Return the short hash of the current commit, or an empty string outside of a repository."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
 
 
-def together(faults: Sequence[Fault]) -> Promises:
-    """What still holds under several faults at once."""
+def combined_promises(faults: Sequence[Fault]) -> Promises:
+    """Return the promises that hold under several faults at once."""
     promises = [fault.promises for fault in faults]
     return Promises(
         may_lose=any(each.may_lose for each in promises),
         may_skip=any(each.may_skip for each in promises),
-        reads_go_on=all(each.reads_go_on for each in promises),
-        clock_is_true=all(each.clock_is_true for each in promises),
+        reads_succeed=all(each.reads_succeed for each in promises),
+        clock_is_correct=all(each.clock_is_correct for each in promises),
     )
 
 
 async def run_once(
     names: Sequence[str], seed: int, directory: Path, *, module: Sequence[str] = ("registry_server",)
 ) -> tuple[Result, History]:
-    """Makes one run, writes its history to ``history.jsonl`` and judges it.
+    """Make one run, write its history to ``history.jsonl`` and check it.
 
     Args:
-        names: Faults, which begin one after the other and are all over at the end.
-        seed: Of the faults and of each client, though not of how they interleave.
-        directory: Where everything goes.
-        module: Run in place of the registry.
+        names: Faults, which are injected one after the other and removed together.
+        seed: Seed of the faults and clients. Their interleaving still varies.
+        directory: Directory of data, logs and history.
+        module: Module to run instead of the registry, and its first arguments.
     """
     faults = [CATALOGUE[name] for name in names]
-    history = History(f"{'+'.join(names)} seed {seed}", together(faults))
-    begun = time.monotonic()
+    history = History(f"{'+'.join(names)} seed {seed}", combined_promises(faults))
+    started = time.monotonic()
     needs = {need: value for fault in faults for need, value in fault.needs.items()}
     flags = [flag for fault in faults for flag in fault.flags]
     async with staged(faults[0].deployment, directory, flags=flags, module=module, **needs) as stage:
         async with load(stage, random.Random(seed), history) as subject:
             await subject.more_writes(BEFORE)
-            await _go_wrong(faults, stage, subject, random.Random(f"faults {seed}"))
+            await _inject_faults(faults, stage, subject, random.Random(f"faults {seed}"))
             await subject.more_writes(AFTER)
             await subject.stop()
             await subject.settle()
         for number, process in enumerate(stage.processes):
             for line in process.log:
                 if line.get("level") in ("error", "critical") or "level" not in line:
-                    history.complaints.append(f"process {number} logged {line}")
+                    history.problems.append(f"process {number} logged {line}")
     history.write(directory / "history.jsonl")
-    return Result.of("+".join(names), seed, time.monotonic() - begun, history, check(history)), history
+    return Result.of("+".join(names), seed, time.monotonic() - started, history, check(history)), history
 
 
-def run_apart(names: list[str], seed: int) -> Result:
-    """Makes one run in an event loop of its own; what it leaves is kept if something was wrong."""
+def run_in_new_loop(names: list[str], seed: int) -> Result:
+    """Make one run in a new event loop. Keep its directory if there are violations."""
     directory = Path(tempfile.mkdtemp(prefix="ossa-faults-"))
     try:
         result, _ = asyncio.run(run_once(names, seed, directory))
-    except Exception as error:  # noqa: BLE001 - a run that breaks is a result too
-        result = Result("+".join(names), seed, 0, violations=[f"suite: the run broke: {error!r}"])
-    print(result, *result.violations[:_SHOWN], sep="\n    ", flush=True)
+    except Exception as error:  # noqa: BLE001 - a failed run is a result
+        result = Result("+".join(names), seed, 0, violations=[f"suite: the run failed: {error!r}"])
+    print(result, *result.violations[:_MAX_PRINTED_VIOLATIONS], sep="\n    ", flush=True)
     if result.violations:
         print(f"    {len(result.violations)} violations; see {directory}/history.jsonl", flush=True)
     else:
@@ -133,9 +132,9 @@ def run_apart(names: list[str], seed: int) -> Result:
     return result
 
 
-async def _go_wrong(faults: Sequence[Fault], stage: Stage, subject: Load, chance: random.Random) -> None:
-    """Begins one fault after the other; all of them are ended in the end."""
+async def _inject_faults(faults: Sequence[Fault], stage: Stage, subject: Load, chance: random.Random) -> None:
+    """Inject one fault after the other, then remove all of them."""
     async with AsyncExitStack() as stack:
         for fault in faults:
-            await stack.enter_async_context(fault.over(stage, subject, chance))
+            await stack.enter_async_context(fault.inject(stage, subject, chance))
             await asyncio.sleep(chance.uniform(*HOLD) / len(faults))

@@ -1,4 +1,4 @@
-"""What a run takes place on: Redis as it is deployed, and two registry processes on it."""
+"""The environment of a run: a Redis deployment and two registry processes."""
 
 import asyncio
 import shutil
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.store.embedded import find_redis_server
 from registry_server.store.keys import Keys
-from tests.faults.suite.history import Belief, States
+from tests.faults.suite.history import FinalState, States
 from tests.faults.suite.proxy import Proxy
 from tests.support.deployments import Cluster, Watched, client_of, cluster, role_of, watched
 from tests.support.redis_process import RedisProcess, free_port
@@ -22,28 +22,28 @@ from tests.support.server import ServerProcess
 Deployment = Literal["alone", "sentinel", "cluster"]
 
 PROCESSES = 2
-PATIENCE = 60.0
-"""Seconds until what must come back is given up."""
+TIMEOUT = 60.0
+"""Time limit for recovery, in seconds."""
 _CLUSTER_PREFIX = "{ossa}:services"
-# A full disk is then an error of write() to Redis, and not the signal by which Linux tells of the limit.
+# Ignore SIGXFSZ, so that the file size limit is an error of write(), like a full disk.
 _REDIS = """#!/bin/sh
 trap '' XFSZ
 {preload}
 exec '{binary}' "$@"
 """
 COMPILER = shutil.which("cc")
-"""What makes the clock of Redis jump, if there is one."""
+"""C compiler that builds the clock library; ``None`` if there is none."""
 
 
 class Stage:
-    """The deployment of one run.
+    """The environment of one run.
 
     Attributes:
-        servers: All Redis servers; the first one takes the writes at first.
-        sentinel: Set if Sentinels watch them.
-        processes: The registry.
-        links: What is between each process and Redis, if the run wants it.
-        fronts: What is between clients and each process, if the run wants it.
+        servers: All Redis servers; the first one is the initial primary.
+        sentinel: The Sentinel deployment, if Redis runs under Sentinel.
+        processes: The registry processes.
+        links: Proxies between each process and Redis, if requested.
+        fronts: Proxies between clients and each process, if requested.
     """
 
     def __init__(self, deployment: Deployment, directory: Path) -> None:
@@ -58,28 +58,28 @@ class Stage:
         self.keys = Keys.under(_CLUSTER_PREFIX if deployment == "cluster" else "ossa:services")
 
     def address(self, process: int) -> str:
-        """Where clients reach a process."""
+        """Return the address of a process for clients."""
         port = self.fronts[process].port if self.fronts else self.ports[process]
         return f"127.0.0.1:{port}"
 
     async def primary(self) -> RedisProcess:
-        """The server that takes the writes now; waits for it."""
+        """Return the current primary; wait until there is one."""
         if self.sentinel is not None:
             return await self.sentinel.primary()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 for server in (self.servers[0], self.servers[-1]):
                     if await role_of(server) == "master":
                         return server
                 await asyncio.sleep(0.05)
 
-    async def ask(self, *command: str | int) -> Any:
-        """Has Redis carry out a command, as an operator would."""
+    async def run_redis_command(self, *command: str | int) -> Any:
+        """Run a command on the primary, as an operator would."""
         async with client_of(await self.primary()) as client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def belief_of_redis(self) -> Belief:
-        """The state as it is stored."""
+    async def state_of_redis(self) -> FinalState:
+        """Return the state stored in Redis."""
         server = await self.primary()
         async with Redis(port=server.port) as client:
             records: Any = await client.hgetall(self.keys.records)
@@ -89,10 +89,10 @@ class Stage:
         for wire in records.values():
             service = Service.FromString(wire)
             states[service.name] = (service.version, service.revision)
-        return Belief("Redis", (epoch or b"").decode(), int(revision or 0), states)
+        return FinalState("Redis", (epoch or b"").decode(), int(revision or 0), states)
 
-    def set_clock(self, offset: int) -> None:
-        """Sets the clock of a lone Redis this many seconds off, if it was started so that this can be done."""
+    def set_build_clock(self, offset: int) -> None:
+        """Set the offset of the clock of Redis in seconds. Requires ``clock=True`` in ``staged``."""
         with (self.directory / "offset").open("r+b", buffering=0) as file:
             file.write(struct.pack("=q", offset))
 
@@ -108,16 +108,16 @@ async def staged(
     fronted: bool = False,
     clock: bool = False,
 ) -> AsyncIterator[Stage]:
-    """Starts everything on free ports; ends it on leaving.
+    """Start Redis and the registry on free ports, and stop them at the end of the block.
 
     Args:
-        deployment: How Redis is run.
-        directory: Where data and logs go; it is there.
-        flags: More flags of the registry.
-        module: What is run in place of the registry itself: the module and its arguments.
-        linked: Put proxies between registry and Redis; only for a Redis alone.
-        fronted: Put proxies between clients and registry.
-        clock: Let ``set_clock`` set the clock of a Redis alone.
+        deployment: Deployment of Redis.
+        directory: Existing directory for data and logs.
+        flags: Additional flags of the registry.
+        module: Module to run instead of the registry, and its first arguments.
+        linked: Add proxies between registry and Redis; only for a standalone Redis.
+        fronted: Add proxies between clients and registry.
+        clock: Make the clock of a standalone Redis adjustable by ``set_clock``.
     """
     stage = Stage(deployment, directory)
     async with AsyncExitStack() as stack:
@@ -160,7 +160,7 @@ async def _redis(stage: Stage, stack: AsyncExitStack, *, clock: bool) -> str:
             return stage.cluster.url
         case "alone":
             script = stage.directory / "redis-server"
-            preload = await _clock(stage.directory) if clock else ""
+            preload = await _build_clock(stage.directory) if clock else ""
             script.write_text(_REDIS.format(binary=find_redis_server(), preload=preload))
             script.chmod(0o700)
             server = RedisProcess(directory, binary=script.absolute())
@@ -168,8 +168,8 @@ async def _redis(stage: Stage, stack: AsyncExitStack, *, clock: bool) -> str:
             return server.url
 
 
-async def _clock(directory: Path) -> str:
-    """Makes a clock that can be set; gives the line of a shell by which a program gets it."""
+async def _build_clock(directory: Path) -> str:
+    """Build the clock library and return the shell command that activates it."""
     assert COMPILER is not None, "needs a C compiler"
     library, offset = (directory / "clock.so").absolute(), (directory / "offset").absolute()
     offset.write_bytes(bytes(8))

@@ -1,4 +1,4 @@
-"""``Watcher``: follows every change, and writes down what it is told."""
+"""``Watcher``: watches every change and records the messages."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.model.tokens import decode_cursor
-from tests.faults.suite.history import Message, Told
+from tests.faults.suite.history import Message, ObservedEvent
 from tests.faults.suite.stage import PROCESSES
 
 if TYPE_CHECKING:
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Follows every change, at one process or, as the roamer, at each in turn; resumes where it was."""
+    """Watches every change, on one process or, if ``process`` is ``None``, on each in turn. Resumes from its cursor."""
 
-    def __init__(self, of: "Load", name: str, process: int | None) -> None:
-        self._load, self.name, self._pinned = of, name, process
-        self._chance = random.Random(of.chance.random())
+    def __init__(self, load: "Load", name: str, process: int | None) -> None:
+        self._load, self.name, self._pinned = load, name, process
+        self._chance = random.Random(load.chance.random())
         self._cursor = ""
         self.position: tuple[str, int] | None = None
         """Epoch and revision; ``None`` until the first snapshot is complete."""
 
     async def run(self) -> None:
-        """Watches until cancelled."""
+        """Watch until cancelled."""
         process = self._pinned or 0
         while True:
             channel = self._load.channel(process)
-            patience = 3600.0 if self._pinned is not None else self._chance.uniform(0.2, 1.0)
+            timeout = 3600.0 if self._pinned is not None else self._chance.uniform(0.2, 1.0)
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(timeout):
                     await self._watch(RegistryServiceStub(channel), process)
             except TimeoutError:
                 pass
             except grpc.aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.OUT_OF_RANGE:
-                    self._cursor = ""  # it is told to start over
+                    self._cursor = ""  # the cursor has expired: start over
                 await asyncio.sleep(0.05)
             finally:
                 await channel.close()
@@ -56,7 +56,7 @@ class Watcher:
         within_snapshot = fresh
         async for wire in stub.WatchEvents(request):
             cursor = decode_cursor(wire.cursor)
-            events = [told(event) for event in wire.events]
+            events = [observed(event) for event in wire.events]
             self._load.history.messages.append(
                 Message(
                     self.name,
@@ -75,9 +75,9 @@ class Watcher:
                 self._cursor, self.position = wire.cursor, (cursor.epoch, wire.revision)
 
 
-def told(event: Event) -> Told:
-    """An event as it is written down."""
-    return Told(
+def observed(event: Event) -> ObservedEvent:
+    """Return the record of an event."""
+    return ObservedEvent(
         EventType.Name(event.type),
         EventReason.Name(event.reason),
         event.service.name,

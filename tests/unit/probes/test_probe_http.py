@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from registry_server import __version__
 from registry_server.probes import Outcome, Prober
 from registry_server.security.egress import EgressPolicy
-from tests.support.endpoints import answer, listening, request, says
+from tests.support.endpoints import answer, listening, request, respond
 from tests.unit.probes.probe_tables import HTTP, Http
 from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, Check, plan, probe
 
@@ -85,7 +85,7 @@ async def test_method_path_and_headers_are_those_of_the_check() -> None:
     ],
 )
 async def test_headers_that_make_no_sense_cost_one_probe_at_most(name: str, value: str) -> None:
-    async with listening(says(answer())) as port:
+    async with listening(respond(answer())) as port:
         check = {"http": {"method": "POST", "headers": {name: value}}, "timeout": LONG}
         assert (await probe(f"http://127.0.0.1:{port}", check)).error in {"", HANGS}
 
@@ -143,8 +143,9 @@ async def test_redirects_are_not_followed() -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 async def test_more_probes_than_a_pool_would_hold_run_at_once() -> None:
-    async with listening(says(after=9)) as port, Prober(EgressPolicy()) as prober:
+    async with listening(respond(after=9)) as port, Prober(EgressPolicy()) as prober:
         one = plan(f"http://127.0.0.1:{port}", {"timeout": "0.5s"})
         outcomes = await asyncio.gather(*(prober.probe(one) for _ in range(150)))
     assert {outcome.error for outcome in outcomes} == {"no answer within 500 ms"}

@@ -9,7 +9,7 @@ import pytest
 from registry_server.probes import Outcome, Prober
 from registry_server.probes.outcome import span
 from registry_server.security.egress import EgressPolicy
-from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, says
+from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import serving
 from tests.unit.probes.probing import FAILED, HANGS, LONG, OK, hanging_dns, names, plan, probe
 
@@ -56,6 +56,7 @@ def test_times_are_told_in_a_unit_for_people(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])
 @pytest.mark.parametrize("first", ["::1", "127.0.0.2"], ids=["refuses", "does not answer"])
 def test_a_name_is_probed_at_its_next_address_if_the_first_is_dead(
@@ -63,7 +64,7 @@ def test_a_name_is_probed_at_its_next_address_if_the_first_is_dead(
 ) -> None:
     async def run() -> Outcome:
         names(monkeypatch, {"agent.test": [first, "127.0.0.1"]})
-        target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
+        target = grpc_server(serving) if scheme == "grpc" else listening(respond(answer()))
         async with target as port:
             with ExitStack() as stack:
                 if first == "127.0.0.2":
@@ -137,7 +138,7 @@ async def test_names_whose_dns_hangs_keep_neither_addresses_nor_the_threads_of_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with hanging_dns(monkeypatch):
-        async with Prober(EgressPolicy()) as prober, listening(says(answer())) as port:
+        async with Prober(EgressPolicy()) as prober, listening(respond(answer())) as port:
             hanging = [
                 asyncio.create_task(prober.probe(plan(f"http://agent-{i}.test:80", {"timeout": "5s"})))
                 for i in range(100)
@@ -173,6 +174,6 @@ async def test_proxies_of_the_environment_are_not_used(scheme: str, monkeypatch:
             monkeypatch.setenv(name, f"http://127.0.0.1:{dead}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
+        target = grpc_server(serving) if scheme == "grpc" else listening(respond(answer()))
         async with target as port:
             assert (await probe(f"{scheme}://127.0.0.1:{port}")).kind is OK

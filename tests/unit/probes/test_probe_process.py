@@ -14,8 +14,10 @@ from registry_server.config import HealthCheckSettings, LogSettings
 from registry_server.model.networks import DENIED_NETWORKS, Network
 from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, process
 from registry_server.probes.process import ResultListener
-from tests.support.endpoints import answer, listening, says
+from tests.support.endpoints import answer, listening, respond
 from tests.support.processes import children_of, command_of
+
+pytestmark = pytest.mark.slow
 
 TIMEOUT = 20.0
 
@@ -26,12 +28,12 @@ def plan(port: int, **service: object) -> Plan:
 
 
 def agent() -> AbstractAsyncContextManager[int]:
-    return listening(says(answer(b'{"load": 1}')), backlog=1_000)
+    return listening(respond(answer(b'{"load": 1}')), backlog=1_000)
 
 
 def silent() -> AbstractAsyncContextManager[int]:
     """Takes requests and never answers."""
-    return listening(says(after=3_600))
+    return listening(respond(after=3_600))
 
 
 def worker() -> int:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from registry_server.probes import Outcome, OutcomeKind
-from tests.support.endpoints import Certificates, answer, grpc_server, listening, says
+from tests.support.endpoints import Certificates, answer, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import TLS, serving
 from tests.unit.probes.probing import HANGS, LONG, names, probe
 
@@ -20,7 +20,7 @@ async def test_https_is_verified_against_the_host_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names(monkeypatch, {"agent.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
-    async with listening(says(answer()), tls=certificates.context(certificate)) as port:
+    async with listening(respond(answer()), tls=certificates.context(certificate)) as port:
         outcome = await probe(f"https://{host}:{port}", authorities=certificates.authority)
     assert (outcome.kind, outcome.error) == (kind, error)
 
@@ -45,7 +45,7 @@ def test_the_authorities_of_the_system_are_trusted_and_no_others(
     scheme: str, certificates: Certificates, runner: asyncio.Runner
 ) -> None:
     async def run() -> Outcome:
-        async with listening(says(answer()), tls=certificates.context("self-signed")) as port:
+        async with listening(respond(answer()), tls=certificates.context("self-signed")) as port:
             return await probe(f"{scheme}://127.0.0.1:{port}")
 
     outcome = runner.run(run())
@@ -68,7 +68,7 @@ def test_a_server_without_tls_is_told_as_that(scheme: str, runner: asyncio.Runne
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
 def test_a_handshake_that_hangs_ends_in_time(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> Outcome:
-        async with listening(says(after=9)) as port:
+        async with listening(respond(after=9)) as port:
             return await probe(f"{scheme}://127.0.0.1:{port}", {"timeout": LONG})
 
     assert runner.run(run()).error == HANGS

@@ -7,6 +7,8 @@ import socket
 import time
 from itertools import count
 
+import pytest
+
 from registry_server.config import HealthCheckSettings
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.probes.messages import Orders
@@ -14,6 +16,8 @@ from registry_server.probes.worker import Worker
 from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
+
+pytestmark = pytest.mark.slow
 
 TIMEOUT = 20.0
 

@@ -17,7 +17,7 @@ import pytest
 from registry_server.probes import Outcome, OutcomeKind, Prober
 from registry_server.probes.outcome import BROKEN
 from registry_server.security.egress import EgressPolicy
-from tests.support.endpoints import answer, black_hole, grpc_server, listening, says
+from tests.support.endpoints import answer, black_hole, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
 from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, names, plan
 
@@ -32,7 +32,7 @@ def test_a_probe_that_is_cancelled_says_so_and_hurts_no_other(scheme: str, runne
                 probing.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await probing
-            async with listening(says(answer())) as port:
+            async with listening(respond(answer())) as port:
                 return await prober.probe(plan(f"http://127.0.0.1:{port}"))
 
     assert runner.run(run()).kind is OK
@@ -84,7 +84,7 @@ def no_more_files() -> Iterator[None]:
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
 def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> tuple[Outcome, Outcome]:
-        target = grpc_server(serving) if scheme == "grpc" else listening(says(answer()))
+        target = grpc_server(serving) if scheme == "grpc" else listening(respond(answer()))
         async with target as port, Prober(EgressPolicy()) as prober:
             one = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
             with no_more_files():

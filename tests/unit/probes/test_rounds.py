@@ -78,6 +78,7 @@ def due_times(subject: Rounds) -> dict[int, float]:
     return due
 
 
+@pytest.mark.slow
 async def test_each_is_probed_when_it_is_due_and_again_after_its_interval() -> None:
     fleet = Fleet()
     async with rounds(fleet) as subject:
@@ -171,6 +172,7 @@ async def test_a_failure_that_a_standstill_was_in_proves_nothing_and_a_success_d
             assert (await asked).kind is kind
 
 
+@pytest.mark.slow
 async def test_a_failure_for_which_we_were_too_late_proves_nothing() -> None:
     fleet = Fleet()
     fleet.says = FAILED

@@ -1,4 +1,4 @@
-"""Others who use the Redis that a replica follows."""
+"""Other users of the Redis that a follower follows."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,15 +14,15 @@ from tests.support.redis_process import RedisProcess
 
 @pytest.fixture
 def limits(request: pytest.FixtureRequest) -> StoreLimits:
-    """Limits of a store that notices quickly what happened to Redis."""
+    """Short store limits; the marker ``store_limits`` overrides single ones."""
     mark = request.node.get_closest_marker("store_limits")
     return replace(QUICK, **mark.kwargs if mark else {})
 
 
 @pytest.fixture
 async def writer(redis: RedisProcess) -> AsyncIterator[Writer]:
-    async with writing(redis.url) as other:
-        yield other
+    async with writing(redis.url) as writer:
+        yield writer
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from tests.support.followers import (
     UNREGISTERED,
     UPDATED,
     Backup,
+    FollowerProcess,
     Observer,
-    Process,
     Writer,
     eventually,
 )
@@ -31,20 +31,20 @@ HEALTH_CHANGED = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
 
 
 @pytest.fixture
-async def process(redis: RedisProcess) -> AsyncIterator[Process]:
-    async with Process(redis.url).running() as running:
+async def process(redis: RedisProcess) -> AsyncIterator[FollowerProcess]:
+    async with FollowerProcess(redis.url).running() as running:
         yield running
 
 
 # Loading.
 
 
-async def test_a_store_is_loaded_with_its_past(redis: RedisProcess, writer: Writer) -> None:
-    await writer.put("a", "b", "c")
-    await writer.put("b", version="2.0.0")
-    await writer.delete("a")
+async def test_load_includes_the_history_of_the_stream(redis: RedisProcess, writer: Writer) -> None:
+    await writer.write_services("a", "b", "c")
+    await writer.write_services("b", version="2.0.0")
+    await writer.remove_services("a")
 
-    async with Process(redis.url).running() as process:
+    async with FollowerProcess(redis.url).running() as process:
         await process.catch_up()
 
         assert process.follower.loaded
@@ -62,44 +62,44 @@ async def test_a_store_is_loaded_with_its_past(redis: RedisProcess, writer: Writ
         assert [change.before and change.before.revision for change in past] == [None, None, None, 2, 1]
 
 
-async def test_an_empty_store_is_loaded(process: Process) -> None:
+async def test_empty_store_is_loaded(process: FollowerProcess) -> None:
     await process.catch_up()
 
     assert process.replica.records == {}
     assert process.replica.history.since(0) == []
 
 
-async def test_a_watch_goes_on_in_a_process_that_began_later(redis: RedisProcess, writer: Writer) -> None:
-    await writer.put("a", "b", "c")
+async def test_watch_resumes_in_a_process_that_started_later(redis: RedisProcess, writer: Writer) -> None:
+    await writer.write_services("a", "b", "c")
     observer = Observer()
 
-    async with Process(redis.url).running() as process:
+    async with FollowerProcess(redis.url).running() as process:
         await process.catch_up()
         async with observer.watching(process.hub, Cursor(writer.epoch, 1)):
-            await writer.put("d")
+            await writer.write_services("d")
             await eventually(lambda: len(observer.events) == 3)
 
     assert observer.received() == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
 
 
-async def test_of_a_trimmed_stream_the_rest_is_the_past(redis: RedisProcess, writer: Writer, client: Redis) -> None:
-    await writer.put(*"abcdef")
+async def test_history_starts_after_the_trimmed_part_of_the_stream(
+    redis: RedisProcess, writer: Writer, client: Redis
+) -> None:
+    await writer.write_services(*"abcdef")
     await client.xtrim(writer.store.keys.events, maxlen=2, approximate=False)
 
-    async with Process(redis.url).running() as process:
+    async with FollowerProcess(redis.url).running() as process:
         await process.catch_up()
 
         assert process.replica.history.since(3) is None
         assert len(process.replica.history.since(4) or ()) == 2
 
 
-async def test_a_stream_with_a_hole_gives_only_the_past_after_it(
-    redis: RedisProcess, writer: Writer, client: Redis
-) -> None:
-    await writer.put(*"abcdef")
+async def test_history_starts_after_a_gap_in_the_stream(redis: RedisProcess, writer: Writer, client: Redis) -> None:
+    await writer.write_services(*"abcdef")
     await client.xdel(writer.store.keys.events, "3-0")
 
-    async with Process(redis.url).running() as process:
+    async with FollowerProcess(redis.url).running() as process:
         await process.catch_up()
 
         assert process.replica.history.since(2) is None
@@ -108,33 +108,33 @@ async def test_a_stream_with_a_hole_gives_only_the_past_after_it(
 
 @asynccontextmanager
 async def writing(writer: Writer) -> AsyncIterator[None]:
-    """Registers 600 services and lets four tasks change them, and others, all the time."""
+    """Register 600 services; within the block four tasks keep changing them and others."""
     names = [f"s{i:03}" for i in range(600)]
-    await writer.put(*names)
-    enough = False
+    await writer.write_services(*names)
+    stopped = False
 
-    async def write(mine: list[str]) -> None:
+    async def change_services(names: list[str]) -> None:
         for i in itertools.count():
-            if enough:
+            if stopped:
                 return
-            name = mine[i % len(mine)]
+            name = names[i % len(names)]
             if i % 3 == 0 and name in writer.revisions:
-                await writer.delete(name)
+                await writer.remove_services(name)
             else:
-                await writer.put(name, version=f"{i}.0.0")
+                await writer.write_services(name, version=f"{i}.0.0")
 
     async with asyncio.TaskGroup() as group:
         for i in range(4):
-            group.create_task(write([*names[i::4], f"new{i}"]))
+            group.create_task(change_services([*names[i::4], f"new{i}"]))
         yield
-        enough = True
+        stopped = True
 
 
 @pytest.mark.store_limits(page=20)
-async def test_a_load_while_others_write_ends_equal_to_the_store(
+async def test_load_during_concurrent_writes_equals_the_store(
     redis: RedisProcess, limits: StoreLimits, writer: Writer
 ) -> None:
-    processes = [Process(redis.url, limits=limits) for _ in range(3)]
+    processes = [FollowerProcess(redis.url, limits=limits) for _ in range(3)]
     async with AsyncExitStack() as stack:
         async with writing(writer):
             for process in processes:
@@ -147,12 +147,12 @@ async def test_a_load_while_others_write_ends_equal_to_the_store(
 
 @pytest.mark.slow
 @pytest.mark.store_limits(page=20)
-async def test_a_load_that_takes_longer_than_the_stream_reaches_back_begins_anew(
+async def test_load_restarts_if_the_stream_was_trimmed_meanwhile(
     redis: RedisProcess, limits: StoreLimits, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer.store, "_events_max_length", 4)
+    monkeypatch.setattr(writer.store.writer._commits, "_events_max_length", 4)
     await client.config_set("stream-node-max-entries", 4)
-    process = Process(redis.url, limits=limits)
+    process = FollowerProcess(redis.url, limits=limits)
     async with AsyncExitStack() as stack:
         async with writing(writer):
             await stack.enter_async_context(process.running())
@@ -161,11 +161,11 @@ async def test_a_load_that_takes_longer_than_the_stream_reaches_back_begins_anew
 
 
 @pytest.mark.own_redis
-async def test_a_store_that_is_away_at_first_is_loaded_when_it_comes(redis: RedisProcess, writer: Writer) -> None:
-    await writer.put("a")
+async def test_store_unavailable_at_start_is_loaded_once_available(redis: RedisProcess, writer: Writer) -> None:
+    await writer.write_services("a")
     await redis.stop()
 
-    async with Process(redis.url).running() as process:
+    async with FollowerProcess(redis.url).running() as process:
         await asyncio.sleep(0.1)
         assert not process.follower.loaded
         assert process.connections == []
@@ -179,12 +179,12 @@ async def test_a_store_that_is_away_at_first_is_loaded_when_it_comes(redis: Redi
 
 @pytest.mark.own_redis
 @pytest.mark.store_limits(page=10)
-async def test_a_store_that_goes_away_during_the_load_is_loaded_when_it_is_back(
+async def test_load_interrupted_by_a_redis_restart_completes(
     redis: RedisProcess, limits: StoreLimits, writer: Writer
 ) -> None:
-    await writer.put(*(f"s{i}" for i in range(600)))
+    await writer.write_services(*(f"s{i}" for i in range(600)))
 
-    async with Process(redis.url, limits=limits).running() as process:
+    async with FollowerProcess(redis.url, limits=limits).running() as process:
         await asyncio.sleep(0.05)
         redis.kill()
         await redis.restart()
@@ -197,14 +197,14 @@ async def test_a_store_that_goes_away_during_the_load_is_loaded_when_it_is_back(
 # Following.
 
 
-async def test_every_change_arrives_once_and_in_order(process: Process, writer: Writer) -> None:
+async def test_every_change_is_applied_once_and_in_order(process: FollowerProcess, writer: Writer) -> None:
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
         for i in range(300):
-            await writer.put(f"s{i % 7}", version=f"{i}.0.0")
+            await writer.write_services(f"s{i % 7}", version=f"{i}.0.0")
             if i % 5 == 0:
-                await writer.delete(f"s{i % 7}")
+                await writer.remove_services(f"s{i % 7}")
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 360)
 
@@ -212,13 +212,13 @@ async def test_every_change_arrives_once_and_in_order(process: Process, writer: 
     assert process.follower.resyncs == 0
 
 
-async def test_a_process_that_stalled_catches_up(process: Process, writer: Writer) -> None:
+async def test_paused_process_catches_up(process: FollowerProcess, writer: Writer) -> None:
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
-        await process.stall()
+        await process.pause()
         for i in range(3 * QUICK.tail_page):
-            await writer.put(f"s{i % 20}")
+            await writer.write_services(f"s{i % 20}")
         process.start()
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 3 * QUICK.tail_page)
@@ -227,20 +227,18 @@ async def test_a_process_that_stalled_catches_up(process: Process, writer: Write
 
 
 @pytest.mark.own_redis
-async def test_after_a_kill_of_redis_it_goes_on_where_it_was_without_a_resync(
-    redis: RedisProcess, process: Process, writer: Writer
-) -> None:
+async def test_redis_restart_needs_no_resync(redis: RedisProcess, process: FollowerProcess, writer: Writer) -> None:
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
         for round_ in range(3):
-            await writer.put(f"before{round_}")
+            await writer.write_services(f"before{round_}")
             redis.kill()
             await eventually(lambda: not process.follower.connected)
             assert process.follower.lag > 0
             await redis.restart()
             await writer.store.reconnect()
-            await writer.put(f"after{round_}")
+            await writer.write_services(f"after{round_}")
             await process.catch_up()
             assert process.follower.lag == 0
         await eventually(lambda: len(observer.events) == 6)
@@ -249,62 +247,62 @@ async def test_after_a_kill_of_redis_it_goes_on_where_it_was_without_a_resync(
     assert process.connections == [True, False, True, False, True, False, True]
 
 
-async def test_a_connection_that_is_cut_loses_nothing(process: Process, writer: Writer, client: Redis) -> None:
+async def test_cut_connections_lose_no_change(process: FollowerProcess, writer: Writer, client: Redis) -> None:
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
         for i in range(30):
             await client.client_kill_filter(_type="normal", skipme=True)
             await writer.store.reconnect()
-            await writer.put(f"s{i}")
+            await writer.write_services(f"s{i}")
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 30)
 
     assert process.follower.resyncs == 0
 
 
-async def test_a_redis_that_is_made_a_replica_is_away_until_it_is_a_master_again(
-    redis: RedisProcess, process: Process, writer: Writer, client: Redis
+async def test_demoted_redis_counts_as_disconnected_until_promoted(
+    redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
 
     await client.replicaof("127.0.0.1", redis.port)
     await eventually(lambda: False in process.connections)
     await client.replicaof("NO", "ONE")
     await writer.store.reconnect()
-    await writer.put("b")
+    await writer.write_services("b")
     await process.catch_up()
 
     assert process.replica.records.keys() == {"a", "b"}
     assert process.follower.resyncs == 0
 
 
-# Histories that break.
+# Breaks in the history.
 
 
-def assert_expired(process: Process, *cursors: Cursor) -> None:
-    """Nobody can go on from before: the numbers may mean other changes now."""
+def assert_expired(process: FollowerProcess, *cursors: Cursor) -> None:
+    """Assert that no watch can resume from these cursors: their revisions may now denote other changes."""
     for cursor in cursors:
         with pytest.raises(CursorExpired):
             process.hub._changes_since(cursor)
 
 
-async def test_the_difference_of_a_resync_is_exactly_what_differs(
-    process: Process, writer: Writer, client: Redis
+async def test_resync_publishes_exactly_the_differences(
+    process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
     healthy, sick = ({"status": status} for status in (1, HealthStatus.HEALTH_STATUS_UNHEALTHY))
-    await writer.put("same", "changed", "sick", "gone", "back", health=healthy)
+    await writer.write_services("same", "changed", "sick", "gone", "back", health=healthy)
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
-        await process.stall()
-        await writer.put("changed", version="2.0.0", health=healthy)
-        await writer.put("sick", health=sick)
-        await writer.delete("gone", "back")
-        await writer.put("new", "brief")
-        await writer.put("back", health=healthy)
-        await writer.delete("brief")
+        await process.pause()
+        await writer.write_services("changed", version="2.0.0", health=healthy)
+        await writer.write_services("sick", health=sick)
+        await writer.remove_services("gone", "back")
+        await writer.write_services("new", "brief")
+        await writer.write_services("back", health=healthy)
+        await writer.remove_services("brief")
         await client.delete(writer.store.keys.events)
         process.start()
         await process.catch_up()
@@ -326,10 +324,10 @@ async def test_the_difference_of_a_resync_is_exactly_what_differs(
     assert (process.follower.resyncs, process.follower.epoch_changes) == (1, 0)
 
 
-async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
-    process: Process, writer: Writer, client: Redis
+async def test_emptied_store_is_detected_and_its_new_epoch_followed(
+    process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a", "b")
+    await writer.write_services("a", "b")
     await process.catch_up()
     before = process.replica.position
     observer = Observer()
@@ -337,7 +335,7 @@ async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
         await client.flushall()
         await process.catch_up()
         await writer.refresh()
-        await writer.put("b", "c", "d")
+        await writer.write_services("b", "c", "d")
         await process.catch_up()
         await eventually(lambda: observer.state.keys() == {"b", "c", "d"})
 
@@ -347,17 +345,17 @@ async def test_an_emptied_store_is_noticed_and_the_new_epoch_followed(
     assert_expired(process, Cursor(*before), Cursor(before.epoch, 1))
 
 
-async def test_a_store_that_is_emptied_and_written_at_once_is_noticed(
-    process: Process, writer: Writer, client: Redis
+async def test_store_emptied_and_rewritten_at_once_is_detected(
+    process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a", "b")
+    await writer.write_services("a", "b")
     await process.catch_up()
     observer = Observer()
     async with observer.watching(process.hub):
-        await process.stall()
+        await process.pause()
         await client.flushall()
         await writer.refresh()
-        await writer.put("b", "c", "d", "e")  # more than there was before
+        await writer.write_services("b", "c", "d", "e")  # more than there was before
         process.start()
         await process.catch_up()
         await eventually(lambda: observer.state.keys() == {"b", "c", "d", "e"})
@@ -365,14 +363,16 @@ async def test_a_store_that_is_emptied_and_written_at_once_is_noticed(
     assert process.follower.resyncs == 1
 
 
-async def test_a_stream_trimmed_past_its_position_is_noticed(process: Process, writer: Writer, client: Redis) -> None:
-    await writer.put("a", "b")
+async def test_stream_trimmed_past_the_position_is_detected(
+    process: FollowerProcess, writer: Writer, client: Redis
+) -> None:
+    await writer.write_services("a", "b")
     await process.catch_up()
     position = process.replica.position
     observer = Observer()
     async with observer.watching(process.hub):
-        await process.stall()
-        await writer.put("a", "c", "a", "d", "a")
+        await process.pause()
+        await writer.write_services("a", "c", "a", "d", "a")
         await client.xtrim(writer.store.keys.events, maxlen=1, approximate=False)
         process.start()
         await process.catch_up()
@@ -383,26 +383,26 @@ async def test_a_stream_trimmed_past_its_position_is_noticed(process: Process, w
     assert_expired(process, Cursor(*position))
 
 
-async def test_a_stream_that_is_deleted_while_level_costs_nothing(
-    process: Process, writer: Writer, client: Redis
+async def test_deleted_stream_is_harmless_while_caught_up(
+    process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
 
     await client.delete(writer.store.keys.events)
-    await writer.put("b", "c")
+    await writer.write_services("b", "c")
     await process.catch_up()
 
     assert process.follower.resyncs == 0
 
 
-async def test_a_stream_that_is_deleted_with_what_was_not_read_is_noticed(
-    process: Process, writer: Writer, client: Redis
+async def test_stream_deleted_with_unread_events_is_detected(
+    process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
-    await process.stall()
-    await writer.put("b")
+    await process.pause()
+    await writer.write_services("b")
     await client.delete(writer.store.keys.events)
     process.start()
 
@@ -412,13 +412,11 @@ async def test_a_stream_that_is_deleted_with_what_was_not_read_is_noticed(
     assert process.follower.resyncs == 1
 
 
-async def test_a_difference_too_large_to_tell_makes_watchers_start_over(
-    redis: RedisProcess, writer: Writer, client: Redis
-) -> None:
-    await writer.put("a", "b")
-    async with Process(redis.url, fits=False).running() as process:
+async def test_oversized_resync_expires_all_watches(redis: RedisProcess, writer: Writer, client: Redis) -> None:
+    await writer.write_services("a", "b")
+    async with FollowerProcess(redis.url, fits=False).running() as process:
         await process.catch_up()
-        observer, again = Observer(), Observer()
+        observer, later_observer = Observer(), Observer()
         async with observer.watching(process.hub):
             await client.flushall()
             await process.catch_up()
@@ -426,61 +424,63 @@ async def test_a_difference_too_large_to_tell_makes_watchers_start_over(
 
         assert isinstance(observer.end, CursorExpired)
         assert observer.events == []
-        async with again.watching(process.hub):
-            assert again.state == {}
+        async with later_observer.watching(process.hub):
+            assert later_observer.state == {}
 
 
 @pytest.mark.own_redis
-async def test_the_state_tells_what_the_follower_does(process: Process, writer: Writer, redis: RedisProcess) -> None:
+async def test_state_reflects_the_follower_activity(
+    process: FollowerProcess, writer: Writer, redis: RedisProcess
+) -> None:
     await eventually(lambda: process.follower.state == "following")
     redis.pause()
     await eventually(lambda: process.follower.state == "disconnected")
     redis.resume()
     await eventually(lambda: process.follower.state == "following")
-    process.follower.report_inconsistency("a test says so")
+    process.follower.report_inconsistency("reported by a test")
     assert process.follower.state == "resyncing"
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
     await eventually(lambda: process.follower.state == "following")
-    async with Process("redis://127.0.0.1:1").running() as another:
+    async with FollowerProcess("redis://127.0.0.1:1").running() as another:
         assert another.follower.state == "loading"
 
 
-async def test_the_lag_of_each_event_is_counted_from_its_commit(process: Process, writer: Writer) -> None:
-    await process.stall()
-    await writer.put("late")
+async def test_event_lag_is_measured_from_the_commit(process: FollowerProcess, writer: Writer) -> None:
+    await process.pause()
+    await writer.write_services("late")
     await asyncio.sleep(0.3)
     process.start()
     await process.catch_up()
-    await writer.put("early")
+    await writer.write_services("early")
     await process.catch_up()
     lag = process.follower.event_lag
     assert sum(lag.counts) == 2
     assert lag.sum >= 0.3
 
 
-async def test_somebody_else_may_notice_first(process: Process, writer: Writer) -> None:
-    await writer.put("a")
+async def test_reported_inconsistency_causes_one_resync(process: FollowerProcess, writer: Writer) -> None:
+    await writer.write_services("a")
     await process.catch_up()
 
-    process.follower.report_inconsistency("a test says so")
+    process.follower.report_inconsistency("reported by a test")
     await eventually(lambda: process.follower.resyncs == 1)
-    await writer.put("b")
+    await writer.write_services("b")
     await process.catch_up()
 
     assert process.follower.resyncs == 1
 
 
 @pytest.mark.own_redis
-async def test_a_resync_that_the_store_interrupts_is_done_when_it_is_back(
-    redis: RedisProcess, process: Process, writer: Writer, client: Redis
+async def test_interrupted_resync_completes_after_the_reconnect(
+    redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
-    await process.stall()
-    await writer.put("b")
+    await process.pause()
+    await writer.write_services("b")
     await client.delete(writer.store.keys.events)
-    process.follower.report_inconsistency("a test says so")
+    process.follower.report_inconsistency("reported by a test")
     redis.kill()
     process.start()
     await eventually(lambda: not process.follower.connected)
@@ -491,19 +491,19 @@ async def test_a_resync_that_the_store_interrupts_is_done_when_it_is_back(
     assert process.replica.records.keys() == {"a", "b"}
 
 
-# Redis from a backup.
+# Redis restored from a backup.
 
 
 @pytest.mark.own_redis
-async def test_a_store_restored_from_older_data_begins_another_epoch(
-    process: Process, writer: Writer, backup: Backup
+async def test_store_restored_from_older_data_starts_a_new_epoch(
+    process: FollowerProcess, writer: Writer, backup: Backup
 ) -> None:
-    await writer.put("same", "changed", "gone")
+    await writer.write_services("same", "changed", "gone")
     await process.catch_up()
-    backup.take()
-    await writer.put("changed", version="2.0.0")
-    await writer.delete("gone")
-    await writer.put("lost")
+    backup.copy_files()
+    await writer.write_services("changed", version="2.0.0")
+    await writer.remove_services("gone")
+    await writer.write_services("lost")
     await process.catch_up()
     before = process.replica.position
     observer = Observer()
@@ -512,7 +512,7 @@ async def test_a_store_restored_from_older_data_begins_another_epoch(
             pass
         await process.catch_up()
         await writer.refresh()
-        await writer.put("next")
+        await writer.write_services("next")
         await process.catch_up()
         await eventually(lambda: len(observer.events) == 4)
 
@@ -525,63 +525,63 @@ async def test_a_store_restored_from_older_data_begins_another_epoch(
     assert process.replica.revision == 4
     assert process.replica.position.epoch != before.epoch
     assert process.follower.resyncs == process.follower.epoch_changes == 1
-    # Until the difference is applied, answers are as old as while the store was away.
+    # Answers are stale until the difference is applied.
     assert process.connections == [True, False, True]
     assert process.connected_at[-1] == Position(process.replica.position.epoch, 3)
     assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(1, 7)))
 
 
 @pytest.mark.own_redis
-@pytest.mark.parametrize("others", [1, 2, 3, 4], ids=["fewer", "one fewer", "as many", "more"])
+@pytest.mark.parametrize("others", [1, 2, 3, 4], ids=["two fewer", "one fewer", "equal", "more"])
 @pytest.mark.parametrize("after_a_resync", [False, True], ids=["", "after a resync"])
-async def test_a_store_that_came_back_older_and_took_other_changes_is_noticed(
+async def test_older_store_that_accepted_other_changes_is_detected(
     redis: RedisProcess,
-    process: Process,
+    process: FollowerProcess,
     writer: Writer,
     backup: Backup,
     others: int,
     after_a_resync: bool,  # noqa: FBT001
 ) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     await process.catch_up()
-    backup.take()
-    await writer.put("lost1", "lost2", "lost3")
+    backup.copy_files()
+    await writer.write_services("lost1", "lost2", "lost3")
     await process.catch_up()
     if after_a_resync:
-        process.follower.report_inconsistency("a test says so")
+        process.follower.report_inconsistency("reported by a test")
         await eventually(lambda: process.follower.resyncs == 1)
     before = process.replica.position
     observer = Observer()
     async with observer.watching(process.hub):
         async with backup.restored() as other:
-            await other.put(*(f"other{i}" for i in range(others)))
+            await other.write_services(*(f"other{i}" for i in range(others)))
         await process.catch_up()
         await eventually(lambda: observer.state.keys() == {"a", *(f"other{i}" for i in range(others))})
 
     assert {reason for _, _, reason in observer.received()} == {RESYNC}
-    # What the numbers after the backup meant before is not what they mean now, here and in a process that begins now.
+    # Revisions after the backup now denote other changes, in this process and in one that starts now.
     assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
-    async with Process(redis.url).running() as fresh:
+    async with FollowerProcess(redis.url).running() as fresh:
         await fresh.catch_up()
         assert_expired(fresh, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
 
 
 @pytest.mark.own_redis
-async def test_several_processes_that_notice_agree_on_one_epoch(
-    redis: RedisProcess, process: Process, writer: Writer, backup: Backup
+async def test_processes_agree_on_one_new_epoch(
+    redis: RedisProcess, process: FollowerProcess, writer: Writer, backup: Backup
 ) -> None:
-    async with Process(redis.url).running() as second:
-        await writer.put("a")
-        backup.take()
-        await writer.put("lost")
+    async with FollowerProcess(redis.url).running() as second:
+        await writer.write_services("a")
+        backup.copy_files()
+        await writer.write_services("lost")
         for each in (process, second):
             await each.catch_up()
         async with backup.restored() as other:
-            await other.put("other", "another")
+            await other.write_services("other", "another")
         for each in (process, second):
             await each.catch_up()
         await writer.refresh()
-        await writer.put("next")
+        await writer.write_services("next")
         for each in (process, second):
             await each.catch_up()
 
@@ -590,18 +590,18 @@ async def test_several_processes_that_notice_agree_on_one_epoch(
 
 
 @pytest.mark.own_redis
-async def test_a_process_that_was_away_for_longer_than_the_stream_reaches_back_costs_the_others_nothing(
-    redis: RedisProcess, process: Process, writer: Writer, client: Redis
+async def test_process_that_missed_trimmed_events_resyncs_alone(
+    redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
-    async with Process(redis.url).running() as second:
-        await writer.put("a")
+    async with FollowerProcess(redis.url).running() as second:
+        await writer.write_services("a")
         for each in (process, second):
             await each.catch_up()
-        await second.stall()
+        await second.pause()
         redis.kill()
         await redis.restart()
         await writer.refresh()
-        await writer.put("b", "c", "d")
+        await writer.write_services("b", "c", "d")
         await process.catch_up()
         await client.xtrim(writer.store.keys.events, maxlen=1, approximate=False)
 
