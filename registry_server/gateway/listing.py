@@ -10,7 +10,7 @@ from registry_server.gateway.envelope import encode
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import FILTERS, PAGE, Query
 from registry_server.instrumentation.counters import CacheCounters
-from registry_server.model.wire import split_frames
+from registry_server.model.wire import split_leading_fields
 from registry_server.registry import ServiceRegistry
 
 _SERVICES_TAG: Final = 0x0A  # DiscoverServicesResponse.services: field 1, length-delimited
@@ -88,7 +88,7 @@ class Listing:
         return data
 
     async def _encode_page(self, page: bytes, query: Query) -> bytes:
-        services, rest = split_frames(page, _SERVICES_TAG)
+        services, rest = split_leading_fields(page, _SERVICES_TAG)
         documents: list[bytes] = []
         for start in range(0, len(services), _SERVICES_PER_SLICE):
             if start:

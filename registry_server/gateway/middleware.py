@@ -26,7 +26,7 @@ from registry_server.security.guard import Guard, Peer
 from registry_server.security.identity import UNCHECKED, Identity, caller_fields, current_identity
 from registry_server.security.limits import CallSlot
 from registry_server.security.permissions import API, ROUTES, Permission
-from registry_server.security.tls import names_of
+from registry_server.security.tls import certificate_names
 
 MAX_URL_BYTES: Final = 8_192
 """Maximum length of path and query."""
@@ -210,7 +210,7 @@ class Middleware:
         if not self._guard.checks:
             return _NO_CREDENTIALS
         authorization, api_key = _only(request, "Authorization"), _only(request, "X-Api-Key")
-        certificate = names_of(request.get_extra_info("peercert")) if request.secure else ()
+        certificate = certificate_names(request.get_extra_info("peercert")) if request.secure else ()
         return Credentials(authorization, api_key, certificate)
 
     async def _send(self, request: web.Request, response: web.Response) -> None:

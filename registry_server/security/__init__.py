@@ -1,1 +1,1 @@
-"""Who calls, what they may do, and how much of it; TLS. Knows neither gRPC nor HTTP: the transports ask."""
+"""Authentication, authorisation, limits, TLS and egress rules, independent of gRPC and HTTP."""

@@ -1,4 +1,4 @@
-"""``Authenticator``: turns what a caller shows into an ``Identity``, once, and remembers it."""
+"""``Authenticator``: maps credentials to an ``Identity`` and caches the result."""
 
 import hmac
 import time
@@ -10,37 +10,37 @@ from registry_server.security.keys import digest_of, parse_hash
 from registry_server.security.patterns import matches
 from registry_server.security.policy import ApiKey, Policy, granted, role_of
 
-MOST_REMEMBERED: Final = 10_000
-"""Credentials that were verified and are not verified again."""
-_LONGEST_KEY: Final = 512
+MAX_CACHED_CREDENTIALS: Final = 10_000
+"""Verified credentials that are not verified again."""
+_MAX_KEY_CHARACTERS: Final = 512
 
 CertificateNames = tuple[tuple[str, str], ...]
 """Names of a verified certificate: kind (``uri``, ``dns``, ``common_name``) and text."""
 
 
 class Credentials(NamedTuple):
-    """What a caller shows; the one form for gRPC and HTTP."""
+    """Credentials of a caller, from gRPC metadata or HTTP headers."""
 
     authorization: str = ""
     """Value of ``authorization``."""
     api_key: str = ""
     """Value of ``x-api-key``."""
     certificate: CertificateNames = ()
-    """Of the connection."""
+    """Names in the client certificate of the connection."""
 
     def __repr__(self) -> str:
         return f"Credentials({'credential, ' if self.authorization or self.api_key else ''}{self.certificate!r})"
 
 
 class Authenticator:
-    """Knows who there is, by one policy; another policy needs another one of these."""
+    """Authenticates callers by one policy; a reloaded policy gets a new authenticator."""
 
     def __init__(self, policy: Policy, general: Limits) -> None:
-        """Prepares it.
+        """Index the policy.
 
         Args:
-            policy: Who there is.
-            general: Limits of those for whom the policy has none.
+            policy: The policy.
+            general: Limits of identities for which the policy sets none.
         """
         self._general = general
         self._anonymous = Identity(ANONYMOUS, role_of(policy.anonymous), limits=general)
@@ -49,25 +49,25 @@ class Authenticator:
         }
         self._jwt = JwtVerifier(policy.jwt, general)
         self._certificates = policy.certificates
-        self._known: dict[object, Identity] = {}
+        self._cache: dict[object, Identity] = {}
 
-    def known(self, presented: Credentials) -> Identity | None:
-        """Gives the identity of what was verified before and has not expired; the way of almost every call."""
-        identity = self._known.get(_mark(presented))
+    def cached_identity(self, credentials: Credentials) -> Identity | None:
+        """Return the identity of credentials that were verified before and have not expired."""
+        identity = self._cache.get(_cache_key(credentials))
         if identity is None or (identity.expires is not None and identity.expires <= time.time()):
             return None
         return identity
 
-    async def verify(self, presented: Credentials) -> Identity:
-        """Tells who shows this, and remembers it.
+    async def verify(self, credentials: Credentials) -> Identity:
+        """Verify credentials and cache their identity.
 
         Raises:
-            Unauthenticated: Nobody, or it is not valid any more.
-            IssuerUnavailable: The keys of a token's issuer cannot be had.
+            Unauthenticated: The credentials are unknown, not valid or expired.
+            IssuerUnavailable: The keys of the token's issuer are not available.
         """
-        authorization, api_key, certificate = presented
+        authorization, api_key, certificate = credentials
         if authorization and api_key:
-            raise Refused("two credentials", "give one credential, not two")
+            raise Refused("two credentials", "send one credential, not two")
         if authorization:
             scheme, _, credential = authorization.partition(" ")
             credential = credential.strip()
@@ -83,17 +83,17 @@ class Authenticator:
             identity = self._anonymous
         if identity.expires is not None and identity.expires <= time.time():
             raise Refused("expired", "the credential has expired")
-        while len(self._known) >= MOST_REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[_mark(presented)] = identity
+        while len(self._cache) >= MAX_CACHED_CREDENTIALS:
+            del self._cache[next(iter(self._cache))]
+        self._cache[_cache_key(credentials)] = identity
         return identity
 
     def _of_key(self, text: str) -> Identity:
-        if len(text) > _LONGEST_KEY:
+        if len(text) > _MAX_KEY_CHARACTERS:
             raise Refused("key too long")
         digest = digest_of(text)
-        # Who searches cannot steer a SHA-256, so how far a look-up got tells nothing; the comparison that decides takes
-        # the same time whatever differs.
+        # An attacker cannot choose a SHA-256, so the duration of the lookup reveals nothing. The deciding comparison
+        # takes constant time.
         known, key = self._keys.get(digest, (bytes(len(digest)), None))
         if not hmac.compare_digest(known, digest) or key is None:
             raise Refused("unknown key")
@@ -107,13 +107,13 @@ class Authenticator:
                 if kind == wanted and matches(pattern, name):
                     return granted(rule, f"certificate:{name}", "certificate", name, self._general, None)
         if self._anonymous.role is Role.NONE:
-            raise Refused("certificate without a rule", "nothing is granted to this certificate")
+            raise Refused("certificate without a rule", "the policy grants nothing to this certificate")
         return self._anonymous
 
 
-def _mark(presented: Credentials) -> object:
-    """Under what a credential is remembered: never as it is."""
-    authorization, api_key, certificate = presented
+def _cache_key(credentials: Credentials) -> object:
+    """Return the cache key of credentials, which does not contain them."""
+    authorization, api_key, certificate = credentials
     if not api_key:
         return digest_of(authorization) if authorization else certificate
-    return digest_of(f"{authorization}\n{api_key}")  # no header has a line's end in it
+    return digest_of(f"{authorization}\n{api_key}")  # unambiguous: headers contain no newline

@@ -1,7 +1,7 @@
-"""``EgressPolicy``: which addresses probes may connect to.
+"""``EgressPolicy``: the addresses that probes may connect to.
 
-Whoever may register a service chooses where the registry connects. Without a policy a registration could make it read
-what only its own host may read, such as the credentials that clouds serve at link-local addresses.
+A registration chooses where the registry connects. Without a policy, it could make the registry read data that only its
+host can reach, such as the credentials that clouds serve at link-local addresses (SSRF).
 """
 
 import asyncio
@@ -17,28 +17,27 @@ from registry_server.model.networks import DENIED_NETWORKS, Network
 Address = IPv4Address | IPv6Address
 
 _NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-# What else ends in an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
+# Other ranges that embed an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
 _IPV4_ENDINGS: Final = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
 _LAST_32_BITS: Final = 0xFFFF_FFFF
-# A name with more addresses is not tried at all of them: its owner must not make us open connections by the hundred.
+# Only this many addresses of a name are tried: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
-_REMEMBERED: Final = 10_000
-_LOOKUPS: Final = 64
-"""Names that are looked up at once."""
+_MAX_CACHED_ADDRESSES: Final = 10_000
+_MAX_CONCURRENT_LOOKUPS: Final = 64
 
 _UNKNOWN_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 
 
 class EndpointRefused(Exception):
-    """The policy forbids every address of the endpoint; the message says so in plain words."""
+    """The policy denies every address of the endpoint; the message is meant for people."""
 
 
 class ResolutionFailed(Exception):
-    """The host name has no address or DNS gave none; the message says so in plain words."""
+    """The host name has no address, or DNS failed; the message is meant for people."""
 
 
 class ResolvedAddress(NamedTuple):
-    """Where to connect."""
+    """An address to connect to."""
 
     family: int
     """``AF_INET`` or ``AF_INET6``."""
@@ -47,66 +46,65 @@ class ResolvedAddress(NamedTuple):
 
 
 class EgressPolicy:
-    """Says which addresses may be connected to.
+    """Allowed and denied networks.
 
-    An IPv6 address that stands for an IPv4 address (mapped, 6to4, NAT64, Teredo) is refused if either is.
+    An IPv6 address that embeds an IPv4 address (mapped, 6to4, NAT64, Teredo) is denied if either address is.
     """
 
     def __init__(self, allowed: Sequence[Network] = (), denied: Sequence[Network] = DENIED_NETWORKS) -> None:
-        """Sets the networks.
+        """Set the networks.
 
         Args:
-            allowed: What may be connected to; empty = everything that is not denied.
-            denied: What may not, whatever is allowed.
+            allowed: Networks to allow; empty = all that are not denied.
+            denied: Networks to deny; takes precedence over ``allowed``.
         """
         self._allowed = tuple(allowed)
         self._denied = tuple(denied)
-        self._permitted = lru_cache(_REMEMBERED)(self._permits)  # else a twentieth of what a probe costs
-        # Of our own: the loop's few threads would all wait for the first names whose servers do not answer.
-        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="probe-lookup")
+        self._permitted = lru_cache(_MAX_CACHED_ADDRESSES)(self._permits)  # saves a twentieth of a probe's cost
+        # A separate pool: slow DNS servers would block the few threads of the loop's default executor.
+        self._lookups = ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS, thread_name_prefix="probe-lookup")
 
     def close(self) -> None:
-        """Lets lookups under way end by themselves; from here on no name is resolved."""
+        """Stop resolving names; lookups in flight are abandoned."""
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def refuses(self, address: str) -> str | None:
-        """Why this IP address may not be connected to, in plain words; None if it may."""
+    def denial_reason(self, address: str) -> str | None:
+        """Return why probes may not connect to this IP address; ``None`` if they may."""
         parsed = _parsed(address)
         permitted = parsed is not None and self._permitted(parsed)
         return None if permitted else f"address {address} is not allowed"
 
-    def refuses_literal(self, host: str) -> str | None:
-        """The same for the host of an endpoint that is an IP address; None for a DNS name."""
-        # No DNS name has a colon: what has one is an address or nothing at all. Any other address ends with a digit;
-        # most names do not, and to find that out by parsing takes as long as all other checks of an endpoint.
+    def literal_denial_reason(self, host: str) -> str | None:
+        """Return the same for a host that is an IP address; ``None`` for a DNS name."""
+        # A host with a colon cannot be a DNS name, and every other address ends with a digit. Testing for that first
+        # saves parsing most names, which costs as much as all other checks of an endpoint.
         is_address = ":" in host or (host[-1:].isdigit() and _parsed(host) is not None)
-        return self.refuses(host) if is_address else None
+        return self.denial_reason(host) if is_address else None
 
     async def resolve(self, host: str, port: int) -> list[ResolvedAddress]:
-        """Addresses of a host that may be connected to, in the order in which to try them.
+        """Return the allowed addresses of a host, in the order in which to try them.
 
-        The answer is to be connected to as it is: a name that is looked up again may give another address (DNS
-        rebinding).
+        Connect to these addresses without resolving the name again, which could return others (DNS rebinding).
 
         Args:
             host: IP address or DNS name.
-            port: Goes into the answer.
+            port: Port of the returned addresses.
 
         Raises:
-            EndpointRefused: Every address is refused.
-            ResolutionFailed: The name has no address or DNS does not answer.
+            EndpointRefused: Every address is denied.
+            ResolutionFailed: The name has no address, or DNS failed.
         """
         literal = _parsed(host)
         if literal is not None:
-            refusal = self.refuses(host)
-            if refusal is not None:
-                raise EndpointRefused(refusal)
+            reason = self.denial_reason(host)
+            if reason is not None:
+                raise EndpointRefused(reason)
             return [ResolvedAddress(_family(literal), host, port)]
         found = await self._look_up(host, port)
-        permitted = [address for address in found if self.refuses(address.address) is None]
+        permitted = [address for address in found if self.denial_reason(address.address) is None]
         if not permitted:
-            # The address is not named: it may be what an outsider is after.
-            raise EndpointRefused("host name has no address that is allowed")
+            # The message omits the address, which could reveal internal DNS entries.
+            raise EndpointRefused("host name has no allowed address")
         return permitted[:_MAX_ADDRESSES]
 
     async def _look_up(self, host: str, port: int) -> list[ResolvedAddress]:
@@ -114,7 +112,7 @@ class EgressPolicy:
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         try:
             infos = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
-        except UnicodeError:  # a label that is empty or too long
+        except UnicodeError:  # an empty or too long label
             pass
         except OSError as error:
             if not isinstance(error, socket.gaierror) or error.errno not in _UNKNOWN_NAME:
@@ -133,7 +131,7 @@ class EgressPolicy:
         return bool(embedded) and all(_within(one, self._allowed) for one in embedded)
 
 
-@lru_cache(_REMEMBERED)
+@lru_cache(_MAX_CACHED_ADDRESSES)
 def _parsed(text: str) -> Address | None:
     try:
         return ip_address(text)
@@ -150,7 +148,7 @@ def _family(address: Address) -> int:
 
 
 def _embedded(address: Address) -> tuple[IPv4Address, ...]:
-    """IPv4 addresses that an IPv6 address leads to."""
+    """Return the IPv4 addresses that an IPv6 address embeds."""
     if isinstance(address, IPv4Address) or address.is_loopback:
         return ()
     for embedded in (address.ipv4_mapped, address.sixtofour):

@@ -1,4 +1,4 @@
-"""Whether others can reach a server that does not protect itself."""
+"""Startup check: refuse to expose an unprotected server to other machines."""
 
 import ipaddress
 
@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 def is_local(address: str) -> bool:
-    """Whether only this machine can connect to an address to listen on."""
+    """Return whether only this machine can connect to a listen address."""
     if address.startswith("unix:"):
         return True
     parts = split_host_port(address)
@@ -22,15 +22,15 @@ def is_local(address: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(parts.host.partition("%")[0]).is_loopback
-    except ValueError:  # a name: nobody can tell
+    except ValueError:  # a host name, which may resolve to any address
         return False
 
 
 def check_exposure(settings: Settings) -> None:
-    """Refuses to serve others without protection, unless it is wanted; then it warns.
+    """Reject settings that expose the server without TLS or authentication; only warn with ``insecure``.
 
     Raises:
-        ConfigurationError: An address can be reached from elsewhere, but TLS or authentication is off.
+        ConfigurationError: Other machines can reach an address, but TLS or authentication is off.
     """
     missing = []
     if settings.tls.cert_file is None:
@@ -45,9 +45,9 @@ def check_exposure(settings: Settings) -> None:
     if not settings.insecure:
         raise ConfigurationError(
             "\n".join(
-                f"{key}: other machines can reach {address}, but {why}; see docs/security.md, or serve all the same "
+                f"{key}: other machines can reach {address}, but {why}; see docs/security.md, or serve anyway "
                 "with --insecure"
                 for key, address in exposed.items()
             )
         )
-    log.warning("serves other machines without protection", addresses=list(exposed.values()), why=why)
+    log.warning("serving other machines without protection", addresses=list(exposed.values()), why=why)

@@ -1,4 +1,4 @@
-"""``Guard``: stands before every call. Tells who calls, whether they may, and whether it is too much."""
+"""``Guard``: authenticates, authorises and rate-limits every call."""
 
 import asyncio
 import time
@@ -27,119 +27,119 @@ from registry_server.security.policy import read_policy
 
 VERIFICATIONS_PER_SECOND: Final = 100.0
 VERIFICATION_BURST: Final = 1_000
-"""How many credentials that are not known yet one address may show: a signature takes a hundred times longer to verify
-than to make up. What was verified is remembered, and not counted."""
-_BETWEEN_LINES: Final = 1.0
-"""Seconds between two lines of the log for the same reason."""
+"""Unknown credentials that one address may present: verifying a signature takes a hundred times longer than inventing
+one. Credentials that were verified are cached and not counted."""
+_LOG_INTERVAL_SECONDS: Final = 1.0
+"""Shortest time between two log lines with the same reason."""
 
 log = structlog.get_logger(__name__)
 
 Peer = Callable[[], str]
-"""Gives the address of the other end, without its port."""
+"""Returns the client's address without its port."""
 
 
 class Session:
-    """A stream that is open: whose it is now, and how it ends when its caller may no longer have it."""
+    """An open stream: its current identity, and how it ends when that is no longer authorised."""
 
-    def __init__(self, identity: Identity, presented: Credentials, permission: Permission, peer: Peer) -> None:
+    def __init__(self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer) -> None:
         self.identity = identity
-        self.presented, self.permission, self.peer = presented, permission, peer
-        self.over: RegistryError | None = None
-        """Why it has to end; ``None`` while it may go on."""
+        self.credentials, self.permission, self.peer = credentials, permission, peer
+        self.end_reason: RegistryError | None = None
+        """Why the stream has to end; ``None`` while it may continue."""
         self._end: Callable[[RegistryError], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def on_end(self, end: Callable[[RegistryError], object]) -> None:
-        """Says what ends the stream; called at once if it is over already."""
+        """Set the function that ends the stream; call it now if the session has already ended."""
         self._end = end
-        if self.over is not None:
-            end(self.over)
+        if self.end_reason is not None:
+            end(self.end_reason)
 
-    def belong_to(self, identity: Identity) -> None:
-        """Says whose it is from now on; it ends when their credential does."""
+    def set_identity(self, identity: Identity) -> None:
+        """Set the identity, and end the session when its credential expires."""
         self.identity = identity
-        self.forget_end()
+        self.cancel_expiry()
         if identity.expires is not None:
-            left = max(0.0, identity.expires - time.time())
+            remaining = max(0.0, identity.expires - time.time())
             why = Unauthenticated("the credential has expired")
-            self._timer = asyncio.get_running_loop().call_later(left, self.end, why)
+            self._timer = asyncio.get_running_loop().call_later(remaining, self.end, why)
 
-    def forget_end(self) -> None:
-        """Forgets when it would end."""
+    def cancel_expiry(self) -> None:
+        """Cancel the timer that ends the session."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def end(self, why: RegistryError) -> None:
-        """Ends the stream."""
-        if self.over is None:
-            self.over = why
+        """End the stream."""
+        if self.end_reason is None:
+            self.end_reason = why
             if self._end is not None:
                 self._end(why)
 
 
 class Guard:
-    """Admits calls, and holds the policy that says which."""
+    """Admits calls according to the policy, which can be reloaded."""
 
     def __init__(self, security: SecuritySettings, limits: LimitSettings) -> None:
-        """Reads the policy.
+        """Read the policy.
 
         Raises:
-            ConfigurationError: Something is wrong with it.
+            ConfigurationError: The policy is not valid.
         """
         self._file = security.policy_file
         self._public = frozenset(security.public)
         self.stream_idle = float(limits.stream_idle_seconds)
-        """Seconds that a stream may stay open without a message of its client."""
+        """Seconds that a stream may stay open without a message from its client."""
         self._general = Limits(
             limits.requests_per_second, limits.request_burst, limits.watches_per_caller, limits.services_per_owner
         )
         self._buckets = Buckets()
         self._verifications = Buckets()
         self.in_flight = InFlight(limits.calls, limits.call_bytes)
-        """What is under way of all callers."""
+        """Calls of all callers in flight."""
         self._streams = {True: Gauge("watches", limits.watches), False: Gauge("keep-alive-streams", limits.watches)}
         self._sessions: set[Session] = set()
-        self._told: dict[str, tuple[float, int]] = {}
-        self._checking: asyncio.Task[None] | None = None
-        self._authenticator = self._read(self._file) if self._file else None
+        self._log_times: dict[str, tuple[float, int]] = {}
+        self._rechecking: asyncio.Task[None] | None = None
+        self._authenticator = self._read_policy(self._file) if self._file else None
 
     @property
     def checks(self) -> bool:
-        """Whether callers have to say who they are."""
+        """Whether callers must authenticate."""
         return self._authenticator is not None
 
-    async def admit(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity:
-        """Lets a call in.
+    async def admit(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity:
+        """Admit a call.
 
         Args:
-            presented: What the caller shows.
-            permission: What the call needs.
+            credentials: Credentials of the caller.
+            permission: Permission that the call needs.
             peer: Address of the caller.
 
         Returns:
-            Who calls; ``UNCHECKED`` where nobody has to say.
+            The caller's identity; ``UNCHECKED`` without authentication.
 
         Raises:
-            Unauthenticated: The credential is not good, or one is needed.
-            PermissionDenied: The role does not allow it.
-            RateLimited: Too many calls.
-            IssuerUnavailable: The keys of a token's issuer cannot be had.
+            Unauthenticated: The credential is not valid, or one is required.
+            PermissionDenied: The role does not include the permission.
+            RateLimited: The caller exceeded its rate.
+            IssuerUnavailable: The keys of the token's issuer are not available.
         """
-        identity = self.admit_known(presented, permission, peer)
+        identity = self.admit_known(credentials, permission, peer)
         if identity is None:
-            identity = await self._identity(presented, permission, peer)
+            identity = await self._identity(credentials, permission, peer)
             self.charge(identity, peer)
         return identity
 
-    def admit_known(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity | None:
-        """Lets in who is known and may; the way of almost every call, which costs microseconds.
+    def admit_known(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity | None:
+        """Admit a call whose credentials are cached: the path of almost every call, which costs microseconds.
 
         Returns:
-            Who calls; ``None``: ask ``admit``.
+            The caller's identity; ``None`` = use ``admit``.
 
         Raises:
-            RateLimited: Too many calls.
+            RateLimited: The caller exceeded its rate.
         """
         authenticator = self._authenticator
         if authenticator is None:
@@ -148,127 +148,127 @@ class Guard:
             return UNCHECKED
         if permission.part in self._public:
             return _PUBLIC
-        identity = authenticator.known(presented)
+        identity = authenticator.cached_identity(credentials)
         if identity is None or identity.role < permission.least:
             return None
         self.charge(identity, peer)
         return identity
 
     def charge(self, identity: Identity, peer: Peer) -> None:
-        """Counts a call.
+        """Charge a call to its caller.
 
         Raises:
-            RateLimited: Too many calls.
+            RateLimited: The caller exceeded its rate.
         """
         limits = identity.limits or self._general
-        self._buckets.take(_caller(identity, peer), limits.requests_per_second, limits.burst)
+        self._buckets.take_token(_caller(identity, peer), limits.requests_per_second, limits.burst)
 
     @contextmanager
     def session(
-        self, identity: Identity, presented: Credentials, permission: Permission, peer: Peer, *, watches: bool
+        self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer, *, watches: bool
     ) -> Iterator[Session]:
-        """Looks after a stream for as long as it is open: it ends when its credential does or the policy changes.
+        """Register a stream while it is open: it ends when its credential expires or a new policy revokes it.
 
         Args:
-            identity: Who was admitted.
-            presented: By what.
-            permission: For what.
+            identity: Identity that was admitted.
+            credentials: Its credentials.
+            permission: Permission that the stream needs.
             peer: Address of the caller.
-            watches: Whether it counts as a watch; else it does as a stream of heartbeats.
+            watches: Whether it counts as a watch; otherwise as a stream of heartbeats.
 
         Raises:
-            LimitExceeded: The caller has too many of them, or the server.
+            LimitExceeded: The caller, or the server, has too many open streams.
         """
-        session = Session(identity, presented, permission, peer)
+        session = Session(identity, credentials, permission, peer)
         limits = identity.limits or self._general
         streams = self._streams[watches]
-        with streams.one(_caller(identity, peer), limits.watches), self._looked_after(session):
+        with streams.count(_caller(identity, peer), limits.watches), self._registered(session):
             yield session
 
     @contextmanager
-    def _looked_after(self, session: Session) -> Iterator[None]:
+    def _registered(self, session: Session) -> Iterator[None]:
         self._sessions.add(session)
-        session.belong_to(session.identity)
+        session.set_identity(session.identity)
         try:
             yield
         finally:
             self._sessions.discard(session)
-            session.forget_end()
+            session.cancel_expiry()
 
     def reload(self) -> None:
-        """Reads the policy again; keeps the old one, and logs what is wrong, if that fails.
+        """Reload the policy; on failure, log the problems and keep the current policy.
 
-        Open streams go on if the new policy lets their caller in, and end within a moment if not.
+        Open streams continue if the new policy admits their caller, and end immediately if not.
         """
         if self._file is None:
             return
         try:
-            self._authenticator = self._read(self._file)
+            self._authenticator = self._read_policy(self._file)
         except ConfigurationError as error:
             problems = str(error).splitlines()
-            log.error("the policy was not read again; the old one stays", problems=problems)  # noqa: TRY400 - told in full
+            log.error("policy reload failed", problems=problems)  # noqa: TRY400 - the problems are complete
             return
-        log.info("policy read again", file=str(self._file))
-        previous = self._checking
-        self._checking = asyncio.create_task(self._check_again(previous), name="policy-check")
+        log.info("policy reloaded", file=str(self._file))
+        previous = self._rechecking
+        self._rechecking = asyncio.create_task(self._recheck_sessions(previous), name="policy-check")
 
     async def close(self) -> None:
-        """Ends what runs in the background."""
-        if self._checking is not None:
-            await cancel([self._checking])
+        """Cancel background work."""
+        if self._rechecking is not None:
+            await cancel([self._rechecking])
 
-    async def _check_again(self, previous: asyncio.Task[None] | None) -> None:
+    async def _recheck_sessions(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await cancel([previous])
         for session in list(self._sessions):
             try:
-                identity = await self._identity(session.presented, session.permission, session.peer)
-                if session in self._sessions:  # it may have been closed meanwhile
-                    session.belong_to(identity)
+                identity = await self._identity(session.credentials, session.permission, session.peer)
+                if session in self._sessions:  # it may have been closed in the meantime
+                    session.set_identity(identity)
             except RateLimited:
-                continue  # says nothing about the credential
+                continue  # not a statement about the credential
             except RegistryError as error:
                 session.end(error)
             except Exception:
-                log.exception("a stream could not be checked against the new policy; it ends")
+                log.exception("stream ended: checking it against the new policy failed")
                 session.end(Unauthenticated("the credential could not be checked again"))
 
-    async def _identity(self, presented: Credentials, permission: Permission, peer: Peer) -> Identity:
+    async def _identity(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity:
         authenticator = self._authenticator
         if authenticator is None:
             return UNCHECKED
-        identity = authenticator.known(presented)
+        identity = authenticator.cached_identity(credentials)
         if identity is None:
             try:
-                self._verifications.take(peer(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
-                identity = await authenticator.verify(presented)
+                self._verifications.take_token(peer(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
+                identity = await authenticator.verify(credentials)
             except Refused as error:
-                self._tell(error.why, peer())
+                self._log_refusal(error.why, peer())
                 raise Unauthenticated(str(error)) from None
         if identity.role < permission.least:
             if identity.method == "none":
                 raise Unauthenticated
-            current_identity.set(identity)  # for the log: a refused call ends here
-            raise PermissionDenied(f"this needs the role {permission.least.word}, not {identity.role.word}")
+            current_identity.set(identity)  # for the request log
+            raise PermissionDenied(f"requires the role {permission.least.word}; the caller has {identity.role.word}")
         return identity
 
-    def _read(self, file: Path) -> Authenticator:
+    def _read_policy(self, file: Path) -> Authenticator:
         return Authenticator(read_policy(file), self._general)
 
-    def _tell(self, why: str, peer: str) -> None:
-        """Logs that a credential was refused, and never what it was; a flood of them makes a line a second."""
+    def _log_refusal(self, why: str, peer: str) -> None:
+        """Log a refused credential without its value, at most once a second for each reason."""
         now = time.monotonic()
-        last, untold = self._told.get(why, (float("-inf"), 0))
-        if now - last < _BETWEEN_LINES:
-            self._told[why] = last, untold + 1
+        last, suppressed = self._log_times.get(why, (float("-inf"), 0))
+        if now - last < _LOG_INTERVAL_SECONDS:
+            self._log_times[why] = last, suppressed + 1
             return
-        self._told[why] = now, 0
-        log.warning("credential refused", why=why, peer=peer, untold=untold)
+        self._log_times[why] = now, 0
+        log.warning("credential refused", why=why, peer=peer, suppressed=suppressed)
 
 
 _PUBLIC: Final = Identity(ANONYMOUS, Role.NONE)
 
 
 def _caller(identity: Identity, peer: Peer) -> tuple[str, str]:
-    """Whose limits count: those without a credential are told apart by their address."""
+    """Return the key for a caller's limits; callers without a credential are distinguished by address."""
     return (identity.method, peer() if identity.method == "none" else identity.name)

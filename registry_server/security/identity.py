@@ -1,7 +1,7 @@
-"""Who calls: ``Identity``, and where the rest of the server finds it.
+"""``Identity``: the authenticated caller, and the context variable that holds it.
 
-Both transports set ``current_identity`` in the one place that stands around every handler (``rpc/gate.py``,
-``gateway/middleware.py``), before the handler runs. Work that the registry does on its own account has the default.
+Both transports set ``current_identity`` before a handler runs (``rpc/gate.py``, ``gateway/middleware.py``). Background
+work of the registry runs with its default.
 """
 
 from contextvars import ContextVar
@@ -13,101 +13,101 @@ from registry_server.security.patterns import matches
 
 
 class Role(IntEnum):
-    """What somebody may do; each role may do all that those before it may."""
+    """Permissions of a caller; each role includes those before it."""
 
     NONE = 0
-    """Nothing but what is public."""
+    """Public endpoints only."""
     VIEWER = 1
     """Reads everything."""
     AGENT = 2
-    """Registers, changes, beats and removes its own services, whose names match its patterns."""
+    """Registers, updates, renews and removes its own services, whose names match its patterns."""
     OPERATOR = 3
-    """Does the same with any service, reports health and cleans up."""
+    """Does the same with any service, reports health and runs cleanup."""
     ADMIN = 4
     """Everything."""
 
     @property
     def word(self) -> str:
-        """The name in the policy file and in messages."""
+        """Name of the role in policy files and messages."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one identity may have."""
+    """Limits of one identity."""
 
     requests_per_second: float
-    """Calls, and messages of ``KeepAlive``, in the long run."""
+    """Sustained rate of calls and ``KeepAlive`` messages."""
     burst: int
-    """Most of them at once."""
+    """Maximum burst of them."""
     watches: int
-    """Most watches and event streams at a time, in each process."""
+    """Maximum number of open watches and event streams in each process."""
     services: int
-    """Most services that it may own, in the whole registry."""
+    """Maximum number of services that it may own in the whole registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Somebody who calls."""
+    """A caller."""
 
     name: str
-    """Unique name, which owns services and stands in logs: that of a key, the subject of a token or of a certificate;
-    ``anonymous`` for callers without a credential."""
+    """Unique name, used as owner of services and in logs: the name of an API key, or the subject of a token or
+    certificate; ``anonymous`` for callers without a credential."""
     role: Role
     method: str = "none"
-    """How it was told: ``api-key``, ``jwt``, ``certificate`` or ``none``."""
+    """How it was authenticated: ``api-key``, ``jwt``, ``certificate`` or ``none``."""
     patterns: tuple[str, ...] = ()
-    """For agents: names of services that it may have, with ``*`` for any text."""
+    """For agents: names of services that it may own, with ``*`` for any text."""
     limits: Limits | None = None
-    """Its own limits; ``None`` = the general ones."""
+    """Individual limits; ``None`` = the general ones."""
     expires: float | None = None
-    """When the credential ends, in seconds since the epoch; ``None`` = never."""
+    """Expiry of the credential in seconds since the epoch; ``None`` = never."""
 
-    def may_have(self, name: str) -> bool:
-        """Whether a service of this name may be its own, as far as the name tells."""
+    def may_own(self, name: str) -> bool:
+        """Return whether the role and the name patterns allow writing a service of this name."""
         if self.role is not Role.AGENT:
             return self.role > Role.AGENT
         return any(matches(pattern, name) for pattern in self.patterns)
 
     def claim(self) -> "Claim":
-        """On whose account it writes a service."""
+        """Return the ownership under which this identity writes services."""
         if self.method == "none":
             return NO_CLAIM
         agent = self.role is Role.AGENT
-        return Claim(self.name, exclusive=agent, most=self.limits.services if agent and self.limits else 0)
+        return Claim(self.name, exclusive=agent, max_services=self.limits.services if agent and self.limits else 0)
 
 
 ANONYMOUS: Final = "anonymous"
 
 UNCHECKED: Final = Identity(ANONYMOUS, Role.ADMIN)
-"""Everybody, where nobody is asked who they are; and the registry itself."""
+"""Every caller where authentication is off, and the registry itself."""
 
 current_identity: ContextVar[Identity] = ContextVar("current_identity", default=UNCHECKED)
-"""Who makes the call that is being handled."""
+"""Identity of the call being handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """On whose account a service is written: what the store compares with the owner that it keeps."""
+    """Ownership under which a service is written; the store compares it with the recorded owner."""
 
     owner: str = ""
-    """Becomes the owner of a new service; empty: nobody does."""
+    """Owner to record for a new service; empty = none."""
     exclusive: bool = False
-    """Whether it becomes the owner of a service that has none, too, and a service of another owner is refused."""
-    most: int = 0
-    """Most services that the owner may have; 0 = any number."""
+    """Whether to also take over services without an owner, and reject services of another owner."""
+    max_services: int = 0
+    """Quota of services for the owner; 0 = unlimited."""
 
 
 NO_CLAIM: Final = Claim()
-"""Of the registry itself, and of everybody where nobody is asked who they are."""
+"""Used by the registry itself, and by every caller where authentication is off."""
 
 
-def of_another(name: str) -> str:
-    """What somebody is told whose write meets the service of another owner; who that is, is nobody's business."""
+def owned_by_another(name: str) -> str:
+    """Return the error text for a service of another owner, without naming the owner."""
     return f"service {name!r} is registered by another identity"
 
 
 def caller_fields() -> dict[str, str]:
-    """Who makes the call that is handled now, for a line of the log; nothing where nobody has to say."""
+    """Return the identity of the current call as log fields; empty where authentication is off."""
     identity = current_identity.get()
     return {} if identity is UNCHECKED else {"identity": identity.name}

@@ -1,4 +1,4 @@
-"""``KeySet``: the public keys of an issuer of tokens, from a file or a URL, kept and read again when that may help."""
+"""``KeySet``: the public keys of a token issuer, loaded from a file or URL and refreshed when needed."""
 
 import asyncio
 import json
@@ -13,14 +13,14 @@ import structlog
 from registry_server.errors import IssuerUnavailable
 from registry_server.security.policy import JwtIssuer
 
-FRESH: Final = 300.0
-"""Seconds for which keys from a URL are taken without asking again."""
-STALE: Final = 24 * 60 * 60.0
-"""Seconds for which they are taken while the URL does not answer: as long as a key that was withdrawn may live on."""
-BETWEEN: Final = 5.0
-"""Least seconds between two reads for the sake of an unknown key: whoever sends such tokens must not steer us."""
+REFRESH_SECONDS: Final = 300.0
+"""Age at which keys are loaded again."""
+MAX_STALE_SECONDS: Final = 24 * 60 * 60.0
+"""Age up to which keys are used while loading fails: the longest time that a withdrawn key stays valid."""
+MIN_RELOAD_INTERVAL_SECONDS: Final = 5.0
+"""Shortest time between two loads, since tokens with unknown key ids trigger one."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
-_LARGEST: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -30,25 +30,25 @@ class _Source(Protocol):
 
 
 class KeySet:
-    """Keys by their id."""
+    """The keys of one issuer by their id."""
 
     def __init__(self, issuer: JwtIssuer) -> None:
         self._name = issuer.name
         self._source: _Source = _Url(issuer.jwks_url) if issuer.jwks_url else _File(Path(issuer.jwks_file or ""))
         self._keys: dict[str | None, jwt.PyJWK] = {}
-        self._read_at = self._tried_at = float("-inf")
+        self._loaded_at = self._tried_at = float("-inf")
         self._turn = asyncio.Lock()
 
     async def key(self, kid: str | None) -> jwt.PyJWK | None:
-        """Gives the key of an id; without one, the only key that there is.
+        """Return the key with an id; without an id, the only key of the set.
 
         Raises:
-            IssuerUnavailable: There are no keys, because they cannot be read.
+            IssuerUnavailable: No keys are available because loading them fails.
         """
         now = time.monotonic()
-        if now - self._read_at > FRESH or self._find(kid) is None:
-            await self._read_again()
-        if time.monotonic() - self._read_at > STALE:
+        if now - self._loaded_at > REFRESH_SECONDS or self._find(kid) is None:
+            await self._reload()
+        if time.monotonic() - self._loaded_at > MAX_STALE_SECONDS:
             raise IssuerUnavailable(self._name)
         return self._find(kid)
 
@@ -57,37 +57,37 @@ class KeySet:
             return self._keys.get(kid)
         return next(iter(self._keys.values())) if len(self._keys) == 1 else None
 
-    async def _read_again(self) -> None:
-        """Reads the keys, unless somebody has just done so; keeps the old ones if that fails."""
+    async def _reload(self) -> None:
+        """Load the keys, unless another task has just done so; keep the current ones on failure."""
         async with self._turn:
             now = time.monotonic()
-            if now - self._tried_at < BETWEEN:
+            if now - self._tried_at < MIN_RELOAD_INTERVAL_SECONDS:
                 return
             self._tried_at = now
             try:
                 self._keys = _parsed(await self._source.read())
             except (OSError, aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
-                log.warning("keys of an issuer cannot be read", issuer=self._name, error=str(error)[:300])
+                log.warning("loading issuer keys failed", issuer=self._name, error=str(error)[:300])
             else:
-                self._read_at = time.monotonic()
+                self._loaded_at = time.monotonic()
 
 
 def _parsed(raw: bytes) -> dict[str | None, jwt.PyJWK]:
     document: Any = json.loads(raw)
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("is not a JWK Set")  # noqa: TRY004 - of data, not of our code
+        raise ValueError("is not a JWK Set")  # noqa: TRY004 - wrong data, not a wrong argument
     keys: dict[str | None, jwt.PyJWK] = {}
     for entry in document["keys"]:
-        # A shared secret in a set that is public would let everybody make tokens.
+        # A shared secret in a public key set would let anyone create tokens.
         if not isinstance(entry, dict) or entry.get("kty") not in {"RSA", "EC", "OKP"} or entry.get("use") == "enc":
             continue
         try:
             key = jwt.PyJWK(entry)
-        except jwt.PyJWTError:  # of a kind that is not known here: others may be
+        except jwt.PyJWTError:  # an unsupported kind of key; others in the set may be usable
             continue
         keys[key.key_id] = key
     if not keys:
-        raise ValueError("has no key to verify signatures with")
+        raise ValueError("contains no key for verifying signatures")
     return keys
 
 
@@ -106,14 +106,14 @@ class _Url:
     async def read(self) -> bytes:
         async with (
             aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            # A redirect could lead to where the setting would not be allowed to.
+            # A redirect could lead to a URL that the setting would not allow.
             session.get(self._url, allow_redirects=False) as response,
         ):
-            if response.status != 200:  # noqa: PLR2004 - the one that has the keys
-                raise ValueError(f"answers {response.status}")
-            raw = await response.content.read(_LARGEST + 1)
-            while len(raw) <= _LARGEST and (more := await response.content.read(_LARGEST + 1 - len(raw))):
+            if response.status != 200:  # noqa: PLR2004 - HTTP OK
+                raise ValueError(f"HTTP status {response.status}")
+            raw = await response.content.read(_MAX_BYTES + 1)
+            while len(raw) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES + 1 - len(raw))):
                 raw += more
-        if len(raw) > _LARGEST:
+        if len(raw) > _MAX_BYTES:
             raise ValueError("is too large")
         return raw

@@ -1,7 +1,7 @@
-"""``JwtVerifier``: who holds a JSON Web Token (RFC 7519), by the issuers of the policy.
+"""``JwtVerifier``: verifies JSON Web Tokens (RFC 7519) of the issuers in the policy.
 
-After RFC 8725: the algorithm is one that the policy allows for this issuer and never ``none`` or a shared secret;
-issuer and audience have to be ours; a token without an end is refused.
+Follows RFC 8725: only algorithms that the policy allows for the issuer, never ``none`` or a shared secret; issuer and
+audience must match; a token without expiry is rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,35 +14,34 @@ from registry_server.security.identity import Identity, Limits
 from registry_server.security.jwks import KeySet
 from registry_server.security.policy import JwtIssuer, JwtRule, granted
 
-LONGEST_TOKEN: Final = 8_192
-"""Characters."""
-_LONGEST_SUBJECT: Final = 256
-_LONGEST_ID: Final = 256
+MAX_TOKEN_CHARACTERS: Final = 8_192
+_MAX_SUBJECT_CHARACTERS: Final = 256
+_MAX_KEY_ID_CHARACTERS: Final = 256
 
 
 class Refused(Unauthenticated):
-    """A credential is refused: ``why`` is for the log, the message for the client, who is told less."""
+    """A credential is rejected. ``why`` goes to the log; the message to the client reveals less."""
 
-    def __init__(self, why: str, told: str = "the credential is not accepted") -> None:
+    def __init__(self, why: str, message: str = "the credential is not accepted") -> None:
         self.why = why
-        super().__init__(told)
+        super().__init__(message)
 
 
 class JwtVerifier:
-    """Verifies tokens."""
+    """Verifies the tokens of several issuers."""
 
     def __init__(self, issuers: Sequence[JwtIssuer], general: Limits) -> None:
         self._issuers = {issuer.issuer: (issuer, KeySet(issuer)) for issuer in issuers}
         self._general = general
 
     async def identity(self, token: str) -> Identity:
-        """Tells who holds a token.
+        """Return the identity of a token.
 
         Raises:
-            Refused: It is not valid, or the policy gives its holder nothing.
-            IssuerUnavailable: The keys of its issuer cannot be had.
+            Refused: The token is not valid, or no rule of the policy applies to it.
+            IssuerUnavailable: The keys of its issuer are not available.
         """
-        if len(token) > LONGEST_TOKEN:
+        if len(token) > MAX_TOKEN_CHARACTERS:
             raise Refused("token too long")
         try:
             kid = jwt.get_unverified_header(token).get("kid")
@@ -51,7 +50,7 @@ class JwtVerifier:
             raise Refused("not a token") from None
         if not isinstance(claimed, str) or claimed not in self._issuers:
             raise Refused("unknown issuer")
-        if kid is not None and (not isinstance(kid, str) or len(kid) > _LONGEST_ID):
+        if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KEY_ID_CHARACTERS):
             raise Refused("bad key id")
         issuer, keys = self._issuers[claimed]
         key = await keys.key(kid)
@@ -59,11 +58,11 @@ class JwtVerifier:
             raise Refused("unknown key")
         claims = _verified(token, key, issuer)
         subject = _claim(claims, issuer.subject_claim)
-        if not isinstance(subject, str) or not 0 < len(subject) <= _LONGEST_SUBJECT:
+        if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS:
             raise Refused("no subject")
         rule = next((rule for rule in issuer.rules if _applies(rule, claims)), None)
         if rule is None:
-            raise Refused("no rule for this token", "the token is valid, but nothing is granted to its holder")
+            raise Refused("no rule for this token", "the token is valid, but the policy grants it nothing")
         expires = float(claims["exp"]) + issuer.leeway_seconds
         return granted(rule, f"{issuer.name}:{subject}", "jwt", subject, self._general, expires)
 
@@ -94,7 +93,7 @@ def _verified(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:
-    if path in claims:  # a name with dots, such as that of a URL
+    if path in claims:  # a claim whose name contains dots, such as a URL
         return claims[path]
     value: Any = claims
     for part in path.split("."):
@@ -103,7 +102,7 @@ def _claim(claims: Mapping[str, Any], path: str) -> Any:
 
 
 def _applies(rule: JwtRule, claims: Mapping[str, Any]) -> bool:
-    """Whether a claim has a value: it is that text, one of those in it (as in ``scope``), or a list with it."""
+    """Return whether a claim equals the value, contains it as a word (as in ``scope``), or is a list with it."""
     if rule.claim is None:
         return True
     value = _claim(claims, rule.claim)

@@ -1,7 +1,7 @@
-"""API keys: how they are made, and the form in which a policy file has them.
+"""API keys: generation, and the hash that a policy file contains.
 
-A key is 256 random bits, so nobody can guess one from its digest, and a plain SHA-256 keeps it: a slow function such as
-bcrypt protects what people make up. See docs/adr/0021.
+A key is 256 random bits, which cannot be guessed from its digest, so a plain SHA-256 is sufficient: slow functions such
+as bcrypt protect passwords that people choose. See docs/adr/0021.
 """
 
 import hashlib
@@ -10,27 +10,27 @@ import secrets
 from typing import Final
 
 PREFIX: Final = "ossa_"
-"""Begins every key that is made here: scanners for leaked secrets find it by that."""
+"""Prefix of every generated key, by which scanners for leaked secrets recognise it."""
 
 _HASH: Final = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 def new_key() -> str:
-    """Makes a key: 256 random bits as text."""
+    """Return a new key: 256 random bits as text."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(credential: str) -> bytes:
-    """SHA-256 of a credential: under this it is kept and compared, never as it is."""
+    """Return the SHA-256 of a credential, which is stored and compared instead of the credential."""
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
 
 
 def hash_text(key: str) -> str:
-    """What a policy file has of a key."""
+    """Return the hash of a key as a policy file contains it."""
     return f"sha256:{digest_of(key).hex()}"
 
 
 def parse_hash(text: str) -> bytes | None:
-    """The digest in ``sha256:HEX``; ``None`` if the text has another form."""
+    """Return the digest in ``sha256:HEX``; ``None`` if the text has another form."""
     match = _HASH.fullmatch(text)
     return bytes.fromhex(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""How often, and how many at a time."""
+"""Limits: call rates, concurrent streams, and calls in flight with their bytes."""
 
 import time
 from collections import Counter
@@ -8,18 +8,17 @@ from typing import Final, Self
 
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited
 
-MOST_BUCKETS: Final = 10_000
-"""Callers that are told apart; of more, the oldest is forgotten."""
-
-
-SMALL: Final = 16 << 10
-"""Bytes up to which a request counts as a call alone: who sends large ones cannot keep others from small ones."""
+MAX_BUCKETS: Final = 10_000
+"""Callers with a bucket of their own; beyond it the oldest buckets are dropped."""
+SMALL_REQUEST_BYTES: Final = 16 << 10
+"""Requests up to this size do not count towards the byte limit: large requests must not block small ones."""
 
 
 class Buckets:
     """A token bucket for each caller.
 
-    As the generic cell rate algorithm (ITU-T I.371): one number a caller, the time at which its bucket is full again.
+    Implements the generic cell rate algorithm (ITU-T I.371): it stores one number per caller, the time at which its
+    bucket is full again.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -29,64 +28,64 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def take(self, caller: Hashable, rate: float, burst: float) -> None:
-        """Takes a token.
+    def take_token(self, caller: Hashable, rate: float, burst: float) -> None:
+        """Take a token.
 
         Args:
-            caller: Whose bucket.
-            rate: Tokens that come back each second.
-            burst: How many the bucket holds.
+            caller: Owner of the bucket.
+            rate: Tokens added per second.
+            burst: Capacity of the bucket.
 
         Raises:
-            RateLimited: There is none.
+            RateLimited: The bucket is empty.
         """
         now = self._monotonic()
         full_at = self._full_at.get(caller)
         if full_at is None:
-            if len(self._full_at) >= MOST_BUCKETS:
+            if len(self._full_at) >= MAX_BUCKETS:
                 self._make_room(now)
             full_at = now
         elif full_at < now:
             full_at = now
         full_at += 1 / rate
         excess = full_at - now - burst / rate
-        if excess > 1e-9:  # noqa: PLR2004 - what adding up floats leaves
+        if excess > 1e-9:  # noqa: PLR2004 - rounding error of float addition
             raise RateLimited(retry_after=excess)
         self._full_at[caller] = full_at
 
     def _make_room(self, now: float) -> None:
-        """Forgets the callers whose bucket is full, which is as if they had never called; else the oldest tenth."""
+        """Drop full buckets, which are equal to new ones; if there are none, drop the oldest tenth."""
         full = [caller for caller, full_at in self._full_at.items() if full_at <= now]
-        for caller in full or list(self._full_at)[: MOST_BUCKETS // 10]:
+        for caller in full or list(self._full_at)[: MAX_BUCKETS // 10]:
             del self._full_at[caller]
 
 
 class Gauge:
-    """Counts what is under way, for each caller and in all."""
+    """Counts concurrent streams per caller and in total."""
 
-    def __init__(self, what: str, most: int) -> None:
-        """Makes it.
+    def __init__(self, what: str, limit: int) -> None:
+        """Set the total limit.
 
         Args:
-            what: Word for programs, such as ``watches``.
-            most: How many there may be in all.
+            what: Name of the limit in errors, such as ``watches``.
+            limit: Maximum for all callers together.
         """
-        self._what, self._most = what, most
+        self._what, self._limit = what, limit
         self._counts: Counter[Hashable] = Counter()
         self.total = 0
-        """How many there are."""
+        """Current number for all callers."""
 
     @contextmanager
-    def one(self, caller: Hashable, most: int) -> Iterator[None]:
-        """Counts one for as long as the context lasts.
+    def count(self, caller: Hashable, limit: int) -> Iterator[None]:
+        """Count one stream while the context is active.
 
         Raises:
-            LimitExceeded: The caller has ``most`` already, or there are too many in all.
+            LimitExceeded: The caller has reached its ``limit``, or all callers together theirs.
         """
-        if self._counts[caller] >= most:
-            raise LimitExceeded(self._what, most, f"at most {most} {self._what} at a time are taken from one caller")
-        if self.total >= self._most:
-            raise LimitExceeded(self._what, self._most, f"at most {self._most} {self._what} at a time are served here")
+        if self._counts[caller] >= limit:
+            raise LimitExceeded(self._what, limit, f"limit of {limit} {self._what} per caller reached")
+        if self.total >= self._limit:
+            raise LimitExceeded(self._what, self._limit, f"limit of {self._limit} {self._what} in this process reached")
         self._counts[caller] += 1
         self.total += 1
         try:
@@ -99,60 +98,60 @@ class Gauge:
 
 
 class InFlight:
-    """Counts the calls that are under way, whoever makes them, and the bytes that they hold.
+    """Counts the calls in flight of all callers and the bytes they hold.
 
-    More of them than the process can answer in the time that clients wait would cost memory and help nobody.
+    Calls beyond what the process can answer before clients time out would only cost memory.
     """
 
-    def __init__(self, most_calls: int, most_bytes: int) -> None:
-        self.most_calls, self.most_bytes = most_calls, most_bytes
+    def __init__(self, max_calls: int, max_bytes: int) -> None:
+        self.max_calls, self.max_bytes = max_calls, max_bytes
         self.calls = 0
-        """How many there are."""
+        """Number of calls in flight."""
         self.bytes = 0
-        """How much the large ones of their requests are, and of their answers until they are read."""
-        self.refused = 0
-        """How often it was too much."""
+        """Bytes of large requests, and of large answers until they are read."""
+        self.rejected = 0
+        """Number of calls rejected by these limits."""
 
 
 class CallSlot:
-    """One of them; as a context manager it ends with the context."""
+    """One call in flight; as a context manager it is released at the end of the block."""
 
-    __slots__ = ("_all", "_begun", "_bytes")
+    __slots__ = ("_acquired", "_all", "_bytes")
 
     def __init__(self, all_: InFlight) -> None:
-        self._all, self._begun, self._bytes = all_, False, 0
+        self._all, self._acquired, self._bytes = all_, False, 0
 
     def acquire(self, size: int) -> None:
-        """Counts it, with a request of so many bytes.
+        """Count the call and a request of ``size`` bytes.
 
         Raises:
-            Overloaded: There are too many already.
+            Overloaded: A limit is reached.
         """
-        if self._all.calls >= (most := self._all.most_calls):
-            self._all.refused += 1
-            raise Overloaded("calls", most, f"{most} calls are under way here")
-        if size > SMALL:
+        if self._all.calls >= (limit := self._all.max_calls):
+            self._all.rejected += 1
+            raise Overloaded("calls", limit, f"limit of {limit} calls in flight reached")
+        if size > SMALL_REQUEST_BYTES:
             self.hold_answer(size)
         self._all.calls += 1
-        self._begun = True
+        self._acquired = True
 
     def hold_answer(self, size: int) -> None:
-        """Counts more bytes; where no others are held, as many as they are.
+        """Count more bytes. A single call may exceed the limit if no other bytes are held.
 
         Raises:
-            Overloaded: There are too many already.
+            Overloaded: The limit is reached.
         """
-        if self._all.bytes + size > (most := self._all.most_bytes) and self._all.bytes:
-            self._all.refused += 1
-            raise Overloaded("call-bytes", most, "too many bytes of requests and answers are held here")
+        if self._all.bytes + size > (limit := self._all.max_bytes) and self._all.bytes:
+            self._all.rejected += 1
+            raise Overloaded("call-bytes", limit, f"limit of {limit} bytes of requests and answers reached")
         self._all.bytes += size
         self._bytes += size
 
     def release(self) -> None:
-        """Counts it no longer, if it was counted."""
-        self._all.calls -= self._begun
+        """Stop counting the call and its bytes."""
+        self._all.calls -= self._acquired
         self._all.bytes -= self._bytes
-        self._begun, self._bytes = False, 0
+        self._acquired, self._bytes = False, 0
 
     def __enter__(self) -> Self:
         return self

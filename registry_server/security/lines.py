@@ -1,4 +1,4 @@
-"""Reads YAML and remembers the line of every value, so that an error can name it."""
+"""YAML parsing that records the line of every value, so that errors can name it."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 Place = tuple[str | int, ...]
-"""Keys and indexes that lead to a value, as pydantic gives them."""
+"""Keys and indexes of a value, as in pydantic's errors."""
 
-# The one in C, where there is one: it takes a twentieth of the time, in which nobody else is served.
+# The C loader, if available: parsing blocks the event loop and takes a twentieth of the time.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _TEXT: Final = "tag:yaml.org,2002:str"
@@ -16,7 +16,7 @@ _PLAIN: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "floa
 
 
 class BadYaml(Exception):
-    """The text cannot be read; ``line`` counts from 1."""
+    """The text is not valid; ``line`` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
         self.line = line
@@ -24,26 +24,26 @@ class BadYaml(Exception):
 
 
 class Document(NamedTuple):
-    """What was read."""
+    """A parsed document."""
 
     value: Any
     lines: Mapping[Place, int]
     """Line of each value, from 1."""
 
     def line_of(self, place: Place) -> int:
-        """The line of a value, or of the nearest that is there around it."""
+        """Return the line of a value, or of the closest enclosing value that has one."""
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
 
 
 def read_yaml(text: str) -> Document:
-    """Reads a document of mappings with text keys, lists, text, numbers, booleans and null.
+    """Parse a document of mappings with text keys, lists, text, numbers, booleans and null.
 
-    Aliases are refused: nobody needs them here, and a few lines of them make gigabytes.
+    Aliases are rejected: a few lines of them can expand to gigabytes.
 
     Raises:
-        BadYaml: It is none.
+        BadYaml: The text is not such a document.
     """
     lines: dict[Place, int] = {}
     try:
@@ -51,7 +51,7 @@ def read_yaml(text: str) -> Document:
             if isinstance(event, yaml.AliasEvent):
                 raise BadYaml(
                     event.start_mark.line + 1 if event.start_mark else 1,
-                    "has an alias (*NAME), which is not taken here",
+                    "has an alias (*NAME); aliases are not supported",
                 )
         loader = _Loader(text)
         try:
@@ -62,9 +62,9 @@ def read_yaml(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise BadYaml(mark.line + 1 if mark else 1, f"is not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:  # a character that is none
+    except yaml.YAMLError as error:  # an invalid character
         position = getattr(error, "position", 0)
-        raise BadYaml(text.count("\n", 0, position) + 1, "is not YAML: it has a special character") from None
+        raise BadYaml(text.count("\n", 0, position) + 1, "is not YAML: it contains a control character") from None
     except RecursionError:
         raise BadYaml(1, "is nested too deeply") from None
     return Document(value, lines)
@@ -76,7 +76,7 @@ def _value(loader: Any, node: yaml.Node, place: Place, lines: dict[Place, int]) 
         return _mapping(loader, node, place, lines)
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*place, i), lines) for i, item in enumerate(node.value)]
-    # Dates stay text: pydantic reads them, and says what is wrong with them.
+    # Dates stay text: pydantic parses and validates them.
     if node.tag not in _PLAIN:
         return node.value
     try:

@@ -1,11 +1,11 @@
-"""Patterns of names: text in which ``*`` stands for any text."""
+"""Name patterns, in which ``*`` matches any text."""
 
 import re
 from functools import lru_cache
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether a pattern matches the whole of a text."""
+    """Return whether a pattern matches the whole text."""
     return _compiled(pattern).fullmatch(text) is not None
 
 

@@ -1,4 +1,4 @@
-"""The one table of what each RPC and each route asks of its caller; ``docs/security.md`` tells the same."""
+"""The table of permissions that each RPC and route requires; ``docs/security.md`` shows the same table."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -11,12 +11,12 @@ HEALTH, METRICS, DOCS, REFLECTION = PUBLIC_PARTS
 
 
 class Permission(NamedTuple):
-    """What a caller needs."""
+    """Permission required of a caller."""
 
     least: Role
-    """The least role. An agent may write what is its own; the use cases and the store see to that."""
+    """Lowest role that has the permission. The use cases and the store restrict agents to their own services."""
     part: str = ""
-    """Name in ``security.public`` that opens it to everybody."""
+    """Name in ``security.public`` that makes it public."""
 
 
 READ: Final = Permission(Role.VIEWER)
@@ -68,4 +68,4 @@ ROUTES: Final[Mapping[tuple[str, str], Permission]] = {
     ("GET", "/docs/swagger-ui.css"): Permission(Role.VIEWER, DOCS),
     ("GET", "/docs/swagger-ui-bundle.js"): Permission(Role.VIEWER, DOCS),
 }
-"""Routes of HTTP, by method and path; HEAD is as GET."""
+"""HTTP routes by method and path; HEAD requires the same as GET."""

@@ -1,4 +1,4 @@
-"""The policy file: who there is, and what they may do."""
+"""The policy file: identities and their permissions."""
 
 import json
 import re
@@ -14,19 +14,19 @@ from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
 from registry_server.security.keys import parse_hash
 from registry_server.security.lines import BadYaml, Document, Place, read_yaml
 
-LARGEST_FILE: Final = 4 << 20
-"""Bytes: more is a mistake."""
+MAX_FILE_BYTES: Final = 4 << 20
+"""A larger file is assumed to be a mistake."""
 SUBJECT: Final = "{subject}"
-"""In a pattern, stands for the subject of the token or certificate."""
+"""Placeholder in patterns for the subject of the token or certificate."""
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""All with a public key: with a shared secret, who can verify a token could also make one."""
+"""Public-key algorithms only: whoever can verify a token with a shared secret could also create one."""
 
 _PATTERN: Final = re.compile(r"[A-Za-z0-9._*-]{1,128}")
 _CLAIM: Final = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 
-# What to say where pydantic's words are for programmers.
+# Replacements for pydantic's messages, which address programmers.
 _WORDS: Final = {
-    "extra_forbidden": "is unknown here",
+    "extra_forbidden": "is not a known key",
     "missing": "is missing",
     "too_short": "must not be empty",
     "tuple_type": "must be a list",
@@ -51,19 +51,19 @@ def _check_hash(text: str) -> str:
 
 def _check_pattern(text: str) -> str:
     if not _PATTERN.fullmatch(text.replace(SUBJECT, "x")):
-        raise _bad("must be a name of services, with * for any text")
+        raise _bad("must be a service name, with * for any text")
     return text
 
 
 def _check_url(text: str) -> str:
     if not re.fullmatch(r"https://[^\s/@]+(/\S*)?|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/\S*)?", text):
-        raise _bad("must be an https:// URL without user and password (http:// for this machine alone)")
+        raise _bad("must be an https:// URL without user and password (http:// for loopback only)")
     return text
 
 
 def _check_claim(text: str) -> str:
     if not _CLAIM.fullmatch(text):
-        raise _bad("must be the name of a claim, with dots into objects")
+        raise _bad("must be the name of a claim, with dots between nested objects")
     return text
 
 
@@ -81,7 +81,7 @@ class _Model(BaseModel):
 
 
 class OwnLimits(_Model):
-    """Limits of one entry; what is not given is as in the settings."""
+    """Limits of one entry; defaults are those of the settings."""
 
     requests_per_second: Annotated[float, Field(gt=0, le=1e9)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
@@ -89,13 +89,13 @@ class OwnLimits(_Model):
     services: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
     def over(self, general: Limits) -> Limits:
-        """These, and the general ones where there are none."""
+        """Return these limits, completed with the general ones."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         return Limits(**{name: given.get(name, getattr(general, name)) for name in Limits.__slots__})
 
 
 class Grant(_Model):
-    """What an entry gives: a role, and for agents the names that they may have."""
+    """What an entry grants: a role, and for agents the service names they may own."""
 
     role: _RoleWord
     patterns: _Patterns = ()
@@ -103,7 +103,7 @@ class Grant(_Model):
 
 
 class ApiKey(Grant):
-    """An identity that shows a key; several hashes while one key replaces another."""
+    """An identity with an API key; several hashes while one key replaces another."""
 
     name: _Name
     hashes: Annotated[tuple[_Hash, ...], Field(min_length=1, max_length=16)]
@@ -111,14 +111,14 @@ class ApiKey(Grant):
 
 
 class JwtRule(Grant):
-    """What tokens get in which a claim has a value; without a claim, all tokens."""
+    """Grant for tokens in which a claim has a value; without a claim, for all tokens of the issuer."""
 
     claim: _Claim | None = None
     has: _Text | None = None
 
 
 class JwtIssuer(_Model):
-    """Whose tokens are taken."""
+    """An issuer whose tokens are accepted."""
 
     name: _Name
     issuer: _Text
@@ -132,7 +132,7 @@ class JwtIssuer(_Model):
 
 
 class CertificateRule(Grant):
-    """What clients get whose certificate has a name."""
+    """Grant for clients whose certificate has a matching name."""
 
     uri: _Text | None = None
     dns: _Text | None = None
@@ -140,12 +140,12 @@ class CertificateRule(Grant):
 
     @property
     def wanted(self) -> tuple[str, str]:
-        """Kind of the name and its pattern."""
+        """Kind of the name, and its pattern."""
         return next((kind, text) for kind in ("uri", "dns", "common_name") if (text := getattr(self, kind)))
 
 
 class Policy(_Model):
-    """The whole file."""
+    """The complete policy file."""
 
     anonymous: Literal["none", "viewer"] = "none"
     """Role of callers without a credential."""
@@ -155,29 +155,29 @@ class Policy(_Model):
 
 
 class Problem(NamedTuple):
-    """Something wrong with the file."""
+    """A problem in the file."""
 
     place: Place
     what: str
 
 
 def role_of(word: str) -> Role:
-    """The role of a word in the file."""
+    """Return the role with this name in the file."""
     return _ROLES[word]
 
 
 def granted(grant: Grant, name: str, method: str, subject: str, general: Limits, expires: float | None) -> Identity:
-    """Makes the identity that an entry gives.
+    """Return the identity that an entry grants.
 
     Args:
         grant: The entry.
         name: Name of the identity.
-        method: How it was told.
-        subject: What stands for ``{subject}`` in patterns.
-        general: Limits where the entry has none.
-        expires: When the credential ends, in seconds since the epoch.
+        method: Authentication method.
+        subject: Replacement for ``{subject}`` in patterns.
+        general: Limits where the entry sets none.
+        expires: Expiry of the credential, in seconds since the epoch.
     """
-    # A subject that could not be part of a name must not become a pattern of its own.
+    # A subject that is not valid in a name, or contains *, must not become part of a pattern.
     plain = _PATTERN.fullmatch(subject) and "*" not in subject
     patterns = tuple(pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or plain)
     limits = grant.limits.over(general) if grant.limits else general
@@ -185,19 +185,19 @@ def granted(grant: Grant, name: str, method: str, subject: str, general: Limits,
 
 
 def read_policy(file: Path) -> Policy:
-    """Reads and checks a policy file.
+    """Read and validate a policy file.
 
     Raises:
-        ConfigurationError: It cannot be read, or something is wrong with it: one line for each problem, which begins
-            with file and line. No line repeats a value.
+        ConfigurationError: The file cannot be read or is not valid: one line per problem, starting with file and line
+            number. No line repeats a value.
     """
     try:
         with file.open("rb") as opened:
-            raw = opened.read(LARGEST_FILE + 1)
+            raw = opened.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"security.policy_file: cannot read {str(file)!r}: {error.strerror}") from None
-    if len(raw) > LARGEST_FILE:
-        raise ConfigurationError(f"security.policy_file: {str(file)!r} is larger than {LARGEST_FILE >> 20} MiB")
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigurationError(f"security.policy_file: {str(file)!r} is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
         document = read_yaml(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -206,7 +206,7 @@ def read_policy(file: Path) -> Policy:
     except BadYaml as error:
         raise ConfigurationError(f"{file}:{error.line}: {error}") from None
     try:
-        # By way of JSON, in whose strict mode lists are tuples and text is a date, but "1" is no number.
+        # Through JSON, whose strict mode accepts lists as tuples and text as dates, but not "1" as a number.
         policy = Policy.model_validate_json(json.dumps(document.value or {}))
     except ValidationError as error:
         problems = list(_described(error.errors(include_url=False, include_input=False)))
@@ -232,13 +232,13 @@ def _described(details: list[ErrorDetails]) -> Iterator[Problem]:
     for detail in details:
         kind, place = detail["type"], detail["loc"]
         if kind == "too_short" and any(other != place and other[: len(place)] == place for other in places):
-            continue  # pydantic counts only what is right
+            continue  # reported because pydantic counts valid items only
         if kind.startswith(("datetime", "timezone")):
             kind = "datetime"
         yield Problem(place, _WORDS.get(kind) or detail["msg"].replace("Input should be", "must be"))
 
 
-# What is wrong although each value by itself is right.
+# Problems between values that are valid individually.
 
 
 def _name_problems(policy: Policy) -> Iterator[Problem]:
@@ -247,9 +247,9 @@ def _name_problems(policy: Policy) -> Iterator[Problem]:
     entries += [(("jwt", i), issuer.name) for i, issuer in enumerate(policy.jwt)]
     for place, name in entries:
         if name in names:
-            yield Problem((*place, "name"), "stands in the file already; every identity needs its own")
+            yield Problem((*place, "name"), "is already used in this file; every identity needs a unique name")
         if name in {ANONYMOUS, "certificate"}:
-            yield Problem((*place, "name"), "is taken by the registry itself")
+            yield Problem((*place, "name"), "is reserved")
         names.add(name)
 
 
@@ -258,7 +258,7 @@ def _key_problems(policy: Policy) -> Iterator[Problem]:
     for i, key in enumerate(policy.api_keys):
         for j, text in enumerate(key.hashes):
             if text in hashes:
-                yield Problem(("api_keys", i, "hashes", j), "stands in the file already")
+                yield Problem(("api_keys", i, "hashes", j), "is already used in this file")
             hashes.add(text)
         yield from _grant(key, ("api_keys", i), subject=False)
 
@@ -267,24 +267,24 @@ def _rule_problems(policy: Policy) -> Iterator[Problem]:
     issuers: set[str] = set()
     for i, issuer in enumerate(policy.jwt):
         if issuer.issuer in issuers:
-            yield Problem(("jwt", i, "issuer"), "stands in the file already")
+            yield Problem(("jwt", i, "issuer"), "is already used in this file")
         issuers.add(issuer.issuer)
         if (issuer.jwks_url is None) == (issuer.jwks_file is None):
-            yield Problem(("jwt", i), "needs one of jwks_url and jwks_file")
+            yield Problem(("jwt", i), "needs either jwks_url or jwks_file")
         for j, rule in enumerate(issuer.rules):
             if (rule.claim is None) != (rule.has is None):
-                yield Problem(("jwt", i, "rules", j), "needs both of claim and has, or none for all tokens")
+                yield Problem(("jwt", i, "rules", j), "needs both claim and has, or neither for all tokens")
             yield from _grant(rule, ("jwt", i, "rules", j))
     for i, certificate in enumerate(policy.certificates):
         if [certificate.uri, certificate.dns, certificate.common_name].count(None) != 2:  # noqa: PLR2004 - one of three
-            yield Problem(("certificates", i), "needs one of uri, dns and common_name")
+            yield Problem(("certificates", i), "needs exactly one of uri, dns and common_name")
         yield from _grant(certificate, ("certificates", i))
 
 
 def _grant(grant: Grant, place: Place, *, subject: bool = True) -> Iterator[Problem]:
     if grant.role == "agent" and not grant.patterns:
-        yield Problem(place, "needs patterns: an agent may have only services whose names match")
+        yield Problem(place, "needs patterns: an agent may own only services whose names match one")
     if grant.role != "agent" and grant.patterns:
-        yield Problem((*place, "patterns"), "are for the role agent alone")
+        yield Problem((*place, "patterns"), "are only valid for the role agent")
     if not subject and any(SUBJECT in pattern for pattern in grant.patterns):
-        yield Problem((*place, "patterns"), f"cannot have {SUBJECT}: a key has none")
+        yield Problem((*place, "patterns"), f"cannot contain {SUBJECT}: an API key has no subject")

@@ -17,7 +17,7 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient
 from registry_server.errors import LimitExceeded, RateLimited
 from registry_server.rpc.status import DETAILS_KEY
-from registry_server.security.limits import MOST_BUCKETS, Buckets, Gauge
+from registry_server.security.limits import MAX_BUCKETS, Buckets, Gauge
 from tests.support.redis_process import RedisProcess
 from tests.support.security import Policy, bearer
 from tests.support.server import Server, connected, running
@@ -50,41 +50,41 @@ def test_a_bucket_is_one_that_fills_at_its_rate(rate: float, burst: int, pauses:
         if abs(tokens - 1) < 1e-6:  # where rounding may go either way
             return
         if tokens > 1:
-            buckets.take("a", rate, burst)
+            buckets.take_token("a", rate, burst)
             tokens -= 1
             continue
         with pytest.raises(RateLimited) as caught:
-            buckets.take("a", rate, burst)
+            buckets.take_token("a", rate, burst)
         assert caught.value.retry_after == pytest.approx((1 - tokens) / rate, rel=1e-3, abs=1e-6)
 
 
 def test_callers_do_not_share_a_bucket() -> None:
     buckets = Buckets(Clock())
-    buckets.take("a", 1, 1)
-    buckets.take("b", 1, 1)
+    buckets.take_token("a", 1, 1)
+    buckets.take_token("b", 1, 1)
     with pytest.raises(RateLimited):
-        buckets.take("a", 1, 1)
+        buckets.take_token("a", 1, 1)
 
 
 def test_the_table_of_buckets_is_bounded_and_forgets_who_did_nothing_for_long() -> None:
     clock = Clock()
     buckets = Buckets(clock)
-    for i in range(MOST_BUCKETS):
-        buckets.take(i, 1, 2)
+    for i in range(MAX_BUCKETS):
+        buckets.take_token(i, 1, 2)
     clock.now += 10
-    buckets.take("late", 1, 1)
+    buckets.take_token("late", 1, 1)
     assert len(buckets) == 1
-    for i in range(3 * MOST_BUCKETS):
-        buckets.take(i, 1, 2)
-    assert len(buckets) <= MOST_BUCKETS
+    for i in range(3 * MAX_BUCKETS):
+        buckets.take_token(i, 1, 2)
+    assert len(buckets) <= MAX_BUCKETS
 
 
 def test_a_gauge_counts_each_and_all_and_comes_back_to_zero() -> None:
     gauge = Gauge("things", 3)
-    with gauge.one("a", 2), gauge.one("a", 2):
-        with pytest.raises(LimitExceeded, match="at most 2 things"), gauge.one("a", 2):
+    with gauge.count("a", 2), gauge.count("a", 2):
+        with pytest.raises(LimitExceeded, match="at most 2 things"), gauge.count("a", 2):
             pass
-        with gauge.one("b", 2), pytest.raises(LimitExceeded, match="at most 3 things"), gauge.one("c", 2):
+        with gauge.count("b", 2), pytest.raises(LimitExceeded, match="at most 3 things"), gauge.count("c", 2):
             pass
     assert gauge.total == 0
     assert not gauge._counts

@@ -17,16 +17,16 @@ from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
 from registry_server.gateway.routes import BASE
 from registry_server.security.permissions import ROUTES, RPCS
+from tests.support.markdown import bare, rows, section, text_of
 from tests.support.redis_process import RedisProcess
 from tests.support.security import ROLES, Policy, bearer, jwks, token
 from tests.support.server import Server, running
-from tests.unit.test_docs import bare, rows, section, text_of
 
 OWN, ANOTHERS, NOT_MATCHING = "fleet-own", "fleet-other", "other-one"
 COLUMNS = ("none", "bad", "viewer", "agent, own", "agent, another's", "operator", "admin")
 TABLE = {
     bare(row[0]): dict(zip(COLUMNS, row[1:], strict=True))
-    for row in rows(section(text_of("docs/security.md"), "## Who may do what"))
+    for row in rows(section(text_of("docs/security.md"), "## Permissions"))
 }
 """Call to what each caller is answered, as it is documented."""
 

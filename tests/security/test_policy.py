@@ -17,7 +17,7 @@ from registry_server.security.keys import PREFIX, digest_of, hash_text, new_key,
 from registry_server.security.lines import BadYaml, read_yaml
 from registry_server.security.patterns import matches
 from registry_server.security.policy import Policy, read_policy
-from tests.unit.test_docs import text_of
+from tests.support.markdown import text_of
 
 HASH = f"sha256:{'a' * 64}"
 OTHER_HASH = f"sha256:{'b' * 64}"
@@ -205,8 +205,8 @@ def test_a_pattern_matches_the_whole_name(pattern: str, name: str, *, expected: 
 @pytest.mark.parametrize("role", Role)
 def test_only_an_agent_is_held_to_patterns(role: Role) -> None:
     identity = Identity("someone", role, "api-key", ("fleet-*",))
-    assert identity.may_have("fleet-1") is (role >= Role.AGENT)
-    assert identity.may_have("other") is (role > Role.AGENT)
+    assert identity.may_own("fleet-1") is (role >= Role.AGENT)
+    assert identity.may_own("other") is (role > Role.AGENT)
 
 
 # Keys.

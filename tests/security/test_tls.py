@@ -36,7 +36,7 @@ HEALTH = "/health"
 
 @pytest.fixture(autouse=True)
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(tls, "CHECK_INTERVAL_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from registry_server.errors import IssuerUnavailable
 from registry_server.security import jwks as jwks_module
-from registry_server.security.authenticator import MOST_REMEMBERED, Authenticator, Credentials
+from registry_server.security.authenticator import MAX_CACHED_CREDENTIALS, Authenticator, Credentials
 from registry_server.security.identity import Limits, Role
 from registry_server.security.jwt_tokens import Refused
 from registry_server.security.policy import read_policy
@@ -144,21 +144,21 @@ async def test_what_was_verified_is_remembered_until_it_expires(policy: Policy) 
     checks = authenticator(policy)
     policy.jwks_file.unlink()  # after this only memory can help
     key = shown(policy.keys["viewer"])
-    assert checks.known(key) is None
+    assert checks.cached_identity(key) is None
     identity = await checks.verify(key)
-    assert checks.known(key) is identity
+    assert checks.cached_identity(key) is identity
     ending = shown(policy.keys["agent"])
     await checks.verify(ending)
-    checks._known = {mark: dataclasses.replace(one, expires=time.time() - 1) for mark, one in checks._known.items()}
-    assert checks.known(ending) is None
+    checks._cache = {mark: dataclasses.replace(one, expires=time.time() - 1) for mark, one in checks._cache.items()}
+    assert checks.cached_identity(ending) is None
 
 
 async def test_memory_is_bounded_and_holds_no_credential(policy: Policy) -> None:
     policy.document["anonymous"] = "viewer"
     checks = authenticator(policy)
-    for i in range(MOST_REMEMBERED + 50):
+    for i in range(MAX_CACHED_CREDENTIALS + 50):
         await checks.verify(Credentials(certificate=(("dns", f"{i}.test"),)))
-    assert len(checks._known) == MOST_REMEMBERED
+    assert len(checks._cache) == MAX_CACHED_CREDENTIALS
     await checks.verify(shown(policy.keys["admin"]))
     assert policy.keys["admin"] not in repr(vars(checks)) + repr(shown(policy.keys["admin"]))
 
@@ -213,7 +213,7 @@ async def test_keys_from_a_url_are_read_once_and_again_for_an_unknown_one(
         with pytest.raises(Refused):
             await checks.verify(new)
         assert idp.asked == 1, "strangers must not make us ask again and again"
-        monkeypatch.setattr(jwks_module, "BETWEEN", 0.0)
+        monkeypatch.setattr(jwks_module, "MIN_RELOAD_INTERVAL_SECONDS", 0.0)
         assert (await checks.verify(new)).role is Role.ADMIN
         assert idp.asked == 2
 
@@ -233,7 +233,7 @@ async def test_keys_from_a_url_are_read_once_and_again_for_an_unknown_one(
 async def test_without_good_keys_nobody_can_tell(
     status: int, document: Any, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jwks_module, "BETWEEN", 0.0)
+    monkeypatch.setattr(jwks_module, "MIN_RELOAD_INTERVAL_SECONDS", 0.0)
     async with provider(policy) as idp:
         checks = authenticator(policy)
         good, idp.document, idp.status = idp.document, document, status
@@ -243,9 +243,9 @@ async def test_without_good_keys_nobody_can_tell(
         await checks.verify(shown(token(roles=["admin"])))
         # Known keys stay good while their source is away.
         idp.status = 500
-        monkeypatch.setattr(jwks_module, "FRESH", 0.0)
+        monkeypatch.setattr(jwks_module, "REFRESH_SECONDS", 0.0)
         await checks.verify(shown(token("other", roles=["admin"])))
-        monkeypatch.setattr(jwks_module, "STALE", 0.0)
+        monkeypatch.setattr(jwks_module, "MAX_STALE_SECONDS", 0.0)
         with pytest.raises(IssuerUnavailable):
             await checks.verify(shown(token("third", roles=["admin"])))
 

@@ -91,20 +91,20 @@ NO_ADDRESSES = ["", "127.1", "0x7f.0.0.1", "2852039166", "169.254.169.254.", "12
 @pytest.mark.parametrize("address", DENIED)
 def test_link_local_metadata_unspecified_and_multicast_addresses_are_refused(address: str) -> None:
     policy = EgressPolicy()
-    assert policy.refuses(address) == f"address {address} is not allowed"
-    assert policy.refuses_literal(address) == f"address {address} is not allowed"
+    assert policy.denial_reason(address) == f"address {address} is not allowed"
+    assert policy.literal_denial_reason(address) == f"address {address} is not allowed"
 
 
 @pytest.mark.parametrize("address", PERMITTED)
 def test_loopback_private_and_public_addresses_are_permitted(address: str) -> None:
     policy = EgressPolicy()
-    assert policy.refuses(address) is None
-    assert policy.refuses_literal(address) is None
+    assert policy.denial_reason(address) is None
+    assert policy.literal_denial_reason(address) is None
 
 
 @pytest.mark.parametrize("text", NO_ADDRESSES)
 def test_what_is_no_address_is_refused_as_one(text: str) -> None:
-    assert EgressPolicy().refuses(text) == f"address {text} is not allowed"
+    assert EgressPolicy().denial_reason(text) == f"address {text} is not allowed"
 
 
 @pytest.mark.parametrize("name", ["localhost", "agent.internal", "127.1", "metadata.google.internal", "1.2.3.4.test"])
@@ -138,17 +138,17 @@ def test_with_allowed_networks_the_rest_is_refused(address: str, permitted: bool
         allowed=[ip_network("10.0.0.0/8"), ip_network("fd00::/16"), ip_network("169.254.0.0/16")],
         denied=[ip_network("10.9.0.0/16")],
     )
-    assert (policy.refuses(address) is None) is permitted
+    assert (policy.denial_reason(address) is None) is permitted
 
 
 @given(address=st.ip_addresses(v=4))
 def test_an_ipv6_address_is_refused_when_the_ipv4_address_within_is(address: object) -> None:
     policy = EgressPolicy()
-    refused = policy.refuses(str(address)) is not None
+    refused = policy.denial_reason(str(address)) is not None
     number = int(ip_address(str(address)))
     for wrapped in (number | 0xFFFF << 32, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1):
         text = str(ip_address(wrapped.to_bytes(16, "big")))
-        assert (policy.refuses(text) is not None) is refused, text
+        assert (policy.denial_reason(text) is not None) is refused, text
 
 
 async def test_a_literal_is_resolved_without_dns(monkeypatch: pytest.MonkeyPatch) -> None:
