@@ -141,9 +141,9 @@ class Observer:
 
 
 @asynccontextmanager
-async def writing(url: str, limits: StoreLimits = QUICK) -> AsyncIterator[Writer]:
+async def writing(url: str, limits: StoreLimits = QUICK, *, events_max_length: int = 10_000) -> AsyncIterator[Writer]:
     """Yield a second writer to the store."""
-    store = RedisStore(url, timeout=5.0, limits=limits)
+    store = RedisStore(url, timeout=5.0, limits=limits, events_max_length=events_max_length)
     await store.open()
     try:
         writer = Writer(store)

@@ -194,7 +194,8 @@ async def test_a_revision_that_is_held_is_reached_at_once() -> None:
 async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> None:
     replica = loaded()
     waits = {
-        revision: [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for _ in range(2)] for revision in (3, 1, 2)
+        revision: [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for _ in range(2)]
+        for revision in (3, 1, 2)
     }
     await asyncio.sleep(0)
 
@@ -219,7 +220,7 @@ async def test_a_resync_also_reaches_revisions() -> None:
 async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
     replica = loaded(revision=5)
 
-    with pytest.raises(RevisionNotReached, match="revision 7 was not reached in time; this process holds 5"):
+    with pytest.raises(RevisionNotReached, match="revision 7 was not reached in time; this process is at revision 5"):
         await replica.wait_for_revision(7, wait_seconds=0.01)
 
     assert not replica._waiters

@@ -24,6 +24,7 @@ from tests.support.followers import (
     Observer,
     Writer,
     eventually,
+    writing,
 )
 from tests.support.redis_process import RedisProcess
 
@@ -107,7 +108,7 @@ async def test_history_starts_after_a_gap_in_the_stream(redis: RedisProcess, wri
 
 
 @asynccontextmanager
-async def writing(writer: Writer) -> AsyncIterator[None]:
+async def concurrent_writes(writer: Writer) -> AsyncIterator[None]:
     """Register 600 services; within the block four tasks keep changing them and others."""
     names = [f"s{i:03}" for i in range(600)]
     await writer.write_services(*names)
@@ -136,7 +137,7 @@ async def test_load_during_concurrent_writes_equals_the_store(
 ) -> None:
     processes = [FollowerProcess(redis.url, limits=limits) for _ in range(3)]
     async with AsyncExitStack() as stack:
-        async with writing(writer):
+        async with concurrent_writes(writer):
             for process in processes:
                 await stack.enter_async_context(process.running())
                 await eventually(partial(getattr, process.follower, "loaded"))
@@ -154,7 +155,8 @@ async def test_load_restarts_if_the_stream_was_trimmed_meanwhile(
     await client.config_set("stream-node-max-entries", 4)
     process = FollowerProcess(redis.url, limits=limits)
     async with AsyncExitStack() as stack:
-        async with writing(writer):
+        writer = await stack.enter_async_context(writing(redis.url, events_max_length=4))
+        async with concurrent_writes(writer):
             await stack.enter_async_context(process.running())
             await asyncio.sleep(0.3)
         await process.catch_up()

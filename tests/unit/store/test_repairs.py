@@ -52,7 +52,7 @@ async def turn_of(store: RedisStore, known: Position) -> Turn:
 
 
 async def test_who_has_seen_more_than_the_store_changes_nothing(writer: Writer) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     store, epoch = writer.store, writer.epoch
     service = small_service("a", version="2.0.0")
     outcomes = [
@@ -82,14 +82,14 @@ async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
     writer: Writer, ahead: Position | None
 ) -> None:
     await writer.store.writer.sweep_leases(LEASE_EXPIRED)
-    await writer.put("a", ttl=0.001)
+    await writer.write_services("a", ttl=0.001)
     await asyncio.sleep(0.01)
     assert (await writer.store.writer.sweep_leases(LEASE_EXPIRED, ahead or Position(writer.epoch, 2))).removed == []
     assert (await writer.store.writer.sweep_leases(LEASE_EXPIRED, Position(writer.epoch, 1))).removed == ["a"]
 
 
 async def test_of_those_who_ask_who_knows_most_has_the_turn(writer: Writer, other: RedisStore) -> None:
-    await writer.put("a")
+    await writer.write_services("a")
     first = await writer.store.repairs.request_turn(Position(writer.epoch, 5), writer.epoch)
     assert first == GATHER
     assert await writer.store.reader.read_position() == Position("", 1)
@@ -127,9 +127,9 @@ async def test_a_turn_that_ran_out_goes_on_with_its_plan(writer: Writer, other: 
 async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     keys, store = writer.store.keys, writer.store
     writer.claim = Claim("alice")
-    await writer.put("hers", ttl=60)
+    await writer.write_services("hers", ttl=60)
     writer.claim = Claim("bob")
-    await writer.put("taken", "gone")
+    await writer.write_services("taken", "gone")
     record = small_service("taken")
     record.revision = 300
     wire = record.SerializeToString()
