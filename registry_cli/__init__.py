@@ -1,1 +1,1 @@
-"""The command line ``ossa-registry``."""
+"""The ``ossa-registry`` command-line interface."""

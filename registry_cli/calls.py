@@ -1,4 +1,4 @@
-"""What every command that talks to a registry has: where it is, how long to wait, and how to print."""
+"""Shared parts of the commands that call a registry: connection options, output options, execution."""
 
 import asyncio
 import functools
@@ -12,32 +12,32 @@ from typing import Any, Final, Self, TypeAlias
 
 import click
 
-from registry_cli.errors import failure
+from registry_cli.errors import failure_from_error
 from registry_cli.exits import Exit, Failure
 from registry_cli.output import Format, Output
 from registry_client import Backoff, RegistryClient, RegistryError, Tls, Unauthenticated
 
-TOKEN_VARIABLE: Final = "OSSA_REGISTRY_TOKEN"  # noqa: S105 - its name
+TOKEN_VARIABLE: Final = "OSSA_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
 DEFAULT_TARGET: Final = "localhost:50051"
-DATA: Final[tuple[Format, ...]] = ("table", "json", "yaml")
-NAMED: Final[tuple[Format, ...]] = ("table", "json", "yaml", "name")
-ALL: Final[tuple[Format, ...]] = ("table", "wide", "json", "yaml", "name")
-_FOREVER: Final = 86_400.0
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+DATA_FORMATS: Final[tuple[Format, ...]] = ("table", "json", "yaml")
+DATA_AND_NAME_FORMATS: Final[tuple[Format, ...]] = ("table", "json", "yaml", "name")
+ALL_FORMATS: Final[tuple[Format, ...]] = ("table", "wide", "json", "yaml", "name")
+_MAX_TIMEOUT_SECONDS: Final = 86_400.0
+_FILE_PATH: Final = click.Path(dir_okay=False, path_type=Path)
 
 
-class Once(Backoff):
-    """Each target is tried once: a person sees at once that nobody is there."""
+class NoRetry(Backoff):
+    """Tries each target once, so that an unreachable registry is reported immediately."""
 
     def delay(self, failures: int, at_least: float = 0.0) -> float:
-        """Longer than any deadline."""
+        """Return infinity, which exceeds every deadline."""
         del failures, at_least
         return math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where the registry is and how to talk to it."""
+    """The connection options of a command."""
 
     targets: Sequence[str]
     timeout: float
@@ -46,8 +46,8 @@ class Connection:
     token_file: Path | None
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Self:
-        """From the flags of a command; those that were not given may be missing."""
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
+        """Build the options from the parameters of a command; parameters that were not set may be missing."""
         files = {name: parameters.get(f"{name}_file") for name in ("ca", "cert", "key")}
         server_name = parameters.get("server_name") or ""
         secure = parameters.get("tls") or any(files.values()) or server_name
@@ -59,175 +59,179 @@ class Connection:
             token_file=parameters.get("token_file"),
         )
 
-    def client(self, *, retry: bool | None = None) -> RegistryClient:
-        """A client that is not open yet."""
-        again = self.retry if retry is None else retry
+    def create_client(self, *, retry: bool | None = None) -> RegistryClient:
+        """Return a client that has not connected yet."""
+        retries = self.retry if retry is None else retry
         return RegistryClient(
             self.targets,
             tls=self.tls,
-            token=self._token if self.token_file or TOKEN_VARIABLE in os.environ else None,
+            token=self._read_token if self.token_file or TOKEN_VARIABLE in os.environ else None,
             timeout=self.timeout,
-            backoff=None if again else Once(),
+            backoff=None if retries else NoRetry(),
         )
 
     @property
-    def tells_token_openly(self) -> bool:
-        """Whether the token goes over a network as it is."""
+    def sends_token_unencrypted(self) -> bool:
+        """Whether the token is sent unencrypted over a network."""
         local = ("localhost:", "127.0.0.1:", "[::1]:", "unix:")
-        known = self.token_file is not None or TOKEN_VARIABLE in os.environ
-        return known and self.tls is None and not all(target.startswith(local) for target in self.targets)
+        has_token = self.token_file is not None or TOKEN_VARIABLE in os.environ
+        return has_token and self.tls is None and not all(target.startswith(local) for target in self.targets)
 
-    def _token(self) -> str:
-        """The token that is valid now: files are replaced while a watch lasts."""
+    def _read_token(self) -> str:
+        """Return the current token: its file may be replaced during a watch."""
         if self.token_file is None:
             return os.environ[TOKEN_VARIABLE].strip()
         try:
             return self.token_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Unauthenticated(f"the token cannot be read from {self.token_file}: {error}") from None
+            raise Unauthenticated(f"cannot read the token from {self.token_file}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What a command works with."""
+class CommandContext:
+    """The connection, client and output of a command."""
 
     connection: Connection
     client: RegistryClient
     out: Output
 
     def failure(self, error: RegistryError) -> Failure:
-        """What to tell of an error of the registry."""
-        return failure(error, self.client.target)
+        """Convert an error of the registry into a failure of the command."""
+        return failure_from_error(error, self.client.target)
 
 
 class RegistryCommand(click.Command):
-    """A command whose help tells the flags that all of them have apart from its own."""
+    """A command whose help lists its own options separately from the common options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes two sections."""
+        """Write the two sections."""
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is not None:
-                (common if parameter.name in _NAMES else own).append(record)
+                (common if parameter.name in _COMMON_NAMES else own).append(record)
         for title, records in (("Options", own), ("Connection and output", common)):
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
 Command: TypeAlias = Callable[..., Awaitable[Exit | None]]
-"""Takes a ``Call`` and the parameters of the command; gives the exit code, none for 0."""
+"""Receives a ``CommandContext`` and the parameters of the command; returns the exit code, or None for 0."""
 
 
-def talks(*formats: Format) -> Callable[[Command], Callable[..., None]]:
-    """Makes a command of a coroutine function that takes a ``Call`` and the parameters of the command.
+def registry_command(*formats: Format) -> Callable[[Command], Callable[..., None]]:
+    """Return a decorator that turns a coroutine function into a click callback with the common options.
 
     Args:
-        *formats: What ``-o`` may be, the default first.
+        *formats: The values that ``-o`` accepts, the default first.
     """
 
     def decorate(command: Command) -> Callable[..., None]:
         @click.pass_context
         @functools.wraps(command)
         def run(context: click.Context, /, **parameters: Any) -> None:
-            connection = Connection.of(parameters)
+            connection = Connection.from_parameters(parameters)
             out = Output(parameters["output"], color=_color(parameters), quiet=parameters["quiet"])
-            rest = {name: value for name, value in parameters.items() if name not in _NAMES}
-            context.exit(asyncio.run(_run(command, connection, out, rest)) or Exit.OK)
+            own_parameters = {name: value for name, value in parameters.items() if name not in _COMMON_NAMES}
+            context.exit(asyncio.run(_run(command, connection, out, own_parameters)) or Exit.OK)
 
         output = click.option(
-            "-o", "--output", type=click.Choice(formats), default=formats[0], show_default=True, help="How to print."
+            "-o", "--output", type=click.Choice(formats), default=formats[0], show_default=True, help="Output format."
         )
-        options: Sequence[Callable[[Any], Any]] = (output, *_OPTIONS)
+        options: Sequence[Callable[[Any], Any]] = (output, *_COMMON_OPTIONS)
         return functools.reduce(lambda function, option: option(function), reversed(options), run)
 
     return decorate
 
 
 async def _run(command: Callable[..., Awaitable[Any]], connection: Connection, out: Output, parameters: Any) -> Any:
-    if connection.tells_token_openly:
-        out.remark("the token is sent unencrypted; see --tls")
-    client = connection.client()
+    if connection.sends_token_unencrypted:
+        out.print_notice("the token is sent unencrypted; see --tls")
+    client = connection.create_client()
     try:
         async with client:
-            return await command(Call(connection, client, out), **parameters)
+            return await command(CommandContext(connection, client, out), **parameters)
     except RegistryError as error:
-        raise failure(error, client.target) from error
+        raise failure_from_error(error, client.target) from error
     except OSError as error:
         if isinstance(error, BrokenPipeError) or not error.filename:
             raise
-        raise Failure(f"{error.filename}: cannot be read: {error.strerror}", Exit.USAGE) from error
+        raise Failure(f"cannot read {error.filename}: {error.strerror}", Exit.USAGE) from error
 
 
 def _color(parameters: Mapping[str, Any]) -> bool | None:
     return {"always": True, "never": False}.get("never" if parameters["no_color"] else parameters["color"])
 
 
-def _targets(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def _split_targets(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(target for value in values for target in re.split(r"[,\s]+", value) if target)
 
 
 _DEFAULT_TIMEOUT: Final = 10.0
 
-_OPTIONS: Final = (
+_COMMON_OPTIONS: Final = (
     click.option(
         *("-t", "--target", "targets"),
         metavar="HOST:PORT",
         multiple=True,
-        callback=_targets,
+        callback=_split_targets,
         envvar="OSSA_REGISTRY_TARGET",
         show_envvar=True,
-        help=f"Where the registry is; several are tried in turn.  [default: {DEFAULT_TARGET}]",
+        help=f"Address of the registry; several are tried in order.  [default: {DEFAULT_TARGET}]",
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(0, _FOREVER, min_open=True),
+        type=click.FloatRange(0, _MAX_TIMEOUT_SECONDS, min_open=True),
         metavar="SECONDS",
         default=_DEFAULT_TIMEOUT,
         envvar="OSSA_REGISTRY_TIMEOUT",
         show_envvar=True,
         show_default=True,
-        help="Longest time for a call.",
+        help="Timeout of a call.",
     ),
-    click.option("--retry", is_flag=True, help="While nobody answers, try again until --timeout."),
+    click.option("--retry", is_flag=True, help="Retry until --timeout while the registry is unavailable."),
     click.option(
-        "--tls", is_flag=True, envvar="OSSA_REGISTRY_USE_TLS", show_envvar=True, help="Secure the connection."
+        "--tls", is_flag=True, envvar="OSSA_REGISTRY_USE_TLS", show_envvar=True, help="Encrypt the connection with TLS."
     ),
     click.option(
         "--ca-file",
-        type=_FILE,
+        type=_FILE_PATH,
         envvar="OSSA_REGISTRY_CA_FILE",
         show_envvar=True,
-        help="Certificates of authorities to trust, PEM; with --tls.",
+        help="Certificate authorities to trust, PEM; implies --tls.",
     ),
     click.option(
         "--cert-file",
-        type=_FILE,
+        type=_FILE_PATH,
         envvar="OSSA_REGISTRY_CERT_FILE",
         show_envvar=True,
-        help="Certificate of the client, PEM.",
+        help="Client certificate, PEM.",
     ),
     click.option(
-        "--key-file", type=_FILE, envvar="OSSA_REGISTRY_KEY_FILE", show_envvar=True, help="Its private key, PEM."
+        "--key-file",
+        type=_FILE_PATH,
+        envvar="OSSA_REGISTRY_KEY_FILE",
+        show_envvar=True,
+        help="Private key of the client certificate, PEM.",
     ),
-    click.option("--server-name", help="Name in the certificate of the registry, if it is not that of the target."),
+    click.option("--server-name", help="Host name in the server certificate, if it differs from --target."),
     click.option(
         "--token-file",
-        type=_FILE,
+        type=_FILE_PATH,
         envvar="OSSA_REGISTRY_TOKEN_FILE",
         show_envvar=True,
-        help=f"File with the bearer token; the token itself may be in {TOKEN_VARIABLE}.",
+        help=f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself.",
     ),
     click.option(
         "--color",
         type=click.Choice(("auto", "always", "never")),
         default="auto",
-        help="Colours; auto: on a terminal, and not if NO_COLOR is set.",
+        help="When to use colours; auto: on a terminal, unless NO_COLOR is set.",
     ),
-    click.option("--no-color", is_flag=True, help="The same as --color never."),
-    click.option("-q", "--quiet", is_flag=True, help="No remarks; errors are told all the same."),
+    click.option("--no-color", is_flag=True, help="Same as --color never."),
+    click.option("-q", "--quiet", is_flag=True, help="Suppress informational messages; errors are still printed."),
 )
-_NAMES: Final = frozenset(
+_COMMON_NAMES: Final = frozenset(
     {"targets", "timeout", "retry", "tls", "ca_file", "cert_file", "key_file", "server_name", "token_file"}
     | {"color", "no_color", "quiet", "output"}
 )

@@ -1,7 +1,7 @@
-"""Names that complete themselves, live from the registry.
+"""Shell completion of service and capability names, with live names from the registry.
 
-What a shell waits for while somebody presses TAB must be quick and must never fail: a registry that is away has no
-names to offer.
+Completion must be fast and must never fail, because the shell waits for it: if the registry is unavailable, there are
+no completions.
 """
 
 import asyncio
@@ -15,53 +15,57 @@ from click.shell_completion import CompletionItem
 from registry_cli.calls import Connection
 from registry_client import RegistryClient
 
-_PATIENCE: Final = 1.0
-"""Seconds that a person may wait for names."""
-_MOST: Final = 200
+_TIMEOUT_SECONDS: Final = 1.0
+_MAX_COMPLETIONS: Final = 200
 
 
-class _Live(click.ParamType[str]):
-    """A text that completes by asking the registry that the command line names."""
+class _RegistryName(click.ParamType[str]):
+    """A text parameter with completions from the registry that the command line selects."""
 
     name = "text"
 
-    async def offers(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """What begins so."""
+    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
+        """Return the names that begin with a text."""
         raise NotImplementedError
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Asks the registry."""
+        """Return the completions for an incomplete name."""
 
-        async def ask() -> Sequence[str]:
-            async with asyncio.timeout(_PATIENCE), Connection.of(ctx.params).client() as client:
-                return await self.offers(client, incomplete)
+        async def query() -> Sequence[str]:
+            async with (
+                asyncio.timeout(_TIMEOUT_SECONDS),
+                Connection.from_parameters(ctx.params).create_client() as client,
+            ):
+                return await self.find_names(client, incomplete)
 
         try:
-            names = asyncio.run(ask())
-        except Exception:  # noqa: BLE001 - whatever it was, an error among what somebody types helps nobody
+            names = asyncio.run(query())
+        except Exception:  # noqa: BLE001 - an error message would garble the command line that is being typed
             return []
-        given = ctx.params.get(param.name or "") or ()
-        return [CompletionItem(name) for name in names if name not in given]
+        entered = ctx.params.get(param.name or "") or ()
+        return [CompletionItem(name) for name in names if name not in entered]
 
 
-class ServiceNames(_Live):
-    """Names of services."""
+class ServiceNames(_RegistryName):
+    """A service name."""
 
-    async def offers(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """Those that begin so."""
+    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
+        """Return the names that begin with a text."""
         pattern = f"^{re.escape(incomplete)}"
-        page = await client.discover_services(name_pattern=pattern, page_size=_MOST, timeout=_PATIENCE)
+        page = await client.discover_services(
+            name_pattern=pattern, page_size=_MAX_COMPLETIONS, timeout=_TIMEOUT_SECONDS
+        )
         return [service.name for service in page.services if service.name.startswith(incomplete)]
 
 
-class CapabilityNames(_Live):
-    """Names of capabilities."""
+class CapabilityNames(_RegistryName):
+    """A capability name."""
 
-    async def offers(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """Those that begin so."""
-        summaries = await client.list_capabilities(timeout=_PATIENCE)
-        return [each.name for each in summaries if each.name.startswith(incomplete)][:_MOST]
+    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
+        """Return the names that begin with a text."""
+        summaries = await client.list_capabilities(timeout=_TIMEOUT_SECONDS)
+        return [each.name for each in summaries if each.name.startswith(incomplete)][:_MAX_COMPLETIONS]
 
 
-NAME: Final = ServiceNames()
-CAPABILITY: Final = CapabilityNames()
+SERVICE_NAME: Final = ServiceNames()
+CAPABILITY_NAME: Final = CapabilityNames()

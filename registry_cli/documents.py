@@ -1,8 +1,8 @@
-"""Messages as JSON and YAML show them, and back: the shape of the REST API.
+"""Conversion between messages and JSON or YAML documents in the format of the REST API.
 
-Keys in camelCase, statuses in lower case, times in ISO 8601, durations as numbers in the unit that the key names. What
-``get -o yaml`` prints is what ``register -f`` takes. The shape is read off the descriptors of the messages; what is not
-said there stands in the tables below. ``tests/unit/cli/test_documents.py`` holds it level with that of the server.
+Keys are in camelCase, statuses in lower case, times in ISO 8601; durations are numbers in the unit that the key names.
+``register -f`` accepts the output of ``get -o yaml``. The format is derived from the message descriptors, and from the
+tables below for the exceptions. ``tests/unit/cli/test_documents.py`` compares it with the format of the server.
 """
 
 import difflib
@@ -19,124 +19,124 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from registry_client import HealthCheck, Service, Violation
 
-# Of two classes each, by the implementation of protobuf, of which the type stubs know one or the other.
+# Each has two classes, one for each implementation of protobuf, and the type stubs declare only one of them.
 _Descriptor: TypeAlias = Any
 _EnumDescriptor: TypeAlias = Any
 _FieldDescriptor: TypeAlias = Any
 
-_SECOND: Final = 1_000_000_000
-_MILLISECOND: Final = 1_000_000
+_NANOS_PER_SECOND: Final = 1_000_000_000
+_NANOS_PER_MILLISECOND: Final = 1_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LARGEST_WHOLE: Final = 2**53
-"""Up to here a double holds every whole number, and so does JavaScript."""
+_MAX_SAFE_INTEGER: Final = 2**53
+"""Largest integer up to which a double, and so JavaScript, represents all integers exactly."""
 
-_DURATIONS: Final[Mapping[str, tuple[str, int]]] = {
-    "ttl": ("ttlSeconds", _SECOND),
-    "response_time": ("responseTime", _MILLISECOND),
-    "interval": ("intervalMs", _MILLISECOND),
-    "timeout": ("timeoutMs", _MILLISECOND),
-    "degraded_after": ("degradedAfterMs", _MILLISECOND),
-    "replication_lag": ("replicationLagMs", _MILLISECOND),
+_DURATION_KEYS: Final[Mapping[str, tuple[str, int]]] = {
+    "ttl": ("ttlSeconds", _NANOS_PER_SECOND),
+    "response_time": ("responseTime", _NANOS_PER_MILLISECOND),
+    "interval": ("intervalMs", _NANOS_PER_MILLISECOND),
+    "timeout": ("timeoutMs", _NANOS_PER_MILLISECOND),
+    "degraded_after": ("degradedAfterMs", _NANOS_PER_MILLISECOND),
+    "replication_lag": ("replicationLagMs", _NANOS_PER_MILLISECOND),
 }
-_REQUIRED: Final = frozenset({"name", "endpoint", "version"})
-"""Texts that are there though they be empty."""
-_OPTIONAL: Final = frozenset({"headers", "expected_statuses", "failure_threshold", "success_threshold"})
-"""Numbers and lists that are left out where they are empty."""
+_ALWAYS_PRESENT: Final = frozenset({"name", "endpoint", "version"})
+"""String fields that are included even if empty."""
+_OMIT_IF_EMPTY: Final = frozenset({"headers", "expected_statuses", "failure_threshold", "success_threshold"})
+"""Number and list fields that are omitted if empty."""
 _OUTPUT_ONLY: Final = frozenset({"registered_at", "updated_at", "revision", "status_changed_at"})
-"""Of what was read before: ignored, so that it can be registered again."""
+"""Ignored in input, so that the output of ``get`` can be registered again."""
 _DECIMALS: Final = 2
 
-# A service has 64 KiB at most, and none of its values is smaller than a byte: beyond that somebody multiplies by
-# aliases of YAML.
-_MOST_VALUES: Final = 65_536
-_DEEPEST: Final = 32
+# A service has at most 64 KiB, and each value takes at least a byte. More values mean that YAML aliases multiply.
+_MAX_VALUES: Final = 65_536
+_MAX_DEPTH: Final = 32
 _INT32: Final = range(-(2**31), 2**31)
-_MOST_VIOLATIONS: Final = 100
-_TYPE: Final = "type"
-"""Where the JSON shape has the kind of a health check, whose fields stand beside it."""
-_PROBES: Final = tuple(field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields)
+_MAX_VIOLATIONS: Final = 100
+_PROBE_TYPE_KEY: Final = "type"
+"""Key of the probe type of a health check; the fields of the probe are in the same object."""
+_PROBE_TYPES: Final = tuple(field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields)
 
 
 def document(message: Message) -> dict[str, Any]:
-    """The JSON shape of a message, ready for ``json.dumps``; what is unset is left out."""
-    found: dict[str, Any] = {}
+    """Return a message as a JSON document for ``json.dumps``; unset fields are omitted."""
+    result: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.containing_oneof is not None:  # the kind of a health check: its fields stand beside it
+        if field.containing_oneof is not None:  # the probe of a health check
             if message.HasField(field.name):
-                found |= {_TYPE: field.name, **document(value)}
+                result |= {_PROBE_TYPE_KEY: field.name, **document(value)}
         elif field.is_repeated:
-            if value or field.name not in _OPTIONAL:
-                found[field.json_name] = _repeated(field, value)
+            if value or field.name not in _OMIT_IF_EMPTY:
+                result[field.json_name] = _format_repeated(field, value)
         elif field.message_type is not None:
             if message.HasField(field.name):
-                key, shown = _single(field, value)
-                found[key] = shown
+                key, content = _format_single(field, value)
+                result[key] = content
         elif field.enum_type is not None:
-            found[field.json_name] = word(field.enum_type, value)
-        elif value or field.name in _REQUIRED or not (isinstance(value, str) or field.name in _OPTIONAL):
-            found[field.json_name] = round(value, _DECIMALS) if isinstance(value, float) else value
-    return found
+            result[field.json_name] = enum_text(field.enum_type, value)
+        elif value or field.name in _ALWAYS_PRESENT or not (isinstance(value, str) or field.name in _OMIT_IF_EMPTY):
+            result[field.json_name] = round(value, _DECIMALS) if isinstance(value, float) else value
+    return result
 
 
-def word(kind: _EnumDescriptor, value: int) -> str:
-    """An enum value as JSON spells it: ``healthy`` for HEALTH_STATUS_HEALTHY. What is not known is ``unknown``."""
+def enum_text(kind: _EnumDescriptor, value: int) -> str:
+    """Return an enum value in JSON: ``healthy`` for HEALTH_STATUS_HEALTHY. Unknown values are ``unknown``."""
     known = kind.values_by_number.get(value) if value else None
     return known.name.removeprefix(_prefix(kind)).lower() if known else "unknown"
 
 
 def time_text(timestamp: Timestamp) -> str:
-    """A time in ISO 8601 UTC with milliseconds and ``Z``."""
-    moment = _EPOCH + timedelta(seconds=timestamp.seconds, milliseconds=timestamp.nanos // _MILLISECOND)
+    """Return a time in ISO 8601 UTC with milliseconds and ``Z``."""
+    moment = _EPOCH + timedelta(seconds=timestamp.seconds, milliseconds=timestamp.nanos // _NANOS_PER_MILLISECOND)
     return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def milliseconds(duration: Duration) -> float:
-    """A duration as a number of milliseconds, whole if it is."""
-    return _units(duration, _MILLISECOND)
+    """Return a duration in milliseconds, as an integer if it is a whole number."""
+    return _units(duration, _NANOS_PER_MILLISECOND)
 
 
 def read_service(value: object) -> tuple[Service, list[Violation]]:
-    """Reads a service from parsed JSON or YAML.
+    """Read a service from parsed JSON or YAML.
 
     Returns:
-        What could be read of it, and all that is wrong with its shape. The rules of the contract are the registry's.
+        The service, as far as it could be read, and all errors in the structure of the document. The registry validates
+        the values.
     """
     reader, service = _Reader(), Service()
-    reader.message(value, "", service)
+    reader.read_message(value, "", service)
     return service, reader.violations
 
 
-def _single(field: _FieldDescriptor, value: Any) -> tuple[str, Any]:
+def _format_single(field: _FieldDescriptor, value: Any) -> tuple[str, Any]:
     if isinstance(value, Duration):
-        key, unit = _DURATIONS[field.name]
+        key, unit = _DURATION_KEYS[field.name]
         return key, _units(value, unit)
     if isinstance(value, Timestamp):
         return field.json_name, time_text(value)
-    return field.json_name, _struct(value) if isinstance(value, Struct) else document(value)
+    return field.json_name, _format_struct(value) if isinstance(value, Struct) else document(value)
 
 
-def _repeated(field: _FieldDescriptor, value: Any) -> Any:
+def _format_repeated(field: _FieldDescriptor, value: Any) -> Any:
     if _is_map(field):
         return {key: value[key] for key in sorted(value)}
     return [document(item) for item in value] if field.message_type is not None else list(value)
 
 
-def _struct(struct: Struct) -> dict[str, Any]:
+def _format_struct(struct: Struct) -> dict[str, Any]:
     fields = struct.fields
-    return {key: _value(fields[key]) for key in sorted(fields)}  # a map of protobuf has no order of its own
+    return {key: _format_value(fields[key]) for key in sorted(fields)}  # protobuf maps are unordered
 
 
-def _value(value: Any) -> Any:
+def _format_value(value: Any) -> Any:
     match value.WhichOneof("kind"):
         case "struct_value":
-            return _struct(value.struct_value)
+            return _format_struct(value.struct_value)
         case "list_value":
-            return [_value(item) for item in value.list_value.values]
+            return [_format_value(item) for item in value.list_value.values]
         case "number_value":
             number = value.number_value
-            whole = number.is_integer() and abs(number) <= _LARGEST_WHOLE
-            return int(number) if whole and (number or math.copysign(1, number) > 0) else number
+            is_integer = number.is_integer() and abs(number) <= _MAX_SAFE_INTEGER
+            return int(number) if is_integer and (number or math.copysign(1, number) > 0) else number
         case None | "null_value":
             return None
         case kind:
@@ -144,7 +144,7 @@ def _value(value: Any) -> Any:
 
 
 def _units(duration: Duration, unit: int) -> int | float:
-    nanos = duration.seconds * _SECOND + duration.nanos
+    nanos = duration.seconds * _NANOS_PER_SECOND + duration.nanos
     return nanos / unit if nanos % unit else nanos // unit
 
 
@@ -157,73 +157,77 @@ def _prefix(kind: _EnumDescriptor) -> str:
 
 
 class _Reader:
-    """Fills messages from plain values; what does not fit is noted under its path, and reading goes on."""
+    """Fills messages from plain values; records each error with its path and continues."""
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
         self._values = 0
 
-    def message(self, value: object, at: str, message: Message) -> None:
-        """Fills a message from an object."""
+    def read_message(self, value: object, at: str, message: Message) -> None:
+        """Fill a message from an object."""
         if not self._is_object(value, at):
             return
         fields = _fields(message.DESCRIPTOR)
         for key, item in value.items():
             here = f"{at}.{key}" if at else key
             field = fields.get(key)
-            if field is None and not (key == _TYPE and isinstance(message, HealthCheck)):
-                self._note(here, f"is not a field{_suggestion(key, fields)}")
+            if field is None and not (key == _PROBE_TYPE_KEY and isinstance(message, HealthCheck)):
+                self._add_violation(here, f"is not a field{_suggestion(key, fields)}")
             elif field is None or item is None or field.name in _OUTPUT_ONLY:
                 continue
             elif field.containing_type is message.DESCRIPTOR:
-                self._field(item, here, message, field)
+                self._read_field(item, here, message, field)
         if isinstance(message, HealthCheck):
-            self._probe(value, at, message)
+            self._read_probe(value, at, message)
 
-    def _field(self, value: object, at: str, message: Message, field: _FieldDescriptor) -> None:
+    def _read_field(self, value: object, at: str, message: Message, field: _FieldDescriptor) -> None:
         target = getattr(message, field.name)
         if field.is_repeated:
-            self._repeated(value, at, target, field)
+            self._read_repeated(value, at, target, field)
         elif isinstance(target, Message):
             target.SetInParent()
-            self._single(value, at, target, field)
+            self._read_single(value, at, target, field)
         elif field.enum_type is not None:
-            setattr(message, field.name, self._enum(value, at, field.enum_type))
+            setattr(message, field.name, self._read_enum(value, at, field.enum_type))
         else:
-            read = self._text if isinstance(target, str) else self._whole
+            read = self._read_text if isinstance(target, str) else self._read_integer
             setattr(message, field.name, read(value, at))
 
-    def _single(self, value: object, at: str, target: Message, field: _FieldDescriptor) -> None:
+    def _read_single(self, value: object, at: str, target: Message, field: _FieldDescriptor) -> None:
         match target:
             case Duration():
-                self._duration(value, at, target, _DURATIONS[field.name][1])
+                self._read_duration(value, at, target, _DURATION_KEYS[field.name][1])
             case Timestamp():
-                self._time(value, at, target)
+                self._read_time(value, at, target)
             case Struct():
                 if self._is_object(value, at):
-                    target.update(self._plain(value, at, 1))
+                    target.update(self._read_plain(value, at, 1))
             case _:
-                self.message(value, at, target)
+                self.read_message(value, at, target)
 
-    def _repeated(self, value: object, at: str, target: Any, field: _FieldDescriptor) -> None:
+    def _read_repeated(self, value: object, at: str, target: Any, field: _FieldDescriptor) -> None:
         if _is_map(field):
             if self._is_object(value, at):
-                target.update({key: self._text(item, f'{at}["{key}"]') for key, item in value.items()})
+                target.update({key: self._read_text(item, f'{at}["{key}"]') for key, item in value.items()})
             return
-        for index, item in enumerate(self._items(value, at)):
+        for index, item in enumerate(self._read_list(value, at)):
             here = f"{at}[{index}]"
             if field.message_type is not None:
-                self.message(item, here, target.add())
+                self.read_message(item, here, target.add())
             else:
                 target.append(
-                    self._text(item, here) if field.type == FieldDescriptor.TYPE_STRING else self._whole(item, here)
+                    self._read_text(item, here)
+                    if field.type == FieldDescriptor.TYPE_STRING
+                    else self._read_integer(item, here)
                 )
 
-    def _probe(self, value: Mapping[str, object], at: str, check: HealthCheck) -> None:
-        """Reads the kind of a health check, whose fields stand beside it."""
-        kind = value.get(_TYPE)
-        if kind is not None and kind not in _PROBES:
-            self._note(f"{at}.{_TYPE}", f"{kind!r} is not a kind of probe; use one of {', '.join(_PROBES)}")
+    def _read_probe(self, value: Mapping[str, object], at: str, check: HealthCheck) -> None:
+        """Read the probe of a health check, whose fields are in the same object."""
+        kind = value.get(_PROBE_TYPE_KEY)
+        if kind is not None and kind not in _PROBE_TYPES:
+            self._add_violation(
+                f"{at}.{_PROBE_TYPE_KEY}", f"{kind!r} is not a probe type; use one of {', '.join(_PROBE_TYPES)}"
+            )
             return
         probe = getattr(check, str(kind)) if kind is not None else None
         if probe is not None:
@@ -232,119 +236,122 @@ class _Reader:
             if field.containing_type is check.DESCRIPTOR or value.get(key) is None:
                 continue
             if probe is not None and field.containing_type is probe.DESCRIPTOR:
-                self._field(value[key], f"{at}.{key}", probe, field)
+                self._read_field(value[key], f"{at}.{key}", probe, field)
             else:
-                self._note(f"{at}.{key}", "belongs to another type of health check")
+                self._add_violation(f"{at}.{key}", "belongs to another probe type")
 
-    def _note(self, at: str, description: str) -> None:
-        if len(self.violations) < _MOST_VIOLATIONS:
+    def _add_violation(self, at: str, description: str) -> None:
+        if len(self.violations) < _MAX_VIOLATIONS:
             self.violations.append(Violation(at or "service", description))
 
     def _is_object(self, value: object, at: str) -> TypeGuard[Mapping[str, object]]:
         if not isinstance(value, Mapping):
-            self._note(at, f"must be an object, not {_kind(value)}")
+            self._add_violation(at, f"must be an object, not {_describe(value)}")
             return False
-        strange = next((key for key in value if not isinstance(key, str)), None)
-        if strange is not None:
-            self._note(at, f"has the key {strange!r}; keys must be text: write it in quotes")
-        return strange is None
+        invalid_key = next((key for key in value if not isinstance(key, str)), None)
+        if invalid_key is not None:
+            self._add_violation(at, f"has the key {invalid_key!r}; keys must be text: put it in quotes")
+        return invalid_key is None
 
-    def _items(self, value: object, at: str) -> list[object]:
+    def _read_list(self, value: object, at: str) -> list[object]:
         if isinstance(value, list):
             return value
-        self._note(at, f"must be a list, not {_kind(value)}")
+        self._add_violation(at, f"must be a list, not {_describe(value)}")
         return []
 
-    def _text(self, value: object, at: str) -> str:
+    def _read_text(self, value: object, at: str) -> str:
         if isinstance(value, str):
             try:
                 value.encode()
             except UnicodeEncodeError:
-                self._note(at, "is not Unicode text: it has half of a surrogate pair")
+                self._add_violation(at, "is not valid Unicode: it contains a lone surrogate")
             else:
                 return value
         else:
-            quotes = "; write it in quotes" if isinstance(value, int | float) else ""
-            self._note(at, f"must be text, not {_kind(value)}{quotes}")
+            quotes = "; put it in quotes" if isinstance(value, int | float) else ""
+            self._add_violation(at, f"must be text, not {_describe(value)}{quotes}")
         return ""
 
-    def _number(self, value: object, at: str) -> int | float:
+    def _read_number(self, value: object, at: str) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._note(at, f"must be a number, not {_kind(value)}")
+            self._add_violation(at, f"must be a number, not {_describe(value)}")
             return 0
         try:
             if math.isfinite(value):
                 return value
-        except OverflowError:  # a whole number beyond what a double holds
+        except OverflowError:  # an integer that a double cannot represent
             pass
-        self._note(at, "must be a finite number that a 64-bit float holds")
+        self._add_violation(at, "must be a finite number in the range of a 64-bit float")
         return 0
 
-    def _whole(self, value: object, at: str) -> int:
-        number = self._number(value, at)
+    def _read_integer(self, value: object, at: str) -> int:
+        number = self._read_number(value, at)
         if number != int(number) or int(number) not in _INT32:
-            self._note(at, f"must be a whole number of 32 bits, not {_kind(value)}")
+            self._add_violation(at, f"must be a 32-bit integer, not {_describe(value)}")
             return 0
         return int(number)
 
-    def _enum(self, value: object, at: str, kind: _EnumDescriptor) -> int:
-        text = self._text(value, at)
+    def _read_enum(self, value: object, at: str, kind: _EnumDescriptor) -> int:
+        text = self._read_text(value, at)
         if not isinstance(value, str):
             return 0
-        known: dict[str, int] = {
+        numbers: dict[str, int] = {
             each.name.removeprefix(_prefix(kind)).lower(): each.number for each in kind.values if each.number
         }
-        if text not in known:
-            self._note(at, f"{text!r} is not a status; use one of {', '.join(known)}")
-        return known.get(text, 0)
+        if text not in numbers:
+            self._add_violation(at, f"{text!r} is not a status; use one of {', '.join(numbers)}")
+        return numbers.get(text, 0)
 
-    def _duration(self, value: object, at: str, duration: Duration, unit: int) -> None:
-        number = self._number(value, at)
-        # Whole units are exact whatever their size; a float has no nanosecond left beyond some months.
+    def _read_duration(self, value: object, at: str, duration: Duration, unit: int) -> None:
+        number = self._read_number(value, at)
+        # Integers are exact at any size; a float loses nanosecond precision beyond some months.
         nanos = number * unit if isinstance(number, int) else round(number * unit)
         try:
             duration.FromNanoseconds(nanos)
         except ValueError:
-            self._note(at, "is too long")
+            self._add_violation(at, "is too long")
             return
-        if number and not nanos:  # rounded to zero it could mean something else: a `ttlSeconds` of 0 is permanent
-            self._note(at, "is shorter than a nanosecond")
+        if number and not nanos:  # must not be rounded to 0, which has another meaning for `ttlSeconds`: permanent
+            self._add_violation(at, "is shorter than a nanosecond")
 
-    def _time(self, value: object, at: str, timestamp: Timestamp) -> None:
+    def _read_time(self, value: object, at: str, timestamp: Timestamp) -> None:
         try:
-            timestamp.FromJsonString(self._text(value, at))
+            timestamp.FromJsonString(self._read_text(value, at))
         except ValueError:
-            self._note(at, f"{value!r} is not a time such as 2026-11-24T05:00:00.000Z")
+            self._add_violation(at, f"{value!r} is not a time such as 2026-11-24T05:00:00.000Z")
 
-    def _plain(self, value: object, at: str, depth: int) -> Any:
-        """A value within a schema or details, checked."""
+    def _read_plain(self, value: object, at: str, depth: int) -> Any:
+        """Check a value within a schema or ``details``, and return a copy of it."""
         self._values += 1
-        if self._values > _MOST_VALUES:
-            if self._values == _MOST_VALUES + 1:
-                self._note(at, f"is too large: a service of 64 KiB cannot have more than {_MOST_VALUES} values")
+        if self._values > _MAX_VALUES:
+            if self._values == _MAX_VALUES + 1:
+                self._add_violation(at, f"is too large: a service may have at most {_MAX_VALUES} values")
             return None
-        if depth > _DEEPEST:
-            self._note(at, f"is nested more than {_DEEPEST} levels deep")
+        if depth > _MAX_DEPTH:
+            self._add_violation(at, f"is nested more than {_MAX_DEPTH} levels deep")
             return None
         if isinstance(value, Mapping):
-            known = value if self._is_object(value, at) else {}
-            return {self._text(key, at): self._plain(item, f"{at}.{key}", depth + 1) for key, item in known.items()}
+            entries = value if self._is_object(value, at) else {}
+            return {
+                self._read_text(key, at): self._read_plain(item, f"{at}.{key}", depth + 1)
+                for key, item in entries.items()
+            }
         if isinstance(value, list):
-            return [self._plain(item, f"{at}[{index}]", depth + 1) for index, item in enumerate(value)]
+            return [self._read_plain(item, f"{at}[{index}]", depth + 1) for index, item in enumerate(value)]
         if value is None or isinstance(value, bool):
             return value
-        return self._number(value, at) if isinstance(value, int | float) else self._text(value, at)
+        return self._read_number(value, at) if isinstance(value, int | float) else self._read_text(value, at)
 
 
 def _fields(kind: _Descriptor) -> dict[str, _FieldDescriptor]:
-    """The fields by their keys in JSON; those of each kind of probe beside the others."""
-    found: dict[str, _FieldDescriptor] = {}
+    """Return the fields of a message by their JSON keys, including the fields of all probe types."""
+    fields: dict[str, _FieldDescriptor] = {}
     for field in kind.fields:
         if field.containing_oneof is not None:
-            found |= _fields(field.message_type)
+            fields |= _fields(field.message_type)
         else:
-            found[_DURATIONS[field.name][0] if _is_duration(field) else field.json_name] = field
-    return found
+            fields[_DURATION_KEYS[field.name][0] if _is_duration(field) else field.json_name] = field
+    return fields
 
 
 def _is_duration(field: _FieldDescriptor) -> bool:
@@ -353,13 +360,13 @@ def _is_duration(field: _FieldDescriptor) -> bool:
 
 def _suggestion(key: str, fields: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(key, fields, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(fields)}"
+    return f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(fields)}"
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"the number {value:.10g}" if abs(value) < _LARGEST_WHOLE else "a number of this size"
-    kinds: Mapping[type, str] = {bool: "a boolean", str: "text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), f"a {type(value).__name__}")
+        return f"the number {value:.10g}" if abs(value) < _MAX_SAFE_INTEGER else "a number of this size"
+    names: Mapping[type, str] = {bool: "a boolean", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,10 +1,10 @@
-"""What the registry, or its absence, says, as one line and an exit code."""
+"""Conversion of SDK errors into one-line messages and exit codes."""
 
 import re
 from typing import Final
 
 from registry_cli.exits import Exit, Failure
-from registry_cli.names import document_name
+from registry_cli.field_names import document_name
 from registry_client import (
     CursorExpired,
     DeadlineExceeded,
@@ -21,7 +21,7 @@ from registry_client import (
     WriteConflict,
 )
 
-_CODES: Final[tuple[tuple[type[RegistryError], Exit], ...]] = (
+_EXIT_CODES: Final[tuple[tuple[type[RegistryError], Exit], ...]] = (
     (InvalidRequest, Exit.USAGE),
     (ServiceNotFound, Exit.NOT_FOUND),
     (CursorExpired, Exit.NOT_FOUND),
@@ -34,67 +34,67 @@ _CODES: Final[tuple[tuple[type[RegistryError], Exit], ...]] = (
     (PermissionDenied, Exit.DENIED),
 )
 
-# What gRPC says of a connection is long and of many kinds; these are the ones that people meet.
-_CONNECTIONS: Final = (
+# gRPC's messages about connections are long and vary; these patterns cover the common causes.
+_CONNECTION_FAILURES: Final = (
     ("connection refused", "connection refused; is it running?"),
     (
         "domain name not found|dns resolution failed|could not contact dns|name or service not known",
-        "the host name is not known",
+        "the host name cannot be resolved",
     ),
-    ("certificate_verify_failed|certificate verify failed", "its certificate is not trusted; see --ca-file"),
-    ("hostname verification", "its certificate is that of another host; see --server-name"),
-    ("wrong_version_number|wrong version number", "the port there does not speak TLS"),
+    ("certificate_verify_failed|certificate verify failed", "the server certificate is not trusted; see --ca-file"),
+    ("hostname verification", "the server certificate is for another host name; see --server-name"),
+    ("wrong_version_number|wrong version number", "the server does not use TLS"),
     ("ssl|tls|handshak", "the TLS handshake failed"),
-    ("http1|http/1|http2 settings|http/2|goaway|http2 error", "the program there does not speak gRPC"),
-    ("timed out|timeout", "no answer"),
+    ("http1|http/1|http2 settings|http/2|goaway|http2 error", "the server does not speak gRPC"),
+    ("timed out|timeout", "the connection timed out"),
     ("network is unreachable|no route to host|network unreachable|host unreachable", "the network is unreachable"),
     (
         "socket closed|connection reset|broken pipe|end of tcp stream|recvmsg|eof",
-        "the connection was closed; does it ask for TLS (--tls)?",
+        "the connection was closed; does the server require TLS (--tls)?",
     ),
 )
 
 
 def exit_code(error: RegistryError) -> Exit:
-    """The exit code of an error."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
+    """Return the exit code of an error."""
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), Exit.FAILED)
 
 
-def failure(error: RegistryError, target: str) -> Failure:
-    """What to tell of an error.
+def failure_from_error(error: RegistryError, target: str) -> Failure:
+    """Convert an error into a failure of the command.
 
     Args:
-        error: What a call raised.
-        target: Whom it was made to, for errors which are about that.
+        error: The error that a call raised.
+        target: The target of the call, for errors about the connection.
     """
-    return Failure(explained(error, target), exit_code(error))
+    return Failure(error_text(error, target), exit_code(error))
 
 
-def explained(error: RegistryError, target: str) -> str:
-    """An error in plain words: one line, or one for each bad field."""
+def error_text(error: RegistryError, target: str) -> str:
+    """Return the message of an error: one line, or one line for each invalid field."""
     text = str(error)
     match error:
         case InvalidRequest() if error.violations:
-            text = "\n".join(f"{document_name(field)}: {what}" for field, what in error.violations)
+            text = "\n".join(f"{document_name(field)}: {problem}" for field, problem in error.violations)
         case StoreUnavailable() | ShuttingDown():
-            text = f"the registry at {target} cannot do that now: {error}"
+            text = f"the registry at {target} is temporarily unavailable: {error}"
         case RegistryUnavailable():
-            text = f"cannot reach the registry at {target}: {_connection(text)}"
+            text = f"cannot reach the registry at {target}: {_connection_failure(text)}"
         case DeadlineExceeded() if not error.reason:
-            text = f"no answer from the registry at {target} in time; see --timeout"
+            text = f"the registry at {target} did not respond in time; see --timeout"
         case CursorExpired():
-            text = "the registry no longer knows what happened after this cursor; begin anew with --snapshot"
+            text = "the cursor has expired; start again with --snapshot instead of --cursor"
         case RevisionMismatch():
-            text += "; read it again, then decide again"
+            text += "; read it again before you retry"
         case Unauthenticated() if error.reason:
             text += "; see --token-file"
         case _ if error.code.name == "UNIMPLEMENTED" and not error.reason:
-            text = f"the program at {target} speaks gRPC but is no ossa-registry, or one of another version"
+            text = f"the gRPC server at {target} is not an ossa-registry, or is of an incompatible version"
         case _:
             pass
     return text
 
 
-def _connection(text: str) -> str:
+def _connection_failure(text: str) -> str:
     lower = text.lower()
-    return next((words for pattern, words in _CONNECTIONS if re.search(pattern, lower)), text)
+    return next((message for pattern, message in _CONNECTION_FAILURES if re.search(pattern, lower)), text)

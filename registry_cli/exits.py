@@ -1,4 +1,4 @@
-"""Exit codes, and failures that are told in one line. What the codes mean to scripts is in ``docs/cli.md``."""
+"""Exit codes, which ``docs/cli.md`` documents for scripts, and the exception that sets them."""
 
 import sys
 from enum import IntEnum
@@ -6,46 +6,47 @@ from typing import IO, Any
 
 import click
 
-from registry_cli.text import plain
+from registry_cli.text import escape
 
 
 class Exit(IntEnum):
-    """Exit codes."""
+    """Exit codes of the commands."""
 
     OK = 0
     FAILED = 1
-    """It failed, or a part of it did."""
+    """The command failed, completely or for some of several services."""
     USAGE = 2
-    """Wrong flags, a bad file, or a request that the registry refuses as it is."""
+    """Invalid flags, an invalid file, or a request that the registry rejects as invalid."""
     NOT_FOUND = 3
-    """No such service, or no longer such a cursor."""
+    """The service is not registered, or the cursor has expired."""
     UNAVAILABLE = 4
-    """No registry answers, or not in time."""
+    """The registry is unavailable or did not respond in time."""
     CONFLICT = 5
-    """It exists already, or is at another revision."""
+    """The service exists already, or is at another revision."""
     DENIED = 6
-    NOT_WELL = 7
+    """The token is missing, was rejected or does not permit the call."""
+    UNHEALTHY = 7
     """``health`` and ``check``: the status is neither healthy nor degraded."""
     INTERRUPTED = 130
-    """Ctrl-C: 128 + SIGINT, as shells have it."""
+    """Ctrl-C: 128 + SIGINT, the convention of shells."""
     BROKEN_PIPE = 141
-    """The reader of the output went away: 128 + SIGPIPE."""
+    """The reader of the output closed the pipe: 128 + SIGPIPE."""
 
 
 class Failure(click.ClickException):
-    """What is told in one line on standard error.
+    """A failure of a command, printed to standard error without a traceback.
 
     Args:
-        message: What is wrong and, after a semicolon, what may help.
+        message: The problem and, after a semicolon, a hint how to solve it.
         code: Exit code.
     """
 
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
         self.code = code
-        self.exit_code = code  # type: ignore[misc] # click reads it off the exception
+        self.exit_code = code  # type: ignore[misc] # click reads it from the exception
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Tells it."""
+        """Print the message."""
         for line in self.message.splitlines():
-            click.echo(f"ossa-registry: {plain(line)}", file=file or sys.stderr)
+            click.echo(f"ossa-registry: {escape(line)}", file=file or sys.stderr)

@@ -1,4 +1,4 @@
-"""Services from files: YAML with one or several documents, JSON with an object or an array, each from stdin too."""
+"""Services from files or stdin: YAML with one or several documents, or JSON with an object or an array."""
 
 import json
 import re
@@ -15,74 +15,74 @@ from registry_client import Service, Violation
 
 STDIN: Final = "-"
 SUFFIXES: Final = (".yaml", ".yml", ".json")
-"""What is read of a directory."""
+"""Suffixes of the files that are read from a directory."""
 
 
-class Given(NamedTuple):
-    """A service of a file."""
+class ServiceInput(NamedTuple):
+    """A service from a file or from the command line."""
 
-    place: str
-    """Where it stands, for people: ``agents.yaml, document 2 (line 14)``."""
+    location: str
+    """Location for error messages, such as ``agents.yaml, document 2 (line 14)``; empty for the command line."""
     service: Service
     violations: list[Violation]
-    """What is wrong with its shape."""
+    """Errors in the structure of the document."""
 
 
-def read(path: str) -> Iterator[Given]:
-    """Reads the services of a file, of stdin (``-``), or of all files of a directory by name.
+def read_services(path: str) -> Iterator[ServiceInput]:
+    """Read the services of a file, of stdin (``-``), or of all files in a directory, ordered by file name.
 
     Raises:
-        Failure: It cannot be read, or is neither YAML nor JSON.
+        Failure: The path cannot be read, or is neither YAML nor JSON.
     """
     if path != STDIN and Path(path).is_dir():
         files = sorted(file for file in Path(path).iterdir() if file.suffix in SUFFIXES)
         if not files:
-            raise Failure(f"{path}: no {', '.join(SUFFIXES)} in this directory", Exit.USAGE)
+            raise Failure(f"{path}: the directory contains no files with suffix {', '.join(SUFFIXES)}", Exit.USAGE)
         for file in files:
-            yield from read(str(file))
+            yield from read_services(str(file))
         return
     name = "standard input" if path == STDIN else path
-    for place, value in _values(name, _text(path, name)):
-        yield Given(place, *read_service(value))
+    for location, value in _parse_values(name, _read_text(path, name)):
+        yield ServiceInput(location, *read_service(value))
 
 
-def _text(path: str, name: str) -> str:
+def _read_text(path: str, name: str) -> str:
     try:
         data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
     except OSError as error:
-        raise Failure(f"{name}: cannot be read: {error.strerror}", Exit.USAGE) from None
+        raise Failure(f"cannot read {name}: {error.strerror}", Exit.USAGE) from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Failure(f"{name}: is not UTF-8 text: {error.reason} at byte {error.start}", Exit.USAGE) from None
+        raise Failure(f"{name}: invalid UTF-8: {error.reason} at byte {error.start}", Exit.USAGE) from None
 
 
-def _values(name: str, text: str) -> Iterator[tuple[str, object]]:
-    """Place and content of each service in a text."""
+def _parse_values(name: str, text: str) -> Iterator[tuple[str, object]]:
+    """Yield the location and content of each service in a text."""
     try:
-        documents = [(None, json.loads(text))] if _is_json(name, text) else list(_yaml_documents(text))
+        documents = [(None, json.loads(text))] if _looks_like_json(name, text) else list(_yaml_documents(text))
     except yaml.MarkedYAMLError as error:
-        raise Failure(f"{name}: is not YAML: {_yaml_fault(error)}", Exit.USAGE) from None
-    except yaml.YAMLError as error:  # a character that YAML does not allow
-        raise Failure(f"{name}: is not YAML: {' '.join(str(error).split())}", Exit.USAGE) from None
+        raise Failure(f"{name}: invalid YAML: {_yaml_problem(error)}", Exit.USAGE) from None
+    except yaml.YAMLError as error:  # a character that YAML does not permit
+        raise Failure(f"{name}: invalid YAML: {' '.join(str(error).split())}", Exit.USAGE) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise Failure(f"{name}: is not JSON: {where}: {error.msg}", Exit.USAGE) from None
+        raise Failure(f"{name}: invalid JSON: {where}: {error.msg}", Exit.USAGE) from None
     except RecursionError:
-        raise Failure(f"{name}: is nested too deep", Exit.USAGE) from None
+        raise Failure(f"{name}: nested too deeply", Exit.USAGE) from None
     if not documents:
-        raise Failure(f"{name}: is empty", Exit.USAGE)
+        raise Failure(f"{name}: the file is empty", Exit.USAGE)
     for number, (lines, value) in enumerate(documents, 1):
-        whole = name if len(documents) == 1 else f"{name}, document {number}"
+        location = name if len(documents) == 1 else f"{name}, document {number}"
         if not isinstance(value, list):
-            yield whole + (f" (line {lines[0]})" if lines and len(documents) > 1 else ""), value
+            yield location + (f" (line {lines[0]})" if lines and len(documents) > 1 else ""), value
             continue
         for index, item in enumerate(value):
-            yield f"{whole}, item {index + 1}" + (f" (line {lines[1 + index]})" if lines else ""), item
+            yield f"{location}, item {index + 1}" + (f" (line {lines[1 + index]})" if lines else ""), item
 
 
-def _is_json(name: str, text: str) -> bool:
-    """By the name, where it says so. Else what begins like JSON is JSON, unless only YAML can read it."""
+def _looks_like_json(name: str, text: str) -> bool:
+    """Return whether to parse a text as JSON: by the suffix or, without a known suffix, by its content."""
     if Path(name).suffix in SUFFIXES:
         return Path(name).suffix == ".json"
     if not text.lstrip().startswith(("{", "[")):
@@ -95,44 +95,47 @@ def _is_json(name: str, text: str) -> bool:
 
 
 def _yaml_documents(text: str) -> Iterator[tuple[list[int], object]]:
-    """Lines and content of each document; the first line is its own, the others those of its items if it is a list."""
+    """Yield each document: its line number followed by those of its items, if it is a list, and its content."""
     loader = _Loader(text)
     try:
         while loader.check_node():
             node = loader.get_node()
             items = node.value if isinstance(node, yaml.SequenceNode) else []
             if node.tag == "tag:yaml.org,2002:null" and not node.value:
-                continue  # nothing between two lines of `---`
-            lines = [each.start_mark.line + 1 for each in (node, *items)]
+                continue  # an empty document between two `---` lines
+            lines = [part.start_mark.line + 1 for part in (node, *items)]
             yield lines, loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _yaml_fault(error: yaml.MarkedYAMLError) -> str:
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + (error.problem or error.context or "it cannot be read")
+    return where + (error.problem or error.context or "the document cannot be parsed")
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # which of them depends on the build
-    """YAML as people mean it: ``no`` and ``on`` are words, times stay text, and a key is given once."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # CSafeLoader exists only in some builds
+    """YAML with the booleans of version 1.2, without timestamps, and with unique keys.
+
+    ``no``, ``on`` and times remain text.
+    """
 
     yaml_implicit_resolvers: Final[dict[str, Any]] = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - yaml's
-        """Refuses keys that are given twice: the first would be lost without a word."""
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - signature of the base class
+        """Reject duplicate keys, of which PyYAML would silently drop all but the last."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
                 seen.add(key.value)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 # The booleans of YAML 1.2.

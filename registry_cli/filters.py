@@ -1,11 +1,11 @@
-"""The fields of a filter as flags, the same for ``list`` and ``watch``."""
+"""The filter options of ``list`` and ``watch``."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import click
 
-from registry_cli.completion import CAPABILITY
+from registry_cli.completion import CAPABILITY_NAME
 from registry_client import HealthStatus, ServiceFilter
 from registry_client.values import make_filter
 
@@ -14,8 +14,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 STATUSES: Final = tuple(name.removeprefix("HEALTH_STATUS_").lower() for name, number in HealthStatus.items() if number)
 
 
-def labels_of(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """Labels from ``KEY=VALUE``, as a callback of click's."""
+def parse_labels(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Parse labels from ``KEY=VALUE``; a callback for click."""
     labels = {}
     for value in values:
         key, equals, content = value.partition("=")
@@ -25,36 +25,40 @@ def labels_of(_context: click.Context, _parameter: click.Parameter, values: tupl
     return labels
 
 
-_OPTIONS: Final = (
-    click.option("--name", metavar="PATTERN", default="", help="RE2 pattern that matches somewhere in the name."),
-    click.option("--capability", type=CAPABILITY, metavar="NAME", default="", help="Has this capability."),
-    click.option("--capability-version", metavar="RANGE", default="", help="In this version or range: 2.1.0, '^1.4'."),
-    click.option("--health", type=click.Choice(STATUSES), multiple=True, help="Has this status; repeat for any of."),
-    click.option("--tag", "tags", multiple=True, help="Has this tag; repeat for any of."),
-    click.option("--all-tags", is_flag=True, help="Has all the tags, not any of them."),
-    click.option("--version", metavar="RANGE", default="", help="Is of this version or range: 1.0.0, '>=1.2 <2'."),
-    click.option("--environment", default="", help="Is in this environment."),
-    click.option("--group", default="", help="Is in this group."),
+_FILTER_OPTIONS: Final = (
+    click.option("--name", metavar="PATTERN", default="", help="Name matches this RE2 pattern (unanchored)."),
+    click.option("--capability", type=CAPABILITY_NAME, metavar="NAME", default="", help="Has this capability."),
+    click.option(
+        "--capability-version", metavar="RANGE", default="", help="Version or range of the capability: 2.1.0, '^1.4'."
+    ),
+    click.option(
+        "--health", type=click.Choice(STATUSES), multiple=True, help="Has this status; repeat to match any of several."
+    ),
+    click.option("--tag", "tags", multiple=True, help="Has this tag; repeat to match any of several."),
+    click.option("--all-tags", is_flag=True, help="Match all tags instead of any."),
+    click.option("--version", metavar="RANGE", default="", help="Version or range of the service: 1.0.0, '>=1.2 <2'."),
+    click.option("--environment", default="", help="Runs in this environment."),
+    click.option("--group", default="", help="Belongs to this group."),
     click.option(
         "--label",
         "labels",
         metavar="KEY=VALUE",
         multiple=True,
-        callback=labels_of,
-        help="Has this label; repeat for all of.",
+        callback=parse_labels,
+        help="Has this label; repeat to match all of several.",
     ),
 )
 
 
 def filter_options(function: _F) -> _F:
-    """Adds the flags; ``filter_of`` takes what they gave out of the parameters."""
-    for option in reversed(_OPTIONS):
+    """Add the filter options to a command; ``pop_filter`` removes their values from the parameters."""
+    for option in reversed(_FILTER_OPTIONS):
         function = option(function)
     return function
 
 
-def filter_of(parameters: dict[str, Any]) -> ServiceFilter:
-    """The filter that the flags describe; takes them out of ``parameters``."""
+def pop_filter(parameters: dict[str, Any]) -> ServiceFilter:
+    """Remove the values of the filter options from ``parameters`` and return them as a filter."""
     return make_filter(
         None,
         {

@@ -1,76 +1,86 @@
-"""Keeps services registered until somebody ends the program."""
+"""``register --keep-alive``: keeps services registered until the program receives a signal."""
 
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from registry_cli.calls import Call
+from registry_cli.calls import CommandContext
 from registry_cli.exits import Exit
-from registry_cli.files import Given
+from registry_cli.files import ServiceInput
 from registry_cli.output import Output
 from registry_client import RegistrationState, RegistryError
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STATE_TEXTS: Final[Mapping[RegistrationState, str]] = {
+    RegistrationState.PENDING: "is not registered",
+    RegistrationState.REGISTERED: "is registered",
+    RegistrationState.AWAY: "cannot be renewed, retrying",
+    RegistrationState.REFUSED: "was refused, retrying",
+}
 
 
-async def keep(call: Call, given: Sequence[Given], *, replicas: bool, drain: float) -> Exit:
-    """Registers services and renews their leases until Ctrl-C or SIGTERM; then they drain and are unregistered.
+async def keep_registered(
+    context: CommandContext, inputs: Sequence[ServiceInput], *, replicas: bool, drain: float
+) -> Exit:
+    """Register services and renew their leases until SIGINT or SIGTERM, then drain and unregister them.
 
-    A registry that goes away is waited for, and told again what it has forgotten. A second signal ends the process at
-    once; the leases then end by themselves.
+    While the registry is unavailable the command retries, and it registers services again that the registry has lost. A
+    second signal ends the process immediately, and the leases expire.
 
     Returns:
-        Exit code: whether the registry could be told that all of them are gone.
+        ``OK`` if the registry has confirmed that all services are removed, else ``UNAVAILABLE``.
 
     Raises:
-        RegistryError: One could not be registered in the first place; the others are unregistered.
+        RegistryError: The first registration of a service failed; the other services are unregistered.
     """
     code = Exit.OK
-    with _ended_by_signal() as ended, _told(call.out):
-        # Retrying is what this is for, once it has begun: a client of its own, whose first calls may not.
-        async with call.connection.client(retry=True) as client:
+    with _end_on_signal() as ended, _sdk_warnings_to(context.out):
+        # Only the first calls fail immediately; from then on the client of the registrations retries.
+        async with context.connection.create_client(retry=True) as client:
 
-            async def one(each: Given) -> None:
+            async def keep_one(each: ServiceInput) -> None:
                 nonlocal code
-                kept = client.registration(each.service, replicas=replicas, drain=drain, sigterm=False)
-                async with kept as registration:
-                    call.out.line(f"{registration.name} registered, revision {registration.service.revision}")
-                    registration.on_change(lambda state: _tell(call.out, registration.name, state, registration.error))
+                block = client.registration(each.service, replicas=replicas, drain=drain, sigterm=False)
+                async with block as registration:
+                    context.out.print_line(f"{registration.name} registered, revision {registration.service.revision}")
+                    registration.on_change(
+                        lambda state: _print_state(context.out, registration.name, state, registration.error)
+                    )
                     await ended.wait()
                 if registration.removed:
-                    call.out.line(f"{registration.name} unregistered")
+                    context.out.print_line(f"{registration.name} unregistered")
                 else:
                     code = Exit.UNAVAILABLE
 
-            await call.client.get_registry_health()  # who is not there is told at once, unless --retry
+            await context.client.get_registry_health()  # fails immediately if the registry is unreachable
             try:
                 async with asyncio.TaskGroup() as group:
-                    for each in given:
-                        group.create_task(one(each), name=f"keeping {each.service.name}")
+                    for each in inputs:
+                        group.create_task(keep_one(each), name=f"keeping {each.service.name}")
             except* RegistryError as errors:
-                # The first one ended the others.
+                # The first error has cancelled the other tasks.
                 raise errors.exceptions[0] from None
     return code
 
 
-class _Telling(logging.Handler):
-    """Tells what the SDK logs, such as that a service could not be unregistered."""
+class _OutputHandler(logging.Handler):
+    """Prints log messages of the SDK, such as that a service could not be unregistered."""
 
     def __init__(self, out: Output) -> None:
         super().__init__(logging.WARNING)
         self._out = out
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tells it in one line."""
-        self._out.error(record.getMessage())
+        """Print a log message as an error."""
+        self._out.print_error(record.getMessage())
 
 
 @contextmanager
-def _told(out: Output) -> Iterator[None]:
-    handler = _Telling(out)
+def _sdk_warnings_to(out: Output) -> Iterator[None]:
+    handler = _OutputHandler(out)
     log = logging.getLogger("registry_client")
     log.addHandler(handler)
     try:
@@ -79,28 +89,28 @@ def _told(out: Output) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _tell(out: Output, name: str, state: RegistrationState, error: RegistryError | None) -> None:
-    if state is not RegistrationState.ENDED:
-        out.remark(f"{name} is {state.value}" + (f": {error}" if error else ""))
+def _print_state(out: Output, name: str, state: RegistrationState, error: RegistryError | None) -> None:
+    if state in _STATE_TEXTS:
+        out.print_notice(f"{name} {_STATE_TEXTS[state]}" + (f": {error}" if error else ""))
 
 
 @contextmanager
-def _ended_by_signal() -> Iterator[asyncio.Event]:
+def _end_on_signal() -> Iterator[asyncio.Event]:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def end() -> None:
-        restore()  # a second signal ends the process at once
+        restore()  # a second signal ends the process immediately
         ended.set()
 
     def restore() -> None:
-        for number in _SIGNALS:
+        for number in _END_SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    # Also where SIGINT is ignored, as in the background of a script: Ctrl-C ends the agent there, and who keeps a lease
-    # for it must not outlive it.
-    for number in _SIGNALS:
+    # SIGINT is handled even if the process inherited it as ignored, as in a script's background: Ctrl-C ends the agent
+    # there, and its leases must not outlive it.
+    for number in _END_SIGNALS:
         loop.add_signal_handler(number, end)
     try:
         yield ended

@@ -1,4 +1,4 @@
-"""``ossa-registry``: the commands, each of which is loaded when it is called."""
+"""Entry point of ``ossa-registry``; each command module is loaded only when the command is used."""
 
 import difflib
 import importlib
@@ -16,35 +16,35 @@ _COMPLETE_VARIABLE: Final = "_OSSA_REGISTRY_COMPLETE"
 
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "serve": ("serve", "Run a registry server; `serve --help` lists its settings."),
-    "register": ("register", "Register services, from flags or files."),
-    "list": ("list", "List the services that match."),
+    "register": ("register", "Register services from flags or files."),
+    "list": ("list", "List services that match a filter."),
     "get": ("get", "Show services by name."),
-    "health": ("health", "Show the health of services, or of the registry."),
-    "check": ("check", "Let the registry probe services now."),
+    "health": ("health", "Show the health of services or of the registry."),
+    "check": ("check", "Probe services now."),
     "heartbeat": ("heartbeat", "Renew the leases of services."),
     "watch": ("watch", "Show every change as it happens, until Ctrl-C."),
-    "unregister": ("unregister", "Remove services."),
-    "capabilities": ("capabilities", "List what services can do."),
-    "stats": ("stats", "Count what is registered."),
-    "maintenance": ("maintenance", "Take services out, or back in."),
-    "cleanup": ("cleanup", "Remove services whose lease has ended."),
-    "keys": ("keys", "Make API keys for agents and people."),
-    "completion": ("completion", "Print the script that completes commands in a shell."),
-    "version": ("version", "Show the versions of this program and of what it runs on."),
+    "unregister": ("unregister", "Unregister services."),
+    "capabilities": ("capabilities", "List the capabilities of all services."),
+    "stats": ("stats", "Show counts of services, capabilities, versions and tags."),
+    "maintenance": ("maintenance", "Start or end maintenance of services."),
+    "cleanup": ("cleanup", "Remove services whose lease has expired."),
+    "keys": ("keys", "Create and hash API keys."),
+    "completion": ("completion", "Print a shell completion script."),
+    "version": ("version", "Show the versions of ossa-registry, Python and grpcio."),
 }
-"""Module in ``registry_cli.commands`` and summary of each command, in the order in which they are told."""
+"""Module in ``registry_cli.commands`` and summary of each command, in the order of the help."""
 
 
 class Program(click.Group):
-    """The group of all commands. Nothing is loaded for its help; any failure becomes a line and an exit code."""
+    """The group of all commands. It shows help without loading commands, and turns exceptions into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
+        """Return the names of the commands, in the order of the help."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Loads a command."""
+        """Load a command."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -55,25 +55,25 @@ class Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command, and says which one was perhaps meant."""
+        """Find the command; for an unknown one, suggest a similar name."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the summaries without loading the commands."""
+        """Write the summaries without loading the commands."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Runs the program and ends the process."""
+        """Run the program and end the process."""
         return super().main(*args, **{"complete_var": _COMPLETE_VARIABLE, "prog_name": "ossa-registry", **extra})
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command. Whatever goes wrong is told in one line, unless ``--debug`` asks for more."""
-        _prepare()
+        """Run a command; print failures in one line, or with a traceback if ``--debug`` is set."""
+        _configure_process()
         try:
             try:
                 return super().invoke(ctx)
@@ -84,37 +84,37 @@ class Program(click.Group):
                 raise error.__cause__ from None
             raise
         except KeyboardInterrupt:
-            _end(Exit.INTERRUPTED)
+            _exit(Exit.INTERRUPTED)
         except BrokenPipeError:
-            # What is still buffered would fail again when Python ends.
+            # Otherwise Python would fail again when it flushes the remaining buffer at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            _end(Exit.BROKEN_PIPE)
+            _exit(Exit.BROKEN_PIPE)
         except OSError as error:
             if ctx.params.get("debug"):
                 raise
-            raise Failure(f"cannot go on: {error.strerror or error}") from error
+            raise Failure(f"input/output error: {error.strerror or error}") from error
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            what = f"{type(error).__name__}: {error}"
-            raise Failure(f"this is a bug: {what}; --debug before the command tells where") from error
+            description = f"{type(error).__name__}: {error}"
+            raise Failure(f"internal error: {description}; run `ossa-registry --debug COMMAND` for details") from error
 
 
-def _prepare() -> None:
-    # gRPC writes lines of its own to standard error; what it has to say it also raises.
+def _configure_process() -> None:
+    # gRPC also logs to standard error the errors that it raises.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal does not know is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # unencodable characters must not fail the command
 
 
-def _end(code: Exit) -> NoReturn:
+def _exit(code: Exit) -> NoReturn:
     raise click.exceptions.Exit(code)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="ossa-registry")
-@click.option("--debug", is_flag=True, help="Show the traceback of what goes wrong.")
+@click.option("--debug", is_flag=True, help="Show a traceback for errors.")
 def main(debug: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Service registry for fleets of AI agents."""
-    del debug  # Program.invoke looks at it
+    del debug  # evaluated by Program.invoke

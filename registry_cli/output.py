@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON and YAML for programs."""
+"""Output of the commands: tables for people, JSON and YAML for programs."""
 
 import json
 import os
@@ -9,110 +9,113 @@ from typing import Any, Final, Literal, NamedTuple
 
 import click
 
-from registry_cli.text import plain, plain_json, width
+from registry_cli.text import column_width, escape, escape_json
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
 
-_COLORS: Final = {
+_STATUS_COLORS: Final = {
     "healthy": "green",
     "degraded": "yellow",
     "unhealthy": "red",
     "unknown": "bright_black",
     "maintenance": "blue",
 }
-_GAP: Final = 3
-_NO_WRAPPING: Final = 1_000_000
-_NONE: Final = "-"
-_AGES: Final = ((365 * 86_400, "y"), (86_400, "d"), (3_600, "h"), (60, "m"))
-_TWO: Final = 2
+_COLUMN_GAP: Final = 3
+_YAML_WIDTH: Final = 1_000_000
+"""Large enough to prevent line breaks within values."""
+_EMPTY_CELL: Final = "-"
+_AGE_UNITS: Final = ((365 * 86_400, "y"), (86_400, "d"), (3_600, "h"), (60, "m"))
 
 
 class Cell(NamedTuple):
-    """A cell of a table."""
+    """A table cell."""
 
     text: str
     color: str | None = None
 
 
 class Output:
-    """Where a command prints to.
+    """Prints results to standard output, and notices and errors to standard error.
 
     Args:
-        format: How results are shown.
-        color: Whether tables have colours; None = if a person looks at a terminal and ``NO_COLOR`` is not set.
-        quiet: Whether remarks are left out. Results and errors are told all the same.
+        format: Format of the results.
+        color: Whether tables have colours; None = if standard output is a terminal and ``NO_COLOR`` is not set.
+        quiet: Whether to suppress notices. Results and errors are always printed.
     """
 
-    def __init__(self, format: Format, *, color: bool | None, quiet: bool) -> None:  # noqa: A002 - the flag's name
+    def __init__(self, format: Format, *, color: bool | None, quiet: bool) -> None:  # noqa: A002 - the name of the flag
         self.format = format
         self.quiet = quiet
-        self.color = _wants_color() if color is None else color
+        self.color = _color_by_default() if color is None else color
 
     @property
     def is_table(self) -> bool:
-        """Whether people read it."""
+        """Whether the format is for people."""
         return self.format in {"table", "wide"}
 
     @property
     def wide(self) -> bool:
-        """Whether tables have all columns."""
+        """Whether to print all columns."""
         return self.format == "wide"
 
-    def data(self, value: Any) -> None:
-        """Prints one document of JSON or YAML."""
-        self._print(plain_json(_json(value, indent=2)) if self.format == "json" else yaml_text(value).rstrip("\n"))
+    def print_document(self, value: Any) -> None:
+        """Print one JSON or YAML document."""
+        self._print(escape_json(_json(value, indent=2)) if self.format == "json" else yaml_text(value).rstrip("\n"))
 
-    def record(self, value: Any) -> None:
-        """Prints one of a stream of documents: a line of JSON, or a document of YAML."""
-        self._print(plain_json(_json(value)) if self.format == "json" else f"---\n{yaml_text(value)}".rstrip("\n"))
+    def print_record(self, value: Any) -> None:
+        """Print one document of a stream: a line of JSON, or a YAML document."""
+        self._print(escape_json(_json(value)) if self.format == "json" else f"---\n{yaml_text(value)}".rstrip("\n"))
 
-    def names(self, names: Iterable[str]) -> None:
-        """Prints names, one a line."""
+    def print_names(self, names: Iterable[str]) -> None:
+        """Print names, one per line."""
         for name in names:
-            self.line(name)
+            self.print_line(name)
 
-    def table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
-        """Prints a table without lines, whose columns are as wide as what is in them."""
+    def print_table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
+        """Print a table without borders; each column is as wide as its longest cell."""
         cells = [[_cell(value) for value in row] for row in rows]
         widths = [
-            max(map(width, (header, *(row[at].text for row in cells)))) + _GAP for at, header in enumerate(headers)
+            max(map(column_width, (header, *(row[index].text for row in cells)))) + _COLUMN_GAP
+            for index, header in enumerate(headers)
         ]
-        self._print(self._row([Cell(header, "bold") for header in headers], widths))
+        self._print(self._format_row([Cell(header, "bold") for header in headers], widths))
         for row in cells:
-            self._print(self._row(row, widths))
+            self._print(self._format_row(row, widths))
 
-    def facts(self, facts: Iterable[tuple[str, str | Cell]]) -> None:
-        """Prints names and values, one a line."""
-        known = [(name, _cell(value)) for name, value in facts]
-        widths = [max(width(name) for name, _ in known) + _GAP, 0]
-        for name, value in known:
-            self._print(self._row([Cell(name), value], widths))
+    def print_facts(self, facts: Iterable[tuple[str, str | Cell]]) -> None:
+        """Print names and values, one pair per line."""
+        pairs = [(name, _cell(value)) for name, value in facts]
+        widths = [max(column_width(name) for name, _ in pairs) + _COLUMN_GAP, 0]
+        for name, value in pairs:
+            self._print(self._format_row([Cell(name), value], widths))
 
-    def columns(self, cells: Sequence[tuple[str | Cell, int]]) -> None:
-        """Prints one line of a table whose end is not known, with widths that are given."""
-        self._print(self._row([_cell(value) for value, _ in cells], [columns + _GAP for _, columns in cells]))
+    def print_row(self, cells: Sequence[tuple[str | Cell, int]]) -> None:
+        """Print one row of a table with fixed column widths, for tables of unknown length."""
+        self._print(
+            self._format_row([_cell(value) for value, _ in cells], [columns + _COLUMN_GAP for _, columns in cells])
+        )
 
-    def line(self, text: str) -> None:
-        """Prints a line."""
-        self._print(plain(text))
+    def print_line(self, text: str) -> None:
+        """Print a line."""
+        self._print(escape(text))
 
-    def remark(self, text: str) -> None:
-        """Tells something beside the result, on standard error, unless it is to be quiet."""
+    def print_notice(self, text: str) -> None:
+        """Print an informational message to standard error, unless ``quiet`` is set."""
         if not self.quiet:
-            self.error(text)
+            self.print_error(text)
 
-    def error(self, text: str) -> None:
-        """Tells on standard error what went wrong; the command goes on."""
+    def print_error(self, text: str) -> None:
+        """Print an error to standard error; the command continues."""
         for line in text.splitlines():
-            click.echo(f"ossa-registry: {plain(line)}", err=True)
+            click.echo(f"ossa-registry: {escape(line)}", err=True)
 
-    def _row(self, cells: Sequence[Cell], widths: Sequence[int]) -> str:
+    def _format_row(self, cells: Sequence[Cell], widths: Sequence[int]) -> str:
         return "".join(
-            self._painted(cell) + " " * max(columns - width(cell.text), 1)
+            self._style(cell) + " " * max(columns - column_width(cell.text), 1)
             for cell, columns in zip(cells, widths, strict=True)
         ).rstrip()
 
-    def _painted(self, cell: Cell) -> str:
+    def _style(self, cell: Cell) -> str:
         if not self.color or cell.color is None:
             return cell.text
         return click.style(cell.text, bold=True) if cell.color == "bold" else click.style(cell.text, fg=cell.color)
@@ -121,47 +124,47 @@ class Output:
         click.echo(text, color=self.color)
 
 
-def status(word: str) -> Cell:
-    """A status in its colour."""
-    return Cell(word, _COLORS.get(word))
+def status_cell(status: str) -> Cell:
+    """Return a cell with a status in its colour."""
+    return Cell(status, _STATUS_COLORS.get(status))
 
 
-def age(since: datetime, now: datetime | None = None) -> str:
-    """How long ago something was, in one or two units: ``12s``, ``5m``, ``3h20m``, ``12d``."""
+def format_age(since: datetime, now: datetime | None = None) -> str:
+    """Return the time since a moment in one or two units: ``12s``, ``5m``, ``3h20m``, ``12d``."""
     seconds = max(0, int(((now or datetime.now(UTC)) - since).total_seconds()))
-    for at, (size, unit) in enumerate(_AGES):
+    for index, (size, unit) in enumerate(_AGE_UNITS):
         if seconds >= size:
-            rest = _AGES[at + 1] if at + 1 < len(_AGES) else (1, "s")
-            more = seconds % size // rest[0]
-            return f"{seconds // size}{unit}" + (f"{more}{rest[1]}" if more and seconds < 10 * size else "")
+            next_size, next_unit = _AGE_UNITS[index + 1] if index + 1 < len(_AGE_UNITS) else (1, "s")
+            remainder = seconds % size // next_size
+            return f"{seconds // size}{unit}" + (f"{remainder}{next_unit}" if remainder and seconds < 10 * size else "")
     return f"{seconds}s"
 
 
-def several(items: Sequence[str], shown: int) -> str:
-    """The first items, and how many more there are; all with ``shown`` 0."""
-    if not shown or len(items) <= shown:
+def shorten_list(items: Sequence[str], limit: int) -> str:
+    """Return the first items and the number of the others, such as ``a,b +3``; a ``limit`` of 0 returns all."""
+    if not limit or len(items) <= limit:
         return ",".join(items)
-    return f"{','.join(items[:shown])} +{len(items) - shown}"
+    return f"{','.join(items[:limit])} +{len(items) - limit}"
 
 
 def _cell(value: str | Cell) -> Cell:
     cell = value if isinstance(value, Cell) else Cell(value)
-    return cell._replace(text=plain(cell.text) or _NONE)
+    return cell._replace(text=escape(cell.text) or _EMPTY_CELL)
 
 
 def _json(value: Any, indent: int | None = None) -> str:
     separators = (",", ": ") if indent else (",", ":")
-    return json.dumps(value, ensure_ascii=not _speaks_unicode(), indent=indent, separators=separators)
+    return json.dumps(value, ensure_ascii=not _stdout_is_utf8(), indent=indent, separators=separators)
 
 
 def yaml_text(value: Any) -> str:
-    """YAML that reads back as the value and sends nothing to a terminal that is not printed as itself."""
-    import yaml  # noqa: PLC0415 - 20 ms, and tables do not need it
+    """Return a value as YAML without unprintable characters."""
+    import yaml  # noqa: PLC0415 - costs 20 ms and is not needed for tables
 
-    # YAML escapes only what it cannot hold; marks that change the direction of writing it can.
-    safe = _speaks_unicode() and all(map(str.isprintable, _texts(value)))
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where the build has it
-    text: str = yaml.dump(value, Dumper=dumper, allow_unicode=safe, sort_keys=False, width=_NO_WRAPPING)
+    # PyYAML escapes only characters that YAML cannot contain; bidirectional control characters are not among them.
+    safe = _stdout_is_utf8() and all(map(str.isprintable, _texts(value)))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, but missing in some builds
+    text: str = yaml.dump(value, Dumper=dumper, allow_unicode=safe, sort_keys=False, width=_YAML_WIDTH)
     return text
 
 
@@ -177,12 +180,12 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(item)
 
 
-def _speaks_unicode() -> bool:
-    """Whether all characters can be printed as they are; JSON and YAML have escapes of their own for the others."""
+def _stdout_is_utf8() -> bool:
+    """Return whether standard output can encode all characters; otherwise JSON and YAML use their own escapes."""
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _wants_color() -> bool:
+def _color_by_default() -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     return sys.stdout.isatty() or os.environ.get("FORCE_COLOR", "0") not in {"", "0"}

@@ -1,55 +1,55 @@
-"""Text that may come from strangers, made fit for a terminal."""
+"""Escaping of untrusted text for terminals."""
 
 import re
 import unicodedata
 from typing import Final
 
-_SHORT: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-_LAST_OF_LATIN_1: Final = 0xFF
-_LAST_OF_FIRST_PLANE: Final = 0xFFFF
-_OF_TWO_COLUMNS: Final = ("W", "F")
+_SHORT_ESCAPES: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+_MAX_LATIN_1: Final = 0xFF
+_MAX_BASIC_PLANE: Final = 0xFFFF
+_DOUBLE_WIDTH_CLASSES: Final = ("W", "F")
 
 
-def plain(text: str) -> str:
-    """The text with escapes in the place of what is not printed as itself.
+def escape(text: str) -> str:
+    """Replace unprintable characters by escape sequences.
 
-    Whoever may register chooses names, errors and descriptions. Raw, they could move the cursor, set the title of the
-    window or, with marks that change the direction of writing, show something else than they say.
+    Every client that may register chooses names, errors and descriptions. Unescaped, these could move the cursor, set
+    the window title or, with bidirectional control characters, display text that differs from their content.
     """
-    return text if text.isprintable() else "".join(map(_escaped, text))
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
-def plain_json(text: str) -> str:
-    """The same for a JSON document: its own line breaks stay, and what is escaped reads back as what it was."""
-    return text if text.isprintable() else re.sub(r"[^\n]", lambda match: _json_escaped(match[0]), text)
+def escape_json(text: str) -> str:
+    """Escape a JSON document with JSON escapes, so that its content is unchanged; line breaks between tokens remain."""
+    return text if text.isprintable() else re.sub(r"[^\n]", lambda match: _escape_json_character(match[0]), text)
 
 
-def width(text: str) -> int:
-    """Columns of a terminal that a plain text takes."""
+def column_width(text: str) -> int:
+    """Return the number of terminal columns that an escaped text occupies."""
     if text.isascii():
         return len(text)
-    return sum(_columns(character) for character in text)
+    return sum(_character_width(character) for character in text)
 
 
-def _escaped(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character.isprintable():
         return character
     code = ord(character)
-    if short := _SHORT.get(character):
+    if short := _SHORT_ESCAPES.get(character):
         return short
-    if code <= _LAST_OF_LATIN_1:
+    if code <= _MAX_LATIN_1:
         return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= _LAST_OF_FIRST_PLANE else f"\\U{code:08x}"
+    return f"\\u{code:04x}" if code <= _MAX_BASIC_PLANE else f"\\U{code:08x}"
 
 
-def _json_escaped(character: str) -> str:
+def _escape_json_character(character: str) -> str:
     if character.isprintable():
         return character
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
-def _columns(character: str) -> int:
+def _character_width(character: str) -> int:
     if unicodedata.combining(character):
         return 0
-    return 2 if unicodedata.east_asian_width(character) in _OF_TWO_COLUMNS else 1
+    return 2 if unicodedata.east_asian_width(character) in _DOUBLE_WIDTH_CLASSES else 1

@@ -1,1 +1,1 @@
-"""The commands, one module each, with the attribute ``command``."""
+"""The commands: one module each, with the attribute ``command``."""

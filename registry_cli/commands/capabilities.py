@@ -1,35 +1,35 @@
-"""``capabilities``."""
+"""The command ``capabilities``."""
 
 import click
 
-from registry_cli.calls import ALL, Call, RegistryCommand, talks
+from registry_cli.calls import ALL_FORMATS, CommandContext, RegistryCommand, registry_command
 from registry_cli.documents import document
-from registry_cli.output import several
+from registry_cli.output import shorten_list
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 @click.command(cls=RegistryCommand)
-@talks(*ALL)
-async def command(call: Call) -> None:
-    """List what services can do."""
-    found = await call.client.list_capabilities()
-    if call.out.is_table:
-        shown = 0 if call.out.wide else _SHOWN
-        call.out.table(
+@registry_command(*ALL_FORMATS)
+async def command(context: CommandContext) -> None:
+    """List the capabilities of all services."""
+    capabilities = await context.client.list_capabilities()
+    if context.out.is_table:
+        limit = 0 if context.out.wide else _MAX_SHOWN
+        context.out.print_table(
             ("CAPABILITY", "VERSIONS", "COUNT", "SERVICES", "DESCRIPTION"),
             [
                 (
                     each.name,
-                    several(each.versions, shown),
+                    shorten_list(each.versions, limit),
                     str(each.service_count),
-                    several(each.service_names, shown),
+                    shorten_list(each.service_names, limit),
                     each.description,
                 )
-                for each in found
+                for each in capabilities
             ],
         )
-    elif call.out.format == "name":
-        call.out.names(each.name for each in found)
+    elif context.out.format == "name":
+        context.out.print_names(each.name for each in capabilities)
     else:
-        call.out.data([document(each) for each in found])
+        context.out.print_document([document(each) for each in capabilities])

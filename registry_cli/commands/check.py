@@ -1,23 +1,24 @@
-"""``check``."""
+"""The command ``check``."""
 
 import click
 
-from registry_cli.calls import DATA, Call, RegistryCommand, talks
-from registry_cli.commands.health import show_health, verdict
-from registry_cli.completion import NAME
+from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.commands.health import exit_code_of, show_health
+from registry_cli.completion import SERVICE_NAME
 from registry_cli.exits import Exit
-from registry_cli.several import each
+from registry_cli.per_name import call_for_each_name
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NAME)
-@talks(*DATA)
-async def command(call: Call, *, names: tuple[str, ...]) -> Exit:
-    """Let the registry probe services now.
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
+@registry_command(*DATA_FORMATS)
+async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
+    """Probe services now.
 
-    The exit code is 0 if all are healthy or degraded after that, else 7. The status counts, and thresholds move it:
-    a healthy service that does not answer once stays healthy, and ERROR says what the probe met.
+    The exit code is 0 if all services are healthy or degraded afterwards, else 7. It follows the status, which
+    changes only at the thresholds: after a single failed probe a healthy service remains healthy, and ERROR shows
+    the failure.
     """
-    found = await each(call, names, call.client.check_service_health)
-    show_health(call, names, [(name, health, None) for name, health in found.results], leases=False)
-    return found.code or verdict(health for _, health in found.results)
+    outcome = await call_for_each_name(context, names, context.client.check_service_health)
+    show_health(context, names, [(name, health, None) for name, health in outcome.results], leases=False)
+    return outcome.code or exit_code_of(health for _, health in outcome.results)

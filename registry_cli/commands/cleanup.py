@@ -1,23 +1,23 @@
-"""``cleanup``."""
+"""The command ``cleanup``."""
 
 import click
 
-from registry_cli.calls import NAMED, Call, RegistryCommand, talks
+from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, RegistryCommand, registry_command
 
 
 @click.command(cls=RegistryCommand)
-@talks(*NAMED)
-async def command(call: Call) -> None:
-    """Remove services whose lease has ended.
+@registry_command(*DATA_AND_NAME_FORMATS)
+async def command(context: CommandContext) -> None:
+    """Remove services whose lease has expired.
 
-    The registry does so by itself within a second or so; this is for those who cannot wait.
+    The registry does this automatically within about a second; this command does it immediately.
     """
-    names = await call.client.cleanup()
-    if call.out.is_table:
+    names = await context.client.cleanup()
+    if context.out.is_table:
         for name in names:
-            call.out.line(f"{name} removed")
-        call.out.remark(f"{len(names)} removed")
-    elif call.out.format == "name":
-        call.out.names(names)
+            context.out.print_line(f"{name} removed")
+        context.out.print_notice(f"services removed: {len(names)}")
+    elif context.out.format == "name":
+        context.out.print_names(names)
     else:
-        call.out.data({"servicesRemoved": len(names), "names": names})
+        context.out.print_document({"servicesRemoved": len(names), "names": names})

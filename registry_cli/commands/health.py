@@ -1,4 +1,4 @@
-"""``health``."""
+"""The command ``health``."""
 
 from datetime import UTC
 from typing import Any
@@ -6,95 +6,99 @@ from typing import Any
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from registry_cli.calls import DATA, Call, RegistryCommand, talks
-from registry_cli.completion import NAME
+from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.completion import SERVICE_NAME
 from registry_cli.documents import document, milliseconds, time_text
 from registry_cli.exits import Exit
-from registry_cli.output import age, status
-from registry_cli.services import health_cell, response_time, status_word
-from registry_cli.several import each
+from registry_cli.output import format_age, status_cell
+from registry_cli.per_name import call_for_each_name
+from registry_cli.services import health_cell, response_time, status_text
 from registry_client import Health, HealthStatus
 
-_WELL = (HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_DEGRADED)
+_PASSING = (HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_DEGRADED)
 
 
 @click.command(cls=RegistryCommand)
-@click.argument("names", metavar="[NAME]...", nargs=-1, type=NAME)
-@talks(*DATA)
-async def command(call: Call, *, names: tuple[str, ...]) -> Exit:
-    """Show the health of services, or of the registry.
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=SERVICE_NAME)
+@registry_command(*DATA_FORMATS)
+async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
+    """Show the health of services or of the registry.
 
-    With names: the newest check of each, and when its lease ends. Without: how the registry itself is.
+    With names: the last check of each service, and the remaining time of its lease. Without: the registry itself.
     The exit code is 0 if all are healthy or degraded, else 7.
     """
     if not names:
-        return await _registry(call)
-    found = await each(call, names, call.client.get_service_health)
-    show_health(call, names, [(name, health, lease) for name, (health, lease) in found.results], leases=True)
-    return found.code or verdict(health for _, (health, _) in found.results)
+        return await _show_registry_health(context)
+    outcome = await call_for_each_name(context, names, context.client.get_service_health)
+    show_health(context, names, [(name, health, lease) for name, (health, lease) in outcome.results], leases=True)
+    return outcome.code or exit_code_of(health for _, (health, _) in outcome.results)
 
 
-def verdict(healths: Any) -> Exit:
-    """Exit code: whether all are healthy or degraded."""
-    return Exit.OK if all(health.status in _WELL for health in healths) else Exit.NOT_WELL
+def exit_code_of(healths: Any) -> Exit:
+    """Return ``OK`` if all are healthy or degraded, else ``UNHEALTHY``."""
+    return Exit.OK if all(health.status in _PASSING for health in healths) else Exit.UNHEALTHY
 
 
 def show_health(
-    call: Call, names: tuple[str, ...], known: list[tuple[str, Health, Timestamp | None]], *, leases: bool
+    context: CommandContext,
+    names: tuple[str, ...],
+    results: list[tuple[str, Health, Timestamp | None]],
+    *,
+    leases: bool,
 ) -> None:
-    """Prints the health of services: a table, an object for one name, or an array."""
-    if call.out.is_table:
-        if known:
-            call.out.table(
+    """Print the health of services: a table, or an object for one name and an array for several."""
+    if context.out.is_table:
+        if results:
+            context.out.print_table(
                 ("NAME", "HEALTH", "CHECKED", "RESPONSE", *(("LEASE",) if leases else ()), "ERROR"),
                 [
                     (
                         name,
                         health_cell(health),
-                        f"{age(health.last_check.ToDatetime(UTC))} ago" if health.HasField("last_check") else "",
+                        f"{format_age(health.last_check.ToDatetime(UTC))} ago" if health.HasField("last_check") else "",
                         response_time(health),
-                        *((_left(lease),) if leases else ()),
+                        *((_remaining_time(lease),) if leases else ()),
                         health.error,
                     )
-                    for name, health, lease in known
+                    for name, health, lease in results
                 ],
             )
         return
     documents = [
         {"name": name, **document(health)} | ({"leaseExpiresAt": time_text(lease)} if lease else {})
-        for name, health, lease in known
+        for name, health, lease in results
     ]
     if len(names) > 1:
-        call.out.data(documents)
+        context.out.print_document(documents)
     elif documents:
-        call.out.data(documents[0])
+        context.out.print_document(documents[0])
 
 
-def _left(lease: Timestamp | None) -> str:
-    """How long a lease still lasts. By the clock of the store; a clock here that differs shows another time."""
+def _remaining_time(lease: Timestamp | None) -> str:
+    """Return the remaining time of a lease. It is inaccurate if the local clock differs from that of Redis."""
     if lease is None:
         return ""
     now = Timestamp()
     now.GetCurrentTime()
-    return age(now.ToDatetime(UTC), lease.ToDatetime(UTC))
+    return format_age(now.ToDatetime(UTC), lease.ToDatetime(UTC))
 
 
-async def _registry(call: Call) -> Exit:
-    health = await call.client.get_registry_health()
-    if call.out.is_table:
+async def _show_registry_health(context: CommandContext) -> Exit:
+    health = await context.client.get_registry_health()
+    if context.out.is_table:
         lag = milliseconds(health.replication_lag)
-        call.out.facts(
+        context.out.print_facts(
             (
-                ("registry", call.client.target),
-                ("status", status(status_word(health.status))),
-                ("store", "connected" if health.store_connected else "away"),
+                ("registry", context.client.target),
+                ("status", status_cell(status_text(health.status))),
+                ("store", "connected" if health.store_connected else "unavailable"),
                 ("services", str(health.stats.total_services)),
                 ("revision", str(health.revision)),
-                ("behind", f"{lag:g} ms"),
+                ("lag", f"{lag:g} ms"),
             )
         )
     else:
-        shown = document(health)
-        shown["timestamp"], shown["statistics"] = shown.pop("checkedAt"), shown.pop("stats")
-        call.out.data(shown)
-    return verdict([health])
+        fields = document(health)
+        fields["timestamp"], fields["statistics"] = fields.pop("checkedAt"), fields.pop("stats")
+        context.out.print_document(fields)
+    return exit_code_of([health])

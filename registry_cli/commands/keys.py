@@ -1,4 +1,4 @@
-"""``keys``: makes API keys."""
+"""The command group ``keys``, for API keys."""
 
 import sys
 
@@ -7,16 +7,16 @@ import click
 
 @click.group("keys")
 def command() -> None:
-    """Make API keys for agents and people."""
+    """Create and hash API keys."""
 
 
 @command.command()
 def create() -> None:
-    """Make a key, and the hash of it that a policy file has.
+    """Create a key, and its hash for a policy file.
 
-    The key is shown this once and kept nowhere. A server needs to know its hash alone.
+    The key is shown only once and stored nowhere. The server needs only the hash.
     """
-    from registry_server.security.keys import hash_text, new_key  # noqa: PLC0415 - late: it is of the server
+    from registry_server.security.keys import hash_text, new_key  # noqa: PLC0415 - other commands must not load the server
 
     key = new_key()
     click.echo(f"key:  {key}")
@@ -25,7 +25,7 @@ def create() -> None:
 
 @command.command("hash")
 def hash_() -> None:
-    """Tell the hash of a key that is read from standard input, so that no list of processes shows it."""
+    """Print the hash of a key that is read from standard input, where process listings do not show it."""
     from registry_server.security.keys import hash_text  # noqa: PLC0415 - as above
 
     key = sys.stdin.readline().strip()

@@ -1,15 +1,15 @@
-"""``maintenance``."""
+"""The command ``maintenance``."""
 
 from typing import Literal
 
 import click
 
-from registry_cli.calls import DATA, Call, RegistryCommand, talks
-from registry_cli.completion import NAME
+from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.completion import SERVICE_NAME
 from registry_cli.documents import document
 from registry_cli.exits import Exit
-from registry_cli.services import status_word
-from registry_cli.several import each
+from registry_cli.per_name import call_for_each_name
+from registry_cli.services import status_text
 from registry_client import Health, HealthStatus
 
 _MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
@@ -17,38 +17,38 @@ _MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 
 @click.command(cls=RegistryCommand)
 @click.argument("state", type=click.Choice(("on", "off")))
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NAME)
-@click.option("--reason", default="", help="Why, for those who look; with on.")
-@talks(*DATA)
-async def command(call: Call, *, state: Literal["on", "off"], names: tuple[str, ...], reason: str) -> Exit:
-    """Take services out, or back in.
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
+@click.option("--reason", default="", help="Reason for the maintenance; only with 'on'.")
+@registry_command(*DATA_FORMATS)
+async def command(context: CommandContext, *, state: Literal["on", "off"], names: tuple[str, ...], reason: str) -> Exit:
+    """Start or end maintenance of services.
 
-    A service in maintenance stays registered and keeps its lease; no probe moves its status. Back in, its status is
-    unknown until the next probe, or healthy at once if it has no probe but heartbeats.
+    A service in maintenance remains registered and keeps its lease; probes do not change its status. After
+    maintenance, its status is unknown until the next probe, or healthy immediately if its health check is heartbeat.
     """
     if reason and state == "off":
-        raise click.UsageError("--reason goes with on.")
+        raise click.UsageError("--reason requires 'on'.")
 
     async def switch(name: str) -> Health:
         if state == "on":
-            return await call.client.report_service_health(name, _MAINTENANCE, error=reason)
-        service = await call.client.get_service(name)
-        if service.health.status != _MAINTENANCE:  # what probes have found is not to be lost
-            call.out.remark(f"{name} is not in maintenance")
+            return await context.client.report_service_health(name, _MAINTENANCE, error=reason)
+        service = await context.client.get_service(name)
+        if service.health.status != _MAINTENANCE:  # keeps the status that probes have determined
+            context.out.print_notice(f"{name} is not in maintenance")
             return service.health
         by_heartbeat = service.health_check.WhichOneof("probe") == "heartbeat"
-        return await call.client.report_service_health(name, "healthy" if by_heartbeat else "unknown")
+        return await context.client.report_service_health(name, "healthy" if by_heartbeat else "unknown")
 
-    found = await each(call, names, switch)
-    if call.out.is_table:
-        for name, health in found.results:
-            call.out.line(f"{name} is {_told(health)}")
+    outcome = await call_for_each_name(context, names, switch)
+    if context.out.is_table:
+        for name, health in outcome.results:
+            context.out.print_line(f"{name} is {_state_text(health)}")
     else:
-        documents = [{"name": name, **document(health)} for name, health in found.results]
+        documents = [{"name": name, **document(health)} for name, health in outcome.results]
         if documents:
-            call.out.data(documents if len(names) > 1 else documents[0])
-    return found.code
+            context.out.print_document(documents if len(names) > 1 else documents[0])
+    return outcome.code
 
 
-def _told(health: Health) -> str:
-    return "in maintenance" if health.status == _MAINTENANCE else status_word(health.status)
+def _state_text(health: Health) -> str:
+    return "in maintenance" if health.status == _MAINTENANCE else status_text(health.status)

@@ -1,4 +1,4 @@
-"""``serve``."""
+"""The command ``serve``."""
 
 import sys
 
@@ -9,7 +9,7 @@ import click
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def command(args: tuple[str, ...]) -> None:
     """Run a registry server; `serve --help` lists its settings."""
-    # Late: every other command works without the server and must not wait until it is loaded.
+    # Imported here, because the other commands must not load the server.
     from registry_server.__main__ import serve as run_server  # noqa: PLC0415
 
     sys.exit(run_server(args, program="ossa-registry serve"))

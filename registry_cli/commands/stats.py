@@ -1,20 +1,20 @@
-"""``stats``."""
+"""The command ``stats``."""
 
 import click
 
-from registry_cli.calls import DATA, Call, RegistryCommand, talks
+from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
 from registry_cli.documents import document
 
 
 @click.command(cls=RegistryCommand)
-@talks(*DATA)
-async def command(call: Call) -> None:
-    """Count what is registered."""
-    stats = await call.client.get_stats()
-    if not call.out.is_table:
-        call.out.data(document(stats))
+@registry_command(*DATA_FORMATS)
+async def command(context: CommandContext) -> None:
+    """Show counts of services, capabilities, versions and tags."""
+    stats = await context.client.get_stats()
+    if not context.out.is_table:
+        context.out.print_document(document(stats))
         return
-    call.out.facts(
+    context.out.print_facts(
         (
             ("services", str(stats.total_services)),
             ("  healthy", str(stats.healthy_services)),
@@ -26,6 +26,6 @@ async def command(call: Call) -> None:
             ("tags", str(stats.unique_tags)),
             ("capabilities", str(stats.total_capabilities)),
             ("  distinct", str(stats.unique_capabilities)),
-            ("  a service", f"{stats.average_capabilities_per_service:.2f}"),
+            ("  per service", f"{stats.average_capabilities_per_service:.2f}"),
         )
     )

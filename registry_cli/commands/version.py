@@ -1,4 +1,4 @@
-"""``version``."""
+"""The command ``version``."""
 
 import platform
 from importlib.metadata import version
@@ -11,14 +11,14 @@ from registry_cli.output import Output
 @click.command()
 @click.option("-o", "--output", type=click.Choice(("table", "json", "yaml")), default="table", show_default=True)
 def command(*, output: str) -> None:
-    """Show the versions of this program and of what it runs on."""
-    out = Output(output, color=False, quiet=False)  # type: ignore[arg-type] # Choice gives one of these
+    """Show the versions of ossa-registry, Python and grpcio."""
+    out = Output(output, color=False, quiet=False)  # type: ignore[arg-type] # click.Choice returns one of these
     versions = {
         "ossa-registry": version("ossa-registry"),
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
     }
     if out.is_table:
-        out.facts(versions.items())
+        out.print_facts(versions.items())
     else:
-        out.data(versions)
+        out.print_document(versions)

@@ -1,10 +1,10 @@
-"""Names of fields in the place of those of gRPC messages, by which the registry tells what is wrong with them."""
+"""Translation of gRPC field paths, which the registry reports in errors, to the names that users of the CLI see."""
 
 import re
 from typing import Final
 
 _PREFIX: Final = re.compile(r"^(?:services?(?:\[[0-9]+\])?|filter)\.")
-_SPECIAL: Final = (
+_SPECIAL_PATHS: Final = (
     (re.compile(r"^health_check\.(?:http|grpc)(?=\.)"), "health_check"),
     (re.compile(r"^ttl$"), "ttl_seconds"),
     (re.compile(r"^(health_check\.(?:interval|timeout|degraded_after))$"), r"\1_ms"),
@@ -14,11 +14,11 @@ _UNDERSCORE: Final = re.compile(r"_([a-z])")
 
 
 def document_name(path: str) -> str:
-    """The name by which the user knows a field: that of a flag for filters, else that in JSON and YAML."""
+    """Return the flag of a filter field, or the JSON and YAML path of any other field."""
     head, bracket, key = _PREFIX.sub("", path).partition('["')
     if path.startswith("filter."):
         root = head.partition("[")[0]
         return _FLAGS.get(root) or "--" + root.replace("labels", "label").replace("_", "-")
-    for pattern, replacement in _SPECIAL:
+    for pattern, replacement in _SPECIAL_PATHS:
         head = pattern.sub(replacement, head)
     return _UNDERSCORE.sub(lambda match: match[1].upper(), head) + bracket + key
