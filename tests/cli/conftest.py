@@ -1,4 +1,4 @@
-"""A registry, and the command line that talks to it."""
+"""Fixtures: a registry process, and the command line configured to call it."""
 
 from pathlib import Path
 
@@ -13,5 +13,5 @@ __all__ = ["program", "registry", "registry_process"]
 
 @pytest.fixture
 def program(registry: RegistryProcess, tmp_path: Path) -> Program:
-    """The command line, with a registry in which nothing is registered."""
+    """The command line, configured for a registry without services."""
     return Program(registry.target, tmp_path)

@@ -1,4 +1,4 @@
-"""``ossa-registry`` as its users run it: a process, with or without a terminal."""
+"""Runs ``ossa-registry`` as users do: as a process, with or without a terminal."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PROGRAM = str(Path(sys.executable).with_name("ossa-registry"))
-PATIENCE = 60.0
-_POLL = 0.02
+TIMEOUT = 60.0
+_POLL_SECONDS = 0.02
 
 
 class Done(NamedTuple):
-    """What became of a run."""
+    """Exit code and output of a finished run."""
 
     code: int
     out: str
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 class Running:
-    """A program that runs until it is ended. What it prints goes to files, which can be read meanwhile."""
+    """A running program. Its output goes to files, which can be read while it runs."""
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path, err: Path) -> None:
         self._process = process
@@ -50,21 +50,21 @@ class Running:
         return self._err.read_text(encoding="utf-8")
 
     def wait_for(self, text: str, count: int = 1, *, err: bool = False) -> None:
-        """Waits until it has printed a text so many times."""
-        until = time.monotonic() + PATIENCE
+        """Wait until the program has printed a text ``count`` times."""
+        deadline = time.monotonic() + TIMEOUT
         while (self.err if err else self.out).count(text) < count:
             assert self._process.poll() is None, f"ended with {self._process.returncode}: {self.out}{self.err}"
-            assert time.monotonic() < until, f"{text!r} was not printed: {self.out}{self.err}"
-            time.sleep(_POLL)
+            assert time.monotonic() < deadline, f"{text!r} was not printed: {self.out}{self.err}"
+            time.sleep(_POLL_SECONDS)
 
-    def end(self, number: signal.Signals = signal.SIGINT) -> Done:
-        """Sends a signal and waits for the end."""
+    def stop(self, number: signal.Signals = signal.SIGINT) -> Done:
+        """Send a signal and wait for the end."""
         self._process.send_signal(number)
         return self.wait()
 
     def wait(self) -> Done:
-        """Waits for the end."""
-        return Done(self._process.wait(PATIENCE), self.out, self.err)
+        """Wait for the end."""
+        return Done(self._process.wait(TIMEOUT), self.out, self.err)
 
 
 class Program:
@@ -76,7 +76,7 @@ class Program:
         self._runs = 0
 
     def run(self, *args: str, stdin: str | None = None, **variables: str) -> Done:
-        """Runs a command to its end, without a terminal."""
+        """Run a command to its end, without a terminal."""
         done = subprocess.run(
             [PROGRAM, *args],
             env=self.environment(variables),
@@ -85,21 +85,21 @@ class Program:
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             encoding="utf-8",
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def good(self, *args: str, stdin: str | None = None) -> Done:
-        """Runs a command that must succeed and has nothing to complain of."""
+    def run_ok(self, *args: str, stdin: str | None = None) -> Done:
+        """Run a command that must succeed without messages on standard error."""
         done = self.run(*args, stdin=stdin)
         assert (done.code, done.err) == (0, ""), done
         return done
 
     @contextmanager
-    def started(self, *args: str) -> Iterator[Running]:
-        """Starts a command that goes on until it is ended."""
+    def start(self, *args: str) -> Iterator[Running]:
+        """Start a command that runs until it is stopped."""
         self._runs += 1
         out, err = (self.directory / f"{name}-{self._runs}" for name in ("out", "err"))
         with out.open("wb") as out_file, err.open("wb") as err_file:
@@ -117,48 +117,48 @@ class Program:
             process.kill()
             process.wait()
 
-    def on_terminal(self, *args: str, **variables: str) -> tuple[int, str]:
-        """Runs a command on a terminal of its own; gives its exit code and all that it wrote there."""
-        ours, its = pty.openpty()
+    def run_on_terminal(self, *args: str, **variables: str) -> tuple[int, str]:
+        """Run a command on a new pseudo-terminal; return its exit code and all output."""
+        controller, terminal = pty.openpty()
         process = subprocess.Popen(
             [PROGRAM, *args],
             env=self.environment({"TERM": "xterm-256color", "COLUMNS": "200", **variables}),
             cwd=self.directory,
-            stdin=its,
-            stdout=its,
-            stderr=its,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
         )
-        os.close(its)
+        os.close(terminal)
         try:
-            written = b"".join(_read(ours))
-            return process.wait(PATIENCE), written.decode().replace("\r\n", "\n")
+            output = b"".join(_read_terminal(controller))
+            return process.wait(TIMEOUT), output.decode().replace("\r\n", "\n")
         finally:
             process.kill()
             process.wait()
-            os.close(ours)
+            os.close(controller)
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """That of the tests, without what would change how things are printed."""
-        strange = ("OSSA_REGISTRY_", "_OSSA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
+        """Return the environment of the tests without variables that change the output."""
+        removed = ("OSSA_REGISTRY_", "_OSSA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
         return kept | {"OSSA_REGISTRY_TARGET": self.target, **variables}
 
 
-def _read(terminal: int) -> Iterator[bytes]:
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        if not select.select([terminal], [], [], _POLL)[0]:
+def _read_terminal(controller: int) -> Iterator[bytes]:
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        if not select.select([controller], [], [], _POLL_SECONDS)[0]:
             continue
         try:
-            data = os.read(terminal, 65_536)
+            data = os.read(controller, 65_536)
         except OSError:  # the other end was closed
             return
         if not data:
             return
         yield data
-    raise AssertionError("the program does not end")
+    raise AssertionError("the program did not end in time")
 
 
 def lines(text: str) -> Sequence[Sequence[str]]:
-    """The words of each line of a table."""
+    """Return the words of each line of a table."""
     return [line.split() for line in text.splitlines()]

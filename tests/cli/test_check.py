@@ -1,4 +1,4 @@
-"""``check``: the registry probes now, and the exit code tells what came of it."""
+"""``check``: immediate probes and their exit codes."""
 
 import threading
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ import pytest
 from registry_client.testing import RegistryProcess
 from tests.cli.program import Program, lines
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 
 class Agent(BaseHTTPRequestHandler):
-    """Answers whatever it is asked."""
+    """Responds with 200 to every request."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -23,7 +23,7 @@ class Agent(BaseHTTPRequestHandler):
         self.wfile.write(b'{"load": 1}')
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Do not log requests."""
 
 
 @pytest.fixture
@@ -38,17 +38,17 @@ def agent() -> Iterator[str]:
 
 @pytest.fixture
 def probing(program: Program, tmp_path: Path) -> Iterator[Program]:
-    """The command line, with a registry that probes when it is asked to, and seldom else."""
+    """The command line, configured for a registry that probes on request and otherwise once an hour."""
     del program
     with RegistryProcess("--health-check.enabled=true", "--health-check.interval-ms=3600000") as registry:
         yield Program(registry.target, tmp_path)
 
 
-def test_the_exit_code_tells_the_status(probing: Program, agent: str) -> None:
-    probing.good("register", "up", agent, "--version", "1")
-    probing.good("register", "down", "http://127.0.0.1:1", "--version", "1")
+def test_exit_code_reflects_the_status(probing: Program, agent: str) -> None:
+    probing.run_ok("register", "up", agent, "--version", "1")
+    probing.run_ok("register", "down", "http://127.0.0.1:1", "--version", "1")
 
-    header, row = lines(probing.good("check", "up").out)
+    header, row = lines(probing.run_ok("check", "up").out)
     assert header == ["NAME", "HEALTH", "CHECKED", "RESPONSE", "ERROR"]
     assert row[:2] == ["up", "healthy"]
     assert row[-2:] == ["ms", "-"]
@@ -58,11 +58,11 @@ def test_the_exit_code_tells_the_status(probing: Program, agent: str) -> None:
     done = probing.run("check", "up", "down", "-o", "json")
     assert done.code == 7
     assert [each["status"] for each in done.json] == ["healthy", "unhealthy"]
-    assert probing.run("check", "nobody", "up").code == 3
+    assert probing.run("check", "missing", "up").code == 3
 
 
-def test_a_registry_that_does_not_probe_says_so(program: Program) -> None:
-    program.good("register", "a", "http://a.test", "--version", "1")
+def test_check_fails_if_probing_is_disabled(program: Program) -> None:
+    program.run_ok("register", "a", "http://a.test", "--version", "1")
     done = program.run("check", "a")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("ossa-registry: ")

@@ -1,4 +1,4 @@
-"""Shell completion, as the shells ask for it, and in the shells that are there."""
+"""Shell completion, by its protocol and in the installed shells."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ import pytest
 
 from registry_cli.main import COMMANDS
 from registry_client import SyncRegistryClient, make_service
-from tests.cli.program import PATIENCE, PROGRAM, Program
+from tests.cli.program import PROGRAM, TIMEOUT, Program
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
 def three(program: Program) -> Program:
-    """Services with names to complete."""
+    """A registry with three services."""
     with SyncRegistryClient(program.target, timeout=60) as client:
         for name in ("translator-1", "translator-2", "summarizer"):
             client.register_service(
@@ -26,20 +26,20 @@ def three(program: Program) -> Program:
     return program
 
 
-def offered(program: Program, line: str, expected: list[str], **variables: str) -> list[str]:
-    """What bash would be offered for the last word of a line.
+def completions(program: Program, line: str, expected: list[str], **variables: str) -> list[str]:
+    """Return the completions of bash for the last word of a line.
 
-    A registry has a second to answer, which on a busy machine is not always enough: then TAB is pressed again.
+    The registry has one second to respond, which may be too short on a busy machine, so the request is repeated.
     """
-    offers = _offered(program, line, **variables)
+    found = _completions(program, line, **variables)
     for _ in range(10):
-        if offers == expected:
+        if found == expected:
             break
-        offers = _offered(program, line, **variables)
-    return offers
+        found = _completions(program, line, **variables)
+    return found
 
 
-def _offered(program: Program, line: str, **variables: str) -> list[str]:
+def _completions(program: Program, line: str, **variables: str) -> list[str]:
     words = line.split(" ")
     done = program.run(
         _OSSA_REGISTRY_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), **variables
@@ -64,22 +64,22 @@ def _offered(program: Program, line: str, **variables: str) -> list[str]:
         ("ossa-registry get .*", []),
     ],
 )
-def test_what_is_offered(three: Program, line: str, expected: list[str]) -> None:
-    assert offered(three, line, expected) == expected
+def test_completions_of_the_last_word(three: Program, line: str, expected: list[str]) -> None:
+    assert completions(three, line, expected) == expected
 
 
-def test_the_target_on_the_line_is_asked(three: Program) -> None:
-    nobody = "127.0.0.1:1"
+def test_target_of_the_command_line_is_used(three: Program) -> None:
+    unreachable = "127.0.0.1:1"
     line = f"ossa-registry get --target {three.target} s"
-    assert offered(three, line, ["summarizer"], OSSA_REGISTRY_TARGET=nobody) == ["summarizer"]
+    assert completions(three, line, ["summarizer"], OSSA_REGISTRY_TARGET=unreachable) == ["summarizer"]
 
 
-def test_a_registry_that_is_away_has_nothing_to_offer(program: Program) -> None:
-    assert offered(program, "ossa-registry get s", [], OSSA_REGISTRY_TARGET="127.0.0.1:1") == []
+def test_unreachable_registry_means_no_completions(program: Program) -> None:
+    assert completions(program, "ossa-registry get s", [], OSSA_REGISTRY_TARGET="127.0.0.1:1") == []
 
 
 SHELLS = {
-    # The function that the script has registered is called as the shell would.
+    # Calls the registered completion function as the shell does.
     "bash": """
         eval "$(ossa-registry completion bash)"
         COMP_WORDS=(ossa-registry get s); COMP_CWORD=2
@@ -89,7 +89,7 @@ SHELLS = {
     "zsh": """
         autoload -U compinit && compinit -u
         eval "$(ossa-registry completion zsh)"
-        compadd() { print -l -- "${completions[@]}" }  # where the real one would put them into the line
+        compadd() { print -l -- "${completions[@]}" }  # instead of inserting them into the command line
         words=(ossa-registry get s); CURRENT=3
         _ossa_registry_completion
     """,
@@ -101,26 +101,26 @@ SHELLS = {
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_script_works_in_its_shell(three: Program, shell: str) -> None:
+def test_completion_script_works_in_its_shell(three: Program, shell: str) -> None:
     if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
+        pytest.skip(f"{shell} is not installed")
     environment = three.environment({"PATH": f"{Path(PROGRAM).parent}{os.pathsep}{os.environ['PATH']}"})
 
-    def offers() -> list[str]:
+    def shell_completions() -> list[str]:
         done = subprocess.run(
             [shell, "-c", SHELLS[shell]],
             env=environment | {"HOME": str(three.directory)},
             capture_output=True,
             encoding="utf-8",
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=True,
         )
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert any("summarizer" in offers() for _ in range(10))  # see `offered`
+    assert any("summarizer" in shell_completions() for _ in range(10))  # see `completions`
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_there_is_a_script_for_each(program: Program, shell: str) -> None:
-    assert "_OSSA_REGISTRY_COMPLETE" in program.good("completion", shell).out
+def test_every_shell_has_a_completion_script(program: Program, shell: str) -> None:
+    assert "_OSSA_REGISTRY_COMPLETE" in program.run_ok("completion", shell).out

@@ -1,4 +1,4 @@
-"""``register -f``: what files hold is registered, and what is wrong with them is told by its place."""
+"""``register -f``: file formats, and errors with their location."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 
 from tests.cli.program import Program
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 ONE = {"name": "a", "endpoint": "http://a.test", "version": "1.0.0", "healthCheck": {"type": "heartbeat"}}
@@ -16,14 +16,14 @@ TWO = {"name": "b", "endpoint": "http://b.test", "version": "1.0.0"}
 DOCUMENTS = f"{yaml.safe_dump(ONE)}---\n{yaml.safe_dump(TWO)}---\n"
 
 
-def write(program: Program, name: str, content: str | bytes) -> str:
+def write_file(program: Program, name: str, content: str | bytes) -> str:
     file = program.directory / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return name
 
 
-def registered(program: Program) -> list[str]:
+def registered_names(program: Program) -> list[str]:
     return program.run("list", "-o", "name").out.split()
 
 
@@ -38,28 +38,28 @@ def registered(program: Program) -> list[str]:
         ("two", DOCUMENTS),
     ],
 )
-def test_files_hold_documents_arrays_and_objects(program: Program, name: str, content: str) -> None:
-    program.good("register", "-f", write(program, name, content))
-    assert registered(program) == ["a", "b"]
+def test_files_contain_documents_arrays_or_objects(program: Program, name: str, content: str) -> None:
+    program.run_ok("register", "-f", write_file(program, name, content))
+    assert registered_names(program) == ["a", "b"]
 
 
 @pytest.mark.parametrize("content", [DOCUMENTS, json.dumps([ONE, TWO])])
-def test_standard_input_too(program: Program, content: str) -> None:
-    program.good("register", "-f", "-", stdin=content)
-    assert registered(program) == ["a", "b"]
+def test_standard_input_is_read(program: Program, content: str) -> None:
+    program.run_ok("register", "-f", "-", stdin=content)
+    assert registered_names(program) == ["a", "b"]
 
 
-def test_directories_and_several_files(program: Program) -> None:
-    write(program, "agents/1.yaml", yaml.safe_dump(ONE))
-    write(program, "agents/2.json", json.dumps(TWO))
-    write(program, "agents/README.md", "no service")
-    write(program, "c.yaml", yaml.safe_dump(TWO | {"name": "c"}))
-    done = program.good("register", "-f", "agents", "-f", "c.yaml", "-o", "json")
+def test_directories_and_several_files_are_read(program: Program) -> None:
+    write_file(program, "agents/1.yaml", yaml.safe_dump(ONE))
+    write_file(program, "agents/2.json", json.dumps(TWO))
+    write_file(program, "agents/README.md", "no service")
+    write_file(program, "c.yaml", yaml.safe_dump(TWO | {"name": "c"}))
+    done = program.run_ok("register", "-f", "agents", "-f", "c.yaml", "-o", "json")
     assert [each["name"] for each in done.json] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
-def test_what_get_and_list_print_can_be_registered(program: Program, form: str) -> None:
+def test_output_of_get_and_list_can_be_registered(program: Program, form: str) -> None:
     full = ONE | {
         "capabilities": [{"name": "x", "version": "1.0", "inputs": {"type": "object", "n": 1.5, "l": [None, True]}}],
         "metadata": {"tags": ["t"], "environment": "on", "labels": {"zone": "no", "since": "2026-11-24"}},
@@ -73,18 +73,18 @@ def test_what_get_and_list_print_can_be_registered(program: Program, form: str) 
             "headers": {"A": "b"},
         },
     }
-    program.good("register", "-f", "-", stdin=json.dumps([full, TWO]))
-    one, all_ = program.good("get", "a", "-o", form).out, program.good("list", "-o", form).out
-    before = program.good("list", "-o", "json").json
-    # The same again changes nothing: revisions stay.
-    program.good("register", "-f", write(program, f"one.{form}", one))
-    program.good("register", "-f", write(program, f"all.{form}", all_))
-    program.good("register", "-f", "-", stdin=all_)
-    assert program.good("list", "-o", "json").json == before
+    program.run_ok("register", "-f", "-", stdin=json.dumps([full, TWO]))
+    one, all_ = program.run_ok("get", "a", "-o", form).out, program.run_ok("list", "-o", form).out
+    before = program.run_ok("list", "-o", "json").json
+    # Identical content changes nothing: revisions remain.
+    program.run_ok("register", "-f", write_file(program, f"one.{form}", one))
+    program.run_ok("register", "-f", write_file(program, f"all.{form}", all_))
+    program.run_ok("register", "-f", "-", stdin=all_)
+    assert program.run_ok("list", "-o", "json").json == before
 
-    program.good("unregister", "a", "b")
-    program.good("register", "-f", f"all.{form}")
-    after = program.good("list", "-o", "json").json
+    program.run_ok("unregister", "a", "b")
+    program.run_ok("register", "-f", f"all.{form}")
+    after = program.run_ok("list", "-o", "json").json
     for each in (*before, *after):
         for key in ("registeredAt", "updatedAt", "revision"):
             del each[key]
@@ -92,8 +92,8 @@ def test_what_get_and_list_print_can_be_registered(program: Program, form: str) 
     assert after == before
 
 
-def test_what_is_wrong_is_told_by_its_place_and_the_rest_is_registered(program: Program) -> None:
-    write(
+def test_errors_have_locations_and_valid_services_are_registered(program: Program) -> None:
+    write_file(
         program,
         "agents.yaml",
         f"""\
@@ -116,58 +116,58 @@ healthcheck: {{type: tcp}}
     )
     done = program.run("register", "-f", "agents.yaml")
     assert done.code == 1
-    assert registered(program) == ["a"]
+    assert registered_names(program) == ["a"]
     assert done.out.startswith("a registered, revision ")
-    told = [line.removeprefix("ossa-registry: agents.yaml, ") for line in done.err.splitlines()]
-    second, c, d, again, seven = (
+    errors = [line.removeprefix("ossa-registry: agents.yaml, ") for line in done.err.splitlines()]
+    second, c, d, duplicate, number = (
         "document 2 (line 3): ",
         "document 3, item 1 (line 9): c: ",
         "document 3, item 2 (line 13): ",
         "document 3, item 3 (line 14): ",
         "document 3, item 4 (line 15): ",
     )
-    assert f"{second}version: must be text, not the number 1.1; write it in quotes" in told
-    assert any(line.startswith(f"{second}colour: is not a field; known are name, ") for line in told)
-    assert f"{second}healthcheck: is not a field; did you mean healthCheck?" in told
-    assert any(line.startswith(f"{c}endpoint: ") for line in told)
-    assert any(line.startswith(f"{c}ttlSeconds: ") for line in told)
-    assert f"{d}healthCheck.intervalMs: must be a number, not text" in told
-    assert f"{d}healthCheck.path: belongs to another type of health check" in told
-    assert f"{again}name: 'a' is given before, in agents.yaml, document 1 (line 1)" in told
-    assert f"{seven}service: must be an object, not the number 7" in told
-    assert len(told) == 9
+    assert f"{second}version: must be text, not the number 1.1; put it in quotes" in errors
+    assert any(line.startswith(f"{second}colour: is not a field; the fields are name, ") for line in errors)
+    assert f"{second}healthcheck: is not a field; did you mean healthCheck?" in errors
+    assert any(line.startswith(f"{c}endpoint: ") for line in errors)
+    assert any(line.startswith(f"{c}ttlSeconds: ") for line in errors)
+    assert f"{d}healthCheck.intervalMs: must be a number, not text" in errors
+    assert f"{d}healthCheck.path: belongs to another probe type" in errors
+    assert f"{duplicate}name: duplicate of 'a' in agents.yaml, document 1 (line 1)" in errors
+    assert f"{number}service: must be an object, not the number 7" in errors
+    assert len(errors) == 9
 
 
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("x.yaml", "name: a\n  endpoint: b", "x.yaml: is not YAML: line 2, column 11: "),
-        ("x.yaml", "name: a\nname: b", "x.yaml: is not YAML: line 2, column 1: 'name' is given twice"),
-        ("x.yaml", "name: !!python/object:os.system x", "x.yaml: is not YAML: line 1, column 7: could not determine"),
-        ("x.yaml", "a: \x01", "x.yaml: is not YAML: "),
-        ("x.yaml", "", "x.yaml: is empty"),
-        ("x.json", '{"name": "a",\n "b" }', "x.json: is not JSON: line 2, column 6: "),
-        ("x.json", "[" * 100_000, "x.json: is nested too deep"),
-        ("x.yaml", b"\xff", "x.yaml: is not UTF-8 text: "),
-        ("empty/x.md", "", "empty: no .yaml, .yml, .json in this directory"),
+        ("x.yaml", "name: a\n  endpoint: b", "x.yaml: invalid YAML: line 2, column 11: "),
+        ("x.yaml", "name: a\nname: b", "x.yaml: invalid YAML: line 2, column 1: duplicate key 'name'"),
+        ("x.yaml", "name: !!python/object:os.system x", "x.yaml: invalid YAML: line 1, column 7: could not determine"),
+        ("x.yaml", "a: \x01", "x.yaml: invalid YAML: "),
+        ("x.yaml", "", "x.yaml: the file is empty"),
+        ("x.json", '{"name": "a",\n "b" }', "x.json: invalid JSON: line 2, column 6: "),
+        ("x.json", "[" * 100_000, "x.json: nested too deeply"),
+        ("x.yaml", b"\xff", "x.yaml: invalid UTF-8: "),
+        ("empty/x.md", "", "empty: the directory contains no files with suffix .yaml, .yml, .json"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
+def test_unreadable_file_is_one_line_and_exit_code_2(
     program: Program, name: str, content: str | bytes, expected: str
 ) -> None:
-    path = write(program, name, content)
+    path = write_file(program, name, content)
     done = program.run("register", "-f", path.partition("/")[0] if "/" in path else path)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"ossa-registry: {expected}")
     assert done.err.count("\n") == 1
 
 
-def test_a_file_that_is_not_there(program: Program) -> None:
+def test_missing_file_is_reported(program: Program) -> None:
     done = program.run("register", "-f", "no.yaml")
-    assert done == (2, "", "ossa-registry: no.yaml: cannot be read: No such file or directory\n")
+    assert done == (2, "", "ossa-registry: cannot read no.yaml: No such file or directory\n")
 
 
-def test_aliases_that_multiply_are_refused(program: Program) -> None:
+def test_yaml_alias_bombs_are_rejected(program: Program) -> None:
     levels = "\n".join(f"l{at}: &l{at} [{', '.join([f'*l{at - 1}'] * 9)}]" for at in range(1, 12))
     bomb = f"l0: &l0 [x]\n{levels}\n".replace("\n", "\n    ")
     text = f"name: a\nendpoint: http://a.test\nversion: '1'\ncapabilities:\n- name: x\n  inputs:\n    {bomb}"
@@ -180,21 +180,21 @@ def test_aliases_that_multiply_are_refused(program: Program) -> None:
     assert "is nested more than 32 levels deep" in done.err
 
 
-def test_a_dry_run_asks_nobody(program: Program) -> None:
-    write(program, "two.yaml", DOCUMENTS)
+def test_dry_run_does_not_call_the_registry(program: Program) -> None:
+    write_file(program, "two.yaml", DOCUMENTS)
     done = program.run("register", "-f", "two.yaml", "--dry-run", "-t", "127.0.0.1:1")
     assert done.code == 0
     assert done.out == "a would be registered\nb would be registered\n"
-    assert "only the shape was checked" in done.err
+    assert "only the structure was checked" in done.err
     done = program.run("register", "-f", "two.yaml", "--dry-run", "-o", "json", "--quiet", "-t", "127.0.0.1:1")
     assert done.json == [ONE | {"capabilities": []}, TWO | {"capabilities": []}]
     assert program.run("register", "-f", "-", "--dry-run", stdin="name: 1").code == 2
 
 
-def test_many_are_registered_in_batches_with_a_bar_on_a_terminal(program: Program) -> None:
+def test_many_services_are_registered_in_batches_with_a_progress_bar(program: Program) -> None:
     services = [TWO | {"name": f"s{number:03}"} for number in range(250)]
     services[120]["endpoint"] = "ftp://nowhere"
-    write(program, "many.json", json.dumps(services))
+    write_file(program, "many.json", json.dumps(services))
 
     done = program.run("register", "-f", "many.json")
     assert done.code == 1
@@ -202,38 +202,38 @@ def test_many_are_registered_in_batches_with_a_bar_on_a_terminal(program: Progra
     assert [line.partition("endpoint: ")[0] for line in done.err.splitlines()] == [
         "ossa-registry: many.json, item 121: s120: "
     ]
-    assert len(registered(program)) == 249
+    assert len(registered_names(program)) == 249
 
-    code, written = program.on_terminal("register", "-f", "many.json")
+    code, written = program.run_on_terminal("register", "-f", "many.json")
     assert code == 1
     assert "registering  [" in written
     assert "250/250" in written
-    assert "registering" not in program.on_terminal("register", "-f", "many.json", "--quiet")[1]
+    assert "registering" not in program.run_on_terminal("register", "-f", "many.json", "--quiet")[1]
 
 
-def test_large_services_fit_into_messages(program: Program) -> None:
+def test_batches_of_large_services_stay_below_the_message_limit(program: Program) -> None:
     services = [
         TWO | {"name": f"s{number}", "capabilities": [{"name": "x", "inputs": {"text": "x" * 60_000}}]}
         for number in range(90)
     ]
-    write(program, "large.json", json.dumps(services))
-    program.good("register", "-f", "large.json")
-    assert len(registered(program)) == 90
+    write_file(program, "large.json", json.dumps(services))
+    program.run_ok("register", "-f", "large.json")
+    assert len(registered_names(program)) == 90
 
 
-def test_create_only_registers_those_that_are_new(program: Program) -> None:
-    program.good("register", "-f", "-", stdin=json.dumps(ONE))
+def test_create_only_registers_only_new_services(program: Program) -> None:
+    program.run_ok("register", "-f", "-", stdin=json.dumps(ONE))
     done = program.run("register", "-f", "-", "--create-only", stdin=json.dumps([ONE, TWO]))
     assert done.code == 1
-    assert done.err.startswith("ossa-registry: standard input, item 1: a: service 'a' is registered already")
-    assert registered(program) == ["a", "b"]
+    assert done.err.startswith("ossa-registry: standard input, item 1: a: service 'a' is already registered")
+    assert registered_names(program) == ["a", "b"]
 
 
-def test_a_registry_that_is_away_is_told_once(program: Program) -> None:
-    write(program, "many.json", json.dumps([TWO | {"name": f"s{number}"} for number in range(300)]))
+def test_unreachable_registry_is_reported_once(program: Program) -> None:
+    write_file(program, "many.json", json.dumps([TWO | {"name": f"s{number}"} for number in range(300)]))
     for flags in ((), ("--create-only",)):
         done = program.run("register", "-f", "many.json", "-t", "127.0.0.1:1", *flags)
         assert done.code == 4
         assert "cannot reach the registry at 127.0.0.1:1: connection refused; is it running?" in done.err
-        assert done.err.splitlines()[-1].endswith("more were not tried")
+        assert done.err.splitlines()[-1].endswith("more services were not attempted")
         assert Path(program.directory / "many.json").exists()

@@ -1,4 +1,4 @@
-"""What a command loads: somebody waits for it each time."""
+"""The modules that a command loads, which determine its start-up time."""
 
 import json
 import subprocess
@@ -7,30 +7,30 @@ import sys
 import pytest
 
 from registry_cli.main import COMMANDS
-from tests.cli.program import PATIENCE
+from tests.cli.program import TIMEOUT
 
 SERVER = {"registry_server", "aiohttp", "redis", "pydantic", "re2", "structlog"}
 CLIENT = {"registry_client", "grpc", "google", "yaml", "asyncio"}
 
 
-def loaded(code: str) -> set[str]:
-    """The top-level modules that a program has loaded."""
+def loaded_modules(code: str) -> set[str]:
+    """Return the top-level modules that a program has loaded."""
     program = f"import json, sys\n{code}\nprint(json.dumps([*{{name.partition('.')[0] for name in sys.modules}}]))"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=PATIENCE, check=True
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", timeout=TIMEOUT, check=True
     )
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_help_loads_no_command() -> None:
-    found = loaded("from registry_cli.main import main\nmain(['--help'], standalone_mode=False)")
+    found = loaded_modules("from registry_cli.main import main\nmain(['--help'], standalone_mode=False)")
     assert "click" in found
     assert found & (SERVER | CLIENT) == set()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_loads_what_it_needs(name: str) -> None:
-    found = loaded(f"from registry_cli.main import main\nmain.get_command(None, {name!r})")
+def test_command_loads_only_the_modules_it_needs(name: str) -> None:
+    found = loaded_modules(f"from registry_cli.main import main\nmain.get_command(None, {name!r})")
     assert found & SERVER == set()
     if name in {"serve", "keys", "completion", "version"}:
         assert found & CLIENT == set()

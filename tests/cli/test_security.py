@@ -1,4 +1,4 @@
-"""TLS and tokens, against a gRPC server that tells what it was sent."""
+"""TLS and tokens, against a gRPC server that records the metadata it receives."""
 
 import asyncio
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from tests.cli.program import Done, Program
 from tests.client.test_channel import Listener, certificate
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 __all__ = ["certificate"]
@@ -20,7 +20,7 @@ async def stats(target: str, directory: Path, *flags: str, **variables: str) -> 
     return await asyncio.to_thread(program.run, "stats", "-o", "json", "--timeout", "20", *flags, **variables)
 
 
-async def test_the_token_comes_from_the_environment_or_a_file(tmp_path: Path) -> None:
+async def test_token_is_read_from_the_environment_or_a_file(tmp_path: Path) -> None:
     listener = Listener()
     (tmp_path / "token").write_text("from-file\n", encoding="utf-8")
     async with listener.listening() as target:
@@ -35,30 +35,37 @@ async def test_the_token_comes_from_the_environment_or_a_file(tmp_path: Path) ->
     assert listener.authorizations == ["Bearer from-variable", "Bearer from-file", "Bearer from-file", None]
 
 
-async def test_a_registry_is_trusted_by_its_authority(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+async def test_server_certificate_is_verified_against_the_ca(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     ca, key = certificate
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), ca.read_bytes())])
     name = ("--server-name", "registry.test")
     async with Listener().listening(credentials) as target:
         assert (await stats(target, tmp_path, "--ca-file", str(ca), *name)).code == 0
         assert (await stats(target, tmp_path, *name, OSSA_REGISTRY_CA_FILE=str(ca))).code == 0
-        stranger = await stats(target, tmp_path, "--tls", *name)
-        assert stranger.code == 4
-        assert "its certificate is not trusted; see --ca-file" in stranger.err
-        other = await stats(target, tmp_path, "--ca-file", str(ca), "--server-name", "other.test")
-        assert other.code == 4
-        assert "its certificate is that of another host; see --server-name" in other.err
+        untrusted = await stats(target, tmp_path, "--tls", *name)
+        assert untrusted.code == 4
+        assert "the server certificate is not trusted; see --ca-file" in untrusted.err
+        wrong_name = await stats(target, tmp_path, "--ca-file", str(ca), "--server-name", "other.test")
+        assert wrong_name.code == 4
+        assert "the server certificate is for another host name; see --server-name" in wrong_name.err
         plain = await stats(target, tmp_path)
         assert plain.code == 4
-        assert "the connection was closed; does it ask for TLS (--tls)?" in plain.err
+        assert "the connection was closed; does the server require TLS (--tls)?" in plain.err
 
 
-async def test_a_registry_that_asks_for_it_gets_the_certificate_of_the_client(
-    certificate: tuple[Path, Path], tmp_path: Path
-) -> None:
+async def test_client_certificate_is_sent_for_mutual_tls(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     ca, key = certificate
     pair = (key.read_bytes(), ca.read_bytes())
     credentials = grpc.ssl_server_credentials([pair], root_certificates=ca.read_bytes(), require_client_auth=True)
-    mine = ("--ca-file", str(ca), "--cert-file", str(ca), "--key-file", str(key), "--server-name", "registry.test")
+    mutual_tls = (
+        "--ca-file",
+        str(ca),
+        "--cert-file",
+        str(ca),
+        "--key-file",
+        str(key),
+        "--server-name",
+        "registry.test",
+    )
     async with Listener().listening(credentials) as target:
-        assert (await stats(target, tmp_path, *mine)).code == 0
+        assert (await stats(target, tmp_path, *mutual_tls)).code == 0

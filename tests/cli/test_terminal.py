@@ -1,4 +1,4 @@
-"""What reaches a terminal: colours for people, and nothing that strangers could have it do."""
+"""Terminal output: colours, and the escaping of untrusted text."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from registry_client import SyncRegistryClient, make_service
 from tests.cli.program import Program
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 HOSTILE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\u202e\r\n"
@@ -17,7 +17,7 @@ GREEN = "\x1b[32mhealthy\x1b[0m"
 
 @pytest.fixture
 def two(program: Program) -> Program:
-    """A service that is well and one that is not; what they say of themselves is not for terminals."""
+    """A healthy and an unhealthy service, whose fields contain control characters."""
     with SyncRegistryClient(program.target, timeout=60) as client:
         hostile = make_service(
             "hostile", "http://a.test", version="1", capabilities=["c"], description=HOSTILE, author=HOSTILE,
@@ -27,16 +27,16 @@ def two(program: Program) -> Program:
         hostile.capabilities[0].inputs.update({HOSTILE: HOSTILE})
         client.register_service(hostile)
         client.report_service_health("hostile", "unhealthy", error=HOSTILE, details={"k": HOSTILE})
-        client.register_service(make_service("well", "http://b.test", version="1", health_check="heartbeat"))
+        client.register_service(make_service("other", "http://b.test", version="1", health_check="heartbeat"))
     return program
 
 
-def test_colours_on_a_terminal_only(two: Program) -> None:
-    code, written = two.on_terminal("list")
+def test_colours_are_used_only_on_a_terminal(two: Program) -> None:
+    code, written = two.run_on_terminal("list")
     assert code == 0
     assert GREEN in written
     assert "\x1b[31munhealthy\x1b[0m" in written
-    assert "\x1b" not in two.good("list").out
+    assert "\x1b" not in two.run_ok("list").out
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,21 @@ def test_colours_on_a_terminal_only(two: Program) -> None:
     [(("--no-color",), {}), (("--color", "never"), {}), ((), {"NO_COLOR": "1"}), ((), {"TERM": "dumb"})],
     ids=["--no-color", "--color never", "NO_COLOR", "TERM=dumb"],
 )
-def test_no_colours_where_they_are_not_wanted(two: Program, flags: tuple[str, ...], variables: dict[str, str]) -> None:
-    code, written = two.on_terminal("list", *flags, **variables)
+def test_colours_can_be_disabled(two: Program, flags: tuple[str, ...], variables: dict[str, str]) -> None:
+    code, written = two.run_on_terminal("list", *flags, **variables)
     assert (code, "\x1b" in written) == (0, False)
     assert "healthy" in written
 
 
 def test_colours_can_be_forced(two: Program) -> None:
-    assert GREEN in two.good("list", "--color", "always").out
+    assert GREEN in two.run_ok("list", "--color", "always").out
     assert GREEN in two.run("list", FORCE_COLOR="1").out
     assert GREEN in two.run("list", "--color", "always", NO_COLOR="1").out
 
 
 def test_json_and_yaml_have_no_colours(two: Program) -> None:
     for form in ("json", "yaml"):
-        code, written = two.on_terminal("list", "-o", form)
+        code, written = two.run_on_terminal("list", "-o", form)
         assert (code, "\x1b" in written) == (0, False)
 
 
@@ -76,31 +76,31 @@ def test_json_and_yaml_have_no_colours(two: Program) -> None:
     ids=" ".join,
 )
 def test_control_characters_never_reach_the_terminal(two: Program, args: tuple[str, ...]) -> None:
-    _, written = two.on_terminal(*args, "--no-color")
+    _, written = two.run_on_terminal(*args, "--no-color")
     assert "hostile" in written
     assert all(line.isprintable() for line in written.split("\n")), ascii(written)
     if "wide" in args:
         assert ESCAPED in written
 
 
-def test_json_tells_them_as_they_are(two: Program) -> None:
-    shown = json.loads(two.good("get", "hostile", "-o", "json").out)
+def test_json_preserves_control_characters(two: Program) -> None:
+    shown = json.loads(two.run_ok("get", "hostile", "-o", "json").out)
     assert shown["metadata"]["description"] == HOSTILE
     assert shown["capabilities"][0]["inputs"] == {HOSTILE: HOSTILE}
 
 
-def test_neither_do_errors(program: Program) -> None:
+def test_errors_contain_no_control_characters(program: Program) -> None:
     for args in (("get", HOSTILE), ("register", "-f", HOSTILE), ("list", "--name", f"({HOSTILE}")):
-        code, written = program.on_terminal(*args)
+        code, written = program.run_on_terminal(*args)
         assert code in {2, 3}
         assert all(line.isprintable() for line in written.split("\n")), ascii(written)
     (program.directory / "x.yaml").write_text('name: "\\e[2J"\nversion: 1\n"\\e[2J": 1', encoding="utf-8")
-    code, written = program.on_terminal("register", "-f", "x.yaml")
+    code, written = program.run_on_terminal("register", "-f", "x.yaml")
     assert code == 1
     assert all(line.isprintable() for line in written.split("\n")), ascii(written)
 
 
-def test_a_terminal_that_does_not_know_all_characters_is_no_reason_to_fail(two: Program) -> None:
+def test_characters_outside_the_terminal_encoding_are_escaped(two: Program) -> None:
     with SyncRegistryClient(two.target, timeout=60) as client:
         client.register_service(make_service("wide", "http://c.test", version="1", tags=["日本"]))
     done = two.run("list", "-o", "wide", PYTHONIOENCODING="latin-1")
@@ -110,7 +110,7 @@ def test_a_terminal_that_does_not_know_all_characters_is_no_reason_to_fail(two: 
     assert shown.json["metadata"]["tags"] == ["日本"]
 
 
-def test_the_token_is_never_shown(program: Program) -> None:
+def test_token_is_never_printed(program: Program) -> None:
     token = "secret-of-the-registry"
     for args in (("list",), ("get", "a"), ("list", "-t", "127.0.0.1:1"), ("list", "--tls")):
         done = program.run(*args, OSSA_REGISTRY_TOKEN=token)
@@ -118,9 +118,9 @@ def test_the_token_is_never_shown(program: Program) -> None:
     assert token not in program.run("list", "--help", OSSA_REGISTRY_TOKEN=token).out
 
 
-def test_a_token_that_goes_over_a_network_as_it_is_is_remarked(program: Program) -> None:
-    remark = "ossa-registry: the token is sent unencrypted; see --tls\n"
-    assert remark in program.run("list", "-t", "nobody.invalid:1", OSSA_REGISTRY_TOKEN="x").err
-    assert remark not in program.run("list", "-t", "nobody.invalid:1", "--tls", OSSA_REGISTRY_TOKEN="x").err
-    assert remark not in program.run("list", "-t", "nobody.invalid:1", "--quiet", OSSA_REGISTRY_TOKEN="x").err
-    assert remark not in program.run("list", OSSA_REGISTRY_TOKEN="x").err
+def test_unencrypted_token_is_warned_about(program: Program) -> None:
+    notice = "ossa-registry: the token is sent unencrypted; see --tls\n"
+    assert notice in program.run("list", "-t", "unknown.invalid:1", OSSA_REGISTRY_TOKEN="x").err
+    assert notice not in program.run("list", "-t", "unknown.invalid:1", "--tls", OSSA_REGISTRY_TOKEN="x").err
+    assert notice not in program.run("list", "-t", "unknown.invalid:1", "--quiet", OSSA_REGISTRY_TOKEN="x").err
+    assert notice not in program.run("list", OSSA_REGISTRY_TOKEN="x").err

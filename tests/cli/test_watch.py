@@ -1,4 +1,4 @@
-"""``watch``: nothing is missed and nothing comes twice."""
+"""``watch``: output, resumption and cursors."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ from registry_client import SyncRegistryClient, make_service
 from registry_client.testing import RegistryProcess
 from tests.cli.program import Done, Program, Running, lines
 
-# Many processes, each of which takes a second or more on a busy machine.
+# Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -22,14 +22,14 @@ def events(done: Done | Running) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.out.splitlines()]
 
 
-def told(done: Done | Running) -> list[tuple[str, str]]:
+def names_of_events(done: Done | Running) -> list[tuple[str, str]]:
     return [(event["event"], event["service"]["name"]) for event in events(done)]
 
 
-def test_every_kind_of_change_is_shown_as_it_happens(program: Program) -> None:
+def test_every_kind_of_change_is_printed(program: Program) -> None:
     with SyncRegistryClient(program.target, timeout=60) as client:
         register(client, "old")
-        with program.started("watch", "--snapshot", "-o", "json") as running:
+        with program.start("watch", "--snapshot", "-o", "json") as running:
             running.wait_for("service:snapshot")
             register(client, "new")
             running.wait_for("service:registered")
@@ -37,9 +37,9 @@ def test_every_kind_of_change_is_shown_as_it_happens(program: Program) -> None:
             client.report_service_health("new", "degraded", error="slow")
             client.unregister_service("new")
             running.wait_for("service:unregistered")
-            done = running.end()
+            done = running.stop()
     assert done.code == 130
-    assert told(done) == [
+    assert names_of_events(done) == [
         ("service:snapshot", "old"),
         ("service:registered", "new"),
         ("service:updated", "new"),
@@ -49,32 +49,32 @@ def test_every_kind_of_change_is_shown_as_it_happens(program: Program) -> None:
     changed = events(done)[3]
     assert (changed["reason"], changed["previousHealth"]) == ("health_report", "healthy")
     assert changed["service"]["health"]["error"] == "slow"
-    assert done.err.startswith("ossa-registry: go on with --cursor ")
+    assert done.err.startswith("ossa-registry: resume with --cursor ")
 
 
-def test_the_table_tells_the_same(program: Program) -> None:
-    with SyncRegistryClient(program.target, timeout=60) as client, program.started("watch", "--snapshot") as running:
+def test_table_shows_the_same_events(program: Program) -> None:
+    with SyncRegistryClient(program.target, timeout=60) as client, program.start("watch", "--snapshot") as running:
         register(client, "a")
         running.wait_for(" a ")
         client.report_service_health("a", "unhealthy", error="no disk")
         client.unregister_service("a")
         running.wait_for("unregistered")
-        done = running.end()
+        done = running.stop()
     header, *rows = lines(done.out)
     assert header == ["TIME", "EVENT", "NAME", "HEALTH", "REASON", "DETAILS"]
-    # The registration may have come before the watch began.
+    # The registration may have preceded the start of the watch.
     assert rows[0][1] in {"registered", "snapshot"}
     assert rows[1][1:] == ["health-changed", "a", "unhealthy", "health", "report", "was", "healthy:", "no", "disk"]
     assert rows[2][1:6] == ["unregistered", "a", "unhealthy", "client", "request"]
 
 
-def test_filters_types_and_count(program: Program) -> None:
+def test_filters_types_and_count_apply(program: Program) -> None:
     with (
         SyncRegistryClient(program.target, timeout=60) as client,
-        program.started("watch", "--name", "^a", "--type", "unregistered", "--count", "2", "-o", "yaml") as running,
+        program.start("watch", "--name", "^a", "--type", "unregistered", "--count", "2", "-o", "yaml") as running,
     ):
         register(client, "ready")
-        # The watch is there once it shows something; until then changes are made.
+        # The start of the watch is not observable, so changes are made until it prints something.
         for _ in range(600):
             for name in ("a1", "b1"):
                 register(client, name)
@@ -86,55 +86,53 @@ def test_filters_types_and_count(program: Program) -> None:
     assert done.out.count("event: service:unregistered\n") == done.out.count("name: a1\n") == 2
 
 
-def test_it_goes_on_at_a_cursor_with_what_happened_meanwhile(program: Program) -> None:
+def test_cursor_resumes_with_the_changes_since(program: Program) -> None:
     with SyncRegistryClient(program.target, timeout=60) as client:
         register(client, "a")
-        with program.started("watch", "--snapshot", "-o", "json") as running:
+        with program.start("watch", "--snapshot", "-o", "json") as running:
             running.wait_for("service:snapshot")
-            stopped = running.end()
+            stopped = running.stop()
         cursor = stopped.err.split()[-1]
         assert events(stopped)[-1]["cursor"] == cursor
         register(client, "b")
         client.unregister_service("a")
     done = program.run("watch", "--cursor", cursor, "--count", "2", "-o", "json", "--quiet")
     assert (done.code, done.err) == (0, "")
-    assert told(done) == [("service:registered", "b"), ("service:unregistered", "a")]
+    assert names_of_events(done) == [("service:registered", "b"), ("service:unregistered", "a")]
 
 
-def test_a_restart_of_the_registry_loses_nothing_and_shows_nothing_twice(
-    program: Program, registry: RegistryProcess
-) -> None:
+def test_restart_of_the_registry_loses_and_repeats_no_events(program: Program, registry: RegistryProcess) -> None:
     with SyncRegistryClient(program.target, timeout=60) as client:
         register(client, "before")
-        with program.started("watch", "--snapshot", "-o", "json") as running:
+        with program.start("watch", "--snapshot", "-o", "json") as running:
             running.wait_for("service:snapshot")
             expected = [("service:snapshot", "before")]
             for round_ in range(3):
                 register(client, f"a{round_}")
                 expected.append(("service:registered", f"a{round_}"))
-                # Not waited for: the kill may come before the watch has seen it.
+                # Without waiting: the registry may be killed before the watch receives this change.
                 registry.kill()
                 if not round_:
-                    running.wait_for("waiting for it", err=True)
+                    running.wait_for("reconnecting", err=True)
                 registry.start()
                 register(client, f"b{round_}")
                 expected.append(("service:registered", f"b{round_}"))
                 running.wait_for(f'"b{round_}"')
                 if not round_:
-                    running.wait_for("ossa-registry: connected again\n", err=True)
-            done = running.end()
+                    running.wait_for("ossa-registry: reconnected\n", err=True)
+            done = running.stop()
     assert done.code == 130
-    assert told(done) == expected
+    assert names_of_events(done) == expected
     revisions = [event["revision"] for event in events(done)]
     assert revisions == sorted(set(revisions))
-    assert f"cannot reach the registry at {program.target}: connection refused; waiting for it\n" in done.err
+    assert f"cannot reach the registry at {program.target}: connection refused; reconnecting\n" in done.err
 
 
-def test_sigterm_ends_it_too(program: Program) -> None:
+def test_sigterm_ends_the_watch(program: Program) -> None:
     with SyncRegistryClient(program.target, timeout=60) as client:
         register(client, "a")
-        with program.started("watch", "--snapshot", "-o", "json") as running:
+        with program.start("watch", "--snapshot", "-o", "json") as running:
             running.wait_for("service:snapshot")
-            done = running.end(signal.SIGTERM)
+            done = running.stop(signal.SIGTERM)
     assert done.code == -signal.SIGTERM
-    assert told(done) == [("service:snapshot", "a")]
+    assert names_of_events(done) == [("service:snapshot", "a")]
