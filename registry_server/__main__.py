@@ -8,29 +8,29 @@ from collections.abc import Sequence
 from registry_server.config import load_settings, usage
 from registry_server.errors import ConfigurationError
 
-_WIDEST_HELP = 100
-_BAD_CONFIGURATION = 2
+_MAX_HELP_WIDTH = 100
+_EXIT_BAD_CONFIGURATION = 2
 
 
 def serve(args: Sequence[str], program: str = "python -m registry_server") -> int:
-    """Runs a server until it is told to stop.
+    """Run a server until SIGTERM or SIGINT.
 
     Args:
-        args: Flags, as ``load_settings`` takes them, or ``--help``.
-        program: How the command is called, for the help.
+        args: Flags for ``load_settings``, or ``--help``.
+        program: The command, for the help text.
 
     Returns:
-        Exit code of the process: 0, or 2 if the server cannot start as it is configured.
+        Exit code of the process: 0, or 2 if the server cannot start with its configuration.
     """
     if not {"-h", "--help"}.isdisjoint(args):
-        columns = shutil.get_terminal_size(fallback=(_WIDEST_HELP, 24)).columns
-        sys.stdout.write(usage(program, min(columns, _WIDEST_HELP)))
+        columns = shutil.get_terminal_size(fallback=(_MAX_HELP_WIDTH, 24)).columns
+        sys.stdout.write(usage(program, min(columns, _MAX_HELP_WIDTH)))
         return 0
     try:
         settings = load_settings(args)
-        # gRPC writes lines of its own to standard error, among ours; what it has to say it also raises.
+        # gRPC would write its own lines to standard error, among the log. It also raises every error that it logs.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        # Late, so that help and wrong settings are told before gRPC and all the rest are loaded.
+        # Imported here, so that --help and configuration errors need not wait until gRPC is loaded.
         if settings.workers > 1:
             from registry_server.workers import run_workers  # noqa: PLC0415
 
@@ -42,7 +42,7 @@ def serve(args: Sequence[str], program: str = "python -m registry_server") -> in
     except ConfigurationError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"ossa-registry: {line}\n")
-        return _BAD_CONFIGURATION
+        return _EXIT_BAD_CONFIGURATION
     return 0
 
 

@@ -1,29 +1,29 @@
-"""Everything that the registry refuses or fails at, as one tree.
+"""All errors of the registry, as one tree.
 
 ::
 
-    RegistryError                  what a caller may meet; transports map each class to a status
-    ├── InvalidRequest             the caller's input; carries every violation
+    RegistryError                  errors of calls; transports map each class to a status
+    ├── InvalidRequest             the request is not valid; contains all violations
     ├── ServiceNotFound
     ├── ServiceExists
-    ├── RevisionMismatch           a precondition on the revision does not hold
-    ├── WriteConflict              lost the race against other writers too often; safe to repeat
-    ├── RevisionNotReached         the wanted revision did not arrive within the deadline
-    ├── CursorExpired              the watch cannot go on without a gap
+    ├── RevisionMismatch           a precondition on the revision failed
+    ├── WriteConflict              other writers changed the service on every attempt; safe to retry
+    ├── RevisionNotReached         this process did not reach the requested revision in time
+    ├── CursorExpired              the watch cannot resume without missing events
     ├── WatcherTooSlow             the watcher's buffer is full
-    ├── StoreUnavailable           Redis does not answer; safe to repeat
-    │   └── NotReplicated          the change was made, but too few replicas have it
-    ├── ShuttingDown               this process drains; go to another or come back
-    ├── Overloaded                 this process has as much under way as it takes; nothing was done
-    ├── ProbingDisabled            this server does not probe
-    ├── Unauthenticated            no credential, or one that is not accepted
-    ├── IssuerUnavailable          the keys that would verify a token cannot be had
-    ├── PermissionDenied           the caller's role, or the owner of the service, does not allow it
-    ├── RateLimited                too many calls; ``retry_after`` tells how long to wait
-    └── LimitExceeded              too many of something at once
-    ConfigurationError             the server cannot start as it is configured
+    ├── StoreUnavailable           Redis does not respond; safe to retry
+    │   └── NotReplicated          the change was committed, but too few replicas confirmed it
+    ├── ShuttingDown               this process is draining; retry on another one
+    ├── Overloaded                 this process is at a limit; nothing was done
+    ├── ProbingDisabled            this server does not probe services
+    ├── Unauthenticated            the credential is missing or not accepted
+    ├── IssuerUnavailable          the keys to verify a token cannot be fetched
+    ├── PermissionDenied           the caller's role or ownership does not allow the call
+    ├── RateLimited                the caller made too many calls; ``retry_after`` is the delay
+    └── LimitExceeded              the caller has reached a limit on concurrent or owned objects
+    ConfigurationError             the server cannot start with its configuration
 
-``reason`` is the UPPER_SNAKE word that clients may switch on (``google.rpc.ErrorInfo.reason``, ``error.code`` in REST).
+``reason`` is the stable identifier for clients: ``google.rpc.ErrorInfo.reason`` in gRPC, ``error.code`` in REST.
 """
 
 from collections.abc import Sequence
@@ -31,31 +31,31 @@ from typing import ClassVar, NamedTuple, TypeAlias
 
 
 class Violation(NamedTuple):
-    """One bad field: its path in the request, such as ``service.capabilities[1].name``, and what is wrong."""
+    """An invalid field: its path in the request, such as ``service.capabilities[1].name``, and the reason."""
 
     field: str
     description: str
 
 
 class RegistryError(Exception):
-    """Root of what a caller may meet."""
+    """Base class of the errors that a call may return."""
 
     reason: ClassVar[str] = "INTERNAL"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Facts for programs: keys in lowerCamelCase, values as text."""
+        """Details for programs: keys in lowerCamelCase, values as text."""
         return {}
 
 
 class InvalidRequest(RegistryError):
-    """The request breaks the contract; ``violations`` names every bad field, not only the first."""
+    """The request is not valid; ``violations`` contains every invalid field, not only the first."""
 
     reason = "INVALID_REQUEST"
 
     def __init__(self, violations: Sequence[Violation]) -> None:
         if not violations:
-            raise ValueError("an invalid request has at least one violation")
+            raise ValueError("an InvalidRequest needs at least one violation")
         self.violations = tuple(violations)
         super().__init__("; ".join(f"{field}: {description}" for field, description in self.violations))
 
@@ -71,27 +71,27 @@ class ServiceNotFound(RegistryError):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The name that was asked for."""
+        """The requested name."""
         return {"name": self.name}
 
 
 class ServiceExists(RegistryError):
-    """The name is taken and the caller asked to create only."""
+    """A service with this name exists and the call may only create one."""
 
     reason = "SERVICE_EXISTS"
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"service {name!r} is registered already")
+        super().__init__(f"service {name!r} is already registered")
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The name that is taken."""
+        """The name of the existing service."""
         return {"name": self.name}
 
 
 class RevisionMismatch(RegistryError):
-    """The service is not at the revision that the caller expected."""
+    """The service is not at the expected revision."""
 
     reason = "REVISION_MISMATCH"
 
@@ -106,56 +106,56 @@ class RevisionMismatch(RegistryError):
 
 
 class WriteConflict(RegistryError):
-    """Other writers changed the service each time this write was tried. Safe to repeat."""
+    """Other writers changed the service on every attempt of this write. Safe to retry."""
 
     reason = "WRITE_CONFLICT"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"service {name!r} is being changed by others; try again")
+        super().__init__(f"service {name!r} was changed concurrently on every attempt; try again")
 
 
 class RevisionNotReached(RegistryError):
-    """This process did not hold the wanted revision in time."""
+    """This process did not reach the requested revision in time."""
 
     reason = "REVISION_NOT_REACHED"
 
-    def __init__(self, wanted: int, held: int) -> None:
-        super().__init__(f"revision {wanted} was not reached in time; this process holds {held}")
+    def __init__(self, requested: int, current: int) -> None:
+        super().__init__(f"revision {requested} was not reached in time; this process is at revision {current}")
 
 
 class CursorExpired(RegistryError):
-    """The changes after this cursor are no longer all at hand: start over with a snapshot."""
+    """Changes after this cursor are no longer available; the client must start again with a snapshot."""
 
     reason = "CURSOR_EXPIRED"
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"{why}; start over with include_snapshot")
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; start over with include_snapshot")
 
 
 class WatcherTooSlow(RegistryError):
-    """The watcher does not read as fast as changes happen; its last cursor is good to resume from."""
+    """The watcher read more slowly than changes arrived. It can resume from its last cursor."""
 
     reason = "WATCHER_TOO_SLOW"
 
-    def __init__(self, waiting: int) -> None:
-        super().__init__(f"the watcher fell behind: {waiting} events were waiting; resume from the last cursor")
+    def __init__(self, buffered: int) -> None:
+        super().__init__(f"the watcher fell behind: {buffered} events were buffered; resume from the last cursor")
 
 
 class StoreUnavailable(RegistryError):
-    """Redis does not answer. A write that failed so may or may not have been committed; it is safe to repeat."""
+    """Redis does not respond. A failed write may or may not have been committed; it is safe to retry."""
 
     reason = "STORE_UNAVAILABLE"
     retry_after: ClassVar[float] = 1.0
 
-    def __init__(self, why: str = "the store does not answer") -> None:
-        super().__init__(f"{why}; try again")
+    def __init__(self, reason: str = "the store does not respond") -> None:
+        super().__init__(f"{reason}; try again")
 
 
 class NotReplicated(StoreUnavailable):
-    """The change was made, but fewer replicas than ``redis.wait_replicas`` have it: a failover now may lose it.
+    """The change was committed, but fewer than ``redis.wait_replicas`` replicas confirmed it; a failover may lose it.
 
-    Watchers are told of it, and it is not taken back. The same registration or update again changes nothing, and
-    answers once there are enough replicas.
+    The change is not rolled back, and watchers receive it. Retrying the same registration or update changes nothing and
+    succeeds when enough replicas have confirmed.
     """
 
     reason = "NOT_REPLICATED"
@@ -163,13 +163,13 @@ class NotReplicated(StoreUnavailable):
     def __init__(self, revision: int, confirmed: int, wanted: int) -> None:
         self.revision, self.confirmed, self.wanted = revision, confirmed, wanted
         super().__init__(
-            f"the change was made, as revision {revision}, but only {confirmed} of {wanted} replicas have it yet: "
-            "a failover now may lose it"
+            f"the change was committed as revision {revision}, but only {confirmed} of {wanted} replicas confirmed it: "
+            "a failover may lose it"
         )
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Revision of the change, how many replicas have it and how many should."""
+        """Revision of the change, number of replicas that confirmed it, and the required number."""
         return {
             "revision": str(self.revision),
             "confirmedReplicas": str(self.confirmed),
@@ -178,30 +178,30 @@ class NotReplicated(StoreUnavailable):
 
 
 class ShuttingDown(RegistryError):
-    """This process drains."""
+    """This process is shutting down."""
 
     reason = "SHUTTING_DOWN"
     retry_after: ClassVar[float] = 0.5
 
     def __init__(self) -> None:
-        super().__init__("this server is shutting down; go on with another or try again")
+        super().__init__("this server is shutting down; try again or use another server")
 
 
 class Overloaded(RegistryError):
-    """This process has as much under way as it takes; nothing was done, and another process may take it."""
+    """This process is at a limit that all callers share. Nothing was done; another process may accept the call."""
 
     reason = "OVERLOADED"
     retry_after: ClassVar[float] = 1.0
 
-    def __init__(self, limit: str, most: int, why: str) -> None:
-        """Names the limit; arguments as those of ``LimitExceeded``, which is about one caller."""
-        self.limit, self.most = limit, most
-        super().__init__(f"{why}; nothing was done, try again later or go to another server")
+    def __init__(self, limit: str, maximum: int, reason: str) -> None:
+        """Initialise the error; the arguments are those of ``LimitExceeded``, which is about one caller."""
+        self.limit, self.maximum = limit, maximum
+        super().__init__(f"{reason}; nothing was done, try again later or use another server")
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Which limit, and how much it is."""
-        return {"limit": self.limit, "most": str(self.most)}
+        """Name and value of the limit."""
+        return {"limit": self.limit, "most": str(self.maximum)}
 
 
 class ProbingDisabled(RegistryError):
@@ -214,72 +214,72 @@ class ProbingDisabled(RegistryError):
 
 
 class Unauthenticated(RegistryError):
-    """No credential came with the call, or one that is not accepted. Never says which part of it is wrong."""
+    """The credential is missing or not accepted. The message never reveals which part of it is wrong."""
 
     reason = "UNAUTHENTICATED"
 
-    def __init__(self, why: str = "a credential is needed") -> None:
-        super().__init__(why)
+    def __init__(self, message: str = "a credential is required") -> None:
+        super().__init__(message)
 
 
 class IssuerUnavailable(RegistryError):
-    """The keys of the issuer of a token cannot be had, so that nobody can tell whether it is valid. Safe to repeat."""
+    """The keys of the token's issuer cannot be fetched, so the token cannot be verified. Safe to retry."""
 
     reason = "ISSUER_UNAVAILABLE"
     retry_after: ClassVar[float] = 5.0
 
     def __init__(self, issuer: str) -> None:
-        super().__init__(f"the keys of issuer {issuer!r} cannot be read now; try again")
+        super().__init__(f"the keys of issuer {issuer!r} cannot be fetched; try again")
 
 
 class PermissionDenied(RegistryError):
-    """The caller is known but may not do this."""
+    """The caller is authenticated but not allowed to make this call."""
 
     reason = "PERMISSION_DENIED"
 
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
 
 
 class RateLimited(RegistryError):
-    """The caller makes more calls than it may; nothing was done."""
+    """The caller exceeded its rate limit. Nothing was done."""
 
     reason = "RATE_LIMITED"
 
-    def __init__(self, retry_after: float, what: str = "too many calls") -> None:
-        """Says when the next call has a chance, in seconds."""
+    def __init__(self, retry_after: float, reason: str = "too many calls") -> None:
+        """Initialise the error; ``retry_after`` is the number of seconds until a call may succeed."""
         self.retry_after = retry_after
-        super().__init__(f"{what}; try again later")
+        super().__init__(f"{reason}; try again later")
 
 
 class LimitExceeded(RegistryError):
-    """The caller has as many of something as it may have."""
+    """The caller has reached a limit on the number of its watches, streams or services."""
 
     reason = "LIMIT_EXCEEDED"
 
-    def __init__(self, limit: str, most: int, why: str, *, retry_after: float = 5.0) -> None:
-        """Names the limit.
+    def __init__(self, limit: str, maximum: int, message: str, *, retry_after: float = 5.0) -> None:
+        """Initialise the error.
 
         Args:
-            limit: Word for programs, such as ``watches``.
-            most: How many there may be.
-            why: What a person is told.
-            retry_after: Seconds after which another try has a chance.
+            limit: Identifier of the limit for programs, such as ``watches``.
+            maximum: Value of the limit.
+            message: Error text for people.
+            retry_after: Seconds until another attempt may succeed.
         """
-        self.limit, self.most, self.retry_after = limit, most, retry_after
-        super().__init__(why)
+        self.limit, self.maximum, self.retry_after = limit, maximum, retry_after
+        super().__init__(message)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Which limit, and how much it is."""
-        return {"limit": self.limit, "most": str(self.most)}
+        """Name and value of the limit."""
+        return {"limit": self.limit, "most": str(self.maximum)}
 
 
 RetryableError: TypeAlias = (
     StoreUnavailable | ShuttingDown | Overloaded | IssuerUnavailable | RateLimited | LimitExceeded
 )
-"""Errors that tell by ``retry_after`` how many seconds to wait before the next try."""
+"""Errors with ``retry_after``, the number of seconds to wait before the next attempt."""
 
 
 class ConfigurationError(Exception):
-    """The server cannot start as it is configured; the message names the setting."""
+    """The server cannot start with its configuration. The message names the setting."""

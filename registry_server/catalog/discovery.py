@@ -174,11 +174,11 @@ class Discovery:
 
     async def _find_names(self, filter_: Filter) -> list[str]:
         candidates = self._candidates(filter_)
-        if filter_.by_terms_alone:
+        if filter_.terms_only:
             return sorted(candidates)
         if len(candidates) <= _SCAN_SLICE_RECORDS:
             records = self._replica.records
-            return sorted(name for name in candidates if filter_.passes_rest(records[name]))
+            return sorted(name for name in candidates if filter_.matches_beyond_terms(records[name]))
         async with self._scans:  # one at a time: scans share one core with all other calls
             return await self._scan(filter_)
 
@@ -189,7 +189,9 @@ class Discovery:
             records = [self._replica.records[name] for name in self._candidates(filter_)]
             found: list[str] = []
             for start in range(0, len(records), _SCAN_SLICE_RECORDS):
-                found += [r.name for r in records[start : start + _SCAN_SLICE_RECORDS] if filter_.passes_rest(r)]
+                found += [
+                    r.name for r in records[start : start + _SCAN_SLICE_RECORDS] if filter_.matches_beyond_terms(r)
+                ]
                 await asyncio.sleep(0)
             missed = self._replica.history.since(position.revision)
             if missed is not None and self._replica.position.epoch == position.epoch:

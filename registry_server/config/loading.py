@@ -1,4 +1,4 @@
-"""Reads the settings of a server from all places and tells all that is wrong with them at once."""
+"""Loads the settings of a server from all sources and reports all errors at once."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from registry_server.config.settings import Settings
 from registry_server.config.sources import EnvironmentSource, FlagSource, SettingPath, TomlSource
 from registry_server.errors import ConfigurationError
 
-_LONGEST_VALUE = 80
+_MAX_SHOWN_LENGTH = 80
 
-# What to say where pydantic's words are for programmers; its own are "Input should be ...".
-_WORDS = {
+# Replacements for messages of pydantic that use terms of Python.
+_MESSAGES = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "int_from_float": "must be a whole number",
@@ -27,19 +27,18 @@ _WORDS = {
 
 
 def load_settings(args: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> Settings:
-    """Reads the settings: flags win over the environment, that over the TOML file, that over the defaults.
+    """Load and validate the settings.
+
+    Flags override the environment, the environment overrides the TOML file, and the file overrides the defaults.
 
     Args:
         args: Command line after ``serve``. ``--config FILE`` names the TOML file.
-        environ: Environment variables; ``None`` takes those of this process. ``OSSA_REGISTRY_CONFIG`` names the TOML
-            file where no flag does.
-
-    Returns:
-        The settings, all of them valid.
+        environ: Environment variables; by default those of this process. ``OSSA_REGISTRY_CONFIG`` names the TOML file
+            if no flag does.
 
     Raises:
-        ConfigurationError: Something is unknown or bad. The message has one line a problem, each starts with the name
-            of the setting as the user wrote it, and none holds a password.
+        ConfigurationError: Settings are unknown or not valid. The message has one line for each of them, which starts
+            with the name that the user wrote. Passwords are masked.
     """
     flags = FlagSource(args)
     environment = EnvironmentSource(os.environ if environ is None else environ)
@@ -60,14 +59,14 @@ def load_settings(args: Sequence[str] = (), environ: Mapping[str, str] | None = 
 def _describe(detail: ErrorDetails, names: Mapping[SettingPath, str]) -> str:
     path = tuple(map(str, detail["loc"]))
     context = detail.get("ctx", {})
-    what = _WORDS.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
-    what = what.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    rule = _MESSAGES.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
+    rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     if other := context.get("other"):
-        what = what.replace(other, names.get(tuple(other.split(".")), other))
+        rule = rule.replace(other, names.get(tuple(other.split(".")), other))
     name = names.get(path, f"{'.'.join(path)} (default)")
     if path == ("redis", "url"):
-        return f"{name}: {what}"
+        return f"{name}: {rule}"
     shown = "a table" if isinstance(detail["input"], dict) else redact(repr(detail["input"]))
-    if len(shown) > _LONGEST_VALUE:
-        shown = shown[: _LONGEST_VALUE - 3] + "..."
-    return f"{name}: {what}, not {shown}"
+    if len(shown) > _MAX_SHOWN_LENGTH:
+        shown = shown[: _MAX_SHOWN_LENGTH - 3] + "..."
+    return f"{name}: {rule}, not {shown}"

@@ -37,7 +37,7 @@ class LimitSettings(SettingsGroup):
     requests_per_second: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
     """Sustained rate of calls a second for each caller, in each process."""
     request_burst: Annotated[Number, Field(ge=1, le=10_000_000)] = 20_000
-    """Maximum number of calls that a caller may make at once above this rate, in each process."""
+    """Maximum number of calls in a burst for each caller, in each process."""
     watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
     """Maximum number of concurrent watches and event streams for each caller, in each process."""
     watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000

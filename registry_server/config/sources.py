@@ -1,7 +1,8 @@
-"""Where settings come from: flags, environment and a TOML file, each with the names that its user writes.
+"""The sources of settings: flags, environment variables and a TOML file.
 
-The parsers of pydantic-settings stop at the first problem and tell it in terms of the model, so these read the three
-forms themselves; precedence and validation stay with pydantic-settings.
+The parsers of pydantic-settings stop at the first error and report it in terms of the model. These sources therefore
+parse their input themselves and collect errors under the names that the user wrote. Precedence and validation are left
+to pydantic-settings.
 """
 
 import difflib
@@ -21,7 +22,7 @@ from registry_server.config.addresses import redact
 from registry_server.config.settings import Settings
 
 SettingPath = tuple[str, ...]
-"""Names of the fields that lead to a setting: ``("grpc", "address")``."""
+"""Field names that lead to a setting, such as ``("grpc", "address")``."""
 
 CONFIG_FLAG = "--config"
 CONFIG_VARIABLE = f"{Settings.model_config['env_prefix']}CONFIG"
@@ -29,7 +30,7 @@ CLIENT_VARIABLES = frozenset(
     f"{Settings.model_config['env_prefix']}{name}"
     for name in ("TARGET", "TIMEOUT", "TOKEN", "TOKEN_FILE", "USE_TLS", "CA_FILE", "CERT_FILE", "KEY_FILE")
 )
-"""Of the command line, for the environment in which both run: no settings, and no mistakes either."""
+"""Variables of the command line client. They are not settings, but may be set in the same environment."""
 
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -37,14 +38,14 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting and its name in each form."""
+    """One setting, with its name in each source."""
 
     path: SettingPath
     field: FieldInfo
 
     @property
     def key(self) -> str:
-        """Key in a TOML file, and the name where nobody gave it: ``grpc.address``."""
+        """Key in a TOML file, also the name of a setting that was not given: ``grpc.address``."""
         return ".".join(self.path)
 
     @property
@@ -60,7 +61,7 @@ class Setting:
 
 
 def all_settings(model: type[BaseModel] = Settings, path: SettingPath = ()) -> Iterator[Setting]:
-    """Lists the settings of a model in the order of its fields."""
+    """Yield the settings of a model in the order of its fields."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from all_settings(field.annotation, (*path, name))
@@ -72,14 +73,14 @@ SETTINGS = tuple(all_settings())
 
 
 class Given(NamedTuple):
-    """A value and the name under which the user gave it, for error messages."""
+    """A value and the name that the user wrote, for error messages."""
 
     value: object
     name: str
 
 
 class Source(PydanticBaseSettingsSource):
-    """What one place says: values by setting, and what is wrong with the names in it."""
+    """A source of settings: the values it contains, and the errors in their names."""
 
     def __init__(self) -> None:
         super().__init__(Settings)
@@ -87,11 +88,11 @@ class Source(PydanticBaseSettingsSource):
         self.problems: list[str] = []
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Is part of the interface, but asked by nobody: ``__call__`` gives all fields at once."""
+        """Required by the base class but never called: ``__call__`` returns all fields at once."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:
-        """Gives the values, nested as the model is."""
+        """Return the values, nested like the model."""
         values: dict[str, Any] = {}
         for path, given in self.given.items():
             group = values
@@ -102,9 +103,9 @@ class Source(PydanticBaseSettingsSource):
 
 
 class FlagSource(Source):
-    """The command line: ``--name VALUE`` or ``--name=VALUE``; of a repeated flag the last one counts.
+    """The command line: ``--name VALUE`` or ``--name=VALUE``. The last of several equal flags wins.
 
-    A flag of a yes/no setting may stand without its value: then it means yes.
+    A boolean flag without a value means true.
     """
 
     config_file: Given | None = None
@@ -151,7 +152,7 @@ class EnvironmentSource(Source):
 
 
 class TomlSource(Source):
-    """A TOML file: one table a group."""
+    """A TOML file with one table for each group of settings."""
 
     def __init__(self, file: Given | None) -> None:
         super().__init__()
@@ -164,9 +165,9 @@ class TomlSource(Source):
         self._known = {setting.path: setting for setting in SETTINGS}
         try:
             self._read(tomllib.loads(Path(self._file).expanduser().read_text(encoding="utf-8")), ())
-        except (OSError, RuntimeError) as error:  # RuntimeError: '~' of nobody
-            why = error.strerror if isinstance(error, OSError) else error
-            self.problems.append(f"{file.name}: cannot read {self._file!r}: {why}")
+        except (OSError, RuntimeError) as error:  # RuntimeError: '~' of an unknown user
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.problems.append(f"{file.name}: cannot read {self._file!r}: {reason}")
         except UnicodeDecodeError as error:
             self.problems.append(f"{file.name}: {self._file!r} is not UTF-8 text: {error.reason} at byte {error.start}")
         except tomllib.TOMLDecodeError as error:
@@ -179,7 +180,7 @@ class TomlSource(Source):
             if here in self._known:
                 self.given[here] = Given(value, name)
             elif not any(setting[: len(here)] == here for setting in self._known):
-                # Groups too, for a table whose name is mistyped.
+                # Includes groups, for a table whose name is misspelt.
                 known = {".".join(setting[:depth]) for setting in self._known for depth in (len(here), len(setting))}
                 self.problems.append(f"{name}: unknown setting{_suggest('.'.join(here), sorted(known))}")
             elif isinstance(value, dict):
@@ -189,7 +190,7 @@ class TomlSource(Source):
 
 
 def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    # What all names start with would make any two of them look alike.
+    # A common prefix would make all names similar.
     wanted = name.removeprefix(prefix).casefold()
     by_rest = {candidate.removeprefix(prefix).casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(wanted, by_rest, n=1, cutoff=0.7)
@@ -197,11 +198,11 @@ def _suggest(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
-    """Tells variables that Kubernetes makes for its Services from mistyped settings.
+    """Return whether Kubernetes set the variable for one of its Services.
 
-    A Service that is called ``ossa-registry``, or starts so, puts ``OSSA_REGISTRY_SERVICE_HOST``,
-    ``OSSA_REGISTRY_PORT_50051_TCP_ADDR`` and the like into each pod of its namespace
-    (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+    A Service whose name starts with ``ossa-registry`` adds variables such as ``OSSA_REGISTRY_SERVICE_HOST`` and
+    ``OSSA_REGISTRY_PORT_50051_TCP_ADDR`` to every pod of its namespace
+    (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables). They are not settings.
     """
     services = (host.removesuffix("_SERVICE_HOST") for host in environ if host.endswith("_SERVICE_HOST"))
     return any(

@@ -1,4 +1,4 @@
-"""The help of ``serve``, made from the settings themselves."""
+"""The help text of ``serve``, generated from the settings."""
 
 import os
 import textwrap
@@ -11,29 +11,29 @@ from registry_server.config.fields import Metavar
 from registry_server.config.settings import Settings
 from registry_server.config.sources import CONFIG_FLAG, CONFIG_VARIABLE, SETTINGS, Setting
 
+# Replaces a space at which a line must not be broken. textwrap does not treat it as white space.
 _NO_BREAK: Final = "\N{WORD JOINER}"
-"""Stands for a space that must not break a line; textwrap does not treat it as white space."""
 _INTRODUCTION = """
-Runs a registry until SIGTERM or SIGINT ends it.
+Run a registry until SIGTERM or SIGINT.
 
-Each setting can be given as a flag, as an environment variable or in a TOML file, where `[grpc]` with `address = "..."`
-is --grpc.address and names have underscores. A flag wins over the variable, that over the file, that over the default.
-Unknown names are errors.
+Each setting is a flag, an environment variable and a key in a TOML file. In the file, names have underscores, and
+--grpc.address is `address = "..."` in the table `[grpc]`. A flag overrides the variable, the variable overrides the
+file, and the file overrides the default. Unknown names are errors.
 """
 
 
 def usage(program: str, width: int = 100) -> str:
-    """Describes every flag of a server: meaning, default and environment variable, grouped by concern.
+    """Return the help text: every setting with its meaning, default, range and environment variable.
 
     Args:
-        program: How the command is called.
-        width: Longest line, in characters.
+        program: The command, for the first line.
+        width: Maximum length of a line, in characters.
     """
     paragraphs = [f"Usage: {program} [FLAG]...", *_INTRODUCTION.strip().split("\n\n")]
     lines = "\n\n".join(textwrap.fill(_one_line(text), width) for text in paragraphs).splitlines()
     lines += ["", "General:"]
     lines += _entry(f"{CONFIG_FLAG} FILE", "TOML file with settings.", f"Environment: {CONFIG_VARIABLE}", width)
-    lines += _entry("-h, --help", "Shows this and ends.", "", width)
+    lines += _entry("-h, --help", "Show this help and exit.", "", width)
     for group, settings in groupby(SETTINGS, key=lambda setting: setting.path[:-1]):
         if group:
             lines += ["", f"{_heading(group[0])}:"]
@@ -80,7 +80,7 @@ def _default(setting: Setting) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "none"
-    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails if there is none
     return str(value).replace(f"{home}/", "~/", 1) if isinstance(value, Path) else str(value)
 
 
@@ -88,7 +88,7 @@ def _range(setting: Setting) -> str:
     limits = {
         name: getattr(limit, name) for limit in setting.field.metadata for name in ("ge", "le") if hasattr(limit, name)
     }
-    least, most = limits.get("ge"), limits.get("le")
-    if least is None:
+    minimum, maximum = limits.get("ge"), limits.get("le")
+    if minimum is None:
         return ""
-    return f" ({least} to {most})" if most is not None else f" (at least {least})"
+    return f" ({minimum} to {maximum})" if maximum is not None else f" (at least {minimum})"

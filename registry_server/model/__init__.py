@@ -1,1 +1,1 @@
-"""The domain: protobuf messages, the rules they obey and the shapes they take. No transport, no store."""
+"""The domain model: validation, normal form, filters and encodings of protobuf messages. No transport and no store."""

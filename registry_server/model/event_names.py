@@ -1,4 +1,4 @@
-"""Names of events outside of gRPC: those of the seed, for what the seed has."""
+"""Names of events outside gRPC. Events that the OSSA reference implementation emits keep its names."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""Filters: compiled once for each distinct filter, matched against many records."""
+"""Compiled service filters. A filter is compiled once and then matched against many records."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,8 +19,8 @@ MAX_TAGS = 64
 MAX_LABELS = 64
 MAX_HEALTH = 8
 
-# RE2 matches in time linear in the name and refuses what it could only do by backtracking; the memory bound refuses
-# patterns that compile to something huge, such as nested counted repetitions.
+# RE2 matches in linear time and rejects patterns that need backtracking. The memory limit rejects patterns that compile
+# to a large program, such as nested counted repetitions.
 _RE2_OPTIONS = re2.Options()
 _RE2_OPTIONS.case_sensitive = False
 _RE2_OPTIONS.never_capture = True
@@ -29,16 +29,16 @@ _RE2_OPTIONS.max_mem = 1 << 20
 
 
 class Filter:
-    """A ``ServiceFilter``, ready to match. Equal filters have equal ``key``."""
+    """A compiled ``ServiceFilter``."""
 
     __slots__ = ("_capability", "_capability_version", "_pattern", "_version", "any_of", "key", "required")
 
     key: bytes
-    """Canonical form: the same for filters that mean the same."""
+    """Canonical form: equivalent filters have the same key."""
     required: tuple[str, ...]
-    """Index terms that a record must all have."""
+    """Index terms that a record must have."""
     any_of: tuple[tuple[str, ...], ...]
-    """Groups of index terms; of each group a record must have one."""
+    """Groups of index terms; a record must have at least one term of each group."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Filter:
         self._capability_version = capability_version
 
     @property
-    def by_terms_alone(self) -> bool:
-        """Whether ``required`` and ``any_of`` say all that the filter asks for."""
+    def terms_only(self) -> bool:
+        """Whether ``required`` and ``any_of`` express the whole filter."""
         return self._pattern is None and self._version is None and self._capability_version is None
 
     def matches(self, record: Record) -> bool:
-        """Whether the record passes; about 1 µs."""
+        """Return whether the record matches; takes about 1 µs."""
         terms = record.terms
         for term in self.required:
             if term not in terms:
@@ -76,10 +76,10 @@ class Filter:
                     break
             else:
                 return False
-        return self.passes_rest(record)
+        return self.matches_beyond_terms(record)
 
-    def passes_rest(self, record: Record) -> bool:
-        """Whether the record, known to have the terms, passes what terms cannot say."""
+    def matches_beyond_terms(self, record: Record) -> bool:
+        """Return whether a record that has the terms also matches the conditions that terms cannot express."""
         if self._version is not None and not self._version.matches(record.version()):
             return False
         if self._capability_version is not None and not any(
@@ -90,21 +90,21 @@ class Filter:
 
 
 def compile_filter(message: ServiceFilter, at: str, violations: list[Violation]) -> Filter:
-    """Compiles a filter.
+    """Compile a filter.
 
     Args:
-        message: The filter as the client sent it.
-        at: Its path in the request, for violations.
-        violations: What is wrong with it is added here.
+        message: The filter, as the client sent it.
+        at: Path of the filter in the request, for violations.
+        violations: List to which violations are added.
 
     Returns:
-        The compiled filter; of no use if violations were added.
+        The compiled filter. It must not be used if violations were added.
     """
     terms = _Terms(at, violations)
     terms.add_capability(message.capability)
     capability_version = _version_filter(message.capability_version, f"{at}.capability_version", violations)
     if capability_version is not None and not message.capability:
-        violations.append(Violation(f"{at}.capability_version", "needs `capability` to be given too"))
+        violations.append(Violation(f"{at}.capability_version", "requires `capability`"))
     if capability_version is not None and capability_version.exact is not None:
         terms.required.append(terms_of.capability_version_term(message.capability, capability_version.exact))
         capability_version = None
@@ -129,7 +129,7 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
 
 
 class _Terms:
-    """Collects the index terms that a filter asks for, and what is wrong with them."""
+    """Collects the index terms of a filter, and its violations."""
 
     def __init__(self, at: str, violations: list[Violation]) -> None:
         self._at = at
@@ -154,18 +154,18 @@ class _Terms:
         for key, value in sorted(labels.items())[:MAX_LABELS]:
             field = keyed("labels", key)
             if not LABEL_KEY.fullmatch(key):
-                self._refuse(field, f"key must match {LABEL_KEY.pattern}")
+                self._add_violation(field, f"key must match {LABEL_KEY.pattern}")
             if len(value) > MAX_LABEL_VALUE_LENGTH:
-                self._refuse(field, f"must have at most {MAX_LABEL_VALUE_LENGTH} characters")
+                self._add_violation(field, f"must have at most {MAX_LABEL_VALUE_LENGTH} characters")
             self.required.append(terms_of.label_term(key, value))
 
     def add_tags(self, tags: Sequence[str], match: TagMatch.ValueType) -> None:
         self._check_count(len(tags), "tags", MAX_TAGS)
         for i, tag in enumerate(tags[:MAX_TAGS]):
             if not self._is_text(tag, f"tags[{i}]") and not tag:
-                self._refuse(f"tags[{i}]", "must not be empty")
+                self._add_violation(f"tags[{i}]", "must not be empty")
         if match not in TagMatch.values():
-            self._refuse("tag_match", f"{match} is not a TagMatch")
+            self._add_violation("tag_match", f"{match} is not a TagMatch")
         terms = [terms_of.tag_term(tag) for tag in tags[:MAX_TAGS]]
         if match == TagMatch.TAG_MATCH_ALL:
             self.required += dict.fromkeys(terms)
@@ -176,9 +176,9 @@ class _Terms:
         self._check_count(len(statuses), "health", MAX_HEALTH)
         for i, status in enumerate(statuses[:MAX_HEALTH]):
             if status not in HealthStatus.values():
-                self._refuse(f"health[{i}]", f"{status} is not a HealthStatus")
+                self._add_violation(f"health[{i}]", f"{status} is not a HealthStatus")
             elif status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
-                self._refuse(f"health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches nothing; leave it out")
+                self._add_violation(f"health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches no service; remove it")
         self._add_any([terms_of.health_term(status) for status in statuses[:MAX_HEALTH]])
 
     def _add_any(self, terms: Sequence[str]) -> None:
@@ -189,16 +189,16 @@ class _Terms:
             self.any_of.append(distinct)
 
     def _is_text(self, value: str, field: str) -> bool:
-        """Whether something is given; refuses it if no service can have it."""
+        """Return whether the value is set; add a violation if no service can have it."""
         if len(value) > MAX_VALUE_LENGTH or not value.isprintable():
-            self._refuse(field, f"must be at most {MAX_VALUE_LENGTH} printable characters")
+            self._add_violation(field, f"must be at most {MAX_VALUE_LENGTH} printable characters")
         return bool(value)
 
-    def _check_count(self, count: int, field: str, most: int) -> None:
-        if count > most:
-            self._refuse(field, f"has {count} entries; at most {most}")
+    def _check_count(self, count: int, field: str, limit: int) -> None:
+        if count > limit:
+            self._add_violation(field, f"has {count} entries; at most {limit} are allowed")
 
-    def _refuse(self, field: str, description: str) -> None:
+    def _add_violation(self, field: str, description: str) -> None:
         self._violations.append(Violation(f"{self._at}.{field}", description))
 
 
@@ -216,12 +216,12 @@ def _pattern(text: str, at: str, violations: list[Violation]) -> "re2._Regexp[st
     if not text:
         return None
     if len(text) > MAX_PATTERN_LENGTH:
-        violations.append(Violation(at, f"has {len(text)} characters; at most {MAX_PATTERN_LENGTH}"))
+        violations.append(Violation(at, f"has {len(text)} characters; at most {MAX_PATTERN_LENGTH} are allowed"))
         return None
     try:
         return re2.compile(text, _RE2_OPTIONS)
     except re2.error as error:
-        violations.append(Violation(at, f"RE2 refuses this pattern: {_reason(error)}"))
+        violations.append(Violation(at, f"is not a valid RE2 pattern: {_reason(error)}"))
         return None
 
 
@@ -233,7 +233,7 @@ def _reason(error: Exception) -> str:
 def _canonical(message: ServiceFilter) -> bytes:
     canonical = ServiceFilter()
     canonical.CopyFrom(message)
-    canonical.DiscardUnknownFields()  # of a newer protocol: nothing is meant by them here
+    canonical.DiscardUnknownFields()  # fields of a newer protocol have no effect here
     canonical.health[:] = sorted(set(message.health))
     canonical.tags[:] = sorted(set(message.tags))
     if len(canonical.tags) <= 1 or canonical.tag_match != TagMatch.TAG_MATCH_ALL:

@@ -51,7 +51,7 @@ class JsonReader:
         members = self.mapping(value, at)
         for key in members:
             if key not in known:
-                self.add_violation(_inside(at, key), f"is not a field; known are {', '.join(known)}")
+                self.add_violation(_inside(at, key), f"is not a field; the fields are {', '.join(known)}")
         return {key: item for key, item in members.items() if item is not None}
 
     def mapping(self, value: object, at: str) -> Mapping[str, object]:
@@ -87,7 +87,7 @@ class JsonReader:
             self.add_violation(at, f"must be text, not {_kind(value)}")
             return ""
         if not _is_unicode(value):
-            self.add_violation(at, f"{quoted(value)} is not Unicode text: it has half of a surrogate pair")
+            self.add_violation(at, f"{quoted(value)} is not Unicode text: it contains a lone surrogate")
             return ""
         return value
 
@@ -156,7 +156,7 @@ class JsonReader:
     def _fill_struct(self, members: Mapping[str, object], at: str, struct: Struct, depth: int) -> None:
         for key, item in members.items():
             if not _is_unicode(key):
-                self.add_violation(keyed(at, key), "the key is not Unicode text: it has half of a surrogate pair")
+                self.add_violation(keyed(at, key), "the key is not Unicode text: it contains a lone surrogate")
             else:
                 self._fill_value(item, at, key, struct.fields[key], depth)
 
@@ -180,7 +180,7 @@ class JsonReader:
 
     def _fill_container(self, item: Mapping[str, object] | Sequence[object], at: str, value: Value, depth: int) -> None:
         if depth > MAX_STRUCT_DEPTH:
-            self.add_violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; make it flatter")
+            self.add_violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; reduce the nesting")
         elif isinstance(item, Mapping):
             value.struct_value.SetInParent()
             self._fill_struct(self.mapping(item, at), at, value.struct_value, depth)

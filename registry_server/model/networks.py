@@ -1,11 +1,11 @@
-"""Networks, and those that probes stay away from if nothing else is set."""
+"""Networks, and the default of ``health_check.denied_networks``. Imported by the probe worker, so without pydantic."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 Network = IPv4Network | IPv6Network
 
-# Loopback and private networks are not here: that is where agents live.
+# Loopback and private networks are allowed, because agents usually run there.
 DENIED_NETWORKS: Final[tuple[Network, ...]] = tuple(
     ip_network(network)
     for network in (

@@ -1,4 +1,4 @@
-"""The normal form of a service: what is stored, made of what a client sent and what is known."""
+"""The normal form of a service: what is stored after a registration, an update or a change of health."""
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -7,64 +7,64 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 
-_NOT_GIVEN = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS_UNKNOWN)
+_NO_STATUS = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS_UNKNOWN)
 _OUTPUT_ONLY = ("registered_at", "updated_at", "revision")
 
 
 def ttl_seconds(service: Service, default: float) -> float:
-    """Seconds that the lease of a service lasts, 0 = permanent; ``default`` is for those that do not say."""
+    """Return the lease duration of a service in seconds, 0 if it is permanent, ``default`` if the service sets none."""
     return service.ttl.seconds + service.ttl.nanos / 1e9 if service.HasField("ttl") else default
 
 
 def apply_registration(sent: Service, current: Service | None, now: Timestamp) -> Service:
-    """The service as a registration leaves it.
+    """Return the service after a registration.
 
     Args:
-        sent: What the client sent, valid.
-        current: What is registered under this name, if anything is.
+        sent: The valid service that the client sent.
+        current: The registered service of this name, if there is one.
         now: Time of the change.
 
     Returns:
-        The new state with ``updated_at`` and ``revision`` of ``current``: equal to ``current`` if nothing changes.
+        The new state with the ``updated_at`` and ``revision`` of ``current``. It equals ``current`` if nothing changes.
     """
     service = Service()
     service.CopyFrom(sent)
-    # An agent that registers again with the status that it has tells nothing new, whatever time it puts on it.
+    # Registering again with an unchanged status is not a new health report, even if its ``last_check`` is newer.
     same = current is not None and (sent.health.status, sent.endpoint) == (current.health.status, current.endpoint)
-    keep_health = same or sent.health.status in _NOT_GIVEN
-    return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
+    keep_health = same or sent.health.status in _NO_STATUS
+    return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
 
 
 def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestamp) -> Service:
-    """The service as an update leaves it.
+    """Return the service after an update.
 
     Args:
         sent: Values of the fields to change.
-        mask: Paths of these fields, valid; empty = those that are set, ``*`` = all.
-        current: What is registered.
+        mask: Valid paths of these fields. An empty mask means the fields that are set, ``*`` means all fields.
+        current: The registered service.
         now: Time of the change.
 
     Returns:
-        As for ``apply_registration``.
+        The new state, as ``apply_registration`` returns it.
     """
     service = Service()
     paths = list(mask.paths)
     if not paths:
         paths = [field.name for field, _ in sent.ListFields() if field.name not in _OUTPUT_ONLY]
         if sent.health.status == current.health.status:
-            paths = [path for path in paths if path != "health"]  # sent back as it was read
+            paths = [path for path in paths if path != "health"]  # the client sent back the health that it read
     if paths == ["*"]:
         service.CopyFrom(sent)
     else:
         service.CopyFrom(current)
         for path in paths:
-            _take(path, sent, service)
+            _copy_field(path, sent, service)
     keep_health = not any(path.split(".")[0] in ("health", "*") for path in paths)
-    return _alive(_normal(service, current, now, keep_health=keep_health), current, now)
+    return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
 
 
 def replace_health(current: Service, health: Health, now: Timestamp) -> Service:
-    """The service with another health."""
+    """Return the service with another health."""
     service = Service()
     service.CopyFrom(current)
     service.health.CopyFrom(health)
@@ -76,7 +76,7 @@ def replace_health(current: Service, health: Health, now: Timestamp) -> Service:
 
 
 def set_change_time(service: Service, now: Timestamp) -> Service:
-    """Says that the service changes now; to be called once it is known that it does."""
+    """Set the times of a changed service in place and return it. Call it only if the service has changed."""
     service.updated_at.CopyFrom(now)
     if not service.HasField("registered_at"):
         service.registered_at.CopyFrom(now)
@@ -84,7 +84,7 @@ def set_change_time(service: Service, now: Timestamp) -> Service:
 
 
 def update_type(before: Service, after: Service) -> EventType.ValueType:
-    """Tells a change of the status alone from one of content; what is known beside the status counts as content."""
+    """Return the event type of an update: a health change if only ``health.status`` differs, otherwise an update."""
     contents = []
     for service in (before, after):
         content = Service()
@@ -97,15 +97,15 @@ def update_type(before: Service, after: Service) -> EventType.ValueType:
     return EventType.EVENT_TYPE_SERVICE_UPDATED
 
 
-def _take(path: str, source: Message, target: Message) -> None:
-    """Makes one field what it is in ``source``, also unset.
+def _copy_field(path: str, source: Message, target: Message) -> None:
+    """Copy one field from ``source`` to ``target``; clear it if it is unset.
 
-    ``FieldMask.MergeMessage`` would leave it as it is where the message around it is unset in ``source``.
+    ``FieldMask.MergeMessage`` would keep the old value if the message that contains the field is unset in ``source``.
     """
     name, _, below = path.partition(".")
     if below:
         if source.HasField(name) or target.HasField(name):
-            _take(below, getattr(source, name), getattr(target, name))
+            _copy_field(below, getattr(source, name), getattr(target, name))
         return
     target.ClearField(name)
     for field, value in source.ListFields():
@@ -119,7 +119,7 @@ def _take(path: str, source: Message, target: Message) -> None:
                 setattr(target, name, value)
 
 
-def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_health: bool) -> Service:
+def _normalise(service: Service, current: Service | None, now: Timestamp, *, keep_health: bool) -> Service:
     _clear_output_only(service)
     service.group = service.group or service.name
     health = service.health
@@ -131,9 +131,9 @@ def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_h
     service.registered_at.CopyFrom(current.registered_at)
     service.updated_at.CopyFrom(current.updated_at)
     service.revision = current.revision
-    taken_out = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
-    if keep_health and service.endpoint != current.endpoint and not taken_out:
-        # What was known is of another endpoint; only what an operator says is of the service.
+    in_maintenance = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
+    if keep_health and service.endpoint != current.endpoint and not in_maintenance:
+        # The known health belongs to the old endpoint. Maintenance was set by an operator and belongs to the service.
         health.Clear()
         health.status = HealthStatus.HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)
@@ -146,8 +146,8 @@ def _normal(service: Service, current: Service | None, now: Timestamp, *, keep_h
     return service
 
 
-def _alive(service: Service, current: Service | None, now: Timestamp) -> Service:
-    """Takes a service that is checked by its heartbeats for healthy: it speaks, and ends with its lease."""
+def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
+    """Set an unknown status to healthy if the service is monitored by its heartbeats, and so by its lease."""
     health = service.health
     if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and service.health_check.HasField("heartbeat"):
         health.status = HealthStatus.HEALTH_STATUS_HEALTHY

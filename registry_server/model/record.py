@@ -1,4 +1,4 @@
-"""``Record``: a registered service as the catalog holds it."""
+"""``Record``: the form in which the catalog holds a registered service."""
 
 import sys
 from typing import Final
@@ -7,72 +7,71 @@ from ossa.registry.v1.service_pb2 import Service
 from registry_server.model.wire import bytes_field
 
 SEPARATOR: Final = "\0"
-"""Stands between the parts of a compound term; no validated text contains it."""
+"""Separator of the parts of a compound term; validated text never contains it."""
 
 
 def capability_term(name: str) -> str:
-    """Term of services that have this capability."""
+    """Return the term of services with this capability."""
     return "c:" + name
 
 
 def capability_version_term(name: str, version: str) -> str:
-    """Term of services that have this capability in exactly this version."""
+    """Return the term of services with exactly this version of this capability."""
     return f"k:{name}{SEPARATOR}{version}"
 
 
 def tag_term(tag: str) -> str:
-    """Term of services with this tag."""
+    """Return the term of services with this tag."""
     return "t:" + tag
 
 
 def environment_term(environment: str) -> str:
-    """Term of services in this environment."""
+    """Return the term of services in this environment."""
     return "e:" + environment
 
 
 def group_term(group: str) -> str:
-    """Term of the services of this group."""
+    """Return the term of services in this group."""
     return "g:" + group
 
 
 def version_term(version: str) -> str:
-    """Term of services of exactly this version."""
+    """Return the term of services with exactly this version."""
     return "v:" + version
 
 
 def health_term(status: int) -> str:
-    """Term of services with this ``HealthStatus``."""
+    """Return the term of services with this ``HealthStatus``."""
     return f"h:{status}"
 
 
 def label_term(key: str, value: str) -> str:
-    """Term of services with this label."""
+    """Return the term of services with this label."""
     return f"l:{key}={value}"
 
 
 class Record:
-    """One service at one revision: its wire bytes, framed for answers, and its index terms. Never changed once made.
+    """One service at one revision: its wire bytes, framed for responses, and its index terms. Immutable.
 
-    The message itself is not kept: parsed it takes several times the memory of its bytes, and parsing again takes about
-    5 µs where it is needed.
+    The parsed message is not kept: it takes several times the memory of its bytes, and parsing takes about 5 µs.
     """
 
     __slots__ = ("framed", "name", "revision", "status", "terms")
 
     framed: bytes
-    """The service as field 1 (tag, length, bytes), like in ``GetServiceResponse`` and ``DiscoverServicesResponse``."""
+    """The service as field 1 (tag, length, bytes) of ``GetServiceResponse`` and ``DiscoverServicesResponse``."""
     name: str
     revision: int
     status: int
     """``HealthStatus``."""
     terms: tuple[str, ...]
-    """Index terms, each once, interned: equal terms of many records are one object."""
+    """Distinct index terms. They are interned, so that records share equal terms."""
 
     def __init__(self, wire: bytes) -> None:
-        """Reads a record.
+        """Parse a record.
 
         Args:
-            wire: A serialised ``Service``, complete and valid, revision included.
+            wire: A complete, valid ``Service`` in wire format, including its revision.
 
         Raises:
             google.protobuf.message.DecodeError: ``wire`` is not a ``Service``.
@@ -86,26 +85,26 @@ class Record:
 
     @property
     def wire(self) -> bytes:
-        """The serialised ``Service``."""
+        """The ``Service`` in wire format."""
         start = 2
         while self.framed[start - 1] & 0x80:
             start += 1
         return self.framed[start:]
 
     def framed_as(self, tag: bytes) -> bytes:
-        """The service as another length-delimited field, with that field's one-byte ``tag``."""
+        """Return the service as another length-delimited field with a one-byte ``tag``."""
         return tag + self.framed[1:]
 
     def message(self) -> Service:
-        """Parses the service: a message of the caller's own."""
+        """Parse the service; the caller owns the message."""
         return Service.FromString(self.wire)
 
     def version(self) -> str:
-        """Version of the service."""
+        """Return the version of the service."""
         return next(term[2:] for term in self.terms if term.startswith("v:"))
 
     def capability_versions(self, capability: str) -> list[str]:
-        """Versions in which the service has this capability."""
+        """Return the versions of a capability that the service has."""
         prefix = capability_version_term(capability, "")
         return [term[len(prefix) :] for term in self.terms if term.startswith(prefix)]
 

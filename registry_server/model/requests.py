@@ -1,4 +1,4 @@
-"""Checks of the small fields that several requests share."""
+"""Validation of the fields that several requests share."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.errors import InvalidRequest, Violation
+from registry_server.model.rules import MAX_VIOLATIONS
 from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token
 from registry_server.model.validation import duration_violations, name_violations
 
@@ -14,40 +15,39 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 MAX_NAMES = 10_000
 MAX_BATCH_SIZE = 500
-DEFAULT_BOOKMARK_INTERVAL = 30.0
-_BOOKMARK_INTERVAL = (timedelta(milliseconds=100), timedelta(hours=1))
-_MOST_REPORTED = 100
+DEFAULT_BOOKMARK_SECONDS = 30.0
+_BOOKMARK_INTERVAL_RANGE = (timedelta(milliseconds=100), timedelta(hours=1))
 
 
 def raise_if_invalid(violations: Sequence[Violation]) -> None:
-    """Raises ``InvalidRequest`` if there are violations."""
+    """Raise ``InvalidRequest`` if there are violations."""
     if violations:
-        raise InvalidRequest(violations[:_MOST_REPORTED])
+        raise InvalidRequest(violations[:MAX_VIOLATIONS])
 
 
 def check_not_negative(value: int, at: str, violations: list[Violation]) -> None:
-    """Refuses negative revisions and sizes."""
+    """Reject negative revisions and sizes."""
     if value < 0:
         violations.append(Violation(at, f"is {value}; must not be negative"))
 
 
 def check_names(names: Sequence[str], at: str = "names") -> None:
-    """Refuses an empty or too long list, and names that no service can have."""
+    """Reject an empty list, a list with too many names, and names that no service can have."""
     if not names:
         raise InvalidRequest([Violation(at, "is empty; name at least one service")])
     if len(names) > MAX_NAMES:
-        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MAX_NAMES}")])
+        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MAX_NAMES} are allowed")])
     raise_if_invalid([violation for i, name in enumerate(names) for violation in name_violations(name, f"{at}[{i}]")])
 
 
-def page_size(wanted: int, violations: list[Violation]) -> int:
-    """Gives the size of a page: the default for 0, the largest for more (https://google.aip.dev/158)."""
-    check_not_negative(wanted, "page_size", violations)
-    return min(wanted, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
+def page_size(requested: int, violations: list[Violation]) -> int:
+    """Return the page size: the default for 0, at most ``MAX_PAGE_SIZE`` (https://google.aip.dev/158)."""
+    check_not_negative(requested, "page_size", violations)
+    return min(requested, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
 
 def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
-    """Gives the name after which the page begins; empty for the first page."""
+    """Return the last name of the previous page, or an empty string for the first page."""
     if not token:
         return ""
     try:
@@ -58,7 +58,7 @@ def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
 
 
 def parse_cursor(text: str, violations: list[Violation]) -> Cursor | None:
-    """Reads a cursor; ``None`` if none is given."""
+    """Decode a cursor; return ``None`` for empty text."""
     if not text:
         return None
     try:
@@ -69,20 +69,20 @@ def parse_cursor(text: str, violations: list[Violation]) -> Cursor | None:
 
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:
-    """Refuses kinds of event that are never sent."""
+    """Reject event types that are never sent."""
     for i, type_ in enumerate(types):
-        if len(violations) >= _MOST_REPORTED:
+        if len(violations) >= MAX_VIOLATIONS:
             break
         if type_ not in EventType.values():
             violations.append(Violation(f"types[{i}]", f"{type_} is not an EventType"))
         elif type_ == EventType.EVENT_TYPE_UNSPECIFIED:
-            violations.append(Violation(f"types[{i}]", "EVENT_TYPE_UNSPECIFIED is never sent; leave it out"))
+            violations.append(Violation(f"types[{i}]", "EVENT_TYPE_UNSPECIFIED is never sent; remove it"))
 
 
-def bookmark_interval(wanted: Duration | None, violations: list[Violation]) -> float:
-    """Gives the interval of bookmarks in seconds."""
-    if wanted is None:
-        return DEFAULT_BOOKMARK_INTERVAL
-    found = duration_violations(wanted, "bookmark_interval", *_BOOKMARK_INTERVAL)
+def bookmark_interval(requested: Duration | None, violations: list[Violation]) -> float:
+    """Return the interval between bookmarks in seconds."""
+    if requested is None:
+        return DEFAULT_BOOKMARK_SECONDS
+    found = duration_violations(requested, "bookmark_interval", *_BOOKMARK_INTERVAL_RANGE)
     violations.extend(found)
-    return DEFAULT_BOOKMARK_INTERVAL if found else wanted.seconds + wanted.nanos / 1e9
+    return DEFAULT_BOOKMARK_SECONDS if found else requested.seconds + requested.nanos / 1e9

@@ -1,7 +1,6 @@
-"""Rules for single values: names, text, durations, structs, endpoints.
+"""Validation rules for single values: names, text, durations, structs, endpoints.
 
-Every function adds to ``found`` what is wrong and says nothing of what is right, so that a whole message is checked
-with one list and no joining: registration runs through here.
+Every function appends its violations to ``found``. Registration is a hot path, so a whole message shares one list.
 """
 
 import ipaddress
@@ -19,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from registry_server.errors import Violation
 
-# Used with ``fullmatch`` only: ``$`` would let a trailing line break through.
+# Used with ``fullmatch`` only: ``$`` would accept a trailing line break.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 CAPABILITY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 LABEL_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -29,19 +28,19 @@ ENDPOINT_SCHEMES: Final = ("http", "https", "grpc", "grpcs", "tcp", "ws", "wss")
 MAX_ENDPOINT_LENGTH: Final = 2_048
 MAX_ERROR_LENGTH: Final = 1_024
 MAX_DETAILS_BYTES: Final = 4_096
-# The top struct is the first level. Not to be raised: a protobuf parser gives up at 100 nested messages, each struct
-# level takes three, and in a watch answer the struct lies four deep. 32 levels just fit.
+# The top struct is the first level. The limit cannot be raised: protobuf parsers reject more than 100 nested messages,
+# each struct level takes three, and a struct in a watch response is four messages deep.
 MAX_STRUCT_DEPTH: Final = 32
-# An answer with more would not help anyone, and a hostile request must not make a huge one.
+# Keeps the response to a hostile request small.
 MAX_VIOLATIONS: Final = 100
 
 _MAX_QUOTED = 64
-_NAME_PARTS = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or digit"
-_CAPABILITY_NAME_PARTS = "1 to 128 of A-Z a-z 0-9 . _ : / -, the first a letter or digit"
-_LABEL_KEY_PARTS = "1 to 128 of A-Z a-z 0-9 . _ / -, the first a letter or digit"
+_NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit"
+_CAPABILITY_NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : / -, starting with a letter or digit"
+_LABEL_KEY_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ / -, starting with a letter or digit"
 
 _NANOS = 1_000_000_000
-# https://protobuf.dev/reference/protobuf/google.protobuf: what the well-known types may hold.
+# Ranges of the well-known types: https://protobuf.dev/reference/protobuf/google.protobuf
 MAX_DURATION_SECONDS: Final = 315_576_000_000
 _MIN_TIMESTAMP_SECONDS, _MAX_TIMESTAMP_SECONDS = -62_135_596_800, 253_402_300_799
 
@@ -49,99 +48,97 @@ _NOT_VISIBLE_ASCII = re.compile(r"[^\x21-\x7e]|\\")
 _NOT_IN_PATH = re.compile(r"[^\x21-\x7e]|[\\#]")
 _NOT_IN_HEADER_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PORT = re.compile(r"[0-9]{1,5}")
-# Underscores are no host name by RFC 952, and yet what container networks hand out.
+# RFC 952 does not allow underscores in host names, but container networks use them.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?:{_HOST_LABEL}\.)*{_HOST_LABEL}\.?")
 _MAX_HOST_LENGTH = 253
-# Resolvers and browsers read a host that ends in a number as an IPv4 address, in octal and hexadecimal too.
+# Resolvers and browsers parse a host that ends in a number as an IPv4 address, also in octal and hexadecimal.
 _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
-# Tags of ``Value.struct_value`` and ``Value.list_value``: each level below the first has one of them on the wire.
+# Tags of ``Value.struct_value`` and ``Value.list_value``. Each level below the first has one of them on the wire.
 _LEVEL_TAGS = (b"\x2a", b"\x32")
 
 
 def quoted(value: str) -> str:
-    """The value as a literal, cut at about 64 characters."""
+    """Return the value as a literal, truncated to about 64 characters."""
     return repr(value) if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]!r}..."
 
 
 def keyed(at: str, key: str) -> str:
-    """Path of a map's entry, such as ``service.metadata.labels["team"]``; a long key is cut."""
+    """Return the path of a map entry, such as ``service.metadata.labels["team"]``; a long key is truncated."""
     return f"{at}[{json.dumps(key[:_MAX_QUOTED])}]"
 
 
 def check_name(name: str, at: str, found: list[Violation]) -> None:
-    """A service or group name that is required."""
+    """Check a required service or group name."""
     if not NAME.fullmatch(name):
-        found.append(_not_a(name, at, "name", _NAME_PARTS))
+        found.append(_not_a(name, at, "name", _NAME_RULE))
 
 
 def check_capability_name(name: str, at: str, found: list[Violation]) -> None:
-    """The name of a capability."""
+    """Check the name of a capability."""
     if not CAPABILITY_NAME.fullmatch(name):
-        found.append(_not_a(name, at, "capability name", _CAPABILITY_NAME_PARTS))
+        found.append(_not_a(name, at, "capability name", _CAPABILITY_NAME_RULE))
 
 
 def check_label_key(key: str, at: str, found: list[Violation]) -> None:
-    """The key of a label."""
+    """Check the key of a label."""
     if not LABEL_KEY.fullmatch(key):
-        found.append(_not_a(key, at, "label key", _LABEL_KEY_PARTS))
+        found.append(_not_a(key, at, "label key", _LABEL_KEY_RULE))
 
 
-def _not_a(value: str, at: str, kind: str, parts: str) -> Violation:
+def _not_a(value: str, at: str, kind: str, rule: str) -> Violation:
     if not value:
-        return Violation(at, f"is required: {parts}")
-    return Violation(at, f"{quoted(value)} is not a {kind}: {parts}")
+        return Violation(at, f"is required: {rule}")
+    return Violation(at, f"{quoted(value)} is not a {kind}: {rule}")
 
 
 def check_length(value: str, at: str, limit: int, found: list[Violation]) -> None:
-    """Text of at most ``limit`` characters."""
+    """Check that text has at most ``limit`` characters."""
     if len(value) > limit:
         found.append(Violation(at, f"has {len(value)} characters; at most {limit} are allowed"))
 
 
 def check_printable(value: str, at: str, limit: int, found: list[Violation]) -> None:
-    """Text of at most ``limit`` printable characters."""
+    """Check that text has at most ``limit`` characters, all of them printable."""
     if len(value) > limit:
         check_length(value, at, limit, found)
     elif not value.isprintable():
-        found.append(Violation(at, f"{quoted(value)} has control or other unprintable characters; leave them out"))
+        found.append(Violation(at, f"{quoted(value)} contains control or other unprintable characters; remove them"))
 
 
-def check_count(count: int, at: str, limit: int, what: str, found: list[Violation]) -> bool:
-    """At most ``limit`` things; tells whether that holds."""
+def check_count(count: int, at: str, limit: int, noun: str, found: list[Violation]) -> bool:
+    """Check that there are at most ``limit`` items, and return whether that holds."""
     if count <= limit:
         return True
-    found.append(Violation(at, f"has {count} {what}; at most {limit} are allowed"))
+    found.append(Violation(at, f"has {count} {noun}; at most {limit} are allowed"))
     return False
 
 
 def check_header(name: str, value: str, at: str, limit: int, found: list[Violation]) -> None:
-    """An HTTP header (RFC 9110, 5.5 and 5.6.2): the name a token, the value without anything that ends a line."""
+    """Check an HTTP header (RFC 9110, 5.5 and 5.6.2): the name is a token, the value has no control characters."""
     if not HEADER_NAME.fullmatch(name):
         found.append(Violation(at, f"{quoted(name)} is not an HTTP header name: letters, digits and !#$%&'*+-.^_`|~"))
     if _NOT_IN_HEADER_VALUE.search(value):
-        found.append(Violation(at, "the value has line breaks or other control characters; leave them out"))
+        found.append(Violation(at, "the value contains line breaks or other control characters; remove them"))
     check_length(value, at, limit, found)
 
 
 def check_path(path: str, at: str, limit: int, found: list[Violation]) -> None:
-    """The path of a probe: ``path-absolute`` of RFC 3986, 3.3, with a query if need be.
+    """Check the path of a probe: ``path-absolute`` of RFC 3986, 3.3, optionally with a query.
 
-    Two slashes at its start would make it a reference to another host once it is joined to the endpoint.
+    With two slashes at its start, the path would refer to another host when it is joined to the endpoint.
     """
     check_length(path, at, limit, found)
     if not path.startswith("/") or path.startswith("//"):
-        found.append(Violation(at, f"{quoted(path)} is not an absolute path; it begins with one slash, as in /health"))
+        found.append(Violation(at, f"{quoted(path)} is not an absolute path; start it with one slash, as in /health"))
     stray = _NOT_IN_PATH.search(path)
     if stray:
-        found.append(
-            Violation(at, f"has {stray.group()!r} at position {stray.start()}; percent-encode it, or leave it out")
-        )
+        found.append(Violation(at, f"has {stray.group()!r} at position {stray.start()}; percent-encode or remove it"))
 
 
 def check_timestamp(timestamp: Timestamp, at: str, found: list[Violation]) -> None:
-    """A timestamp that the well-known type allows."""
+    """Check that a timestamp is in the range of the well-known type."""
     if not _MIN_TIMESTAMP_SECONDS <= timestamp.seconds <= _MAX_TIMESTAMP_SECONDS or not 0 <= timestamp.nanos < _NANOS:
         found.append(
             Violation(
@@ -161,7 +158,7 @@ def check_duration(
     *,
     otherwise: str = "",
 ) -> None:
-    """A valid duration from ``minimum`` to ``maximum``, both included; ``otherwise`` tells what else would do."""
+    """Check that a duration is valid and in an inclusive range; ``otherwise`` adds other accepted values to the text."""
     seconds, nanos = duration.seconds, duration.nanos
     if not _is_duration(seconds, nanos):
         found.append(
@@ -179,7 +176,7 @@ def check_duration(
 
 
 def _is_duration(seconds: int, nanos: int) -> bool:
-    """Tells whether ``google.protobuf.Duration`` allows these."""
+    """Return whether ``google.protobuf.Duration`` allows these values."""
     return -MAX_DURATION_SECONDS <= seconds <= MAX_DURATION_SECONDS and (
         0 <= nanos < _NANOS if seconds > 0 else -_NANOS < nanos <= 0 if seconds < 0 else -_NANOS < nanos < _NANOS
     )
@@ -198,11 +195,11 @@ def _span(span: timedelta) -> str:
 
 
 def check_struct(struct: Struct, at: str, found: list[Violation]) -> None:
-    """A struct whose numbers are finite and which is not too deep.
+    """Check that all numbers of a struct are finite and that it is not nested too deeply.
 
-    The wire bytes tell nearly always that all is well, at a tenth of the price of a walk: the last byte of an infinity
-    or a NaN is 0x7f or 0xff, and a level below the first has the tag of a struct or list in a value. Those bytes may
-    also stand for something else; then the walk decides.
+    The wire bytes rule out both faults in most cases, at a tenth of the cost of a walk: the last byte of an infinity or
+    a NaN is 0x7f or 0xff, and each level below the first has the tag of a struct or list. The struct is walked only if
+    such bytes occur, because they may also have another meaning.
     """
     wire = struct.SerializeToString()
     if (
@@ -214,14 +211,14 @@ def check_struct(struct: Struct, at: str, found: list[Violation]) -> None:
 
 
 def _walk_fields(fields: Mapping[str, Value], trail: list[str], at: str, found: list[Violation]) -> None:
-    if not _fits(trail, at, found):
+    if not _check_depth(trail, at, found):
         return
     for key in sorted(fields):
         _walk_value(fields[key], key, trail, at, found)
 
 
 def _walk_items(items: Iterable[Value], trail: list[str], at: str, found: list[Violation]) -> None:
-    if not _fits(trail, at, found):
+    if not _check_depth(trail, at, found):
         return
     for index, item in enumerate(items):
         _walk_value(item, str(index), trail, at, found)
@@ -242,17 +239,17 @@ def _walk_value(value: Value, key: str, trail: list[str], at: str, found: list[V
         trail.pop()
 
 
-def _fits(trail: Sequence[str], at: str, found: list[Violation]) -> bool:
+def _check_depth(trail: Sequence[str], at: str, found: list[Violation]) -> bool:
     if len(trail) < MAX_STRUCT_DEPTH:
         return True
-    too_deep = Violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; make it flatter")
+    too_deep = Violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; reduce the nesting")
     if too_deep not in found:
         found.append(too_deep)
     return False
 
 
 def check_details(details: Struct, at: str, found: list[Violation]) -> None:
-    """Details of a health status: a small struct."""
+    """Check the details of a health status: a struct of limited size."""
     size = details.ByteSize()
     if size > MAX_DETAILS_BYTES:
         found.append(Violation(at, f"takes {size} bytes on the wire; at most {MAX_DETAILS_BYTES} are allowed"))
@@ -261,13 +258,13 @@ def check_details(details: Struct, at: str, found: list[Violation]) -> None:
 
 
 def check_endpoint(endpoint: str, at: str, found: list[Violation]) -> None:
-    """The URL of a service."""
+    """Check the URL of a service."""
     fault: str | None
     if not endpoint:
         fault = "is required: an absolute URL such as https://host:8080"
     elif len(endpoint) > MAX_ENDPOINT_LENGTH:
         fault = f"has {len(endpoint)} characters; at most {MAX_ENDPOINT_LENGTH} are allowed"
-    # Before parsing: urlsplit drops line breaks and leading spaces without a word.
+    # Checked before parsing, because urlsplit silently drops line breaks and leading spaces.
     elif stray := _NOT_VISIBLE_ASCII.search(endpoint):
         fault = f"has {stray.group()!r} at position {stray.start()}; a URL is visible ASCII without backslashes"
     else:
@@ -282,13 +279,13 @@ def _url_fault(endpoint: str) -> str | None:
     except ValueError:
         return "is not a URL: the brackets of its host do not hold an IPv6 address"
     if parts.scheme not in ENDPOINT_SCHEMES:
-        scheme = f"{quoted(parts.scheme)} is no scheme for an endpoint" if parts.scheme else "has no scheme"
+        scheme = f"{quoted(parts.scheme)} is not a scheme for an endpoint" if parts.scheme else "has no scheme"
         return f"{scheme}; use one of {', '.join(ENDPOINT_SCHEMES)}, as in https://host:8080"
     if not parts.netloc:
         return f"has no host; write {parts.scheme}://host:port"
-    # Never quoted: the value may hold a password.
+    # Never quoted, because the value may contain a password.
     if "@" in parts.netloc:
-        return "has a user name or password; leave it out, every reader of the registry sees this field"
+        return "contains a user name or password; remove it, because every reader of the registry can see this field"
     return _authority_fault(parts.netloc, port_required=parts.scheme == "tcp")
 
 
@@ -306,7 +303,7 @@ def _authority_fault(authority: str, *, port_required: bool) -> str | None:
             return f"{quoted(host)} is not a host: a DNS name, an IPv4 address or an IPv6 address in brackets"
     if not colon:
         return "has no port; tcp has no default, write tcp://host:port" if port_required else None
-    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65_535:  # noqa: PLR2004 - what 16 bits hold
+    if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65_535:  # noqa: PLR2004 - the range of 16 bits
         return f"{quoted(port)} is not a port: 1 to 65535"
     return None
 
@@ -326,7 +323,7 @@ def _is_ipv4(host: str) -> bool:
 
 
 def _is_ipv6(host: str) -> bool:
-    # A zone (``fe80::1%eth0``) has meaning on one host only, and no place in a registry.
+    # A zone (``fe80::1%eth0``) is meaningful on one host only.
     if "%" in host:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Opaque tokens that clients keep for us: cursors of watches, and page tokens."""
+"""Opaque tokens that clients send back: watch cursors and page tokens."""
 
 import base64
 import hashlib
@@ -7,32 +7,32 @@ from typing import NamedTuple
 
 _RESUMABLE = "r"
 _WITHIN_SNAPSHOT = "s"
-_LONGEST = 1024
+_MAX_LENGTH = 1024
 _DIGEST_SIZE = 8
-# Not left to int(): that takes signs, spaces and underscores too.
+# int() alone would accept signs, spaces and underscores too.
 _CURSOR = re.compile(rf"([{_RESUMABLE}{_WITHIN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
 
 
 class Cursor(NamedTuple):
-    """Where a watch stands."""
+    """Position of a watch."""
 
     epoch: str
     revision: int
     resumable: bool = True
-    """False within a snapshot: going on from there would skip the rest of it."""
+    """False inside a snapshot: resuming there would skip the rest of the snapshot."""
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """Makes the text that clients get."""
+    """Encode a cursor as the text that clients receive."""
     kind = _RESUMABLE if cursor.resumable else _WITHIN_SNAPSHOT
     return _encode(f"{kind}{cursor.revision:x}.{cursor.epoch}".encode())
 
 
 def decode_cursor(text: str) -> Cursor:
-    """Reads a cursor back.
+    """Decode a cursor.
 
     Raises:
-        ValueError: This server never made it.
+        ValueError: The text is not a cursor.
     """
     match = _CURSOR.fullmatch(_decode(text).decode("ascii", "replace"))
     if match is None:
@@ -42,20 +42,20 @@ def decode_cursor(text: str) -> Cursor:
 
 
 def encode_page_token(scope: bytes, last: str) -> str:
-    """Makes the token of the page after ``last``, good only for the same ``scope`` (what was asked for)."""
+    """Encode the token of the page after the name ``last``. It is valid only for the same ``scope``, the query."""
     return _encode(_digest(scope) + last.encode())
 
 
 def decode_page_token(scope: bytes, token: str) -> str:
-    """Reads the name after which the page begins.
+    """Return the last name of the previous page.
 
     Raises:
-        ValueError: The token is not of this scope, or no token at all.
+        ValueError: The token is malformed or belongs to another scope.
     """
     plain = _decode(token)
     digest, last = plain[:_DIGEST_SIZE], plain[_DIGEST_SIZE:]
     if digest != _digest(scope) or not last.isascii():
-        raise ValueError("is not a token of this query; repeat it without one")
+        raise ValueError("is not a page token of this query; repeat the query without one")
     return last.decode()
 
 
@@ -68,8 +68,8 @@ def _encode(plain: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """Gives nothing for what is no base64, or too long: then it is none of our tokens either."""
-    if len(text) > _LONGEST:
+    """Return the decoded bytes, or nothing if the text is too long or not base64."""
+    if len(text) > _MAX_LENGTH:
         return b""
     try:
         return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -1,7 +1,7 @@
-"""What the comments in ``protos/`` demand of a message, checked all at once.
+"""Validation of messages by the rules that the comments in ``protos/`` document.
 
-Every function returns all violations, at most ``MAX_VIOLATIONS``; an empty list means valid. Output-only fields are
-never looked at: a service that was read may be sent back as it is.
+Every function returns all violations, at most ``MAX_VIOLATIONS``; an empty list means that the message is valid.
+Output-only fields are not checked, so that clients may send back a service that they read.
 """
 
 from collections.abc import Mapping, MutableSequence
@@ -94,18 +94,15 @@ _STATUSES: Final[Mapping[int, str]] = {
 
 
 def service_violations(service: Service, at: str = "service") -> list[Violation]:
-    """Checks everything that a client may set in a service.
+    """Check all fields of a service that a client may set.
 
     Args:
-        service: What is to be registered, or what an update would make.
+        service: The service to register, or the result of an update.
         at: Path of the service in the request.
-
-    Returns:
-        What is wrong with it.
     """
     found: list[Violation] = []
-    # What is too large is not searched: a request may be far larger than a service.
-    searchable = _check_size(service, at, found)
+    # Structs of an oversized service are not checked: a request may be far larger than a service.
+    check_structs = _check_size(service, at, found)
     rules.check_name(service.name, f"{at}.name", found)
     rules.check_endpoint(service.endpoint, f"{at}.endpoint", found)
     if not service.version:
@@ -114,7 +111,7 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
     if service.group:
         rules.check_name(service.group, f"{at}.group", found)
     if service.capabilities:
-        _check_capabilities(service.capabilities, f"{at}.capabilities", found, searchable=searchable)
+        _check_capabilities(service.capabilities, f"{at}.capabilities", found, check_structs=check_structs)
     if service.HasField("metadata"):
         _check_metadata(service.metadata, f"{at}.metadata", found)
     if service.HasField("health"):
@@ -127,14 +124,14 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
 
 
 def name_violations(name: str, at: str) -> list[Violation]:
-    """Checks the name of a service or group; an empty one is a violation."""
+    """Check the name of a service or group; an empty name is a violation."""
     found: list[Violation] = []
     rules.check_name(name, at, found)
     return found
 
 
 def status_violations(status: int, at: str) -> list[Violation]:
-    """Checks a status that must be given and known."""
+    """Check a status that must be set and known."""
     found: list[Violation] = []
     if status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
         found.append(Violation(at, f"is required: one of {_known_statuses()}"))
@@ -143,14 +140,14 @@ def status_violations(status: int, at: str) -> list[Violation]:
 
 
 def details_violations(details: Struct, at: str = "details") -> list[Violation]:
-    """Checks the details of a health status: their size, their depth and their numbers."""
+    """Check the details of a health status: their size, nesting and numbers."""
     found: list[Violation] = []
     rules.check_details(details, at, found)
     return found[:MAX_VIOLATIONS]
 
 
 def error_text_violations(error: str, at: str = "error") -> list[Violation]:
-    """Checks the text that says why a status is not HEALTHY."""
+    """Check the text that explains why a status is not HEALTHY."""
     found: list[Violation] = []
     rules.check_length(error, at, MAX_ERROR_LENGTH, found)
     return found
@@ -159,21 +156,21 @@ def error_text_violations(error: str, at: str = "error") -> list[Violation]:
 def duration_violations(
     duration: Duration, at: str, minimum: timedelta, maximum: timedelta | None = None
 ) -> list[Violation]:
-    """Checks that a duration is valid and lies from ``minimum`` to ``maximum``, both included; None = no upper end."""
+    """Check that a duration is valid and in an inclusive range; a ``maximum`` of ``None`` means unlimited."""
     found: list[Violation] = []
     rules.check_duration(duration, at, minimum, maximum, found)
     return found
 
 
 def update_mask_violations(mask: FieldMask, at: str = "update_mask") -> list[Violation]:
-    """Checks that every path of a mask names something of ``Service`` that a client may set.
+    """Check that every path of a mask is a field of ``Service`` that a client may set.
 
     Args:
-        mask: Paths as in ``metadata.tags``, or ``*`` alone. An empty mask is valid.
+        mask: Paths such as ``metadata.tags``, or ``*`` alone. An empty mask is valid.
         at: Path of the mask in the request.
 
     Returns:
-        One violation for each bad path.
+        One violation for each invalid path.
     """
     found: list[Violation] = []
     for index, path in enumerate(mask.paths):
@@ -186,7 +183,7 @@ def update_mask_violations(mask: FieldMask, at: str = "update_mask") -> list[Vio
 
 
 def _check_size(service: Service, at: str, found: list[Violation]) -> bool:
-    """Tells whether the structs of the service may be looked through."""
+    """Check the size of a service, and return whether it is within the limit."""
     size = service.ByteSize()
     if size > MAX_SERVICE_BYTES:
         content = Service()
@@ -203,11 +200,11 @@ def _check_size(service: Service, at: str, found: list[Violation]) -> bool:
 
 
 def _check_capabilities(
-    capabilities: MutableSequence[Capability], at: str, found: list[Violation], *, searchable: bool
+    capabilities: MutableSequence[Capability], at: str, found: list[Violation], *, check_structs: bool
 ) -> None:
     rules.check_count(len(capabilities), at, MAX_CAPABILITIES, "capabilities", found)
     seen: dict[tuple[str, str], int] = {}
-    # Past the limit nothing is looked at: the work stays bounded whatever is sent.
+    # Items above the limit are not checked, so that the work is bounded.
     for index, capability in enumerate(islice(capabilities, MAX_CAPABILITIES)):
         here = f"{at}[{index}]"
         name, version = capability.name, capability.version
@@ -215,14 +212,16 @@ def _check_capabilities(
         if version:
             rules.check_printable(version, f"{here}.version", MAX_VERSION_LENGTH, found)
         rules.check_length(capability.description, f"{here}.description", MAX_DESCRIPTION_LENGTH, found)
-        if searchable and capability.HasField("inputs"):
+        if check_structs and capability.HasField("inputs"):
             rules.check_struct(capability.inputs, f"{here}.inputs", found)
-        if searchable and capability.HasField("outputs"):
+        if check_structs and capability.HasField("outputs"):
             rules.check_struct(capability.outputs, f"{here}.outputs", found)
         first = seen.setdefault((name, version), index)
         if first != index:
             found.append(
-                Violation(here, f"has the name and version of capabilities[{first}]; give each version of a name once")
+                Violation(
+                    here, f"has the name and version of capabilities[{first}]; list each version of a capability once"
+                )
             )
 
 
@@ -243,18 +242,18 @@ def _check_tags(tags: MutableSequence[str], at: str, found: list[Violation]) -> 
     for index, tag in enumerate(islice(tags, MAX_TAGS)):
         here = f"{at}[{index}]"
         if not tag:
-            found.append(Violation(here, "is empty; a tag has 1 to 128 characters"))
+            found.append(Violation(here, "is empty; a tag must have 1 to 128 characters"))
         elif "," in tag:
-            found.append(Violation(here, f"{rules.quoted(tag)} has a comma; make it two tags"))
+            found.append(Violation(here, f"{rules.quoted(tag)} contains a comma; use two tags"))
         rules.check_printable(tag, here, MAX_TAG_LENGTH, found)
         first = seen.setdefault(tag, index)
         if first != index:
-            found.append(Violation(here, f"{rules.quoted(tag)} is the same as tags[{first}]; give each tag once"))
+            found.append(Violation(here, f"{rules.quoted(tag)} is a duplicate of tags[{first}]; list each tag once"))
 
 
 def _check_labels(labels: Mapping[str, str], at: str, found: list[Violation]) -> None:
     rules.check_count(len(labels), at, MAX_LABELS, "labels", found)
-    # A protobuf map has no order of its own, an answer should.
+    # Sorted, because a protobuf map is unordered and responses should be deterministic.
     for key in sorted(islice(labels, MAX_LABELS)):
         here = rules.keyed(at, key)
         rules.check_label_key(key, here, found)
@@ -297,7 +296,9 @@ def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> 
         and len(found) == before
         and _order(check.timeout) > _order(check.interval)
     ):
-        found.append(Violation(f"{at}.timeout", "is longer than `interval`; a probe must end before the next begins"))
+        found.append(
+            Violation(f"{at}.timeout", "is longer than `interval`; a probe must end before the next one starts")
+        )
     if check.HasField("degraded_after"):
         rules.check_duration(check.degraded_after, f"{at}.degraded_after", *_DEGRADED_AFTER, found)
     for field, threshold in (
@@ -337,7 +338,7 @@ _OUTPUT_ONLY = frozenset({"registered_at", "updated_at", "revision", "health.sta
 
 
 def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
-    """Every path of a message; the value tells whether a path may go on below it."""
+    """Return every path of a message; the value is whether fields below the path may be named."""
     paths: dict[str, bool] = {}
     for field in message.fields:
         path = prefix + field.name
@@ -349,7 +350,7 @@ def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
 
 
 def _inner(field: FieldDescriptor) -> Descriptor | None:
-    """The message that a path may lead into: not that of a repeated field, of a map or a well-known type."""
+    """Return the message type of a field unless it is repeated, a map or a well-known type."""
     inner: Descriptor | None = field.message_type
     if field.is_repeated or inner is None or inner.full_name.startswith("google.protobuf."):
         return None
@@ -357,20 +358,20 @@ def _inner(field: FieldDescriptor) -> Descriptor | None:
 
 
 _PATHS: Final = _paths_below(Service.DESCRIPTOR)
-_DEEPEST: Final = max(path.count(".") for path in _PATHS) + 1
+_MAX_PATH_DEPTH: Final = max(path.count(".") for path in _PATHS) + 1
 
 
 def _path_fault(path: str, *, alone: bool) -> str | None:
     if path == "*":
-        return None if alone else "`*` stands for every field; give it alone or leave it out"
+        return None if alone else "`*` means every field and must be the only path"
     if path in _PATHS and path not in _OUTPUT_ONLY:
         return None
-    # The longest beginning that is a path tells what is wrong with the rest.
-    parts = path.split(".", _DEEPEST)[:_DEEPEST]
-    beginnings = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    known = next((beginning for beginning in beginnings if beginning in _PATHS), "")
+    # The longest valid prefix determines the error.
+    parts = path.split(".", _MAX_PATH_DEPTH)[:_MAX_PATH_DEPTH]
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    known = next((prefix for prefix in prefixes if prefix in _PATHS), "")
     if known in _OUTPUT_ONLY:
-        return f"{rules.quoted(path)} is output only; the registry alone sets it"
+        return f"{rules.quoted(path)} is output only; only the registry sets it"
     if known and not _PATHS[known]:
-        return f"{rules.quoted(path)} goes on below {known!r}, which changes as a whole; give {known!r}"
+        return f"{rules.quoted(path)} is inside {known!r}, which can only be replaced as a whole; use {known!r}"
     return f"{rules.quoted(path)} is not a field of a service"

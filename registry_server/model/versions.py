@@ -1,8 +1,8 @@
-"""Filters on versions: exact text, or a range in npm's notation over Semantic Versioning 2.0.0.
+"""Version filters: exact text, or a range in npm's notation over Semantic Versioning 2.0.0.
 
 The notation and its rule for pre-releases are those of https://github.com/npm/node-semver (README, "Ranges"). They are
-written out here because ``semantic_version.NpmSpec`` 2.10 answers wrongly where pre-releases come in: it finds
-2.0.0-rc.2 in ``<2.0.0-rc.1``, 1.2.3 in ``=1.2.3-rc.1`` and nothing at all in ``~1.2.0-rc.1``.
+implemented here because ``semantic_version.NpmSpec`` 2.10 is wrong for pre-releases: it finds 2.0.0-rc.2 in
+``<2.0.0-rc.1``, 1.2.3 in ``=1.2.3-rc.1`` and no version in ``~1.2.0-rc.1``.
 """
 
 import operator
@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Final, TypeAlias
 
 MAX_FILTER_LENGTH: Final = 128
-"""Longest text of a filter, and longest version that is read as SemVer."""
+"""Maximum length of a filter, and of a version that is parsed as SemVer."""
 
-# Distinct versions in a fleet are few; the bound keeps a hostile one from filling the memory (about 300 bytes each).
-_REMEMBERED_VERSIONS = 8_192
+# A fleet has few distinct versions. The limit bounds the memory that a hostile client can use (about 300 bytes each).
+_MAX_CACHED_VERSIONS = 8_192
 
-# Plain tuples in the order of precedence, so that a comparison runs in C: this is done for each service looked at.
+# Plain tuples in the order of precedence, so that comparisons run in C: each candidate service is compared.
 _Prerelease: TypeAlias = tuple[tuple[int, int, str], ...]
 _Key: TypeAlias = tuple[int, int, int, int, _Prerelease]
 
@@ -40,14 +40,14 @@ _OPERATORS: Final[dict[str, Callable[[_Key, _Key], bool]]] = {
     ">=": operator.ge,
     "=": operator.eq,
 }
-# npm ends a half-open range at `-0`, the lowest pre-release, so that none of the excluded version slips in.
+# npm ends a half-open range at `-0`, the lowest pre-release, so that pre-releases of the excluded version do not match.
 _LOWEST: _Prerelease = ((0, 0, ""),)
 _ZERO: _Key = (0, 0, 0, 1, ())
 
 
 @dataclass(frozen=True, slots=True)
 class _Comparator:
-    """One ``>=1.2.3``."""
+    """A comparison such as ``>=1.2.3``."""
 
     holds: Callable[[_Key, _Key], bool]
     bound: _Key
@@ -58,16 +58,16 @@ _Alternative: TypeAlias = tuple[_Comparator, ...]
 
 @dataclass(frozen=True, slots=True)
 class VersionFilter:
-    """What ``parse_version_filter`` made of a text."""
+    """A parsed version filter."""
 
     text: str
-    """The text that was parsed."""
+    """The text of the filter."""
     exact: str | None
-    """The only version that matches, when the text is not a range: an index lookup can stand for ``matches``."""
+    """The only version that matches if the text is not a range; an index lookup can then replace ``matches``."""
     _alternatives: tuple[_Alternative, ...] = field(default=(), repr=False)
 
     def matches(self, version: str) -> bool:
-        """Tells whether a version matches. Any text may be given; what is not SemVer lies in no range."""
+        """Return whether a version matches. Text that is not SemVer is in no range."""
         if version == self.text:
             return True
         if self.exact is not None or len(version) > MAX_FILTER_LENGTH:
@@ -77,26 +77,23 @@ class VersionFilter:
 
 
 def parse_version_filter(text: str) -> VersionFilter:
-    """Parses the text of a filter on versions.
+    """Parse a version filter.
 
-    Text without any of ``< > = ^ ~ * |``, white space and parts such as the ``x`` in ``1.x`` means exactly that
-    version, SemVer or not. Everything else is a range: ``>=1.2 <2``, ``^1.4``, ``~2.1``, ``1.x``, ``<1 || >=3``,
+    Text without any of ``< > = ^ ~ * |``, white space and parts such as the ``x`` in ``1.x`` matches exactly that
+    version, SemVer or not. Any other text is a range: ``>=1.2 <2``, ``^1.4``, ``~2.1``, ``1.x``, ``<1 || >=3``,
     ``1.2 - 2.3``, ``=1.2.3``, ``*``. In a range a version may have a leading ``v`` and lack minor and patch. A
     pre-release lies in a range only if one of the compared versions is a pre-release of the same major.minor.patch.
 
     Args:
         text: At most 128 characters.
 
-    Returns:
-        The filter.
-
     Raises:
-        ValueError: It is too long, has control characters or is not a range; the message says which.
+        ValueError: The text is too long, contains unprintable characters or is not a range.
     """
     if len(text) > MAX_FILTER_LENGTH:
         raise ValueError(f"has {len(text)} characters; at most {MAX_FILTER_LENGTH} are allowed")
     if not text.isprintable():
-        raise ValueError(f"{text!r} has control or other unprintable characters; leave them out")
+        raise ValueError(f"{text!r} contains control or other unprintable characters; remove them")
     if not _RANGE_CHARACTERS.search(text) and not _X_RANGE.fullmatch(text):
         return VersionFilter(text, exact=text)
     return VersionFilter(text, None, tuple(_alternative(part.strip(), text) for part in text.split("||")))
@@ -109,7 +106,7 @@ def _all_hold(alternative: _Alternative, key: _Key) -> bool:
     return not key[4] or any(bound[4] and bound[:3] == key[:3] for bound in (each.bound for each in alternative))
 
 
-@lru_cache(maxsize=_REMEMBERED_VERSIONS)
+@lru_cache(maxsize=_MAX_CACHED_VERSIONS)
 def _key(version: str) -> _Key | None:
     match = _VERSION.fullmatch(version)
     if match is None:
@@ -120,12 +117,12 @@ def _key(version: str) -> _Key | None:
 
 
 def _make_key(major: int, minor: int, patch: int, prerelease: _Prerelease = ()) -> _Key:
-    # A release comes after all its pre-releases.
+    # A release is above all its pre-releases.
     return major, minor, patch, 0 if prerelease else 1, prerelease
 
 
 def _identifiers(prerelease: str | None) -> _Prerelease:
-    # SemVer 11.4: numbers by value and before words, words by ASCII; the longer of two equal beginnings comes after.
+    # SemVer 11.4: numbers by value and below words, words by ASCII; with an equal prefix, the longer one is above.
     return tuple(
         (0, int(identifier), "") if identifier.isdigit() else (1, 0, identifier)
         for identifier in (prerelease.split(".") if prerelease else ())
@@ -135,15 +132,15 @@ def _identifiers(prerelease: str | None) -> _Prerelease:
 def _alternative(text: str, whole: str) -> _Alternative:
     low, hyphen, high = (part.strip() for part in text.partition(" - "))
     if hyphen:
-        return _read(low, whole, default=">=") + _read(high, whole, default="<=")
+        return _parse_term(low, whole, default=">=") + _parse_term(high, whole, default="<=")
     comparators: _Alternative = ()  # with none, every release matches
     for simple in _SPACE_AFTER_OPERATOR.sub(r"\1", text).split():
-        comparators += _read(simple, whole)
+        comparators += _parse_term(simple, whole)
     return comparators
 
 
-def _read(simple: str, whole: str, default: str = "") -> _Alternative:
-    """Comparators of one term; ``default`` is the operator of an end of a hyphen range, which may not have its own."""
+def _parse_term(simple: str, whole: str, default: str = "") -> _Alternative:
+    """Return the comparators of one term. ``default`` is the operator of a hyphen range, whose ends must have none."""
     match = _PARTIAL.fullmatch(simple)
     if match is None or (default and match["operator"]):
         raise ValueError(
@@ -152,7 +149,7 @@ def _read(simple: str, whole: str, default: str = "") -> _Alternative:
         )
     numbers: list[int] = []
     for part in (match["major"], match["minor"], match["patch"]):
-        # What follows an `x` says nothing: 1.x.3 is 1.x.
+        # Parts after an `x` are ignored: 1.x.3 is 1.x.
         if part is None or part in "xX*":
             break
         numbers.append(int(part))
@@ -176,7 +173,7 @@ def _read(simple: str, whole: str, default: str = "") -> _Alternative:
 
 
 def _compare_partial(symbol: str, low: _Key, above: _Key) -> _Alternative:
-    """Comparators of ``1.2``, which stands for all of 1.2.x: from ``low`` up to, and without, ``above``."""
+    """Return the comparators of a partial version such as ``1.2``: all versions from ``low`` to below ``above``."""
     match symbol:
         case "<":
             return (_Comparator(operator.lt, (*low[:3], 0, _LOWEST)),)
@@ -200,11 +197,11 @@ def _from(low: _Key) -> _Alternative:
 
 
 def _above(numbers: list[int], kept: int) -> _Key:
-    """First version above all that begin with the first ``kept`` numbers."""
+    """Return the lowest key above all versions that start with the first ``kept`` numbers."""
     raised = [*numbers[: kept - 1], numbers[kept - 1] + 1, 0, 0]
     return raised[0], raised[1], raised[2], 0, _LOWEST
 
 
 def _leftmost_nonzero(numbers: list[int]) -> int:
-    """How many numbers a caret keeps: up to the first that is not zero, or all that are given."""
+    """Return how many numbers a caret keeps: up to the first one that is not zero, or all of them."""
     return next((count for count, number in enumerate(numbers, 1) if number), len(numbers))

@@ -1,18 +1,18 @@
-"""Protobuf's wire format, as far as answers are put together from ready-made parts.
+"""The parts of protobuf's wire format that are needed to build responses from pre-encoded fields.
 
-Messages may be concatenated: the wire form of a message with some fields, followed by that with others, is the wire
-form of the message with all of them (https://protobuf.dev/programming-guides/encoding/#last-one-wins). So an answer of
-50 services is one ``join`` of 50 frames (20 µs) where building it from messages takes 724 µs.
+Encoded messages can be concatenated: the result is the encoding of a message with the fields of all of them
+(https://protobuf.dev/programming-guides/encoding/#last-one-wins). A response with 50 services is one ``join`` of 50
+fields, which takes 20 µs; building it from messages takes 724 µs.
 """
 
 VARINT = 0
 LENGTH_DELIMITED = 2
-_FRAME = 2  # bytes before a short payload: tag and length
-_LOW_BITS = 0x7F  # of a byte; the highest says that another byte follows
+_HEADER_BYTES = 2  # tag and length of a short field
+_LOW_BITS = 0x7F  # the payload bits of a varint byte; the high bit means that another byte follows
 
 
 def varint(value: int) -> bytes:
-    """Encodes a non-negative integer below 2**64."""
+    """Encode a non-negative integer below 2**64."""
     if value <= _LOW_BITS:
         return bytes((value,))
     out = bytearray()
@@ -24,39 +24,39 @@ def varint(value: int) -> bytes:
 
 
 def integer_field(number: int, value: int) -> bytes:
-    """Encodes an int32, int64, bool or enum field; empty for 0, which proto3 does not send."""
+    """Encode an int32, int64, bool or enum field; return no bytes for 0, which proto3 does not send."""
     return varint(number << 3 | VARINT) + varint(value) if value else b""
 
 
 def bytes_field(number: int, payload: bytes) -> bytes:
-    """Encodes a string, bytes or message field, also when ``payload`` is empty."""
+    """Encode a string, bytes or message field, even if ``payload`` is empty."""
     return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
 
 
 def only_field(message: bytes, tag: int) -> bytes | None:
-    """Gives the payload of a message that has this one field and nothing else, as almost every request for one thing.
+    """Return the payload of a message that consists of one short field, such as most requests for one service.
 
     Args:
-        message: A serialised message.
-        tag: One byte, of a length-delimited field.
+        message: An encoded message.
+        tag: One-byte tag of a length-delimited field.
 
     Returns:
-        The payload, of at most 127 bytes; ``None``: the message has another form, so decode it.
+        The payload of at most 127 bytes, or ``None`` if the message must be decoded.
     """
-    if len(message) > _FRAME and message[0] == tag and message[1] == len(message) - _FRAME <= _LOW_BITS:
-        return message[_FRAME:]
+    if len(message) > _HEADER_BYTES and message[0] == tag and message[1] == len(message) - _HEADER_BYTES <= _LOW_BITS:
+        return message[_HEADER_BYTES:]
     return None
 
 
-def split_frames(message: bytes, tag: int) -> tuple[list[bytes], bytes]:
-    """Takes the leading length-delimited fields with one tag off a serialised message.
+def split_leading_fields(message: bytes, tag: int) -> tuple[list[bytes], bytes]:
+    """Split the leading length-delimited fields with one tag from an encoded message.
 
     Args:
-        message: As this registry puts answers together: the repeated field comes first.
-        tag: The tag's one byte.
+        message: An encoded message whose repeated field comes first, as in the responses of this registry.
+        tag: One-byte tag of the repeated field.
 
     Returns:
-        The payloads of those fields, and what follows them.
+        The payloads of these fields, and the remaining bytes.
     """
     payloads: list[bytes] = []
     at, end = 0, len(message)

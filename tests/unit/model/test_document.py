@@ -325,7 +325,7 @@ BAD: list[tuple[object, str, str]] = [
     (None, "service", "is required: a JSON object"),
     ([], "service", "must be an object, not an array"),
     ("text", "service", "must be an object, not text"),
-    ({"nme": "a"}, "nme", "is not a field; known are name, endpoint, capabilities"),
+    ({"nme": "a"}, "nme", "is not a field; the fields are name, endpoint, capabilities"),
     ({"health_check": {}}, "health_check", "is not a field"),
     ({"bad key": 1}, '["bad key"]', "is not a field"),
     ({"nme": None}, "nme", "is not a field"),
@@ -342,7 +342,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"capabilities": [{}, "x"]}, "capabilities[1]", "must be an object, not text"),
     ({"capabilities": [None]}, "capabilities[0]", "must not be null"),
     ({"capabilities": [{}, {"name": 1}]}, "capabilities[1].name", "must be text"),
-    ({"capabilities": [{"input": {}}]}, "capabilities[0].input", "is not a field; known are name, version, inputs"),
+    ({"capabilities": [{"input": {}}]}, "capabilities[0].input", "is not a field; the fields are name, version, inputs"),
     ({"capabilities": [{"inputs": []}]}, "capabilities[0].inputs", "must be an object, not an array"),
     ({"capabilities": [{"inputs": {"a": math.nan}}]}, "capabilities[0].inputs.a", "must be a finite number"),
     ({"capabilities": [{"inputs": {"a": [1, math.inf]}}]}, "capabilities[0].inputs.a[1]", "must be a finite number"),
@@ -462,7 +462,7 @@ def test_structs_may_be_as_deep_as_validation_allows(lists: bool) -> None:  # no
     assert service_document(service)["capabilities"][0]["inputs"] == nest(MAX_STRUCT_DEPTH, lists=lists)
     (violation,) = violations_of({"health": {"details": nest(MAX_STRUCT_DEPTH + 1, lists=lists)}})
     assert violation.field.startswith("health.details.k")
-    assert violation.description == "is nested more than 32 levels deep; make it flatter"
+    assert violation.description == "is nested more than 32 levels deep; reduce the nesting"
 
 
 @pytest.mark.parametrize("lists", [False, True])

@@ -132,7 +132,7 @@ def test_one_of_several_versions_of_a_capability_is_enough() -> None:
     ],
 )
 def test_a_filter_knows_whether_terms_say_it_all(fields: dict[str, Any], alone: bool) -> None:  # noqa: FBT001
-    assert compiled(filtering(**fields)).by_terms_alone is alone
+    assert compiled(filtering(**fields)).terms_only is alone
 
 
 # The naive reading of the comments in the proto.
@@ -217,8 +217,8 @@ def test_terms_and_the_rest_together_are_the_filter(wanted: ServiceFilter, servi
         not set(group).isdisjoint(held.terms) for group in filter_.any_of
     )
 
-    assert (has_terms and filter_.passes_rest(held)) is filter_.matches(held)
-    if filter_.by_terms_alone:
+    assert (has_terms and filter_.matches_beyond_terms(held)) is filter_.matches(held)
+    if filter_.terms_only:
         assert has_terms is filter_.matches(held)
 
 

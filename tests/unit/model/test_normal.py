@@ -308,7 +308,9 @@ def test_an_update_of_the_status_is_taken_and_dated(paths: list[str]) -> None:
 def test_an_update_of_other_health_does_not_date_the_status() -> None:
     current = known(health=health(UNHEALTHY, error="old"))
 
-    service = apply_update(Service(name="a", health=Health(error="new")), FieldMask(paths=["health.error"]), current, NOW)
+    service = apply_update(
+        Service(name="a", health=Health(error="new")), FieldMask(paths=["health.error"]), current, NOW
+    )
 
     assert service.health == Health(status=UNHEALTHY, error="new", status_changed_at=THEN)
 

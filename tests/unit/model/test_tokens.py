@@ -89,7 +89,7 @@ def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, las
     if scope == other:
         assert decode_page_token(other, token) == last
     else:
-        with pytest.raises(ValueError, match="not a token of this query"):
+        with pytest.raises(ValueError, match="not a page token of this query"):
             decode_page_token(other, token)
 
 
@@ -109,11 +109,11 @@ def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, las
     ids=lambda token: ascii(token[:30]),
 )
 def test_what_is_no_page_token_is_refused(token: str) -> None:
-    with pytest.raises(ValueError, match=r"^is not a token of this query; repeat it without one$"):
+    with pytest.raises(ValueError, match=r"^is not a page token of this query; repeat the query without one$"):
         decode_page_token(b"scope", token)
 
 
 @given(st.text() | st.binary().map(encoded))
 def test_whatever_a_client_sends_as_a_page_token_is_refused(token: str) -> None:
-    with pytest.raises(ValueError, match="not a token of this query"):
+    with pytest.raises(ValueError, match="not a page token of this query"):
         decode_page_token(b"scope", token)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse, GetServiceRequest
 from ossa.registry.v1.service_pb2 import Health, Service
-from registry_server.model.wire import bytes_field, integer_field, only_field, split_frames, varint
+from registry_server.model.wire import bytes_field, integer_field, only_field, split_leading_fields, varint
 
 # Where a varint gets another byte.
 EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
@@ -86,7 +86,7 @@ def test_fields_in_a_row_are_the_message_that_has_them_all(names: list[str], rev
 def test_frames_come_apart_as_they_were_joined(payloads: list[bytes], number: int) -> None:
     rest = integer_field(3, number)
     joined = b"".join(bytes_field(1, payload) for payload in payloads) + rest
-    assert split_frames(joined, 0x0A) == (payloads, rest)
+    assert split_leading_fields(joined, 0x0A) == (payloads, rest)
 
 
 GET = GetServiceRequest
