@@ -158,7 +158,7 @@ def check_duration(
     *,
     otherwise: str = "",
 ) -> None:
-    """Check that a duration is valid and in an inclusive range; ``otherwise`` adds other accepted values to the text."""
+    """Check that a duration is valid and in an inclusive range; ``otherwise`` names other accepted values."""
     seconds, nanos = duration.seconds, duration.nanos
     if not _is_duration(seconds, nanos):
         found.append(

@@ -1,1 +1,1 @@
-"""What the server tells about itself."""
+"""Exporters of metrics (Prometheus) and traces (OpenTelemetry)."""

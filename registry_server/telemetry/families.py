@@ -1,4 +1,7 @@
-"""Metrics made of counters, one function for each concern. Labels have few values, none of them a client's."""
+"""Metric families, built from counters, with one function for each concern.
+
+Labels have few distinct values; text from clients never becomes a label.
+"""
 
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -23,90 +26,96 @@ from registry_server.telemetry.samples import Samples
 from registry_server.watch import WATCH_ENDS, WATCH_STARTS, WatchHub
 
 PREFIX: Final = "ossa_registry_"
-# A counter that begins at its first error looks to Prometheus as if it had always stood there.
-_FROM_THE_START: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
+# Reported as 0 before the first call: Prometheus cannot see the increase of a series that starts at its first error.
+_INITIAL_CODES: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 
-def of_pressure(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: SlowReaders) -> Iterator[Metric]:
-    """How much is under way of what is bounded."""
-    yield _gauge("calls_in_flight", "Calls of gRPC and REST that are under way", in_flight.calls)
+def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: SlowReaders) -> Iterator[Metric]:
+    """Yield the current use of bounded resources."""
+    yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", in_flight.calls)
     yield _gauge(
-        "calls_in_flight_bytes", "Bytes of their requests and of answers that wait to be read", in_flight.bytes
+        "calls_in_flight_bytes",
+        "Bytes of large requests in flight and of large responses that are not read yet",
+        in_flight.bytes,
     )
-    yield _counter("calls_rejected", "Calls that were refused since too much was under way", in_flight.rejected)
+    yield _counter(
+        "calls_rejected", "Calls rejected because a limit on calls in flight was reached", in_flight.rejected
+    )
     yield _counter(
         "slow_readers_disconnected",
-        "Calls and streams that were cut since their client did not read",
+        "gRPC calls and streams ended because their client did not read",
         readers.disconnected,
     )
-    yield _gauge("writes_in_flight", "Writes that wait for their turn or for the store", writes.in_flight)
-    yield _gauge("snapshot_services", "Services in the snapshots that are being sent", hub.snapshot_records)
+    yield _gauge("writes_in_flight", "Writes that wait for their turn or for Redis", writes.in_flight)
+    yield _gauge("snapshot_services", "Services in the snapshots that are being sent to watchers", hub.snapshot_records)
 
 
-def of_rpc(methods: Mapping[str, RpcMethod]) -> Iterator[Metric]:
-    """What is counted of gRPC."""
+def rpc_metrics(methods: Mapping[str, RpcMethod]) -> Iterator[Metric]:
+    """Yield the metrics of gRPC."""
     requests = CounterMetricFamily(
-        PREFIX + "grpc_requests", "RPCs that ended, by method and status", labels=["method", "code"]
+        PREFIX + "grpc_requests", "Finished RPCs, by method and status", labels=["method", "code"]
     )
-    seconds = _histogram("grpc_request_duration_seconds", "How long RPCs took; without streams", ["method"])
-    open_ = GaugeMetricFamily(PREFIX + "grpc_streams", "Streams that are open", labels=["method"])
+    seconds = _histogram("grpc_request_duration_seconds", "Duration of RPCs, without streams", ["method"])
+    open_ = GaugeMetricFamily(PREFIX + "grpc_streams", "Open streams, by method", labels=["method"])
     for name, method in methods.items():
-        for code, count in {**_FROM_THE_START, **method.calls.ended}.items():
+        for code, count in {**_INITIAL_CODES, **method.calls.ended}.items():
             requests.add_metric([name, code], count)
         if method.streams:
             open_.add_metric([name], method.in_flight)
         else:
-            _add(seconds, [name], method.calls.seconds)
+            _add_histogram(seconds, [name], method.calls.seconds)
     yield from (requests, seconds, open_)
 
 
-def of_http(routes: Mapping[str, Route]) -> Iterator[Metric]:
-    """What is counted of HTTP."""
+def http_metrics(routes: Mapping[str, Route]) -> Iterator[Metric]:
+    """Yield the metrics of HTTP."""
     requests = CounterMetricFamily(
         PREFIX + "http_requests",
-        "HTTP requests that were answered, by method, path and status",
+        "Answered HTTP requests, by method, route and status",
         labels=["method", "route", "status"],
     )
-    seconds = _histogram("http_request_duration_seconds", "How long HTTP requests took; without streams", ["route"])
+    seconds = _histogram("http_request_duration_seconds", "Duration of HTTP requests, without event streams", ["route"])
     for path, route in routes.items():
         for (method, status), count in route.answers.items():
             requests.add_metric([method, path, str(status)], count)
-        _add(seconds, [path], route.seconds)
+        _add_histogram(seconds, [path], route.seconds)
     yield from (requests, seconds)
 
 
-def of_caches(discovery: CacheCounters, listing: CacheCounters) -> Iterator[Metric]:
-    """How often an answer was at hand."""
-    family = CounterMetricFamily(
-        PREFIX + "cache_requests", "Queries, by whether the answer was at hand", labels=["cache", "result"]
-    )
+def cache_metrics(discovery: CacheCounters, listing: CacheCounters) -> Iterator[Metric]:
+    """Yield the hits and misses of the caches."""
+    family = CounterMetricFamily(PREFIX + "cache_requests", "Queries, by cache and result", labels=["cache", "result"])
     for name, counters in (("discovery", discovery), ("listing", listing)):
         family.add_metric([name, "hit"], counters.hits)
         family.add_metric([name, "miss"], counters.misses)
     yield family
 
 
-def of_store(store: RedisStore, follower: Follower) -> Iterator[Metric]:
-    """What is counted of Redis."""
+def store_metrics(store: RedisStore, follower: Follower) -> Iterator[Metric]:
+    """Yield the metrics of the connection to Redis and of Redis itself."""
     counters = store.counters
-    yield _gauge("store_connected", "Whether Redis answered last time", follower.connected)
-    yield _counter("store_connections", "How often Redis was reached, at the start and again", follower.connections)
+    yield _gauge("store_connected", "Whether the last command to Redis succeeded", follower.connected)
+    yield _counter(
+        "store_connections", "Successful connections to Redis: the first one and reconnections", follower.connections
+    )
     yield _gauge("store_waiting_commands", "Commands that wait for their round trip", store.waiting_commands)
     commits = CounterMetricFamily(PREFIX + "commits", "Attempts to commit a change, by outcome", labels=["outcome"])
     for outcome in ("committed", "conflict", "epoch_changed", "refused", "failed"):
         commits.add_metric([outcome], counters.commits[outcome])
     yield commits
     calls = CounterMetricFamily(
-        PREFIX + "store_calls", "Scripts that Redis was to run, by outcome", labels=["script", "outcome"]
+        PREFIX + "store_calls", "Redis scripts, by script and outcome", labels=["script", "outcome"]
     )
-    seconds = _histogram("store_call_duration_seconds", "How long scripts took, with waiting", ["script"])
+    seconds = _histogram("store_call_duration_seconds", "Duration of Redis scripts, including queueing", ["script"])
     for name, script in counters.scripts.items():
-        for how in ("ok", "failed"):
-            calls.add_metric([name, how], script.ended[how])
-        _add(seconds, [name], script.seconds)
+        for outcome in ("ok", "failed"):
+            calls.add_metric([name, outcome], script.ended[outcome])
+        _add_histogram(seconds, [name], script.seconds)
     yield from (calls, seconds)
     connections = GaugeMetricFamily(PREFIX + "redis_connections", "Connections to Redis", labels=["pool", "state"])
-    limits = GaugeMetricFamily(PREFIX + "redis_connections_max", "Most connections to Redis", labels=["pool"])
+    limits = GaugeMetricFamily(
+        PREFIX + "redis_connections_max", "Maximum number of connections to Redis", labels=["pool"]
+    )
     for name, pool in store.pool_stats().items():
         connections.add_metric([name, "in_use"], pool.in_use)
         connections.add_metric([name, "idle"], pool.idle)
@@ -114,55 +123,63 @@ def of_store(store: RedisStore, follower: Follower) -> Iterator[Metric]:
     yield from (connections, limits)
     memory = counters.memory
     yield _gauge("redis_memory_bytes", "Memory that Redis uses", memory.used_bytes if memory else None)
-    yield _gauge("redis_memory_max_bytes", "Memory that Redis may use; 0 = no bound", memory.max_bytes if memory else None)
     yield _gauge(
-        "redis_persistence_ok", "Whether Redis could write to its disk last time", memory.persistence_ok if memory else None
+        "redis_memory_max_bytes",
+        "Memory limit of Redis (maxmemory); 0 = unlimited",
+        memory.max_bytes if memory else None,
+    )
+    yield _gauge(
+        "redis_persistence_ok",
+        "Whether the last attempt of Redis to write to disk succeeded",
+        memory.persistence_ok if memory else None,
     )
 
 
-def of_follower(follower: Follower, replica: Replica) -> Iterator[Metric]:
-    """How this process follows the store."""
-    state = GaugeMetricFamily(PREFIX + "follower_state", "1 for what the follower does now", labels=["state"])
+def follower_metrics(follower: Follower, replica: Replica) -> Iterator[Metric]:
+    """Yield the metrics of replication from the store."""
+    state = GaugeMetricFamily(PREFIX + "follower_state", "1 for the current state of the follower", labels=["state"])
     for name in FOLLOWER_STATES:
         state.add_metric([name], follower.state == name)
     yield state
-    yield _gauge("follower_lag_seconds", "Time since this process was level with the store", follower.lag)
+    yield _gauge("follower_lag_seconds", "Time since this process was last caught up with Redis", follower.lag)
     yield _gauge("revision", "Newest revision that this process has applied", replica.revision)
-    yield _counter("resyncs", "How often the state was loaded anew because history broke", follower.resyncs)
-    yield _counter("epoch_changes", "How often the store began another history", follower.epoch_changes)
+    yield _counter("resyncs", "Full reloads of the state because the history was broken", follower.resyncs)
+    yield _counter(
+        "epoch_changes", "New epochs of the store: Redis was emptied, restored or lost writes", follower.epoch_changes
+    )
     if (repairer := follower.repairer) is not None:
-        repairs = CounterMetricFamily(PREFIX + "repairs", "Repairs of the store, by outcome", labels=["outcome"])
+        repairs = CounterMetricFamily(PREFIX + "repairs", "Repairs of Redis, by outcome", labels=["outcome"])
         for outcome in REPAIR_OUTCOMES:
             repairs.add_metric([outcome], repairer.counters.repairs[outcome])
         services = CounterMetricFamily(
-            PREFIX + "repaired_services", "Services that repairs changed in the store", labels=["result"]
+            PREFIX + "repaired_services", "Services that repairs restored in or removed from Redis", labels=["result"]
         )
         services.add_metric(["restored"], repairer.counters.restored)
         services.add_metric(["removed"], repairer.counters.removed)
         yield from (repairs, services)
     lag = _histogram("event_lag_seconds", "Time from the commit of a change until it was applied here", [])
-    _add(lag, [], follower.event_lag)
+    _add_histogram(lag, [], follower.event_lag)
     yield lag
 
 
-def of_watches(hub: WatchHub) -> Iterator[Metric]:
-    """What is counted of watches, of both transports."""
-    yield _gauge("watchers", "Watches that are open", hub.watchers)
-    started = CounterMetricFamily(PREFIX + "watches_started", "Watches that began, by where", labels=["start"])
+def watch_metrics(hub: WatchHub) -> Iterator[Metric]:
+    """Yield the metrics of watches of both transports."""
+    yield _gauge("watchers", "Open watches", hub.watchers)
+    started = CounterMetricFamily(PREFIX + "watches_started", "Started watches, by start position", labels=["start"])
     for start in WATCH_STARTS:
         started.add_metric([start], hub.counters.started[start])
-    ended = CounterMetricFamily(PREFIX + "watches_ended", "Watches that ended, by reason", labels=["reason"])
+    ended = CounterMetricFamily(PREFIX + "watches_ended", "Ended watches, by reason", labels=["reason"])
     for reason in WATCH_ENDS:
         ended.add_metric([reason.lower()], hub.counters.ended[reason])
     yield from (started, ended)
     yield _counter(
-        "watch_cursors_expired", "Watches that could not go on at their cursor", hub.counters.cursors_expired
+        "watch_cursors_expired", "Watches that could not resume from their cursor", hub.counters.cursors_expired
     )
-    yield _counter("watch_events", "Changes that were handed to watchers", hub.counters.events)
+    yield _counter("watch_events", "Live changes sent to watchers", hub.counters.events)
 
 
-def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
-    """What is registered, as this process knows it; nothing before it knows."""
+def service_metrics(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
+    """Yield the number of services by status; no sample before the state is loaded."""
     services = GaugeMetricFamily(PREFIX + "services", "Registered services, by status", labels=["status"])
     if loaded:
         for status, count in _statuses(registry_stats(replica)).items():
@@ -170,53 +187,53 @@ def of_services(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
     yield services
 
 
-def of_leases(store: RedisStore) -> Iterator[Metric]:
-    """What is counted of leases."""
+def lease_metrics(store: RedisStore) -> Iterator[Metric]:
+    """Yield the metrics of leases and heartbeats."""
     counters = store.counters
-    yield _gauge("leases", "Services with a lease that ends, as of the newest sweep", counters.active_leases)
+    yield _gauge("leases", "Services with a lease that can expire, at the last sweep", counters.active_leases)
     expired = CounterMetricFamily(
-        PREFIX + "leases_expired", "Services that this process removed at the end of their lease", labels=["reason"]
+        PREFIX + "leases_expired", "Services that this process removed because their lease expired", labels=["reason"]
     )
     for reason in ("lease_expired", "cleanup"):
         expired.add_metric([reason], counters.expired_services[reason])
     yield expired
     heartbeats = CounterMetricFamily(
-        PREFIX + "heartbeats", "Services that sent a heartbeat, by whether they are registered", labels=["result"]
+        PREFIX + "heartbeats", "Heartbeats by service, by whether the service is registered", labels=["result"]
     )
     heartbeats.add_metric(["renewed"], counters.renewed_leases)
     heartbeats.add_metric(["unknown"], counters.unknown_leases)
     yield heartbeats
 
 
-def of_health(monitor: HealthMonitor) -> Iterator[Metric]:
-    """What is counted of health monitoring."""
+def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:
+    """Yield the metrics of health monitoring."""
     counters = monitor.counters
-    outcomes = CounterMetricFamily(PREFIX + "probes", "Probes that ended, by their outcome", labels=["outcome"])
+    outcomes = CounterMetricFamily(PREFIX + "probes", "Finished probes, by outcome", labels=["outcome"])
     for kind in OutcomeKind:
         outcomes.add_metric([kind.value], counters.outcomes[kind])
     yield outcomes
-    yield _counter("probes_late", "Probes that began more than a second after they were due", counters.late)
-    lateness = _histogram("probe_lateness_seconds", "How long after it was due a probe began", [])
-    _add(lateness, [], counters.lateness)
+    yield _counter("probes_late", "Probes that started more than a second late", counters.late)
+    lateness = _histogram("probe_lateness_seconds", "Delay between the due time of a probe and its start", [])
+    _add_histogram(lateness, [], counters.lateness)
     yield lateness
     yield _gauge("probed_services", "Services that this process probes", monitor.probed_services)
-    yield _gauge("members", "Live processes among which probes are shared out", monitor.members)
+    yield _gauge("members", "Live processes that share the probing", monitor.members)
     yield _gauge(
         "self_preservation_active",
-        "Whether this process sees too many services fail at once and has frozen statuses",
+        "Whether this process has suspended status changes because too many services fail at once",
         monitor.self_preservation_active,
     )
     yield _counter(
         "process_pauses",
-        "How often this process stood still, so that probes under way did not count",
+        "Detected pauses of this process; probes in flight are discarded",
         monitor.process_pauses,
     )
 
 
-def of_loop(samples: Samples) -> Iterator[Metric]:
-    """How late the event loop is."""
-    lag = _histogram("event_loop_lag_seconds", "How late a task had its turn", [])
-    _add(lag, [], samples.loop_lag)
+def event_loop_metrics(samples: Samples) -> Iterator[Metric]:
+    """Yield the lag of the event loop."""
+    lag = _histogram("event_loop_lag_seconds", "Delay until a scheduled task ran", [])
+    _add_histogram(lag, [], samples.loop_lag)
     yield lag
 
 
@@ -235,7 +252,7 @@ def _counter(name: str, help_: str, value: float) -> Metric:
 
 
 def _gauge(name: str, help_: str, value: float | None) -> Metric:
-    """A gauge; without a sample where the value is not known."""
+    """Return a gauge, without a sample if the value is unknown."""
     family = GaugeMetricFamily(PREFIX + name, help_, labels=())
     if value is not None:
         family.add_metric((), value)
@@ -246,6 +263,6 @@ def _histogram(name: str, help_: str, labels: list[str]) -> HistogramMetricFamil
     return HistogramMetricFamily(PREFIX + name, help_, labels=labels)
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
     bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
     family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)

@@ -1,4 +1,4 @@
-"""Metrics in the text format of Prometheus, read from the parts when they are asked for."""
+"""``Metrics``: the metrics of this process in the text format of Prometheus, read at scrape time."""
 
 import asyncio
 import platform
@@ -24,7 +24,9 @@ from registry_server.watch import WatchHub
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
-class _Collected(Collector):
+class _SingleFamily(Collector):
+    """Exposes one metric family with additional labels."""
+
     def __init__(self, family: Metric, labels: Mapping[str, str]) -> None:
         self._family = family
         if labels:
@@ -35,7 +37,7 @@ class _Collected(Collector):
 
 
 class Metrics(Collector):
-    """What one process tells of itself."""
+    """Collects the metrics of one process from its parts."""
 
     def __init__(
         self,
@@ -51,9 +53,9 @@ class Metrics(Collector):
         in_flight: InFlight,
         labels: Mapping[str, str],
     ) -> None:
-        """Keeps where to look; the transports come later, since one of them serves the metrics.
+        """Initialise the collector. The transports are added later, because one of them serves the metrics.
 
-        Every sample gets the ``labels`` beside its own.
+        The ``labels`` are added to every sample.
         """
         self._labels = labels
         self._store = store
@@ -67,36 +69,36 @@ class Metrics(Collector):
         self._in_flight = in_flight
         self._rpc: RpcServer | None = None
         self._http: HttpServer | None = None
-        self._all = CollectorRegistry()  # and not the library's own: a test has several servers in one process
+        self._all = CollectorRegistry()  # not the global registry: tests run several servers in one process
         self._all.register(self)
         ProcessCollector(registry=self._all)
         GCCollector(registry=self._all)
 
     def add_transports(self, rpc: RpcServer, http: HttpServer) -> None:
-        """Tells of these too from now on."""
+        """Include the metrics of the transports from now on."""
         self._rpc, self._http = rpc, http
 
     async def text(self) -> bytes:
-        """All metrics, as of this moment, in the text format 0.0.4."""
+        """Return the current metrics in the text format 0.0.4."""
         parts: list[bytes] = []
         for family in list(self._all.collect()):
-            parts.append(generate_latest(_Collected(family, self._labels)))
-            await asyncio.sleep(0)  # all of them take 15 ms
+            parts.append(generate_latest(_SingleFamily(family, self._labels)))
+            await asyncio.sleep(0)  # yields to the event loop: all families take 15 ms
         return b"".join(parts)
 
     def collect(self) -> Iterator[Metric]:
-        """Gives the registry's own metrics."""
+        """Yield the metrics of the registry."""
         build = {"version": __version__, "python_version": platform.python_version()}
-        yield InfoMetricFamily(families.PREFIX + "build", "What runs", value=build)
+        yield InfoMetricFamily(families.PREFIX + "build", "Versions of the registry and of Python", value=build)
         if self._rpc is not None and self._http is not None:
-            yield from families.of_rpc(self._rpc.methods)
-            yield from families.of_http(self._http.counters.routes)
-            yield from families.of_pressure(self._in_flight, self._hub, self._writes, self._rpc.readers)
-            yield from families.of_caches(self._discovery.counters, self._http.counters.listing)
-        yield from families.of_store(self._store, self._follower)
-        yield from families.of_follower(self._follower, self._replica)
-        yield from families.of_watches(self._hub)
-        yield from families.of_services(self._replica, loaded=self._follower.loaded)
-        yield from families.of_leases(self._store)
-        yield from families.of_health(self._monitor)
-        yield from families.of_loop(self._samples)
+            yield from families.rpc_metrics(self._rpc.methods)
+            yield from families.http_metrics(self._http.counters.routes)
+            yield from families.load_metrics(self._in_flight, self._hub, self._writes, self._rpc.readers)
+            yield from families.cache_metrics(self._discovery.counters, self._http.counters.listing)
+        yield from families.store_metrics(self._store, self._follower)
+        yield from families.follower_metrics(self._follower, self._replica)
+        yield from families.watch_metrics(self._hub)
+        yield from families.service_metrics(self._replica, loaded=self._follower.loaded)
+        yield from families.lease_metrics(self._store)
+        yield from families.health_metrics(self._monitor)
+        yield from families.event_loop_metrics(self._samples)
