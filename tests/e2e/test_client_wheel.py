@@ -1,4 +1,4 @@
-"""The SDK as a distribution of its own: the same code as in the whole, and nothing of what the server needs."""
+"""The distribution ossa-registry-client: the same SDK code as in ossa-registry, without server dependencies."""
 
 import json
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "packaging" / "client"
 PACKAGES = {"ossa": ROOT / "generated" / "ossa", "registry_client": ROOT / "registry_client"}
 
-# What an agent does: it stays registered, finds others, watches them.
+# A typical agent: registers, discovers and watches services.
 AGENT = textwrap.dedent("""
     import asyncio, sys
     import registry_client
@@ -48,7 +48,7 @@ TESTING = textwrap.dedent("""
         print(error)
 """)
 
-# Everything that is installed and what it asks for; without extras.
+# Installed distributions and their dependencies, without extras.
 INVENTORY = textwrap.dedent("""
     import json, re
     from importlib.metadata import distributions
@@ -77,11 +77,11 @@ def project(file: Path) -> dict[str, Any]:
     return found
 
 
-def normal(name: str) -> str:
+def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_it_holds_the_same_files_as_the_whole_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_sdk_and_the_messages(wheel: Path) -> None:
     sources = {
         f"{package}/{file.relative_to(directory).as_posix()}"
         for package, directory in PACKAGES.items()
@@ -102,38 +102,38 @@ def test_it_holds_the_same_files_as_the_whole_and_nothing_else(wheel: Path) -> N
     assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
 
 
-def test_it_asks_for_grpc_and_protobuf_only_and_as_the_whole_does() -> None:
-    slim, whole = project(PROJECT / "pyproject.toml"), project(ROOT / "pyproject.toml")
-    assert [re.split("[<>=]", each)[0] for each in slim["dependencies"]] == [
+def test_dependencies_are_grpc_and_protobuf_in_the_same_versions() -> None:
+    client, complete = project(PROJECT / "pyproject.toml"), project(ROOT / "pyproject.toml")
+    assert [re.split("[<>=]", each)[0] for each in client["dependencies"]] == [
         "googleapis-common-protos",
         "grpcio",
         "protobuf",
     ]
-    assert set(slim["dependencies"]) < set(whole["dependencies"])
+    assert set(client["dependencies"]) < set(complete["dependencies"])
     for key in ("requires-python", "license", "authors"):
-        assert slim[key] == whole[key]
+        assert client[key] == complete[key]
 
 
-def test_nothing_but_its_dependencies_comes_along(client: Installed) -> None:
+def test_only_declared_dependencies_are_installed(client: Installed) -> None:
     inventory = json.loads(client.run("python", "-c", INVENTORY))
-    asks = {normal(name): set(map(normal, wants)) for name, wants in inventory.items()}
-    needed, todo = set[str](), {"ossa-registry-client"}
-    while todo:
-        needed |= todo
-        todo = {want for name in todo for want in asks[name]} - needed
-    assert asks.keys() - {"pip", "setuptools"} == needed
+    dependencies = {normalized(name): set(map(normalized, required)) for name, required in inventory.items()}
+    needed, pending = set[str](), {"ossa-registry-client"}
+    while pending:
+        needed |= pending
+        pending = {dependency for name in pending for dependency in dependencies[name]} - needed
+    assert dependencies.keys() - {"pip", "setuptools"} == needed
     assert needed <= {"ossa-registry-client", "googleapis-common-protos", "grpcio", "protobuf", "typing-extensions"}
 
 
-def test_an_agent_talks_to_a_registry_through_it(client: Installed) -> None:
+def test_agent_uses_a_registry_through_the_installed_client(client: Installed) -> None:
     with RegistryProcess() as registry:
-        *printed, where = client.run("python", "-c", AGENT, registry.target).splitlines()
+        *printed, location = client.run("python", "-c", AGENT, registry.target).splitlines()
     assert printed == ["me", "me", "0"]
-    assert Path(where).is_relative_to(client.environment)
+    assert Path(location).is_relative_to(client.environment)
 
 
-def test_its_registry_for_tests_says_what_to_install(client: Installed) -> None:
+def test_testing_module_reports_the_missing_server(client: Installed) -> None:
     assert client.run("python", "-c", TESTING) == (
-        "registry_client.testing starts a registry, which is not installed: "
-        "install ossa-registry in the place of ossa-registry-client\n"
+        "registry_client.testing needs the registry server, which is not installed: "
+        "install ossa-registry instead of ossa-registry-client\n"
     )

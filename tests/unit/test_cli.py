@@ -1,4 +1,4 @@
-"""The command line: what it prints, and its exit codes."""
+"""The command line without a registry: output and exit codes."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """Puts a recorder where the server would start."""
+    """Replace the start of the server by a recorder of its settings."""
     for name in [name for name in os.environ if name.startswith("OSSA_REGISTRY_")]:
         monkeypatch.delenv(name)
     calls: list[Settings] = []
@@ -40,11 +40,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return calls
 
 
-def test_version() -> None:
+@pytest.mark.slow
+def test_version_option_prints_the_version() -> None:
     done = run([*COMMAND, "--version"])
     assert (done.returncode, done.stdout) == (0, f"ossa-registry, version {version('ossa-registry')}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_the_commands(flag: str) -> None:
     done = run([*COMMAND, flag])
@@ -52,10 +54,11 @@ def test_help_lists_the_commands(flag: str) -> None:
     assert "serve" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "program"), [(SERVE, "ossa-registry serve"), (MODULE, "python -m registry_server")]
 )
-def test_the_help_of_serve_tells_every_setting(command: list[str], program: str) -> None:
+def test_help_of_serve_lists_every_setting(command: list[str], program: str) -> None:
     done = run([*command, "--help"], COLUMNS="100")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: {program} ")
@@ -65,6 +68,7 @@ def test_the_help_of_serve_tells_every_setting(command: list[str], program: str)
         assert setting.variable in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [SERVE, MODULE])
 @pytest.mark.parametrize(
     ("args", "variables", "expected"),
@@ -75,14 +79,15 @@ def test_the_help_of_serve_tells_every_setting(command: list[str], program: str)
         ([], {"OSSA_REGISTRY_COLOUR": "x"}, "OSSA_REGISTRY_COLOUR: unknown variable"),
     ],
 )
-def test_a_configuration_error_is_a_plain_line_and_exit_code_2(
+def test_configuration_error_is_one_line_and_exit_code_2(
     command: list[str], args: list[str], variables: dict[str, str], expected: str
 ) -> None:
     done = run([*command, *args], **variables)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"ossa-registry: {expected}\n")
 
 
-def test_every_problem_has_its_line(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_every_invalid_setting_has_a_line(tmp_path: Path) -> None:
     file = tmp_path / "registry.toml"
     file.write_text("colour = 1\nworkers = 0\n", encoding="utf-8")
     done = run([*SERVE, "--config", str(file), "--redis.url", "redis://:hun/ter2@h"])
@@ -96,13 +101,15 @@ def test_every_problem_has_its_line(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unknown_command_is_told() -> None:
+@pytest.mark.slow
+def test_unknown_command_is_reported() -> None:
     done = run([*COMMAND, "sevre"])
     assert done.returncode == 2
     assert "No such command 'sevre'" in done.stderr
 
 
-def test_the_command_line_does_not_load_the_server() -> None:
+@pytest.mark.slow
+def test_command_line_does_not_load_the_server() -> None:
     code = (
         "import sys, registry_cli.main;"
         "print({name.split('.')[0] for name in sys.modules} & {'registry_server', 'grpc', 'aiohttp', 'redis'})"
@@ -110,7 +117,7 @@ def test_the_command_line_does_not_load_the_server() -> None:
     assert run([sys.executable, "-c", code]).stdout == "set()\n"
 
 
-def test_serve_runs_the_server_with_the_settings_of_its_flags(started: list[Settings]) -> None:
+def test_serve_passes_settings_from_flags_and_environment(started: list[Settings]) -> None:
     args = ["serve", "--grpc.address", "127.0.0.1:0", "--health-check.enabled=false", "--grpc.reflection"]
     result = CliRunner(env={"OSSA_REGISTRY_HTTP__ADDRESS": "127.0.0.1:0"}).invoke(main, args)
     assert (result.exit_code, result.output) == (0, "")
@@ -119,13 +126,13 @@ def test_serve_runs_the_server_with_the_settings_of_its_flags(started: list[Sett
     assert not settings.health_check.enabled
 
 
-def test_bad_settings_start_nothing(started: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_prevent_the_start(started: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
     assert serve(["--workers=0"]) == 2
     assert started == []
     assert capsys.readouterr().err == ("ossa-registry: --workers: must be at least 1, not '0'\n")
 
 
-def test_what_the_server_finds_wrong_with_its_settings_is_told_in_the_same_way(
+def test_configuration_errors_of_the_server_are_reported_alike(
     started: list[Settings], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(_settings: Settings) -> None:

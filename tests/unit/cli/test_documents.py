@@ -1,4 +1,4 @@
-"""The JSON of the command line is that of the REST API, in both directions."""
+"""The command line reads and writes the same JSON as the REST API."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from ossa.registry.v1.service_pb2 import Service
 from registry_cli.documents import document, read_service
-from registry_cli.names import document_name
+from registry_cli.field_names import document_name
 from registry_server.errors import InvalidRequest, Violation
 from registry_server.gateway.names import renamed
 from registry_server.gateway.routes import capability_document, stats_document
@@ -84,7 +84,7 @@ def _service(fields: dict[str, Any]) -> Service:
 
 
 SERVICE = st.fixed_dictionaries(
-    # The registry sets these in whatever it answers.
+    # The registry sets these in every response.
     {"name": NAME, "endpoint": TEXT, "version": TEXT, "group": NAME, "health": HEALTH},
     optional={
         "capabilities": st.lists(CAPABILITY, max_size=3),
@@ -106,19 +106,19 @@ SERVICE = st.fixed_dictionaries(
 
 
 @given(SERVICE)
-def test_a_service_is_shown_as_rest_shows_it(service: Service) -> None:
+def test_service_is_formatted_as_in_the_rest_api(service: Service) -> None:
     assert document(service) == service_document(service)
     assert document(service.health) == health_document(service.health)
 
 
 @given(SERVICE)
-def test_what_is_shown_is_read_as_rest_reads_it(service: Service) -> None:
-    shown = json.loads(json.dumps(document(service)))
-    assert read_service(shown) == (service_from_document(shown), [])
+def test_document_is_read_as_by_the_rest_api(service: Service) -> None:
+    parsed = json.loads(json.dumps(document(service)))
+    assert read_service(parsed) == (service_from_document(parsed), [])
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         7,
         "text",
@@ -148,19 +148,19 @@ def test_what_is_shown_is_read_as_rest_reads_it(service: Service) -> None:
         {"ttlSeconds": 1e-12},
     ],
 )
-def test_what_rest_refuses_is_refused_at_the_same_place(wrong: object) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        service_from_document(wrong)
-    places = [field for field, _ in read_service(wrong)[1]]
-    assert places == [field for field, _ in refused.value.violations]
+def test_invalid_documents_have_the_same_error_paths_as_in_the_rest_api(invalid: object) -> None:
+    with pytest.raises(InvalidRequest) as rejected:
+        service_from_document(invalid)
+    paths = [field for field, _ in read_service(invalid)[1]]
+    assert paths == [field for field, _ in rejected.value.violations]
 
 
-@pytest.mark.parametrize("given_", [{}, {"ttlSeconds": None}, {"healthCheck": {}}, {"healthCheck": {"type": None}}])
-def test_what_is_absent_is_no_fault(given_: dict[str, Any]) -> None:
-    assert read_service(given_) == (service_from_document(given_), [])
+@pytest.mark.parametrize("partial", [{}, {"ttlSeconds": None}, {"healthCheck": {}}, {"healthCheck": {"type": None}}])
+def test_absent_fields_are_valid(partial: dict[str, Any]) -> None:
+    assert read_service(partial) == (service_from_document(partial), [])
 
 
-def test_capabilities_are_shown_as_rest_shows_them() -> None:
+def test_capabilities_are_formatted_as_in_the_rest_api() -> None:
     for message in (
         CapabilitySummary(name="a", versions=["1"], service_names=["b"], service_count=1),
         CapabilitySummary(name="a", description="d"),
@@ -168,14 +168,14 @@ def test_capabilities_are_shown_as_rest_shows_them() -> None:
         assert document(message) == capability_document(message)
 
 
-def test_statistics_are_shown_as_rest_shows_them() -> None:
+def test_statistics_are_formatted_as_in_the_rest_api() -> None:
     for message in (RegistryStats(), RegistryStats(total_services=3, average_capabilities_per_service=1 / 3)):
         assert document(message) == stats_document(message)
 
 
-def test_an_unknown_status_of_a_newer_registry_is_unknown() -> None:
+def test_undefined_status_is_formatted_as_unknown() -> None:
     service = Service()
-    service.health.status = 99  # type: ignore[assignment] # what a newer registry may send
+    service.health.status = 99  # type: ignore[assignment] # a newer registry may send it
     assert document(service)["health"] == {"status": "unknown"}
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_status_of_a_newer_registry_is_unknown() -> None:
         "names[2]",
     ],
 )
-def test_fields_have_the_names_of_rest(path: str) -> None:
+def test_field_paths_are_those_of_the_rest_api(path: str) -> None:
     assert [document_name(path)] == [field for field, _ in renamed([Violation(path, "")])]
 
 
@@ -208,12 +208,12 @@ def test_fields_have_the_names_of_rest(path: str) -> None:
         ("filter.environment", "--environment"),
     ],
 )
-def test_filters_have_the_names_of_flags(path: str, flag: str) -> None:
+def test_filter_paths_become_flags(path: str, flag: str) -> None:
     assert document_name(path) == flag
 
 
-def test_every_field_of_the_contract_can_be_shown() -> None:
-    """A field of a kind that the tables do not know would raise."""
+def test_every_field_of_the_contract_can_be_formatted() -> None:
+    """A field of a type that is missing in the tables would raise an exception."""
 
     def filled(message: Message, depth: int = 0) -> Message:
         for field in message.DESCRIPTOR.fields:

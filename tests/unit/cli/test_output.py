@@ -1,4 +1,4 @@
-"""Tables and ages."""
+"""Tables, ages, colours and YAML."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cli.output import Cell, Output, age, several, yaml_text
+from registry_cli.output import Cell, Output, format_age, shorten_list, yaml_text
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -30,18 +30,18 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
         (86_400 * 400, "1y35d"),
     ],
 )
-def test_an_age_has_one_or_two_units(seconds: float, expected: str) -> None:
-    assert age(NOW - timedelta(seconds=seconds), NOW) == expected
+def test_age_has_one_or_two_units(seconds: float, expected: str) -> None:
+    assert format_age(NOW - timedelta(seconds=seconds), NOW) == expected
 
 
-def test_several() -> None:
-    assert several(["a", "b", "c"], 2) == "a,b +1"
-    assert several(["a", "b"], 2) == several(["a", "b"], 0) == "a,b"
-    assert several([], 2) == ""
+def test_long_list_is_shortened() -> None:
+    assert shorten_list(["a", "b", "c"], 2) == "a,b +1"
+    assert shorten_list(["a", "b"], 2) == shorten_list(["a", "b"], 0) == "a,b"
+    assert shorten_list([], 2) == ""
 
 
-def test_columns_are_as_wide_as_what_is_in_them(capsys: pytest.CaptureFixture[str]) -> None:
-    Output("table", color=False, quiet=False).table(("A", "B"), [("日本", "x"), ("abcdefg", ""), ("\x1b", "y")])
+def test_columns_are_as_wide_as_their_longest_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=False, quiet=False).print_table(("A", "B"), [("日本", "x"), ("abcdefg", ""), ("\x1b", "y")])
     assert capsys.readouterr().out.splitlines() == [
         "A         B",
         "日本      x",
@@ -50,13 +50,13 @@ def test_columns_are_as_wide_as_what_is_in_them(capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_a_cell_that_is_too_long_for_its_column_does_not_touch_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    Output("table", color=False, quiet=False).columns([("abcdefghij", 3), ("x", 0)])
+def test_overlong_cell_is_separated_from_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=False, quiet=False).print_row([("abcdefghij", 3), ("x", 0)])
     assert capsys.readouterr().out == "abcdefghij x\n"
 
 
-def test_colours_do_not_move_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    Output("table", color=True, quiet=False).table(("A", "B"), [(Cell("x", "red"), "y")])
+def test_colours_do_not_affect_alignment(capsys: pytest.CaptureFixture[str]) -> None:
+    Output("table", color=True, quiet=False).print_table(("A", "B"), [(Cell("x", "red"), "y")])
     assert capsys.readouterr().out.splitlines()[1] == "\x1b[31mx\x1b[0m   y"
 
 
@@ -73,7 +73,7 @@ def test_colours_do_not_move_columns(capsys: pytest.CaptureFixture[str]) -> None
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
     ],
 )
-def test_when_there_are_colours(
+def test_conditions_for_colours(
     variables: dict[str, str], *, terminal: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
@@ -87,7 +87,7 @@ def test_when_there_are_colours(
 
 
 @given(st.recursive(st.none() | st.booleans() | st.text(st.characters(codec="utf-8")), st.lists))
-def test_yaml_reads_back_and_is_harmless(value: object) -> None:
-    shown = yaml_text({"value": value})
-    assert yaml.safe_load(shown) == {"value": value}
-    assert all(line.isprintable() for line in shown.split("\n"))
+def test_yaml_round_trips_and_is_printable(value: object) -> None:
+    text = yaml_text({"value": value})
+    assert yaml.safe_load(text) == {"value": value}
+    assert all(line.isprintable() for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""Text of strangers cannot act on a terminal."""
+"""Escaping of untrusted text for terminals."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cli.text import plain, plain_json, width
+from registry_cli.text import column_width, escape, escape_json
 
 HOSTILE = "".join(map(chr, (*range(32), *range(0x7F, 0xA0), 0x200E, 0x202E, 0x2066, 0x2028, 0xFEFF, 0xE0001)))
 
@@ -22,24 +22,24 @@ HOSTILE = "".join(map(chr, (*range(32), *range(0x7F, 0xA0), 0x200E, 0x202E, 0x20
         ("\U000e0001", r"\U000e0001"),
     ],
 )
-def test_what_is_not_printed_as_itself_is_escaped(text: str, expected: str) -> None:
-    assert plain(text) == expected
+def test_unprintable_characters_are_escaped(text: str, expected: str) -> None:
+    assert escape(text) == expected
 
 
 @given(st.text(st.characters(codec="utf-8")) | st.text(HOSTILE))
-def test_only_what_is_printable_is_left(text: str) -> None:
-    assert plain(text).isprintable()
-    assert plain(plain(text)) == plain(text)
+def test_escaped_text_is_printable(text: str) -> None:
+    assert escape(text).isprintable()
+    assert escape(escape(text)) == escape(text)
 
 
 @given(st.text(st.characters(codec="utf-8")) | st.text(HOSTILE))
-def test_json_reads_back_as_what_it_was(text: str) -> None:
+def test_escaped_json_has_the_same_content(text: str) -> None:
     value = {"key": text, text: [1]}
-    shown = plain_json(json.dumps(value, ensure_ascii=False, indent=2))
-    assert json.loads(shown) == value
-    assert all(line.isprintable() for line in shown.split("\n"))
+    escaped = escape_json(json.dumps(value, ensure_ascii=False, indent=2))
+    assert json.loads(escaped) == value
+    assert all(line.isprintable() for line in escaped.split("\n"))
 
 
 @pytest.mark.parametrize(("text", "columns"), [("abc", 3), ("日本", 4), ("é", 1), ("e\u0301", 1)])
-def test_columns(text: str, columns: int) -> None:
-    assert width(text) == columns
+def test_column_width_of_text(text: str, columns: int) -> None:
+    assert column_width(text) == columns
