@@ -16,6 +16,7 @@ from tests.support.shared_redis import SharedRedis
 
 # A machine that is busy is not a failure; and what a build is told must not depend on the dice of that day.
 settings.register_profile("any machine", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("quick", settings.get_profile("any machine"), max_examples=20)
 settings.load_profile("any machine")
 
 # Tests start hundreds of Python processes. Compiled once, each starts 0.1 s sooner, and collection takes half the time.

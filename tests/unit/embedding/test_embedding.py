@@ -147,6 +147,7 @@ async def test_what_cannot_be_run_is_told() -> None:
         await open_registry(bad)
 
 
+@pytest.mark.slow
 async def test_opening_can_be_given_up() -> None:
     nowhere = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1")))
     with pytest.raises(TimeoutError):

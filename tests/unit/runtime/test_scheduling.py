@@ -49,18 +49,21 @@ def followed(shares: list[float], prepare: str = "") -> tuple[list[list[int]], b
     return seen, ended
 
 
+@pytest.mark.slow
 def test_all_threads_of_a_busy_process_are_scheduled_for_throughput_until_it_is_not_busy() -> None:
     seen, ended = followed([0.1, 0.9, 0.4, 0.1, 0.4])
     assert seen == [[OTHER], [BATCH], [BATCH], [OTHER], [OTHER]]
     assert not ended
 
 
+@pytest.mark.slow
 def test_what_somebody_else_has_chosen_stays() -> None:
     seen, ended = followed([0.9], prepare="os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))")
     assert seen == [[OTHER, IDLE]]  # the other thread is older
     assert ended
 
 
+@pytest.mark.slow
 def test_where_it_is_not_allowed_it_is_given_up() -> None:
     refuse = "os.sched_setscheduler = lambda *_: (_ for _ in ()).throw(PermissionError())"
     assert followed([0.9], prepare=refuse) == ([[OTHER]], True)

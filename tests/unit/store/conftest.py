@@ -30,7 +30,7 @@ async def own_oldest_redis(oldest_redis: Path, tmp_path: Path) -> AsyncIterator[
         yield process
 
 
-@pytest.fixture(params=["chosen", "wheel"])
+@pytest.fixture(params=["chosen", pytest.param("wheel", marks=pytest.mark.slow)])
 def redis_process(request: pytest.FixtureRequest) -> RedisProcess:
     """The Redis that the registry would choose, and the oldest that it supports; shared as ``redis`` is."""
     process: RedisProcess
