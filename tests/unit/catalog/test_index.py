@@ -55,8 +55,8 @@ def indexed(*held: Record) -> Index:
     return index
 
 
-def assert_tells_of(index: Index, held: Mapping[str, Record]) -> None:
-    """Everything the index says is what a look at all records says."""
+def assert_index_equals(index: Index, held: Mapping[str, Record]) -> None:
+    """Assert that the index agrees with the terms of all records."""
     for kind in "htclkvge":
         terms = {term for each in held.values() for term in each.terms if term[0] == kind}
         assert set(index.values(kind)) == {term[2:] for term in terms}
@@ -71,7 +71,7 @@ def assert_tells_of(index: Index, held: Mapping[str, Record]) -> None:
 
 
 @given(st.lists(st.tuples(NAMES, st.none() | records())))
-def test_the_index_tells_what_the_records_tell_after_any_changes(steps: list[tuple[str, Record | None]]) -> None:
+def test_index_equals_the_records_after_any_changes(steps: list[tuple[str, Record | None]]) -> None:
     index, held = Index(), dict[str, Record]()
     for name, after in steps:
         before = held.pop(after.name if after else name, None)
@@ -83,11 +83,11 @@ def test_the_index_tells_what_the_records_tell_after_any_changes(steps: list[tup
             index.remove_record(before)
         if after is not None:
             held[after.name] = after
-        assert_tells_of(index, held)
+        assert_index_equals(index, held)
 
 
 @given(st.lists(records(), unique_by=lambda each: each.name))
-def test_an_index_that_is_emptied_keeps_nothing(held: list[Record]) -> None:
+def test_emptied_index_keeps_no_postings(held: list[Record]) -> None:
     index = indexed(*held)
     for each in held:
         index.remove_record(each)
@@ -97,7 +97,7 @@ def test_an_index_that_is_emptied_keeps_nothing(held: list[Record]) -> None:
 
 
 @given(st.lists(records(), unique_by=lambda each: each.name), FILTERS)
-def test_candidates_are_exactly_those_that_have_the_terms(held: list[Record], message: ServiceFilter) -> None:
+def test_candidates_are_exactly_the_services_with_the_terms(held: list[Record], message: ServiceFilter) -> None:
     filter_ = compiled(message)
 
     candidates = indexed(*held).candidates(filter_)
@@ -111,9 +111,7 @@ def test_candidates_are_exactly_those_that_have_the_terms(held: list[Record], me
 
 
 @given(st.lists(records(), unique_by=lambda each: each.name), records(), FILTERS)
-def test_whatever_comes_later_a_match_has_one_of_the_anchors(
-    held: list[Record], later: Record, message: ServiceFilter
-) -> None:
+def test_every_later_match_has_one_of_the_anchors(held: list[Record], later: Record, message: ServiceFilter) -> None:
     filter_ = compiled(message)
 
     anchors = indexed(*held).anchors(filter_)
@@ -122,7 +120,7 @@ def test_whatever_comes_later_a_match_has_one_of_the_anchors(
         assert not set(anchors).isdisjoint(later.terms)
 
 
-def test_anchors_are_the_terms_that_the_fewest_services_have() -> None:
+def test_anchors_are_the_rarest_terms() -> None:
     index = indexed(
         record("a", metadata={"tags": ["common", "rare"]}),
         record("b", metadata={"tags": ["common"]}),
@@ -132,23 +130,23 @@ def test_anchors_are_the_terms_that_the_fewest_services_have() -> None:
     all_of = ServiceFilter(tags=["common", "rare"], tag_match=TagMatch.TAG_MATCH_ALL)
     assert index.anchors(compiled(all_of)) == (tag_term("rare"),)
     assert index.anchors(compiled(ServiceFilter(tags=["rare", "other"]))) == (tag_term("other"), tag_term("rare"))
-    # Three services have one of the two tags, one is of the group.
+    # Three services have one of the two tags; one is in the group.
     any_of = ServiceFilter(tags=["common", "rare"], group="b")
     assert index.anchors(compiled(any_of)) == (group_term("b"),)
 
 
-def test_a_filter_without_terms_has_no_anchors() -> None:
+def test_filter_without_terms_has_no_anchors() -> None:
     assert indexed(record("a")).anchors(compiled(ServiceFilter(name_pattern="a"))) == ()
 
 
-def test_a_term_of_one_service_gives_its_name_and_not_its_letters() -> None:
+def test_posting_of_one_service_is_its_whole_name() -> None:
     index = indexed(record("alpha"), record("beta"))
 
     assert list(index.names(group_term("alpha"))) == ["alpha"]
     assert index.count(group_term("alpha")) == 1
 
 
-def test_a_term_that_nobody_has_gives_no_names() -> None:
+def test_unknown_term_has_no_names() -> None:
     index = indexed(record("alpha"))
 
     assert list(index.names(capability_term("absent"))) == []

@@ -14,21 +14,21 @@ from registry_server.model.record import Record
 from tests.support.samples import small_service
 
 
-class Told:
-    """An interest that writes down what it is told."""
+class RecordingInterest:
+    """An interest that records its notifications."""
 
     def __init__(self, **fields: Any) -> None:
         violations = list[Violation]()
         self._filter = compile_filter(ServiceFilter(**fields), "filter", violations)
         assert not violations
-        self.heard: list[tuple[Change, bool, bool]] = []
+        self.received: list[tuple[Change, bool, bool]] = []
 
     @property
     def filter(self) -> Filter:
         return self._filter
 
     def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        self.heard.append((change, matched, matches))
+        self.received.append((change, matched, matches))
 
 
 def record(name: str, **fields: Any) -> Record:
@@ -65,9 +65,9 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(st.lists(FIELDS, max_size=6), st.lists(CHANGES, max_size=6))
-def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any], changes: list[Change]) -> None:
+def test_exactly_the_affected_interests_are_notified(filters: list[Any], changes: list[Change]) -> None:
     table = InterestTable(Index())
-    interests = [Told(**fields) for fields in wanted]
+    interests = [RecordingInterest(**fields) for fields in filters]
     for interest in interests:
         table.add_interest(interest)
 
@@ -81,70 +81,70 @@ def test_exactly_those_are_told_whose_filter_a_change_touches(wanted: list[Any],
             matches = each.after is not None and interest.filter.matches(each.after)
             if matched or matches:
                 expected.append((each, matched, matches))
-        assert interest.heard == expected
+        assert interest.received == expected
 
 
-def test_an_interest_hears_of_services_that_came_after_it() -> None:
-    table, interest = InterestTable(Index()), Told(tags=["rare"])
+def test_interest_receives_services_registered_later() -> None:
+    table, interest = InterestTable(Index()), RecordingInterest(tags=["rare"])
     table.add_interest(interest)
     arrival = change(None, record("a", metadata={"tags": ["rare"]}))
 
     table.publish_change(arrival)
 
-    assert interest.heard == [(arrival, False, True)]
+    assert interest.received == [(arrival, False, True)]
 
 
-def test_an_interest_under_several_terms_is_told_once() -> None:
-    table, interest = InterestTable(Index()), Told(tags=["x", "y"])
+def test_interest_with_several_terms_is_notified_once() -> None:
+    table, interest = InterestTable(Index()), RecordingInterest(tags=["x", "y"])
     table.add_interest(interest)
 
     table.publish_change(change(record("a", metadata={"tags": ["x", "y"]}), record("a", metadata={"tags": ["y", "x"]})))
 
-    assert len(interest.heard) == 1
+    assert len(interest.received) == 1
 
 
-def test_a_change_looks_only_at_interests_that_it_could_touch() -> None:
+def test_change_is_checked_only_against_likely_interests() -> None:
     table = InterestTable(Index())
-    near, far = Told(group="a"), Told(group="b")
-    for interest in (near, far):
+    matching, other = RecordingInterest(group="a"), RecordingInterest(group="b")
+    for interest in (matching, other):
         table.add_interest(interest)
 
-    assert list(table._candidates(change(None, record("a")))) == [near]
+    assert list(table._candidates(change(None, record("a")))) == [matching]
 
 
 @given(st.lists(FIELDS, max_size=6))
-def test_what_is_discarded_is_told_nothing_and_leaves_nothing(wanted: list[Any]) -> None:
+def test_removed_interest_is_not_notified_and_leaves_no_entries(filters: list[Any]) -> None:
     table = InterestTable(Index())
-    interests = [Told(**fields) for fields in wanted]
+    interests = [RecordingInterest(**fields) for fields in filters]
     for interest in interests:
         table.add_interest(interest)
     assert len(table) == len(interests)
 
     for interest in interests:
         table.remove_interest(interest)
-        table.remove_interest(interest)  # twice does no harm
+        table.remove_interest(interest)  # a second removal has no effect
     table.publish_change(change(None, record("a", metadata={"tags": ["x", "y", "z"]}, health={"status": 1})))
 
-    assert not any(interest.heard for interest in interests)
+    assert not any(interest.received for interest in interests)
     assert len(table) == 0
     assert not table._by_term
     assert not table._unanchored
 
 
-def test_an_interest_may_leave_while_it_is_told() -> None:
+def test_interest_can_remove_itself_during_a_notification() -> None:
     table = InterestTable(Index())
 
-    class Leaving(Told):
+    class SelfRemovingInterest(RecordingInterest):
         def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
             super().on_change(change, matched=matched, matches=matches)
             table.remove_interest(self)
 
-    leaving, staying = Leaving(), Told()
-    for interest in (leaving, staying):
+    removed, kept = SelfRemovingInterest(), RecordingInterest()
+    for interest in (removed, kept):
         table.add_interest(interest)
 
     for _ in range(2):
         table.publish_change(change(None, record("a")))
 
-    assert len(leaving.heard) == 1
-    assert len(staying.heard) == 2
+    assert len(removed.received) == 1
+    assert len(kept.received) == 2

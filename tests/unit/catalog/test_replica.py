@@ -17,21 +17,21 @@ from registry_server.store import Position
 from tests.support.samples import small_service
 
 EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
-LONG = 30.0
+LONG_WAIT_SECONDS = 30.0
 
 
-class Interest:
-    """Writes down what it is told, and what the replica is when it is told."""
+class RecordingInterest:
+    """Records notifications and the state of the replica at that time."""
 
     filter: Filter = EVERYTHING
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self.heard: list[tuple[str, Position, list[str]]] = []
+        self.received: list[tuple[str, Position, list[str]]] = []
 
     def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
         del matched, matches
-        self.heard.append((change.name, self._replica.position, sorted(self._replica.records)))
+        self.received.append((change.name, self._replica.position, sorted(self._replica.records)))
 
 
 def record(name: str, revision: int = 1, **fields: Any) -> Record:
@@ -80,7 +80,7 @@ def named(name: str, state: Record | None) -> Record | None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), STATES)), st.booleans())
-def test_the_replica_holds_what_the_changes_say(steps: list[tuple[str, Record | None]], at_once: bool) -> None:  # noqa: FBT001
+def test_replica_equals_the_applied_changes(steps: list[tuple[str, Record | None]], at_once: bool) -> None:  # noqa: FBT001
     replica, held = loaded(), dict[str, Record]()
     changes: list[Change] = []
     for name, state in steps:
@@ -107,7 +107,7 @@ def test_the_replica_holds_what_the_changes_say(steps: list[tuple[str, Record | 
     assert replica.position == (Position("another", 70) if at_once else Position("epoch", len(changes)))
 
 
-def test_a_load_brings_records_past_and_position() -> None:
+def test_load_sets_records_history_and_position() -> None:
     kept = record("a", 7, capabilities=[{"name": "read"}, {"name": "write"}])
     past = [change(6, None, record("b", 6)), change(7, None, kept)]
 
@@ -120,7 +120,7 @@ def test_a_load_brings_records_past_and_position() -> None:
     assert replica.history.since(4) is None
 
 
-def test_a_load_without_past_goes_on_from_its_position() -> None:
+def test_load_without_history_continues_from_its_position() -> None:
     replica = loaded(record("a", 7), revision=7)
 
     later = apply(replica, "a", record("a", 8))
@@ -129,7 +129,7 @@ def test_a_load_without_past_goes_on_from_its_position() -> None:
     assert replica.history.since(6) is None
 
 
-def test_history_starts_anew_at_a_resync() -> None:
+def test_resync_restarts_the_history() -> None:
     replica = loaded()
     apply(replica, "a", record("a", 1))
 
@@ -139,62 +139,62 @@ def test_history_starts_anew_at_a_resync() -> None:
     assert replica.history.since(5) == []
 
 
-def test_whoever_is_told_of_a_change_finds_it_applied() -> None:
+def test_interests_are_notified_after_the_change_is_applied() -> None:
     replica = loaded()
-    interest = Interest(replica)
+    interest = RecordingInterest(replica)
     replica.interests.add_interest(interest)
 
     apply(replica, "a", record("a", 1))
     apply(replica, "a", None)
 
-    assert interest.heard == [("a", Position("epoch", 1), ["a"]), ("a", Position("epoch", 2), [])]
+    assert interest.received == [("a", Position("epoch", 1), ["a"]), ("a", Position("epoch", 2), [])]
 
 
-def test_whoever_is_told_of_a_resync_finds_all_of_it_applied() -> None:
+def test_interests_are_notified_after_the_whole_resync_is_applied() -> None:
     replica = loaded()
     apply(replica, "old", record("old", 1))
-    interest = Interest(replica)
+    interest = RecordingInterest(replica)
     replica.interests.add_interest(interest)
     difference = [change(9, replica.records["old"], None), change(9, None, record("new", 9))]
 
     replica.resync(difference, Position("another", 9))
 
     position = Position("another", 9)
-    assert interest.heard == [("old", position, ["new"]), ("new", position, ["new"])]
+    assert interest.received == [("old", position, ["new"]), ("new", position, ["new"])]
 
 
-def test_callbacks_hear_of_every_change_and_every_move() -> None:
+def test_callbacks_receive_every_change_and_every_position() -> None:
     replica = loaded()
-    applied, moved = list[Change](), list[int]()
+    applied, revisions = list[Change](), list[int]()
     replica.on_applied.append(applied.append)
-    replica.on_position_changed.append(lambda: moved.append(replica.revision))
+    replica.on_position_changed.append(lambda: revisions.append(replica.revision))
 
     first = apply(replica, "a", record("a", 1))
     difference = [change(8, first.after, None), change(8, None, record("b", 8))]
     replica.resync(difference, Position("another", 8))
 
     assert applied == [first, *difference]
-    assert moved == [1, 8]
+    assert revisions == [1, 8]
 
 
-def test_a_revision_out_of_order_is_refused() -> None:
+def test_out_of_order_revision_is_refused() -> None:
     replica = loaded()
 
     with pytest.raises(ValueError, match="does not follow"):
         replica.apply_change(change(2, None, record("a", 2)))
 
 
-async def test_a_revision_that_is_held_is_reached_at_once() -> None:
+async def test_wait_for_an_applied_revision_returns_at_once() -> None:
     replica = loaded(revision=5)
 
     await replica.wait_for_revision(5, wait_seconds=0)
     await replica.wait_for_revision(0, wait_seconds=0)
 
 
-async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> None:
+async def test_waits_end_when_their_revision_is_applied() -> None:
     replica = loaded()
     waits = {
-        revision: [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for _ in range(2)]
+        revision: [asyncio.create_task(replica.wait_for_revision(revision, LONG_WAIT_SECONDS)) for _ in range(2)]
         for revision in (3, 1, 2)
     }
     await asyncio.sleep(0)
@@ -207,9 +207,9 @@ async def test_everyone_who_waits_goes_on_when_their_revision_is_applied() -> No
     assert not replica._waiters
 
 
-async def test_a_resync_also_reaches_revisions() -> None:
+async def test_resync_ends_waits_for_earlier_revisions() -> None:
     replica = loaded()
-    wait = asyncio.create_task(replica.wait_for_revision(40, LONG))
+    wait = asyncio.create_task(replica.wait_for_revision(40, LONG_WAIT_SECONDS))
     await asyncio.sleep(0)
 
     replica.resync([], Position("another", 50))
@@ -217,7 +217,7 @@ async def test_a_resync_also_reaches_revisions() -> None:
     await wait
 
 
-async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
+async def test_wait_for_a_revision_times_out() -> None:
     replica = loaded(revision=5)
 
     with pytest.raises(RevisionNotReached, match="revision 7 was not reached in time; this process is at revision 5"):
@@ -226,9 +226,9 @@ async def test_a_revision_that_does_not_come_in_time_is_told() -> None:
     assert not replica._waiters
 
 
-async def test_who_stops_waiting_as_their_revision_comes_just_stops() -> None:
+async def test_wait_cancelled_as_its_revision_arrives_stays_cancelled() -> None:
     replica = loaded()
-    wait = asyncio.create_task(replica.wait_for_revision(1, LONG))
+    wait = asyncio.create_task(replica.wait_for_revision(1, LONG_WAIT_SECONDS))
     await asyncio.sleep(0)
 
     wait.cancel()
@@ -239,9 +239,9 @@ async def test_who_stops_waiting_as_their_revision_comes_just_stops() -> None:
     assert not replica._waiters
 
 
-async def test_who_stops_waiting_leaves_the_others_waiting() -> None:
+async def test_cancelled_wait_leaves_other_waits() -> None:
     replica = loaded()
-    waits = [asyncio.create_task(replica.wait_for_revision(revision, LONG)) for revision in (1, 2, 2, 3)]
+    waits = [asyncio.create_task(replica.wait_for_revision(revision, LONG_WAIT_SECONDS)) for revision in (1, 2, 2, 3)]
     await asyncio.sleep(0)
 
     waits[1].cancel()

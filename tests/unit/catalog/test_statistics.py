@@ -27,19 +27,19 @@ def offering(*capabilities: str, **fields: Any) -> dict[str, Any]:
 
 
 class Catalog:
-    """A replica, changed by hand."""
+    """A replica changed by the test."""
 
     def __init__(self) -> None:
         self.replica = Replica(history_length=10)
         self.replica.start_at([], Position("epoch", 0))
         self.capabilities = Capabilities(self.replica)
 
-    def put(self, name: str, **fields: Any) -> None:
+    def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
         service = small_service(name, **{"group": name, "revision": revision, **fields})
         self._apply(name, Record(service.SerializeToString()))
 
-    def delete(self, name: str) -> None:
+    def delete_service(self, name: str) -> None:
         self._apply(name, None)
 
     def _apply(self, name: str, after: Record | None) -> None:
@@ -75,18 +75,18 @@ SERVICES = st.dictionaries(
 
 
 @given(SERVICES, st.sets(st.sampled_from("abcdef")))
-def test_stats_are_what_counting_all_services_gives(services: dict[str, Any], gone: set[str]) -> None:
+def test_stats_equal_counts_over_all_services(services: dict[str, Any], removed: set[str]) -> None:
     catalog = Catalog()
     for name, fields in services.items():
-        catalog.put(name, **fields)
-    for name in gone & services.keys():
-        catalog.delete(name)
+        catalog.put_service(name, **fields)
+    for name in removed & services.keys():
+        catalog.delete_service(name)
 
-    left = [fields for name, fields in services.items() if name not in gone]
-    statuses = [fields["health"]["status"] for fields in left]
-    offered = [capability["name"] for fields in left for capability in fields["capabilities"]]
+    remaining = [fields for name, fields in services.items() if name not in removed]
+    statuses = [fields["health"]["status"] for fields in remaining]
+    offered = [capability["name"] for fields in remaining for capability in fields["capabilities"]]
     assert registry_stats(catalog.replica) == RegistryStats(
-        total_services=len(left),
+        total_services=len(remaining),
         healthy_services=statuses.count(HealthStatus.HEALTH_STATUS_HEALTHY),
         unhealthy_services=statuses.count(HealthStatus.HEALTH_STATUS_UNHEALTHY),
         degraded_services=statuses.count(HealthStatus.HEALTH_STATUS_DEGRADED),
@@ -94,36 +94,36 @@ def test_stats_are_what_counting_all_services_gives(services: dict[str, Any], go
         services_in_maintenance=statuses.count(HealthStatus.HEALTH_STATUS_MAINTENANCE),
         unique_capabilities=len(set(offered)),
         total_capabilities=len(offered),
-        unique_versions=len({fields["version"] for fields in left}),
-        unique_tags=len({tag for fields in left for tag in fields["metadata"]["tags"]}),
-        average_capabilities_per_service=len(offered) / len(left) if left else 0.0,
+        unique_versions=len({fields["version"] for fields in remaining}),
+        unique_tags=len({tag for fields in remaining for tag in fields["metadata"]["tags"]}),
+        average_capabilities_per_service=len(offered) / len(remaining) if remaining else 0.0,
     )
 
 
-def test_a_summary_tells_versions_and_services_in_order() -> None:
+def test_summary_lists_versions_and_services_in_order() -> None:
     catalog = Catalog()
-    catalog.put("c", **offering("read@2.0.0"))
-    catalog.put("a", **offering("read@10.0.0", "read", "write"))
-    catalog.put("b", **offering("read@2.0.0"))
+    catalog.put_service("c", **offering("read@2.0.0"))
+    catalog.put_service("a", **offering("read@10.0.0", "read", "write"))
+    catalog.put_service("b", **offering("read@2.0.0"))
 
     assert catalog.summary("read") == CapabilitySummary(
         name="read", versions=["10.0.0", "2.0.0"], service_names=["a", "b", "c"], service_count=3
     )
 
 
-def test_the_description_is_that_of_the_first_service_that_gives_one() -> None:
+def test_description_is_that_of_the_first_service_with_one() -> None:
     catalog = Catalog()
-    catalog.put("a", **offering("read@1"))
-    catalog.put("c", **offering("read@1 of-c"))
-    catalog.put("b", **offering("write@1 no", "read@1", "read@2 of-b"))
+    catalog.put_service("a", **offering("read@1"))
+    catalog.put_service("c", **offering("read@1 of-c"))
+    catalog.put_service("b", **offering("write@1 no", "read@1", "read@2 of-b"))
 
     assert catalog.summary("read").description == "of-b"
 
 
-def test_pages_follow_each_other_without_gap_or_repeat() -> None:
+def test_pages_cover_all_capabilities_once() -> None:
     catalog = Catalog()
-    catalog.put("a", **offering("e", "c", "a"))
-    catalog.put("b", **offering("d", "b"))
+    catalog.put_service("a", **offering("e", "c", "a"))
+    catalog.put_service("b", **offering("d", "b"))
 
     names, after, more = list[str](), "", True
     while more:
@@ -136,12 +136,10 @@ def test_pages_follow_each_other_without_gap_or_repeat() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 30, 60, 10_000])
-def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
-    monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_oversized_page_ends_early_and_the_next_one_continues(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(statistics, "MAX_PAGE_BYTES", limit)
     catalog = Catalog()
-    catalog.put(
+    catalog.put_service(
         "a", **offering(*(f"{name} {'d' * length}" for name, length in zip("abcde", (5, 9, 1, 50, 5), strict=True)))
     )
 
@@ -156,18 +154,18 @@ def test_a_page_ends_before_it_is_too_large_and_the_next_one_goes_on(
     assert len(pages) == {0: 5, 30: 4, 60: 3, 10_000: 1}[limit]
 
 
-def test_a_full_last_page_is_the_last() -> None:
+def test_full_last_page_reports_no_more_pages() -> None:
     catalog = Catalog()
-    catalog.put("a", **offering("one", "two"))
+    catalog.put_service("a", **offering("one", "two"))
 
     assert catalog.capabilities.page("", 2)[1] is False
 
 
-def test_a_summary_lists_a_bounded_number_of_services_and_counts_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_lists_limited_names_but_counts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "MAX_SERVICE_NAMES", 2)
     catalog = Catalog()
     for name in "dbca":
-        catalog.put(name, **offering("read@1"))
+        catalog.put_service(name, **offering("read@1"))
 
     summary = catalog.summary("read")
 
@@ -175,30 +173,30 @@ def test_a_summary_lists_a_bounded_number_of_services_and_counts_them_all(monkey
     assert summary.service_count == 4
 
 
-def test_summaries_follow_changes() -> None:
+def test_summaries_reflect_changes() -> None:
     catalog = Catalog()
-    catalog.put("a", **offering("read@1 old"))
+    catalog.put_service("a", **offering("read@1 old"))
     assert catalog.summary("read").description == "old"
 
-    catalog.put("a", **offering("read@2 new", "write@1"))
+    catalog.put_service("a", **offering("read@2 new", "write@1"))
     assert catalog.summary("read") == CapabilitySummary(
         name="read", versions=["2"], service_names=["a"], service_count=1, description="new"
     )
 
-    catalog.put("b", **offering("read@3"))
+    catalog.put_service("b", **offering("read@3"))
     assert list(catalog.summary("read").service_names) == ["a", "b"]
 
-    catalog.delete("a")
+    catalog.delete_service("a")
     page, _ = catalog.capabilities.page("", 10)
     assert [(each.name, list(each.versions)) for each in page] == [("read", ["3"])]
 
 
-def test_a_summary_is_kept_while_no_service_that_offers_it_changes() -> None:
+def test_summary_is_cached_until_a_service_offering_it_changes() -> None:
     catalog = Catalog()
-    catalog.put("a", **offering("read@1"))
-    catalog.put("b", **offering("write@1"))
+    catalog.put_service("a", **offering("read@1"))
+    catalog.put_service("b", **offering("write@1"))
     kept = catalog.summary("read")
 
-    catalog.put("b", **offering("write@2"))
+    catalog.put_service("b", **offering("write@2"))
 
     assert catalog.summary("read") is kept

@@ -149,9 +149,8 @@ async def test_load_during_concurrent_writes_equals_the_store(
 @pytest.mark.slow
 @pytest.mark.store_limits(page=20)
 async def test_load_restarts_if_the_stream_was_trimmed_meanwhile(
-    redis: RedisProcess, limits: StoreLimits, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch
+    redis: RedisProcess, limits: StoreLimits, client: Redis
 ) -> None:
-    monkeypatch.setattr(writer.store.writer._commits, "_events_max_length", 4)
     await client.config_set("stream-node-max-entries", 4)
     process = FollowerProcess(redis.url, limits=limits)
     async with AsyncExitStack() as stack:

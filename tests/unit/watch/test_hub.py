@@ -34,7 +34,7 @@ REGISTRY_ERROR = EventType.EVENT_TYPE_REGISTRY_ERROR
 
 
 class Catalog:
-    """A replica that is changed by hand, and a hub over it."""
+    """A replica changed by the test, and a hub over it."""
 
     def __init__(
         self, *, history: int = 1000, buffer_events: int = 1000, buffer_bytes: int = 1 << 20, **limits: Any
@@ -43,17 +43,17 @@ class Catalog:
         self.replica.start_at([], Position("epoch", 0))
         self.hub = WatchHub(self.replica, Discovery(self.replica), WatchLimits(buffer_events, buffer_bytes, **limits))
 
-    def put(self, name: str, **fields: Any) -> None:
+    def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
         service = small_service(name, **{"group": name, "revision": revision, **fields})
         service.updated_at.FromMilliseconds(revision * 1000)
         self._apply(Record(service.SerializeToString()), name)
 
-    def delete(self, name: str) -> None:
+    def delete_service(self, name: str) -> None:
         self._apply(None, name)
 
-    def notice(self, error: str) -> None:
-        """Something is wrong with the registry itself."""
+    def publish_notice(self, error: str) -> None:
+        """Publish an error of the registry itself."""
         self.replica.apply_change(
             Change(
                 revision=self.replica.revision + 1,
@@ -77,14 +77,14 @@ class Catalog:
 
     @asynccontextmanager
     async def watching(self, filter_: Filter | None = None, **options: Any) -> AsyncIterator[Watcher]:
-        with await self.hub.open_watch(filter_ or filtering(), **options) as watcher:
+        with await self.hub.open_watch(filter_ or compiled(), **options) as watcher:
             yield watcher
 
     @asynccontextmanager
     async def following(self, filter_: Filter | None = None, **options: Any) -> AsyncIterator[Watcher]:
-        """A watch whose first message was read."""
+        """Open a watch and read its first message."""
         async with self.watching(filter_, **options) as watcher:
-            await read(watcher)
+            await read_message(watcher)
             yield watcher
 
 
@@ -109,7 +109,7 @@ def record(name: str, **fields: Any) -> Record:
     return Record(small_service(name, **{"group": name, "revision": 1, **fields}).SerializeToString())
 
 
-def filtering(**fields: Any) -> Filter:
+def compiled(**fields: Any) -> Filter:
     violations = list[Violation]()
     filter_ = compile_filter(ServiceFilter(**fields), "filter", violations)
     assert not violations
@@ -120,12 +120,12 @@ def tagged(*tags: str, **fields: Any) -> dict[str, Any]:
     return {"metadata": {"tags": tags, **fields}}
 
 
-async def read(watcher: Watcher) -> WatchEventsResponse:
+async def read_message(watcher: Watcher) -> WatchEventsResponse:
     async with asyncio.timeout(TIMEOUT):
         return WatchEventsResponse.FromString(await anext(watcher))
 
 
-def brief(message: WatchEventsResponse) -> list[tuple[int, str]]:
+def types_and_names(message: WatchEventsResponse) -> list[tuple[int, str]]:
     return [(event.type, event.service.name) for event in message.events]
 
 
@@ -133,30 +133,30 @@ def cursor_of(message: WatchEventsResponse) -> Cursor:
     return decode_cursor(message.cursor)
 
 
-# Beginnings.
+# Starting a watch.
 
 
-async def test_a_watch_from_now_on_says_at_once_where_it_stands() -> None:
+async def test_watch_from_now_starts_with_its_position() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
 
     async with catalog.watching() as watcher:
-        message = await read(watcher)
+        message = await read_message(watcher)
 
     assert message == WatchEventsResponse(cursor=message.cursor, revision=1)
     assert cursor_of(message) == Cursor("epoch", 1)
 
 
-async def test_a_snapshot_gives_every_match_by_name_then_says_that_it_is_complete() -> None:
+async def test_snapshot_lists_every_match_by_name_and_then_completes() -> None:
     catalog = Catalog()
     for name in "cab":
-        catalog.put(name, **tagged("x"))
-    catalog.put("other")
+        catalog.put_service(name, **tagged("x"))
+    catalog.put_service("other")
 
-    async with catalog.watching(filtering(tags=["x"]), snapshot=True) as watcher:
-        state, complete = await read(watcher), await read(watcher)
+    async with catalog.watching(compiled(tags=["x"]), snapshot=True) as watcher:
+        state, complete = await read_message(watcher), await read_message(watcher)
 
-    assert brief(state) == [(SNAPSHOT, "a"), (SNAPSHOT, "b"), (SNAPSHOT, "c")]
+    assert types_and_names(state) == [(SNAPSHOT, "a"), (SNAPSHOT, "b"), (SNAPSHOT, "c")]
     assert complete == WatchEventsResponse(cursor=complete.cursor, revision=4, snapshot_complete=True)
     first = state.events[0]
     assert first.service == catalog.replica.records["a"].message()
@@ -164,26 +164,26 @@ async def test_a_snapshot_gives_every_match_by_name_then_says_that_it_is_complet
     assert (first.previous_health, first.reason) == (0, 0)
 
 
-async def test_a_snapshot_of_nothing_is_complete_at_once() -> None:
+async def test_empty_snapshot_is_complete_at_once() -> None:
     async with Catalog().watching(snapshot=True) as watcher:
-        message = await read(watcher)
+        message = await read_message(watcher)
 
     assert message.snapshot_complete
     assert not message.events
 
 
-async def test_what_changes_while_a_snapshot_is_read_comes_after_it() -> None:
+async def test_changes_during_a_snapshot_follow_it() -> None:
     catalog = Catalog(snapshot_message_bytes=1)
     for name in "ab":
-        catalog.put(name)
+        catalog.put_service(name)
 
     async with catalog.watching(snapshot=True) as watcher:
-        messages = [await read(watcher)]
-        catalog.delete("b")
-        catalog.put("c")
-        messages += [await read(watcher) for _ in range(3)]
+        messages = [await read_message(watcher)]
+        catalog.delete_service("b")
+        catalog.put_service("c")
+        messages += [await read_message(watcher) for _ in range(3)]
 
-    assert [brief(message) for message in messages] == [
+    assert [types_and_names(message) for message in messages] == [
         [(SNAPSHOT, "a")],
         [(SNAPSHOT, "b")],
         [],
@@ -193,77 +193,77 @@ async def test_what_changes_while_a_snapshot_is_read_comes_after_it() -> None:
     assert [message.revision for message in messages] == [2, 2, 2, 4]
 
 
-async def test_a_cursor_of_an_unfinished_snapshot_is_good_for_nothing() -> None:
+async def test_cursor_of_an_unfinished_snapshot_cannot_be_resumed() -> None:
     catalog = Catalog(snapshot_message_bytes=1)
     for name in "ab":
-        catalog.put(name)
+        catalog.put_service(name)
 
     async with catalog.watching(snapshot=True) as watcher:
-        cursors = [cursor_of(await read(watcher)) for _ in range(3)]
+        cursors = [cursor_of(await read_message(watcher)) for _ in range(3)]
 
     for cursor in cursors[:2]:
         with pytest.raises(CursorExpired, match="unfinished snapshot"):
-            await catalog.hub.open_watch(filtering(), cursor=cursor)
+            await catalog.hub.open_watch(compiled(), cursor=cursor)
     async with catalog.watching(cursor=cursors[2]) as watcher:
-        assert brief(await read(watcher)) == []
+        assert types_and_names(await read_message(watcher)) == []
 
 
-async def test_a_snapshot_that_needs_a_long_scan_is_of_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_snapshot_from_a_long_scan_has_a_single_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
     catalog = Catalog()
     for name in "abcd":
-        catalog.put(name)
-    joining = asyncio.create_task(catalog.hub.open_watch(filtering(name_pattern="."), snapshot=True))
+        catalog.put_service(name)
+    opening = asyncio.create_task(catalog.hub.open_watch(compiled(name_pattern="."), snapshot=True))
     await asyncio.sleep(0)
-    catalog.delete("b")
-    catalog.put("e")
+    catalog.delete_service("b")
+    catalog.put_service("e")
 
-    with await joining as watcher:
-        catalog.put("f")
-        state, complete, live = [await read(watcher) for _ in range(3)]
+    with await opening as watcher:
+        catalog.put_service("f")
+        state, complete, live = [await read_message(watcher) for _ in range(3)]
 
-    assert brief(state) == [(SNAPSHOT, name) for name in "acde"]
+    assert types_and_names(state) == [(SNAPSHOT, name) for name in "acde"]
     assert complete.revision == 6
-    assert brief(live) == [(REGISTERED, "f")]
+    assert types_and_names(live) == [(REGISTERED, "f")]
 
 
-async def test_a_cursor_wins_over_a_snapshot() -> None:
+async def test_cursor_takes_precedence_over_a_snapshot() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
 
     async with catalog.watching(cursor=Cursor("epoch", 0), snapshot=True) as watcher:
-        message = await read(watcher)
+        message = await read_message(watcher)
 
-    assert brief(message) == [(REGISTERED, "a")]
+    assert types_and_names(message) == [(REGISTERED, "a")]
 
 
 # Cursors.
 
 
-async def test_a_watch_goes_on_right_after_its_cursor() -> None:
+async def test_watch_resumes_right_after_its_cursor() -> None:
     catalog = Catalog()
     for name in "abc":
-        catalog.put(name)
+        catalog.put_service(name)
 
     async with catalog.watching(cursor=Cursor("epoch", 1)) as watcher:
-        catalog.put("d")
-        past, live = await read(watcher), await read(watcher)
+        catalog.put_service("d")
+        past, live = await read_message(watcher), await read_message(watcher)
 
-    assert brief(past) == [(REGISTERED, "b"), (REGISTERED, "c")]
+    assert types_and_names(past) == [(REGISTERED, "b"), (REGISTERED, "c")]
     assert cursor_of(past) == Cursor("epoch", 3)
-    assert brief(live) == [(REGISTERED, "d")]
+    assert types_and_names(live) == [(REGISTERED, "d")]
 
 
-async def test_the_past_comes_in_messages_of_bounded_size_each_with_its_own_cursor() -> None:
+async def test_replayed_messages_are_bounded_and_each_has_its_cursor() -> None:
     catalog = Catalog(message_bytes=1)
     for name in "abc":
-        catalog.put(name, **tagged("x"))
-        catalog.put(f"not-{name}")
+        catalog.put_service(name, **tagged("x"))
+        catalog.put_service(f"not-{name}")
 
-    async with catalog.watching(filtering(tags=["x"]), cursor=Cursor("epoch", 1)) as watcher:
-        messages = [await read(watcher) for _ in range(3)]
+    async with catalog.watching(compiled(tags=["x"]), cursor=Cursor("epoch", 1)) as watcher:
+        messages = [await read_message(watcher) for _ in range(3)]
 
-    assert [brief(message) for message in messages] == [[(REGISTERED, "b")], [(REGISTERED, "c")], []]
+    assert [types_and_names(message) for message in messages] == [[(REGISTERED, "b")], [(REGISTERED, "c")], []]
     assert [message.revision for message in messages] == [3, 5, 6]
     assert [cursor_of(message).revision for message in messages] == [3, 5, 6]
 
@@ -276,61 +276,61 @@ async def test_the_past_comes_in_messages_of_bounded_size_each_with_its_own_curs
         (Cursor("epoch", 0), "no longer all kept"),
     ],
 )
-async def test_a_watch_that_cannot_go_on_without_a_gap_is_refused(cursor: Cursor, why: str) -> None:
+async def test_watch_that_would_have_a_gap_is_refused(cursor: Cursor, why: str) -> None:
     catalog = Catalog(history=3)
     for name in "abcdef":
-        catalog.put(name)
+        catalog.put_service(name)
 
     with pytest.raises(CursorExpired, match=why):
-        await catalog.hub.open_watch(filtering(), cursor=cursor)
+        await catalog.hub.open_watch(compiled(), cursor=cursor)
 
     assert catalog.hub.watchers == 0
     assert len(catalog.replica.interests) == 0
 
 
-async def test_a_watch_cannot_go_on_from_before_a_resync() -> None:
+async def test_cursor_from_before_a_resync_is_refused() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
     catalog.resync(change(5, None, record("b")))
 
     with pytest.raises(CursorExpired):
-        await catalog.hub.open_watch(filtering(), cursor=Cursor("another", 4))
+        await catalog.hub.open_watch(compiled(), cursor=Cursor("another", 4))
     async with catalog.watching(cursor=Cursor("another", 5)) as watcher:
-        assert brief(await read(watcher)) == []
+        assert types_and_names(await read_message(watcher)) == []
 
 
-async def test_a_cursor_of_a_process_that_is_ahead_waits_until_this_one_is_level() -> None:
+async def test_cursor_from_a_process_ahead_waits_for_this_replica() -> None:
     catalog = Catalog()
-    joining = asyncio.create_task(catalog.hub.open_watch(filtering(), cursor=Cursor("epoch", 2)))
+    opening = asyncio.create_task(catalog.hub.open_watch(compiled(), cursor=Cursor("epoch", 2)))
     for name in "abc":
         await asyncio.sleep(0)
-        catalog.put(name)
+        catalog.put_service(name)
 
-    with await joining as watcher:
-        catalog.put("d")
-        seen = brief(await read(watcher)) + brief(await read(watcher))
+    with await opening as watcher:
+        catalog.put_service("d")
+        seen = types_and_names(await read_message(watcher)) + types_and_names(await read_message(watcher))
 
     assert seen == [(REGISTERED, "c"), (REGISTERED, "d")]
 
 
-async def test_a_cursor_that_this_process_never_reaches_is_refused() -> None:
+async def test_cursor_that_is_not_reached_in_time_is_refused() -> None:
     catalog = Catalog(cursor_wait_seconds=0.01)
 
     with pytest.raises(CursorExpired):
-        await catalog.hub.open_watch(filtering(), cursor=Cursor("epoch", 9))
+        await catalog.hub.open_watch(compiled(), cursor=Cursor("epoch", 9))
 
 
 # Events.
 
 
-async def test_an_event_tells_what_why_when_and_what_was_before() -> None:
+async def test_event_has_type_reason_time_and_previous_health() -> None:
     catalog = Catalog()
     healthy = {"health": {"status": HealthStatus.HEALTH_STATUS_HEALTHY}}
-    catalog.put("a", **healthy)
+    catalog.put_service("a", **healthy)
     async with catalog.following() as watcher:
-        catalog.put("a", health={"status": HealthStatus.HEALTH_STATUS_DEGRADED})
+        catalog.put_service("a", health={"status": HealthStatus.HEALTH_STATUS_DEGRADED})
         after = catalog.replica.records["a"].message()
-        message = await read(watcher)
+        message = await read_message(watcher)
 
     expected = Event(
         type=HEALTH_CHANGED,
@@ -343,95 +343,95 @@ async def test_an_event_tells_what_why_when_and_what_was_before() -> None:
     assert list(message.events) == [expected]
 
 
-async def test_a_service_that_is_gone_is_told_with_its_last_state() -> None:
+async def test_unregistered_event_contains_the_last_state() -> None:
     catalog = Catalog()
-    catalog.put("a", version="7.7.7", health={"status": HealthStatus.HEALTH_STATUS_UNHEALTHY})
+    catalog.put_service("a", version="7.7.7", health={"status": HealthStatus.HEALTH_STATUS_UNHEALTHY})
     async with catalog.following() as watcher:
         last = catalog.replica.records["a"].message()
-        catalog.delete("a")
-        event = (await read(watcher)).events[0]
+        catalog.delete_service("a")
+        event = (await read_message(watcher)).events[0]
 
     assert (event.type, event.revision) == (UNREGISTERED, 2)
     assert event.service == last
     assert event.previous_health == HealthStatus.HEALTH_STATUS_UNHEALTHY
 
 
-async def test_a_service_that_stops_matching_arrives_once_as_unmatched() -> None:
+async def test_service_that_no_longer_matches_is_reported_once() -> None:
     catalog = Catalog()
-    catalog.put("a", **tagged("x"))
-    async with catalog.following(filtering(tags=["x"])) as watcher:
-        catalog.put("a", **tagged("y"))
-        catalog.put("a", **tagged("z"))
-        catalog.delete("a")
-        catalog.put("b", **tagged("x"))
-        message = await read(watcher)
+    catalog.put_service("a", **tagged("x"))
+    async with catalog.following(compiled(tags=["x"])) as watcher:
+        catalog.put_service("a", **tagged("y"))
+        catalog.put_service("a", **tagged("z"))
+        catalog.delete_service("a")
+        catalog.put_service("b", **tagged("x"))
+        message = await read_message(watcher)
 
-    assert brief(message) == [(UNMATCHED, "a"), (REGISTERED, "b")]
+    assert types_and_names(message) == [(UNMATCHED, "a"), (REGISTERED, "b")]
     assert list(message.events[0].service.metadata.tags) == ["y"]
     assert message.events[0].revision == 2
 
 
-async def test_a_service_that_begins_to_match_arrives_as_what_happened_to_it() -> None:
+async def test_service_that_starts_to_match_keeps_its_event_type() -> None:
     catalog = Catalog()
-    catalog.put("a", **tagged("y"))
-    async with catalog.following(filtering(tags=["x"])) as watcher:
-        catalog.put("a", **tagged("x"))
-        catalog.delete("a")
-        message = await read(watcher)
+    catalog.put_service("a", **tagged("y"))
+    async with catalog.following(compiled(tags=["x"])) as watcher:
+        catalog.put_service("a", **tagged("x"))
+        catalog.delete_service("a")
+        message = await read_message(watcher)
 
-    assert brief(message) == [(UPDATED, "a"), (UNREGISTERED, "a")]
+    assert types_and_names(message) == [(UPDATED, "a"), (UNREGISTERED, "a")]
 
 
-async def test_only_the_kinds_asked_for_arrive_now_and_from_the_past() -> None:
+async def test_only_requested_types_are_sent_live_and_replayed() -> None:
     catalog = Catalog()
     types = [UNREGISTERED, UNMATCHED]
 
-    def history() -> None:
-        catalog.put("a", **tagged("x"))
-        catalog.put("b", **tagged("x"))
-        catalog.put("a", **tagged("y"))
-        catalog.delete("b")
+    def make_changes() -> None:
+        catalog.put_service("a", **tagged("x"))
+        catalog.put_service("b", **tagged("x"))
+        catalog.put_service("a", **tagged("y"))
+        catalog.delete_service("b")
 
-    async with catalog.following(filtering(tags=["x"]), types=types) as watcher:
-        history()
-        live = await read(watcher)
-    async with catalog.watching(filtering(tags=["x"]), types=types, cursor=Cursor("epoch", 0)) as watcher:
-        past = await read(watcher)
+    async with catalog.following(compiled(tags=["x"]), types=types) as watcher:
+        make_changes()
+        live = await read_message(watcher)
+    async with catalog.watching(compiled(tags=["x"]), types=types, cursor=Cursor("epoch", 0)) as watcher:
+        past = await read_message(watcher)
 
-    assert brief(live) == brief(past) == [(UNMATCHED, "a"), (UNREGISTERED, "b")]
+    assert types_and_names(live) == types_and_names(past) == [(UNMATCHED, "a"), (UNREGISTERED, "b")]
 
 
-async def test_a_snapshot_comes_whatever_kinds_are_asked_for() -> None:
+async def test_snapshot_is_sent_regardless_of_the_requested_types() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
 
     async with catalog.watching(types=[UNREGISTERED], snapshot=True) as watcher:
-        message = await read(watcher)
+        message = await read_message(watcher)
 
-    assert brief(message) == [(SNAPSHOT, "a")]
-
-
-# Notices: events of no service.
+    assert types_and_names(message) == [(SNAPSHOT, "a")]
 
 
-async def test_every_watcher_gets_a_notice_once_whatever_its_filter() -> None:
+# Notices: events without a service.
+
+
+async def test_every_watcher_receives_a_notice_once() -> None:
     catalog = Catalog()
-    catalog.put("a", **tagged("x"))
+    catalog.put_service("a", **tagged("x"))
     filters: list[dict[str, Any]] = [
         {},
         {"tags": ["x"]},
         {"tags": ["y"]},
-        {"name_pattern": "^nobody$"},
+        {"name_pattern": "^none$"},
         {"group": "a"},
         {"health": [1]},
     ]
     async with AsyncExitStack() as stack:
         watchers = [
-            await stack.enter_async_context(catalog.following(filtering(**fields)))
+            await stack.enter_async_context(catalog.following(compiled(**fields)))
             for fields in [*filters, *filters]  # two of each: watchers with one filter share an interest
         ]
-        catalog.notice("half of all services fail")
-        messages = [await read(watcher) for watcher in watchers]
+        catalog.publish_notice("half of all services fail")
+        messages = [await read_message(watcher) for watcher in watchers]
 
     expected = Event(
         type=REGISTRY_ERROR,
@@ -445,125 +445,127 @@ async def test_every_watcher_gets_a_notice_once_whatever_its_filter() -> None:
         assert (message.revision, cursor_of(message)) == (2, Cursor("epoch", 2))
 
 
-async def test_a_notice_is_told_in_its_place_among_changes() -> None:
+async def test_notice_is_ordered_among_changes() -> None:
     catalog = Catalog()
-    async with catalog.following(filtering(tags=["x"])) as watcher:
-        catalog.put("a", **tagged("x"))
-        catalog.put("other")
-        catalog.notice("trouble")
-        catalog.delete("a")
-        message = await read(watcher)
+    async with catalog.following(compiled(tags=["x"])) as watcher:
+        catalog.put_service("a", **tagged("x"))
+        catalog.put_service("other")
+        catalog.publish_notice("trouble")
+        catalog.delete_service("a")
+        message = await read_message(watcher)
 
-    assert brief(message) == [(REGISTERED, "a"), (REGISTRY_ERROR, ""), (UNREGISTERED, "a")]
+    assert types_and_names(message) == [(REGISTERED, "a"), (REGISTRY_ERROR, ""), (UNREGISTERED, "a")]
     assert [event.revision for event in message.events] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
-    ("types", "wanted"),
+    ("types", "expected"),
     [([REGISTRY_ERROR], True), ([REGISTERED, REGISTRY_ERROR], True), ([REGISTERED], False), ([UNREGISTERED], False)],
 )
-async def test_a_notice_comes_to_those_who_ask_for_its_kind(types: list[int], wanted: bool) -> None:  # noqa: FBT001
+async def test_notice_is_sent_only_if_its_type_is_requested(types: list[int], expected: bool) -> None:  # noqa: FBT001
     catalog = Catalog()
     async with catalog.following(types=types, bookmark_interval=0) as watcher:
-        catalog.notice("trouble")
-        live = await read(watcher)
+        catalog.publish_notice("trouble")
+        live = await read_message(watcher)
     async with catalog.watching(types=types, cursor=Cursor("epoch", 0)) as watcher:
-        past = await read(watcher)
+        past = await read_message(watcher)
 
-    assert brief(live) == brief(past) == ([(REGISTRY_ERROR, "")] if wanted else [])
-    assert cursor_of(live) == cursor_of(past) == Cursor("epoch", 1), "whoever does not want it has passed it by"
+    assert types_and_names(live) == types_and_names(past) == ([(REGISTRY_ERROR, "")] if expected else [])
+    assert cursor_of(live) == cursor_of(past) == Cursor("epoch", 1), (
+        "the cursor advances past notices that are filtered out"
+    )
 
 
-async def test_whoever_resumes_from_before_a_notice_gets_it_whatever_the_filter() -> None:
+async def test_notice_is_replayed_regardless_of_the_filter() -> None:
     catalog = Catalog()
-    catalog.put("a", **tagged("x"))
-    catalog.notice("trouble")
-    catalog.put("b", **tagged("x"))
+    catalog.put_service("a", **tagged("x"))
+    catalog.publish_notice("trouble")
+    catalog.put_service("b", **tagged("x"))
 
     for fields, names in (({"tags": ["x"]}, ["b"]), ({"tags": ["z"]}, [])):
-        async with catalog.watching(filtering(**fields), cursor=Cursor("epoch", 1)) as watcher:
-            message = await read(watcher)
-        assert brief(message) == [(REGISTRY_ERROR, ""), *((REGISTERED, name) for name in names)]
+        async with catalog.watching(compiled(**fields), cursor=Cursor("epoch", 1)) as watcher:
+            message = await read_message(watcher)
+        assert types_and_names(message) == [(REGISTRY_ERROR, ""), *((REGISTERED, name) for name in names)]
         assert message.events[0].error == "trouble"
-    async with catalog.watching(filtering(tags=["x"]), cursor=Cursor("epoch", 2)) as watcher:
-        assert brief(await read(watcher)) == [(REGISTERED, "b")]
+    async with catalog.watching(compiled(tags=["x"]), cursor=Cursor("epoch", 2)) as watcher:
+        assert types_and_names(await read_message(watcher)) == [(REGISTERED, "b")]
 
 
-async def test_a_snapshot_has_no_notices() -> None:
+async def test_snapshot_contains_no_notices() -> None:
     catalog = Catalog()
-    catalog.put("a")
-    catalog.notice("trouble")
+    catalog.put_service("a")
+    catalog.publish_notice("trouble")
     async with catalog.watching(snapshot=True) as watcher:
-        state, complete = await read(watcher), await read(watcher)
-        catalog.notice("more trouble")
-        live = await read(watcher)
+        state, complete = await read_message(watcher), await read_message(watcher)
+        catalog.publish_notice("more trouble")
+        live = await read_message(watcher)
 
-    assert brief(state) == [(SNAPSHOT, "a")]
+    assert types_and_names(state) == [(SNAPSHOT, "a")]
     assert complete.snapshot_complete
     assert [event.error for event in live.events] == ["more trouble"]
 
 
-async def test_a_notice_changes_nothing_about_what_is_registered() -> None:
+async def test_notice_changes_no_record() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
     before = dict(catalog.replica.records)
-    catalog.notice("trouble")
+    catalog.publish_notice("trouble")
     assert catalog.replica.records == before
     assert catalog.replica.revision == 2
 
 
-async def test_whoever_is_too_slow_for_notices_is_ended_and_costs_the_others_nothing() -> None:
+async def test_watcher_too_slow_for_notices_is_ended_alone() -> None:
     catalog = Catalog(buffer_events=2)
-    async with catalog.following() as slow, catalog.following(filtering(tags=["x"])) as quick:
+    async with catalog.following() as slow, catalog.following(compiled(tags=["x"])) as quick:
         for i in range(5):
-            catalog.notice(f"trouble {i}")
-            assert [event.error for event in (await read(quick)).events] == [f"trouble {i}"]
+            catalog.publish_notice(f"trouble {i}")
+            assert [event.error for event in (await read_message(quick)).events] == [f"trouble {i}"]
         with pytest.raises(WatcherTooSlow):
-            await read(slow)
+            await read_message(slow)
 
 
 # Messages.
 
 
-async def test_changes_that_wait_share_a_message_whose_cursor_is_that_of_the_last() -> None:
+async def test_buffered_changes_share_a_message_with_the_last_cursor() -> None:
     catalog = Catalog()
     async with catalog.following() as watcher:
         for name in "abc":
-            catalog.put(name)
-        message = await read(watcher)
+            catalog.put_service(name)
+        message = await read_message(watcher)
 
-    assert brief(message) == [(REGISTERED, name) for name in "abc"]
+    assert types_and_names(message) == [(REGISTERED, name) for name in "abc"]
     assert (message.revision, cursor_of(message)) == (3, Cursor("epoch", 3))
 
 
-async def test_a_full_message_ends_at_a_revision_and_its_cursor_leads_to_the_rest() -> None:
+async def test_full_message_ends_at_a_revision_and_can_be_resumed() -> None:
     catalog = Catalog()
     async with catalog.following() as watcher:
-        catalog.put("a")
+        catalog.put_service("a")
         limits = catalog.hub.limits._replace(message_bytes=2 * watcher._buffer_bytes - 1)
         catalog.hub.limits = watcher._limits = limits
         for name in "bcde":
-            catalog.put(name)
-        messages = [await read(watcher) for _ in range(3)]
+            catalog.put_service(name)
+        messages = [await read_message(watcher) for _ in range(3)]
 
-    assert [brief(message) for message in messages] == [
+    assert [types_and_names(message) for message in messages] == [
         [(REGISTERED, name) for name in names] for names in ("ab", "cd", "e")
     ]
     assert [cursor_of(message).revision for message in messages] == [2, 4, 5]
     async with catalog.watching(cursor=cursor_of(messages[0])) as watcher:
-        assert brief(await read(watcher)) == [(REGISTERED, "c"), (REGISTERED, "d")]
+        assert types_and_names(await read_message(watcher)) == [(REGISTERED, "c"), (REGISTERED, "d")]
 
 
-async def test_all_events_of_one_revision_are_in_one_message() -> None:
+async def test_events_of_one_revision_are_in_one_message() -> None:
     catalog = Catalog(message_bytes=1)
     async with catalog.following() as watcher:
-        catalog.put("before")
+        catalog.put_service("before")
         difference = [change(9, None, record(name)) for name in "abc"]
         catalog.resync(*difference)
-        catalog.put("after")
-        messages = [await read(watcher) for _ in range(3)]
+        catalog.put_service("after")
+        messages = [await read_message(watcher) for _ in range(3)]
 
-    assert [brief(message) for message in messages] == [
+    assert [types_and_names(message) for message in messages] == [
         [(REGISTERED, "before")],
         [(REGISTERED, "a"), (REGISTERED, "b"), (REGISTERED, "c")],
         [(REGISTERED, "after")],
@@ -575,238 +577,238 @@ async def test_all_events_of_one_revision_are_in_one_message() -> None:
     ]
 
 
-async def test_with_nothing_left_to_send_the_cursor_is_as_young_as_the_registry() -> None:
+async def test_cursor_advances_past_unmatched_changes() -> None:
     catalog = Catalog(history=2)
-    async with catalog.following(filtering(tags=["x"])) as watcher:
-        catalog.put("a", **tagged("x"))
+    async with catalog.following(compiled(tags=["x"])) as watcher:
+        catalog.put_service("a", **tagged("x"))
         for _ in range(5):
-            catalog.put("other")
-        message = await read(watcher)
+            catalog.put_service("other")
+        message = await read_message(watcher)
 
-    assert brief(message) == [(REGISTERED, "a")]
-    async with catalog.watching(filtering(tags=["x"]), cursor=cursor_of(message)):
-        pass  # not expired, although the history is short
+    assert types_and_names(message) == [(REGISTERED, "a")]
+    async with catalog.watching(compiled(tags=["x"]), cursor=cursor_of(message)):
+        pass  # not expired, although the history keeps only two changes
 
 
-async def test_a_quiet_stream_gets_bookmarks() -> None:
+async def test_quiet_stream_receives_bookmarks() -> None:
     catalog = Catalog()
-    async with catalog.following(filtering(tags=["x"]), bookmark_interval=0.02) as watcher:
-        first = await read(watcher)
-        catalog.put("other")
-        second = await read(watcher)
+    async with catalog.following(compiled(tags=["x"]), bookmark_interval=0.02) as watcher:
+        first = await read_message(watcher)
+        catalog.put_service("other")
+        second = await read_message(watcher)
 
     assert first == WatchEventsResponse(cursor=first.cursor)
     assert second == WatchEventsResponse(cursor=second.cursor, revision=1)
     assert cursor_of(second) == Cursor("epoch", 1)
 
 
-@pytest.mark.parametrize("buffer_events", [2, 1], ids=["they fit", "they are too many"])
-async def test_a_bookmark_never_passes_by_events_that_come_as_it_falls_due(buffer_events: int) -> None:
+@pytest.mark.parametrize("buffer_events", [2, 1], ids=["within the buffer", "beyond the buffer"])
+async def test_bookmark_never_skips_events_that_arrive_when_it_is_due(buffer_events: int) -> None:
     catalog = Catalog(buffer_events=buffer_events)
     interval = 0.02
     cursor = Cursor("epoch", 0)
     async with catalog.following(bookmark_interval=interval) as watcher:
-        reading = asyncio.create_task(read(watcher))
+        reading = asyncio.create_task(read_message(watcher))
         await asyncio.sleep(0)
         loop = asyncio.get_running_loop()
         for name in "ab":
-            loop.call_later(interval, catalog.put, name)
-        time.sleep(2 * interval)  # noqa: ASYNC251 - so that all of it falls due in one turn of the loop, the bookmark first
+            loop.call_later(interval, catalog.put_service, name)
+        time.sleep(2 * interval)  # noqa: ASYNC251 - all timers are then due in one turn of the loop, the bookmark first
         seen = list[tuple[int, str]]()
         try:
             message = await reading
-            seen, cursor = brief(message), cursor_of(message)
+            seen, cursor = types_and_names(message), cursor_of(message)
         except WatcherTooSlow:
             pass
 
     async with catalog.watching(cursor=cursor) as watcher:
-        seen += brief(await read(watcher))
+        seen += types_and_names(await read_message(watcher))
     assert seen == [(REGISTERED, "a"), (REGISTERED, "b")]
 
 
-# Bounds and ends.
+# Limits and ends.
 
 
-@pytest.mark.parametrize("bounds", [{"buffer_events": 3}, {"buffer_bytes": 1000}], ids=["count", "bytes"])
-async def test_a_watcher_that_falls_too_far_behind_is_ended_and_can_resume(bounds: dict[str, int]) -> None:
-    catalog = Catalog(**bounds)
+@pytest.mark.parametrize("limits", [{"buffer_events": 3}, {"buffer_bytes": 1000}], ids=["count", "bytes"])
+async def test_watcher_that_falls_behind_is_ended_and_can_resume(limits: dict[str, int]) -> None:
+    catalog = Catalog(**limits)
     async with catalog.watching() as watcher:
-        cursor = cursor_of(await read(watcher))
+        cursor = cursor_of(await read_message(watcher))
         for i in range(50):
-            catalog.put(f"s{i:02}")
+            catalog.put_service(f"s{i:02}")
 
         with pytest.raises(WatcherTooSlow, match="fell behind"):
-            await read(watcher)
-        with pytest.raises(WatcherTooSlow):  # and it stays so
-            await read(watcher)
-        # From then on it costs nothing, however long its stream hangs.
+            await read_message(watcher)
+        with pytest.raises(WatcherTooSlow):  # every later read fails the same way
+            await read_message(watcher)
+        # It holds no resources afterwards, even if its stream stays blocked.
         assert not watcher._buffer
         assert (catalog.hub.watchers, len(catalog.replica.interests)) == (0, 0)
 
     async with catalog.watching(cursor=cursor) as watcher:
-        assert brief(await read(watcher)) == [(REGISTERED, f"s{i:02}") for i in range(50)]
+        assert types_and_names(await read_message(watcher)) == [(REGISTERED, f"s{i:02}") for i in range(50)]
 
 
-async def test_the_bounds_are_of_what_waits_and_not_of_what_was_read() -> None:
+async def test_buffer_limits_do_not_count_events_already_read() -> None:
     catalog = Catalog(buffer_events=3, buffer_bytes=1000)
     async with catalog.following() as watcher:
         for i in range(20):
-            catalog.put(f"s{i}", **tagged("x", description="d" * 200))
-            catalog.put(f"t{i}")
-            assert len((await read(watcher)).events) == 2
+            catalog.put_service(f"s{i}", **tagged("x", description="d" * 200))
+            catalog.put_service(f"t{i}")
+            assert len((await read_message(watcher)).events) == 2
 
         assert watcher._buffer_bytes == 0
 
 
-async def test_a_buffer_may_be_full() -> None:
+async def test_exactly_full_buffer_is_allowed() -> None:
     catalog = Catalog(buffer_events=3)
     async with catalog.following() as watcher:
         for name in "abc":
-            catalog.put(name)
-        assert len((await read(watcher)).events) == 3
+            catalog.put_service(name)
+        assert len((await read_message(watcher)).events) == 3
 
 
-async def test_a_watcher_that_reads_its_snapshot_too_slowly_is_ended_in_the_middle_of_it() -> None:
+async def test_slow_snapshot_reader_is_ended_mid_snapshot() -> None:
     catalog = Catalog(buffer_events=1, snapshot_message_bytes=1)
     for name in "abc":
-        catalog.put(name)
+        catalog.put_service(name)
     async with catalog.watching(snapshot=True) as watcher:
-        await read(watcher)
-        catalog.put("d")
-        catalog.put("e")
+        await read_message(watcher)
+        catalog.put_service("d")
+        catalog.put_service("e")
 
         with pytest.raises(WatcherTooSlow):
-            await read(watcher)
+            await read_message(watcher)
 
 
-async def test_a_slow_watcher_costs_the_others_nothing() -> None:
+async def test_slow_watcher_does_not_affect_others() -> None:
     catalog = Catalog(buffer_events=2)
     async with catalog.following() as slow, catalog.following() as quick:
         seen = []
         for name in "abcdef":
-            catalog.put(name)
-            seen += brief(await read(quick))
+            catalog.put_service(name)
+            seen += types_and_names(await read_message(quick))
 
         assert seen == [(REGISTERED, name) for name in "abcdef"]
         with pytest.raises(WatcherTooSlow):
-            await read(slow)
+            await read_message(slow)
 
 
-async def test_draining_sends_what_waits_and_then_ends() -> None:
+async def test_drain_sends_buffered_events_and_then_ends() -> None:
     catalog = Catalog()
     async with catalog.following() as watcher:
-        catalog.put("a")
+        catalog.put_service("a")
         catalog.hub.drain()
-        catalog.put("b")  # too late
+        catalog.put_service("b")  # not sent: the watch has ended
 
-        message = await read(watcher)
+        message = await read_message(watcher)
         with pytest.raises(ShuttingDown):
-            await read(watcher)
+            await read_message(watcher)
 
-    assert brief(message) == [(REGISTERED, "a")]
+    assert types_and_names(message) == [(REGISTERED, "a")]
 
 
-async def test_the_last_cursor_of_a_drained_watch_is_good_to_resume_from() -> None:
+async def test_last_cursor_of_a_drained_watch_can_be_resumed() -> None:
     catalog = Catalog()
     async with catalog.following() as watcher:
-        catalog.put("a")
+        catalog.put_service("a")
         catalog.hub.drain()
-        catalog.put("b")
-        cursor = cursor_of(await read(watcher))
+        catalog.put_service("b")
+        cursor = cursor_of(await read_message(watcher))
 
-    elsewhere = WatchHub(catalog.replica, Discovery(catalog.replica), WatchLimits(10, 1000))
-    with await elsewhere.open_watch(filtering(), cursor=cursor) as watcher:
-        assert brief(await read(watcher)) == [(REGISTERED, "b")]
+    other_hub = WatchHub(catalog.replica, Discovery(catalog.replica), WatchLimits(10, 1000))
+    with await other_hub.open_watch(compiled(), cursor=cursor) as watcher:
+        assert types_and_names(await read_message(watcher)) == [(REGISTERED, "b")]
 
 
-async def test_draining_lets_a_snapshot_end_and_wakes_who_waits() -> None:
+async def test_drain_completes_snapshots_and_wakes_waiting_watchers() -> None:
     catalog = Catalog()
-    catalog.put("a")
+    catalog.put_service("a")
     async with catalog.following() as waiting, catalog.watching(snapshot=True) as opening:
-        ending = asyncio.create_task(read(waiting))
+        ending = asyncio.create_task(read_message(waiting))
         await asyncio.sleep(0)
         catalog.hub.drain()
 
         with pytest.raises(ShuttingDown):
             await ending
-        assert brief(await read(opening)) == [(SNAPSHOT, "a")]
-        assert (await read(opening)).snapshot_complete
+        assert types_and_names(await read_message(opening)) == [(SNAPSHOT, "a")]
+        assert (await read_message(opening)).snapshot_complete
         with pytest.raises(ShuttingDown):
-            await read(opening)
+            await read_message(opening)
 
 
-async def test_nobody_joins_a_server_that_drains() -> None:
+async def test_draining_hub_refuses_new_watches() -> None:
     catalog = Catalog()
     catalog.hub.drain()
 
     with pytest.raises(ShuttingDown):
-        await catalog.hub.open_watch(filtering(), snapshot=True)
+        await catalog.hub.open_watch(compiled(), snapshot=True)
 
     assert len(catalog.replica.interests) == 0
 
 
-async def test_starting_over_ends_every_watch_at_once_and_lets_new_ones_in() -> None:
+async def test_expire_all_ends_every_watch_and_admits_new_ones() -> None:
     catalog = Catalog()
-    async with catalog.following() as busy, catalog.following(filtering(tags=["x"])) as quiet:
-        waiting = asyncio.create_task(read(quiet))
+    async with catalog.following() as busy, catalog.following(compiled(tags=["x"])) as quiet:
+        waiting = asyncio.create_task(read_message(quiet))
         await asyncio.sleep(0)
-        catalog.put("a")
+        catalog.put_service("a")
         catalog.hub.expire_all()
 
-        for ended in (read(busy), waiting):
+        for ended in (read_message(busy), waiting):
             with pytest.raises(CursorExpired, match="the store was replaced"):
                 await ended
 
     async with catalog.watching(snapshot=True) as watcher:
-        assert brief(await read(watcher)) == [(SNAPSHOT, "a")]
+        assert types_and_names(await read_message(watcher)) == [(SNAPSHOT, "a")]
 
 
-async def test_watchers_with_one_filter_share_an_interest_and_the_last_to_leave_frees_it() -> None:
+async def test_watchers_with_equal_filters_share_one_interest() -> None:
     catalog = Catalog()
-    async with catalog.following(filtering(tags=["x", "y"])):
-        async with catalog.following(filtering(tags=["y", "x"])) as second:
+    async with catalog.following(compiled(tags=["x", "y"])):
+        async with catalog.following(compiled(tags=["y", "x"])) as second:
             assert (catalog.hub.watchers, len(catalog.replica.interests)) == (2, 1)
-            catalog.put("a", **tagged("x"))
-            assert brief(await read(second)) == [(REGISTERED, "a")]
+            catalog.put_service("a", **tagged("x"))
+            assert types_and_names(await read_message(second)) == [(REGISTERED, "a")]
         assert (catalog.hub.watchers, len(catalog.replica.interests)) == (1, 1)
 
     assert (catalog.hub.watchers, len(catalog.replica.interests)) == (0, 0)
     assert not catalog.hub._groups
 
 
-async def test_a_watcher_may_leave_twice_and_others_join_in_between() -> None:
+async def test_closing_a_watcher_twice_does_not_affect_others() -> None:
     catalog = Catalog()
-    gone = await catalog.hub.open_watch(filtering())
-    with gone:
+    closed = await catalog.hub.open_watch(compiled())
+    with closed:
         pass
     async with catalog.following() as watcher:
-        with gone:
+        with closed:
             pass
-        catalog.put("a")
-        assert brief(await read(watcher)) == [(REGISTERED, "a")]
+        catalog.put_service("a")
+        assert types_and_names(await read_message(watcher)) == [(REGISTERED, "a")]
 
 
-async def test_whoever_left_is_offered_nothing() -> None:
+async def test_closed_watcher_is_offered_no_events() -> None:
     catalog = Catalog()
     async with catalog.following() as watcher:
         pass
-    catalog.put("a")
+    catalog.put_service("a")
 
     assert not watcher._buffer
 
 
 @pytest.mark.parametrize(("extra", "fits"), [(0, True), (1, False)])
-def test_a_difference_is_published_up_to_a_size(extra: int, fits: bool) -> None:  # noqa: FBT001
+def test_resync_difference_fits_up_to_the_size_limit(extra: int, fits: bool) -> None:  # noqa: FBT001
     difference = [change(1, None, record("a")), change(1, record("b"), record("b"))]
 
     assert fits_one_message(difference, sum(each.size for each in difference) - extra) is fits
 
 
-# All of it together.
+# Model-based test.
 
 
 class Client:
-    """Keeps a copy of what matches, as an agent does: by a snapshot, by events, and by resuming after each break."""
+    """Maintains a copy of the matching services like an agent: from a snapshot, events, and resumes after breaks."""
 
     def __init__(self, catalog: Catalog, filter_: Filter) -> None:
         self._catalog = catalog
@@ -818,16 +820,16 @@ class Client:
         self.revisions: list[int] = []
 
     async def read(self) -> bool:
-        """Takes one message in; tells whether that brought it level with the registry."""
+        """Process one message; return whether the copy is now at the registry's revision."""
         if self._watcher is None:
-            await self._join()
+            await self._connect()
         assert self._watcher is not None
         try:
-            message = await read(self._watcher)
+            message = await read_message(self._watcher)
         except (WatcherTooSlow, CursorExpired) as error:
             self.leave(error)
             return False
-        self._take(message)
+        self._apply_message(message)
         return self._complete and message.revision == self._catalog.replica.revision
 
     def leave(self, error: RegistryError | None = None) -> None:
@@ -837,25 +839,25 @@ class Client:
         if isinstance(error, CursorExpired) or not self._complete:
             self._cursor = None
 
-    async def _join(self) -> None:
+    async def _connect(self) -> None:
         try:
-            self._watcher = await self._begin()
+            self._watcher = await self._open()
         except CursorExpired:
             self._cursor = None
-            self._watcher = await self._begin()
+            self._watcher = await self._open()
         if self._cursor is None:
             self.copy.clear()
             self.revisions.clear()
             self._complete = False
 
-    async def _begin(self) -> Watcher:
-        # A bookmark at once where nothing waits: no test waits for one.
+    async def _open(self) -> Watcher:
+        # An idle stream sends a bookmark at once, so that the test never waits.
         return await self._catalog.hub.open_watch(self._filter, cursor=self._cursor, snapshot=True, bookmark_interval=0)
 
-    def _take(self, message: WatchEventsResponse) -> None:
+    def _apply_message(self, message: WatchEventsResponse) -> None:
         for event in message.events:
             if event.type in (UNREGISTERED, UNMATCHED):
-                del self.copy[event.service.name]  # fails on one that was never told
+                del self.copy[event.service.name]  # fails for an unknown service
             else:
                 self.copy[event.service.name] = event.service.SerializeToString(deterministic=True)
             if event.type != SNAPSHOT:
@@ -865,19 +867,19 @@ class Client:
 
 
 def replace_all(catalog: Catalog) -> None:
-    """The difference is large: watchers start over."""
+    """Replace the store with a difference too large for watchers, whose watches expire."""
     catalog.hub.expire_all()
-    everyone = list(catalog.replica.records.values())
+    records = list(catalog.replica.records.values())
     position = Position(catalog.replica.position.epoch + "'", 2)
-    catalog.replica.resync([change(2, each, None) for each in everyone[::2]], position)
+    catalog.replica.resync([change(2, each, None) for each in records[::2]], position)
 
 
 NAMES = st.sampled_from("abcd")
 TAGS = st.lists(st.sampled_from("xy"), unique=True)
-Act = Callable[[Catalog, Client], object]
-ACTS: st.SearchStrategy[Act] = st.one_of(
-    st.tuples(NAMES, TAGS).map(lambda put: lambda catalog, _: catalog.put(put[0], **tagged(*put[1]))),
-    NAMES.map(lambda name: lambda catalog, _: catalog.delete(name)),
+Action = Callable[[Catalog, Client], object]
+ACTIONS: st.SearchStrategy[Action] = st.one_of(
+    st.tuples(NAMES, TAGS).map(lambda put: lambda catalog, _: catalog.put_service(put[0], **tagged(*put[1]))),
+    NAMES.map(lambda name: lambda catalog, _: catalog.delete_service(name)),
     st.just(lambda _, client: client.read()),
     st.just(lambda _, client: client.leave()),
     st.just(lambda catalog, _: replace_all(catalog)),
@@ -885,21 +887,21 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
 
 
 @given(
-    st.lists(ACTS, max_size=30),
+    st.lists(ACTIONS, max_size=30),
     st.sampled_from([{}, {"tags": ["x"]}, {"name_pattern": "[ab]"}]),
     st.integers(1, 6),
     st.integers(1, 12),
 )
-async def test_a_client_that_resumes_after_every_break_misses_nothing_and_sees_nothing_twice(
-    acts: Sequence[Act], fields: dict[str, Any], buffer_events: int, history: int
+async def test_client_that_resumes_after_breaks_sees_every_event_once(
+    actions: Sequence[Action], fields: dict[str, Any], buffer_events: int, history: int
 ) -> None:
     catalog = Catalog(history=history, buffer_events=buffer_events, message_bytes=1, snapshot_message_bytes=1)
-    filter_ = filtering(**fields)
+    filter_ = compiled(**fields)
     client = Client(catalog, filter_)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
-        for act in acts:
-            result = act(catalog, client)
+        for action in actions:
+            result = action(catalog, client)
             if asyncio.iscoroutine(result):
                 await result
             assert client.revisions == sorted(set(client.revisions))
@@ -911,4 +913,4 @@ async def test_a_client_that_resumes_after_every_break_misses_nothing_and_sees_n
         name: each.message().SerializeToString(deterministic=True) for name, each in matching.items()
     }
     client.leave()
-    assert len(catalog.replica.interests) <= 1  # the kept query of the snapshot
+    assert len(catalog.replica.interests) <= 1  # the query kept for the snapshot
