@@ -1,4 +1,4 @@
-"""Traces: what a collector of OpenTelemetry gets from a registry, over OTLP on a real socket."""
+"""Traces that an OpenTelemetry collector receives from a registry over OTLP."""
 
 import asyncio
 import os
@@ -32,13 +32,13 @@ SERVICE = "ossa.registry.v1.RegistryService"
 
 
 class Collector:
-    """Takes spans over OTLP/HTTP."""
+    """Receives spans over OTLP/HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.resources: list[dict[str, str]] = []
 
-    async def take(self, request: web.Request) -> web.Response:
+    async def receive_spans(self, request: web.Request) -> web.Response:
         message = ExportTraceServiceRequest.FromString(await request.read())
         for resource in message.resource_spans:
             self.resources.append({each.key: each.value.string_value for each in resource.resource.attributes})
@@ -48,8 +48,8 @@ class Collector:
             body=ExportTraceServiceResponse().SerializeToString(), content_type="application/x-protobuf"
         )
 
-    async def span(self, name: str) -> Span:
-        """Waits for a span."""
+    async def wait_for_span(self, name: str) -> Span:
+        """Wait until a span of this name has arrived."""
         await until(lambda: any(span.name == name for span in self.spans))
         return next(span for span in self.spans if span.name == name)
 
@@ -68,7 +68,7 @@ class Traced(NamedTuple):
 async def traced(redis: RedisProcess, **environment: str) -> AsyncIterator[Traced]:
     collector = Collector()
     app = web.Application()
-    app.router.add_post("/v1/traces", collector.take)
+    app.router.add_post("/v1/traces", collector.receive_spans)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -87,11 +87,14 @@ async def traced(redis: RedisProcess, **environment: str) -> AsyncIterator[Trace
         await runner.cleanup()
 
 
-async def test_a_call_goes_on_with_its_client_s_trace_down_to_redis(redis: RedisProcess) -> None:
+async def test_call_continues_the_trace_of_its_client_down_to_redis(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, server, stub):
         request = pb.RegisterServiceRequest(service=small_service("a"))
         await stub.RegisterService(request, metadata=(("traceparent", TRACEPARENT),))
-        call, commit = await collector.span(f"{SERVICE}/RegisterService"), await collector.span("redis commit")
+        call, commit = (
+            await collector.wait_for_span(f"{SERVICE}/RegisterService"),
+            await collector.wait_for_span("redis commit"),
+        )
         line = await server.logged("request")
         change = await server.logged("change")
     assert call.kind == Span.SPAN_KIND_SERVER
@@ -111,16 +114,16 @@ async def test_a_call_goes_on_with_its_client_s_trace_down_to_redis(redis: Redis
     assert collector.resources[0]["service.version"]
 
 
-async def test_a_call_without_a_trace_begins_one_that_the_log_knows(redis: RedisProcess) -> None:
+async def test_call_without_a_trace_starts_one_that_is_logged(redis: RedisProcess) -> None:
     async with traced(redis, OTEL_SERVICE_NAME="mine") as (collector, server, stub):
         await stub.GetStats(pb.GetStatsRequest())
-        span = await collector.span(f"{SERVICE}/GetStats")
+        span = await collector.wait_for_span(f"{SERVICE}/GetStats")
         assert (await server.logged("request"))["trace_id"] == span.trace_id.hex()
     assert not span.parent_span_id
     assert collector.resources[0]["service.name"] == "mine"
 
 
-async def test_the_sdk_may_be_disabled(redis: RedisProcess) -> None:
+async def test_opentelemetry_sdk_can_be_disabled(redis: RedisProcess) -> None:
     async with traced(redis, OTEL_SDK_DISABLED="true") as (collector, server, stub):
         await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
         assert "trace_id" not in await server.logged("request")
@@ -129,16 +132,19 @@ async def test_the_sdk_may_be_disabled(redis: RedisProcess) -> None:
 
 
 @pytest.mark.own_redis
-async def test_errors_of_ours_are_errors_and_those_of_clients_are_not(redis: RedisProcess) -> None:
+async def test_only_server_errors_set_the_span_status(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, _, stub):
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.GetService(pb.GetServiceRequest(name="nobody"))
-        missing = await collector.span(f"{SERVICE}/GetService")
+            await stub.GetService(pb.GetServiceRequest(name="absent"))
+        missing = await collector.wait_for_span(f"{SERVICE}/GetService")
         redis.pause()
         try:
             with pytest.raises(grpc.aio.AioRpcError):
                 await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("secret-name")))
-            failed, commit = await collector.span(f"{SERVICE}/RegisterService"), await collector.span("redis commit")
+            failed, commit = (
+                await collector.wait_for_span(f"{SERVICE}/RegisterService"),
+                await collector.wait_for_span("redis commit"),
+            )
         finally:
             redis.resume()
     assert attributes(missing)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
@@ -146,16 +152,16 @@ async def test_errors_of_ours_are_errors_and_those_of_clients_are_not(redis: Red
     assert attributes(failed)["rpc.grpc.status_code"] == grpc.StatusCode.UNAVAILABLE.value[0]
     assert failed.status.code == commit.status.code == Status.STATUS_CODE_ERROR
     assert attributes(commit)["error.type"] == "StoreUnavailable"
-    assert not any(span.events for span in collector.spans), "what is raised may quote what a client sent"
+    assert not any(span.events for span in collector.spans), "exceptions may quote client data"
     assert "secret-name" not in str(collector.spans)
 
 
-async def test_a_stream_is_one_span(redis: RedisProcess) -> None:
+async def test_stream_is_one_span(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, _, stub):
         watch = stub.WatchEvents(pb.WatchEventsRequest(), metadata=(("traceparent", TRACEPARENT),))
         await anext(aiter(watch))
         watch.cancel()
-        span = await collector.span(f"{SERVICE}/WatchEvents")
+        span = await collector.wait_for_span(f"{SERVICE}/WatchEvents")
     assert span.trace_id.hex() == TRACE
     assert attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
 
@@ -166,7 +172,7 @@ async def test_http_is_traced_by_route(redis: RedisProcess) -> None:
         headers: Mapping[str, str] = {"traceparent": TRACEPARENT, "tracestate": "vendor=1"}
         async with client.get(f"http://{server.http_address}{path}", headers=headers) as response:
             assert response.status == 404
-        span = await collector.span("GET /api/v1/registry/services/{name}")
+        span = await collector.wait_for_span("GET /api/v1/registry/services/{name}")
         assert (await server.logged("request"))["trace_id"] == TRACE
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert attributes(span) == {
@@ -177,22 +183,22 @@ async def test_http_is_traced_by_route(redis: RedisProcess) -> None:
     assert span.status.code == Status.STATUS_CODE_UNSET
 
 
-async def test_what_no_call_asked_for_is_not_traced(redis: RedisProcess) -> None:
+async def test_background_work_is_not_traced(redis: RedisProcess) -> None:
     async with traced(redis) as (collector, _, stub):
-        await asyncio.sleep(1.5)  # sweeps, looks at the head of the stream
+        await asyncio.sleep(1.5)  # time for sweeps and reads of the event stream
         await stub.GetStats(pb.GetStatsRequest())
-        await collector.span(f"{SERVICE}/GetStats")
+        await collector.wait_for_span(f"{SERVICE}/GetStats")
     assert [span.name for span in collector.spans] == [f"{SERVICE}/GetStats"]
 
 
-async def test_what_waits_is_sent_at_the_end(redis: RedisProcess) -> None:
+async def test_pending_spans_are_sent_at_shutdown(redis: RedisProcess) -> None:
     async with traced(redis, OTEL_BSP_SCHEDULE_DELAY="600000") as (collector, server, stub):
         await stub.GetStats(pb.GetStatsRequest())
         assert await server.stop() == 0
         assert [span.name for span in collector.spans] == [f"{SERVICE}/GetStats"]
 
 
-async def test_a_collector_that_is_away_holds_up_nobody(redis: RedisProcess) -> None:
+async def test_unreachable_collector_delays_no_call(redis: RedisProcess) -> None:
     async with traced(redis, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1") as (_, server, stub):
         for _ in range(5):
             await stub.GetStats(pb.GetStatsRequest())
@@ -200,33 +206,35 @@ async def test_a_collector_that_is_away_holds_up_nobody(redis: RedisProcess) -> 
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "message"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "trace.enabled: OTEL_TRACES_EXPORTER must be otlp, console or none"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "trace.enabled: of OTLP this registry speaks http/protobuf alone"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "trace.enabled: OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf"),
     ],
 )
-def test_what_there_is_not_is_a_bad_setting(environment: dict[str, str], told: str, redis: RedisProcess) -> None:
-    code, output = served(redis, environment)
+def test_unsupported_exporter_is_a_configuration_error(
+    environment: dict[str, str], message: str, redis: RedisProcess
+) -> None:
+    code, output = run_server(redis, environment)
     assert code == 2
-    assert told in output
+    assert message in output
 
 
-def test_without_the_extra_it_says_what_to_install(redis: RedisProcess) -> None:
-    # As if it were not installed: whatever is None in sys.modules cannot be imported.
-    code, output = served(redis, {}, "import sys; sys.modules['opentelemetry'] = None")
+def test_missing_extra_is_reported_with_the_install_command(redis: RedisProcess) -> None:
+    # A module that is None in sys.modules cannot be imported, as if it were not installed.
+    code, output = run_server(redis, {}, "import sys; sys.modules['opentelemetry'] = None")
     assert code == 2
     assert "trace.enabled: needs OpenTelemetry: pip install 'ossa-registry[otel]'" in output
 
 
-def served(redis: RedisProcess, environment: Mapping[str, str], first: str = "import sys") -> tuple[int, str]:
+def run_server(redis: RedisProcess, environment: Mapping[str, str], preamble: str = "import sys") -> tuple[int, str]:
     flags = [
         f"--redis.url={redis.url}",
         "--trace.enabled=true",
         "--grpc.address=127.0.0.1:0",
         "--http.address=127.0.0.1:0",
     ]
-    program = f"{first}\nfrom registry_server.__main__ import serve\nsys.exit(serve({flags!r}))"
+    program = f"{preamble}\nfrom registry_server.__main__ import serve\nsys.exit(serve({flags!r}))"
     result = subprocess.run(
         [sys.executable, "-c", program],
         env={key: value for key, value in os.environ.items() if not re.match("OTEL_|OSSA_", key)} | dict(environment),
@@ -238,7 +246,7 @@ def served(redis: RedisProcess, environment: Mapping[str, str], first: str = "im
     return result.returncode, result.stdout + result.stderr
 
 
-def test_a_server_that_does_not_trace_does_not_import_what_traces() -> None:
+def test_opentelemetry_is_imported_only_for_tracing() -> None:
     program = "import sys, registry_server.app; print('registry_server.telemetry.otel' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"

@@ -1,4 +1,4 @@
-"""What is built from the checkout can be installed and run without it."""
+"""The wheel built from the checkout can be installed and run without it."""
 
 import email
 import json
@@ -23,7 +23,7 @@ PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {
 }
 SERVE = ("serve", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", "--log.format=json")
 
-# A client that has the stubs and nothing of the server.
+# A client that imports only the stubs, none of the server.
 CLIENT = textwrap.dedent("""
     import sys
 
@@ -54,7 +54,7 @@ def installed(wheel: Path, tmp_path: Path) -> Installed:
     return install(wheel, tmp_path)
 
 
-def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_exactly_the_packages(wheel: Path) -> None:
     sources = {
         f"{package}/{file.relative_to(directory).as_posix()}"
         for package, directory in PACKAGES.items()
@@ -74,7 +74,7 @@ def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel: Path) -> No
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
 
 
-def test_the_metadata_is_that_of_the_project(wheel: Path) -> None:
+def test_metadata_is_that_of_the_project(wheel: Path) -> None:
     assert wheel.name == f"ossa_registry-{__version__}-py3-none-any.whl"
     archive = zipfile.ZipFile(wheel)
     info = f"ossa_registry-{__version__}.dist-info"
@@ -92,10 +92,10 @@ def test_the_metadata_is_that_of_the_project(wheel: Path) -> None:
     assert dict(entry_points["console_scripts"]) == {"ossa-registry": "registry_cli.main:main"}
 
 
-def test_what_is_installed_serves_a_client_that_is_installed(installed: Installed) -> None:
+def test_installed_server_serves_an_installed_client(installed: Installed) -> None:
     assert installed.run("ossa-registry", "--version") == f"ossa-registry, version {__version__}\n"
 
-    # Not below pytest's directory: the path may be too long for the socket of the embedded Redis.
+    # pytest's directory may be too long a path for the socket of the embedded Redis.
     with tempfile.TemporaryDirectory(prefix="ossa-") as data_dir, serving(installed, data_dir) as server:
         address = ""
         for line in server.stderr or ():
@@ -104,21 +104,23 @@ def test_what_is_installed_serves_a_client_that_is_installed(installed: Installe
                 address = event["address"]
             if event["event"] == "ossa-registry is serving":
                 break
-        printed = installed.run("python", "-c", CLIENT, address)
+        output = installed.run("python", "-c", CLIENT, address)
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=30) == 0
 
-    stubs, *names = printed.split()
+    stubs, *names = output.split()
     assert Path(stubs).is_relative_to(installed.environment)
     assert names == ["a"]
 
 
 @contextmanager
 def serving(installed: Installed, data_dir: str) -> Iterator[subprocess.Popen[str]]:
-    """``ossa-registry serve`` with the embedded Redis."""
+    """Run ``ossa-registry serve`` with the embedded Redis."""
     command = [str(installed.environment / "bin" / "ossa-registry"), *SERVE, f"--data-dir={data_dir}"]
-    with subprocess.Popen(command, cwd=installed.working_directory, env=environ(), stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=installed.working_directory, env=environ(), stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             yield server
         finally:
-            server.kill()  # nothing, if it has ended
+            server.kill()  # no effect if it has exited

@@ -1,4 +1,4 @@
-"""A registry within another program: what is promised of it, on a real Redis."""
+"""``EmbeddedRegistry`` in a Python program, on a real Redis."""
 
 import asyncio
 import os
@@ -25,19 +25,19 @@ DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """Opening a registry says where logs go, for the whole program."""
+def reset_logging() -> Iterator[None]:
+    """Reset structlog afterwards: opening a registry configures it for the whole process."""
     yield
     structlog.reset_defaults()
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
+async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not holds():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
-def record_all(registry: EmbeddedRegistry) -> list[tuple[Any, ...]]:
+def record_events(registry: EmbeddedRegistry) -> list[tuple[Any, ...]]:
     seen: list[tuple[Any, ...]] = []
     for event in ("service:registered", "service:updated"):
         registry.on(event, lambda service, event=event: seen.append((event, service.name, service.version)))
@@ -46,9 +46,9 @@ def record_all(registry: EmbeddedRegistry) -> list[tuple[Any, ...]]:
     return seen
 
 
-async def test_it_has_what_the_contract_names(redis: RedisProcess) -> None:
+async def test_embedded_registry_offers_the_contract(redis: RedisProcess) -> None:
     registry = await registry_server.open_registry(settings(redis.url))
-    seen = record_all(registry)
+    seen = record_events(registry)
     await registry.register(small_service("a"))
     await registry.register(small_service("a", version="2.0.0"))
     before = (await registry.health("a"))[0].status
@@ -73,32 +73,32 @@ async def test_it_has_what_the_contract_names(redis: RedisProcess) -> None:
     await registry.close()
 
 
-async def test_what_others_do_on_the_same_redis_shows(redis: RedisProcess) -> None:
+async def test_changes_of_another_registry_on_the_same_redis_are_seen(redis: RedisProcess) -> None:
     async with await open_registry(settings(redis.url)) as one, await open_registry(settings(redis.url)) as other:
-        seen = record_all(one)
+        seen = record_events(one)
         await other.register(small_service("a"))
         await eventually(lambda: seen == [("service:registered", "a", "1.0.0")])
 
 
-async def test_a_callback_that_fails_or_waits_holds_up_nobody_and_no_other(redis: RedisProcess) -> None:
+async def test_failing_or_slow_callback_delays_no_call_and_no_callback(redis: RedisProcess) -> None:
     async with await open_registry(settings(redis.url)) as registry:
-        go_on, seen = asyncio.Event(), list[str]()
+        release, seen = asyncio.Event(), list[str]()
 
-        async def waits(service: Any) -> None:
-            await go_on.wait()
+        async def slow_callback(service: Any) -> None:
+            await release.wait()
             seen.append(f"late {service.name}")
 
-        def fails(_: Any) -> None:
+        def failing_callback(_: Any) -> None:
             raise ValueError("a bug of the program")
 
         with capture_logs() as logs:
-            remove = registry.on("service:registered", fails)
-            registry.on("service:registered", waits)
+            remove = registry.on("service:registered", failing_callback)
+            registry.on("service:registered", slow_callback)
             registry.on("service:registered", lambda service: seen.append(service.name))
             async with asyncio.timeout(TIMEOUT):
                 for name in ("a", "b"):
                     await registry.register(small_service(name))
-            go_on.set()
+            release.set()
             await eventually(lambda: len(seen) == 4)
             assert seen == ["late a", "a", "late b", "b"]
             assert [line["event"] for line in logs].count("listener callback failed") == 2
@@ -109,31 +109,31 @@ async def test_a_callback_that_fails_or_waits_holds_up_nobody_and_no_other(redis
             assert [line["event"] for line in logs].count("listener callback failed") == 2
 
 
-async def test_callbacks_that_are_too_slow_are_told_that_they_missed_something(redis: RedisProcess) -> None:
+async def test_dropped_events_are_reported_to_slow_callbacks(redis: RedisProcess) -> None:
     async with await open_registry(settings(redis.url, watch={"buffer_events": 3})) as registry:
-        go_on, errors, seen = asyncio.Event(), list[Exception](), list[str]()
+        release, errors, seen = asyncio.Event(), list[Exception](), list[str]()
 
-        async def waits(service: Any) -> None:
+        async def slow_callback(service: Any) -> None:
             seen.append(service.name)
-            await go_on.wait()
+            await release.wait()
 
-        registry.on("service:registered", waits)
+        registry.on("service:registered", slow_callback)
         registry.on("registry:error", errors.append)
         for i in range(10):
             await registry.register(small_service(f"s{i}"))
-        go_on.set()
+        release.set()
         await eventually(lambda: bool(errors) and seen[-1] == "s9")
         assert isinstance(errors[0], WatcherTooSlow)
         assert len(seen) < 10
 
 
-async def test_an_event_that_there_is_not_is_refused_by_name(redis: RedisProcess) -> None:
+async def test_unknown_event_name_is_refused(redis: RedisProcess) -> None:
     async with await open_registry(settings(redis.url)) as registry:
         with pytest.raises(ValueError, match="unknown event 'service:removed'; the events are service:registered, "):
             registry.on("service:removed", print)
 
 
-async def test_it_ends_with_all_that_it_started(tmp_path: Path) -> None:
+async def test_closing_ends_all_child_processes(tmp_path: Path) -> None:
     before = set(children_of(os.getpid()))
     checks = HealthCheckSettings(enabled=True)
     async with await open_registry(Settings(data_dir=tmp_path, health_check=checks)) as registry:
@@ -141,21 +141,21 @@ async def test_it_ends_with_all_that_it_started(tmp_path: Path) -> None:
     assert set(children_of(os.getpid())) <= before
 
 
-async def test_what_cannot_be_run_is_told() -> None:
+async def test_invalid_setting_raises_a_configuration_error() -> None:
     bad = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1/0?colour=blue")))
     with pytest.raises(ConfigurationError, match="colour"):
         await open_registry(bad)
 
 
 @pytest.mark.slow
-async def test_opening_can_be_given_up() -> None:
-    nowhere = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1")))
+async def test_opening_can_be_cancelled() -> None:
+    unreachable = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1")))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
-            await open_registry(nowhere)
+            await open_registry(unreachable)
 
 
-def test_what_the_package_offers_is_loaded_late() -> None:
+def test_package_attributes_are_imported_on_demand() -> None:
     assert registry_server.Settings is Settings
     assert registry_server.ServiceRegistry is ServiceRegistry
     assert issubclass(registry_server.EmbeddedRegistry, ServiceRegistry)
@@ -163,7 +163,7 @@ def test_what_the_package_offers_is_loaded_late() -> None:
         registry_server.nonsense  # noqa: B018
 
 
-async def test_its_logs_go_where_those_of_the_program_go(
+async def test_logs_go_through_the_logging_of_the_program(
     redis: RedisProcess, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with await open_registry(settings(redis.url)):
