@@ -1,4 +1,4 @@
-"""The SDK through what a fleet goes through: killed registries, a Redis that is restarted or emptied."""
+"""The SDK with a fleet of agents, while registries are killed and Redis is restarted or emptied."""
 
 import asyncio
 import time
@@ -26,12 +26,12 @@ CACHES = 10
 RESTARTS = 20
 TTL = 30.0
 PERIOD = TTL / 3
-EMPTIED_WHILE_AWAY = {5, 13}
+EMPTIED_WHILE_DOWN = {5, 13}
 REDIS_RESTARTED = {9, 17}
 
 
 class Fleet:
-    """Registrations and caches, each set with a client of its own, and what users' code would meet."""
+    """Registrations and caches with separate clients, and the failures that user code would see."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -57,7 +57,7 @@ class Fleet:
 
     @asynccontextmanager
     async def picking(self) -> AsyncIterator[None]:
-        """Lets users pick all the time; that they find nobody is a failure."""
+        """Resolve endpoints continuously within the block. ``NoEndpoint`` counts as a failure."""
 
         async def pick() -> None:
             while True:
@@ -76,8 +76,8 @@ class Fleet:
             task.cancel()
             await asyncio.wait([task])
 
-    async def whole(self, client: RegistryClient, change: int) -> None:
-        """Makes a change; waits until all are registered and all caches are level with the registry."""
+    async def wait_consistent(self, client: RegistryClient, change: int) -> None:
+        """Make a change and wait until all agents are registered and all caches equal the registry."""
         marker = make_service("marker", "http://marker.test", version=f"1.0.{change}", capabilities=["x"], ttl=0)
         await client.register_service(marker)
         while True:
@@ -102,7 +102,7 @@ def agent(i: int) -> Service:
     )
 
 
-async def emptied(redis: RedisProcess) -> None:
+async def flush(redis: RedisProcess) -> None:
     async with Redis.from_url(redis.url) as admin:
         await admin.flushall()
 
@@ -115,16 +115,16 @@ async def timed(awaitable: Any) -> float:
 
 
 @pytest.mark.timeout(300)
-async def test_a_fleet_survives_twenty_killed_registries_and_an_emptied_redis(redis: RedisProcess) -> None:
+async def test_fleet_survives_killed_registries_and_an_emptied_redis(redis: RedisProcess) -> None:
     took: list[float] = []
     async with RegistryProcess(f"--redis.url={redis.url}") as registry:
         fleet = Fleet(registry.target)
         async with fleet.running() as client:
-            await fleet.whole(client, 0)
+            await fleet.wait_consistent(client, 0)
             for i in range(RESTARTS):
-                if i in EMPTIED_WHILE_AWAY:
+                if i in EMPTIED_WHILE_DOWN:
                     registry.kill()
-                    await emptied(redis)
+                    await flush(redis)
                     await asyncio.to_thread(registry.start)
                 else:
                     async with fleet.picking():
@@ -132,25 +132,25 @@ async def test_a_fleet_survives_twenty_killed_registries_and_an_emptied_redis(re
                         if i in REDIS_RESTARTED:
                             await redis.restart()
                         await asyncio.to_thread(registry.start)
-                        took.append(await timed(fleet.whole(client, i + 1)))
+                        took.append(await timed(fleet.wait_consistent(client, i + 1)))
                     continue
-                took.append(await timed(fleet.whole(client, i + 1)))
+                took.append(await timed(fleet.wait_consistent(client, i + 1)))
 
-            # Emptied under a registry that runs: its agents learn of it by their next heartbeat.
-            await emptied(redis)
-            took.append(await timed(fleet.whole(client, 100)))
+            # Emptied while the registry runs: agents notice it with their next heartbeat.
+            await flush(redis)
+            took.append(await timed(fleet.wait_consistent(client, 100)))
 
             async with fleet.picking():
                 await redis.restart()
-                took.append(await timed(fleet.whole(client, 200)))
+                took.append(await timed(fleet.wait_consistent(client, 200)))
             await client.unregister_service("marker")
-        assert await gone(registry)
+        assert await all_unregistered(registry)
     assert fleet.failures == []
     assert fleet.picks > 0
     assert RegistrationState.REFUSED not in fleet.states
     assert max(took) <= PERIOD, took
 
 
-async def gone(registry: RegistryProcess) -> bool:
+async def all_unregistered(registry: RegistryProcess) -> bool:
     async with RegistryClient(registry.target, timeout=30) as client:
         return await client.find_services() == []

@@ -1,4 +1,4 @@
-"""Redis Cluster: the registry finds who owns its slot, whoever that becomes."""
+"""Redis Cluster: the registry finds the owner of its slot and follows changes of the owner."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -40,8 +40,8 @@ async def started(tmp_path: Path, **settings: object) -> AsyncIterator[Started]:
         yield Started(redis, server, subscriber)
 
 
-async def nothing_is_lost(it: Started, seen: Traffic) -> None:
-    """What was acknowledged is there, and the watcher saw every change once and in order on one stream."""
+async def assert_nothing_is_lost(it: Started, seen: Traffic) -> None:
+    """Check that every acknowledged write exists, and that the watcher received every change once on one stream."""
     for name, service in seen.acknowledged.items():
         assert (await it.server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
     health = await it.server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
@@ -52,13 +52,13 @@ async def nothing_is_lost(it: Started, seen: Traffic) -> None:
     assert BEATING in it.subscriber.state
 
 
-async def promoted(node: RedisProcess) -> None:
+async def wait_for_promotion(node: RedisProcess) -> None:
     async with asyncio.timeout(TIMEOUT):
         while await role_of(node) != "master":
             await asyncio.sleep(0.05)
 
 
-async def test_it_does_all_of_its_work_in_one_slot(tmp_path: Path) -> None:
+async def test_all_keys_are_in_one_slot(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         service = small_service("agent")
         await it.server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
@@ -72,63 +72,63 @@ async def test_it_does_all_of_its_work_in_one_slot(tmp_path: Path) -> None:
         await it.server.stub.UnregisterService(pb.UnregisterServiceRequest(name="agent"))
 
 
-async def test_a_killed_owner_is_replaced_and_loses_nothing_that_its_replica_confirmed(tmp_path: Path) -> None:
+async def test_failover_of_a_killed_owner_keeps_confirmed_writes(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         async with traffic(it.server) as seen:
             await more_writes(seen)
-            # Nothing is written while it dies: this is what a cluster keeps without waiting for replicas.
+            # Pause writes before the kill: without wait-replicas, a cluster keeps only replicated writes.
             async with client_of(it.redis.nodes[0]) as client:
                 await client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")  # type: ignore[no-untyped-call]
                 while await client.wait(1, 100) < 1:
                     pass
             it.redis.nodes[0].kill()
-            await promoted(it.redis.nodes[3])
+            await wait_for_promotion(it.redis.nodes[3])
             await more_writes(seen)
         seen.report("owner killed")
         assert seen.refused
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
 
 
-async def test_an_owner_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(tmp_path: Path) -> None:
+async def test_hung_owner_is_replaced_and_accepts_no_write_afterwards(tmp_path: Path) -> None:
     async with started(tmp_path, wait_replicas=1, timeout_ms=1000) as it:
         async with traffic(it.server) as seen:
             await more_writes(seen)
             it.redis.nodes[0].pause()
-            await promoted(it.redis.nodes[3])
+            await wait_for_promotion(it.redis.nodes[3])
             it.redis.nodes[0].resume()
-            # It wakes up as a replica of the new owner, and then there is somebody to confirm.
+            # It becomes a replica of the new owner, which can then confirm writes.
             await more_writes(seen)
             assert await role_of(it.redis.nodes[0]) == "slave"
         seen.report("owner paused")
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
 
 
-async def test_an_owner_that_is_emptied_is_given_back_all_and_so_is_its_replica(tmp_path: Path) -> None:
+async def test_emptied_owner_and_its_replica_are_restored(tmp_path: Path) -> None:
     async with started(tmp_path, wait_replicas=1) as it:
         async with traffic(it.server) as seen:
             await more_writes(seen)
             async with client_of(it.redis.nodes[0]) as client:
                 await client.flushall()
             await more_writes(seen)
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
         async with client_of(it.redis.nodes[0]) as client, client_of(it.redis.nodes[3]) as replica:
             await replica.readonly()
             assert await replica.hlen("{ossa}:registry:records") == await client.hlen("{ossa}:registry:records") > 0
 
 
-async def test_a_planned_failover_is_followed_with_nothing_lost(tmp_path: Path) -> None:
+async def test_planned_failover_loses_nothing(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         async with traffic(it.server) as seen:
             await more_writes(seen)
             async with client_of(it.redis.nodes[3]) as client:
                 await client.cluster("FAILOVER")
-            await promoted(it.redis.nodes[3])
+            await wait_for_promotion(it.redis.nodes[3])
             await more_writes(seen)
         seen.report("planned failover")
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
 
 
-async def test_a_slot_that_moves_to_another_node_is_followed(tmp_path: Path) -> None:
+async def test_migrated_slot_is_followed(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         async with traffic(it.server, writers=2) as seen:
             await more_writes(seen)
@@ -137,19 +137,19 @@ async def test_a_slot_that_moves_to_another_node_is_followed(tmp_path: Path) -> 
         seen.report("slot moved")
         async with client_of(it.redis.nodes[1]) as client:
             assert await client.hlen("{ossa}:registry:records") > len(seen.acknowledged)
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
 
 
-async def test_nodes_that_do_not_hold_the_slot_may_be_gone(tmp_path: Path) -> None:
+async def test_failure_of_other_nodes_has_no_effect(tmp_path: Path) -> None:
     async with started(tmp_path) as it:
         async with traffic(it.server) as seen:
             await more_writes(seen)
             it.redis.nodes[2].kill()
             await more_writes(seen)
-        await nothing_is_lost(it, seen)
+        await assert_nothing_is_lost(it, seen)
 
 
-async def test_a_redis_that_is_no_cluster_is_told_in_the_log(redis: RedisProcess) -> None:
+async def test_redis_without_cluster_mode_is_logged(redis: RedisProcess) -> None:
     url = f"redis+cluster://127.0.0.1:{redis.port}"
     process = ServerProcess(f"--redis.url={url}", f"--redis.key-prefix={PREFIX}")
     starting = asyncio.create_task(process.start())
@@ -170,7 +170,7 @@ async def test_a_redis_that_is_no_cluster_is_told_in_the_log(redis: RedisProcess
 
 
 async def _move_slot(redis: Cluster, source: RedisProcess, target: RedisProcess) -> None:
-    """Moves the registry's slot as ``redis-cli --cluster reshard`` does."""
+    """Move the registry's slot like ``redis-cli --cluster reshard``."""
     async with client_of(source) as old, client_of(target) as new:
         source_id, target_id = await old.cluster("MYID"), await new.cluster("MYID")
         await new.cluster("SETSLOT", redis.slot, "IMPORTING", source_id)

@@ -17,7 +17,7 @@ from tests.support.watching import Subscriber, following
 CHANGES = 10_000
 CUTS = 100
 WRITERS = 16
-NAMES_OF_A_WRITER = 12
+NAMES_PER_WRITER = 12
 STATUSES = (
     HealthStatus.HEALTH_STATUS_HEALTHY,
     HealthStatus.HEALTH_STATUS_UNHEALTHY,
@@ -32,12 +32,12 @@ WANTED = (
 
 
 class Writer:
-    """Makes random changes to names of its own, and keeps in a plain dict what it must have come to."""
+    """Makes random changes to separate names, and maintains the expected state in a dict."""
 
     def __init__(self, server: Server, number: int, seed: int) -> None:
         self._stub = server.stub
         self._random = random.Random(f"{seed}/{number}")
-        self._names = [f"agent-{number:02d}-{i:02d}" for i in range(NAMES_OF_A_WRITER)]
+        self._names = [f"agent-{number:02d}-{i:02d}" for i in range(NAMES_PER_WRITER)]
         self.model: dict[str, Service] = {}
         self.changes = 0
 
@@ -53,7 +53,7 @@ class Writer:
                 answer = await self._stub.ReportServiceHealth(ReportServiceHealthRequest(name=name, status=status))
                 before.health.CopyFrom(answer.health)
             case _:
-                self.changes += 1  # a version of its own, so that every registration is a change
+                self.changes += 1  # a new version, so that every registration is a change
                 service = small_service(
                     name,
                     version=f"1.{self.changes}.0",
@@ -63,7 +63,7 @@ class Writer:
                 self.model[name] = response.service
 
 
-async def test_a_watcher_cut_100_times_in_10000_changes_sees_every_revision_once(redis: RedisProcess) -> None:
+async def test_watcher_disconnected_100_times_receives_every_revision_once(redis: RedisProcess) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)

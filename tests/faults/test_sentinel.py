@@ -1,4 +1,4 @@
-"""Redis under Sentinel: whatever fails over, reads never fail, and a write that was answered for is there."""
+"""Redis under Sentinel: during failovers reads never fail, and acknowledged writes are kept."""
 
 import asyncio
 from pathlib import Path
@@ -29,8 +29,8 @@ async def until(server: Server, *, connected: bool) -> None:
             await asyncio.sleep(0.02)
 
 
-async def nothing_is_lost(server: Server, seen: Traffic, subscriber: Subscriber) -> None:
-    """What was acknowledged is there, and the watcher saw every change once and in order on one stream."""
+async def assert_nothing_is_lost(server: Server, seen: Traffic, subscriber: Subscriber) -> None:
+    """Check that every acknowledged write exists, and that the watcher received every change once on one stream."""
     for name, service in seen.acknowledged.items():
         assert (await server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
     health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
@@ -41,7 +41,7 @@ async def nothing_is_lost(server: Server, seen: Traffic, subscriber: Subscriber)
     assert BEATING in subscriber.state
 
 
-async def test_a_killed_primary_is_replaced_and_loses_nothing_that_a_replica_confirmed(tmp_path: Path) -> None:
+async def test_failover_of_a_killed_primary_keeps_confirmed_writes(tmp_path: Path) -> None:
     async with (
         watched(tmp_path) as redis,
         running(redis.url, redis={"wait_replicas": 1}) as server,
@@ -52,7 +52,7 @@ async def test_a_killed_primary_is_replaced_and_loses_nothing_that_a_replica_con
             redis.servers[0].kill()
             primary = await redis.primary(other_than=redis.servers[0])
             await more_writes(seen)
-            # It comes back as a primary; Sentinel makes a replica of it.
+            # It restarts as a primary, and Sentinel turns it into a replica.
             await redis.servers[0].restart()
             async with asyncio.timeout(TIMEOUT):
                 while await role_of(redis.servers[0]) != "slave":
@@ -62,10 +62,10 @@ async def test_a_killed_primary_is_replaced_and_loses_nothing_that_a_replica_con
         seen.report("primary killed")
         assert primary is not redis.servers[0]
         assert seen.refused
-        await nothing_is_lost(server, seen, subscriber)
+        await assert_nothing_is_lost(server, seen, subscriber)
 
 
-async def test_a_primary_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(tmp_path: Path) -> None:
+async def test_hung_primary_is_replaced_and_accepts_no_write_afterwards(tmp_path: Path) -> None:
     settings = {"wait_replicas": 1, "timeout_ms": 1000}
     async with (
         watched(tmp_path) as redis,
@@ -84,10 +84,10 @@ async def test_a_primary_that_hangs_is_left_and_takes_no_write_when_it_wakes_up(
                     await asyncio.sleep(0.05)
             await more_writes(seen)
         seen.report("primary paused")
-        await nothing_is_lost(server, seen, subscriber)
+        await assert_nothing_is_lost(server, seen, subscriber)
 
 
-async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
+async def test_planned_failover_is_followed(tmp_path: Path) -> None:
     async with (
         watched(tmp_path) as redis,
         running(redis.url, redis={"wait_replicas": 2}) as server,
@@ -101,8 +101,8 @@ async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
             await redis.primary(other_than=redis.servers[0])
             await more_writes(seen)
         seen.report("planned failover")
-        # The old primary takes writes for a second after the new one has left it. Nobody confirms them, they are lost,
-        # and those who saw them are told so.
+        # The old primary accepts writes for a second after the promotion of the new one. These writes are not confirmed
+        # and are lost, and watchers receive the difference.
         for name, service in seen.acknowledged.items():
             assert (await server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
         found = await server.stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1000))
@@ -111,7 +111,7 @@ async def test_a_planned_failover_is_followed(tmp_path: Path) -> None:
         assert subscriber.streams == 1
 
 
-async def test_what_a_lagging_replica_lost_is_given_back_to_it(tmp_path: Path) -> None:
+async def test_writes_lost_by_a_lagging_replica_are_restored(tmp_path: Path) -> None:
     async with (
         watched(tmp_path, replicas=1) as redis,
         running(redis.url) as server,
@@ -124,7 +124,7 @@ async def test_what_a_lagging_replica_lost_is_given_back_to_it(tmp_path: Path) -
                 while not await client.wait(1, 100):
                     pass
             async with client_of(replica) as client:
-                await client.config_set("masterauth", "wrong")  # it cannot come back once it is cut off
+                await client.config_set("masterauth", "wrong")  # prevents reconnection
         async with client_of(primary) as client:
             await client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # type: ignore[no-untyped-call]
         lost = (await register(server, "lost")).service
@@ -149,7 +149,7 @@ async def test_what_a_lagging_replica_lost_is_given_back_to_it(tmp_path: Path) -
             assert sorted(await client.hkeys("ossa:registry:records")) == ["after", "kept", "lost"]
 
 
-async def test_replicas_that_are_gone_stop_nothing(tmp_path: Path) -> None:
+async def test_unavailable_replicas_have_no_effect(tmp_path: Path) -> None:
     async with (
         watched(tmp_path) as redis,
         running(redis.url) as server,
@@ -162,10 +162,10 @@ async def test_replicas_that_are_gone_stop_nothing(tmp_path: Path) -> None:
             await more_writes(seen, 100)
             redis.servers[2].resume()
         assert not seen.refused
-        await nothing_is_lost(server, seen, subscriber)
+        await assert_nothing_is_lost(server, seen, subscriber)
 
 
-async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confirmed_later(tmp_path: Path) -> None:
+async def test_write_on_too_few_replicas_is_reported_and_confirmed_later(tmp_path: Path) -> None:
     settings = {"wait_replicas": 2, "wait_timeout_ms": 300}
     async with watched(tmp_path) as redis, running(redis.url, redis=settings) as server:
         before = (await register(server, "before")).service
@@ -180,11 +180,11 @@ async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confir
         assert info.metadata == {"revision": "2", "confirmedReplicas": "1", "wantedReplicas": "2"}
         made = await server.stub.GetService(pb.GetServiceRequest(name="agent", min_revision=before.revision + 1))
         assert made.service.revision == 2
-        # Leases and reads wait for no replica.
+        # Heartbeats and reads do not wait for replicas.
         assert (await server.stub.Heartbeat(pb.HeartbeatRequest(names=["agent"]))).renewed_count == 1
         strong = pb.DiscoverServicesRequest(consistency=pb.Consistency.CONSISTENCY_STRONG)
         assert (await server.stub.DiscoverServices(strong)).total_size == 2
-        # The same again is no change, and is not confirmed either.
+        # The same registration changes nothing, and is not confirmed either.
         with pytest.raises(grpc.aio.AioRpcError) as again:
             await register(server, "agent")
         assert info_of(again.value).reason == "NOT_REPLICATED"
@@ -202,7 +202,7 @@ async def test_a_change_that_too_few_replicas_have_is_told_to_be_made_and_confir
         await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="agent"))
 
 
-async def test_sentinels_that_are_gone_later_change_nothing(tmp_path: Path) -> None:
+async def test_unavailable_sentinels_have_no_effect_after_the_start(tmp_path: Path) -> None:
     async with watched(tmp_path, replicas=1) as redis, running(redis.url) as server:
         async with traffic(server) as seen:
             await more_writes(seen)
@@ -220,11 +220,11 @@ async def test_one_sentinel_is_enough_to_find_the_primary(tmp_path: Path) -> Non
             await register(server, "agent")
 
 
-async def test_with_all_sentinels_away_at_the_start_it_waits_for_them(tmp_path: Path) -> None:
+async def test_start_waits_for_a_sentinel(tmp_path: Path) -> None:
     async with watched(tmp_path, replicas=1) as redis:
         for sentinel in redis.sentinels:
             await sentinel.stop()
-        starting = asyncio.create_task(_first_answer(redis.url))
+        starting = asyncio.create_task(_first_response(redis.url))
         await asyncio.sleep(0.5)
         assert not starting.done()
         for sentinel in redis.sentinels:
@@ -233,7 +233,7 @@ async def test_with_all_sentinels_away_at_the_start_it_waits_for_them(tmp_path: 
             assert (await starting).service.revision == 1
 
 
-async def test_passwords_of_redis_and_of_sentinel_are_used_and_never_shown(tmp_path: Path) -> None:
+async def test_passwords_are_used_and_never_logged(tmp_path: Path) -> None:
     secrets = {"password": "hunter2%2F", "own_password": "swordfish"}
     async with watched(tmp_path, replicas=1, password="hunter2/", own_password="swordfish") as redis:
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in redis.sentinels)
@@ -250,7 +250,7 @@ async def test_passwords_of_redis_and_of_sentinel_are_used_and_never_shown(tmp_p
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (("/agents", "/nobody"), "no Sentinel returned the primary of 'nobody': No such master with that name"),
+        (("/agents", "/unknown"), "no Sentinel returned the primary of 'unknown': No such master with that name"),
         (
             ("sentinel_password=right", "sentinel_password=wrong"),
             "no Sentinel returned the primary of 'agents': our credentials are refused",
@@ -258,9 +258,7 @@ async def test_passwords_of_redis_and_of_sentinel_are_used_and_never_shown(tmp_p
         (("sentinel_password=right", ""), "no Sentinel returned the primary of 'agents': our credentials are refused"),
     ],
 )
-async def test_what_is_wrong_with_the_url_is_in_the_log_at_the_start(
-    tmp_path: Path, change: tuple[str, str], why: str
-) -> None:
+async def test_error_in_the_url_is_logged_at_start(tmp_path: Path, change: tuple[str, str], why: str) -> None:
     async with watched(tmp_path, replicas=0, own_password="right") as redis:
         process = ServerProcess(f"--redis.url={redis.url.replace(*change)}")
         starting = asyncio.create_task(process.start())
@@ -280,13 +278,13 @@ async def test_what_is_wrong_with_the_url_is_in_the_log_at_the_start(
             assert await process.stop() == 0
 
 
-async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_path: Path) -> None:
+async def test_primary_replaced_by_sentinel_is_left_although_it_responds(tmp_path: Path) -> None:
     async with watched(tmp_path, replicas=0) as redis, RedisProcess(tmp_path / "other") as other:
         async with running(redis.url) as server, following(server.stub) as subscriber:
             await register(server, "agent")
             for i in range(len(redis.sentinels)):
-                await _sentinel(redis, "REMOVE", SERVICE, at=i)
-                await _sentinel(redis, "MONITOR", SERVICE, "127.0.0.1", str(other.port), "2", at=i)
+                await _sentinel(redis, "REMOVE", SERVICE, index=i)
+                await _sentinel(redis, "MONITOR", SERVICE, "127.0.0.1", str(other.port), "2", index=i)
             async with client_of(other) as client, asyncio.timeout(TIMEOUT):
                 while not await client.hexists("ossa:registry:records", "agent"):
                     await asyncio.sleep(0.02)
@@ -296,7 +294,7 @@ async def test_a_primary_that_sentinels_gave_up_is_left_although_it_answers(tmp_
             assert sorted(await client.hkeys("ossa:registry:records")) == ["agent", "there"]
 
 
-async def _first_answer(url: str) -> pb.RegisterServiceResponse:
+async def _first_response(url: str) -> pb.RegisterServiceResponse:
     async with running(url) as server:
         return await register(server, "agent")
 
@@ -305,12 +303,12 @@ async def _fails_over(redis: Watched) -> bool:
     try:
         await _sentinel(redis, "FAILOVER", SERVICE)
     except ResponseError as error:
-        if "NOGOODSLAVE" not in str(error):  # it has not heard of a replica for a moment
+        if "NOGOODSLAVE" not in str(error):  # Sentinel has no usable replica for a moment
             raise
         return False
     return True
 
 
-async def _sentinel(redis: Watched, *command: str, at: int = 0) -> None:
-    async with redis.client(redis.sentinels[at]) as client:
+async def _sentinel(redis: Watched, *command: str, index: int = 0) -> None:
+    async with redis.client(redis.sentinels[index]) as client:
         await client.execute_command(f"SENTINEL {command[0]}", *command[1:])  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Several server processes on one Redis are one registry."""
+"""Several server processes on one Redis form one registry."""
 
 import asyncio
 import signal
@@ -47,7 +47,7 @@ def _register(service: Service) -> pb.RegisterServiceRequest:
     return pb.RegisterServiceRequest(service=service)
 
 
-async def test_what_one_commits_a_watcher_on_the_other_gets(pair: Pair) -> None:
+async def test_watcher_receives_changes_of_the_other_process(pair: Pair) -> None:
     async with following(pair.other) as subscriber:
         registered = (await pair.one.RegisterService(_register(small_service("agent")))).service
         await subscriber.reached(registered.revision)
@@ -61,7 +61,7 @@ async def test_what_one_commits_a_watcher_on_the_other_gets(pair: Pair) -> None:
         assert subscriber.events[-1].service == removed.service
 
 
-async def test_an_answer_is_visible_at_once_here_and_with_its_revision_there(pair: Pair) -> None:
+async def test_write_is_visible_locally_and_remotely_with_min_revision(pair: Pair) -> None:
     for i in range(100):
         name = f"agent-{i}"
         written = (await pair.one.RegisterService(_register(small_service(name)))).service
@@ -70,7 +70,7 @@ async def test_an_answer_is_visible_at_once_here_and_with_its_revision_there(pai
         assert (await pair.other.GetService(there)).service == written
 
 
-async def test_a_strong_read_sees_what_the_other_has_committed(pair: Pair) -> None:
+async def test_strong_read_sees_commits_of_the_other_process(pair: Pair) -> None:
     for i in range(50):
         await pair.one.RegisterService(_register(small_service(f"agent-{i}")))
         found = await pair.other.DiscoverServices(
@@ -79,7 +79,7 @@ async def test_a_strong_read_sees_what_the_other_has_committed(pair: Pair) -> No
         assert found.total_size == i + 1
 
 
-async def test_a_write_refuses_only_on_what_is_true(pair: Pair) -> None:
+async def test_preconditions_are_checked_against_the_current_state(pair: Pair) -> None:
     for i in range(30):
         name = f"agent-{i}"
         written = (await pair.one.RegisterService(_register(small_service(name)))).service
@@ -94,7 +94,7 @@ async def test_a_write_refuses_only_on_what_is_true(pair: Pair) -> None:
         await pair.other.RegisterService(again)
 
 
-async def test_writers_on_both_race_for_one_name_and_every_revision_is_one_change(pair: Pair) -> None:
+async def test_concurrent_writers_of_one_name_get_distinct_revisions(pair: Pair) -> None:
     async with following(pair.one) as subscriber:
         revisions: list[int] = []
 
@@ -113,7 +113,7 @@ async def test_writers_on_both_race_for_one_name_and_every_revision_is_one_chang
         assert subscriber.state["contested"] == (await pair.other.GetService(newest)).service
 
 
-async def test_one_killed_process_takes_nothing_with_it(pair: Pair) -> None:
+async def test_killed_process_loses_nothing(pair: Pair) -> None:
     async with following(pair.other) as subscriber:
         for i in range(20):
             await pair.one.RegisterService(_register(small_service(f"agent-{i}")))
@@ -126,13 +126,13 @@ async def test_one_killed_process_takes_nothing_with_it(pair: Pair) -> None:
         assert len(subscriber.state) == 21
 
 
-async def test_the_only_process_stopped_for_three_ttls_expires_nothing(redis: RedisProcess) -> None:
+async def test_lease_survives_a_pause_of_the_only_process(redis: RedisProcess) -> None:
     async with _process(redis) as process, connected(process.grpc_address) as (_, stub):
         service = small_service("paused")
         service.ttl.seconds = 5
         await stub.RegisterService(_register(service))
         process.signal(signal.SIGSTOP)
-        await asyncio.sleep(15)  # three leases: time itself is what is tested
+        await asyncio.sleep(15)  # three lease lengths; needs real time
         process.signal(signal.SIGCONT)
 
         answer = await stub.Heartbeat(pb.HeartbeatRequest(names=["paused"]), wait_for_ready=True)

@@ -1,6 +1,6 @@
-"""Whatever is sent, the server lives, answers no INTERNAL, logs no bug, and its memory comes back to its level.
+"""For any input, the server survives, never returns INTERNAL, logs no error, and does not leak memory.
 
-``make test`` sends a share of it; ``make fuzz`` sends all.
+``make test`` sends 1,000 requests per test, ``make fuzz`` sends 50,000.
 """
 
 import asyncio
@@ -22,107 +22,107 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from tests.fuzz.requests import END_HEADERS, HEADERS, METHODS, UNARY, broken, connection, good_wires, requests
+from tests.fuzz.requests import END_HEADERS, HEADERS, METHODS, UNARY, connection, corrupt, requests, valid_requests
 from tests.support.security import Policy, bearer
 from tests.support.server import ServerProcess
 
 COUNT = int(os.environ.get("OSSA_FUZZ", "1000"))
-"""How many of each kind: 50,000 by ``make fuzz``."""
+"""Number of requests per test."""
 IN_FLIGHT = 32
-ANSWERED_WITHIN = 30.0
-PATIENCE = 1.0
-"""Seconds for a call: some ask for a revision that never comes."""
-STREAM_LASTS = 0.05
-MOST_GROWTH = 48 << 20
-"""Bytes by which a process may be larger at the end than after a tenth of it: pools and arenas, and no more."""
-OF_GRPC = ("Failed parsing HTTP/2", "Compression bit set but no encoding configured")
-"""INTERNAL is what gRPC's core has to answer to these, by its specification; no code of ours has seen such a call."""
-BAD = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+RECOVERY_SECONDS = 30.0
+CALL_TIMEOUT_SECONDS = 1.0
+"""Deadline of a call; some calls wait for a revision that is never reached."""
+STREAM_SECONDS = 0.05
+MAX_GROWTH_BYTES = 48 << 20
+"""Permitted memory growth after a tenth of the requests, for pools and arenas."""
+GRPC_CORE_MESSAGES = ("Failed parsing HTTP/2", "Compression bit set but no encoding configured")
+"""Messages of INTERNAL errors that gRPC's core returns by specification; the registry never sees these calls."""
+BUG_CODES = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 
 class Target:
-    """A server process, and what it answered."""
+    """A server process and its responses."""
 
     def __init__(self, server: ServerProcess, policy: Policy) -> None:
         self.server, self.policy = server, policy
         self.codes: Counter[grpc.StatusCode] = Counter()
-        self.bad: list[str] = []
-        self._level = 0
+        self.bugs: list[str] = []
+        self._baseline = 0
         self.warmed = False
 
     @property
     def memory(self) -> int:
-        """Bytes that the process holds."""
+        """Return the resident memory of the process in bytes."""
         text = Path(f"/proc/{self.server.pid}/status").read_text(encoding="ascii")
         return int(text.partition("VmRSS:")[2].split()[0]) * 1024
 
-    def took(self, method: str, wire: bytes, code: grpc.StatusCode) -> None:
-        """Notes an answer."""
+    def record_response(self, method: str, wire: bytes, code: grpc.StatusCode) -> None:
+        """Record a response."""
         self.codes[code] += 1
-        if code in BAD and len(self.bad) < 10:
-            self.bad.append(f"{method} {code.name} {wire[:200]!r}")
+        if code in BUG_CODES and len(self.bugs) < 10:
+            self.bugs.append(f"{method} {code.name} {wire[:200]!r}")
 
     def warm(self) -> None:
-        """Notes how large it is with all its pools filled."""
-        self._level, self.warmed = self.memory, True
+        """Record the memory after the warm-up as the baseline."""
+        self._baseline, self.warmed = self.memory, True
 
     async def check(self) -> None:
-        """Fails if something went wrong."""
+        """Fail if there was a bug, an error in the log, or a memory leak."""
         async with grpc.aio.insecure_channel(self.server.grpc_address) as channel:
             stub = RegistryServiceStub(channel)
             admin = self.policy.metadata("admin")
             request = pb.DiscoverServicesRequest(page_size=1000)
-            answer = await stub.DiscoverServices(request, metadata=admin, timeout=ANSWERED_WITHIN, wait_for_ready=True)
+            answer = await stub.DiscoverServices(request, metadata=admin, timeout=RECOVERY_SECONDS, wait_for_ready=True)
             for service in answer.services:
                 await stub.UnregisterService(pb.UnregisterServiceRequest(name=service.name), metadata=admin)
-        assert self.bad == []
+        assert self.bugs == []
         assert [line for line in self.server.log if line.get("level") in {"error", "critical"}] == []
-        give_up = time.monotonic() + ANSWERED_WITHIN
-        while (memory := self.memory) > self._level + MOST_GROWTH and time.monotonic() < give_up:
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while (memory := self.memory) > self._baseline + MAX_GROWTH_BYTES and time.monotonic() < deadline:
             await asyncio.sleep(0.5)
-        print({code.name: count for code, count in self.codes.items()}, f"{self._level >> 20} to {memory >> 20} MiB")
-        assert memory <= self._level + MOST_GROWTH
+        print({code.name: count for code, count in self.codes.items()}, f"{self._baseline >> 20} to {memory >> 20} MiB")
+        assert memory <= self._baseline + MAX_GROWTH_BYTES
 
 
 @asynccontextmanager
 async def target(directory: Path) -> AsyncIterator[Target]:
     policy = Policy(directory)
-    # Not pytest's directory: its path may be too long for the socket of the embedded Redis.
+    # pytest's directory can have a path that is too long for the socket of the embedded Redis.
     with tempfile.TemporaryDirectory(prefix="ossa-") as data:
         async with ServerProcess(f"--data-dir={data}", f"--security.policy-file={policy.file}") as server:
             yield Target(server, policy)
-            os.kill(server.pid, 0)  # it lives
+            os.kill(server.pid, 0)  # fails if the process has exited
 
 
 def credential(policy: Policy, dice: random.Random) -> str:
-    """Mostly a good one."""
+    """Return a credential, which is valid in most cases."""
     if dice.random() < 0.95:
         return policy.keys["admin"]
     return dice.choice((policy.keys["viewer"], "", "ossa_x", "a.b.c", "x" * 5000, "é"))
 
 
-async def call(channel: grpc.aio.Channel, at: Target, method: str, wire: bytes, shown: str) -> None:
-    """Makes a call with bytes as its request."""
-    metadata = bearer(shown) if shown.isascii() else ()
+async def call(channel: grpc.aio.Channel, at: Target, method: str, wire: bytes, token: str) -> None:
+    """Call a method with arbitrary bytes as the request."""
+    metadata = bearer(token) if token.isascii() else ()
     if method in UNARY:
         unary: Any = channel.unary_unary(method)
-        at.took(method, wire, await unary(wire, metadata=metadata, timeout=PATIENCE).code())
+        at.record_response(method, wire, await unary(wire, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS).code())
         return
     made: Any = channel.stream_stream(method)
-    stream = made(metadata=metadata, timeout=PATIENCE)
+    stream = made(metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await stream.write(wire)
         await stream.done_writing()
         with suppress(TimeoutError):
-            async with asyncio.timeout(STREAM_LASTS):
+            async with asyncio.timeout(STREAM_SECONDS):
                 while await stream.read() is not grpc.aio.EOF:
                     pass
     stream.cancel()
-    at.took(method, wire, await stream.code())
+    at.record_response(method, wire, await stream.code())
 
 
 async def in_parallel(count: int, one: Callable[[int], Coroutine[Any, Any, None]]) -> None:
-    """Makes ``count`` calls, some of them at a time."""
+    """Run ``one`` for ``count`` numbers, several concurrently."""
     numbers = iter(range(count))
 
     async def worker() -> None:
@@ -135,17 +135,17 @@ async def in_parallel(count: int, one: Callable[[int], Coroutine[Any, Any, None]
 
 
 @pytest.mark.timeout(1800)
-async def test_bodies_that_are_no_messages(tmp_path: Path) -> None:
+async def test_corrupted_messages(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
     dice = random.Random(seed)
-    wires = good_wires()
+    wires = valid_requests()
     async with target(tmp_path) as at, grpc.aio.insecure_channel(at.server.grpc_address) as channel:
 
         async def one(number: int) -> None:
-            # Streams take their time: a twentieth is enough of them.
+            # Streams take longer, so only every twentieth call is one.
             method = dice.choice(list(METHODS if number % 20 == 0 else UNARY))
-            await call(channel, at, method, broken(wires[method], dice), credential(at.policy, dice))
+            await call(channel, at, method, corrupt(wires[method], dice), credential(at.policy, dice))
 
         await in_parallel(COUNT // 20, one)
         at.warm()
@@ -155,20 +155,20 @@ async def test_bodies_that_are_no_messages(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-async def test_http_2_that_is_none(tmp_path: Path) -> None:
+async def test_malformed_http2(tmp_path: Path) -> None:
     seed = random.randrange(1 << 30)
     print("seed", seed)
     dice = random.Random(seed)
-    wires = good_wires()
+    wires = valid_requests()
     async with target(tmp_path) as at:
         host, _, port = at.server.grpc_address.rpartition(":")
 
         async def one(_: int) -> None:
             method = dice.choice(list(METHODS))
-            wire = wires[method] if dice.random() < 0.5 else broken(wires[method], dice)
+            wire = wires[method] if dice.random() < 0.5 else corrupt(wires[method], dice)
             sent = connection(method, wire, credential(at.policy, dice), dice)
             for code in await exchange(host, int(port), sent):
-                at.took(method, sent, code)
+                at.record_response(method, sent, code)
 
         await in_parallel(COUNT // 20, one)
         at.warm()
@@ -178,34 +178,34 @@ async def test_http_2_that_is_none(tmp_path: Path) -> None:
 
 
 async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connects; for a moment after some of what is sent nobody listens (see ``registry_server.rpc.listener``)."""
-    give_up = time.monotonic() + ANSWERED_WITHIN
+    """Connect; retry, because some inputs close the listener for a moment (see ``registry_server.rpc.listener``)."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
     while True:
         try:
             return await asyncio.open_connection(host, port)
         except ConnectionError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.05)
 
 
 async def exchange(host: str, port: int, sent: bytes) -> list[grpc.StatusCode]:
-    """Sends bytes on a connection of its own; gives the statuses in what comes back."""
+    """Send bytes on a new connection and return the gRPC statuses in the response."""
     received = b""
     reader, writer = await connect(host, port)
     with suppress(ConnectionError, TimeoutError):
         writer.write(sent)
-        async with asyncio.timeout(STREAM_LASTS):
-            while piece := await reader.read(1 << 16):
-                received += piece
+        async with asyncio.timeout(STREAM_SECONDS):
+            while chunk := await reader.read(1 << 16):
+                received += chunk
     writer.transport.abort()
     return list(statuses(received))
 
 
 def statuses(received: bytes) -> list[grpc.StatusCode]:
-    """The ``grpc-status`` of every header block of a server."""
+    """Return the ``grpc-status`` of every header block in received bytes."""
     decoder = hpack.Decoder()
-    decoder.max_allowed_table_size = 1 << 32  # what was sent may have asked for any
+    decoder.max_allowed_table_size = 1 << 32  # the sent settings may have requested any size
     found: list[grpc.StatusCode] = []
     by_number = {code.value[0]: code for code in grpc.StatusCode}
     while len(received) >= 9:
@@ -217,18 +217,18 @@ def statuses(received: bytes) -> list[grpc.StatusCode]:
         assert flags & END_HEADERS
         try:
             fields = decoder.decode(payload)
-        except hpack.HPACKError:  # by settings that were sent, or not sent, by mistake
+        except hpack.HPACKError:  # caused by corrupted settings
             return found
-        told: dict[str, str] = {}
+        headers: dict[str, str] = {}
         for name, value in fields:
-            told[str(name)] = str(value)
-        if "grpc-status" in told and not told.get("grpc-message", "").startswith(OF_GRPC):
-            found.append(by_number[int(told["grpc-status"])])
+            headers[str(name)] = str(value)
+        if "grpc-status" in headers and not headers.get("grpc-message", "").startswith(GRPC_CORE_MESSAGES):
+            found.append(by_number[int(headers["grpc-status"])])
     return found
 
 
 @pytest.mark.timeout(3600)
-def test_requests_that_are_messages(tmp_path: Path) -> None:
+def test_generated_messages(tmp_path: Path) -> None:
     batch = 25
     with asyncio.Runner() as runner:
         stack = target(tmp_path)

@@ -1,4 +1,4 @@
-"""Redis killed, hung, emptied, restored: reads go on, acknowledged writes stay, watchers miss nothing."""
+"""Redis outages: reads continue, acknowledged writes are kept, and watchers miss no change."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ def details_of(error: grpc.aio.AioRpcError) -> tuple[ErrorInfo, RetryInfo | None
 
 
 class Load:
-    """Registers as fast as it can, and keeps what was acknowledged."""
+    """Registers services as fast as possible, and records the acknowledged ones."""
 
     def __init__(self, stub: "RegistryServiceAsyncStub") -> None:
         self._stub = stub
@@ -61,7 +61,7 @@ class Load:
                 await asyncio.sleep(0.05)
 
 
-async def test_killed_and_restarted_under_load_it_loses_nothing(redis: RedisProcess) -> None:
+async def test_killed_redis_loses_nothing_under_load(redis: RedisProcess) -> None:
     async with running(redis.url) as server, following(server.stub) as subscriber:
         load, stop = Load(server.stub), asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -103,7 +103,7 @@ async def test_killed_and_restarted_under_load_it_loses_nothing(redis: RedisProc
         assert found.total_size == len(subscriber.state)
 
 
-async def test_the_first_write_after_a_restart_is_taken(redis: RedisProcess) -> None:
+async def test_first_write_after_a_restart_succeeds(redis: RedisProcess) -> None:
     async with running(redis.url) as server:
         await register(server, small_service("before"))
         redis.kill()
@@ -114,17 +114,17 @@ async def test_the_first_write_after_a_restart_is_taken(redis: RedisProcess) -> 
         assert (await register(server, small_service("after"))).revision == 2
 
 
-async def test_an_outage_longer_than_its_ttl_expires_no_lease(redis: RedisProcess) -> None:
+async def test_outage_longer_than_a_ttl_expires_no_lease(redis: RedisProcess) -> None:
     async with running(redis.url) as server, following(server.stub) as subscriber:
         service = small_service("short-lived")
         service.ttl.seconds = 5
         await register(server, service)
         redis.kill()
-        await asyncio.sleep(6)  # longer than the lease: time itself is what is tested
+        await asyncio.sleep(6)  # longer than the lease; needs real time
         await redis.restart()
         await until(server, connected=True)
 
-        async with asyncio.timeout(TIMEOUT):  # the document expired in Redis meanwhile and is written again
+        async with asyncio.timeout(TIMEOUT):  # the document expired in Redis during the outage and is written again
             while not await _document(redis, "short-lived"):
                 await asyncio.sleep(0.05)
         answer = await server.stub.Heartbeat(pb.HeartbeatRequest(names=["short-lived"]))
@@ -132,7 +132,7 @@ async def test_an_outage_longer_than_its_ttl_expires_no_lease(redis: RedisProces
         assert [event.type for event in subscriber.events] == [EventType.EVENT_TYPE_SERVICE_REGISTERED]
 
 
-async def test_while_redis_hangs_reads_go_on_and_writes_are_refused(redis: RedisProcess) -> None:
+async def test_reads_continue_and_writes_fail_while_redis_hangs(redis: RedisProcess) -> None:
     async with running(redis.url, redis={"timeout_ms": 300}) as server, following(server.stub) as subscriber:
         before = await register(server, small_service("before"))
         redis.pause()
@@ -154,12 +154,12 @@ async def test_while_redis_hangs_reads_go_on_and_writes_are_refused(redis: Redis
 
         after = await register(server, small_service("after"))
         await subscriber.reached(after.revision)
-        # The refused write may have been carried out when Redis woke up: its watchers were told then.
+        # The failed write may have been committed after the resume; watchers then receive it.
         assert [event.revision for event in subscriber.events] == list(range(1, after.revision + 1))
         assert {"before", "after"} <= set(subscriber.state)
 
 
-async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference(
+async def test_emptied_redis_without_repair_is_reported_as_a_resync(
     redis: RedisProcess,
 ) -> None:
     async with running(redis.url, redis={"repair": False}) as server, following(server.stub) as subscriber:
@@ -172,10 +172,10 @@ async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference(
         async with asyncio.timeout(TIMEOUT):
             while subscriber.state:
                 await asyncio.sleep(0.01)
-        gone = subscriber.events[5:]
-        assert {event.service.name for event in gone} == {f"agent-{i}" for i in range(5)}
-        assert {event.type for event in gone} == {EventType.EVENT_TYPE_SERVICE_UNREGISTERED}
-        assert {event.reason for event in gone} == {EventReason.EVENT_REASON_RESYNC}
+        removals = subscriber.events[5:]
+        assert {event.service.name for event in removals} == {f"agent-{i}" for i in range(5)}
+        assert {event.type for event in removals} == {EventType.EVENT_TYPE_SERVICE_UNREGISTERED}
+        assert {event.reason for event in removals} == {EventReason.EVENT_REASON_RESYNC}
         stream = server.stub.WatchEvents(pb.WatchEventsRequest(cursor=old_cursor))
         with pytest.raises(grpc.aio.AioRpcError) as expired:
             await stream.read()
@@ -184,7 +184,7 @@ async def test_an_emptied_redis_that_is_not_repaired_is_told_as_the_difference(
         assert (await register(server, small_service("agent-0"))).revision == 1
 
 
-async def test_a_write_that_meets_an_emptied_redis_first_is_taken(redis: RedisProcess) -> None:
+async def test_write_that_detects_an_emptied_redis_succeeds(redis: RedisProcess) -> None:
     async with running(redis.url) as server:
         await register(server, small_service("before"))
         await _command(redis, "FLUSHALL")
@@ -194,7 +194,7 @@ async def test_a_write_that_meets_an_emptied_redis_first_is_taken(redis: RedisPr
         assert [service.name for service in found.services] == ["after", "before"]
 
 
-async def test_a_redis_out_of_memory_refuses_writes_and_keeps_both_forms_equal(redis: RedisProcess) -> None:
+async def test_redis_out_of_memory_rejects_writes_atomically(redis: RedisProcess) -> None:
     async with running(redis.url) as server:
         before = await register(server, small_service("before"))
         await _command(redis, "CONFIG", "SET", "maxmemory", "1")
@@ -214,8 +214,8 @@ async def _document(redis: RedisProcess, name: str) -> bytes:
 
 
 async def _command(redis: RedisProcess, *command: str) -> bytes:
-    """Runs a command as an operator with redis-cli would."""
-    from redis.asyncio import Redis  # noqa: PLC0415 - a client of the test's own
+    """Run a command, as an operator with redis-cli would."""
+    from redis.asyncio import Redis  # noqa: PLC0415 - only used here
 
     async with Redis.from_url(redis.url) as client:
         answer: bytes = await client.execute_command(*command)  # type: ignore[no-untyped-call]
