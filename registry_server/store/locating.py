@@ -70,7 +70,7 @@ class Sentinels:
 
     async def _query(self, client: Redis) -> _Answer:
         state: Any = await client.sentinel_master(self._service, return_responses=True)
-        # During a failover, this command returns the new primary seconds before the state above does. It is sent second,
+        # During a failover, this command returns the new primary seconds before the state above does. It comes second,
         # because an older epoch with a newer address does no harm.
         found: Any = await client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._service)  # type: ignore[no-untyped-call]
         if not found:

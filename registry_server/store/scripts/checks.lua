@@ -1,7 +1,8 @@
--- Keeps the results of probes, and renews the leases of those that succeeded.
--- ARGV     1 prefix of documents  2... name, serialised Health, 1 = renew the lease
--- A service that is no longer registered has no result: it would never be forgotten.
-local now = lease_begins(now_ms())
+-- Stores probe results and renews the leases of services whose probe succeeded.
+-- ARGV     1 document key prefix  2... name, serialised Health, 1 = renew the lease
+-- Returns  1
+-- Results of unregistered services are dropped, because nothing would ever delete them.
+local now = lease_start(now_ms())
 for i = 2, #ARGV, 3 do
   local name = ARGV[i]
   local ttl = tonumber(redis.call('HGET', TTLS, name))

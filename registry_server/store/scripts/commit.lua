@@ -1,42 +1,43 @@
--- Changes services one after the other, each of them or not: revision + 1, both forms of the record, its lease and its
--- event.
--- KEYS[12...] the services' documents
--- ARGV     1 stream bound, then 15 for each service:
---          1 epoch  2 name  3 expected revision (0 = absent)  4 put | touch | delete  5 event type  6 reason
+-- Commits changes of services, each independently of the others: revision + 1, the record in both forms, its lease and
+-- its event.
+-- KEYS[12...] documents of the services
+-- ARGV     1 maximum stream length, then 15 for each service (the fields of Commit in groups.py):
+--          1 epoch  2 name  3 expected revision (0 = must not exist)  4 put | touch | delete  5 event type  6 reason
 --          7 record without its revision  8 document up to its revision  9 ttl in ms (0 = permanent)
---          10 1 = a new lease, 0 = keep the lease if its ttl stays  11 1 = forget the newest check
+--          10 1 = start a new lease, 0 = keep the lease unless its ttl changes  11 1 = delete the newest probe result
 --          12 identity that becomes the owner of a new service, or ''
---          13 1 = also of one without an owner, and refuse one of another owner
---          14 most services of that owner (0 = any number)  15 newest revision that the caller has applied
--- Gives    for each {'ok', revision} or {'conflict', newest revision} or {'epoch'} or {'owner'} or {'limit'}
+--          13 1 = refuse a service of another owner, and become the owner of a service without one
+--          14 maximum number of services of that owner (0 = no limit)  15 newest revision that the caller has applied
+-- Returns  for each {'ok', revision} or {'conflict', newest revision} or {'epoch'} or {'owner'} or {'limit'}
 local FIRST, EACH = 2, 15
-local maxlen = ARGV[1]
+local max_length = ARGV[1]
 local now = now_ms()
-local begins = lease_begins(now)
+local start = lease_start(now)
 
-local function commit(document, epoch, name, expected, op, kind, reason, record, json, ttl_text, renew, forget_check, owner,
-    exclusive, most, seen)
-  if not goes_on_from(epoch, seen) then return {'epoch'} end
+local function commit(document, epoch, name, expected, operation, event_type, reason, record, json, ttl_text, renew,
+    forget_check, owner, exclusive, max_services, applied)
+  if not continues(epoch, applied) then return {'epoch'} end
   local before = redis.call('HGET', RECORDS, name)
   local current = before and revision_of(before) or 0
   if current ~= tonumber(expected) then return {'conflict', head()} end
-  if exclusive == '1' and is_of_another(name, owner) then return {'owner'} end
-  local adopts = owner ~= '' and op ~= 'delete' and (current == 0 or exclusive == '1') and
+  if exclusive == '1' and has_other_owner(name, owner) then return {'owner'} end
+  local adopts = owner ~= '' and operation ~= 'delete' and (current == 0 or exclusive == '1') and
     redis.call('HEXISTS', OWNERS, name) == 0
-  if adopts and most ~= '0' and tonumber(redis.call('HGET', OWNED, owner) or '0') >= tonumber(most) then
+  if adopts and max_services ~= '0' and
+      tonumber(redis.call('HGET', OWNED, owner) or '0') >= tonumber(max_services) then
     return {'limit'}
   end
 
   local revision = current
-  if op == 'delete' then
-    revision = publish(maxlen, now, kind, reason, name, nil, before)
-    forget(name, document)
+  if operation == 'delete' then
+    revision = publish(max_length, now, event_type, reason, name, nil, before)
+    delete_service(name, document)
     return {'ok', revision}
   end
-  if op == 'put' then
+  if operation == 'put' then
     local stored
-    local after = adopts and owner or current ~= 0 and redis.call('HGET', OWNERS, name)
-    revision, stored = publish(maxlen, now, kind, reason, name, record, before, nil, after)
+    local owner_after = adopts and owner or current ~= 0 and redis.call('HGET', OWNERS, name)
+    revision, stored = publish(max_length, now, event_type, reason, name, record, before, nil, owner_after)
     redis.call('HSET', RECORDS, name, stored)
   end
   if adopts then
@@ -48,7 +49,7 @@ local function commit(document, epoch, name, expected, op, kind, reason, record,
   local ttl = tonumber(ttl_text)
   local deadline = current ~= 0 and redis.call('ZSCORE', LEASES, name)
   if renew == '1' or not deadline or redis.call('HGET', TTLS, name) ~= ttl_text then
-    deadline = ttl == 0 and '+inf' or int(begins + ttl)
+    deadline = ttl == 0 and '+inf' or int(start + ttl)
     redis.call('ZADD', LEASES, deadline, name)
     redis.call('HSET', TTLS, name, ttl_text)
   end
@@ -58,7 +59,7 @@ local function commit(document, epoch, name, expected, op, kind, reason, record,
   else
     redis.call('SET', document, json, 'PXAT', int(tonumber(deadline)))
   end
-  -- Last: after any write that takes no memory Redis would no longer refuse those that do.
+  -- SREM must come last: after a write that needs no memory, Redis no longer refuses those that do.
   if current ~= 0 then redis.call('SREM', BARE, name) end
   return {'ok', revision}
 end

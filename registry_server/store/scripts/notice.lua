@@ -1,6 +1,6 @@
--- Tells everyone of a problem of the registry itself: an event with a revision of its own, of no service.
--- ARGV     1 epoch  2 event type  3 reason  4 what went wrong  5 stream bound
+-- Publishes an event about an error of the registry itself. It has a revision but concerns no service.
+-- ARGV     1 epoch  2 event type  3 reason  4 error text  5 maximum stream length
 --          6 newest revision that the caller has applied
--- Gives    {'ok', revision} or {'epoch'}
-if not goes_on_from(ARGV[1], ARGV[6]) then return {'epoch'} end
+-- Returns  {'ok', revision} or {'epoch'}
+if not continues(ARGV[1], ARGV[6]) then return {'epoch'} end
 return {'ok', (publish(ARGV[5], now_ms(), ARGV[2], ARGV[3], '', nil, nil, ARGV[4]))}

