@@ -11,8 +11,8 @@ from registry_server.errors import StoreUnavailable
 _CONNECTION_ERRORS = (redis_errors.ConnectionError, OSError)  # the first includes BusyLoadingError
 _REFUSALS = (redis_errors.NoScriptError,)  # the script was lost again, right after it was loaded
 _REFUSAL_CODES = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "UNBLOCKED")
-# redis-py maps some codes to exception classes and strips them. Redis before version 7 wraps an error that occurs within
-# a script: "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
+# redis-py maps some codes to exception classes and strips them. Redis before version 7 wraps errors within a script:
+# "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
 _CODE = re.compile(r"(?:Error running script .*: -)?([A-Z]+) ")
 
 

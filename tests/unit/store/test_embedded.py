@@ -84,8 +84,8 @@ async def redis_pid(server: EmbeddedRedis) -> int:
         return int((await client.info("server"))["process_id"])
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], timeout: float = 10) -> None:
-    async with asyncio.timeout(timeout):
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:
@@ -283,7 +283,7 @@ async def test_restarts_back_off_until_one_succeeds(data_dir: Path) -> None:
         good, server.binary = (
             server.binary,
             Path("/nonexistent/redis-server"),
-        )  # simulates a package upgrade in progress
+        )  # as during an upgrade
         with capture_logs() as logs:
             os.kill(await redis_pid(server), signal.SIGKILL)
 
@@ -330,8 +330,8 @@ async def test_killed_registry_terminates_redis_and_keeps_data(data_dir: Path) -
         await set_value(_server_of(data_dir), "before the kill")
         process.kill()
         await process.wait()
-        await eventually(lambda: not alive(pid), timeout=3)
-        await eventually(lambda: not alive_in_group(pid), timeout=3)
+        await eventually(lambda: not alive(pid), seconds=3)
+        await eventually(lambda: not alive_in_group(pid), seconds=3)
     assert "Redis is now ready to exit" in (data_dir / "redis.log").read_text()
     async with EmbeddedRedis(data_dir) as server:
         assert await get_value(server) == "before the kill"

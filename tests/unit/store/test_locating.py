@@ -8,73 +8,73 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from registry_server.config.addresses import HostPort
 from registry_server.store.locating import _Answer, _newest_answer
 
-HANG = 60.0
+HANG_SECONDS = 60.0
 OLD, NEW = HostPort("old", 1), HostPort("new", 2)
 
 
-async def says(epoch: int, address: HostPort, after: float = 0.0) -> _Answer:
+async def answer(epoch: int, address: HostPort, after: float = 0.0) -> _Answer:
     await asyncio.sleep(after)
     return _Answer(epoch, address)
 
 
-async def fails(error: Exception) -> _Answer:
+async def fail(error: Exception) -> _Answer:
     raise error
 
 
-async def hangs() -> _Answer:
-    await asyncio.sleep(HANG)
+async def hang() -> _Answer:
+    await asyncio.sleep(HANG_SECONDS)
     return _Answer(99, OLD)
 
 
-async def test_the_newest_configuration_counts_whoever_answers_first() -> None:
-    claim = await _newest_answer([says(3, OLD), says(4, NEW, 0.05), hangs()], 2, "nobody knows")
+async def test_newest_configuration_wins_regardless_of_order() -> None:
+    result = await _newest_answer([answer(3, OLD), answer(4, NEW, 0.05), hang()], 2, "no answer")
 
-    assert claim.address == NEW
+    assert result.address == NEW
 
 
-async def test_a_majority_is_enough_and_those_that_hang_are_not_waited_for() -> None:
+async def test_majority_is_sufficient_while_others_hang() -> None:
     began = time.monotonic()
 
-    claim = await _newest_answer([hangs(), says(2, OLD), says(2, OLD), hangs(), says(2, OLD)], 2, "nobody knows")
+    result = await _newest_answer([hang(), answer(2, OLD), answer(2, OLD), hang(), answer(2, OLD)], 2, "no answer")
 
-    assert claim.address == OLD
-    assert time.monotonic() - began < HANG / 2
-
-
-async def test_one_answer_is_enough_where_the_others_fail() -> None:
-    questions = [fails(RedisConnectionError("away")), says(2, NEW), fails(OSError("away"))]
-
-    assert (await _newest_answer(questions, 2, "nobody knows")).address == NEW
+    assert result.address == OLD
+    assert time.monotonic() - began < HANG_SECONDS / 2
 
 
-async def test_a_minority_that_is_behind_what_was_known_is_not_believed() -> None:
-    questions = [fails(RedisConnectionError("away")), says(1, OLD), fails(RedisConnectionError("away"))]
+async def test_single_answer_is_accepted_if_all_others_fail() -> None:
+    queries = [fail(RedisConnectionError("down")), answer(2, NEW), fail(OSError("down"))]
 
-    with pytest.raises(RedisConnectionError, match=r"^nobody knows: away; the servers that answered are behind$"):
-        await _newest_answer(questions, 2, "nobody knows")
-
-
-async def test_a_majority_is_believed_even_if_epochs_were_reset() -> None:
-    questions = [fails(RedisConnectionError("away")), says(0, NEW), says(0, NEW)]
-
-    assert (await _newest_answer(questions, 2, "nobody knows")).address == NEW
+    assert (await _newest_answer(queries, 2, "no answer")).address == NEW
 
 
-async def test_where_nobody_knows_it_says_why_each_reason_once() -> None:
-    questions = [
-        fails(RedisConnectionError("away")),
-        fails(RedisConnectionError("away")),
-        fails(AuthenticationError("HELLO must be called with the client already authenticated")),
-        fails(ValueError("no number")),
+async def test_outdated_answer_of_a_minority_is_rejected() -> None:
+    queries = [fail(RedisConnectionError("down")), answer(1, OLD), fail(RedisConnectionError("down"))]
+
+    with pytest.raises(RedisConnectionError, match=r"^no answer: down; the servers that answered are behind$"):
+        await _newest_answer(queries, 2, "no answer")
+
+
+async def test_answer_of_a_majority_is_accepted_after_an_epoch_reset() -> None:
+    queries = [fail(RedisConnectionError("down")), answer(0, NEW), answer(0, NEW)]
+
+    assert (await _newest_answer(queries, 2, "no answer")).address == NEW
+
+
+async def test_error_lists_each_reason_once() -> None:
+    queries = [
+        fail(RedisConnectionError("down")),
+        fail(RedisConnectionError("down")),
+        fail(AuthenticationError("HELLO must be called with the client already authenticated")),
+        fail(ValueError("no number")),
     ]
 
-    with pytest.raises(RedisConnectionError, match=r"^nobody knows: away; no number; our credentials are refused$"):
-        await _newest_answer(questions, 2, "nobody knows")
+    with pytest.raises(RedisConnectionError, match=r"^no answer: down; no number; our credentials are refused$"):
+        await _newest_answer(queries, 2, "no answer")
 
 
-async def test_those_that_are_not_waited_for_are_ended() -> None:
+async def test_pending_queries_are_cancelled() -> None:
     tasks = asyncio.all_tasks()
 
-    await _newest_answer([says(2, OLD), says(2, OLD), hangs()], 2, "nobody knows")
+    await _newest_answer([answer(2, OLD), answer(2, OLD), hang()], 2, "no answer")
 
     assert asyncio.all_tasks() == tasks
