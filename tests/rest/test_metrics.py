@@ -158,7 +158,7 @@ async def test_commits_events_and_services_are_counted(server: Server) -> None:
     assert sum(value for key, value in read.items() if key.startswith("services status=")) == 2
     assert read["services status=unknown"] + read["services status=healthy"] == 2
     assert read["follower_state state=following"] == read["store_connected"] == read["store_connections_total"] == 1
-    assert read["follower_state state=away"] == read["follower_lag_seconds"] == read["resyncs_total"] == 0
+    assert read["follower_state state=disconnected"] == read["follower_lag_seconds"] == read["resyncs_total"] == 0
     assert read["redis_connections pool=follower state=in_use"] == 1
     assert read["redis_connections_max pool=commands"] == 100
 
@@ -207,7 +207,7 @@ async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
         await register(server, "a", ttl={"seconds": 5})
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a", "nobody"]))
         counters = server.parts.store.counters
-        await until(lambda: counters.leases == 1)
+        await until(lambda: counters.active_leases == 1)
         read = await samples(server)
         assert read["leases"] == read["heartbeats_total result=renewed"] == read["heartbeats_total result=unknown"] == 1
         await until(lambda: counters.expired_services["lease_expired"])
@@ -223,7 +223,7 @@ async def test_a_store_that_is_away_shows(server: Server, redis: RedisProcess) -
         await register(server, "b")
     read = await samples(server)
     assert read["store_connected"] == 0
-    assert read["follower_state state=away"] == 1
+    assert read["follower_state state=disconnected"] == 1
     assert read["follower_lag_seconds"] > 0
     assert read["commits_total outcome=failed"] == read["store_calls_total outcome=failed script=commit"] == 1
     assert read["services status=unknown"] == 1, "reads go on from memory"
