@@ -1,4 +1,4 @@
-"""The program as its users meet it: a process, found by reflection, ended by signals."""
+"""The server as a process: discovered by reflection, stopped by signals, restarted after a kill."""
 
 import asyncio
 import json
@@ -33,7 +33,8 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
-from tests.grpc.calls import PATIENCE, told, watching_by
+from tests.grpc.calls import TIMEOUT, told, watching_by
+from tests.support.leases import pass_time
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import ServerProcess, connected
@@ -42,8 +43,8 @@ SERVICE: Final = "ossa.registry.v1.RegistryService"
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
-# The seed document's example, as JSON has it.
-SEED: Final = {
+# The example of the OSSA reference implementation, as protobuf JSON.
+OSSA_EXAMPLE: Final = {
     "name": "ai-text-processor",
     "endpoint": "https://ai-service.company.com:8080",
     "version": "2.1.0",
@@ -74,34 +75,34 @@ REQUESTS: Final = {
     "KeepAlive": pb.KeepAliveRequest(names=["a"]),
     "WatchEvents": pb.WatchEventsRequest(),
 }
-"""A good request for each RPC that needs the store to have been there once."""
+"""A valid request for each RPC that needs loaded services."""
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Of the embedded Redis. Not pytest's directory: its path may be too long for a socket."""
+    """The data directory of the embedded Redis. pytest's directory may be too long for the path of a socket."""
     with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
         yield Path(directory)
 
 
 @pytest.fixture
 def flags(data_dir: Path) -> tuple[str, ...]:
-    # A probe would change what the tests compare.
+    # A probe would change the services that the tests compare.
     return (f"--data-dir={data_dir}", "--health-check.enabled=false")
 
 
-# Found and used without any file of ours.
+# Reflection: a client without the protos.
 
 
 class ReflectionClient:
-    """A client that knows an address and nothing else."""
+    """A client that is given an address only."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
 
     def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Calls a unary RPC with JSON."""
+        """Call a unary RPC with JSON."""
         method = self._pool.FindServiceByName(SERVICE).methods_by_name[name]
         output = GetMessageClass(method.output_type)
         rpc: Any = self._channel.unary_unary(
@@ -110,27 +111,29 @@ class ReflectionClient:
             response_deserializer=output.FromString,
         )
         message = ParseDict(dict(request), GetMessageClass(method.input_type)(), descriptor_pool=self._pool)
-        answer: dict[str, Any] = MessageToDict(rpc(message, timeout=PATIENCE), descriptor_pool=self._pool)
+        answer: dict[str, Any] = MessageToDict(rpc(message, timeout=TIMEOUT), descriptor_pool=self._pool)
         return answer
 
 
-async def test_the_seeds_example_registers_and_is_found_by_reflection_alone(flags: tuple[str, ...]) -> None:
+async def test_ossa_example_registers_by_reflection_alone(flags: tuple[str, ...]) -> None:
     def register_and_find(address: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with grpc.insecure_channel(address) as channel:
             client = ReflectionClient(channel)
-            registered = client.call("RegisterService", {"service": SEED})
+            registered = client.call("RegisterService", {"service": OSSA_EXAMPLE})
             return registered, client.call("DiscoverServices", {"filter": {"capability": "text-analysis"}})
 
     async with ServerProcess(*flags) as server:
         registered, found = await asyncio.to_thread(register_and_find, server.grpc_address)
 
     service = registered["service"]
-    assert {key: service[key] for key in SEED if key != "health"} == {key: SEED[key] for key in SEED if key != "health"}
+    assert {key: service[key] for key in OSSA_EXAMPLE if key != "health"} == {
+        key: OSSA_EXAMPLE[key] for key in OSSA_EXAMPLE if key != "health"
+    }
     assert found == {"services": [service], "totalSize": 1, "revision": "1"}
 
 
 @pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not in PATH")
-async def test_the_seeds_example_registers_and_is_found_by_grpcurl(flags: tuple[str, ...]) -> None:
+async def test_ossa_example_registers_with_grpcurl(flags: tuple[str, ...]) -> None:
     async def grpcurl(*arguments: str, send: object = None) -> str:
         process = await asyncio.create_subprocess_exec(
             *("grpcurl", "-plaintext", *(() if send is None else ("-d", "@")), *arguments),
@@ -146,7 +149,7 @@ async def test_the_seeds_example_registers_and_is_found_by_grpcurl(flags: tuple[
         address = server.grpc_address
         listed = (await grpcurl(address, "list")).split()
         rpcs = (await grpcurl(address, "list", SERVICE)).split()
-        registered = json.loads(await grpcurl(address, f"{SERVICE}/RegisterService", send={"service": SEED}))
+        registered = json.loads(await grpcurl(address, f"{SERVICE}/RegisterService", send={"service": OSSA_EXAMPLE}))
         query = {"filter": {"tags": ["nlp"]}}
         found = json.loads(await grpcurl(address, f"{SERVICE}/DiscoverServices", send=query))
         health = json.loads(await grpcurl(address, "grpc.health.v1.Health/Check"))
@@ -155,20 +158,20 @@ async def test_the_seeds_example_registers_and_is_found_by_grpcurl(flags: tuple[
     assert rpcs == sorted(
         f"{SERVICE}.{method.name}" for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods
     )
-    assert registered["service"]["endpoint"] == SEED["endpoint"]
+    assert registered["service"]["endpoint"] == OSSA_EXAMPLE["endpoint"]
     assert found["services"] == [registered["service"]]
     assert health == {"status": "SERVING"}
 
 
-async def test_redis_has_the_seeds_json_under_the_seeds_key_until_the_lease_ends(
-    flags: tuple[str, ...], data_dir: Path
-) -> None:
+async def test_redis_holds_the_ossa_document_until_the_lease_ends(flags: tuple[str, ...], data_dir: Path) -> None:
     async with (
         ServerProcess(*flags) as server,
         connected(server.grpc_address) as (_, stub),
         Redis(unix_socket_path=str(data_dir / "redis.sock")) as client,
     ):
-        service = (await stub.RegisterService(ParseDict({"service": SEED}, pb.RegisterServiceRequest()))).service
+        service = (
+            await stub.RegisterService(ParseDict({"service": OSSA_EXAMPLE}, pb.RegisterServiceRequest()))
+        ).service
         document = json.loads(await client.get("ossa:services:ai-text-processor") or "")
         ttl = await client.pttl("ossa:services:ai-text-processor")
         await asyncio.sleep(0.02)
@@ -178,7 +181,7 @@ async def test_redis_has_the_seeds_json_under_the_seeds_key_until_the_lease_ends
         "name": "ai-text-processor",
         "endpoint": "https://ai-service.company.com:8080",
         "version": "2.1.0",
-        "capabilities": SEED["capabilities"],
+        "capabilities": OSSA_EXAMPLE["capabilities"],
         "health": {
             "status": "unknown",
             "lastCheck": "2026-11-24T09:30:00.125Z",
@@ -197,7 +200,7 @@ def iso(time: Timestamp) -> str:
     return time.ToDatetime(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-async def test_the_time_of_registration_is_now(flags: tuple[str, ...]) -> None:
+async def test_registration_time_is_the_current_time(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         before = datetime.now(UTC)
         service = (await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))).service
@@ -206,15 +209,15 @@ async def test_the_time_of_registration_is_now(flags: tuple[str, ...]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
-async def test_a_server_is_scheduled_for_throughput_while_it_is_busy(flags: tuple[str, ...]) -> None:
+async def test_busy_server_runs_under_sched_batch(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         services = [small_service(f"agent-{i}") for i in range(1_000)]
         for start in range(0, len(services), 500):
             await stub.BatchRegisterServices(
-                pb.BatchRegisterServicesRequest(services=services[start : start + 500]), timeout=PATIENCE
+                pb.BatchRegisterServicesRequest(services=services[start : start + 500]), timeout=TIMEOUT
             )
         async with asyncio.timeout(60):
-            for i in count():  # each pattern is a new one, and is matched with every name
+            for i in count():  # a new pattern each time, which is matched with every name
                 request = pb.DiscoverServicesRequest(filter=ServiceFilter(name_pattern=f"x{i}|y"), page_size=1)
                 await asyncio.gather(*(stub.DiscoverServices(request) for _ in range(4)))
                 if os.sched_getscheduler(server.pid) == os.SCHED_BATCH:
@@ -223,10 +226,10 @@ async def test_a_server_is_scheduled_for_throughput_while_it_is_busy(flags: tupl
                 await asyncio.sleep(0.1)
 
 
-# Ended by SIGTERM.
+# SIGTERM.
 
 
-async def test_on_sigterm_it_says_that_it_does_not_serve_and_lets_a_call_in_flight_finish(redis: RedisProcess) -> None:
+async def test_sigterm_reports_not_serving_and_finishes_calls_in_flight(redis: RedisProcess) -> None:
     flags = (f"--redis.url={redis.url}", "--health-check.enabled=false", "--shutdown.grace-seconds=20")
     async with (
         ServerProcess(*flags) as leaving,
@@ -237,8 +240,8 @@ async def test_on_sigterm_it_says_that_it_does_not_serve_and_lets_a_call_in_flig
         health_stub: Any = HealthStub(channel)
         health = health_stub.Watch(HealthCheckRequest(service=SERVICE))
         assert (await health.read()).status == SERVING
-        in_flight = stub.GetService(pb.GetServiceRequest(name="late", min_revision=1), timeout=PATIENCE)
-        await stub.GetStats(pb.GetStatsRequest())  # sent after it on the same connection
+        in_flight = stub.GetService(pb.GetServiceRequest(name="late", min_revision=1), timeout=TIMEOUT)
+        await stub.GetStats(pb.GetStatsRequest())  # sent later on the same connection: the first call has arrived
 
         leaving.signal(signal.SIGTERM)
 
@@ -257,7 +260,8 @@ async def test_on_sigterm_it_says_that_it_does_not_serve_and_lets_a_call_in_flig
         assert await leaving.wait() == 0
 
 
-async def test_on_sigterm_a_write_in_flight_is_committed_and_answered(redis: RedisProcess) -> None:
+@pytest.mark.own_redis
+async def test_sigterm_commits_and_answers_a_write_in_flight(redis: RedisProcess) -> None:
     flags = (f"--redis.url={redis.url}", "--redis.timeout-ms=20000", "--shutdown.grace-seconds=20")
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         redis.pause()
@@ -273,7 +277,7 @@ async def test_on_sigterm_a_write_in_flight_is_committed_and_answered(redis: Red
         assert await client.exists("ossa:services:a")
 
 
-async def test_a_watch_that_sigterm_ends_goes_on_after_the_next_start_with_nothing_lost(
+async def test_watch_ended_by_sigterm_resumes_after_a_restart_without_loss(
     flags: tuple[str, ...],
 ) -> None:
     server = ServerProcess(*flags)
@@ -302,7 +306,7 @@ async def test_a_watch_that_sigterm_ends_goes_on_after_the_next_start_with_nothi
             assert [told(event) for event in await watch.until(3)] == expected[1:]
 
 
-async def test_on_sigterm_a_stream_of_heartbeats_ends_and_says_when_to_come_back(flags: tuple[str, ...]) -> None:
+async def test_sigterm_ends_keep_alive_streams_with_a_retry_delay(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
         call = stub.KeepAlive()
@@ -318,7 +322,7 @@ async def test_on_sigterm_a_stream_of_heartbeats_ends_and_says_when_to_come_back
         assert await server.wait() == 0
 
 
-async def test_on_sigterm_the_embedded_redis_ends_too(flags: tuple[str, ...], data_dir: Path) -> None:
+async def test_sigterm_stops_the_embedded_redis(flags: tuple[str, ...], data_dir: Path) -> None:
     async with ServerProcess(*flags) as server:
         redis = (await server.logged("redis-server started"))["pid"]
         assert is_alive(redis)
@@ -326,17 +330,17 @@ async def test_on_sigterm_the_embedded_redis_ends_too(flags: tuple[str, ...], da
         assert await server.wait() == 0
         assert not is_alive(redis)
     assert not plain_lines(server)
-    # The directory is free again, and what is in it is good.
+    # The directory is unlocked and its data is intact.
     async with ServerProcess(*flags):
         assert (data_dir / "redis.sock").is_socket()
 
 
-async def test_a_second_sigterm_ends_it_at_once(redis: RedisProcess) -> None:
+async def test_second_sigterm_ends_the_process_immediately(redis: RedisProcess) -> None:
     async with (
         ServerProcess(f"--redis.url={redis.url}", "--shutdown.grace-seconds=3600") as server,
         connected(server.grpc_address) as (_, stub),
     ):
-        in_flight = stub.GetService(pb.GetServiceRequest(name="a", min_revision=1), timeout=PATIENCE)
+        in_flight = stub.GetService(pb.GetServiceRequest(name="a", min_revision=1), timeout=TIMEOUT)
         await stub.GetStats(pb.GetStatsRequest())
         server.signal(signal.SIGTERM)
         await server.logged("draining")
@@ -345,10 +349,10 @@ async def test_a_second_sigterm_ends_it_at_once(redis: RedisProcess) -> None:
         in_flight.cancel()
 
 
-# Killed.
+# SIGKILL.
 
 
-async def test_after_kill_9_no_redis_is_left_and_the_next_start_finds_all_data_and_leases(
+async def test_kill_9_leaves_no_redis_and_the_next_start_finds_data_and_leases(
     flags: tuple[str, ...], data_dir: Path
 ) -> None:
     services = [small_service(f"a{i}", ttl={"seconds": 5}) for i in range(50)]
@@ -358,13 +362,13 @@ async def test_after_kill_9_no_redis_is_left_and_the_next_start_finds_all_data_a
         answers = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=services))
         registered = [result.service for result in answers.results]
         assert registered[-1].revision == 50
+        async with Redis(unix_socket_path=str(data_dir / "redis.sock")) as client:
+            await pass_time(client, 5.5)  # longer than the leases, which are suspended while no registry runs
         await server.kill()
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while is_alive(redis):
                 await asyncio.sleep(0.02)
-
-    await asyncio.sleep(5.5)  # longer than the leases: they stand still while no registry runs
 
     async with (
         server,
@@ -377,16 +381,16 @@ async def test_after_kill_9_no_redis_is_left_and_the_next_start_finds_all_data_a
         await stub.Cleanup(pb.CleanupRequest())
         renewed = await stub.Heartbeat(pb.HeartbeatRequest(names=[service.name for service in services]))
         assert renewed == pb.HeartbeatResponse(renewed_count=50)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while len(await client.keys("ossa:services:*")) < 50:
                 await asyncio.sleep(0.02)
 
 
-# Not able to start, or not yet.
+# Failed and delayed starts.
 
 
 @pytest.mark.parametrize("setting", ["grpc.address", "http.address"])
-async def test_a_port_in_use_is_told_in_one_line_and_exit_code_2(setting: str, flags: tuple[str, ...]) -> None:
+async def test_port_in_use_is_reported_in_one_line_with_exit_code_2(setting: str, flags: tuple[str, ...]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -398,7 +402,7 @@ async def test_a_port_in_use_is_told_in_one_line_and_exit_code_2(setting: str, f
     assert line.startswith(f"ossa-registry: {setting}: cannot listen on {address}")
 
 
-async def test_a_data_directory_in_use_is_told_in_one_line_and_exit_code_2(flags: tuple[str, ...]) -> None:
+async def test_data_directory_in_use_is_reported_with_exit_code_2(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server:
         code, lines = await run_to_the_end(*flags)
         pid = server.pid
@@ -409,7 +413,8 @@ async def test_a_data_directory_in_use_is_told_in_one_line_and_exit_code_2(flags
     assert line.endswith(f"in use by another server, pid {pid}")
 
 
-async def test_without_redis_it_starts_tells_so_and_serves_as_soon_as_redis_comes(redis: RedisProcess) -> None:
+@pytest.mark.own_redis
+async def test_server_starts_without_redis_and_serves_once_redis_is_up(redis: RedisProcess) -> None:
     await redis.stop()
     async with starting(f"--redis.url={redis.url}") as server, connected(server.grpc_address) as (channel, stub):
         health_stub: Any = HealthStub(channel)
@@ -424,13 +429,13 @@ async def test_without_redis_it_starts_tells_so_and_serves_as_soon_as_redis_come
         batch = await stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=[small_service("a")]))
         assert batch.results[0].status.code == UNAVAILABLE.value[0]
         assert retry_seconds(batch.results[0].status) > 0
-        told_health = await stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
-        assert told_health.status == HealthStatus.HEALTH_STATUS_UNHEALTHY
-        assert not told_health.store_connected
+        registry_health = await stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
+        assert registry_health.status == HealthStatus.HEALTH_STATUS_UNHEALTHY
+        assert not registry_health.store_connected
 
         await redis.start()
 
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             assert (await health.read()).status == SERVING
         assert await answer(server, "/health") == (200, {"status": "healthy"})
         await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
@@ -438,7 +443,8 @@ async def test_without_redis_it_starts_tells_so_and_serves_as_soon_as_redis_come
         health.cancel()
 
 
-async def test_without_redis_it_ends_on_sigterm_all_the_same(redis: RedisProcess) -> None:
+@pytest.mark.own_redis
+async def test_sigterm_ends_a_server_that_waits_for_redis(redis: RedisProcess) -> None:
     await redis.stop()
     async with starting(f"--redis.url={redis.url}") as server:
         server.signal(signal.SIGTERM)
@@ -446,10 +452,10 @@ async def test_without_redis_it_ends_on_sigterm_all_the_same(redis: RedisProcess
     assert not plain_lines(server)
 
 
-# Well or not so well.
+# Health of the registry.
 
 
-async def test_health_over_http_is_degraded_while_a_service_is_unhealthy(flags: tuple[str, ...]) -> None:
+async def test_http_health_is_degraded_while_a_service_is_unhealthy(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         assert await answer(server, "/health") == (200, {"status": "healthy"})
         await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
@@ -469,11 +475,11 @@ async def test_health_over_http_is_degraded_while_a_service_is_unhealthy(flags: 
 
 @asynccontextmanager
 async def starting(*flags: str) -> AsyncIterator[ServerProcess]:
-    """A server that listens; whether it serves is another question."""
+    """Run a server until the block ends; return once it listens, whether or not it serves."""
     server = ServerProcess(*flags)
     start = asyncio.create_task(server.start())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not server.http_address:
                 await asyncio.sleep(0.01)
         yield server
@@ -484,14 +490,14 @@ async def starting(*flags: str) -> AsyncIterator[ServerProcess]:
 
 
 async def run_to_the_end(*flags: str) -> tuple[int | None, list[str]]:
-    """Runs a server that cannot start; gives its exit code and the lines of its standard error."""
+    """Run a server that cannot start; return its exit code and the lines of its standard error."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "registry_server", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", *flags),
         env={name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")},
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             _, errors = await process.communicate()
     finally:
         if process.returncode is None:
@@ -501,22 +507,22 @@ async def run_to_the_end(*flags: str) -> tuple[int | None, list[str]]:
 
 
 async def answer(server: ServerProcess, path: str) -> tuple[int, Any]:
-    """Status and JSON of a GET."""
+    """Return the status and the JSON of a GET."""
     async with aiohttp.ClientSession() as session, session.get(f"http://{server.http_address}{path}") as response:
         return response.status, await response.json()
 
 
 async def refusal(channel: grpc.aio.Channel, rpc: str, request: Message) -> grpc.aio.AioRpcError:
-    """Calls an RPC that must fail."""
+    """Call an RPC that must fail; return its error."""
     path, wire = f"/{SERVICE}/{rpc}", request.SerializeToString()
     untyped: Any = channel
     match rpc:
         case "KeepAlive":
-            call = untyped.stream_stream(path)(iter([wire]), timeout=PATIENCE).read()
+            call = untyped.stream_stream(path)(iter([wire]), timeout=TIMEOUT).read()
         case "WatchEvents":
-            call = untyped.unary_stream(path)(wire, timeout=PATIENCE).read()
+            call = untyped.unary_stream(path)(wire, timeout=TIMEOUT).read()
         case _:
-            call = untyped.unary_unary(path)(wire, timeout=PATIENCE)
+            call = untyped.unary_unary(path)(wire, timeout=TIMEOUT)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call
     return refused.value
@@ -527,18 +533,18 @@ def status_of(error: grpc.aio.AioRpcError) -> Status:
 
 
 def retry_seconds(status: Status) -> float:
-    """How long to wait before the next try, as ``RetryInfo`` has it."""
+    """Return the delay in ``RetryInfo``."""
     retry = RetryInfo()
     assert any(detail.Unpack(retry) for detail in status.details), "RetryInfo is missing"
     return float(retry.retry_delay.ToTimedelta().total_seconds())
 
 
 def plain_lines(server: ServerProcess) -> list[str]:
-    """What it wrote that is no log line, such as a traceback."""
+    """Return the lines on standard error that are not log lines, such as tracebacks."""
     return [line["event"] for line in server.log if list(line) == ["event"]]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that waits to be collected does not."""
+    """Return whether a process runs; a zombie does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")

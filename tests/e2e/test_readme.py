@@ -1,4 +1,4 @@
-"""The commands in the documents do what the documents say."""
+"""The commands in the README and in docs/ print the documented output."""
 
 import sys
 from pathlib import Path
@@ -17,22 +17,22 @@ DOCUMENTS = {
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-async def test_every_command_prints_what_the_document_says(document: str, subtests: pytest.Subtests) -> None:
+async def test_commands_print_the_documented_output(document: str, subtests: pytest.Subtests) -> None:
     missing: list[str] = []
     async with as_documented() as substitutions:
         env = environment(substitutions)
         for block in DOCUMENTS[document]:
             with subtests.test(f"{document}:{block.line}"):
-                skip_if_not_to_be_run(block, missing or (missing := missing_tools(block, substitutions)))
+                skip_if_not_runnable(block, missing or (missing := missing_tools(block, substitutions)))
                 for result in await run(block, substitutions, directory=ROOT, env=env, python=sys.executable):
                     assert result.fault == "", f"{document}:{result.command.line}: {result.command.text}"
 
 
-def skip_if_not_to_be_run(block: Block, missing: list[str]) -> None:
+def skip_if_not_runnable(block: Block, missing: list[str]) -> None:
     if block.background:
-        pytest.skip("a server runs already")
+        pytest.skip("the server of the test replaces it")
     if block.skip:
         pytest.skip(block.skip)
     if missing:
-        # What it would have done is what those after it rest upon.
+        # Later blocks depend on what it would have done.
         pytest.skip(f"{', '.join(missing)}: not in PATH, needed here or before")

@@ -1,21 +1,21 @@
-"""Runs what a Markdown document tells its reader to type, and compares what comes with what it says would come.
+"""Runs the commands of a Markdown document and compares their output with the output in the document.
 
-Of the fenced blocks these are run, in the order of the document:
+These fenced blocks are run, in the order of the document:
 
-- ``console``: a line that begins with ``$ `` is a command. It goes on below a line that ends with a backslash, and to
-  the end of a here-document. What follows, up to the next command, is all that it prints, errors included. One that
-  prints nothing must succeed.
+- ``console``: a line that begins with ``$ `` is a command. It continues on the next line after a backslash, and to the
+  end of a here-document. The lines up to the next command are its complete output, errors included. A command without
+  output in the document must succeed.
 - ``bash``: one script. It must succeed, and may print anything.
-- ``python``: one program. It must succeed. A ``text`` block that follows the words "It prints:" is what it prints.
+- ``python``: one program. It must succeed. A ``text`` block that follows the words "It prints:" is its output.
 
-Every command has a shell of its own, in the root of the checkout: neither ``cd`` nor a variable lasts.
+Every command has its own shell, in the root of the checkout: neither ``cd`` nor a variable lasts.
 
-``...`` in expected output stands for anything, also for several lines, on a line of its own also for none. Times,
+``...`` in expected output matches any text; on a line of its own it matches any number of lines, also none. Times,
 ages, cursors, revisions in JSON and the spaces after its colons may differ.
 
-A comment before a block says what to do with it: ``<!-- test: skip REASON -->`` leaves it out;
-``<!-- test: background -->`` says that its command is to run beside the others: whoever runs the document has a server
-running already, and tells by ``Substitutions`` where it is.
+A comment before a block controls it: ``<!-- test: skip REASON -->`` skips the block; ``<!-- test: background -->``
+marks a command that runs in the background of the others: the caller already runs such a server, and passes its
+addresses in ``Substitutions``.
 """
 
 import asyncio
@@ -27,10 +27,9 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Final, Literal
 
-TIMEOUT: Final = 60.0
-"""Seconds that a command may take."""
+TIMEOUT_SECONDS: Final = 60.0
 TOOLS: Final = ("curl", "docker", "grpcurl", "jq", "make", "nc", "npm", "python", "python3", "redis-cli", "uv")
-"""Programs without which a block is skipped."""
+"""A block that calls one of these programs is skipped if the program is missing."""
 
 Language = Literal["bash", "console", "python"]
 
@@ -47,7 +46,7 @@ _LOOSE: Final = (
     (re.compile(r'(?<="cursor": )"[^"]*"'), '"CURSOR"'),
     (re.compile(r'(?<="revision": )"\d+"'), '"REVISION"'),
     (re.compile(r'(?<="revision":)\d+'), "REVISION"),
-    # What the command line tells: the time of an event, how long ago or how long something was, where to go on.
+    # Output of the command line: times of events, ages and durations, cursors.
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "CLOCK"),
     (re.compile(r"\b(?:\d+[ydhms]){1,2}\b( ago)? *"), r"AGE\1 "),
     (re.compile(r"\b[\d.]+ ms\b *"), "DURATION "),
@@ -58,14 +57,13 @@ _LOOSE: Final = (
 
 @dataclass(frozen=True)
 class Command:
-    """Something to run."""
+    """A shell command or a Python program of a document."""
 
     text: str
-    """As a shell takes it, or a Python program."""
     line: int
-    """Where it stands in the document, from 1."""
+    """Its line in the document, from 1."""
     expected: tuple[str, ...] | None = None
-    """Lines that it prints; None if it may print anything and must succeed."""
+    """The lines of its output; None if it may print anything and must succeed."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,11 @@ class Block:
     line: int
     commands: tuple[Command, ...]
     skip: str = ""
-    """Why it is not to be run."""
+    """The reason for not running it; empty to run it."""
     background: bool = False
 
     def tools(self) -> list[str]:
-        """The programs of ``TOOLS`` that it calls by name, or by a path that ends with it."""
+        """Return the programs of ``TOOLS`` that it calls, by name or by path."""
         if self.language == "python":
             return []
         called = (_words(command.text) for command in self.commands)
@@ -89,7 +87,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a command."""
+    """The output and the exit status of a command."""
 
     command: Command
     printed: tuple[str, ...]
@@ -97,9 +95,9 @@ class Result:
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, for people; empty if nothing is."""
+        """A description of the difference from the document; empty if there is none."""
         if not self.command.expected and self.status:
-            return "\n".join((f"ended with {self.status}:", *self.printed))
+            return "\n".join((f"exit status {self.status}:", *self.printed))
         if self.command.expected is None:
             return ""
         if matches(self.command.expected, self.printed):
@@ -110,30 +108,30 @@ class Result:
 
 @dataclass(frozen=True)
 class Substitutions:
-    """What stands in the document, and what is there instead while it is tested."""
+    """Texts of the document, and the texts that replace them during the test."""
 
     values: Mapping[str, str]
 
     def apply(self, text: str) -> str:
-        """Puts what is there in the place of what is documented."""
+        """Replace the texts of the document by those of the test."""
         for documented, actual in self.values.items():
-            # A backslash in what is put in would mean something to re.sub.
+            # re.sub would interpret a backslash in the replacement.
             new = actual.replace("\\", r"\\")
             text = re.sub(rf"(?:(?<=://)|(?<![\w./-])){re.escape(documented)}(?![\w-])", new, text)
         return text
 
     def undo(self, text: str) -> str:
-        """Puts what is documented in the place of what is there."""
+        """Replace the texts of the test by those of the document."""
         for documented, actual in self.values.items():
             text = text.replace(actual, documented)
         return text
 
 
 def blocks(document: str) -> list[Block]:
-    """Finds the blocks of a document that are to be run, skipped ones included.
+    """Return the blocks of a document that can be run, including skipped ones.
 
     Raises:
-        ValueError: It is not in the format above; the message has the line.
+        ValueError: The document violates the format; the message contains the line.
     """
     found: list[Block] = []
     mark, paragraph = "", ""
@@ -164,18 +162,18 @@ def blocks(document: str) -> list[Block]:
 
 
 def missing_tools(block: Block, substitutions: Substitutions) -> list[str]:
-    """The programs that a block needs and that are not there."""
+    """Return the programs that a block needs and that are not installed."""
     return [tool for tool in block.tools() if shutil.which(substitutions.apply(tool)) is None]
 
 
 async def run(
     block: Block, substitutions: Substitutions, *, directory: Path, env: Mapping[str, str], python: str
 ) -> list[Result]:
-    """Runs the commands of a block, one after another.
+    """Run the commands of a block, one after another.
 
     Args:
-        block: What to run.
-        substitutions: Where the server is, and such.
+        block: The commands.
+        substitutions: Texts to replace, such as the address of the server.
         directory: Working directory.
         env: Environment.
         python: The interpreter for ``python`` blocks.
@@ -196,7 +194,7 @@ async def run(
             env=env,
         )
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 output, _ = await process.communicate()
         finally:
             if process.returncode is None:
@@ -208,14 +206,14 @@ async def run(
 
 
 def matches(expected: Iterable[str], printed: Iterable[str]) -> bool:
-    """Tells whether lines are what was expected."""
+    """Return whether the printed lines match the expected ones."""
     pattern = "".join(map(_pattern, loosened(expected)))
     text = "".join(f"{line}\n" for line in loosened(printed))
     return re.fullmatch(pattern, text, re.DOTALL) is not None
 
 
 def loosened(lines: Iterable[str]) -> list[str]:
-    """Lines with a word in the place of what may differ, without white space and empty lines at the end."""
+    """Replace texts that may differ by a word, and strip trailing white space and empty lines."""
     text = "\n".join(line.rstrip() for line in lines).rstrip("\n")
     for pattern, word in _LOOSE:
         text = pattern.sub(word, text)
@@ -233,7 +231,7 @@ def _content(lines: Iterator[tuple[int, str]], fence: str, opened: int) -> Itera
         if line.rstrip() == fence:
             return
         yield number, line
-    raise ValueError(f"line {opened}: this block does not end")
+    raise ValueError(f"line {opened}: the block is not closed")
 
 
 def _session(content: Sequence[tuple[int, str]]) -> Iterator[Command]:
@@ -254,14 +252,14 @@ def _session(content: Sequence[tuple[int, str]]) -> Iterator[Command]:
 
 
 def _whole(command: str, lines: Iterator[tuple[int, str]], number: int) -> str:
-    """Adds the lines on which a command goes on."""
+    """Append the continuation lines of a command."""
     here_document = _HERE_DOCUMENT.search(command)
     last = command
     while last.endswith("\\") or (here_document and last.strip() != here_document["end"]):
         try:
             _, last = next(lines)
         except StopIteration:
-            raise ValueError(f"line {number}: this command does not end") from None
+            raise ValueError(f"line {number}: the command is incomplete") from None
         command += f"\n{last}"
         here_document = here_document or _HERE_DOCUMENT.search(last)
     return command
@@ -283,7 +281,7 @@ def _marked(block: Block, mark: str) -> Block:
 
 
 def _words(command: str) -> list[str]:
-    """The words that may be names of programs: at the beginning, and after what begins another command."""
+    """Return the words that may be names of programs: the first one, and those after a shell operator."""
     return [match[1] for match in re.finditer(r"(?:^|[|&;(])[\s\\]*([\w./-]+)", command.partition("<<")[0])]
 
 

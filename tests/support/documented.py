@@ -1,4 +1,4 @@
-"""The surroundings in which the commands of the documents are run: a fresh server, and the program by its name."""
+"""The environment in which the commands of the documents run: a fresh server, and the programs by their names."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ HTTP: Final = "localhost:3002"
 
 @asynccontextmanager
 async def as_documented() -> AsyncIterator[Substitutions]:
-    """A server in the place of the one that ``make run`` starts."""
+    """Run a server in place of the one that ``make run`` starts."""
     # Not pytest's directory: its path may be too long for the socket of the embedded Redis.
     with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
         async with ServerProcess(f"--data-dir={directory}", "--health-check.enabled=true") as server:
@@ -32,9 +32,9 @@ async def as_documented() -> AsyncIterator[Substitutions]:
 
 
 def environment(substitutions: Substitutions) -> dict[str, str]:
-    """That in which commands find ``ossa-registry``, and it finds the server."""
-    strange = ("OSSA_REGISTRY_", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
+    """Return environment variables with which commands find ``ossa-registry``, and that finds the server."""
+    removed = ("OSSA_REGISTRY_", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     return kept | {
         "OSSA_REGISTRY_TARGET": substitutions.values[GRPC],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -1,4 +1,4 @@
-"""What runs the commands in the documents sees what is wrong with them."""
+"""The runner of the commands in the documents finds blocks, runs them and reports differences."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ async def faults(document: str, substitutions: Substitutions = NOTHING, director
     return [result.fault for of_block in results for result in of_block]
 
 
-def test_a_session_is_commands_with_what_they_print() -> None:
+def test_session_has_commands_with_their_output() -> None:
     document = "# Title\n\nText.\n\n" + console("$ echo a", "a", "$ true", "$ printf 'b\\n\\nc\\n'", "b", "", "c")
     assert only(document) == Block(
         "console",
@@ -37,29 +37,29 @@ def test_a_session_is_commands_with_what_they_print() -> None:
     )
 
 
-def test_a_command_goes_on_after_a_backslash() -> None:
+def test_command_continues_after_a_backslash() -> None:
     assert only(console("$ echo a \\", "    b", "a b")).commands == (Command("echo a \\\n    b", 2, ("a b",)),)
 
 
 @pytest.mark.parametrize("end", ["EOF", "'EOF'", '"EOF"'])
-def test_a_command_goes_on_to_the_end_of_its_here_document(end: str) -> None:
+def test_command_continues_to_the_end_of_its_here_document(end: str) -> None:
     assert only(console(f"$ cat <<{end}", "$ not a command", "EOF", "$ not a command")).commands == (
         Command(f"cat <<{end}\n$ not a command\nEOF", 2, ()),
         Command("not a command", 5, ()),
     )
 
 
-def test_a_here_document_may_begin_after_a_backslash() -> None:
+def test_here_document_may_begin_after_a_backslash() -> None:
     assert only(console("$ cat \\", "  <<EOF", "a \\", "b", "EOF", "a b")).commands == (
         Command("cat \\\n  <<EOF\na \\\nb\nEOF", 2, ("a b",)),
     )
 
 
-def test_a_script_is_one_command_that_must_succeed() -> None:
+def test_script_is_one_command_that_must_succeed() -> None:
     assert only("```bash\ncd /\n\npwd\n```").commands == (Command("cd /\n\npwd\n", 2, None),)
 
 
-def test_a_program_may_be_followed_by_what_it_prints() -> None:
+def test_program_may_be_followed_by_its_output() -> None:
     document = "```python\nprint(1)\n```\n\nIt prints:\n\n```text\n1\n```\n\n```text\n2\n```"
     assert only(document) == Block("python", 1, (Command("print(1)\n", 2, ("1",)),))
 
@@ -68,21 +68,21 @@ def test_other_blocks_are_not_run() -> None:
     assert blocks("```\n$ rm -rf /\n```\n```toml\n[grpc]\n```\n~~~\n$ true\n~~~\n    $ true\n") == []
 
 
-def test_a_longer_fence_holds_a_shorter_one() -> None:
+def test_longer_fence_may_contain_a_shorter_one() -> None:
     assert only("````console\n$ echo '```'\n```\n````").commands == (Command("echo '```'", 2, ("```",)),)
 
 
-def test_a_comment_leaves_a_block_out() -> None:
+def test_comment_skips_a_block() -> None:
     block = only("<!-- test: skip it takes an hour -->\n" + console("$ sleep 3600"))
     assert (block.skip, block.background) == ("it takes an hour", False)
 
 
-def test_a_comment_says_that_a_command_runs_beside_the_others() -> None:
+def test_comment_marks_a_background_command() -> None:
     block = only("<!-- test: background -->\n\n" + console("$ make run"))
     assert (block.skip, block.background) == ("", True)
 
 
-def test_a_comment_is_for_the_next_block_alone() -> None:
+def test_comment_applies_to_the_next_block_only() -> None:
     document = "<!-- test: background -->\n" + console("$ make run") + "\n" + console("$ true")
     assert [block.background for block in blocks(document)] == [True, False]
     assert not only("<!-- test: background -->\nText.\n" + console("$ true")).background
@@ -92,16 +92,16 @@ def test_a_comment_is_for_the_next_block_alone() -> None:
     ("document", "message"),
     [
         (console("a", "$ echo a"), "line 2: output without a command"),
-        (console("$ echo \\"), "line 2: this command does not end"),
-        (console("$ cat <<EOF", "a"), "line 2: this command does not end"),
-        ("Text.\n```console\n$ true\n", "line 2: this block does not end"),
+        (console("$ echo \\"), "line 2: the command is incomplete"),
+        (console("$ cat <<EOF", "a"), "line 2: the command is incomplete"),
+        ("Text.\n```console\n$ true\n", "line 2: the block is not closed"),
         ("<!-- test: skip -->\n" + console("$ true"), "line 2: `test: skip` before this block is neither"),
         ("<!-- test: backround -->\n" + console("$ true"), "line 2: `test: backround` before this block is neither"),
         ("<!-- test: background now -->\n" + console("$ true"), "line 2: `test: background now`"),
         ("<!-- test: skip for now -->\n```toml\n```", "line 2: a `test:` comment before a block that is not run"),
     ],
 )
-def test_what_is_not_in_the_format_is_told_with_its_line(document: str, message: str) -> None:
+def test_format_error_is_reported_with_its_line(document: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         blocks(document)
 
@@ -130,7 +130,7 @@ def test_what_is_not_in_the_format_is_told_with_its_line(document: str, message:
         ("a.b (c) [d] * + ? \\ ^ $", "a.b (c) [d] * + ? \\ ^ $"),
     ],
 )
-def test_it_is_what_was_expected(expected: str, printed: str) -> None:
+def test_matching_output_is_accepted(expected: str, printed: str) -> None:
     assert matches(expected.splitlines(), printed.splitlines())
 
 
@@ -156,7 +156,7 @@ def test_it_is_what_was_expected(expected: str, printed: str) -> None:
         ("2026-11-24T06:06:09.089Z", "never"),
     ],
 )
-def test_it_is_not_what_was_expected(expected: str, printed: str) -> None:
+def test_different_output_is_rejected(expected: str, printed: str) -> None:
     assert not matches(expected.splitlines(), printed.splitlines())
 
 
@@ -171,7 +171,7 @@ def test_it_is_not_what_was_expected(expected: str, printed: str) -> None:
         "```python\nprint('a')\n```\nIt prints:\n```text\na\n```",
     ],
 )
-async def test_what_is_documented_happens(document: str) -> None:
+async def test_correct_document_passes(document: str) -> None:
     assert set(await faults(document)) == {""}
 
 
@@ -181,30 +181,30 @@ async def test_what_is_documented_happens(document: str) -> None:
         (console("$ echo a", "b"), "-b\n+a"),
         (console("$ echo a"), "+a"),
         (console("$ true", "a"), "-a"),
-        (console("$ exit 3"), "ended with 3:"),
-        ("```bash\necho why\nfalse\n```", "ended with 1:\nwhy"),
-        ("```python\nraise SystemExit('why')\n```", "ended with 1:\nwhy"),
+        (console("$ exit 3"), "exit status 3:"),
+        ("```bash\necho why\nfalse\n```", "exit status 1:\nwhy"),
+        ("```python\nraise SystemExit('why')\n```", "exit status 1:\nwhy"),
         ("```python\nprint('a')\n```\nIt prints:\n```text\nb\n```", "-b\n+a"),
     ],
 )
-async def test_what_does_not_happen_is_told(document: str, fault: str) -> None:
-    (told,) = await faults(document)
-    assert told.endswith(fault)
+async def test_wrong_document_is_reported(document: str, fault: str) -> None:
+    (reported,) = await faults(document)
+    assert reported.endswith(fault)
 
 
-async def test_commands_run_where_they_are_told_to(tmp_path: Path) -> None:
+async def test_commands_run_in_the_given_directory(tmp_path: Path) -> None:
     assert await faults(console("$ touch here", "$ ls", "here"), directory=tmp_path) == ["", ""]
 
 
-async def test_commands_wait_for_no_input() -> None:
+async def test_commands_have_empty_input() -> None:
     assert await faults(console("$ cat")) == [""]
 
 
-async def test_what_is_documented_is_replaced_by_what_is_there_and_back() -> None:
-    there = Substitutions({"localhost:1": "127.0.0.1:23456", ".data": "/tmp/data-7"})
+async def test_substitutions_apply_to_commands_and_revert_in_output() -> None:
+    substitutions = Substitutions({"localhost:1": "127.0.0.1:23456", ".data": "/tmp/data-7"})
     command = "echo localhost:1/a .data/b '.data' \"localhost:1\" | tee /dev/stderr | grep -c 23456.*/tmp/data-7"
     printed = "localhost:1/a .data/b .data localhost:1"
-    assert await faults(console(f"$ {command}", "...", printed, "..."), there) == [""]
+    assert await faults(console(f"$ {command}", "...", printed, "..."), substitutions) == [""]
 
 
 @pytest.mark.parametrize("text", ["localhost:12", "x.data", "a/.data", "-.data", ".database", ".data-1"])
@@ -224,12 +224,12 @@ def test_only_whole_words_are_replaced(text: str) -> None:
         ("echo a | \\\n  jq .", ["jq"]),
     ],
 )
-def test_the_tools_of_a_block_are_known(command: str, tools: list[str]) -> None:
+def test_tools_of_a_block_are_found(command: str, tools: list[str]) -> None:
     document = console(f"$ {command}")
     assert only(document).tools() == tools
 
 
-def test_tools_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_tools_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     tool = tmp_path / "bin" / "redis-cli"
