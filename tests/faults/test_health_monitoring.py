@@ -26,6 +26,7 @@ from tests.grpc.calls import (
     register_all,
 )
 from tests.support.agents import TIMEOUT, Agents
+from tests.support.leases import pass_time
 from tests.support.processes import children_of, runs
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, ServerProcess, connected, running
@@ -187,7 +188,9 @@ async def test_pause_of_three_leases_expires_nothing_and_checks_resume(
         heartbeats = asyncio.create_task(_send_heartbeats(server, names))
 
         process.signal(signal.SIGSTOP)
-        await asyncio.sleep(16)  # three lease lengths; needs real time
+        async with redis_client(redis) as client:
+            await pass_time(client, 16)  # three lease lengths
+        await asyncio.sleep(2.25 * interval)  # two missed checks of each service; probes need real time
         resumed = time.monotonic()
         process.signal(signal.SIGCONT)
 

@@ -7,10 +7,12 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
+from tests.support.leases import pass_time
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
@@ -119,8 +121,10 @@ async def test_outage_longer_than_a_ttl_expires_no_lease(redis: RedisProcess) ->
         service = small_service("short-lived")
         service.ttl.seconds = 5
         await register(server, service)
+        async with Redis.from_url(redis.url) as client:
+            await pass_time(client, 6)  # longer than the lease
         redis.kill()
-        await asyncio.sleep(6)  # longer than the lease; needs real time
+        await until(server, connected=False)
         await redis.restart()
         await until(server, connected=True)
 
@@ -215,8 +219,6 @@ async def _document(redis: RedisProcess, name: str) -> bytes:
 
 async def _command(redis: RedisProcess, *command: str) -> bytes:
     """Run a command, as an operator with redis-cli would."""
-    from redis.asyncio import Redis  # noqa: PLC0415 - only used here
-
     async with Redis.from_url(redis.url) as client:
         answer: bytes = await client.execute_command(*command)  # type: ignore[no-untyped-call]
         return answer
