@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Collection
 from itertools import accumulate
+from typing import Final, NamedTuple
 
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
@@ -16,18 +17,28 @@ from registry_server.model.wire import bytes_field, integer_field
 # Fields of DiscoverServicesResponse; `services` (1) is how a record is framed.
 _NEXT_PAGE_TOKEN, _TOTAL_SIZE, _REVISION, _STALE = 2, 3, 4, 5
 
-MAX_KEPT_QUERIES = 512
-"""Queries kept up to date: each change is checked against those that it can affect."""
-MAX_KEPT_NAMES = 4_000_000
-"""Names listed by all kept queries together; each costs 8 bytes."""
-MAX_KEPT_BYTES = 64 << 20
-"""Size of the cached pages and of the requests that they answer."""
-MAX_PAGE_BYTES = 3 << 20
-"""Size at which a page ends early: clients accept messages of 4 MiB by default."""
-_ENTRY_BYTES = 400
+MAX_PAGE_BYTES: Final = 3 << 20
+"""Clients accept messages of 4 MiB by default."""
+_ENTRY_BYTES: Final = 400
 """Overhead of a cached page or request in addition to its bytes."""
-_SCAN_SLICE_RECORDS = 500
-"""Records scanned before other tasks run: about 1 ms with a regular expression."""
+
+
+class DiscoveryLimits(NamedTuple):
+    """Limits on kept queries and cached answers."""
+
+    queries: int = 512
+    """Maximum number of kept queries: each change is checked against those that it can affect."""
+    names: int = 4_000_000
+    """Maximum number of names that all kept queries list together; each costs 8 bytes."""
+    cached_bytes: int = 64 << 20
+    """Maximum size of the cached pages and of the requests that they answer."""
+    page_bytes: int = MAX_PAGE_BYTES
+    """Size at which a page ends early."""
+    scan_slice_records: int = 500
+    """Records scanned before other tasks run: about 1 ms with a regular expression."""
+
+
+DEFAULT_LIMITS: Final = DiscoveryLimits()
 
 
 class Query:
@@ -49,10 +60,10 @@ class Query:
                 if first <= change.name <= last:
                     self._owner.drop_page(self, page)
             return
-        self.update(change.name, present=matches)
+        self.set_match(change.name, present=matches)
         self._owner.drop_pages(self)
 
-    def update(self, name: str, *, present: bool) -> None:
+    def set_match(self, name: str, *, present: bool) -> None:
         """Add a name to the list, or remove it."""
         at = bisect_left(self.names, name)
         listed = at < len(self.names) and self.names[at] == name
@@ -69,8 +80,9 @@ class Discovery:
     kept query or runs a new one.
     """
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, limits: DiscoveryLimits = DEFAULT_LIMITS) -> None:
         self._replica = replica
+        self._limits = limits
         self._cached: dict[bytes, bytes] = {}
         self._queries: OrderedDict[bytes, Query] = OrderedDict()
         self._kept_bytes = 0
@@ -135,7 +147,7 @@ class Discovery:
             query.requests[request] = (size, after)
             self._cached[request] = page[2]
             self._kept_bytes += len(request) + _ENTRY_BYTES
-        if self._kept_bytes > MAX_KEPT_BYTES:
+        if self._kept_bytes > self._limits.cached_bytes:
             self._evict(query)
         return page[2] + self._suffix
 
@@ -176,7 +188,7 @@ class Discovery:
         candidates = self._candidates(filter_)
         if filter_.terms_only:
             return sorted(candidates)
-        if len(candidates) <= _SCAN_SLICE_RECORDS:
+        if len(candidates) <= self._limits.scan_slice_records:
             records = self._replica.records
             return sorted(name for name in candidates if filter_.matches_beyond_terms(records[name]))
         async with self._scans:  # one at a time: scans share one core with all other calls
@@ -184,20 +196,19 @@ class Discovery:
 
     async def _scan(self, filter_: Filter) -> list[str]:
         """Scan many records in slices, then apply the changes made during the scan."""
+        slice_records = self._limits.scan_slice_records
         while True:
             position = self._replica.position
             records = [self._replica.records[name] for name in self._candidates(filter_)]
             found: list[str] = []
-            for start in range(0, len(records), _SCAN_SLICE_RECORDS):
-                found += [
-                    r.name for r in records[start : start + _SCAN_SLICE_RECORDS] if filter_.matches_beyond_terms(r)
-                ]
+            for start in range(0, len(records), slice_records):
+                found += [r.name for r in records[start : start + slice_records] if filter_.matches_beyond_terms(r)]
                 await asyncio.sleep(0)
             missed = self._replica.history.since(position.revision)
             if missed is not None and self._replica.position.epoch == position.epoch:
                 query = Query(filter_, sorted(found), self)
                 for change in missed:
-                    query.update(change.name, present=change.after is not None and filter_.matches(change.after))
+                    query.set_match(change.name, present=change.after is not None and filter_.matches(change.after))
                 return query.names
 
     def _candidates(self, filter_: Filter) -> Collection[str]:
@@ -209,8 +220,9 @@ class Discovery:
         start = bisect_right(query.names, after) if after else 0
         names = query.names[start : start + size]
         parts = [records[name].framed for name in names]
-        if sum(map(len, parts)) > MAX_PAGE_BYTES:
-            fitting = sum(total <= MAX_PAGE_BYTES for total in accumulate(map(len, parts)))
+        max_bytes = self._limits.page_bytes
+        if sum(map(len, parts)) > max_bytes:
+            fitting = sum(total <= max_bytes for total in accumulate(map(len, parts)))
             names, parts = names[: fitting or 1], parts[: fitting or 1]
         if start + len(names) < len(query.names):
             token = encode_page_token(query.filter.key, names[-1])
@@ -221,14 +233,15 @@ class Discovery:
     def _evict(self, newest: Query) -> None:
         """Drop the least recently used queries until the limits hold."""
         names = sum(len(query.names) for query in self._queries.values())
+        limits = self._limits
         while len(self._queries) > 1 and (
-            len(self._queries) > MAX_KEPT_QUERIES or names > MAX_KEPT_NAMES or self._kept_bytes > MAX_KEPT_BYTES
+            len(self._queries) > limits.queries or names > limits.names or self._kept_bytes > limits.cached_bytes
         ):
             query = self._queries.popitem(last=False)[1]
             names -= len(query.names)
             self.drop_pages(query)
             self._replica.interests.remove_interest(query)
-        if self._kept_bytes > MAX_KEPT_BYTES:
+        if self._kept_bytes > limits.cached_bytes:
             self.drop_pages(newest)
 
     def _refresh_suffix(self) -> None:

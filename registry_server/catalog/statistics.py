@@ -43,8 +43,12 @@ def registry_stats(replica: Replica) -> RegistryStats:
 class Capabilities:
     """Capability summaries, each cached until a service that offers the capability changes."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(
+        self, replica: Replica, *, max_page_bytes: int = MAX_PAGE_BYTES, max_service_names: int = MAX_SERVICE_NAMES
+    ) -> None:
         self._replica = replica
+        self._max_page_bytes = max_page_bytes
+        self._max_service_names = max_service_names
         self._summaries: dict[str, CapabilitySummary] = {}
         self._names: list[str] | None = None
         replica.on_applied.append(self._invalidate)
@@ -56,7 +60,7 @@ class Capabilities:
         names = self._names
         start = bisect_right(names, after)
         page: list[CapabilitySummary] = []
-        remaining_bytes = MAX_PAGE_BYTES
+        remaining_bytes = self._max_page_bytes
         for name in names[start : start + size]:
             summary = self._summary(name)
             remaining_bytes -= summary.ByteSize()
@@ -70,7 +74,7 @@ class Capabilities:
         if summary is None:
             index = self._replica.index
             offering = index.names(capability_term(capability))
-            first = heapq.nsmallest(MAX_SERVICE_NAMES, offering)
+            first = heapq.nsmallest(self._max_service_names, offering)
             summary = self._summaries[capability] = CapabilitySummary(
                 name=capability,
                 versions=sorted(version for version in index.capability_versions(capability) if version),

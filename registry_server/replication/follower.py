@@ -121,9 +121,9 @@ class Follower:
         """Seconds since the replica was last known to be caught up; 0 while connected."""
         return 0.0 if self.connected else self._monotonic() - self._last_contact
 
-    def connection_since(self, then: float) -> int:
-        """Return the number of the current connection, counted from 1, if it was open at a monotonic time; else 0."""
-        return self.connections if self.connected and self._connected_at <= then else 0
+    def connection_since(self, monotonic_seconds: float) -> int:
+        """Return the number of the current connection, counted from 1, if it was already open then; else 0."""
+        return self.connections if self.connected and self._connected_at <= monotonic_seconds else 0
 
     @property
     def state(self) -> "FollowerState":
@@ -234,7 +234,7 @@ class Follower:
         # The revision may have been committed after the read of the stream; the next read must then return it.
         behind = head.revision > known.revision
         if behind and self._behind_once:
-            raise _HistoryBroken(f"the stream lacks revisions {known.revision + 1} to {head.revision}")
+            raise _HistoryBroken(f"revisions {known.revision + 1} to {head.revision} are missing from the stream")
         self._behind_once = behind
 
     async def _read_head(self) -> Position:
@@ -248,7 +248,7 @@ class Follower:
     def _apply(self, event: StoredEvent) -> None:
         position = self._replica.position
         if event.epoch != position.epoch or event.revision != position.revision + 1:
-            raise _HistoryBroken(f"{position} is followed by {event.epoch}, {event.revision}")
+            raise _HistoryBroken(f"{position} was followed by revision {event.revision} of epoch {event.epoch}")
         self._behind_once = False
         self._newest = event
         self._replica.apply_change(change_from_event(event, self._replica.records.get(event.name)))

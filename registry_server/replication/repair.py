@@ -21,6 +21,7 @@ from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import Position, RedisStore, RestoredService, StoredEvent, Turn, TurnLost
 
 _BATCH_BYTES: Final = 1 << 20
+"""Size at which a batch is closed: Redis runs each batch as one script and answers nothing else meanwhile."""
 
 RepairOutcome = Literal["continued", "merged", "unneeded", "lost"]
 REPAIR_OUTCOMES: Final[tuple[RepairOutcome, ...]] = get_args(RepairOutcome)
@@ -54,7 +55,7 @@ class _Agreement(NamedTuple):
     restored_to: int = 0
     """Revision of this process's epoch up to which other processes have already restored services."""
 
-    def plan(self, epoch: str) -> str:
+    def encode_plan(self, epoch: str) -> str:
         """Return the text kept in the store, from which another process can resume an abandoned repair."""
         return f"{epoch} {self.common} {int(self.exact)}"
 
@@ -132,13 +133,13 @@ class Repairer:
         agreement = await self._find_agreement(turn)
         difference = _Difference()
         if agreement.common < known.revision or turn.plan:
-            difference = await self._difference(agreement)
-            await self._put_services(difference, agreement.plan(known.epoch))
+            difference = await self._compare(agreement)
+            await self._write_services(difference, agreement.encode_plan(known.epoch))
         outcome: RepairOutcome = "merged"
         end = Position(secrets.token_hex(8), max(turn.found.revision, known.revision))
         if agreement.exact:
             outcome, end = "continued", known
-            await self._put_events(agreement.common, restart=bool(turn.plan))
+            await self._write_events(agreement.common, restart=bool(turn.plan))
         elif not (difference.restore or difference.remove or turn.plan or self._is_fork(turn, agreement)):
             outcome, end = "unneeded", Position(turn.found.epoch or known.epoch, turn.found.revision)
         await self._store.repairs.finish_repair(end, restart=outcome == "merged", known=known, common=agreement.common)
@@ -190,17 +191,17 @@ class Repairer:
             return None
         async for page in self._store.repairs.scan_events_backwards(revision):
             for event in page:
-                ours = history.at(event.revision)
-                if ours is not None and event == _stored_event(ours, epoch):
+                local = history.at(event.revision)
+                if local is not None and event == _stored_event(local, epoch):
                     return event.revision
                 # The store committed replacements of lost changes after those changes, so an older event is not one.
-                if ours is None and event.epoch == epoch and event.at_ms <= oldest.at_ms:
+                if local is None and event.epoch == epoch and event.at_ms <= oldest.at_ms:
                     return event.revision
             raise_if_cancelled()
         return None
 
-    async def _difference(self, agreement: _Agreement) -> _Difference:
-        """Compare the store with the replica."""
+    async def _compare(self, agreement: _Agreement) -> _Difference:
+        """Return the services in which the store and the replica differ, and how to resolve each."""
         difference = _Difference()
         owners = await self._store.repairs.read_owners()
         seen: set[str] = set()
@@ -209,36 +210,36 @@ class Repairer:
                 if name in seen:
                     continue
                 seen.add(name)
-                ours = self._replica.records.get(name)
-                if ours is None:
+                local = self._replica.records.get(name)
+                if local is None:
                     if agreement.exact or Record(wire).revision <= agreement.common:
                         difference.remove.append(name)
-                elif wire != ours.wire and self._should_restore(ours, Record(wire), owners.get(name), agreement):
+                elif wire != local.wire and self._should_restore(local, Record(wire), owners.get(name), agreement):
                     difference.restore.append(name)
                 else:
                     difference.keep.append(name)
             raise_if_cancelled()
         after = max(agreement.common, agreement.restored_to)
-        for name, ours in self._replica.records.items():
-            if name not in seen and (agreement.exact or ours.revision > after):
+        for name, local in self._replica.records.items():
+            if name not in seen and (agreement.exact or local.revision > after):
                 difference.restore.append(name)
         return difference
 
-    def _should_restore(self, ours: Record, theirs: Record, owner: str | None, agreement: _Agreement) -> bool:
+    def _should_restore(self, local: Record, stored: Record, stored_owner: str | None, agreement: _Agreement) -> bool:
         """Return whether this process's state of a service replaces the store's."""
         if agreement.exact:
             return True
-        if ours.revision <= max(agreement.common, agreement.restored_to):
+        if local.revision <= max(agreement.common, agreement.restored_to):
             return False
-        if theirs.revision <= agreement.common:
+        if stored.revision <= agreement.common:
             return True
-        mine = self._replica.owners.get(ours.name)
-        if mine is not None and mine != owner:  # an emptied store must not let another caller take over the service
-            return True
-        return _updated_at(ours) > _updated_at(theirs)
+        local_owner = self._replica.owners.get(local.name)
+        if local_owner is not None and local_owner != stored_owner:
+            return True  # an emptied store must not let another caller take over the service
+        return _updated_at(local) > _updated_at(stored)
 
-    async def _put_services(self, difference: _Difference, plan: str) -> None:
-        def remembered_services() -> Iterator[RestoredService]:
+    async def _write_services(self, difference: _Difference, plan: str) -> None:
+        def lost_services() -> Iterator[RestoredService]:
             for name in difference.restore:
                 record = self._replica.records[name]
                 ttl = ttl_seconds(record.message(), self._default_ttl)
@@ -246,13 +247,13 @@ class Repairer:
             for name in difference.remove:
                 yield RestoredService(name, b"", 0, "")
 
-        for batch in _batches(remembered_services(), lambda each: len(each.record), self._store.repairs.batch_size):
+        for batch in _batches(lost_services(), lambda each: len(each.record), self._store.repairs.batch_size):
             await self._store.repairs.restore_services(batch, plan)
             raise_if_cancelled()
         if difference.keep:  # the store has lost their latest heartbeats
             await self._store.writer.renew_leases(difference.keep)
 
-    async def _put_events(self, common: int, *, restart: bool) -> None:
+    async def _write_events(self, common: int, *, restart: bool) -> None:
         """Append the changes after a revision; rewrite the whole stream if it does not end there."""
         history, epoch = self._replica.history, self._replica.position.epoch
         past = history.since(common)
@@ -260,7 +261,9 @@ class Repairer:
         if restart:
             past = history.since(history.oldest.revision - 1) if history.oldest else ()
         events = (_stored_event(change, epoch) for change in past or ())
-        for batch in _batches(events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch_size):
+        for batch in _batches(
+            events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch_size
+        ):
             await self._store.repairs.restore_events(batch, restart=restart)
             restart = False
             raise_if_cancelled()

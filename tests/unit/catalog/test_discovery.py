@@ -1,6 +1,5 @@
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
-from registry_server.catalog import discovery as module
 from registry_server.catalog.change import Change
-from registry_server.catalog.discovery import Discovery
+from registry_server.catalog.discovery import _ENTRY_BYTES, DEFAULT_LIMITS, Discovery, DiscoveryLimits
 from registry_server.catalog.replica import Replica
 from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
@@ -25,9 +23,9 @@ from tests.support.samples import small_service
 class Catalog:
     """A replica changed by the test, a discovery over it, and a dict of the expected records."""
 
-    def __init__(self, history_length: int = 1000) -> None:
+    def __init__(self, history_length: int = 1000, **limits: int) -> None:
         self.replica = Replica(history_length)
-        self.discovery = Discovery(self.replica)
+        self.discovery = Discovery(self.replica, DiscoveryLimits(**limits))
         self.replica.start_at([], Position("epoch", 0))
         self.expected_records: dict[str, Record] = {}
         self.stale = False
@@ -85,8 +83,7 @@ class Catalog:
         queries = self.discovery._queries.values()
         pages = [page for query in queries for _, _, page in query.pages.values()]
         requests = [request for query in queries for request in query.requests]
-        each = module._ENTRY_BYTES
-        assert self.discovery._kept_bytes == sum(len(kept) + each for kept in pages + requests)
+        assert self.discovery._kept_bytes == sum(len(kept) + _ENTRY_BYTES for kept in pages + requests)
         assert self.discovery._cached.keys() == set(requests)
         assert len(self.replica.interests) == len(queries)
 
@@ -111,15 +108,6 @@ def compiled(request: DiscoverServicesRequest) -> Filter:
     filter_ = compile_filter(request.filter, "filter", violations)
     assert not violations
     return filter_
-
-
-@contextmanager
-def bounds(**values: int) -> Iterator[None]:
-    """Patch limits; a context manager, since Hypothesis runs many examples within one fixture."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setattr(module, name, value)
-        yield
 
 
 NAMES = st.sampled_from(["a", "ab", "b", "ba", "c", "d"])
@@ -183,30 +171,28 @@ async def test_answers_equal_a_plain_filter_after_any_changes(steps: list[Step])
 
 @given(st.lists(STEPS, max_size=10), st.integers(1, 4), st.integers(0, 6000), st.integers(0, 12))
 async def test_answers_are_correct_with_any_limits(steps: list[Step], queries: int, size: int, names: int) -> None:
-    catalog = Catalog()
-    with bounds(MAX_KEPT_QUERIES=queries, MAX_KEPT_BYTES=size, MAX_KEPT_NAMES=names, _SCAN_SLICE_RECORDS=1):
-        for step in steps:
-            step(catalog)
-            await check_all_queries(catalog)
-            assert len(catalog.discovery._queries) <= queries
-            assert catalog.discovery._kept_bytes <= size
+    catalog = Catalog(queries=queries, cached_bytes=size, names=names, scan_slice_records=1)
+    for step in steps:
+        step(catalog)
+        await check_all_queries(catalog)
+        assert len(catalog.discovery._queries) <= queries
+        assert catalog.discovery._kept_bytes <= size
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 3)), max_size=12), st.integers(1, 8))
 async def test_scan_includes_changes_made_during_the_scan(steps: list[tuple[Step, int]], history: int) -> None:
-    catalog = Catalog(history_length=history)  # so short that a scan sometimes restarts
+    catalog = Catalog(history_length=history, scan_slice_records=1)  # so short that a scan sometimes restarts
     for i in range(12):
         catalog.put_service(f"{'ab'[i % 2]}{i:02}")
     request = request_for(name_pattern="^a|d", version=">=1 <2")
 
-    with bounds(_SCAN_SLICE_RECORDS=1):
-        answer_task = asyncio.create_task(catalog.answer(request))
-        for step, turns in steps:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            if not answer_task.done():
-                step(catalog)
-        answer = await answer_task
+    answer_task = asyncio.create_task(catalog.answer(request))
+    for step, turns in steps:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not answer_task.done():
+            step(catalog)
+    answer = await answer_task
 
     # The state is unchanged since the scan ended: no other task ran.
     assert answer == catalog.expected_answer(request)
@@ -214,23 +200,22 @@ async def test_scan_includes_changes_made_during_the_scan(steps: list[tuple[Step
 
 
 async def test_scan_restarts_when_the_epoch_changes_at_the_same_revision() -> None:
-    catalog = Catalog()
+    catalog = Catalog(scan_slice_records=1)
     for name in "abc":
         catalog.put_service(name)
     request = request_for(name_pattern=".")
 
-    with bounds(_SCAN_SLICE_RECORDS=1):
-        answer_task = asyncio.create_task(catalog.answer(request))
-        await asyncio.sleep(0)
-        catalog.resync(catalog.replica.revision, "a", "c")
-        answer = await answer_task
+    answer_task = asyncio.create_task(catalog.answer(request))
+    await asyncio.sleep(0)
+    catalog.resync(catalog.replica.revision, "a", "c")
+    answer = await answer_task
 
     assert answer == catalog.expected_answer(request)
 
 
 async def test_scan_of_many_records_yields_to_other_tasks() -> None:
     catalog = Catalog()
-    count = 3 * module._SCAN_SLICE_RECORDS
+    count = 3 * DEFAULT_LIMITS.scan_slice_records
     for i in range(count):
         catalog.put_service(f"s{i:05}")
     request = request_for(name_pattern="s0.*7$")
@@ -251,13 +236,12 @@ async def test_scan_of_many_records_yields_to_other_tasks() -> None:
 
 
 async def test_concurrent_identical_requests_share_one_query() -> None:
-    catalog = Catalog()
+    catalog = Catalog(scan_slice_records=2)
     for i in range(10):
         catalog.put_service(f"s{i}")
     request = request_for(name_pattern="s[0-4]")
 
-    with bounds(_SCAN_SLICE_RECORDS=2):
-        answers = await asyncio.gather(*(catalog.answer(request) for _ in range(4)))
+    answers = await asyncio.gather(*(catalog.answer(request) for _ in range(4)))
 
     assert answers == [catalog.expected_answer(request)] * 4
     assert len(catalog.replica.interests) == 1
@@ -370,53 +354,49 @@ async def test_cached_answers_report_staleness() -> None:
 
 
 async def test_least_recently_used_query_is_dropped_first() -> None:
-    catalog = Catalog()
+    catalog = Catalog(queries=3)
     requests = [request_for(group=name) for name in "abcd"]
-    with bounds(MAX_KEPT_QUERIES=3):
-        for request in requests[:3]:
-            await catalog.answer(request)
-        await catalog.answer(requests[0])
+    for request in requests[:3]:
+        await catalog.answer(request)
+    await catalog.answer(requests[0])
 
-        await catalog.answer(requests[3])
+    await catalog.answer(requests[3])
 
     assert [catalog.cached_answer(request) is not None for request in requests] == [True, False, True, True]
     assert len(catalog.replica.interests) == 3
 
 
 async def test_queries_with_too_many_names_are_dropped() -> None:
-    catalog = Catalog()
+    catalog = Catalog(names=8)
     for name in "abcd":
         catalog.put_service(name, metadata={"tags": ["x", "y", "z"]})
     requests = [request_for(tags=[tag]) for tag in "xyz"]
 
-    with bounds(MAX_KEPT_NAMES=8):
-        for request in requests:
-            await catalog.answer(request)
+    for request in requests:
+        await catalog.answer(request)
 
     assert [catalog.cached_answer(request) is not None for request in requests] == [False, True, True]
 
 
 async def test_oldest_query_is_dropped_when_its_pages_exceed_the_byte_limit() -> None:
-    catalog = Catalog()
+    catalog = Catalog(cached_bytes=7000)
     for tag in "xyz":
         catalog.put_service(tag, metadata={"tags": [tag], "description": "d" * 2000})
     requests = [request_for(tags=[tag]) for tag in "xyz"]
 
-    with bounds(MAX_KEPT_BYTES=7000):
-        for request in requests:
-            await catalog.answer(request)
+    for request in requests:
+        await catalog.answer(request)
 
     assert [catalog.cached_answer(request) is not None for request in requests] == [False, True, True]
     catalog.assert_accounting_is_exact()
 
 
 async def test_answer_larger_than_the_limit_is_returned_but_not_cached() -> None:
-    catalog = Catalog()
+    catalog = Catalog(cached_bytes=1000)
     catalog.put_service("a", metadata={"description": "d" * 3000})
     request = request_for()
 
-    with bounds(MAX_KEPT_BYTES=1000):
-        assert await catalog.answer(request) == catalog.expected_answer(request)
+    assert await catalog.answer(request) == catalog.expected_answer(request)
 
     assert catalog.cached_answer(request) is None
     assert catalog.discovery._kept_bytes == 0
@@ -424,37 +404,35 @@ async def test_answer_larger_than_the_limit_is_returned_but_not_cached() -> None
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(0, 1000), st.integers(1, 8))
 async def test_oversized_page_ends_early_and_the_next_one_continues(lengths: list[int], limit: int, size: int) -> None:
-    catalog = Catalog()
+    catalog = Catalog(page_bytes=limit)
     for i, length in enumerate(lengths):
         catalog.put_service(f"s{i}", metadata={"description": "d" * length})
     everything = request_for(size)
 
     names, after, more = list[str](), "", True
-    with bounds(MAX_PAGE_BYTES=limit):
-        while more:
-            page = await catalog.answer(everything, after)
-            frames = [len(catalog.expected_records[service.name].framed) for service in page.services]
-            assert sum(frames) <= limit or len(frames) == 1  # a page always contains one service
-            assert len(frames) <= size
-            assert page.total_size == len(lengths)
-            names += [service.name for service in page.services]
-            more = bool(page.next_page_token)
-            after = names[-1] if names else ""
-            if more and len(frames) < size:
-                next_record = catalog.expected_records[sorted(catalog.expected_records)[len(names)]]
-                assert sum(frames) + len(next_record.framed) > limit  # the page is as long as possible
+    while more:
+        page = await catalog.answer(everything, after)
+        frames = [len(catalog.expected_records[service.name].framed) for service in page.services]
+        assert sum(frames) <= limit or len(frames) == 1  # a page always contains one service
+        assert len(frames) <= size
+        assert page.total_size == len(lengths)
+        names += [service.name for service in page.services]
+        more = bool(page.next_page_token)
+        after = names[-1] if names else ""
+        if more and len(frames) < size:
+            next_record = catalog.expected_records[sorted(catalog.expected_records)[len(names)]]
+            assert sum(frames) + len(next_record.framed) > limit  # the page is as long as possible
 
     assert names == sorted(catalog.expected_records)
 
 
 async def test_many_page_sizes_of_one_query_stay_within_the_limit() -> None:
-    catalog = Catalog()
+    catalog = Catalog(cached_bytes=5000)
     catalog.put_service("a")
 
-    with bounds(MAX_KEPT_BYTES=5000):
-        for size in range(1, 200):
-            await catalog.answer(request_for(size))
-            assert catalog.discovery._kept_bytes <= 5000
+    for size in range(1, 200):
+        await catalog.answer(request_for(size))
+        assert catalog.discovery._kept_bytes <= 5000
 
     assert len(catalog.discovery._queries) == 1
     catalog.assert_accounting_is_exact()

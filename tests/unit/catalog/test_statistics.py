@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from ossa.registry.v1.service_pb2 import HealthStatus
-from registry_server.catalog import statistics
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.statistics import Capabilities, registry_stats
@@ -29,10 +28,10 @@ def offering(*capabilities: str, **fields: Any) -> dict[str, Any]:
 class Catalog:
     """A replica changed by the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, **limits: int) -> None:
         self.replica = Replica(history_length=10)
         self.replica.start_at([], Position("epoch", 0))
-        self.capabilities = Capabilities(self.replica)
+        self.capabilities = Capabilities(self.replica, **limits)
 
     def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
@@ -136,9 +135,8 @@ def test_pages_cover_all_capabilities_once() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 30, 60, 10_000])
-def test_oversized_page_ends_early_and_the_next_one_continues(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(statistics, "MAX_PAGE_BYTES", limit)
-    catalog = Catalog()
+def test_oversized_page_ends_early_and_the_next_one_continues(limit: int) -> None:
+    catalog = Catalog(max_page_bytes=limit)
     catalog.put_service(
         "a", **offering(*(f"{name} {'d' * length}" for name, length in zip("abcde", (5, 9, 1, 50, 5), strict=True)))
     )
@@ -161,9 +159,8 @@ def test_full_last_page_reports_no_more_pages() -> None:
     assert catalog.capabilities.page("", 2)[1] is False
 
 
-def test_summary_lists_limited_names_but_counts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "MAX_SERVICE_NAMES", 2)
-    catalog = Catalog()
+def test_summary_lists_limited_names_but_counts_all_services() -> None:
+    catalog = Catalog(max_service_names=2)
     for name in "dbca":
         catalog.put_service(name, **offering("read@1"))
 

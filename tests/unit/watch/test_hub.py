@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
-from registry_server.catalog import discovery as discovery_module
 from registry_server.catalog.change import Change
-from registry_server.catalog.discovery import Discovery
+from registry_server.catalog.discovery import Discovery, DiscoveryLimits
 from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, Violation, WatcherTooSlow
 from registry_server.model.filters import Filter, compile_filter
@@ -37,11 +36,18 @@ class Catalog:
     """A replica changed by the test, and a hub over it."""
 
     def __init__(
-        self, *, history: int = 1000, buffer_events: int = 1000, buffer_bytes: int = 1 << 20, **limits: Any
+        self,
+        *,
+        history: int = 1000,
+        buffer_events: int = 1000,
+        buffer_bytes: int = 1 << 20,
+        scan_slice_records: int = 500,
+        **limits: Any,
     ) -> None:
         self.replica = Replica(history)
         self.replica.start_at([], Position("epoch", 0))
-        self.hub = WatchHub(self.replica, Discovery(self.replica), WatchLimits(buffer_events, buffer_bytes, **limits))
+        discovery = Discovery(self.replica, DiscoveryLimits(scan_slice_records=scan_slice_records))
+        self.hub = WatchHub(self.replica, discovery, WatchLimits(buffer_events, buffer_bytes, **limits))
 
     def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
@@ -208,9 +214,8 @@ async def test_cursor_of_an_unfinished_snapshot_cannot_be_resumed() -> None:
         assert types_and_names(await read_message(watcher)) == []
 
 
-async def test_snapshot_from_a_long_scan_has_a_single_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
-    catalog = Catalog()
+async def test_snapshot_from_a_long_scan_has_a_single_revision() -> None:
+    catalog = Catalog(scan_slice_records=1)
     for name in "abcd":
         catalog.put_service(name)
     opening = asyncio.create_task(catalog.hub.open_watch(compiled(name_pattern="."), snapshot=True))
@@ -895,18 +900,18 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
 async def test_client_that_resumes_after_breaks_sees_every_event_once(
     actions: Sequence[Action], fields: dict[str, Any], buffer_events: int, history: int
 ) -> None:
-    catalog = Catalog(history=history, buffer_events=buffer_events, message_bytes=1, snapshot_message_bytes=1)
+    catalog = Catalog(
+        history=history, buffer_events=buffer_events, scan_slice_records=1, message_bytes=1, snapshot_message_bytes=1
+    )
     filter_ = compiled(**fields)
     client = Client(catalog, filter_)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery_module, "_SCAN_SLICE_RECORDS", 1)
-        for action in actions:
-            result = action(catalog, client)
-            if asyncio.iscoroutine(result):
-                await result
-            assert client.revisions == sorted(set(client.revisions))
-        while not await client.read():
-            pass
+    for action in actions:
+        result = action(catalog, client)
+        if asyncio.iscoroutine(result):
+            await result
+        assert client.revisions == sorted(set(client.revisions))
+    while not await client.read():
+        pass
 
     matching = {name: each for name, each in catalog.replica.records.items() if filter_.matches(each)}
     assert client.copy == {
