@@ -19,11 +19,11 @@ from registry_server.rpc.status import CODES, DETAILS_KEY, code_of, status_of, t
 
 _M = TypeVar("_M", bound=Message)
 
-MOST_TRAILER_BYTES = 8 << 10  # that clients take by default
-OVERHEAD = 32  # that HTTP/2 counts for each of them (RFC 9113, 6.5.2)
+MAX_TRAILER_BYTES = 8 << 10  # the default limit of clients
+OVERHEAD = 32  # that HTTP/2 adds to the size of each field (RFC 9113, 6.5.2)
 NAME = "n" * 128
 
-# Every error that a caller may meet: code, facts for programs, seconds to wait.
+# Every error of a call: status code, metadata, and retry delay in seconds.
 TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]] = [
     (InvalidRequest([Violation("name", "is bad")]), grpc.StatusCode.INVALID_ARGUMENT, {}, None),
     (errors.ServiceNotFound("a"), grpc.StatusCode.NOT_FOUND, {"name": "a"}, None),
@@ -47,7 +47,7 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
     ),
     (errors.ShuttingDown(), grpc.StatusCode.UNAVAILABLE, {}, 0.5),
     (
-        errors.Overloaded("calls", 3, "too much is under way"),
+        errors.Overloaded("calls", 3, "too many calls are in flight"),
         grpc.StatusCode.UNAVAILABLE,
         {"limit": "calls", "most": "3"},
         1.0,
@@ -66,18 +66,18 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
 ]
 
 
-def below(root: type[RegistryError]) -> Iterator[type[RegistryError]]:
+def subclasses_of(root: type[RegistryError]) -> Iterator[type[RegistryError]]:
     for each in root.__subclasses__():
         yield each
-        yield from below(each)
+        yield from subclasses_of(each)
 
 
-CLASSES = [each for each in below(RegistryError) if each.__module__ == errors.__name__]
-"""Every error of the product, without the root."""
+CLASSES = [each for each in subclasses_of(RegistryError) if each.__module__ == errors.__name__]
+"""Every error class of the registry except the base class."""
 
 
 def detail(status: Status, kind: type[_M]) -> _M | None:
-    """The detail of a kind, of which there is at most one."""
+    """Return the only detail of a type, or ``None``."""
     found = [packed for packed in status.details if packed.Is(kind.DESCRIPTOR)]
     assert len(found) <= 1
     if not found:
@@ -88,7 +88,7 @@ def detail(status: Status, kind: type[_M]) -> _M | None:
 
 
 def trailer_bytes(status: Status) -> int:
-    """What the trailers of a status take on the wire."""
+    """Return the size of the trailers of a status on the wire."""
     ((key, details),) = trailers_of(status)
     encoded = {
         "grpc-status": str(status.code),
@@ -101,7 +101,7 @@ def trailer_bytes(status: Status) -> int:
 # The tree.
 
 
-def test_every_error_has_a_reason_of_its_own() -> None:
+def test_every_error_has_a_unique_reason() -> None:
     reasons = [each.reason for each in CLASSES]
 
     assert len(set(reasons)) == len(reasons)
@@ -109,23 +109,23 @@ def test_every_error_has_a_reason_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_a_reason_is_a_word_that_programs_can_switch_on(kind: type[RegistryError]) -> None:
+def test_reason_is_a_valid_error_info_reason(kind: type[RegistryError]) -> None:
     assert "reason" in vars(kind)
-    # What google.rpc.ErrorInfo.reason may be.
+    # The format of google.rpc.ErrorInfo.reason.
     assert re.fullmatch(r"[A-Z][A-Z0-9_]+[A-Z0-9]", kind.reason)
     assert len(kind.reason) <= 63
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_error_is_in_the_tree_that_the_module_draws(kind: type[RegistryError]) -> None:
+def test_every_error_is_in_the_tree_of_the_module_docstring(kind: type[RegistryError]) -> None:
     assert re.search(rf"── {kind.__name__}\b", errors.__doc__ or "")
 
 
-def test_every_error_has_a_row_in_the_table_of_codes_and_here() -> None:
+def test_every_error_has_a_status_code_and_a_test_row() -> None:
     assert CODES.keys() == set(CLASSES) == {type(error) for error, *_ in TABLE}
 
 
-def test_an_invalid_request_names_what_is_invalid() -> None:
+def test_invalid_request_contains_its_violations() -> None:
     with pytest.raises(ValueError, match="at least one violation"):
         InvalidRequest([])
 
@@ -138,31 +138,33 @@ def test_an_invalid_request_names_what_is_invalid() -> None:
 # Status.
 
 
-@pytest.mark.parametrize(("error", "code", "facts", "wait"), TABLE, ids=[type(error).__name__ for error, *_ in TABLE])
-def test_an_error_becomes_a_status_with_its_details(
-    error: RegistryError, code: grpc.StatusCode, facts: dict[str, str], wait: float | None
+@pytest.mark.parametrize(
+    ("error", "code", "metadata", "delay"), TABLE, ids=[type(error).__name__ for error, *_ in TABLE]
+)
+def test_error_is_converted_to_a_status_with_details(
+    error: RegistryError, code: grpc.StatusCode, metadata: dict[str, str], delay: float | None
 ) -> None:
     with capture_logs() as logs:
         status = status_of(error)
 
     assert code_of(status) is code
     assert status.message == str(error)
-    assert detail(status, ErrorInfo) == ErrorInfo(reason=error.reason, domain="registry.ossa", metadata=facts)
+    assert detail(status, ErrorInfo) == ErrorInfo(reason=error.reason, domain="registry.ossa", metadata=metadata)
     retry = detail(status, RetryInfo)
-    assert (retry.retry_delay.ToTimedelta().total_seconds() if retry else None) == wait
+    assert (retry.retry_delay.ToTimedelta().total_seconds() if retry else None) == delay
     assert (detail(status, BadRequest) is not None) is isinstance(error, InvalidRequest)
-    assert len(status.details) == 1 + (wait is not None) + isinstance(error, InvalidRequest)
-    assert logs == []  # callers' errors are no news
+    assert len(status.details) == 1 + (delay is not None) + isinstance(error, InvalidRequest)
+    assert logs == []  # errors of callers are not logged
 
 
-def test_the_details_travel_in_the_trailer_that_clients_know() -> None:
+def test_details_are_sent_in_the_standard_trailer() -> None:
     status = status_of(errors.ServiceNotFound("a"))
 
     assert DETAILS_KEY == "grpc-status-details-bin"
     assert trailers_of(status) == ((DETAILS_KEY, status.SerializeToString()),)
 
 
-def test_an_invalid_request_tells_every_bad_field_and_what_is_wrong_with_it() -> None:
+def test_status_contains_every_invalid_field_with_its_reason() -> None:
     violations = [Violation(f"service.tags[{i}]", f"is {i} too many") for i in range(20)]
 
     bad_request = detail(status_of(InvalidRequest(violations)), BadRequest)
@@ -172,7 +174,7 @@ def test_an_invalid_request_tells_every_bad_field_and_what_is_wrong_with_it() ->
 
 
 LONG_VIOLATIONS = {
-    "tags": [Violation(f"service.metadata.tags[{i}]", f"{'x' * 64!r}... has a comma") for i in range(100)],
+    "tags": [Violation(f"service.metadata.tags[{i}]", f"{'x' * 64!r}... contains a comma") for i in range(100)],
     "capabilities": [Violation(f"service.capabilities[{i}].name", "is not " * 10) for i in range(100)],
     "names": [Violation(f"names[{i}]", "\N{SNOWMAN}" * 60 + " is not a name") for i in range(100)],
     "short": [Violation(f"types[{i}]", f"{i} is not an EventType") for i in range(100)],
@@ -180,28 +182,28 @@ LONG_VIOLATIONS = {
 
 
 @pytest.mark.parametrize("violations", LONG_VIOLATIONS.values(), ids=LONG_VIOLATIONS)
-def test_a_hundred_bad_fields_are_all_named_within_what_clients_take(violations: list[Violation]) -> None:
+def test_hundred_invalid_fields_fit_into_the_trailer(violations: list[Violation]) -> None:
     status = status_of(InvalidRequest(violations))
 
-    assert trailer_bytes(status) <= MOST_TRAILER_BYTES
+    assert trailer_bytes(status) <= MAX_TRAILER_BYTES
     bad_request = detail(status, BadRequest)
     assert bad_request is not None
     assert [each.field for each in bad_request.field_violations] == [violation.field for violation in violations]
-    # The first ones are explained, as many as there is room for.
+    # Descriptions are included until the space is used up.
     assert bad_request.field_violations[0].description == violations[0].description
 
 
-def test_fields_with_names_too_long_to_tell_all_are_told_as_far_as_they_fit() -> None:
+def test_violations_with_very_long_names_are_truncated() -> None:
     violations = [Violation(f'service.metadata.labels["{i}{"k" * 900}"]', "is bad") for i in range(100)]
 
     status = status_of(InvalidRequest(violations))
 
-    assert trailer_bytes(status) <= MOST_TRAILER_BYTES
+    assert trailer_bytes(status) <= MAX_TRAILER_BYTES
     bad_request = detail(status, BadRequest)
     assert bad_request is not None
-    *told, last = bad_request.field_violations
-    assert [each.field for each in told] == [violation.field for violation in violations[: len(told)]]
-    assert told
+    *complete, last = bad_request.field_violations
+    assert [each.field for each in complete] == [violation.field for violation in violations[: len(complete)]]
+    assert complete
     assert (last.field, last.description) == ("...", "and more")
 
 
@@ -209,10 +211,10 @@ TEXTS = st.text(max_size=400) | st.integers(0, 400).map(lambda length: "\N{PARTY
 
 
 @given(st.lists(st.builds(Violation, TEXTS, TEXTS), min_size=1, max_size=100))
-def test_whatever_is_wrong_fits_what_clients_take(violations: Sequence[Violation]) -> None:
+def test_any_violations_fit_into_the_trailer(violations: Sequence[Violation]) -> None:
     status = status_of(InvalidRequest(violations))
 
-    assert trailer_bytes(status) <= MOST_TRAILER_BYTES
+    assert trailer_bytes(status) <= MAX_TRAILER_BYTES
     assert Status.FromString(status.SerializeToString()) == status
 
 
@@ -226,14 +228,14 @@ def test_whatever_is_wrong_fits_what_clients_take(violations: Sequence[Violation
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_the_longest_name_fits_too(error: RegistryError) -> None:
+def test_error_with_the_longest_name_fits_into_the_trailer(error: RegistryError) -> None:
     status = status_of(error)
 
-    assert trailer_bytes(status) <= MOST_TRAILER_BYTES
+    assert trailer_bytes(status) <= MAX_TRAILER_BYTES
     assert NAME in status.message
 
 
-# What is no error of ours.
+# Unexpected errors.
 
 
 class Unlisted(RegistryError):
@@ -241,7 +243,7 @@ class Unlisted(RegistryError):
 
 
 class Inherited(errors.ServiceNotFound):
-    """Not in the table itself, though its parent is."""
+    """Not in the table of codes, although its base class is."""
 
 
 UNEXPECTED: list[Exception] = [
@@ -257,7 +259,7 @@ UNEXPECTED: list[Exception] = [
 
 
 @pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
-def test_an_unexpected_error_tells_the_log_everything_and_the_client_nothing(error: Exception) -> None:
+def test_unexpected_error_is_logged_but_hidden_from_the_client(error: Exception) -> None:
     with capture_logs() as logs:
         status = status_of(error)
 

@@ -1,4 +1,4 @@
-"""What packages offer is what they say they offer."""
+"""The export lists of packages match the names that they define."""
 
 import ast
 import importlib
@@ -12,8 +12,8 @@ ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = ("registry_server", "registry_client", "registry_cli")
 
 
-def files(pattern: str) -> dict[str, Path]:
-    """Module name to file."""
+def modules_of(pattern: str) -> dict[str, Path]:
+    """Return the modules of all packages: name to file."""
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for package in PACKAGES
@@ -21,8 +21,8 @@ def files(pattern: str) -> dict[str, Path]:
     }
 
 
-def names_offered(path: Path) -> Iterator[str]:
-    """The names that a module binds at its top level, without what it takes from libraries for itself."""
+def exported_names(path: Path) -> Iterator[str]:
+    """Yield the names that a module binds at its top level, without imports from libraries."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.ImportFrom(module=str(module), names=aliases) if module.startswith(PACKAGES):
@@ -36,14 +36,14 @@ def names_offered(path: Path) -> Iterator[str]:
 
 
 def has_export_list(path: Path) -> bool:
-    return "__all__" in names_offered(path)
+    return "__all__" in exported_names(path)
 
 
-FRONTS: Final = files("__init__.py")
-LISTED: Final = {name: path for name, path in files("*.py").items() if has_export_list(path)}
+FRONTS: Final = modules_of("__init__.py")
+LISTED: Final = {name: path for name, path in modules_of("*.py").items() if has_export_list(path)}
 
 
-def test_there_are_packages_and_export_lists() -> None:
+def test_packages_with_export_lists_are_found() -> None:
     assert {
         "registry_server.store",
         "registry_server.catalog",
@@ -52,18 +52,18 @@ def test_there_are_packages_and_export_lists() -> None:
 
 
 @pytest.mark.parametrize("name", FRONTS)
-def test_a_package_offers_exactly_what_it_lists(name: str) -> None:
-    offered = {name for name in names_offered(FRONTS[name]) if not name.startswith("_")}
+def test_package_exports_exactly_the_names_in_its_list(name: str) -> None:
+    exported = {name for name in exported_names(FRONTS[name]) if not name.startswith("_")}
     module = importlib.import_module(name)
     listed = set(getattr(module, "__all__", ()))
 
-    assert offered <= listed
-    if not hasattr(module, "__getattr__"):  # which makes names that are bound nowhere
-        assert offered == listed
+    assert exported <= listed
+    if not hasattr(module, "__getattr__"):  # it creates names on demand
+        assert exported == listed
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_every_name_that_is_listed_is_there_once(name: str) -> None:
+def test_listed_names_exist_and_are_unique(name: str) -> None:
     module = importlib.import_module(name)
     listed = list(module.__all__)
 
@@ -80,5 +80,5 @@ def test_no_private_name_is_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FRONTS)
-def test_a_package_says_what_it_is(name: str) -> None:
+def test_every_package_has_a_docstring(name: str) -> None:
     assert importlib.import_module(name).__doc__

@@ -1,4 +1,4 @@
-"""Logs: one form for our own lines and those of libraries."""
+"""Log configuration: one format for the registry's lines and those of libraries."""
 
 import asyncio
 import io
@@ -29,12 +29,12 @@ class Terminal(io.StringIO):
 
 
 @contextmanager
-def logs_of(settings: LogSettings, stream: io.StringIO | None = None) -> Iterator[io.StringIO]:
-    """Configures logging for a block and puts back what pytest had."""
+def captured_logs(settings: LogSettings, stream: io.StringIO | None = None) -> Iterator[io.StringIO]:
+    """Configure logging for a block, then restore the configuration of pytest."""
     stream = stream or io.StringIO()
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers.clear()  # configure_logging() closes those it replaces
+    root.handlers.clear()  # configure_logging() closes the handlers that it replaces
     try:
         with redirect_stderr(stream):
             configure_logging(settings)
@@ -55,8 +55,8 @@ def fail(secret: str) -> None:
     raise ValueError("inner" if secret else "")
 
 
-def test_a_json_line_has_time_level_logger_event_and_fields_in_this_order() -> None:
-    with logs_of(LogSettings(format="json")) as stream:
+def test_json_line_starts_with_time_level_logger_and_event() -> None:
+    with captured_logs(LogSettings(format="json")) as stream:
         structlog.get_logger("registry.test").warning("lease expired", service="a", count=2)
     (line,) = parsed(stream)
     assert list(line) == ["timestamp", "level", "logger", "event", "service", "count"]
@@ -71,16 +71,16 @@ def test_a_json_line_has_time_level_logger_event_and_fields_in_this_order() -> N
 
 
 @pytest.mark.parametrize("name", ["grpc._cython.cygrpc", "aiohttp.access", "asyncio", "redis"])
-def test_lines_of_libraries_have_the_same_form(name: str) -> None:
-    with logs_of(LogSettings(format="json")) as stream:
+def test_lines_of_libraries_have_the_same_format(name: str) -> None:
+    with captured_logs(LogSettings(format="json")) as stream:
         logging.getLogger(name).error("lost %s\nof %d", "one", 2, extra={"peer": "h:1"})
     (line,) = parsed(stream)
     assert list(line) == ["timestamp", "level", "logger", "event", "peer"]
     assert (line["level"], line["logger"], line["event"], line["peer"]) == ("error", name, "lost one\nof 2", "h:1")
 
 
-def test_warnings_are_lines_too() -> None:
-    with logs_of(LogSettings(format="json")) as stream, warnings.catch_warnings():
+def test_python_warnings_are_logged() -> None:
+    with captured_logs(LogSettings(format="json")) as stream, warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     (line,) = parsed(stream)
@@ -97,8 +97,8 @@ def test_warnings_are_lines_too() -> None:
         ("error", ["error"]),
     ],
 )
-def test_only_lines_of_the_level_and_above_are_written(level: str, expected: list[str]) -> None:
-    with logs_of(LogSettings.model_validate({"level": level, "format": "json"})) as stream:
+def test_only_lines_at_or_above_the_level_are_written(level: str, expected: list[str]) -> None:
+    with captured_logs(LogSettings.model_validate({"level": level, "format": "json"})) as stream:
         for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
             for method in ("debug", "info", "warning", "error"):
                 getattr(log, method)("x")
@@ -106,8 +106,8 @@ def test_only_lines_of_the_level_and_above_are_written(level: str, expected: lis
     assert got == [("ours", name) for name in expected] + [("theirs", name) for name in expected]
 
 
-def test_an_exception_is_structured_and_tells_no_local_variables() -> None:
-    with logs_of(LogSettings(format="json")) as stream:
+def test_exception_is_structured_without_local_variables() -> None:
+    with captured_logs(LogSettings(format="json")) as stream:
         for log in (structlog.get_logger("ours"), logging.getLogger("theirs")):
             try:
                 try:
@@ -127,30 +127,30 @@ def test_an_exception_is_structured_and_tells_no_local_variables() -> None:
         assert inner["frames"][-1]["name"] == "fail"
 
 
-def test_what_json_does_not_know_is_written_as_text() -> None:
-    with logs_of(LogSettings(format="json")) as stream:
+def test_value_that_json_cannot_represent_is_written_as_text() -> None:
+    with captured_logs(LogSettings(format="json")) as stream:
         structlog.get_logger("x").info("odd", value={1j}, text="é\udc80\n")
     (line,) = parsed(stream)
     assert (line["value"], line["text"]) == ("{1j}", "é\udc80\n")
     assert stream.getvalue().isascii()
 
 
-def test_bound_context_is_on_every_line() -> None:
-    with logs_of(LogSettings(format="json")) as stream, structlog.contextvars.bound_contextvars(request_id="r1"):
+def test_bound_context_is_in_every_line() -> None:
+    with captured_logs(LogSettings(format="json")) as stream, structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger("ours").info("x")
         logging.getLogger("theirs").info("x")
     assert [line["request_id"] for line in parsed(stream)] == ["r1", "r1"]
 
 
-def test_configuring_again_replaces() -> None:
-    with logs_of(LogSettings(format="console")) as stream:
+def test_configuring_again_replaces_the_configuration() -> None:
+    with captured_logs(LogSettings(format="console")) as stream:
         configure_logging(LogSettings(format="json"))
         logging.getLogger("x").info("once")
     assert [line["event"] for line in parsed(stream)] == ["once"]
 
 
 @pytest.mark.parametrize(
-    ("form", "stream", "no_color", "is_json", "has_color"),
+    ("format_", "stream", "no_color", "is_json", "has_color"),
     [
         ("auto", io.StringIO, "", True, False),
         ("auto", Terminal, "", False, True),
@@ -161,8 +161,8 @@ def test_configuring_again_replaces() -> None:
         ("console", io.StringIO, "", False, False),
     ],
 )
-def test_form_and_colours_follow_the_terminal(
-    form: str,
+def test_format_and_colours_follow_the_terminal(
+    format_: str,
     stream: type[io.StringIO],
     no_color: str,
     is_json: bool,  # noqa: FBT001 - a column of the table
@@ -170,7 +170,7 @@ def test_form_and_colours_follow_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
-    with logs_of(LogSettings.model_validate({"format": form}), stream()) as written:
+    with captured_logs(LogSettings.model_validate({"format": format_}), stream()) as written:
         structlog.get_logger("registry.test").info("started", port=1)
     text = written.getvalue()
     assert text.startswith("{") == is_json
@@ -178,36 +178,36 @@ def test_form_and_colours_follow_the_terminal(
     assert "started" in text
 
 
-def test_the_console_shows_tracebacks_without_local_variables() -> None:
-    with logs_of(LogSettings(format="console")) as stream:
+def test_console_shows_tracebacks_without_local_variables() -> None:
+    with captured_logs(LogSettings(format="console")) as stream:
         try:
             fail("hunter2"[:])
         except ValueError:
             structlog.get_logger("x").exception("failed")
     text = stream.getvalue()
     assert "ValueError: inner" in text
-    assert text.count("hunter2") == 1, "the source line alone"
+    assert text.count("hunter2") == 1, "only the source line"
     assert ESCAPE not in text
 
 
 def test_nothing_is_written_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    with logs_of(LogSettings(format="json")):
+    with captured_logs(LogSettings(format="json")):
         structlog.get_logger("x").info("y")
         sys.stderr.flush()
     assert capsys.readouterr().out == ""
 
 
-def test_a_client_cannot_make_lines_or_colours_on_a_console() -> None:
-    with logs_of(LogSettings(format="console")) as stream:
+def test_text_from_clients_cannot_add_lines_or_colours_to_the_console() -> None:
+    with captured_logs(LogSettings(format="console")) as stream:
         structlog.get_logger("registry.test").info("refused", name="a\nb\x1b[31m\u2028\x9b", count=2)
     (line,) = stream.getvalue().splitlines()
     assert r"a\nb\x1b[31m\u2028\x9b" in line
     assert ESCAPE not in line
 
 
-def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
-    with logs_of(LogSettings(format="json", level="error")) as stream:
-        structlog.get_logger("registry.test").info("not told")
+def test_audit_is_complete_at_every_log_level() -> None:
+    with captured_logs(LogSettings(format="json", level="error")) as stream:
+        structlog.get_logger("registry.test").info("suppressed")
         Audit().record_removals("cleanup", ["a"])
     (line,) = parsed(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
@@ -217,15 +217,15 @@ def test_the_audit_is_complete_whatever_the_level_of_the_log() -> None:
     ]
 
 
-def test_a_name_makes_no_lines_or_colours_of_its_own_in_the_audit_either() -> None:
-    with logs_of(LogSettings(format="console")) as stream:
+def test_name_cannot_add_lines_or_colours_to_the_audit() -> None:
+    with captured_logs(LogSettings(format="console")) as stream:
         Audit().record_removals("cleanup", ["a\nb\x1b[31m"])
     (line,) = stream.getvalue().splitlines()
     assert r"a\nb\x1b[31m" in line
     assert ESCAPE not in line
 
 
-def test_a_program_that_asks_for_warnings_alone_gets_no_audit(caplog: pytest.LogCaptureFixture) -> None:
+def test_logger_at_warning_level_receives_no_audit(caplog: pytest.LogCaptureFixture) -> None:
     audit = logging.getLogger("audit")
     level = audit.level
     try:
@@ -237,15 +237,15 @@ def test_a_program_that_asks_for_warnings_alone_gets_no_audit(caplog: pytest.Log
         audit.setLevel(level)
 
 
-def test_an_audit_file_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -> None:
+def test_audit_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ConfigurationError, match=r"log\.audit: cannot write to .*: No such file or directory"),
-        logs_of(LogSettings(audit=str(tmp_path / "nowhere" / "audit.log"))),
+        captured_logs(LogSettings(audit=str(tmp_path / "nowhere" / "audit.log"))),
     ):
         pass
 
 
-async def test_lines_that_may_wait_are_written_together_and_before_any_other() -> None:
+async def test_batched_lines_are_written_in_one_call_and_in_order() -> None:
     class Counting(Terminal):
         writes = 0
 
@@ -255,7 +255,7 @@ async def test_lines_that_may_wait_are_written_together_and_before_any_other() -
 
     stream = Counting()
     log = logging.getLogger("audit")
-    with logs_of(LogSettings(format="json"), stream):
+    with captured_logs(LogSettings(format="json"), stream):
         with batch_log_lines():
             for i in range(100):
                 log.info(str(i))
@@ -273,8 +273,8 @@ async def test_lines_that_may_wait_are_written_together_and_before_any_other() -
     assert [line["event"] for line in parsed(stream)] == [str(i) for i in range(104)]
 
 
-def test_an_audit_with_what_ends_a_line_elsewhere_is_ascii() -> None:
-    with logs_of(LogSettings(format="json")) as stream:
+def test_audit_line_with_unicode_line_breaks_is_ascii() -> None:
+    with captured_logs(LogSettings(format="json")) as stream:
         Audit().record_removals("expire", ["a\u2028b", "c\x85d", "\udc80"])
     assert stream.getvalue().isascii()
     assert [line["service"] for line in parsed(stream)] == ["a\u2028b", "c\x85d", "\udc80"]

@@ -1,4 +1,4 @@
-"""Where a call comes from: what is believed of what its client says."""
+"""Request context: which headers of a client are accepted."""
 
 import pytest
 
@@ -8,24 +8,24 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
 
 
-def origin(**headers: str) -> RequestContext:
+def context_with(**headers: str) -> RequestContext:
     return RequestContext("grpc", {key.replace("_", "-"): value for key, value in headers.items()}.get, lambda: "peer")
 
 
-@pytest.mark.parametrize("given", ["a", "req-1.a:b/c=d", "x" * 128, "6f1c4d2e-0d0a-4c3e-9a55-6f0e3a0f7b11"])
-def test_a_proper_request_id_is_taken(given: str) -> None:
-    assert origin(x_request_id=given).request_id == given
+@pytest.mark.parametrize("sent", ["a", "req-1.a:b/c=d", "x" * 128, "6f1c4d2e-0d0a-4c3e-9a55-6f0e3a0f7b11"])
+def test_valid_request_id_is_used(sent: str) -> None:
+    assert context_with(x_request_id=sent).request_id == sent
 
 
-@pytest.mark.parametrize("given", ["", "a b", "a\nb", "a\x00", "a\x1b[31m", 'a"b', "é", "x" * 129, "\u2028"])
-def test_any_other_is_replaced_by_one_of_ours(given: str) -> None:
-    first, second = origin(x_request_id=given), origin(x_request_id=given)
+@pytest.mark.parametrize("sent", ["", "a b", "a\nb", "a\x00", "a\x1b[31m", 'a"b', "é", "x" * 129, "\u2028"])
+def test_invalid_request_id_is_replaced_by_a_generated_one(sent: str) -> None:
+    first, second = context_with(x_request_id=sent), context_with(x_request_id=sent)
     assert first.request_id == first.request_id
-    assert len({first.request_id, second.request_id, given}) == 3
+    assert len({first.request_id, second.request_id, sent}) == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "trace"),
+    ("sent", "trace"),
     [
         (f"00-{TRACE}-{SPAN}-01", TRACE),
         (f"00-{TRACE}-{SPAN}-00", TRACE),
@@ -43,11 +43,11 @@ def test_any_other_is_replaced_by_one_of_ours(given: str) -> None:
         (f"cc-{TRACE}-{SPAN}-01-" + "x" * 600, ""),
     ],
 )
-def test_a_traceparent_is_read_as_w3c_says(given: str | None, trace: str) -> None:
-    assert parse_trace_id(given) == trace
+def test_traceparent_is_parsed_according_to_w3c(sent: str | None, trace: str) -> None:
+    assert parse_trace_id(sent) == trace
 
 
-def test_the_fields_of_a_line_have_a_trace_only_if_there_is_one() -> None:
-    assert origin(x_request_id="a").log_fields() == {"transport": "grpc", "peer": "peer", "request_id": "a"}
-    fields = origin(x_request_id="a", traceparent=f"00-{TRACE}-{SPAN}-01").log_fields()
+def test_log_fields_contain_a_trace_only_if_there_is_one() -> None:
+    assert context_with(x_request_id="a").log_fields() == {"transport": "grpc", "peer": "peer", "request_id": "a"}
+    fields = context_with(x_request_id="a", traceparent=f"00-{TRACE}-{SPAN}-01").log_fields()
     assert fields["trace_id"] == TRACE

@@ -20,7 +20,7 @@ from registry_server.model.document import (
 from registry_server.model.document_reader import service_from_document
 from registry_server.model.validation import MAX_STRUCT_DEPTH, MAX_VIOLATIONS, service_violations
 
-SEED = {
+EXAMPLE = {
     "name": "ai-text-processor",
     "endpoint": "https://ai-service.company.com:8080",
     "version": "2.1.0",
@@ -37,12 +37,12 @@ SEED = {
 
 
 def made(**fields: Any) -> Service:
-    """A service of plain values, which protobuf takes and its stubs do not know of."""
+    """Return a service from plain values, which protobuf accepts but its type stubs do not."""
     return Service(**fields)
 
 
 def full() -> Service:
-    """A service with every field set."""
+    """Return a service with every field set."""
     return made(
         name="a",
         endpoint="http://a",
@@ -149,28 +149,28 @@ def dumped(document: object) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_the_example_of_the_seed_is_this_json() -> None:
-    service = service_from_document(SEED)
+def test_example_of_the_reference_implementation_is_this_json() -> None:
+    service = service_from_document(EXAMPLE)
     assert service_violations(service) == []
     service.registered_at.FromJsonString("2026-11-24T05:00:00Z")
     service.updated_at.FromJsonString("2026-11-24T05:00:01.5Z")
     service.revision = 42
-    open_document = encode_document_prefix(service)
-    assert open_document.decode() + "42}" == (
+    prefix = encode_document_prefix(service)
+    assert prefix.decode() + "42}" == (
         '{"name":"ai-text-processor","endpoint":"https://ai-service.company.com:8080","capabilities":[{"name":'
         '"text-analysis","version":"2.0.0","description":"Advanced text analysis with sentiment detection"}],'
         '"version":"2.1.0","health":{"status":"unknown","lastCheck":"2026-11-24T05:00:00.000Z"},"metadata":{"tags":'
         '["ai","nlp"],"environment":"production","labels":{}},"registeredAt":"2026-11-24T05:00:00.000Z","updatedAt":'
         '"2026-11-24T05:00:01.500Z","group":"ai-text-processor","revision":42}'
     )
-    assert dumped(service_document(service)) == open_document.decode() + "42}"
+    assert dumped(service_document(service)) == prefix.decode() + "42}"
 
 
-def test_every_field_has_its_place() -> None:
+def test_every_field_is_written() -> None:
     assert dumped(service_document(full())) == dumped(FULL)
 
 
-def test_every_field_is_read_back() -> None:
+def test_every_field_is_read() -> None:
     expected = full()
     for field in ("registered_at", "updated_at", "revision"):
         expected.ClearField(field)
@@ -178,14 +178,14 @@ def test_every_field_is_read_back() -> None:
     assert service_from_document(FULL) == expected
 
 
-def test_the_open_document_is_utf_8_and_lacks_only_the_revision() -> None:
+def test_document_prefix_is_utf_8_and_lacks_only_the_revision() -> None:
     encoded = encode_document_prefix(full())
     assert encoded.endswith(b',"ttlSeconds":30.5,"revision":')
     assert "ü".encode() in encoded
     assert json.loads(encoded + b"9}") == {**FULL, "revision": 9}
 
 
-def test_the_same_service_gives_the_same_bytes_however_its_maps_lie() -> None:
+def test_document_is_independent_of_the_order_of_maps() -> None:
     one, other = made(name="a"), made(name="a")
     keys = [f"k{index}" for index in range(50)]
     for key in keys:
@@ -195,19 +195,19 @@ def test_the_same_service_gives_the_same_bytes_however_its_maps_lie() -> None:
     assert encode_document_prefix(one) == encode_document_prefix(other)
 
 
-def test_what_is_handed_out_belongs_to_the_caller() -> None:
+def test_changing_a_document_does_not_change_the_cache() -> None:
     first = service_document(full())
     first["capabilities"][0]["inputs"]["a"].append("changed")
     assert service_document(full()) == FULL
 
 
-def test_a_large_schema_is_written_like_a_small_one() -> None:
+def test_large_schema_is_written_like_a_small_one() -> None:
     schema = {f"k{index}": {"description": "x" * 100, "enum": [index, None, True]} for index in range(100)}
     service = service_from_document({"capabilities": [{"name": "c", "inputs": schema}]})
     assert service_document(service)["capabilities"][0]["inputs"] == schema
 
 
-def test_an_empty_service_has_a_document() -> None:
+def test_empty_service_has_a_document() -> None:
     assert service_document(Service()) == {
         "name": "",
         "endpoint": "",
@@ -220,13 +220,13 @@ def test_an_empty_service_has_a_document() -> None:
 
 
 @pytest.mark.parametrize(("status", "word"), STATUS_WORDS.items(), ids=STATUS_BY_WORD)
-def test_each_status_has_its_word(status: HealthStatus.ValueType, word: str) -> None:
+def test_each_status_has_a_word(status: HealthStatus.ValueType, word: str) -> None:
     assert health_document(Health(status=status)) == {"status": word}
     assert service_from_document({"health": {"status": word}}).health.status == status
     assert HealthStatus.Name(status) == f"HEALTH_STATUS_{word.upper()}"
 
 
-def test_every_status_is_spelt() -> None:
+def test_table_of_words_contains_every_status() -> None:
     assert set(HealthStatus.values()) == {*STATUS_WORDS, HealthStatus.HEALTH_STATUS_UNSPECIFIED}
 
 
@@ -243,7 +243,7 @@ def test_every_status_is_spelt() -> None:
         (1e300, "1e+300"),
     ],
 )
-def test_whole_numbers_are_written_as_such_and_none_is_changed(number: float, text: str) -> None:
+def test_numbers_are_written_without_loss(number: float, text: str) -> None:
     details = Struct(fields={"n": Value(number_value=number)})
     assert json.dumps(health_document(Health(details=details))["details"]) == f'{{"n": {text}}}'
     read = service_from_document(json.loads(f'{{"health":{{"details":{{"n":{text}}}}}}}'))
@@ -259,9 +259,9 @@ def test_whole_numbers_are_written_as_such_and_none_is_changed(number: float, te
         (Timestamp(seconds=-62_135_596_800), "0001-01-01T00:00:00.000Z"),
         (Timestamp(seconds=253_402_300_799, nanos=999_000_000), "9999-12-31T23:59:59.999Z"),
     ],
-    ids=["epoch", "cut to milliseconds", "before the epoch", "first", "last"],
+    ids=["epoch", "truncated to milliseconds", "before the epoch", "first", "last"],
 )
-def test_times_are_utc_with_milliseconds(timestamp: Timestamp, text: str) -> None:
+def test_times_are_written_in_utc_with_milliseconds(timestamp: Timestamp, text: str) -> None:
     assert health_document(Health(last_check=timestamp))["lastCheck"] == text
 
 
@@ -290,14 +290,14 @@ def test_each_kind_of_probe_is_read_and_written(kind: str, field: str) -> None:
     assert service_document(service)["healthCheck"] == {"type": kind}
 
 
-def test_a_check_may_leave_the_kind_of_probe_to_the_registry() -> None:
+def test_health_check_without_a_type_is_read_and_written() -> None:
     service = service_from_document({"healthCheck": {"intervalMs": 1000}})
     assert service.health_check.WhichOneof("probe") is None
     assert service_document(service)["healthCheck"] == {"intervalMs": 1000}
     assert service_from_document({"healthCheck": {"type": "grpc", "service": "s"}}).health_check.grpc.service == "s"
 
 
-def test_null_is_absent() -> None:
+def test_null_means_absent() -> None:
     nothing = dict.fromkeys(FULL)
     assert service_from_document(nothing) == Service()
     hollow = {
@@ -309,14 +309,14 @@ def test_null_is_absent() -> None:
     assert service_from_document(hollow) == made(capabilities=[{}], health={}, metadata={}, health_check={})
 
 
-def test_a_permanent_ttl_is_not_an_absent_one() -> None:
+def test_ttl_of_zero_differs_from_no_ttl() -> None:
     assert service_from_document({"ttlSeconds": 0}).HasField("ttl")
     assert not service_from_document({}).HasField("ttl")
     assert service_document(made(ttl={}))["ttlSeconds"] == 0
 
 
 @pytest.mark.parametrize("value", ["2026", 5, [], {"a": 1}, "no time"])
-def test_output_only_fields_are_ignored_whatever_they_hold(value: object) -> None:
+def test_output_only_fields_are_ignored(value: object) -> None:
     document = {"registeredAt": value, "updatedAt": value, "revision": value, "health": {"statusChangedAt": value}}
     assert service_from_document(document) == made(health={})
 
@@ -342,7 +342,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"capabilities": [{}, "x"]}, "capabilities[1]", "must be an object, not text"),
     ({"capabilities": [None]}, "capabilities[0]", "must not be null"),
     ({"capabilities": [{}, {"name": 1}]}, "capabilities[1].name", "must be text"),
-    ({"capabilities": [{"input": {}}]}, "capabilities[0].input", "is not a field; the fields are name, version, inputs"),
+    ({"capabilities": [{"input": {}}]}, "capabilities[0].input", "is not a field; the fields are name, version"),
     ({"capabilities": [{"inputs": []}]}, "capabilities[0].inputs", "must be an object, not an array"),
     ({"capabilities": [{"inputs": {"a": math.nan}}]}, "capabilities[0].inputs.a", "must be a finite number"),
     ({"capabilities": [{"inputs": {"a": [1, math.inf]}}]}, "capabilities[0].inputs.a[1]", "must be a finite number"),
@@ -411,14 +411,16 @@ BAD: list[tuple[object, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("document", "field", "says"), BAD, ids=[f"{index}-{row[1]}" for index, row in enumerate(BAD)])
-def test_what_is_not_of_this_shape_is_named(document: object, field: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("document", "field", "reason"), BAD, ids=[f"{index}-{row[1]}" for index, row in enumerate(BAD)]
+)
+def test_value_of_the_wrong_shape_is_reported_with_its_path(document: object, field: str, reason: str) -> None:
     (violation,) = violations_of(document)
     assert violation.field == field
-    assert says in violation.description
+    assert reason in violation.description
 
 
-def test_everything_wrong_is_told_at_once_under_the_given_path() -> None:
+def test_all_violations_are_reported_under_the_given_path() -> None:
     document = {
         "name": 5,
         "extra": 1,
@@ -443,7 +445,7 @@ def test_everything_wrong_is_told_at_once_under_the_given_path() -> None:
     assert [violation.field for violation in violations_of(3, "services[2]")] == ["services[2]"]
 
 
-def test_the_list_of_violations_is_bounded() -> None:
+def test_number_of_violations_is_limited() -> None:
     assert len(violations_of({f"k{index}": 1 for index in range(1_000)})) == MAX_VIOLATIONS
 
 
@@ -466,7 +468,7 @@ def test_structs_may_be_as_deep_as_validation_allows(lists: bool) -> None:  # no
 
 
 @pytest.mark.parametrize("lists", [False, True])
-def test_no_depth_blows_the_stack(lists: bool) -> None:  # noqa: FBT001
+def test_deep_nesting_does_not_overflow_the_stack(lists: bool) -> None:  # noqa: FBT001
     hostile = nest(100_000, lists=lists)
     assert len(violations_of({"capabilities": [{"inputs": hostile}], "health": {"details": hostile}})) == 2
     assert len(violations_of({"name": hostile, "health": hostile, "metadata": {"tags": [hostile]}})) == 3
@@ -480,7 +482,7 @@ json_values = st.recursive(
     max_leaves=10,
 )
 structs = st.dictionaries(texts, json_values, max_size=4)
-# What a document holds: milliseconds in times, and durations that a double tells to the nanosecond.
+# Values that a document holds exactly: times in milliseconds, and durations that a double holds to the nanosecond.
 timestamps = st.builds(
     lambda ms: {"seconds": ms // 1_000, "nanos": ms % 1_000 * 1_000_000},
     st.integers(-62_135_596_800_000, 253_402_300_799_999),
@@ -558,7 +560,7 @@ services = st.fixed_dictionaries(
 
 
 @given(services)
-def test_a_service_survives_the_way_through_json(fields: dict[str, Any]) -> None:
+def test_service_round_trips_through_json(fields: dict[str, Any]) -> None:
     service = made(**fields)
     document = service_document(service)
     assert json.loads(encode_document_prefix(service) + b"%d}" % service.revision) == document
@@ -586,7 +588,7 @@ anything = st.recursive(
 
 
 @given(anything)
-def test_no_document_crashes_it(document: object) -> None:
+def test_any_document_is_read_or_refused(document: object) -> None:
     try:
         service = service_from_document(document)
     except InvalidRequest as refused:

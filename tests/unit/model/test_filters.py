@@ -30,21 +30,21 @@ def record(service: Service) -> Record:
     return Record(service.SerializeToString())
 
 
-def seed() -> Service:
-    """The seed's example, with a group and healthy."""
+def example() -> Service:
+    """Return the example service with a group and a healthy status."""
     service = example_service()
     service.group = "text"
     service.health.status = 1  # type: ignore[assignment]
     return service
 
 
-# Each kind of term, by the seed's example.
+# Each kind of condition, with the example service.
 
 MATCHING = {
-    "nothing asked": {},
+    "empty filter": {},
     "name": {"name_pattern": "^ai-text-processor$"},
     "part of the name": {"name_pattern": "text"},
-    "name in other letters": {"name_pattern": "AI-Text"},
+    "name in another case": {"name_pattern": "AI-Text"},
     "capability": {"capability": "translate"},
     "capability in its version": {"capability": "translate", "capability_version": "1.4.2"},
     "capability in a range": {"capability": "text-analysis", "capability_version": ">=2 <3"},
@@ -52,7 +52,7 @@ MATCHING = {
     "any health of several": {"health": [2, 1, 3]},
     "tag": {"tags": ["ai"]},
     "any tag of several": {"tags": ["vision", "nlp"]},
-    "any tag, said so": {"tags": ["vision", "nlp"], "tag_match": TagMatch.TAG_MATCH_ANY},
+    "any tag, explicitly": {"tags": ["vision", "nlp"], "tag_match": TagMatch.TAG_MATCH_ANY},
     "all tags": {"tags": ["ai", "nlp"], "tag_match": TagMatch.TAG_MATCH_ALL},
     "a tag twice": {"tags": ["ai", "ai"], "tag_match": TagMatch.TAG_MATCH_ALL},
     "all of no tags": {"tag_match": TagMatch.TAG_MATCH_ALL},
@@ -77,12 +77,12 @@ MATCHING = {
 NOT_MATCHING = {
     "another name": {"name_pattern": "^text"},
     "another capability": {"capability": "text"},
-    "capability in other letters": {"capability": "Translate"},
+    "capability in another case": {"capability": "Translate"},
     "capability in another version": {"capability": "translate", "capability_version": "2.0.0"},
     "another capability's version": {"capability": "translate", "capability_version": ">=2 <3"},
     "another health": {"health": [2, 3]},
     "another tag": {"tags": ["vision"]},
-    "tag in other letters": {"tags": ["AI"]},
+    "tag in another case": {"tags": ["AI"]},
     "not all tags": {"tags": ["ai", "vision"], "tag_match": TagMatch.TAG_MATCH_ALL},
     "another version": {"version": "2.1"},
     "version outside of the range": {"version": "<2.1"},
@@ -96,23 +96,23 @@ NOT_MATCHING = {
 
 
 @pytest.mark.parametrize("fields", MATCHING.values(), ids=MATCHING)
-def test_a_service_matches_when_every_field_that_is_given_holds(fields: dict[str, Any]) -> None:
-    assert compiled(filtering(**fields)).matches(record(seed()))
+def test_service_matches_if_every_field_matches(fields: dict[str, Any]) -> None:
+    assert compiled(filtering(**fields)).matches(record(example()))
 
 
 @pytest.mark.parametrize("fields", NOT_MATCHING.values(), ids=NOT_MATCHING)
-def test_a_service_does_not_match_when_one_field_does_not_hold(fields: dict[str, Any]) -> None:
-    assert not compiled(filtering(**fields)).matches(record(seed()))
+def test_service_does_not_match_if_one_field_does_not(fields: dict[str, Any]) -> None:
+    assert not compiled(filtering(**fields)).matches(record(example()))
 
 
-def test_a_version_that_reads_like_a_range_matches_itself() -> None:
+def test_version_that_looks_like_a_range_matches_itself() -> None:
     service = small_service("a", version=">=1 <2", capabilities=[{"name": "read", "version": "1.x"}])
 
     assert compiled(filtering(version=">=1 <2")).matches(record(service))
     assert compiled(filtering(capability="read", capability_version="1.x")).matches(record(service))
 
 
-def test_one_of_several_versions_of_a_capability_is_enough() -> None:
+def test_one_matching_version_of_a_capability_is_enough() -> None:
     offered = [{"name": "read", "version": version} for version in ("1.0.0", "nightly", "3.0.0")]
     held = record(small_service("a", capabilities=offered))
 
@@ -121,7 +121,7 @@ def test_one_of_several_versions_of_a_capability_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "alone"),
+    ("fields", "terms_only"),
     [
         ({}, True),
         ({"capability": "read", "capability_version": "1.0.0", "version": "1.0.0", "tags": ["a", "b"]}, True),
@@ -131,11 +131,11 @@ def test_one_of_several_versions_of_a_capability_is_enough() -> None:
         ({"capability": "read", "capability_version": "^1"}, False),
     ],
 )
-def test_a_filter_knows_whether_terms_say_it_all(fields: dict[str, Any], alone: bool) -> None:  # noqa: FBT001
-    assert compiled(filtering(**fields)).terms_only is alone
+def test_terms_only_is_set_if_terms_express_the_filter(fields: dict[str, Any], terms_only: bool) -> None:  # noqa: FBT001
+    assert compiled(filtering(**fields)).terms_only is terms_only
 
 
-# The naive reading of the comments in the proto.
+# A naive implementation of the comments in the proto.
 
 VERSIONS = ["1.0.0", "1.5.0", "2.0.0", "next"]
 VERSION_FILTERS: dict[str, Callable[[str], bool]] = {
@@ -184,8 +184,8 @@ FILTERS = st.builds(
 ).filter(lambda message: bool(message.capability or not message.capability_version))
 
 
-def holds(wanted: ServiceFilter, service: Service) -> bool:
-    """Whether every field that is given holds, field by field."""
+def matches_naively(wanted: ServiceFilter, service: Service) -> bool:
+    """Return whether every field that is set matches."""
     versions = [offered.version for offered in service.capabilities if offered.name == wanted.capability]
     has_tag = [tag in service.metadata.tags for tag in wanted.tags]
     combine = all if wanted.tag_match == TagMatch.TAG_MATCH_ALL else any
@@ -205,12 +205,12 @@ def holds(wanted: ServiceFilter, service: Service) -> bool:
 
 
 @given(FILTERS, SERVICES)
-def test_a_filter_means_what_its_fields_say(wanted: ServiceFilter, service: Service) -> None:
-    assert compiled(wanted).matches(record(service)) is holds(wanted, service)
+def test_filter_matches_like_the_naive_implementation(wanted: ServiceFilter, service: Service) -> None:
+    assert compiled(wanted).matches(record(service)) is matches_naively(wanted, service)
 
 
 @given(FILTERS, SERVICES)
-def test_terms_and_the_rest_together_are_the_filter(wanted: ServiceFilter, service: Service) -> None:
+def test_terms_and_remaining_conditions_are_the_filter(wanted: ServiceFilter, service: Service) -> None:
     filter_, held = compiled(wanted), record(service)
 
     has_terms = set(filter_.required) <= set(held.terms) and all(
@@ -242,12 +242,12 @@ def meaning(wanted: ServiceFilter) -> tuple[Any, ...]:
 
 
 @given(FILTERS, FILTERS)
-def test_filters_have_one_key_if_they_mean_the_same_and_only_then(one: ServiceFilter, other: ServiceFilter) -> None:
+def test_keys_are_equal_exactly_if_filters_are_equivalent(one: ServiceFilter, other: ServiceFilter) -> None:
     assert (compiled(one).key == compiled(other).key) is (meaning(one) == meaning(other))
 
 
 @given(FILTERS, st.data())
-def test_order_and_repetition_do_not_matter_to_the_key(wanted: ServiceFilter, data: st.DataObject) -> None:
+def test_key_is_independent_of_order_and_repetition(wanted: ServiceFilter, data: st.DataObject) -> None:
     other = ServiceFilter()
     other.CopyFrom(wanted)
     for field in (other.tags, other.health):
@@ -265,7 +265,7 @@ def test_order_and_repetition_do_not_matter_to_the_key(wanted: ServiceFilter, da
     ("one", "other"),
     [
         ({"group": "a"}, {"environment": "a"}),
-        ({"name_pattern": "a"}, {"name_pattern": "A"}),  # they match the same, but nobody promised to find that out
+        ({"name_pattern": "a"}, {"name_pattern": "A"}),  # equivalent, but equivalent patterns may have different keys
         ({"version": "1.0.0"}, {"capability": "c", "capability_version": "1.0.0"}),
         ({"tags": ["a", "b"]}, {"tags": ["a", "b"], "tag_match": TagMatch.TAG_MATCH_ALL}),
         ({"tags": ["a", "b"]}, {"tags": ["ab"]}),
@@ -273,21 +273,21 @@ def test_order_and_repetition_do_not_matter_to_the_key(wanted: ServiceFilter, da
         ({"labels": {"a": ""}}, {}),
     ],
 )
-def test_filters_that_are_spelt_alike_have_keys_of_their_own(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_similar_filters_have_different_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert compiled(filtering(**one)).key != compiled(filtering(**other)).key
 
 
-def test_fields_of_a_newer_protocol_do_not_matter_to_the_key() -> None:
-    # Field 100, which this server does not know and so cannot mean anything by.
+def test_key_is_independent_of_unknown_fields() -> None:
+    # Field 100 is unknown to this server.
     newer = ServiceFilter.FromString(filtering(group="a").SerializeToString() + b"\xa2\x06\x01x")
 
     assert compiled(newer).key == compiled(filtering(group="a")).key
 
 
-# What is refused.
+# Invalid filters.
 
 REFUSED = {
-    "pattern RE2 does not take": ({"name_pattern": "(?=a)"}, ["name_pattern"]),
+    "pattern that RE2 does not support": ({"name_pattern": "(?=a)"}, ["name_pattern"]),
     "back-reference": ({"name_pattern": r"(a)\1"}, ["name_pattern"]),
     "broken pattern": ({"name_pattern": "["}, ["name_pattern"]),
     "huge pattern": ({"name_pattern": "((a{100}){100}){100}"}, ["name_pattern"]),
@@ -304,7 +304,7 @@ REFUSED = {
     "long environment": ({"environment": "e" * 129}, ["environment"]),
     "unprintable group": ({"group": "\t"}, ["group"]),
     "status unspecified": ({"health": [1, 0]}, ["health[1]"]),
-    "status unknown to us": ({"health": [77, 1, -5]}, ["health[0]", "health[2]"]),
+    "unknown status": ({"health": [77, 1, -5]}, ["health[0]", "health[2]"]),
     "many statuses": ({"health": [1] * 9}, ["health"]),
     "empty tag": ({"tags": ["a", ""]}, ["tags[1]"]),
     "long tag": ({"tags": ["t" * 129]}, ["tags[0]"]),
@@ -343,7 +343,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("fields", "bad"), REFUSED.values(), ids=REFUSED)
-def test_every_bad_field_is_refused_by_its_path(fields: dict[str, Any], bad: list[str]) -> None:
+def test_every_invalid_field_is_reported_with_its_path(fields: dict[str, Any], bad: list[str]) -> None:
     violations = list[Violation]()
 
     compile_filter(filtering(**fields), "filter", violations)
@@ -363,11 +363,11 @@ LARGEST = {
 
 
 @pytest.mark.parametrize("fields", LARGEST.values(), ids=LARGEST)
-def test_what_is_as_large_as_may_be_is_taken(fields: dict[str, Any]) -> None:
+def test_filter_at_its_limits_is_accepted(fields: dict[str, Any]) -> None:
     compiled(filtering(**fields))
 
 
-def test_a_hostile_pattern_matches_in_linear_time() -> None:
+def test_hostile_pattern_matches_in_linear_time() -> None:
     filter_ = compiled(filtering(name_pattern="^(a*)*(a|b|aa|ab)*c$"))
 
     assert not filter_.matches(record(small_service("a" * 127 + "d")))

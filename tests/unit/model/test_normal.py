@@ -18,8 +18,8 @@ MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 THEN, NOW = Timestamp(seconds=1_000), Timestamp(seconds=2_000)
 
 
-def known(**fields: Any) -> Service:
-    """A service as it has been registered then."""
+def stored(**fields: Any) -> Service:
+    """Return a service that was registered at ``THEN``."""
     service = set_change_time(apply_registration(small_service("a", **fields), None, THEN), THEN)
     service.revision = 7
     return service
@@ -33,10 +33,10 @@ def health(status: HealthStatus.ValueType, **fields: Any) -> dict[str, Any]:
     return {"status": status, **fields}
 
 
-# Registering.
+# Registration.
 
 
-def test_a_first_registration_fills_in_what_is_left_out() -> None:
+def test_first_registration_sets_defaults() -> None:
     service = set_change_time(apply_registration(sent(), None, NOW), NOW)
 
     assert service.group == "a"
@@ -45,17 +45,17 @@ def test_a_first_registration_fills_in_what_is_left_out() -> None:
     assert service.revision == 0
 
 
-def test_a_registration_says_how_the_service_is_if_it_wants_to() -> None:
+def test_registration_may_set_the_health() -> None:
     service = apply_registration(sent(health=health(HEALTHY, last_check=THEN, error="none")), None, NOW)
 
     assert service.health == Health(status=HEALTHY, last_check=THEN, error="none", status_changed_at=NOW)
 
 
-def test_what_is_output_only_is_not_taken_from_clients() -> None:
-    liar = sent(registered_at=THEN, updated_at=THEN, revision=99, health=health(HEALTHY, status_changed_at=THEN))
+def test_output_only_fields_of_a_request_are_ignored() -> None:
+    forged = sent(registered_at=THEN, updated_at=THEN, revision=99, health=health(HEALTHY, status_changed_at=THEN))
 
-    first = apply_registration(liar, None, NOW)
-    again = apply_registration(liar, known(), NOW)
+    first = apply_registration(forged, None, NOW)
+    again = apply_registration(forged, stored(), NOW)
 
     assert not first.HasField("registered_at")
     assert not first.HasField("updated_at")
@@ -65,13 +65,13 @@ def test_what_is_output_only_is_not_taken_from_clients() -> None:
     assert again.health.status_changed_at == NOW
 
 
-def test_what_a_client_sent_is_not_changed() -> None:
+def test_request_message_is_not_modified() -> None:
     original = sent(health=health(HEALTHY), revision=5)
     copy = Service()
     copy.CopyFrom(original)
 
-    apply_registration(original, known(), NOW)
-    apply_update(original, FieldMask(), known(), NOW)
+    apply_registration(original, stored(), NOW)
+    apply_update(original, FieldMask(), stored(), NOW)
 
     assert original == copy
 
@@ -95,23 +95,23 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(FIELDS)
-def test_registering_the_same_again_changes_nothing(fields: dict[str, Any]) -> None:
-    current = known(**fields)
+def test_equal_registration_changes_nothing(fields: dict[str, Any]) -> None:
+    current = stored(**fields)
 
     assert apply_registration(sent(**fields), current, NOW) == current
 
 
 @given(FIELDS)
-def test_registering_what_was_read_changes_nothing(fields: dict[str, Any]) -> None:
-    current = known(**fields)
+def test_registering_the_stored_service_changes_nothing(fields: dict[str, Any]) -> None:
+    current = stored(**fields)
 
     assert apply_registration(current, current, NOW) == current
     assert apply_update(current, FieldMask(), current, NOW) == current
 
 
 @given(FIELDS, FIELDS)
-def test_a_registration_takes_all_content_and_keeps_when_it_was_first(old: dict[str, Any], new: dict[str, Any]) -> None:
-    service = apply_registration(sent(**new), known(**old), NOW)
+def test_registration_replaces_the_content_and_keeps_registered_at(old: dict[str, Any], new: dict[str, Any]) -> None:
+    service = apply_registration(sent(**new), stored(**old), NOW)
 
     expected = sent(**new)
     expected.group = expected.group or "a"
@@ -125,18 +125,18 @@ def test_a_registration_takes_all_content_and_keeps_when_it_was_first(old: dict[
 
 @pytest.mark.parametrize("status", [HealthStatus.HEALTH_STATUS_UNSPECIFIED, UNKNOWN])
 @pytest.mark.parametrize("was", [HEALTHY, UNHEALTHY, UNKNOWN, MAINTENANCE])
-def test_registering_again_without_a_status_keeps_what_is_known(
+def test_registration_without_a_status_keeps_the_health(
     status: HealthStatus.ValueType, was: HealthStatus.ValueType
 ) -> None:
-    current = known(health=health(was, error="as it was", last_check=THEN))
+    current = stored(health=health(was, error="as it was", last_check=THEN))
 
     service = apply_registration(sent(version="9", health=health(status, error="new")), current, NOW)
 
     assert service.health == current.health
 
 
-def test_registering_again_with_the_status_that_is_known_keeps_what_is_known() -> None:
-    current = known(health=health(HEALTHY, last_check=THEN, response_time={"seconds": 1}))
+def test_registration_with_the_same_status_keeps_the_health() -> None:
+    current = stored(health=health(HEALTHY, last_check=THEN, response_time={"seconds": 1}))
 
     service = apply_registration(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
 
@@ -144,8 +144,8 @@ def test_registering_again_with_the_status_that_is_known_keeps_what_is_known() -
 
 
 @pytest.mark.parametrize("was", [UNHEALTHY, UNKNOWN, MAINTENANCE])
-def test_registering_again_with_another_status_takes_it(was: HealthStatus.ValueType) -> None:
-    current = known(health=health(was, error="as it was"))
+def test_registration_with_another_status_replaces_the_health(was: HealthStatus.ValueType) -> None:
+    current = stored(health=health(was, error="as it was"))
 
     service = apply_registration(sent(health=health(HEALTHY, last_check=NOW)), current, NOW)
 
@@ -153,8 +153,8 @@ def test_registering_again_with_another_status_takes_it(was: HealthStatus.ValueT
 
 
 @pytest.mark.parametrize("change", ["registration", "update"])
-def test_what_is_known_of_one_endpoint_is_not_known_of_another(change: str) -> None:
-    current = known(health=health(UNHEALTHY, error="as it was"))
+def test_new_endpoint_resets_the_health(change: str) -> None:
+    current = stored(health=health(UNHEALTHY, error="as it was"))
     elsewhere = sent(endpoint="http://elsewhere.test")
 
     if change == "registration":
@@ -166,8 +166,8 @@ def test_what_is_known_of_one_endpoint_is_not_known_of_another(change: str) -> N
 
 
 @pytest.mark.parametrize("change", ["registration", "update"])
-def test_what_its_operator_took_out_stays_out_at_another_endpoint(change: str) -> None:
-    current = known(health=health(MAINTENANCE, error="new disks"))
+def test_new_endpoint_keeps_maintenance(change: str) -> None:
+    current = stored(health=health(MAINTENANCE, error="new disks"))
     elsewhere = sent(endpoint="http://elsewhere.test")
 
     if change == "registration":
@@ -178,21 +178,21 @@ def test_what_its_operator_took_out_stays_out_at_another_endpoint(change: str) -
     assert service.health == current.health
 
 
-def test_a_status_given_for_another_endpoint_is_taken() -> None:
-    current = known(health=health(HEALTHY, error="as it was"))
+def test_status_sent_with_a_new_endpoint_is_used() -> None:
+    current = stored(health=health(HEALTHY, error="as it was"))
 
     service = apply_registration(sent(endpoint="http://elsewhere.test", health=health(HEALTHY)), current, NOW)
 
     assert service.health == Health(status=HEALTHY, status_changed_at=THEN)
 
 
-# Updating.
+# Update.
 
 PATHS = ["endpoint", "version", "group", "metadata", "metadata.tags", "metadata.author", "ttl", "capabilities"]
 
 
 def value_at(service: Service, path: str) -> Any:
-    """The value as it reads: what is unset reads as its default."""
+    """Return the value of a field; an unset field has its default."""
     value: Any = service
     for name in path.split("."):
         value = getattr(value, name)
@@ -200,10 +200,8 @@ def value_at(service: Service, path: str) -> Any:
 
 
 @given(FIELDS, FIELDS, st.lists(st.sampled_from(PATHS), unique=True, min_size=1))
-def test_an_update_changes_the_fields_of_its_mask_and_no_others(
-    old: dict[str, Any], new: dict[str, Any], paths: list[str]
-) -> None:
-    current, wanted = known(**old), sent(**new)
+def test_update_changes_only_the_fields_of_its_mask(old: dict[str, Any], new: dict[str, Any], paths: list[str]) -> None:
+    current, wanted = stored(**old), sent(**new)
 
     service = apply_update(wanted, FieldMask(paths=paths), current, NOW)
 
@@ -234,8 +232,8 @@ def test_an_update_changes_the_fields_of_its_mask_and_no_others(
         ("health.error", lambda service: service.health.error),
     ],
 )
-def test_a_path_that_is_unset_clears_its_field(path: str, read: Any) -> None:
-    current = known(
+def test_path_of_an_unset_field_clears_it(path: str, read: Any) -> None:
+    current = stored(
         metadata={"tags": ["x"], "author": "me", "labels": {"k": "v"}},
         ttl={"seconds": 60},
         capabilities=[{"name": "read"}],
@@ -247,8 +245,8 @@ def test_a_path_that_is_unset_clears_its_field(path: str, read: Any) -> None:
     assert not read(apply_update(Service(name="a"), FieldMask(paths=[path]), current, NOW))
 
 
-def test_clearing_what_is_not_there_changes_nothing() -> None:
-    current = known()
+def test_clearing_unset_fields_changes_nothing() -> None:
+    current = stored()
     paths = [
         "metadata.tags",
         "metadata.labels",
@@ -261,12 +259,12 @@ def test_clearing_what_is_not_there_changes_nothing() -> None:
     assert apply_update(Service(name="a"), FieldMask(paths=paths), current, NOW) == current
 
 
-def test_clearing_the_group_gives_the_default() -> None:
-    assert apply_update(sent(), FieldMask(paths=["group"]), known(group="g"), NOW).group == "a"
+def test_clearing_the_group_restores_the_default() -> None:
+    assert apply_update(sent(), FieldMask(paths=["group"]), stored(group="g"), NOW).group == "a"
 
 
-def test_repeated_fields_are_replaced_and_not_joined() -> None:
-    current = known(metadata={"tags": ["x", "y"], "labels": {"a": "1", "b": "2"}}, capabilities=[{"name": "read"}])
+def test_repeated_fields_are_replaced_not_merged() -> None:
+    current = stored(metadata={"tags": ["x", "y"], "labels": {"a": "1", "b": "2"}}, capabilities=[{"name": "read"}])
     wanted = sent(metadata={"tags": ["z"], "labels": {"b": "3"}}, capabilities=[{"name": "write"}])
 
     service = apply_update(wanted, FieldMask(paths=["metadata.tags", "metadata.labels", "capabilities"]), current, NOW)
@@ -276,8 +274,8 @@ def test_repeated_fields_are_replaced_and_not_joined() -> None:
     assert [capability.name for capability in service.capabilities] == ["write"]
 
 
-def test_an_empty_mask_takes_what_is_set() -> None:
-    current = known(version="1", metadata={"tags": ["x"]}, group="g")
+def test_empty_mask_updates_the_fields_that_are_set() -> None:
+    current = stored(version="1", metadata={"tags": ["x"]}, group="g")
 
     service = apply_update(Service(name="a", version="2"), FieldMask(), current, NOW)
 
@@ -286,8 +284,8 @@ def test_an_empty_mask_takes_what_is_set() -> None:
     assert service == current
 
 
-def test_a_star_takes_everything() -> None:
-    current = known(metadata={"tags": ["x"]}, group="g", ttl={"seconds": 60}, health=health(MAINTENANCE))
+def test_star_replaces_all_fields() -> None:
+    current = stored(metadata={"tags": ["x"]}, group="g", ttl={"seconds": 60}, health=health(MAINTENANCE))
 
     service = apply_update(sent(version="2"), FieldMask(paths=["*"]), current, NOW)
 
@@ -296,17 +294,17 @@ def test_a_star_takes_everything() -> None:
     assert service == expected
 
 
-@pytest.mark.parametrize("paths", [["health"], ["health.status"], []], ids=["health", "health.status", "what is set"])
-def test_an_update_of_the_status_is_taken_and_dated(paths: list[str]) -> None:
-    current = known(health=health(MAINTENANCE))
+@pytest.mark.parametrize("paths", [["health"], ["health.status"], []], ids=["health", "health.status", "empty mask"])
+def test_update_of_the_status_sets_status_changed_at(paths: list[str]) -> None:
+    current = stored(health=health(MAINTENANCE))
 
     service = apply_update(Service(name="a", health=Health(status=HEALTHY)), FieldMask(paths=paths), current, NOW)
 
     assert service.health == Health(status=HEALTHY, status_changed_at=NOW)
 
 
-def test_an_update_of_other_health_does_not_date_the_status() -> None:
-    current = known(health=health(UNHEALTHY, error="old"))
+def test_update_of_other_health_fields_keeps_status_changed_at() -> None:
+    current = stored(health=health(UNHEALTHY, error="old"))
 
     service = apply_update(
         Service(name="a", health=Health(error="new")), FieldMask(paths=["health.error"]), current, NOW
@@ -315,11 +313,11 @@ def test_an_update_of_other_health_does_not_date_the_status() -> None:
     assert service.health == Health(status=UNHEALTHY, error="new", status_changed_at=THEN)
 
 
-# Health, stamps and kinds of change.
+# Health, change times and event types.
 
 
-def test_another_status_is_dated_and_the_same_keeps_its_date() -> None:
-    current = known(health=health(HEALTHY, error="gone"))
+def test_status_changed_at_changes_only_with_the_status() -> None:
+    current = stored(health=health(HEALTHY, error="gone"))
 
     same = replace_health(current, Health(status=HEALTHY, last_check=NOW), NOW)
     other = replace_health(current, Health(status=UNHEALTHY, last_check=NOW), NOW)
@@ -331,7 +329,7 @@ def test_another_status_is_dated_and_the_same_keeps_its_date() -> None:
         assert service == current
 
 
-def test_a_stamp_dates_the_change_and_the_registration_once() -> None:
+def test_change_time_sets_registered_at_only_once() -> None:
     service = set_change_time(sent(), THEN)
     assert (service.registered_at, service.updated_at) == (THEN, THEN)
 
@@ -351,12 +349,12 @@ def test_a_stamp_dates_the_change_and_the_registration_once() -> None:
         ({}, {"ttl": {"seconds": 60}}, True),
     ],
 )
-def test_a_change_of_the_status_alone_is_told_from_one_of_content(
+def test_update_type_is_health_changed_only_if_just_the_status_differs(
     before: dict[str, Any],
     after: dict[str, Any],
     content: bool,  # noqa: FBT001
 ) -> None:
-    one, other = known(**before), known(**after)
+    one, other = stored(**before), stored(**after)
     other.revision, other.updated_at.seconds = 99, 99
 
     expected = EventType.EVENT_TYPE_SERVICE_UPDATED if content else EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED

@@ -20,7 +20,7 @@ from registry_server.model.record import (
 from tests.support.samples import example_service, small_service
 
 
-def seed() -> Service:
+def example() -> Service:
     service = example_service()
     service.group = "text"
     service.revision = 300
@@ -33,7 +33,7 @@ def record(service: Service) -> Record:
 
 
 @given(st.integers(0, 20_000))
-def test_a_record_gives_back_its_service_in_every_form(length: int) -> None:
+def test_record_returns_its_service_in_every_encoding(length: int) -> None:
     service = small_service("a", metadata={"description": "d" * length})
     wire = service.SerializeToString()
 
@@ -46,24 +46,24 @@ def test_a_record_gives_back_its_service_in_every_form(length: int) -> None:
     assert Event.FromString(held.framed_as(b"\x12")).service == service
 
 
-def test_what_is_read_most_is_at_hand() -> None:
-    held = record(seed())
+def test_frequently_read_fields_are_attributes() -> None:
+    held = record(example())
 
     assert (held.name, held.revision, held.status) == ("ai-text-processor", 300, HealthStatus.HEALTH_STATUS_DEGRADED)
     assert held.version() == "2.1.0"
     assert repr(held) == "Record('ai-text-processor', revision=300)"
 
 
-def test_a_message_is_the_callers_own() -> None:
-    held = record(seed())
+def test_changing_a_parsed_message_does_not_change_the_record() -> None:
+    held = record(example())
 
     held.message().name = "changed"
 
-    assert held.message() == seed()
+    assert held.message() == example()
 
 
-def test_the_terms_are_all_that_filters_ask_for() -> None:
-    assert set(record(seed()).terms) == {
+def test_terms_cover_all_fields_that_filters_use() -> None:
+    assert set(record(example()).terms) == {
         health_term(HealthStatus.HEALTH_STATUS_DEGRADED),
         version_term("2.1.0"),
         group_term("text"),
@@ -79,7 +79,7 @@ def test_the_terms_are_all_that_filters_ask_for() -> None:
     }
 
 
-def test_each_term_is_there_once() -> None:
+def test_terms_are_unique() -> None:
     versions = [{"name": "read", "version": version} for version in ("1", "2", "")]
     terms = record(small_service("a", capabilities=versions)).terms
 
@@ -87,11 +87,11 @@ def test_each_term_is_there_once() -> None:
     assert terms.count(capability_term("read")) == 1
 
 
-def test_no_environment_is_no_term() -> None:
+def test_service_without_environment_has_no_environment_term() -> None:
     assert not any(term.startswith("e:") for term in record(small_service("a")).terms)
 
 
-def test_terms_of_different_kinds_or_parts_are_never_equal() -> None:
+def test_terms_of_different_kinds_or_parts_differ() -> None:
     same = "same"
     terms = [
         capability_term(same),
@@ -110,14 +110,14 @@ def test_terms_of_different_kinds_or_parts_are_never_equal() -> None:
     assert len(set(terms)) == len(terms)
 
 
-def test_records_share_their_terms_in_memory() -> None:
-    one, other = record(seed()), record(seed())
+def test_records_share_equal_terms_in_memory() -> None:
+    one, other = record(example()), record(example())
 
     assert all(a is b for a, b in zip(one.terms, other.terms, strict=True))
     assert one.name is other.name
 
 
-def test_versions_of_a_capability_are_those_of_that_name_alone() -> None:
+def test_capability_versions_are_those_of_exactly_that_name() -> None:
     offered = [("read", "2"), ("read", ""), ("read-more", "3"), ("rea", "4"), ("read", "1")]
     capabilities = [{"name": name, "version": version} for name, version in offered]
     held = record(small_service("a", capabilities=capabilities))
@@ -127,6 +127,6 @@ def test_versions_of_a_capability_are_those_of_that_name_alone() -> None:
 
 
 @pytest.mark.parametrize("wire", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe"])
-def test_what_is_no_service_is_refused(wire: bytes) -> None:
+def test_bytes_that_are_not_a_service_are_refused(wire: bytes) -> None:
     with pytest.raises(DecodeError):
         Record(wire)

@@ -16,24 +16,24 @@ def fields_of(check: Callable[[list[Violation]], Any]) -> list[str]:
     return [violation.field for violation in violations]
 
 
-def test_without_violations_nothing_is_refused() -> None:
+def test_request_without_violations_is_accepted() -> None:
     requests.raise_if_invalid([])
 
 
-def test_all_violations_are_told_up_to_a_hundred() -> None:
-    with pytest.raises(InvalidRequest) as refusal:
+def test_error_contains_at_most_a_hundred_violations() -> None:
+    with pytest.raises(InvalidRequest) as caught:
         requests.raise_if_invalid([Violation(f"field{i}", "is bad") for i in range(150)])
 
-    assert [violation.field for violation in refusal.value.violations] == [f"field{i}" for i in range(100)]
+    assert [violation.field for violation in caught.value.violations] == [f"field{i}" for i in range(100)]
 
 
 @pytest.mark.parametrize(("value", "bad"), [(0, []), (1, []), (2**62, []), (-1, ["at"]), (-(2**62), ["at"])])
-def test_a_negative_number_is_refused(value: int, bad: list[str]) -> None:
+def test_negative_number_is_refused(value: int, bad: list[str]) -> None:
     assert fields_of(lambda violations: requests.check_not_negative(value, "at", violations)) == bad
 
 
 @pytest.mark.parametrize("count", [1, requests.MAX_NAMES])
-def test_names_may_be_one_to_ten_thousand(count: int) -> None:
+def test_one_to_ten_thousand_names_are_accepted(count: int) -> None:
     requests.check_names([f"s{i}" for i in range(count)])
 
 
@@ -47,28 +47,28 @@ def test_names_may_be_one_to_ten_thousand(count: int) -> None:
     ],
     ids=["none", "too many", "some bad", "many bad"],
 )
-def test_bad_names_are_refused_all_of_them(names: list[str], fields: list[str]) -> None:
-    with pytest.raises(InvalidRequest) as refusal:
+def test_every_invalid_name_is_reported(names: list[str], fields: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
         requests.check_names(names)
 
-    assert [violation.field for violation in refusal.value.violations] == fields
+    assert [violation.field for violation in caught.value.violations] == fields
 
 
 @pytest.mark.parametrize(
-    ("wanted", "size"), [(0, 100), (1, 1), (100, 100), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
+    ("requested", "size"), [(0, 100), (1, 1), (100, 100), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
 )
-def test_a_page_has_the_size_that_is_wanted_within_reason(wanted: int, size: int) -> None:
+def test_page_size_is_the_requested_one_up_to_the_maximum(requested: int, size: int) -> None:
     violations = list[Violation]()
 
-    assert requests.page_size(wanted, violations) == size
+    assert requests.page_size(requested, violations) == size
     assert violations == []
 
 
-def test_a_negative_page_size_is_refused() -> None:
+def test_negative_page_size_is_refused() -> None:
     assert fields_of(lambda violations: requests.page_size(-1, violations)) == ["page_size"]
 
 
-def test_a_page_begins_after_the_name_in_its_token() -> None:
+def test_page_starts_after_the_name_in_its_token() -> None:
     violations = list[Violation]()
 
     assert requests.page_start(b"scope", "", violations) == ""
@@ -77,11 +77,11 @@ def test_a_page_begins_after_the_name_in_its_token() -> None:
 
 
 @pytest.mark.parametrize("token", ["junk", encode_page_token(b"another scope", "name")])
-def test_a_token_of_another_query_is_refused(token: str) -> None:
+def test_page_token_of_another_query_is_refused(token: str) -> None:
     assert fields_of(lambda violations: requests.page_start(b"scope", token, violations)) == ["page_token"]
 
 
-def test_a_cursor_is_read_if_it_is_given() -> None:
+def test_cursor_is_decoded_if_present() -> None:
     violations = list[Violation]()
     cursor = Cursor("abc", 7, resumable=False)
 
@@ -90,11 +90,11 @@ def test_a_cursor_is_read_if_it_is_given() -> None:
     assert violations == []
 
 
-def test_a_malformed_cursor_is_refused() -> None:
+def test_malformed_cursor_is_refused() -> None:
     assert fields_of(lambda violations: requests.parse_cursor("junk", violations)) == ["cursor"]
 
 
-def test_kinds_of_event_that_are_sent_may_be_asked_for() -> None:
+def test_event_types_that_are_sent_are_accepted() -> None:
     sent = [kind for kind in EventType.values() if kind != EventType.EVENT_TYPE_UNSPECIFIED]
 
     assert fields_of(lambda violations: requests.check_types(sent, violations)) == []
@@ -111,12 +111,12 @@ def test_kinds_of_event_that_are_sent_may_be_asked_for() -> None:
     ],
     ids=["unspecified", "some", "a late one", "many"],
 )
-def test_kinds_of_event_that_are_never_sent_are_refused(types: list[int], fields: list[str]) -> None:
+def test_event_types_that_are_never_sent_are_refused(types: list[int], fields: list[str]) -> None:
     assert fields_of(lambda violations: requests.check_types(types, violations)) == fields
 
 
 @pytest.mark.parametrize(
-    ("wanted", "seconds"),
+    ("requested", "seconds"),
     [
         (None, 30.0),
         (Duration(nanos=100_000_000), 0.1),
@@ -124,15 +124,15 @@ def test_kinds_of_event_that_are_never_sent_are_refused(types: list[int], fields
         (Duration(seconds=3600), 3600.0),
     ],
 )
-def test_bookmarks_come_as_often_as_wanted(wanted: Duration | None, seconds: float) -> None:
+def test_bookmark_interval_is_the_requested_one(requested: Duration | None, seconds: float) -> None:
     violations = list[Violation]()
 
-    assert requests.bookmark_interval(wanted, violations) == seconds
+    assert requests.bookmark_interval(requested, violations) == seconds
     assert violations == []
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "requested",
     [
         Duration(),
         Duration(nanos=99_999_999),
@@ -143,5 +143,5 @@ def test_bookmarks_come_as_often_as_wanted(wanted: Duration | None, seconds: flo
     ],
     ids=str,
 )
-def test_bookmarks_out_of_reason_are_refused(wanted: Duration) -> None:
-    assert fields_of(lambda violations: requests.bookmark_interval(wanted, violations)) == ["bookmark_interval"]
+def test_bookmark_interval_out_of_range_is_refused(requested: Duration) -> None:
+    assert fields_of(lambda violations: requests.bookmark_interval(requested, violations)) == ["bookmark_interval"]

@@ -16,7 +16,7 @@ def encoded(plain: bytes) -> str:
 
 
 @given(CURSORS)
-def test_a_cursor_is_read_back_as_it_was(cursor: Cursor) -> None:
+def test_cursor_round_trips(cursor: Cursor) -> None:
     assert decode_cursor(encode_cursor(cursor)) == cursor
 
 
@@ -26,7 +26,7 @@ def test_different_cursors_have_different_texts(one: Cursor, other: Cursor) -> N
 
 
 @given(CURSORS)
-def test_a_cursor_can_stand_in_a_url_and_in_a_header(cursor: Cursor) -> None:
+def test_cursor_needs_no_escaping_in_urls_and_headers(cursor: Cursor) -> None:
     assert set(encode_cursor(cursor)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
@@ -63,13 +63,13 @@ def test_a_cursor_can_stand_in_a_url_and_in_a_header(cursor: Cursor) -> None:
     ],
     ids=lambda text: ascii(text[:30]),
 )
-def test_what_this_server_never_made_is_no_cursor(text: str) -> None:
+def test_malformed_cursor_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^is not a cursor of this registry$"):
         decode_cursor(text)
 
 
 @given(st.text() | st.binary().map(encoded))
-def test_whatever_a_client_sends_as_a_cursor_is_read_or_refused(text: str) -> None:
+def test_any_text_is_decoded_as_a_cursor_or_refused(text: str) -> None:
     try:
         cursor = decode_cursor(text)
     except ValueError:
@@ -79,12 +79,12 @@ def test_whatever_a_client_sends_as_a_cursor_is_read_or_refused(text: str) -> No
 
 
 @given(st.binary(), NAMES)
-def test_a_page_token_is_read_back_in_its_scope(scope: bytes, last: str) -> None:
+def test_page_token_round_trips_in_its_scope(scope: bytes, last: str) -> None:
     assert decode_page_token(scope, encode_page_token(scope, last)) == last
 
 
 @given(st.binary(), st.binary(), NAMES)
-def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, last: str) -> None:
+def test_page_token_is_refused_in_another_scope(scope: bytes, other: bytes, last: str) -> None:
     token = encode_page_token(scope, last)
     if scope == other:
         assert decode_page_token(other, token) == last
@@ -108,12 +108,12 @@ def test_a_page_token_is_good_for_no_other_scope(scope: bytes, other: bytes, las
     ],
     ids=lambda token: ascii(token[:30]),
 )
-def test_what_is_no_page_token_is_refused(token: str) -> None:
+def test_malformed_page_token_is_refused(token: str) -> None:
     with pytest.raises(ValueError, match=r"^is not a page token of this query; repeat the query without one$"):
         decode_page_token(b"scope", token)
 
 
 @given(st.text() | st.binary().map(encoded))
-def test_whatever_a_client_sends_as_a_page_token_is_refused(token: str) -> None:
+def test_any_text_is_refused_as_a_page_token(token: str) -> None:
     with pytest.raises(ValueError, match="not a page token of this query"):
         decode_page_token(b"scope", token)

@@ -31,12 +31,12 @@ Change = Callable[[Service], object]
 
 
 def made(**fields: Any) -> Service:
-    """A service of plain values, which protobuf takes and its stubs do not know of."""
+    """Return a service from plain values, which protobuf accepts but its type stubs do not."""
     return Service(**fields)
 
 
 def service() -> Service:
-    """The seed's example."""
+    """Return the example service of the OSSA reference implementation."""
     example = made(
         name="ai-text-processor",
         endpoint="https://ai-service.company.com:8080",
@@ -68,7 +68,7 @@ def fill(value: Value, levels: int, *, lists: bool = False) -> None:
 
 
 def nested(levels: int, *, lists: bool = False) -> Struct:
-    """A struct of this many levels, the top one included."""
+    """Return a struct with this many levels, including the top one."""
     top = Struct()
     fill(top.fields["k"], levels - 1, lists=lists)
     return top
@@ -116,13 +116,13 @@ def number(value: float) -> Struct:
 
 
 VALID: dict[str, Change] = {
-    "the seed's example": lambda _: None,
+    "example of the reference implementation": lambda _: None,
     "no capabilities": lambda message: message.ClearField("capabilities"),
     "name of one character": setting("name", "a"),
     "longest name": setting("name", "a" * 128),
     "all characters of names": setting("name", "9.a_B-"),
     "group": setting("group", "text.processors"),
-    "version that is no SemVer": setting("version", "build 7, Zürich"),
+    "version that is not SemVer": setting("version", "build 7, Zürich"),
     "longest version": setting("version", "v" * 128),
     "all characters of capability names": capability(name="a.b_c:d/e-f"),
     "two versions of a capability": capability(name="text-analysis", version="2.0.1"),
@@ -140,7 +140,7 @@ VALID: dict[str, Change] = {
     "longest metadata": lambda message: message.metadata.MergeFrom(
         made(metadata={"author": "a" * 256, "documentation": "d" * 2_048, "environment": "e" * 128}).metadata
     ),
-    "health not given": setting("health.status", 0),
+    "health without a status": setting("health.status", 0),
     "health in maintenance": setting("health.status", 5),
     "longest error": setting("health.error", "e" * 1_024),
     "details": lambda message: message.health.details.update({"queue": 5, "note": "n" * 4_000}),
@@ -169,7 +169,7 @@ VALID: dict[str, Change] = {
     "longest check": check(interval={"seconds": 86_400}, timeout={"seconds": 300}, degraded_after={"seconds": 300}),
     "timeout of one interval": check(interval={"seconds": 5}, timeout={"seconds": 5}),
     "thresholds": check(failure_threshold=100, success_threshold=1),
-    "output-only fields, whatever they hold": lambda message: message.MergeFrom(
+    "output-only fields with any values": lambda message: message.MergeFrom(
         made(
             registered_at={"seconds": 2**62, "nanos": -1},
             updated_at={"nanos": 2**31 - 1},
@@ -183,7 +183,7 @@ _1025, _4097 = "x" * 1_025, "x" * 4_097
 
 INVALID: list[tuple[str, Change, str, str]] = [
     ("no name", setting("name", ""), "service.name", "is required"),
-    ("name with a space", setting("name", "bad name"), "service.name", "'bad name' is not a name: 1 to 128 characters of"),
+    ("name with a space", setting("name", "bad name"), "service.name", "'bad name' is not a name: 1 to 128"),
     ("name that begins with a dot", setting("name", ".hidden"), "service.name", "starting with a letter or digit"),
     ("name with a line break at its end", setting("name", "name\n"), "service.name", r"'name\n' is not a name"),
     ("name in other letters", setting("name", "größe"), "service.name", "is not a name"),
@@ -301,15 +301,15 @@ INVALID: list[tuple[str, Change, str, str]] = [
 
 
 @pytest.mark.parametrize("change", VALID.values(), ids=VALID.keys())
-def test_valid(change: Change) -> None:
+def test_valid_service_is_accepted(change: Change) -> None:
     assert service_violations(changed(change)) == []
 
 
-@pytest.mark.parametrize(("change", "field", "says"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
-def test_invalid(change: Change, field: str, says: str) -> None:
+@pytest.mark.parametrize(("change", "field", "reason"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
+def test_invalid_service_is_refused_with_field_and_reason(change: Change, field: str, reason: str) -> None:
     violations = service_violations(changed(change))
     assert [violation.field for violation in violations] == [field]
-    assert says in violations[0].description
+    assert reason in violations[0].description
 
 
 @pytest.mark.parametrize(
@@ -333,12 +333,12 @@ def test_invalid(change: Change, field: str, says: str) -> None:
         "http://host/" + "p" * (2_048 - 12),
     ],
 )
-def test_good_endpoint(url: str) -> None:
+def test_valid_endpoint_is_accepted(url: str) -> None:
     assert service_violations(changed(endpoint(url))) == []
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "reason"),
     [
         ("", "is required"),
         ("http://host/" + "p" * (2_049 - 12), "has 2049 characters"),
@@ -394,14 +394,14 @@ def test_good_endpoint(url: str) -> None:
         ("tcp://[::1]", "has no port"),
     ],
 )
-def test_bad_endpoint(url: str, says: str) -> None:
+def test_invalid_endpoint_is_refused_with_a_reason(url: str, reason: str) -> None:
     violations = service_violations(changed(endpoint(url)))
     assert [violation.field for violation in violations] == ["service.endpoint"]
-    assert says in violations[0].description
+    assert reason in violations[0].description
     assert "secret" not in violations[0].description
 
 
-def test_every_violation_is_told_at_once_under_the_given_path() -> None:
+def test_all_violations_are_reported_under_the_given_path() -> None:
     bad = made(
         endpoint="nowhere",
         group=" ",
@@ -428,7 +428,7 @@ def test_every_violation_is_told_at_once_under_the_given_path() -> None:
     ]
 
 
-def test_the_list_of_violations_is_bounded() -> None:
+def test_number_of_violations_is_limited() -> None:
     bad = made(
         capabilities=[{"version": "\n"}] * 1_000,
         metadata={"tags": [","] * 1_000, "labels": {" " * n: "" for n in range(200)}},
@@ -436,20 +436,20 @@ def test_the_list_of_violations_is_bounded() -> None:
     assert len(service_violations(bad)) == MAX_VIOLATIONS
 
 
-def test_many_bad_numbers_are_bounded_too() -> None:
+def test_number_of_violations_in_a_struct_is_limited() -> None:
     many = Struct()
     many.update({"a": [math.nan] * 2_000})
     assert len(service_violations(changed(capability(inputs=many)))) == MAX_VIOLATIONS
 
 
-def test_a_struct_deeper_than_any_parser_goes_is_refused() -> None:
+def test_struct_deeper_than_parsers_accept_is_refused() -> None:
     message = service()
     fill(message.capabilities[0].inputs.fields["k"], 500)
     (violation,) = service_violations(message)
     assert violation.field == "service.capabilities[0].inputs"
 
 
-def test_output_only_fields_do_not_count_into_the_size() -> None:
+def test_output_only_fields_do_not_count_towards_the_size() -> None:
     message = service()
     schema = message.capabilities[0].inputs.fields["a"]
     schema.string_value = "x" * 60_000
@@ -467,7 +467,7 @@ def test_output_only_fields_do_not_count_into_the_size() -> None:
 
 
 @pytest.mark.parametrize("lists", [False, True])
-def test_the_deepest_struct_fits_through_the_parser_in_the_deepest_message(lists: bool) -> None:  # noqa: FBT001
+def test_deepest_struct_can_be_parsed_inside_a_watch_response(lists: bool) -> None:  # noqa: FBT001
     message = service()
     message.capabilities[0].inputs.CopyFrom(nested(MAX_STRUCT_DEPTH, lists=lists))
     answer = WatchEventsResponse(events=[Event(service=message)])
@@ -494,34 +494,36 @@ def has_infinite(value: object) -> bool:
 
 
 @given(st.dictionaries(st.text(max_size=3), json_values, max_size=4))
-def test_an_infinite_number_is_found_wherever_it_is(content: dict[str, Any]) -> None:
+def test_infinite_number_is_found_anywhere_in_a_struct(content: dict[str, Any]) -> None:
     struct = Struct()
     struct.update(content)
     assert bool(details_violations(struct)) == has_infinite(content)
 
 
 @given(st.integers(1, 60), st.booleans())
-def test_depth_is_found_by_the_quick_look_as_by_the_walk(levels: int, lists: bool) -> None:  # noqa: FBT001
+def test_quick_depth_check_agrees_with_the_walk(levels: int, lists: bool) -> None:  # noqa: FBT001
     struct = nested(levels, lists=lists)
     assert bool(details_violations(struct)) == (levels > MAX_STRUCT_DEPTH)
 
 
-def test_a_value_without_a_kind_is_valid() -> None:
+def test_value_without_a_kind_is_valid() -> None:
     assert details_violations(Struct(fields={"a": Value()})) == []
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_crash_it(wire: bytes) -> None:
+def test_any_parsed_bytes_are_validated(wire: bytes) -> None:
     message = Service()
     try:
         message.MergeFromString(wire)
-    except Exception:  # noqa: BLE001 - what cannot be parsed never gets here
+    except Exception:  # noqa: BLE001 - messages that cannot be parsed are never validated
         return
     assert all(isinstance(violation, Violation) for violation in service_violations(message))
 
 
 @given(st.text(), st.text(), st.text(), st.lists(st.text()), st.dictionaries(st.text(), st.text()))
-def test_no_text_crashes_it(name: str, url: str, version: str, tags: list[str], labels: dict[str, str]) -> None:
+def test_any_text_is_validated_with_short_violations(
+    name: str, url: str, version: str, tags: list[str], labels: dict[str, str]
+) -> None:
     message = made(
         name=name,
         endpoint=url,
@@ -538,7 +540,7 @@ def test_no_text_crashes_it(name: str, url: str, version: str, tags: list[str], 
 
 
 @given(st.from_regex(r"\A(https?|tcp|ws)://[a-z0-9.:\[\]@%/?#-]*\Z"))
-def test_no_endpoint_crashes_it(url: str) -> None:
+def test_any_endpoint_has_at_most_one_violation(url: str) -> None:
     found: list[Violation] = []
     rules.check_endpoint(url, "endpoint", found)
     assert len(found) <= 1
@@ -550,10 +552,10 @@ def test_name_violations() -> None:
     assert [violation.field for violation in name_violations("a b", "names[7]")] == ["names[7]"]
 
 
-@pytest.mark.parametrize(("status", "says"), [(0, "is required"), (6, "6 is not a known status")])
-def test_a_status_to_report_must_be_given_and_known(status: int, says: str) -> None:
+@pytest.mark.parametrize(("status", "reason"), [(0, "is required"), (6, "6 is not a known status")])
+def test_reported_status_must_be_set_and_known(status: int, reason: str) -> None:
     (violation,) = status_violations(status, "status")
-    assert says in violation.description
+    assert reason in violation.description
     assert status_violations(1, "status") == []
 
 
@@ -574,7 +576,7 @@ def test_error_text_violations() -> None:
     ],
     ids=repr,
 )
-def test_a_duration_lies_within_its_limits(duration: Duration, valid: bool) -> None:  # noqa: FBT001
+def test_duration_must_be_within_its_limits(duration: Duration, valid: bool) -> None:  # noqa: FBT001
     violations = duration_violations(duration, "bookmark_interval", timedelta(milliseconds=100), timedelta(hours=1))
     assert [violation.field for violation in violations] == ([] if valid else ["bookmark_interval"])
 
@@ -602,14 +604,14 @@ GOOD_PATHS = [
 ]
 
 
-def test_good_masks() -> None:
+def test_valid_masks_are_accepted() -> None:
     assert update_mask_violations(FieldMask(paths=GOOD_PATHS)) == []
     assert update_mask_violations(FieldMask(paths=["*"])) == []
     assert update_mask_violations(FieldMask()) == []
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "reason"),
     [
         ("registered_at", "is output only"),
         ("registered_at.seconds", "is output only"),
@@ -640,19 +642,19 @@ def test_good_masks() -> None:
         ("x" * 10_000 + "." * 100_000, "'... is not a field"),
     ],
 )
-def test_bad_paths_of_a_mask(path: str, says: str) -> None:
+def test_invalid_path_of_a_mask_is_refused_with_a_reason(path: str, reason: str) -> None:
     (violation,) = update_mask_violations(FieldMask(paths=["version", path, "name"]))
     assert violation.field == "update_mask.paths[1]"
-    assert says in violation.description
+    assert reason in violation.description
     assert len(violation.description) < 200
 
 
-def test_each_bad_path_is_one_violation_and_their_number_is_bounded() -> None:
+def test_each_invalid_path_is_one_violation_up_to_the_limit() -> None:
     bad = update_mask_violations(FieldMask(paths=["a", "version", "b"]), "request.mask")
     assert [violation.field for violation in bad] == ["request.mask.paths[0]", "request.mask.paths[2]"]
     assert len(update_mask_violations(FieldMask(paths=["a"] * 1_000))) == MAX_VIOLATIONS
 
 
 @given(st.lists(st.text(), max_size=5))
-def test_no_mask_crashes_it(paths: list[str]) -> None:
+def test_any_mask_is_validated(paths: list[str]) -> None:
     assert len(update_mask_violations(FieldMask(paths=paths))) <= len(paths)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from registry_server.model.versions import MAX_FILTER_LENGTH, VersionFilter, parse_version_filter
 
-# Answers of node-semver 7, which defines the notation; those with pre-releases are where other libraries go wrong.
+# Results of node-semver 7, which defines the notation. Other libraries are wrong for pre-releases.
 RANGES = [
     (">=1.2 <2", "1.2.0 1.9.9 v1.5 1.2", "1.1.9 2.0.0 2 1.5.0-rc.1 2.0.0-rc.1"),
     ("^1.4", "1.4.0 1.99.0 1.4", "1.3.9 2.0.0 1.4.0-rc.1 2.0.0-alpha"),
@@ -56,7 +56,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("text", "inside", "outside"), RANGES, ids=[text for text, _, _ in RANGES])
-def test_a_range_matches_what_npm_says(text: str, inside: str, outside: str) -> None:
+def test_range_matches_the_same_versions_as_npm(text: str, inside: str, outside: str) -> None:
     version_filter = parse_version_filter(text)
     assert version_filter.exact is None
     assert [version for version in inside.split() if not version_filter.matches(version)] == []
@@ -66,7 +66,7 @@ def test_a_range_matches_what_npm_says(text: str, inside: str, outside: str) -> 
 @pytest.mark.parametrize(
     "text", ["1", "1.2", "1.2.3", "v1.2.3", "1.2.3-rc.1", "2026-11", "linux.x", "latest", "x", "1.2.3-x.1"]
 )
-def test_text_without_range_characters_is_exact(text: str) -> None:
+def test_text_without_range_characters_matches_exactly(text: str) -> None:
     version_filter = parse_version_filter(text)
     assert version_filter.exact == text
     assert version_filter.matches(text)
@@ -77,17 +77,17 @@ def test_text_without_range_characters_is_exact(text: str) -> None:
 @pytest.mark.parametrize(
     "version", ["", "latest", "1.2.3.4", "01.2.3", "1.2.3-01", "1.2.3-", "1.2.3-a..b", "1.x", "\uff11.2.3", "1.2.3\n"]
 )
-def test_what_is_not_semver_lies_in_no_range(version: str) -> None:
+def test_version_that_is_not_semver_is_in_no_range(version: str) -> None:
     assert not parse_version_filter(">=0 || *").matches(version)
 
 
-def test_a_version_equal_to_the_text_of_a_range_matches() -> None:
+def test_version_equal_to_the_text_of_a_range_matches() -> None:
     assert parse_version_filter("1.x").matches("1.x")
     assert parse_version_filter(">=1 <2").matches(">=1 <2")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "reason"),
     [
         (">=", "is not a version range"),
         (">=1.2,<2", "is not a version range"),
@@ -109,22 +109,22 @@ def test_a_version_equal_to_the_text_of_a_range_matches() -> None:
         ("1" * (MAX_FILTER_LENGTH + 1), "at most 128"),
     ],
 )
-def test_what_is_no_filter_is_refused_in_plain_words(text: str, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_invalid_filter_is_refused_with_a_reason(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(reason)):
         parse_version_filter(text)
 
 
-def test_a_very_long_version_is_not_read() -> None:
+def test_very_long_version_is_not_parsed() -> None:
     assert not parse_version_filter("*").matches("1." * 100_000)
     assert not parse_version_filter("*").matches("9" * 5_000)
 
 
-def test_the_longest_numbers_are_compared() -> None:
+def test_longest_numbers_are_compared() -> None:
     assert parse_version_filter(">=1").matches("9" * MAX_FILTER_LENGTH)
 
 
 @given(st.text(max_size=40) | st.text("0123456789.xX*v<>=^~|-+ ab", max_size=40), st.text(max_size=20))
-def test_no_text_crashes(text: str, version: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str, version: str) -> None:
     try:
         version_filter = parse_version_filter(text)
     except ValueError:
@@ -137,24 +137,24 @@ numbers = st.integers(0, 12)
 triples = st.tuples(numbers, numbers, numbers)
 
 
-def spelt(triple: tuple[int, int, int]) -> str:
+def text_of(triple: tuple[int, int, int]) -> str:
     return ".".join(map(str, triple))
 
 
 @given(triples, triples, triples)
-def test_releases_compare_as_their_numbers_do(
+def test_releases_are_ordered_by_their_numbers(
     version: tuple[int, int, int], low: tuple[int, int, int], high: tuple[int, int, int]
 ) -> None:
     def matches(text: str) -> bool:
-        return parse_version_filter(text).matches(spelt(version))
+        return parse_version_filter(text).matches(text_of(version))
 
-    assert matches(f">={spelt(low)} <{spelt(high)}") == (low <= version < high)
-    assert matches(f"{spelt(low)} - {spelt(high)}") == (low <= version <= high)
-    assert matches(f"<{spelt(low)} || >{spelt(high)}") == (version < low or version > high)
-    assert matches(f"~{spelt(low)}") == (version[:2] == low[:2] and version >= low)
+    assert matches(f">={text_of(low)} <{text_of(high)}") == (low <= version < high)
+    assert matches(f"{text_of(low)} - {text_of(high)}") == (low <= version <= high)
+    assert matches(f"<{text_of(low)} || >{text_of(high)}") == (version < low or version > high)
+    assert matches(f"~{text_of(low)}") == (version[:2] == low[:2] and version >= low)
 
 
-def test_filters_of_equal_text_are_equal() -> None:
+def test_filters_with_equal_text_are_equal() -> None:
     assert parse_version_filter("^1.2") == parse_version_filter("^1.2")
     assert isinstance(parse_version_filter("^1.2"), VersionFilter)
     assert hash(parse_version_filter("1.2")) == hash(parse_version_filter("1.2"))

@@ -9,49 +9,49 @@ from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse, GetS
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.model.wire import bytes_field, integer_field, only_field, split_leading_fields, varint
 
-# Where a varint gets another byte.
+# Values at which a varint needs another byte.
 EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
 INT64 = st.integers(0, 2**63 - 1) | EDGES.filter(lambda value: value < 2**63)
 PAYLOADS = st.binary(max_size=300) | st.sampled_from([127, 128, 16_383, 16_384]).map(bytes)
 
 
 @given(st.integers(1, 2**64 - 1) | EDGES)
-def test_a_varint_is_protobufs_own(value: int) -> None:
+def test_varint_equals_the_encoding_of_protobuf(value: int) -> None:
     assert b"\x08" + varint(value) == UInt64Value(value=value).SerializeToString()
 
 
-def test_zero_is_one_byte() -> None:
+def test_varint_of_zero_is_one_byte() -> None:
     assert varint(0) == b"\0"
 
 
 @given(INT64)
-def test_an_integer_field_is_protobufs_own(value: int) -> None:
+def test_integer_field_equals_the_encoding_of_protobuf(value: int) -> None:
     assert integer_field(9, value) == Service(revision=value).SerializeToString()
 
 
 @pytest.mark.parametrize("status", range(6))
-def test_an_enum_field_is_protobufs_own(status: int) -> None:
+def test_enum_field_equals_the_encoding_of_protobuf(status: int) -> None:
     expected = Health.FromString(integer_field(1, status))
     assert expected.status == status
     assert integer_field(1, status) == expected.SerializeToString()
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_a_bool_field_is_protobufs_own(stale: bool) -> None:  # noqa: FBT001
+def test_bool_field_equals_the_encoding_of_protobuf(stale: bool) -> None:  # noqa: FBT001
     assert integer_field(5, int(stale)) == DiscoverServicesResponse(stale=stale).SerializeToString()
 
 
 @given(PAYLOADS.filter(bool))
-def test_a_bytes_field_is_protobufs_own(payload: bytes) -> None:
+def test_bytes_field_equals_the_encoding_of_protobuf(payload: bytes) -> None:
     assert bytes_field(1, payload) == BytesValue(value=payload).SerializeToString()
 
 
 @given(st.text(min_size=1))
-def test_a_string_field_is_protobufs_own(text: str) -> None:
+def test_string_field_equals_the_encoding_of_protobuf(text: str) -> None:
     assert bytes_field(3, text.encode()) == Value(string_value=text).SerializeToString()
 
 
-def test_an_empty_message_is_a_field_too() -> None:
+def test_empty_message_is_encoded_as_a_field() -> None:
     response = DiscoverServicesResponse()
     response.services.add()
 
@@ -59,14 +59,14 @@ def test_an_empty_message_is_a_field_too() -> None:
 
 
 @given(st.text("ab", min_size=1))
-def test_a_field_number_may_need_two_bytes(prefix: str) -> None:
+def test_field_number_may_need_two_bytes(prefix: str) -> None:
     options = FileOptions(cc_enable_arenas=True, swift_prefix=prefix)
 
     assert integer_field(31, 1) + bytes_field(39, prefix.encode()) == options.SerializeToString()
 
 
 @given(st.lists(st.text(max_size=200)), INT64, st.booleans())
-def test_fields_in_a_row_are_the_message_that_has_them_all(names: list[str], revision: int, stale: bool) -> None:  # noqa: FBT001
+def test_concatenated_fields_are_the_message_with_all_of_them(names: list[str], revision: int, stale: bool) -> None:  # noqa: FBT001
     services = [Service(name=name) for name in names]
 
     wire = b"".join(
@@ -83,7 +83,7 @@ def test_fields_in_a_row_are_the_message_that_has_them_all(names: list[str], rev
 
 
 @given(st.lists(PAYLOADS), INT64)
-def test_frames_come_apart_as_they_were_joined(payloads: list[bytes], number: int) -> None:
+def test_joined_fields_are_split_into_the_same_payloads(payloads: list[bytes], number: int) -> None:
     rest = integer_field(3, number)
     joined = b"".join(bytes_field(1, payload) for payload in payloads) + rest
     assert split_leading_fields(joined, 0x0A) == (payloads, rest)
@@ -93,7 +93,7 @@ GET = GetServiceRequest
 
 
 @pytest.mark.parametrize("name", ["a", "é" * 63, "x" * 127])
-def test_the_only_field_of_a_message_is_found(name: str) -> None:
+def test_payload_of_a_single_field_is_returned(name: str) -> None:
     assert only_field(GET(name=name).SerializeToString(), 0x0A) == name.encode()
 
 
@@ -110,5 +110,5 @@ def test_the_only_field_of_a_message_is_found(name: str) -> None:
         GET(name="a").SerializeToString() * 2,
     ],
 )
-def test_messages_of_another_form_are_left_to_be_decoded(message: bytes) -> None:
+def test_message_of_another_form_must_be_decoded(message: bytes) -> None:
     assert only_field(message, 0x0A) is None

@@ -9,30 +9,30 @@ from registry_server.runtime.tasks import cancel, raise_if_cancelled, wait_until
 TIMEOUT = 10.0
 
 
-async def loses_it(begun: asyncio.Event) -> None:
-    """Asks, and loses the cancellation that comes meanwhile, as redis-py may on Python 3.11."""
+async def lose_cancellation(started: asyncio.Event) -> None:
+    """Wait, and lose a cancellation that arrives meanwhile, as redis-py may on Python 3.11."""
     while True:
-        begun.set()
+        started.set()
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
         raise_if_cancelled()
 
 
-async def test_a_task_of_a_group_that_lost_its_cancellation_ends_all_the_same() -> None:
-    begun = asyncio.Event()
+async def test_task_of_a_group_ends_even_if_its_cancellation_was_lost() -> None:
+    started = asyncio.Event()
 
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(loses_it(begun))
+            group.create_task(lose_cancellation(started))
 
     task = asyncio.create_task(run())
-    await begun.wait()
+    await started.wait()
     async with asyncio.timeout(TIMEOUT):
         await cancel([task])
     assert task.cancelled()
 
 
-async def test_who_was_not_cancelled_goes_on_also_after_a_timeout_of_its_own() -> None:
+async def test_task_that_was_not_cancelled_continues_after_a_timeout() -> None:
     raise_if_cancelled()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
@@ -40,7 +40,7 @@ async def test_who_was_not_cancelled_goes_on_also_after_a_timeout_of_its_own() -
     raise_if_cancelled()
 
 
-async def test_tasks_that_lose_a_cancellation_are_cancelled_again() -> None:
+async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     lost = 0
 
     async def loses_twice() -> None:
@@ -58,18 +58,18 @@ async def test_tasks_that_lose_a_cancellation_are_cancelled_again() -> None:
     assert lost == 2
 
 
-async def test_an_idle_loop_is_quiet_at_once() -> None:
+async def test_idle_loop_ends_the_wait_at_once() -> None:
     async with asyncio.timeout(TIMEOUT):
         await wait_until_idle(max_seconds=3600)
 
 
-async def test_what_is_at_hand_is_done_first_but_not_waited_for_without_end() -> None:
+async def test_wait_lets_other_tasks_run_but_is_limited() -> None:
     done = 0
 
     async def works() -> None:
         nonlocal done
         while True:
-            time.sleep(0.001)  # noqa: ASYNC251 - work
+            time.sleep(0.001)  # noqa: ASYNC251 - simulated work
             done += 1
             await asyncio.sleep(0)
 
