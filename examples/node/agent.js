@@ -8,7 +8,7 @@ import { backoff, call, connect, isFatal, metadata } from "./registry.js";
 
 const NAME = process.env.AGENT_NAME || "greeter-node";
 /** Lease length in seconds. */
-const TTL = 15;
+const TTL_SECONDS = 15;
 
 const stopping = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stopping.abort());
@@ -35,28 +35,28 @@ async function stayRegistered(client, service) {
   while (!stopping.signal.aborted) {
     const stream = client.KeepAlive(metadata());
     stream.on("error", () => {}); // the error is thrown below, where the response is awaited
-    const hangUp = () => stream.cancel();
-    stopping.signal.addEventListener("abort", hangUp);
+    const cancelStream = () => stream.cancel();
+    stopping.signal.addEventListener("abort", cancelStream);
     try {
-      const answers = stream[Symbol.asyncIterator]();
+      const responses = stream[Symbol.asyncIterator]();
       while (!stopping.signal.aborted) {
         if (!registered) {
           await call(client, "RegisterService", { service });
           console.log(`registered ${service.name} at ${service.endpoint}`);
         }
         stream.write({ names: [service.name] });
-        const { value: answer, done } = await answers.next();
+        const { value: response, done } = await responses.next();
         if (done) break; // the registry ended the stream
-        registered = answer.unknownNames.length === 0;
+        registered = response.unknownNames.length === 0;
         failures = 0;
-        if (registered) await sleep((TTL / 3) * 1000, undefined, { signal: stopping.signal });
+        if (registered) await sleep((TTL_SECONDS / 3) * 1000, undefined, { signal: stopping.signal });
       }
     } catch (error) {
       if (stopping.signal.aborted) break;
       if (isFatal(error)) throw error;
       console.error(`registry unavailable: ${error.message}`);
     } finally {
-      stopping.signal.removeEventListener("abort", hangUp);
+      stopping.signal.removeEventListener("abort", cancelStream);
       stream.cancel();
     }
     await sleep(backoff(++failures), undefined, { signal: stopping.signal }).catch(() => {});
@@ -74,7 +74,7 @@ const service = {
   capabilities: [{ name: "greet", version: "1.0.0", description: "Says hello: GET /greet?name=you" }],
   metadata: { tags: ["example"], labels: { language: "node" } },
   healthCheck: { http: { path: "/health" } },
-  ttl: { seconds: TTL },
+  ttl: { seconds: TTL_SECONDS },
 };
 const client = connect();
 try {

@@ -15,8 +15,8 @@ const definition = protoLoader.loadSync(
 );
 const { RegistryService } = grpc.loadPackageDefinition(definition).ossa.registry.v1;
 
-/** Deadline of a unary call in milliseconds; streams have none. */
-const DEADLINE = 5_000;
+/** Timeout of a unary call; streams have no deadline. */
+const CALL_TIMEOUT_MS = 5_000;
 
 /** Codes that a retry cannot fix. All others are retried, in particular UNAVAILABLE while a registry restarts. */
 const FATAL = new Set([
@@ -58,8 +58,8 @@ export function metadata() {
  */
 export function call(client, method, request) {
   return new Promise((resolve, reject) => {
-    client[method](request, metadata(), { deadline: Date.now() + DEADLINE }, (error, answer) =>
-      error ? reject(error) : resolve(answer),
+    client[method](request, metadata(), { deadline: Date.now() + CALL_TIMEOUT_MS }, (error, response) =>
+      error ? reject(error) : resolve(response),
     );
   });
 }

@@ -7,7 +7,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { backoff, connect, isFatal, metadata, reasonOf } from "./registry.js";
 
-const GONE = new Set(["EVENT_TYPE_SERVICE_UNREGISTERED", "EVENT_TYPE_SERVICE_UNMATCHED"]);
+const REMOVAL_TYPES = new Set(["EVENT_TYPE_SERVICE_UNREGISTERED", "EVENT_TYPE_SERVICE_UNMATCHED"]);
 
 /** Matching services by name. */
 let services = new Map();
@@ -15,35 +15,35 @@ let services = new Map();
 let cursor = "";
 let failures = 0;
 
-function print({ type, service, revision, reason, error }) {
+function printEvent({ type, service, revision, reason, error }) {
   const kind = type.replace(/^EVENT_TYPE_(SERVICE_)?/, "");
   if (!service) return console.log(revision, kind, error);
   const status = service.health.status.replace("HEALTH_STATUS_", "");
   console.log(revision, kind, service.name, status, service.endpoint, reason.replace("EVENT_REASON_", ""));
 }
 
-function apply(event) {
+function applyEvent(event) {
   if (!event.service) return; // the event reports a problem of the registry itself
-  if (GONE.has(event.type)) services.delete(event.service.name);
+  if (REMOVAL_TYPES.has(event.type)) services.delete(event.service.name);
   else services.set(event.service.name, event.service);
 }
 
 /** Applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered. */
-function replace(snapshot, revision) {
+function applySnapshot(snapshot, revision) {
   const names = new Set(snapshot.map(({ service }) => service.name));
   for (const service of services.values()) {
     if (names.has(service.name)) continue;
-    print({ type: "EVENT_TYPE_SERVICE_UNREGISTERED", service, revision, reason: "EVENT_REASON_RESYNC" });
+    printEvent({ type: "EVENT_TYPE_SERVICE_UNREGISTERED", service, revision, reason: "EVENT_REASON_RESYNC" });
   }
   services = new Map();
   for (const event of snapshot) {
-    print(event);
-    apply(event);
+    printEvent(event);
+    applyEvent(event);
   }
 }
 
 /** Processes one stream until it ends; throws the error that ended it. */
-async function follow(client) {
+async function followStream(client) {
   const filter = { capability: process.env.CAPABILITY || "" };
   const stream = client.WatchEvents({ filter, cursor, includeSnapshot: !cursor }, metadata());
   let snapshot = cursor ? null : [];
@@ -52,12 +52,12 @@ async function follow(client) {
     if (snapshot) {
       snapshot.push(...message.events);
       if (!message.snapshotComplete) continue; // a cursor within a snapshot cannot be resumed from
-      replace(snapshot, message.revision);
+      applySnapshot(snapshot, message.revision);
       snapshot = null;
     } else {
       for (const event of message.events) {
-        print(event);
-        apply(event);
+        printEvent(event);
+        applyEvent(event);
       }
     }
     cursor = message.cursor; // only after the events were handled: unhandled events are sent again
@@ -67,7 +67,7 @@ async function follow(client) {
 const client = connect();
 for (;;) {
   try {
-    await follow(client);
+    await followStream(client);
     console.error("the registry ended the stream");
   } catch (error) {
     if (reasonOf(error) === "CURSOR_EXPIRED") {

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from registry_client import Registration, RegistrationState, RegistryClient, make_service
 
 NAME = os.environ.get("AGENT_NAME") or "greeter-python"
-TTL = 15
+TTL_SECONDS = 15
 
 
 class Greeter(BaseHTTPRequestHandler):
@@ -24,16 +24,16 @@ class Greeter(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         match url.path:
             case "/health":
-                self._answer(200, "application/json", '{"status":"ok"}')
+                self._respond(200, "application/json", '{"status":"ok"}')
             case "/greet":
-                self._answer(200, "text/plain", f"hello, {parse_qs(url.query).get('name', ['you'])[0]}\n")
+                self._respond(200, "text/plain", f"hello, {parse_qs(url.query).get('name', ['you'])[0]}\n")
             case _:
-                self._answer(404, "text/plain", "")
+                self._respond(404, "text/plain", "")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by the base class
         """Do not log the probes, which arrive every few seconds."""
 
-    def _answer(self, status: int, kind: str, text: str) -> None:
+    def _respond(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -42,7 +42,7 @@ class Greeter(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-async def stay_registered(registration: Registration, endpoint: str) -> None:
+async def print_states(registration: Registration, endpoint: str) -> None:
     """Print changes of the registration state, until the registry rejects the service.
 
     The SDK does the rest: a heartbeat every third of the TTL on one stream, registering again, and SIGTERM.
@@ -67,13 +67,13 @@ async def main(port: int) -> None:
         capabilities=["greet@1.0.0"],
         tags=["example"],
         labels={"language": "python"},
-        ttl=TTL,
+        ttl=TTL_SECONDS,
     )
     client = RegistryClient(
         os.environ.get("REGISTRY") or "localhost:50051", token=os.environ.get("OSSA_REGISTRY_TOKEN") or None
     )
     async with client, client.registration(service, wait=False) as registration:
-        await stay_registered(registration, endpoint)
+        await print_states(registration, endpoint)
     print(f"unregistered {NAME}", flush=True)
 
 

@@ -10,7 +10,7 @@ import os
 from registry_client import Event, EventReason, EventType, HealthStatus, RegistryClient, RegistryError
 
 
-def line(event: Event) -> str:
+def format_event(event: Event) -> str:
     kind = EventType.Name(event.type).removeprefix("EVENT_TYPE_").removeprefix("SERVICE_")
     if not event.HasField("service"):
         return f"{event.revision} {kind} {event.error}"
@@ -29,7 +29,7 @@ async def main() -> None:
     async with client, client.watch(include_snapshot=True, capability=os.environ.get("CAPABILITY", "")) as watch:
         try:
             async for event in watch:
-                print(line(event), flush=True)
+                print(format_event(event), flush=True)
         except RegistryError as error:
             raise SystemExit(f"refused: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The agents and subscribers of ``examples/`` live through what the registry lives through, in every language alike."""
+"""The agents and subscribers of ``examples/`` behave alike in every language, also across registry failures."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from registry_client import HealthStatus, RegistryClient, RegistryError, Service, make_service
 from registry_client.testing import RegistryProcess
-from tests.examples.programs import BUILD_TIMEOUT, PATIENCE, ROOT, Example, Language, set_up
+from tests.examples.programs import BUILD_TIMEOUT, ROOT, TIMEOUT, Example, Language, set_up
 
 LANGUAGES = (
     Language("python"),
@@ -25,127 +25,125 @@ LANGUAGES = (
     Language("java", ("java", "javac", "mvn")),
 )
 CHANGES, BATCH = 1_500, 100
-"""Of 16 KiB each: more than the windows of HTTP/2 and the buffers of TCP take."""
+"""Changes of 16 KiB each, more than HTTP/2 windows and TCP buffers hold."""
 PROBED = ("--health-check.enabled=true", "--health-check.interval-ms=1000")
 
-pytestmark = pytest.mark.timeout(BUILD_TIMEOUT + 5 * PATIENCE)
+pytestmark = pytest.mark.timeout(BUILD_TIMEOUT + 5 * TIMEOUT)
 
 
 @pytest.fixture(params=LANGUAGES, ids=lambda language: language.name)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
-    """An example that is set up."""
+    """An example after set-up."""
     base = tmp_path_factory.getbasetemp()
-    # A worker of pytest-xdist has a directory of its own in that of the run.
+    # Each pytest-xdist worker has its own directory within that of the test run.
     return set_up(request.param, base.parent if hasattr(request.config, "workerinput") else base)
 
 
-async def test_an_agent_lives_and_a_subscriber_sees_it_through_a_killed_registry(
-    example: Example, tmp_path: Path
-) -> None:
+async def test_agent_and_subscriber_survive_a_killed_registry(example: Example, tmp_path: Path) -> None:
     name = f"greeter-{example.language.name}"
     with RegistryProcess(*PROBED) as registry:
         async with (
-            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            RegistryClient(registry.target, timeout=TIMEOUT) as client,
             example.agent(tmp_path / "agent", REGISTRY=registry.target) as agent,
         ):
-            endpoint = (await agent.prints(rf"registered {name} at (http://127\.0\.0\.1:\d+)"))[1]
-            await becomes_healthy(client, name)
+            endpoint = (await agent.wait_for_line(rf"registered {name} at (http://127\.0\.0\.1:\d+)"))[1]
+            await wait_until_healthy(client, name)
             await register(client, "before")
             first = (await client.get_service("before")).revision
             async with example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber:
-                await subscriber.prints(rf"\d+ SNAPSHOT {name} HEALTHY {endpoint} UNSPECIFIED")
-                await subscriber.prints(rf"{first} SNAPSHOT before HEALTHY http://before\.test UNSPECIFIED")
+                await subscriber.wait_for_line(rf"\d+ SNAPSHOT {name} HEALTHY {endpoint} UNSPECIFIED")
+                await subscriber.wait_for_line(rf"{first} SNAPSHOT before HEALTHY http://before\.test UNSPECIFIED")
                 await register(client, "live")
-                await subscriber.prints(rf"{first + 1} REGISTERED live HEALTHY http://live\.test CLIENT_REQUEST")
+                await subscriber.wait_for_line(rf"{first + 1} REGISTERED live HEALTHY http://live\.test CLIENT_REQUEST")
 
                 (service,) = await client.find_services(capability="greet", capability_version="^1")
                 assert service.name == name
                 assert service.metadata.labels["language"] == example.language.name
-                assert await greeting_of(service) == "hello, world\n"
+                assert await call_greeter(service) == "hello, world\n"
 
                 await register(client, *(f"killed-{i}" for i in range(20)))
                 await asyncio.to_thread(registry.kill)
                 await asyncio.to_thread(registry.start)
                 await register(client, *(f"restarted-{i}" for i in range(20)))
-                await subscriber.prints(r"\d+ REGISTERED restarted-19 .*")
+                await subscriber.wait_for_line(r"\d+ REGISTERED restarted-19 .*")
                 assert (await client.get_service(name)).health.status == HealthStatus.HEALTH_STATUS_HEALTHY
 
-                # Forgotten, it is there again with its next heartbeat.
+                # An agent that the registry has lost registers again with its next heartbeat.
                 await client.unregister_service(name)
-                await subscriber.prints(rf"\d+ UNREGISTERED {name} HEALTHY {endpoint} CLIENT_REQUEST")
-                await subscriber.prints(rf"\d+ REGISTERED {name} UNKNOWN {endpoint} CLIENT_REQUEST")
-                await becomes_healthy(client, name)
+                await subscriber.wait_for_line(rf"\d+ UNREGISTERED {name} HEALTHY {endpoint} CLIENT_REQUEST")
+                await subscriber.wait_for_line(rf"\d+ REGISTERED {name} UNKNOWN {endpoint} CLIENT_REQUEST")
+                await wait_until_healthy(client, name)
 
                 agent.process.send_signal(signal.SIGTERM)
-                assert await agent.ends() == 0, agent.errors()
+                assert await agent.wait_for_exit() == 0, agent.errors()
                 assert agent.lines()[-1] == f"unregistered {name}"
-                last = await client.register_service(quiet("last"))
-                await subscriber.prints(rf"{last.revision} REGISTERED last .*")
-                told = [line.split() for line in subscriber.lines()]
-                assert [kind for _, kind, *rest in told if rest[0] == name].count("UNREGISTERED") == 2
-                # Every change of the registry is an event, and this subscriber has seen each of them once, in order.
-                changes = [int(revision) for revision, kind, *_ in told if kind != "SNAPSHOT"]
+                last = await client.register_service(permanent_service("last"))
+                await subscriber.wait_for_line(rf"{last.revision} REGISTERED last .*")
+                events = [line.split() for line in subscriber.lines()]
+                assert [kind for _, kind, *rest in events if rest[0] == name].count("UNREGISTERED") == 2
+                # Every change of the registry is an event, and the subscriber has printed each of them once, in order.
+                changes = [int(revision) for revision, kind, *_ in events if kind != "SNAPSHOT"]
                 assert changes == list(range(first + 1, last.revision + 1))
 
 
-async def test_where_the_cursor_has_expired_a_subscriber_starts_over(example: Example, tmp_path: Path) -> None:
+async def test_subscriber_starts_again_when_its_cursor_has_expired(example: Example, tmp_path: Path) -> None:
     name = f"greeter-{example.language.name}"
     with RegistryProcess() as registry:
         async with (
-            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            RegistryClient(registry.target, timeout=TIMEOUT) as client,
             example.agent(tmp_path / "agent", REGISTRY=registry.target) as agent,
             example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber,
         ):
-            await agent.prints(rf"registered {name} at .*")
+            await agent.wait_for_line(rf"registered {name} at .*")
             await register(client, "relic")
-            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT) relic .*")
+            await subscriber.wait_for_line(r"\d+ (REGISTERED|SNAPSHOT) relic .*")
             await asyncio.to_thread(registry.kill)
-            empty(registry)
+            delete_data(registry)
             await asyncio.to_thread(registry.start)
-            await subscriber.prints(r"\d+ UNREGISTERED relic HEALTHY http://relic\.test RESYNC")
-            await registered(client, name)
+            await subscriber.wait_for_line(r"\d+ UNREGISTERED relic HEALTHY http://relic\.test RESYNC")
+            await wait_until_registered(client, name)
             await register(client, "new")
-            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT|UPDATED) new .*")
+            await subscriber.wait_for_line(r"\d+ (REGISTERED|SNAPSHOT|UPDATED) new .*")
             agent.process.send_signal(signal.SIGINT)
-            assert await agent.ends() == 0, agent.errors()
-            await subscriber.prints(rf"\d+ UNREGISTERED {name} .* CLIENT_REQUEST")
+            assert await agent.wait_for_exit() == 0, agent.errors()
+            await subscriber.wait_for_line(rf"\d+ UNREGISTERED {name} .* CLIENT_REQUEST")
 
 
-async def test_a_subscriber_that_is_too_slow_resumes(example: Example, tmp_path: Path) -> None:
+async def test_slow_subscriber_resumes(example: Example, tmp_path: Path) -> None:
     with RegistryProcess("--watch.buffer-events=10") as registry:
         async with (
-            RegistryClient(registry.target, timeout=PATIENCE) as client,
+            RegistryClient(registry.target, timeout=TIMEOUT) as client,
             example.subscriber(tmp_path / "subscriber", REGISTRY=registry.target) as subscriber,
         ):
             await register(client, "before")
-            await subscriber.prints(r"\d+ (REGISTERED|SNAPSHOT) before .*")
+            await subscriber.wait_for_line(r"\d+ (REGISTERED|SNAPSHOT) before .*")
             subscriber.process.send_signal(signal.SIGSTOP)
             for start in range(0, CHANGES, BATCH):
-                registered = await client.batch_register_services(map(large, range(start, start + BATCH)))
-                assert not any(isinstance(result, RegistryError) for result in registered)
+                results = await client.batch_register_services(map(large_service, range(start, start + BATCH)))
+                assert not any(isinstance(result, RegistryError) for result in results)
             subscriber.process.send_signal(signal.SIGCONT)
-            await subscriber.prints(rf"\d+ REGISTERED large-{CHANGES - 1} .*")
+            await subscriber.wait_for_line(rf"\d+ REGISTERED large-{CHANGES - 1} .*")
             names = [name for line in subscriber.lines() if (name := line.split()[2]).startswith("large-")]
             assert names == [f"large-{i}" for i in range(CHANGES)]
-            if example.language.name != "python":  # the SDK resumes without a word
+            if example.language.name != "python":  # the SDK resumes without a message
                 assert "the watcher fell behind" in subscriber.errors()
 
 
-async def test_a_token_is_sent_and_a_refusal_ends_both(example: Example, tmp_path: Path) -> None:
-    async with refusing() as (target, tokens):
+async def test_token_is_sent_and_a_rejection_ends_the_programs(example: Example, tmp_path: Path) -> None:
+    async with rejecting_server() as (target, tokens):
         for program in (
             example.agent(tmp_path / "agent", REGISTRY=target, OSSA_REGISTRY_TOKEN="s3cret"),
             example.subscriber(tmp_path / "subscriber", REGISTRY=target, OSSA_REGISTRY_TOKEN="s3cret"),
         ):
             async with program:
-                assert await program.ends() == 1, program.errors()
+                assert await program.wait_for_exit() == 1, program.errors()
                 assert "refused:" in program.errors()
-                assert "who are you?" in program.errors()
+                assert "invalid token" in program.errors()
                 assert "s3cret" not in program.errors()
     assert set(tokens) == {"Bearer s3cret"}
 
 
-def test_the_packages_of_node_are_pinned_and_come_from_wherever_npm_is_told() -> None:
+def test_node_packages_are_pinned_without_a_private_mirror() -> None:
     lock = json.loads((ROOT / "examples" / "node" / "package-lock.json").read_text(encoding="utf-8"))
     packages = [package for path, package in lock["packages"].items() if path]
     assert packages
@@ -154,8 +152,8 @@ def test_the_packages_of_node_are_pinned_and_come_from_wherever_npm_is_told() ->
     assert all(package.get("resolved", public).startswith(public) for package in packages)
 
 
-def quiet(name: str) -> Service:
-    """A permanent service that nobody probes."""
+def permanent_service(name: str) -> Service:
+    """Return a permanent service without probes."""
     return make_service(
         name,
         f"http://{name}.test",
@@ -166,8 +164,8 @@ def quiet(name: str) -> Service:
     )
 
 
-def large(number: int) -> Service:
-    service = quiet(f"large-{number}")
+def large_service(number: int) -> Service:
+    service = permanent_service(f"large-{number}")
     for i in range(64):
         service.metadata.labels[f"label-{i}"] = "x" * 256
     return service
@@ -175,51 +173,51 @@ def large(number: int) -> Service:
 
 async def register(client: RegistryClient, *names: str) -> None:
     for name in names:
-        await client.register_service(quiet(name))
+        await client.register_service(permanent_service(name))
 
 
-async def registered(client: RegistryClient, name: str) -> None:
-    async with asyncio.timeout(PATIENCE):
+async def wait_until_registered(client: RegistryClient, name: str) -> None:
+    async with asyncio.timeout(TIMEOUT):
         while not await client.find_services(name_pattern=f"^{re.escape(name)}$"):
             await asyncio.sleep(0.05)
 
 
-async def becomes_healthy(client: RegistryClient, name: str) -> None:
-    """Waits until the registry has probed it and found it well."""
-    async with asyncio.timeout(PATIENCE):
+async def wait_until_healthy(client: RegistryClient, name: str) -> None:
+    """Wait until a probe of the registry has succeeded."""
+    async with asyncio.timeout(TIMEOUT):
         while not await client.find_services(name_pattern=f"^{re.escape(name)}$", health="healthy"):
             await asyncio.sleep(0.05)
     health, _ = await client.get_service_health(name)
     assert health.HasField("response_time")
 
 
-async def greeting_of(service: Service) -> str:
+async def call_greeter(service: Service) -> str:
     def get() -> str:
-        with urllib.request.urlopen(f"{service.endpoint}/greet?name=world", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(f"{service.endpoint}/greet?name=world", timeout=TIMEOUT) as answer:
             body: bytes = answer.read()
         return body.decode()
 
     return await asyncio.to_thread(get)
 
 
-def empty(registry: RegistryProcess) -> None:
-    """Takes from a registry that does not run all that it has kept."""
+def delete_data(registry: RegistryProcess) -> None:
+    """Delete the data of a stopped registry."""
     shutil.rmtree(Path(registry._directory.name) / "data")
 
 
 @asynccontextmanager
-async def refusing() -> AsyncIterator[tuple[str, list[str]]]:
-    """A gRPC server that lets nobody in; gives its address and the list of what it is shown."""
-    shown: list[str] = []
+async def rejecting_server() -> AsyncIterator[tuple[str, list[str]]]:
+    """Run a gRPC server that rejects all calls; yield its address and the list of received authorizations."""
+    authorizations: list[str] = []
 
     class Guard(grpc.aio.ServerInterceptor):
         async def intercept_service(
             self, _: object, details: grpc.HandlerCallDetails
         ) -> "grpc.RpcMethodHandler[Any, Any]":
-            shown.append(str(dict(details.invocation_metadata or ()).get("authorization")))
+            authorizations.append(str(dict(details.invocation_metadata or ()).get("authorization")))
 
             async def refuse(_: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "invalid token")
 
             if details.method.endswith("/KeepAlive"):
                 return grpc.stream_stream_rpc_method_handler(refuse)
@@ -231,6 +229,6 @@ async def refusing() -> AsyncIterator[tuple[str, list[str]]]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield f"127.0.0.1:{port}", shown
+        yield f"127.0.0.1:{port}", authorizations
     finally:
         await server.stop(0)

@@ -40,15 +40,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: handler(), ReadHeaderTimeout: registry.Deadline}
+	server := &http.Server{Handler: handler(), ReadHeaderTimeout: registry.CallTimeout}
 	go server.Serve(listener) // returns when closed; the registry's probes detect any other failure
 	defer server.Close()
 
-	client, hangUp, err := registry.Connect()
+	client, closeConnection, err := registry.Connect()
 	if err != nil {
 		return err
 	}
-	defer hangUp()
+	defer closeConnection()
 
 	agent := &agent{client: client, service: &registryv1.Service{
 		Name:         cmp.Or(os.Getenv("AGENT_NAME"), "greeter-go"),
@@ -101,7 +101,7 @@ func (a *agent) stayRegistered(ctx context.Context) error {
 		}
 		log.Printf("registry unavailable: %v", err)
 		a.failures++
-		registry.Wait(ctx, a.failures)
+		registry.Backoff(ctx, a.failures)
 	}
 	return nil
 }
@@ -123,12 +123,12 @@ func (a *agent) keepAlive(ctx context.Context) error {
 		}
 		// Send fails with io.EOF on a broken stream; Recv returns the actual error.
 		_ = stream.Send(&registryv1.KeepAliveRequest{Names: []string{a.service.GetName()}})
-		answer, err := stream.Recv()
+		response, err := stream.Recv()
 		if err != nil {
 			return err
 		}
 		a.failures = 0
-		if a.registered = len(answer.GetUnknownNames()) == 0; a.registered {
+		if a.registered = len(response.GetUnknownNames()) == 0; a.registered {
 			registry.Sleep(ctx, ttl/3)
 		}
 	}
@@ -137,7 +137,7 @@ func (a *agent) keepAlive(ctx context.Context) error {
 
 func (a *agent) register(ctx context.Context) error {
 	// Complete the call even while shutting down: a registration that arrived after UnregisterService would remain.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registry.Deadline)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registry.CallTimeout)
 	defer cancel()
 	if _, err := a.client.RegisterService(ctx, &registryv1.RegisterServiceRequest{Service: a.service}); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (a *agent) register(ctx context.Context) error {
 }
 
 func (a *agent) unregister() {
-	ctx, cancel := context.WithTimeout(context.Background(), registry.Deadline)
+	ctx, cancel := context.WithTimeout(context.Background(), registry.CallTimeout)
 	defer cancel()
 	if _, err := a.client.UnregisterService(ctx, &registryv1.UnregisterServiceRequest{Name: a.service.GetName()}); err != nil {
 		log.Printf("cannot unregister, the lease will expire: %v", err)

@@ -19,8 +19,8 @@ import (
 	registryv1 "example.com/ossa-registry-example/gen/ossa/registry/v1"
 )
 
-// Deadline is the deadline of a unary call; streams have none.
-const Deadline = 5 * time.Second
+// CallTimeout limits a unary call; streams have no deadline.
+const CallTimeout = 5 * time.Second
 
 const (
 	initialBackoff = 100 * time.Millisecond
@@ -34,7 +34,7 @@ func Connect() (registryv1.RegistryServiceClient, func() error, error) {
 		// gRPC's default reconnect back-off grows to two minutes, during which leases would expire.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: initialBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
-			MinConnectTimeout: Deadline,
+			MinConnectTimeout: CallTimeout,
 		}),
 		// Detects a peer that disappeared without closing the connection.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
@@ -73,14 +73,14 @@ func Reason(err error) string {
 	return ""
 }
 
-// Wait backs off after consecutive failures: exponentially with full jitter, so that clients do not all reconnect at
+// Backoff waits after consecutive failures: exponentially with full jitter, so that clients do not all reconnect at
 // once after an outage.
-func Wait(ctx context.Context, failures int) {
+func Backoff(ctx context.Context, failures int) {
 	limit := min(maxBackoff, initialBackoff<<min(failures-1, 10))
 	Sleep(ctx, rand.N(limit))
 }
 
-// Sleep returns after the duration, or when the context is done.
+// Sleep waits for the duration, or until the context is done.
 func Sleep(ctx context.Context, duration time.Duration) {
 	select {
 	case <-ctx.Done():

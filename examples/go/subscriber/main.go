@@ -18,11 +18,11 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	client, hangUp, err := registry.Connect()
+	client, closeConnection, err := registry.Connect()
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer hangUp()
+	defer closeConnection()
 	subscriber := &subscriber{client: client, services: map[string]*registryv1.Service{}}
 	if err := subscriber.watch(context.Background()); err != nil {
 		log.Fatalf("refused: %v", err)
@@ -39,7 +39,7 @@ type subscriber struct {
 // watch opens one stream after another until the registry rejects it.
 func (s *subscriber) watch(ctx context.Context) error {
 	for {
-		err := s.follow(ctx)
+		err := s.followStream(ctx)
 		switch {
 		case registry.Reason(err) == "CURSOR_EXPIRED":
 			log.Print("cursor expired: starting again with a snapshot")
@@ -51,12 +51,12 @@ func (s *subscriber) watch(ctx context.Context) error {
 			log.Printf("resuming after: %v", err)
 		}
 		s.failures++
-		registry.Wait(ctx, s.failures)
+		registry.Backoff(ctx, s.failures)
 	}
 }
 
-// follow processes one stream until it ends, and returns the error that ended it.
-func (s *subscriber) follow(ctx context.Context) error {
+// followStream processes one stream until it ends, and returns the error that ended it.
+func (s *subscriber) followStream(ctx context.Context) error {
 	stream, err := s.client.WatchEvents(ctx, &registryv1.WatchEventsRequest{
 		Filter:          &registryv1.ServiceFilter{Capability: os.Getenv("CAPABILITY")},
 		Cursor:          s.cursor,
@@ -78,26 +78,26 @@ func (s *subscriber) follow(ctx context.Context) error {
 			if !message.GetSnapshotComplete() {
 				continue // a cursor within a snapshot cannot be resumed from
 			}
-			s.replace(snapshot, message.GetRevision())
+			s.applySnapshot(snapshot, message.GetRevision())
 			inSnapshot, snapshot = false, nil
 		} else {
 			for _, event := range message.GetEvents() {
-				s.apply(event)
+				s.applyEvent(event)
 			}
 		}
 		s.cursor = message.GetCursor() // only after the events were handled: unhandled events are sent again
 	}
 }
 
-// replace applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered.
-func (s *subscriber) replace(snapshot []*registryv1.Event, revision int64) {
-	gone := s.services
+// applySnapshot applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered.
+func (s *subscriber) applySnapshot(snapshot []*registryv1.Event, revision int64) {
+	removed := s.services
 	s.services = make(map[string]*registryv1.Service, len(snapshot))
 	for _, event := range snapshot {
-		delete(gone, event.GetService().GetName())
+		delete(removed, event.GetService().GetName())
 	}
-	for _, service := range gone {
-		s.apply(&registryv1.Event{
+	for _, service := range removed {
+		s.applyEvent(&registryv1.Event{
 			Type:     registryv1.EventType_EVENT_TYPE_SERVICE_UNREGISTERED,
 			Service:  service,
 			Revision: revision,
@@ -105,12 +105,12 @@ func (s *subscriber) replace(snapshot []*registryv1.Event, revision int64) {
 		})
 	}
 	for _, event := range snapshot {
-		s.apply(event)
+		s.applyEvent(event)
 	}
 }
 
-// apply prints an event and applies it.
-func (s *subscriber) apply(event *registryv1.Event) {
+// applyEvent prints an event and updates the known services.
+func (s *subscriber) applyEvent(event *registryv1.Event) {
 	kind := strings.TrimPrefix(strings.TrimPrefix(event.GetType().String(), "EVENT_TYPE_"), "SERVICE_")
 	service := event.GetService()
 	if service == nil { // the event reports a problem of the registry itself

@@ -27,7 +27,7 @@ import ossa.registry.v1.UnregisterServiceRequest;
  */
 public final class Agent {
   /** Lease length in seconds. */
-  private static final long TTL = 15;
+  private static final long TTL_SECONDS = 15;
 
   private final Registry registry;
   private final Service service;
@@ -44,17 +44,17 @@ public final class Agent {
   public static void main(String[] args) throws IOException, InterruptedException {
     var port = Integer.parseInt(Registry.setting("AGENT_PORT", "0"));
     var server = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 0);
-    server.createContext("/health", exchange -> answer(exchange, "application/json", "{\"status\":\"ok\"}"));
-    server.createContext("/greet", exchange -> answer(exchange, "text/plain", "hello, " + nameIn(exchange) + "\n"));
+    server.createContext("/health", exchange -> respond(exchange, "application/json", "{\"status\":\"ok\"}"));
+    server.createContext("/greet", exchange -> respond(exchange, "text/plain", "hello, " + callerOf(exchange) + "\n"));
     server.start();
 
     var stopping = new CountDownLatch(1);
-    var ended = new CountDownLatch(1);
+    var finished = new CountDownLatch(1);
     var status = new AtomicInteger(1);
     Runtime.getRuntime().addShutdownHook(new Thread(() -> {
       stopping.countDown();
       try {
-        ended.await();
+        finished.await();
       } catch (InterruptedException interrupted) {
         Thread.currentThread().interrupt();
       }
@@ -69,7 +69,7 @@ public final class Agent {
       System.err.println("refused: " + error.getMessage());
     } finally {
       server.stop(0);
-      ended.countDown();
+      finished.countDown();
     }
   }
 
@@ -86,7 +86,7 @@ public final class Agent {
                 .setDescription("Says hello: GET /greet?name=you"))
         .setMetadata(Metadata.newBuilder().addTags("example").putLabels("language", "java"))
         .setHealthCheck(HealthCheck.newBuilder().setHttp(HealthCheck.HttpProbe.newBuilder().setPath("/health")))
-        .setTtl(com.google.protobuf.Duration.newBuilder().setSeconds(TTL))
+        .setTtl(com.google.protobuf.Duration.newBuilder().setSeconds(TTL_SECONDS))
         .build();
   }
 
@@ -122,16 +122,16 @@ public final class Agent {
         }
         stream.write(
             KeepAliveRequest.newBuilder().addNames(service.getName()).build(),
-            Registry.DEADLINE.toMillis(),
+            Registry.CALL_TIMEOUT.toMillis(),
             TimeUnit.MILLISECONDS);
-        var answer = stream.read(Registry.DEADLINE.toMillis(), TimeUnit.MILLISECONDS);
-        if (answer == null) {
+        var response = stream.read(Registry.CALL_TIMEOUT.toMillis(), TimeUnit.MILLISECONDS);
+        if (response == null) {
           throw Status.UNAVAILABLE.withDescription("the registry ended the stream").asException();
         }
         failures = 0;
-        registered = answer.getUnknownNamesCount() == 0;
+        registered = response.getUnknownNamesCount() == 0;
         if (registered) {
-          stopping.await(TTL * 1_000 / 3, TimeUnit.MILLISECONDS);
+          stopping.await(TTL_SECONDS * 1_000 / 3, TimeUnit.MILLISECONDS);
         }
       }
     } finally {
@@ -148,12 +148,12 @@ public final class Agent {
     }
   }
 
-  private static String nameIn(HttpExchange exchange) {
+  private static String callerOf(HttpExchange exchange) {
     var query = exchange.getRequestURI().getQuery();
     return query != null && query.startsWith("name=") ? query.substring("name=".length()) : "you";
   }
 
-  private static void answer(HttpExchange exchange, String type, String text) throws IOException {
+  private static void respond(HttpExchange exchange, String type, String text) throws IOException {
     var body = text.getBytes(StandardCharsets.UTF_8);
     exchange.getResponseHeaders().set("Content-Type", type);
     exchange.sendResponseHeaders(200, body.length);

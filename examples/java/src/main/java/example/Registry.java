@@ -20,8 +20,8 @@ import ossa.registry.v1.RegistryServiceGrpc.RegistryServiceBlockingV2Stub;
 
 /** Shared by agent and subscriber: the client, and error handling. */
 final class Registry implements AutoCloseable {
-  /** Deadline of a unary call; streams have none. */
-  static final Duration DEADLINE = Duration.ofSeconds(5);
+  /** Timeout of a unary call; streams have no deadline. */
+  static final Duration CALL_TIMEOUT = Duration.ofSeconds(5);
 
   private static final long INITIAL_BACKOFF_MS = 100;
   private static final long MAX_BACKOFF_MS = 2_000;
@@ -65,7 +65,7 @@ final class Registry implements AutoCloseable {
 
   /** Returns the stub for one unary call. */
   RegistryServiceBlockingV2Stub calls() {
-    return stub.withDeadlineAfter(DEADLINE);
+    return stub.withDeadlineAfter(CALL_TIMEOUT);
   }
 
   @Override

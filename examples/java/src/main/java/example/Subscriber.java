@@ -49,7 +49,7 @@ public final class Subscriber {
   private void watch() throws StatusException, InterruptedException {
     while (true) {
       try {
-        follow();
+        followStream();
         System.err.println("the registry ended the stream");
       } catch (StatusException error) {
         if (Registry.reasonOf(error).equals("CURSOR_EXPIRED")) {
@@ -67,7 +67,7 @@ public final class Subscriber {
   }
 
   /** Processes one stream until it ends. */
-  private void follow() throws StatusException, InterruptedException {
+  private void followStream() throws StatusException, InterruptedException {
     var request =
         WatchEventsRequest.newBuilder()
             .setFilter(ServiceFilter.newBuilder().setCapability(Registry.setting("CAPABILITY", "")))
@@ -79,13 +79,13 @@ public final class Subscriber {
     for (var message = stream.read(); message != null; message = stream.read()) {
       failures = 0;
       if (snapshot == null) {
-        message.getEventsList().forEach(this::apply);
+        message.getEventsList().forEach(this::applyEvent);
       } else {
         snapshot.addAll(message.getEventsList());
         if (!message.getSnapshotComplete()) {
           continue; // a cursor within a snapshot cannot be resumed from
         }
-        replace(snapshot, message.getRevision());
+        applySnapshot(snapshot, message.getRevision());
         snapshot = null;
       }
       cursor = message.getCursor(); // only after the events were handled: unhandled events are sent again
@@ -93,13 +93,13 @@ public final class Subscriber {
   }
 
   /** Applies a complete snapshot. After a lost cursor, services that are missing from it have been unregistered. */
-  private void replace(List<Event> snapshot, long revision) {
+  private void applySnapshot(List<Event> snapshot, long revision) {
     var names = snapshot.stream().map(event -> event.getService().getName()).collect(Collectors.toSet());
     var known = services;
     services = new HashMap<>();
     for (var service : known.values()) {
       if (!names.contains(service.getName())) {
-        apply(
+        applyEvent(
             Event.newBuilder()
                 .setType(EventType.EVENT_TYPE_SERVICE_UNREGISTERED)
                 .setService(service)
@@ -108,11 +108,11 @@ public final class Subscriber {
                 .build());
       }
     }
-    snapshot.forEach(this::apply);
+    snapshot.forEach(this::applyEvent);
   }
 
-  /** Prints an event and applies it. */
-  private void apply(Event event) {
+  /** Prints an event and updates the known services. */
+  private void applyEvent(Event event) {
     var kind = event.getType().name().replaceFirst("^EVENT_TYPE_(SERVICE_)?", "");
     if (!event.hasService()) { // the event reports a problem of the registry itself
       System.out.println(event.getRevision() + " " + kind + " " + event.getError());
