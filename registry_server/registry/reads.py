@@ -29,7 +29,7 @@ _CAPABILITIES_PAGE_SCOPE: Final = b"capabilities"
 _GET_SERVICE_NAME_TAG: Final = 0x0A
 """Tag of ``GetServiceRequest.name``: field 1, length-delimited."""
 MAX_WAITING_READS: Final = 2_000
-"""Reads that may wait for a revision at once; below the limit on calls, so that other calls still find room."""
+"""Reads waiting for a revision. Below the limit on calls, so that other calls are still admitted."""
 
 
 class RegistryReads:
@@ -77,7 +77,7 @@ class RegistryReads:
         return require_existing(name, self._replica.records.get(name))
 
     def cached_service(self, request: bytes) -> bytes | None:
-        """Return the serialised answer to a ``GetServiceRequest`` with only a name; ``None`` without a ready answer."""
+        """Return the serialised answer to a ``GetServiceRequest`` with only a known name; ``None`` for any other."""
         name = only_field(request, _GET_SERVICE_NAME_TAG)
         try:
             record = self._replica.records.get(name.decode()) if name else None

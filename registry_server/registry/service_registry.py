@@ -312,7 +312,9 @@ class ServiceRegistry(RegistryReads):
             with self._audit.record_change("cleanup", ""):  # recorded only if it fails; removals are recorded below
                 self._writes.require_loaded()
                 while True:
-                    sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_CLEANUP, self._replica.position)
+                    sweep = await self._store.writer.sweep_leases(
+                        EventReason.EVENT_REASON_CLEANUP, self._replica.position
+                    )
                     removed += sweep.removed
                     if not sweep.removed:
                         break
