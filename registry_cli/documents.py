@@ -163,70 +163,70 @@ class _Reader:
         self.violations: list[Violation] = []
         self._values = 0
 
-    def read_message(self, value: object, at: str, message: Message) -> None:
+    def read_message(self, value: object, path: str, message: Message) -> None:
         """Fill a message from an object."""
-        if not self._is_object(value, at):
+        if not self._is_object(value, path):
             return
         fields = _fields(message.DESCRIPTOR)
         for key, item in value.items():
-            here = f"{at}.{key}" if at else key
+            item_path = f"{path}.{key}" if path else key
             field = fields.get(key)
             if field is None and not (key == _PROBE_TYPE_KEY and isinstance(message, HealthCheck)):
-                self._add_violation(here, f"is not a field{_suggestion(key, fields)}")
+                self._add_violation(item_path, f"is not a field{_suggestion(key, fields)}")
             elif field is None or item is None or field.name in _OUTPUT_ONLY:
                 continue
             elif field.containing_type is message.DESCRIPTOR:
-                self._read_field(item, here, message, field)
+                self._read_field(item, item_path, message, field)
         if isinstance(message, HealthCheck):
-            self._read_probe(value, at, message)
+            self._read_probe(value, path, message)
 
-    def _read_field(self, value: object, at: str, message: Message, field: _FieldDescriptor) -> None:
+    def _read_field(self, value: object, path: str, message: Message, field: _FieldDescriptor) -> None:
         target = getattr(message, field.name)
         if field.is_repeated:
-            self._read_repeated(value, at, target, field)
+            self._read_repeated(value, path, target, field)
         elif isinstance(target, Message):
             target.SetInParent()
-            self._read_single(value, at, target, field)
+            self._read_single(value, path, target, field)
         elif field.enum_type is not None:
-            setattr(message, field.name, self._read_enum(value, at, field.enum_type))
+            setattr(message, field.name, self._read_enum(value, path, field.enum_type))
         else:
             read = self._read_text if isinstance(target, str) else self._read_integer
-            setattr(message, field.name, read(value, at))
+            setattr(message, field.name, read(value, path))
 
-    def _read_single(self, value: object, at: str, target: Message, field: _FieldDescriptor) -> None:
+    def _read_single(self, value: object, path: str, target: Message, field: _FieldDescriptor) -> None:
         match target:
             case Duration():
-                self._read_duration(value, at, target, _DURATION_KEYS[field.name][1])
+                self._read_duration(value, path, target, _DURATION_KEYS[field.name][1])
             case Timestamp():
-                self._read_time(value, at, target)
+                self._read_time(value, path, target)
             case Struct():
-                if self._is_object(value, at):
-                    target.update(self._read_plain(value, at, 1))
+                if self._is_object(value, path):
+                    target.update(self._read_plain(value, path, 1))
             case _:
-                self.read_message(value, at, target)
+                self.read_message(value, path, target)
 
-    def _read_repeated(self, value: object, at: str, target: Any, field: _FieldDescriptor) -> None:
+    def _read_repeated(self, value: object, path: str, target: Any, field: _FieldDescriptor) -> None:
         if _is_map(field):
-            if self._is_object(value, at):
-                target.update({key: self._read_text(item, f'{at}["{key}"]') for key, item in value.items()})
+            if self._is_object(value, path):
+                target.update({key: self._read_text(item, f'{path}["{key}"]') for key, item in value.items()})
             return
-        for index, item in enumerate(self._read_list(value, at)):
-            here = f"{at}[{index}]"
+        for index, item in enumerate(self._read_list(value, path)):
+            item_path = f"{path}[{index}]"
             if field.message_type is not None:
-                self.read_message(item, here, target.add())
+                self.read_message(item, item_path, target.add())
             else:
                 target.append(
-                    self._read_text(item, here)
+                    self._read_text(item, item_path)
                     if field.type == FieldDescriptor.TYPE_STRING
-                    else self._read_integer(item, here)
+                    else self._read_integer(item, item_path)
                 )
 
-    def _read_probe(self, value: Mapping[str, object], at: str, check: HealthCheck) -> None:
+    def _read_probe(self, value: Mapping[str, object], path: str, check: HealthCheck) -> None:
         """Read the probe of a health check, whose fields are in the same object."""
         kind = value.get(_PROBE_TYPE_KEY)
         if kind is not None and kind not in _PROBE_TYPES:
             self._add_violation(
-                f"{at}.{_PROBE_TYPE_KEY}", f"{kind!r} is not a probe type; use one of {', '.join(_PROBE_TYPES)}"
+                f"{path}.{_PROBE_TYPE_KEY}", f"{kind!r} is not a probe type; use one of {', '.join(_PROBE_TYPES)}"
             )
             return
         probe = getattr(check, str(kind)) if kind is not None else None
@@ -236,111 +236,111 @@ class _Reader:
             if field.containing_type is check.DESCRIPTOR or value.get(key) is None:
                 continue
             if probe is not None and field.containing_type is probe.DESCRIPTOR:
-                self._read_field(value[key], f"{at}.{key}", probe, field)
+                self._read_field(value[key], f"{path}.{key}", probe, field)
             else:
-                self._add_violation(f"{at}.{key}", "belongs to another probe type")
+                self._add_violation(f"{path}.{key}", "belongs to another probe type")
 
-    def _add_violation(self, at: str, description: str) -> None:
+    def _add_violation(self, path: str, description: str) -> None:
         if len(self.violations) < _MAX_VIOLATIONS:
-            self.violations.append(Violation(at or "service", description))
+            self.violations.append(Violation(path or "service", description))
 
-    def _is_object(self, value: object, at: str) -> TypeGuard[Mapping[str, object]]:
+    def _is_object(self, value: object, path: str) -> TypeGuard[Mapping[str, object]]:
         if not isinstance(value, Mapping):
-            self._add_violation(at, f"must be an object, not {_describe(value)}")
+            self._add_violation(path, f"must be an object, not {_describe(value)}")
             return False
         invalid_key = next((key for key in value if not isinstance(key, str)), None)
         if invalid_key is not None:
-            self._add_violation(at, f"has the key {invalid_key!r}; keys must be text: put it in quotes")
+            self._add_violation(path, f"has the key {invalid_key!r}; keys must be text: put it in quotes")
         return invalid_key is None
 
-    def _read_list(self, value: object, at: str) -> list[object]:
+    def _read_list(self, value: object, path: str) -> list[object]:
         if isinstance(value, list):
             return value
-        self._add_violation(at, f"must be a list, not {_describe(value)}")
+        self._add_violation(path, f"must be a list, not {_describe(value)}")
         return []
 
-    def _read_text(self, value: object, at: str) -> str:
+    def _read_text(self, value: object, path: str) -> str:
         if isinstance(value, str):
             try:
                 value.encode()
             except UnicodeEncodeError:
-                self._add_violation(at, "is not valid Unicode: it contains a lone surrogate")
+                self._add_violation(path, "is not valid Unicode: it contains a lone surrogate")
             else:
                 return value
         else:
             quotes = "; put it in quotes" if isinstance(value, int | float) else ""
-            self._add_violation(at, f"must be text, not {_describe(value)}{quotes}")
+            self._add_violation(path, f"must be text, not {_describe(value)}{quotes}")
         return ""
 
-    def _read_number(self, value: object, at: str) -> int | float:
+    def _read_number(self, value: object, path: str) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._add_violation(at, f"must be a number, not {_describe(value)}")
+            self._add_violation(path, f"must be a number, not {_describe(value)}")
             return 0
         try:
             if math.isfinite(value):
                 return value
         except OverflowError:  # an integer that a double cannot represent
             pass
-        self._add_violation(at, "must be a finite number in the range of a 64-bit float")
+        self._add_violation(path, "must be a finite number in the range of a 64-bit float")
         return 0
 
-    def _read_integer(self, value: object, at: str) -> int:
-        number = self._read_number(value, at)
+    def _read_integer(self, value: object, path: str) -> int:
+        number = self._read_number(value, path)
         if number != int(number) or int(number) not in _INT32:
-            self._add_violation(at, f"must be a 32-bit integer, not {_describe(value)}")
+            self._add_violation(path, f"must be a 32-bit integer, not {_describe(value)}")
             return 0
         return int(number)
 
-    def _read_enum(self, value: object, at: str, kind: _EnumDescriptor) -> int:
-        text = self._read_text(value, at)
+    def _read_enum(self, value: object, path: str, kind: _EnumDescriptor) -> int:
+        text = self._read_text(value, path)
         if not isinstance(value, str):
             return 0
         numbers: dict[str, int] = {
             each.name.removeprefix(_prefix(kind)).lower(): each.number for each in kind.values if each.number
         }
         if text not in numbers:
-            self._add_violation(at, f"{text!r} is not a status; use one of {', '.join(numbers)}")
+            self._add_violation(path, f"{text!r} is not a status; use one of {', '.join(numbers)}")
         return numbers.get(text, 0)
 
-    def _read_duration(self, value: object, at: str, duration: Duration, unit: int) -> None:
-        number = self._read_number(value, at)
+    def _read_duration(self, value: object, path: str, duration: Duration, unit: int) -> None:
+        number = self._read_number(value, path)
         # Integers are exact at any size; a float loses nanosecond precision beyond some months.
         nanos = number * unit if isinstance(number, int) else round(number * unit)
         try:
             duration.FromNanoseconds(nanos)
         except ValueError:
-            self._add_violation(at, "is too long")
+            self._add_violation(path, "is too long")
             return
         if number and not nanos:  # must not be rounded to 0, which has another meaning for `ttlSeconds`: permanent
-            self._add_violation(at, "is shorter than a nanosecond")
+            self._add_violation(path, "is shorter than a nanosecond")
 
-    def _read_time(self, value: object, at: str, timestamp: Timestamp) -> None:
+    def _read_time(self, value: object, path: str, timestamp: Timestamp) -> None:
         try:
-            timestamp.FromJsonString(self._read_text(value, at))
+            timestamp.FromJsonString(self._read_text(value, path))
         except ValueError:
-            self._add_violation(at, f"{value!r} is not a time such as 2026-11-24T05:00:00.000Z")
+            self._add_violation(path, f"{value!r} is not a time such as 2026-11-24T05:00:00.000Z")
 
-    def _read_plain(self, value: object, at: str, depth: int) -> Any:
+    def _read_plain(self, value: object, path: str, depth: int) -> Any:
         """Check a value within a schema or ``details``, and return a copy of it."""
         self._values += 1
         if self._values > _MAX_VALUES:
             if self._values == _MAX_VALUES + 1:
-                self._add_violation(at, f"is too large: a service may have at most {_MAX_VALUES} values")
+                self._add_violation(path, f"is too large: a service may have at most {_MAX_VALUES} values")
             return None
         if depth > _MAX_DEPTH:
-            self._add_violation(at, f"is nested more than {_MAX_DEPTH} levels deep")
+            self._add_violation(path, f"is nested more than {_MAX_DEPTH} levels deep")
             return None
         if isinstance(value, Mapping):
-            entries = value if self._is_object(value, at) else {}
+            entries = value if self._is_object(value, path) else {}
             return {
-                self._read_text(key, at): self._read_plain(item, f"{at}.{key}", depth + 1)
+                self._read_text(key, path): self._read_plain(item, f"{path}.{key}", depth + 1)
                 for key, item in entries.items()
             }
         if isinstance(value, list):
-            return [self._read_plain(item, f"{at}[{index}]", depth + 1) for index, item in enumerate(value)]
+            return [self._read_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
         if value is None or isinstance(value, bool):
             return value
-        return self._read_number(value, at) if isinstance(value, int | float) else self._read_text(value, at)
+        return self._read_number(value, path) if isinstance(value, int | float) else self._read_text(value, path)
 
 
 def _fields(kind: _Descriptor) -> dict[str, _FieldDescriptor]:

@@ -35,7 +35,7 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Despite its name, this is the timeout of one connection attempt.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    # The SDK retries itself: only it knows which calls are safe to repeat.
+    # The SDK retries by itself, because gRPC cannot determine which calls are safe to repeat.
     ("grpc.enable_retries", 0),
 )
 

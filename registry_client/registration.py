@@ -160,8 +160,8 @@ class Registration:
     async def _clear_own_maintenance(self) -> None:
         """End the maintenance that a previous process of this name reported while leaving, if it did not unregister.
 
-        The maintenance status survives a registration, so that an operator's decision is kept. The reason tells the
-        two apart.
+        A registration keeps the maintenance status, because it may be an operator's decision. Only maintenance with the
+        reason of a leaving agent is ended.
         """
         health = self.service.health
         if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING_REASON:

@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel a task and wait until it has ended; an exception of the task stays in it.
 
-    The cancellation is repeated, because Python 3.11 can lose one that coincides with the completion of what the task
-    awaits (https://github.com/python/cpython/issues/86296).
+    The cancellation is repeated, because Python 3.11 can lose one that coincides with the completion of an awaited
+    future (https://github.com/python/cpython/issues/86296).
     """
     while not task.done():
         task.cancel()
