@@ -183,7 +183,8 @@ _1025, _4097 = "x" * 1_025, "x" * 4_097
 
 INVALID: list[tuple[str, Change, str, str]] = [
     ("no name", setting("name", ""), "service.name", "is required"),
-    ("name with a space", setting("name", "bad name"), "service.name", "'bad name' is not a name: 1 to 128"),
+    ("name with a space", setting("name", "bad name"), "service.name",
+     "'bad name' is not a name: 1 to 128 characters of"),
     ("name that begins with a dot", setting("name", ".hidden"), "service.name", "starting with a letter or digit"),
     ("name with a line break at its end", setting("name", "name\n"), "service.name", r"'name\n' is not a name"),
     ("name in other letters", setting("name", "größe"), "service.name", "is not a name"),
