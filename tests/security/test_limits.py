@@ -199,7 +199,9 @@ async def watching(server: Server, metadata: Any = ()) -> AsyncIterator[None]:
 
 async def test_watches_of_one_caller_and_of_all_are_bounded(redis: RedisProcess, policy: Policy) -> None:
     limits = {"watches_per_caller": 2, "watches": 3}
-    async with running(redis.url, security=policy.section, limits=limits) as server:
+    # A disconnected client is noticed when the next keep-alive comment is sent.
+    http = {"events_keep_alive_ms": 500}
+    async with running(redis.url, security=policy.section, limits=limits, http=http) as server:
         one, two = policy.metadata("viewer"), policy.metadata("admin")
         async with aiohttp.ClientSession(server.http, headers=policy.headers("viewer")) as session:
             async with watching(server, one), session.get(EVENTS) as stream:
