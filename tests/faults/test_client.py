@@ -23,11 +23,11 @@ from tests.support.redis_process import RedisProcess
 
 REGISTRATIONS = 50
 CACHES = 10
-RESTARTS = 20
+RESTARTS = 10
 TTL = 30.0
 PERIOD = TTL / 3
-EMPTIED_WHILE_DOWN = {5, 13}
-REDIS_RESTARTED = {9, 17}
+EMPTIED_WHILE_DOWN = {2, 7}
+REDIS_RESTARTED = {4, 8}
 
 
 class Fleet:
