@@ -36,14 +36,14 @@ EXAMPLE = {
 }
 
 
-def made(**fields: Any) -> Service:
+def build_service(**fields: Any) -> Service:
     """Return a service from plain values, which protobuf accepts but its type stubs do not."""
     return Service(**fields)
 
 
 def full() -> Service:
     """Return a service with every field set."""
-    return made(
+    return build_service(
         name="a",
         endpoint="http://a",
         capabilities=[
@@ -186,7 +186,7 @@ def test_document_prefix_is_utf_8_and_lacks_only_the_revision() -> None:
 
 
 def test_document_is_independent_of_the_order_of_maps() -> None:
-    one, other = made(name="a"), made(name="a")
+    one, other = build_service(name="a"), build_service(name="a")
     keys = [f"k{index}" for index in range(50)]
     for key in keys:
         one.metadata.labels[key] = one.health.details.fields[key].string_value = key
@@ -306,19 +306,19 @@ def test_null_means_absent() -> None:
         "metadata": dict.fromkeys(FULL["metadata"]),
         "healthCheck": dict.fromkeys(FULL["healthCheck"]),
     }
-    assert service_from_document(hollow) == made(capabilities=[{}], health={}, metadata={}, health_check={})
+    assert service_from_document(hollow) == build_service(capabilities=[{}], health={}, metadata={}, health_check={})
 
 
 def test_ttl_of_zero_differs_from_no_ttl() -> None:
     assert service_from_document({"ttlSeconds": 0}).HasField("ttl")
     assert not service_from_document({}).HasField("ttl")
-    assert service_document(made(ttl={}))["ttlSeconds"] == 0
+    assert service_document(build_service(ttl={}))["ttlSeconds"] == 0
 
 
 @pytest.mark.parametrize("value", ["2026", 5, [], {"a": 1}, "no time"])
 def test_output_only_fields_are_ignored(value: object) -> None:
     document = {"registeredAt": value, "updatedAt": value, "revision": value, "health": {"statusChangedAt": value}}
-    assert service_from_document(document) == made(health={})
+    assert service_from_document(document) == build_service(health={})
 
 
 BAD: list[tuple[object, str, str]] = [
@@ -562,7 +562,7 @@ services = st.fixed_dictionaries(
 
 @given(services)
 def test_service_round_trips_through_json(fields: dict[str, Any]) -> None:
-    service = made(**fields)
+    service = build_service(**fields)
     document = service_document(service)
     assert json.loads(encode_document_prefix(service) + b"%d}" % service.revision) == document
     read = service_from_document(json.loads(json.dumps(document, allow_nan=False)))

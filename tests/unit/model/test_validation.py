@@ -30,14 +30,14 @@ from registry_server.model.validation import (
 Change = Callable[[Service], object]
 
 
-def made(**fields: Any) -> Service:
+def build_service(**fields: Any) -> Service:
     """Return a service from plain values, which protobuf accepts but its type stubs do not."""
     return Service(**fields)
 
 
 def service() -> Service:
     """Return the example service of the OSSA reference implementation."""
-    example = made(
+    example = build_service(
         name="ai-text-processor",
         endpoint="https://ai-service.company.com:8080",
         version="2.1.0",
@@ -138,7 +138,7 @@ VALID: dict[str, Change] = {
     "label": label("team.example/owner_1-x", "v" * 256),
     "text with line breaks": setting("metadata.description", "two\nlines"),
     "longest metadata": lambda message: message.metadata.MergeFrom(
-        made(metadata={"author": "a" * 256, "documentation": "d" * 2_048, "environment": "e" * 128}).metadata
+        build_service(metadata={"author": "a" * 256, "documentation": "d" * 2_048, "environment": "e" * 128}).metadata
     ),
     "health without a status": setting("health.status", 0),
     "health in maintenance": setting("health.status", 5),
@@ -170,7 +170,7 @@ VALID: dict[str, Change] = {
     "timeout of one interval": check(interval={"seconds": 5}, timeout={"seconds": 5}),
     "thresholds": check(failure_threshold=100, success_threshold=1),
     "output-only fields with any values": lambda message: message.MergeFrom(
-        made(
+        build_service(
             registered_at={"seconds": 2**62, "nanos": -1},
             updated_at={"nanos": 2**31 - 1},
             revision=-5,
@@ -403,7 +403,7 @@ def test_invalid_endpoint_is_refused_with_a_reason(url: str, reason: str) -> Non
 
 
 def test_all_violations_are_reported_under_the_given_path() -> None:
-    bad = made(
+    bad = build_service(
         endpoint="nowhere",
         group=" ",
         capabilities=[{"name": "?"}, {"name": "ok", "description": _4097}],
@@ -430,7 +430,7 @@ def test_all_violations_are_reported_under_the_given_path() -> None:
 
 
 def test_number_of_violations_is_limited() -> None:
-    bad = made(
+    bad = build_service(
         capabilities=[{"version": "\n"}] * 1_000,
         metadata={"tags": [","] * 1_000, "labels": {" " * n: "" for n in range(200)}},
     )
@@ -525,7 +525,7 @@ def test_any_parsed_bytes_are_validated(wire: bytes) -> None:
 def test_any_text_is_validated_with_short_violations(
     name: str, url: str, version: str, tags: list[str], labels: dict[str, str]
 ) -> None:
-    message = made(
+    message = build_service(
         name=name,
         endpoint=url,
         version=version,
