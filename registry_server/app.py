@@ -262,8 +262,8 @@ def _build(
     results = ResultWriter(store)
     self_preservation = SelfPreservation(
         share=checks.self_preservation_percent / 100,
-        minimum=checks.self_preservation_min_failures,
-        longest=checks.self_preservation_max_seconds,
+        min_failures=checks.self_preservation_min_failures,
+        max_seconds=checks.self_preservation_max_seconds,
     )
     monitor = HealthMonitor(
         replica=replica,
@@ -276,7 +276,7 @@ def _build(
             writes=writes,
             results=results,
             self_preservation=self_preservation,
-            contact=follower.connection_since,
+            connection_since=follower.connection_since,
             clock=system_clock,
         ),
         results=results,

@@ -1,4 +1,4 @@
-"""Health: leases that run out, and probes of services that answer, by the process whose turn it is."""
+"""Health: lease expiry, and probing of services by the process that each is assigned to."""
 
 from registry_server.health.counters import LATENESS_BOUNDS, ProbeCounters
 from registry_server.health.evaluator import HealthEvaluator

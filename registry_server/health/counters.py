@@ -1,4 +1,4 @@
-"""``ProbeCounters``: what a monitor counts."""
+"""``ProbeCounters``: counters of a health monitor."""
 
 from collections import Counter
 from typing import Final
@@ -7,28 +7,27 @@ from registry_server.instrumentation.counters import Histogram
 from registry_server.probes import Outcome, OutcomeKind
 
 LATENESS_BOUNDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the classes in which lateness is counted, in seconds."""
-_LATE: Final = 1.0
+"""Upper bounds of the lateness histogram, in seconds."""
+_LATE_SECONDS: Final = 1.0
 
 
 class ProbeCounters:
-    """Probes by outcome, and how late they began; all since the process started."""
+    """Probes by outcome and how late they started, since the process started."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[OutcomeKind] = Counter()
         self.late = 0
-        """Probes that began more than a second after they were due."""
+        """Probes that started more than a second after they were due."""
         self.lateness = Histogram(LATENESS_BOUNDS)
-        """Seconds."""
 
-    def ended(self, outcome: Outcome, late: float | None = None) -> None:
-        """Counts a result.
+    def count_probe(self, outcome: Outcome, late: float | None = None) -> None:
+        """Count a finished probe.
 
         Args:
-            outcome: What it is.
-            late: How many seconds after it was due the probe began; ``None`` if it was not due.
+            outcome: Its result.
+            late: Seconds between its due time and its start; ``None`` for a probe on demand.
         """
         self.outcomes[outcome.kind] += 1
         if late is not None:
-            self.late += late > _LATE
+            self.late += late > _LATE_SECONDS
             self.lateness.observe(late)

@@ -1,4 +1,4 @@
-"""``HealthEvaluator``: what follows from the result of a probe."""
+"""``HealthEvaluator``: evaluates probe results against the thresholds of their service."""
 
 import asyncio
 import time
@@ -28,30 +28,30 @@ log = structlog.get_logger(__name__)
 
 
 class Verdict(NamedTuple):
-    """What one result says of a service."""
+    """The conclusion from one probe result."""
 
     record: Record
-    """The service as it was when it was judged."""
+    """The service at the time of the evaluation."""
     before: HealthStatus.ValueType
     health: Health
     """With ``status_changed_at`` only if the status changes."""
     renew: bool
-    """Whether the service has earned its lease anew."""
-    began: float
-    """When the probe began, in monotonic seconds."""
-    contact: int
-    """The connection to the store that has stood since then; 0 if none has."""
+    """Whether the result renews the lease."""
+    started: float
+    """Start of the probe, in monotonic seconds."""
+    connection: int
+    """Number of the store connection that was up since then; 0 = none."""
 
     @property
     def changes(self) -> bool:
-        """Whether it is a transition, to be committed."""
+        """Whether the status changes, which must be committed."""
         return self.health.status != self.before
 
 
 class HealthEvaluator:
-    """Turns results into statuses by the thresholds of each service, unless this process doubts itself.
+    """Evaluates probe results, unless self-preservation is active.
 
-    A transition is to be committed like any change; every other result is only kept, without a revision.
+    A status change is committed like any change; every other result is only stored, without a revision.
     """
 
     def __init__(
@@ -61,141 +61,148 @@ class HealthEvaluator:
         writes: Writes,
         results: ResultWriter,
         self_preservation: SelfPreservation,
-        contact: Callable[[float], int],
+        connection_since: Callable[[float], int],
         clock: Clock,
     ) -> None:
-        """Prepares it.
+        """Create an evaluator.
 
         Args:
-            replica: Which services there are.
-            writes: Commits transitions.
-            results: Keeps all other results.
+            replica: The registered services.
+            writes: Commits status changes.
+            results: Stores all other results.
             self_preservation: Suspends status changes when too many probes fail at once.
-            contact: Number of the connection to the store that has stood since a monotonic second, counted from 1; 0 if
-                none has.
+            connection_since: Returns the number of the store connection that was up since a monotonic time, counted
+                from 1; 0 = none.
             clock: Wall clock.
         """
         self.self_preservation = self_preservation
-        self.news = asyncio.Event()
-        """Set when ``review`` has something to tell."""
+        self.review_needed = asyncio.Event()
+        """Set when ``review`` must publish a notice."""
         self._replica = replica
         self._writes = writes
         self._results = results
         self._clock = clock
-        self._contact_since = contact
+        self._connection_since = connection_since
         self._streaks: dict[str, Streak] = {}
-        self._contact = 0  # on which the streaks were seen
-        self._untold = ""
+        self._connection = 0  # during which the streaks were observed
+        self._pending_notice = ""
 
-    def expect(self, record: Record) -> None:
-        """Takes on a service of this process; what was known of it before no longer counts."""
+    def track_service(self, record: Record) -> None:
+        """Start evaluating a service of this process, without its earlier results."""
         self._streaks[record.name] = Streak()
-        self.self_preservation.expect(record.name, up=record.status in UP)
+        self.self_preservation.track_service(record.name, up=record.status in UP)
 
-    def forget(self, name: str) -> None:
-        """Lets a service go."""
+    def forget_service(self, name: str) -> None:
+        """Stop evaluating a service."""
         self._streaks.pop(name, None)
-        self.self_preservation.forget(name)
+        self.self_preservation.forget_service(name)
 
-    def evaluate(self, record: Record, plan: Plan, outcome: Outcome, began: float) -> Verdict:
-        """Draws the conclusions of one result; keeps it if it is no transition.
+    def evaluate(self, record: Record, plan: Plan, outcome: Outcome, started: float) -> Verdict:
+        """Return the verdict of one result; store the result unless the status changes.
 
-        It proves nothing if the store was away since the probe began, and neither do those before it once there is
-        another connection: what took the store away may have failed the probes.
+        A result proves nothing if the store was unavailable since the probe started, and a new connection discards the
+        results before it: the cause of the outage may have failed the probes as well.
 
         Args:
-            record: The service, which is probed as it was when the probe began.
-            plan: How it was probed.
-            outcome: The result.
-            began: When the probe began, in monotonic seconds.
+            record: The service, with endpoint and checks as when the probe started.
+            plan: Plan of the probe.
+            outcome: Result of the probe.
+            started: Start of the probe, in monotonic seconds.
         """
-        contact = self._contact_since(began)
+        connection = self._connection_since(started)
         name = record.name
         failed = outcome.kind is OutcomeKind.FAILED
         before = status = cast("HealthStatus.ValueType", record.status)
-        if contact not in (0, self._contact):
-            self._contact = contact
+        if connection not in (0, self._connection):
+            self._connection = connection
             self._streaks = {each: Streak() for each in self._streaks}
-        if contact and outcome.kind is not OutcomeKind.INCONCLUSIVE:
-            # That of a service which another process checks counts alone: the results between are not known here.
-            ours = self._streaks.get(name)
-            streak = ours or Streak()
-            streak.add(outcome.kind)
-            if ours:
-                self.self_preservation.take(name, failed=failed, up=status in UP)
-                self._look()
+        if connection and outcome.kind is not OutcomeKind.INCONCLUSIVE:
+            # A result for a service of another process counts alone: that process's results are not known here.
+            own_streak = self._streaks.get(name)
+            streak = own_streak or Streak()
+            streak.add_outcome(outcome.kind)
+            if own_streak:
+                self.self_preservation.add_result(name, failed=failed, up=status in UP)
+                self._update_self_preservation()
             if not self.self_preservation.active:
-                status = streak.verdict(status, plan.failure_threshold, plan.success_threshold)
-            if ours and status in UP:
-                self.self_preservation.expect(name, up=True)  # so that a fleet that has just come up counts as a whole
+                status = streak.next_status(status, plan.failure_threshold, plan.success_threshold)
+            if own_streak and status in UP:
+                self.self_preservation.track_service(
+                    name, up=True
+                )  # so that a fleet that has just started counts completely
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
         if status != before:
             health.status_changed_at.CopyFrom(now)
-            return Verdict(record, before, health, not failed, began, contact)
-        # While statuses are frozen so are leases: nobody is evicted on the word of a process that doubts itself.
+            return Verdict(record, before, health, not failed, started, connection)
+        # Self-preservation also keeps leases: no service is evicted because of results that may be wrong.
         renew = not failed or self.self_preservation.active
-        if contact:
-            self._results.add(name, health.SerializeToString(), renew=renew)
-        return Verdict(record, before, health, renew, began, contact)
+        if connection:
+            self._results.add_result(name, health.SerializeToString(), renew=renew)
+        return Verdict(record, before, health, renew, started, connection)
 
-    async def take(self, probed: Record, plan: Plan, outcome: Outcome, began: float) -> Health | None:
-        """The same, of a probe whose service may have changed since it began; commits a transition.
+    async def apply_result(self, probed: Record, plan: Plan, outcome: Outcome, started: float) -> Health | None:
+        """Evaluate a probe whose service may have changed in between, and commit a status change.
 
         Returns:
-            The health that the result shows; ``None`` if the service is another one by now, or gone.
+            The resulting health; ``None`` if the endpoint or checks of the service changed, or it is gone.
 
         Raises:
-            RegistryError: A transition could not be committed.
+            RegistryError: A status change could not be committed.
         """
         record = self._replica.records.get(probed.name)
         if record is None or (record is not probed and not _same(record.message(), probed.message())):
             return None
-        ruling = self.evaluate(record, plan, outcome, began)
+        verdict = self.evaluate(record, plan, outcome, started)
         await self.review()
-        if ruling.changes and not await self.commit(ruling):
+        if verdict.changes and not await self.commit(verdict):
             return None
-        return ruling.health
+        return verdict.health
 
     async def review(self) -> None:
-        """Looks whether protection begins or ends, which it may with time; tells it to everyone."""
-        self._look()
-        self.news.clear()
-        what, self._untold = self._untold, ""
-        if what:
+        """Start or end self-preservation if necessary, and publish a notice when it starts."""
+        self._update_self_preservation()
+        self.review_needed.clear()
+        notice, self._pending_notice = self._pending_notice, ""
+        if notice:
             try:
-                await self._writes.publish_notice(what, EventReason.EVENT_REASON_HEALTH_CHECK)
+                await self._writes.publish_notice(notice, EventReason.EVENT_REASON_HEALTH_CHECK)
             except RegistryError as error:
-                log.warning("could not tell of the protection", why=str(error))
+                log.warning("publishing the self-preservation notice failed", why=str(error))
 
-    def _look(self) -> None:
-        match self.self_preservation.judge(time.monotonic()):
+    def _update_self_preservation(self) -> None:
+        match self.self_preservation.update(time.monotonic()):
             case True:
                 failing, counted = self.self_preservation.failing, self.self_preservation.counted
-                log.error("protection began: statuses are frozen", failing=failing, of=counted)
-                self._untold = f"{failing} of {counted} services fail their probes at once; their statuses are frozen"
-                self.news.set()
+                log.error("self-preservation started", failing=failing, probed=counted)
+                self._pending_notice = (
+                    f"self-preservation: {failing} of {counted} services fail their probes at once; statuses are frozen"
+                )
+                self.review_needed.set()
             case False:
-                log.warning("protection ended")
+                log.warning("self-preservation ended")
 
-    async def commit(self, ruling: Verdict) -> bool:
-        """Commits a transition; does not if the service is no longer what was judged, or the store was away meanwhile.
+    async def commit(self, verdict: Verdict) -> bool:
+        """Commit a status change, unless the service changed or the store was unavailable in between.
+
+        Returns:
+            Whether it was committed.
 
         Raises:
-            RegistryError: It could not be committed.
+            RegistryError: The store or a concurrent change prevented the commit.
         """
-        status, health = ruling.before, ruling.health
-        probed = ruling.record.message()
+        status, health = verdict.before, verdict.health
+        probed = verdict.record.message()
 
         async def attempt(current: Record | None) -> bool | Conflict | EpochChanged:
             before = current.message() if current else None
             if before is None or not _same(before, probed) or before.health.status != status:
                 return False
             if health.status not in UP:
-                # A store that hangs would carry it out when it goes on: asked first, it shows before anything is sent.
+                # A hanging store would execute the commit when it resumes. Reading first detects that before sending.
                 await self._writes.read_head()
-            if self._contact_since(ruling.began) != ruling.contact:
+            if self._connection_since(verdict.started) != verdict.connection:
                 return False
             after = normal.set_change_time(normal.replace_health(before, health, health.last_check), health.last_check)
             outcome = await self._writes.write_service(
@@ -203,13 +210,13 @@ class HealthEvaluator:
                 after,
                 EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
                 reason=EventReason.EVENT_REASON_HEALTH_CHECK,
-                renew=ruling.renew,
+                renew=verdict.renew,
             )
             return True if isinstance(outcome, Service) else outcome
 
-        return await self._writes.change_service(ruling.record.name, attempt)
+        return await self._writes.change_service(verdict.record.name, attempt)
 
 
 def _same(service: Service, probed: Service) -> bool:
-    """Whether a service is still what was probed."""
+    """Return whether endpoint and checks of a service are still those that were probed."""
     return service.endpoint == probed.endpoint and service.health_check == probed.health_check

@@ -1,4 +1,4 @@
-"""``LeaseSweeper``: removes services whose lease has run out."""
+"""``LeaseSweeper``: removes services whose lease has expired."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,15 +12,15 @@ from registry_server.store import Position, RedisStore
 
 log = structlog.get_logger(__name__)
 
-_SHORTEST_PAUSE = 0.01
-_BETWEEN_BATCHES = 0.1
+_MIN_PAUSE_SECONDS = 0.01
+_BATCH_PAUSE_SECONDS = 0.1
 
 
 class LeaseSweeper:
-    """Sweeps every ``interval`` seconds, sooner when a lease ends sooner.
+    """Sweeps every ``interval`` seconds, or earlier when a lease ends earlier.
 
-    Every process sweeps: one script does it, so it does not matter who comes first. What matters is that the time of
-    the newest sweep is in Redis: leases only run while somebody sweeps.
+    Every process sweeps; a single script makes concurrent sweeps safe. The script records the time of the newest sweep
+    in Redis, so that leases only run while at least one process sweeps.
     """
 
     def __init__(
@@ -32,14 +32,14 @@ class LeaseSweeper:
         seen: Callable[[], Position | None] = lambda: None,
         audit: Audit | None = None,
     ) -> None:
-        """Prepares the sweeper.
+        """Create the sweeper.
 
         Args:
-            store: Where leases are.
+            store: Holds the leases.
             interval: Seconds between two sweeps.
-            restore: Writes the documents of services again that Redis dropped while nobody swept.
-            seen: Tells where this process stands: in a store that is behind it no lease runs out.
-            audit: Is told of every service that is removed.
+            restore: Rewrites the documents of services that Redis expired while no process swept.
+            seen: Returns this process's position: no lease expires in a store that is behind it.
+            audit: Records every removal.
         """
         self._store = store
         self._interval = interval
@@ -48,25 +48,25 @@ class LeaseSweeper:
         self._audit = audit or Audit()
 
     async def run(self) -> None:
-        """Sweeps for ever; cancel it to stop."""
+        """Sweep until cancelled."""
         while True:
             try:
                 pause = await self._sweep()
-            except StoreUnavailable:  # the follower logs it once for all
+            except StoreUnavailable:  # logged by the follower
                 pause = self._interval
             await asyncio.sleep(pause)
 
     async def _sweep(self) -> float:
-        """Sweeps once; gives the seconds until the next time."""
+        """Sweep once and return the seconds until the next sweep."""
         sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, self._seen())
         if sweep.shift_seconds:
-            log.warning("nobody swept for a while: all leases moved", seconds=round(sweep.shift_seconds, 3))
+            log.warning("lease clock adjusted", shift_seconds=round(sweep.shift_seconds, 3))
         if sweep.removed:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
             self._audit.record_removals("expire", sweep.removed, by=REGISTRY)
         if sweep.missing_documents:
             await self._restore(sweep.missing_documents)
-            return min(self._interval, _BETWEEN_BATCHES)
+            return min(self._interval, _BATCH_PAUSE_SECONDS)
         if sweep.next_expiry_seconds is None:
             return self._interval
-        return min(self._interval, max(sweep.next_expiry_seconds, _SHORTEST_PAUSE))
+        return min(self._interval, max(sweep.next_expiry_seconds, _MIN_PAUSE_SECONDS))

@@ -1,4 +1,4 @@
-"""``Membership``: which process checks which service."""
+"""``Membership``: assigns each service to one process, which probes it."""
 
 import asyncio
 import hashlib
@@ -14,25 +14,24 @@ from registry_server.store import RedisStore
 
 log = structlog.get_logger(__name__)
 
-_BEATS_PER_PERIOD: Final = 4
-_LEAVE_WITHIN: Final = 1.0
-"""Seconds."""
+_ANNOUNCEMENTS_PER_PERIOD: Final = 4
+_LEAVE_TIMEOUT_SECONDS: Final = 1.0
 
 
 class Membership:
-    """The live processes, and how services are shared out among them.
+    """The live processes, and the assignment of services to them.
 
-    Each process tells Redis several times a period that it lives; one that was silent for a period is gone. Services
-    are shared out by rendezvous hashing (Thaler and Ravishankar, 1998): each goes to the process whose hash with its
-    name is highest, so that a process that comes or goes moves no other service.
+    Each process announces itself in Redis several times per period; one that was silent for a period is considered
+    dead. Services are assigned by rendezvous hashing (Thaler and Ravishankar, 1998) to the process with the highest
+    hash for their name, so that a process that joins or leaves moves only its own share.
     """
 
     def __init__(self, store: RedisStore, *, period: float) -> None:
-        """Prepares it.
+        """Create a member.
 
         Args:
-            store: Where the list is.
-            period: Seconds after which a silent process is taken for dead.
+            store: Holds the list of members.
+            period: Seconds after which a silent process is considered dead.
         """
         self.id = secrets.token_hex(8)
         self._store = store
@@ -42,20 +41,20 @@ class Membership:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Ids of the live processes, sorted; empty until the store has told."""
+        """Sorted ids of the live processes; empty until they were first read."""
         return self._members
 
     def owns(self, name: str) -> bool:
-        """Whether this process checks a service."""
+        """Return whether a service is assigned to this process."""
         if len(self._members) <= 1:
             return self.id in self._members
-        return owner(name, self._members) == self.id
+        return assigned_member(name, self._members) == self.id
 
     async def run(self, on_change: Callable[[], None]) -> None:
-        """Keeps this process on the list until cancelled, then takes it off.
+        """Announce this process until cancelled, then remove it from the list.
 
         Args:
-            on_change: Called when the shares have changed.
+            on_change: Called when the assignment has changed.
         """
         try:
             while True:
@@ -63,7 +62,7 @@ class Membership:
                 await self._refresh(on_change)
                 raise_if_cancelled()
                 try:
-                    async with asyncio.timeout(self._period / _BEATS_PER_PERIOD):
+                    async with asyncio.timeout(self._period / _ANNOUNCEMENTS_PER_PERIOD):
                         await self._wake.wait()
                 except TimeoutError:
                     pass
@@ -71,30 +70,30 @@ class Membership:
             await self._leave()
 
     def refresh(self) -> None:
-        """Has the list read again at once: this process may have been taken for dead."""
+        """Read the list again immediately: other processes may have considered this one dead."""
         self._wake.set()
 
     async def _refresh(self, on_change: Callable[[], None]) -> None:
         try:
             members = tuple(sorted(await self._store.writer.announce_member(self.id, self._period)))
         except StoreUnavailable:
-            return  # shares stay as they are: nobody else can learn of a change either
+            return  # keep the assignment: no other process can see a change either
         if members != self._members:
-            log.info("services to check are shared out", processes=len(members))
+            log.info("health checks reassigned", processes=len(members))
             self._members = members
             on_change()
 
     async def _leave(self) -> None:
         self._members = ()
         try:
-            async with asyncio.timeout(_LEAVE_WITHIN):
+            async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS):
                 await self._store.writer.remove_member(self.id, self._period)
         except (StoreUnavailable, TimeoutError):
-            log.debug("could not leave the list of processes; the others will notice")
+            log.debug("leaving the member list failed; other processes will detect it")
 
 
-def owner(name: str, members: tuple[str, ...]) -> str:
-    """The member to which a service goes."""
+def assigned_member(name: str, members: tuple[str, ...]) -> str:
+    """Return the member that a service is assigned to."""
     encoded = name.encode()
     return max(members, key=lambda member: _weight(member, encoded))
 

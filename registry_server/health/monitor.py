@@ -1,4 +1,4 @@
-"""``HealthMonitor``: has every service of this process's share probed, and draws the conclusions."""
+"""``HealthMonitor``: has the services of this process probed, and evaluates the results."""
 
 import asyncio
 import math
@@ -22,25 +22,23 @@ from registry_server.model.record import Record
 from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
 from registry_server.runtime.tasks import cancel
 
-_FIRST_PROBE: Final = 1.0
-"""Seconds within which a service is probed that registered or moved."""
-_REVIEW_EVERY: Final = 1.0
-"""Seconds."""
-_SLICE: Final = 100
-"""Services that are looked at between two turns of other tasks; about 4 ms."""
-_ON_DEMAND: Final = 64
-"""Probes at once that clients ask for, beside those that are due: they cannot hold those up."""
-
-_MOST_ON_DEMAND: Final = 1_024
-"""Of those that wait for that: the last of them already for longer than most clients do."""
+_FIRST_PROBE_SECONDS: Final = 1.0
+"""Time within which a registered or changed service is first probed."""
+_REVIEW_INTERVAL_SECONDS: Final = 1.0
+_SERVICES_PER_SLICE: Final = 100
+"""Services processed without yielding to the event loop: about 4 ms."""
+_MAX_CONCURRENT_ON_DEMAND: Final = 64
+"""Concurrent probes requested by clients, in addition to due ones, which they cannot delay."""
+_MAX_WAITING_ON_DEMAND: Final = 1_024
+"""Queue limit of requested probes; beyond it callers time out first."""
 
 log = structlog.get_logger(__name__)
 
 
 class HealthMonitor:
-    """Decides whom this process probes, and takes the results.
+    """Assigns services to the probe process and evaluates its results.
 
-    The probe process keeps the time and makes the probes. A result is dropped if this process stood still meanwhile.
+    The probe process schedules and sends the probes. A result is dropped if this process was paused in between.
     """
 
     def __init__(
@@ -53,15 +51,15 @@ class HealthMonitor:
         results: ResultWriter,
         settings: HealthCheckSettings,
     ) -> None:
-        """Prepares it.
+        """Create a monitor, which does not run yet.
 
         Args:
-            replica: Which services there are.
-            prober: Makes the probes.
-            membership: Which of them are this process's.
-            evaluator: Takes the results.
-            results: Writes them.
-            settings: Defaults of checks.
+            replica: The registered services.
+            prober: Sends the probes.
+            membership: Decides which services are assigned to this process.
+            evaluator: Evaluates the results.
+            results: Stores the results.
+            settings: Defaults of health checks.
         """
         self._replica = replica
         self._prober = prober
@@ -70,13 +68,15 @@ class HealthMonitor:
         self._results = results
         self._settings = settings
         self._transitions = Transitions(evaluator.commit)
-        self._pauses = PauseDetector(lambda _: membership.refresh())  # it may have been taken for dead
+        self._pauses = PauseDetector(
+            lambda _: membership.refresh()
+        )  # other processes may have considered this one dead
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
-        self._fresh: set[str] = set()  # changed before it was known whose they are
+        self._fresh: set[str] = set()  # changed before the assignment was known
         self._shares_changed = asyncio.Event()
-        self._on_demand_slots = asyncio.Semaphore(_ON_DEMAND)
+        self._on_demand_slots = asyncio.Semaphore(_MAX_CONCURRENT_ON_DEMAND)
         self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
-        self._turn = asyncio.Lock()  # of starting and stopping
+        self._lifecycle = asyncio.Lock()  # serialises start and stop
         self._session: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
         self._failure: asyncio.Future[None] | None = None
@@ -84,56 +84,56 @@ class HealthMonitor:
 
     @property
     def probed_services(self) -> int:
-        """How many services this process probes."""
+        """Number of services that this process probes."""
         return len(self._plans)
 
     @property
     def members(self) -> int:
-        """Among how many live processes services are shared out."""
+        """Number of live processes that share the services."""
         return len(self._membership.members)
 
     @property
     def process_pauses(self) -> int:
-        """How often this process stood still."""
+        """How often this process was paused."""
         return self._pauses.count
 
     @property
     def self_preservation_active(self) -> bool:
-        """Whether this process doubts itself and has frozen statuses."""
+        """Whether self-preservation suspends status changes."""
         return self._evaluator.self_preservation.active
 
     async def start(self) -> None:
-        """Begins to probe this process's share; does nothing if it does already. The catalog must be loaded."""
-        async with self._turn:
+        """Start probing this process's share; do nothing if already running. The catalog must be loaded."""
+        async with self._lifecycle:
             if self._session is None:
                 self._prober.start(self._on_result)
                 self._session = asyncio.create_task(self._run(), name="health-monitor")
                 self._session.add_done_callback(self._on_end)
 
     async def stop(self) -> None:
-        """Ends it and leaves the services to other processes; probes under way are given up."""
-        async with self._turn:
+        """Stop probing and leave the services to other processes; probes in flight are abandoned."""
+        async with self._lifecycle:
             if self._session is not None:
                 await cancel([self._session])
                 await self._prober.close()
                 self._session = None
 
     async def supervise(self) -> None:
-        """Ends with the error that ended the monitor, if one ever does."""
+        """Wait for an error that ends the monitor, and raise it."""
         self._failure = asyncio.get_running_loop().create_future()
         await self._failure
 
     async def check_now(self, record: Record) -> Health | None:
-        """Probes a service at once; the result counts like any other and can be read on return.
+        """Probe a service now. The result counts like any other and can be read on return.
 
-        Those who ask while a probe is under way that was asked for get its result too.
+        Concurrent requests for the same service share one probe.
 
         Returns:
-            The health after the probe; ``None`` if there is nothing to probe, or the service changed meanwhile.
+            The health after the probe; ``None`` if the service has no probe, or changed in between.
 
         Raises:
-            ProbingDisabled: The monitor does not run.
-            Overloaded: Too many are asked for.
+            ProbingDisabled: The monitor is not running.
+            Overloaded: Too many requested probes are waiting.
             RegistryError: The result could not be committed.
         """
         if self._group is None:
@@ -141,8 +141,10 @@ class HealthMonitor:
         plan = Plan.of(record.message(), self._settings)
         answer = self._on_demand.get((record.name, plan))
         if answer is None:
-            if len(self._on_demand) >= _MOST_ON_DEMAND:
-                raise Overloaded("probes", _MOST_ON_DEMAND, f"{_MOST_ON_DEMAND} probes are asked for here")
+            if len(self._on_demand) >= _MAX_WAITING_ON_DEMAND:
+                raise Overloaded(
+                    "probes", _MAX_WAITING_ON_DEMAND, f"{_MAX_WAITING_ON_DEMAND} requested probes are waiting"
+                )
             answer = self._on_demand[record.name, plan] = asyncio.get_running_loop().create_future()
             self._group.create_task(self._check_on_demand(record, plan))
         health = await asyncio.shield(answer)
@@ -151,25 +153,25 @@ class HealthMonitor:
         return health
 
     async def _run(self) -> None:
-        self._pauses.begin()
+        self._pauses.reset()
         self._replica.on_applied.append(self._on_change)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self._membership.run(self._shares_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
-                group.create_task(self._share_out(), name="probe-shares")
-                group.create_task(self._pauses.run(), name="standstill")
+                group.create_task(self._assign_services(), name="probe-assignment")
+                group.create_task(self._pauses.run(), name="pause-detector")
                 group.create_task(self._transitions.run(), name="transitions")
                 try:
                     await self._review()
                 finally:
-                    self._group = None  # which takes no more tasks while it ends
+                    self._group = None  # it accepts no more tasks while it ends
         finally:
             self._fresh.clear()
             self._replica.on_applied.remove(self._on_change)
             for name in list(self._plans):
-                self._let_go(name)
+                self._release(name)
             for answer in self._on_demand.values():
                 if not answer.done():
                     answer.set_result(ProbingDisabled())
@@ -183,107 +185,107 @@ class HealthMonitor:
     # Results.
 
     def _on_result(self, result: Result) -> None:
-        """Takes the result of a probe that was due."""
-        name, plan, outcome, began, late = result
-        self.counters.ended(outcome, late)
-        self._pauses.look()
-        if name is None or plan is None or began < self._pauses.ended:  # the time that passed was not the service's
+        """Evaluate the result of a due probe."""
+        name, plan, outcome, started, late = result
+        self.counters.count_probe(outcome, late)
+        self._pauses.check()
+        if name is None or plan is None or started < self._pauses.ended:  # this process was paused during the probe
             return
         record = self._replica.records.get(name)
         if record is None:
             return
         try:
-            ruling = self._evaluator.evaluate(record, plan, outcome, began)
+            verdict = self._evaluator.evaluate(record, plan, outcome, started)
         except Exception:
-            # Ours to mend; it must cost one result, not all probing.
-            log.exception("result of a probe was lost", service=name)
+            # A bug must cost one result, not all probing.
+            log.exception("probe result lost", service=name)
             return
-        if ruling.changes:
-            self._transitions.put(name, ruling)
+        if verdict.changes:
+            self._transitions.add_transition(name, verdict)
         else:
-            self._transitions.discard(name)
+            self._transitions.discard_transition(name)
 
     async def _check_on_demand(self, record: Record, plan: Plan) -> None:
         health: Health | RegistryError | None = None
         try:
             async with self._on_demand_slots:
-                # Again if this process stood still: who asks wants to know.
-                health = await self._probe(record, plan) or await self._probe(record, plan)
+                # Repeat once if this process was paused during the probe.
+                health = await self._probe_once(record, plan) or await self._probe_once(record, plan)
             with suppress(StoreUnavailable):
                 await self._results.flush()
         except RegistryError as error:
             health = error
         except Exception:
-            log.exception("result of a probe was lost", service=record.name)
+            log.exception("probe result lost", service=record.name)
         self._on_demand.pop((record.name, plan)).set_result(health)
 
-    async def _probe(self, record: Record, plan: Plan) -> Health | None:
-        """Probes a service once and draws the conclusions; ``None`` if there are none to draw."""
+    async def _probe_once(self, record: Record, plan: Plan) -> Health | None:
+        """Probe a service once and apply the result; return ``None`` if there is none or it proves nothing."""
         if not plan.probed:
             return None
-        stood_still = self._pauses.look()
-        began = time.monotonic()
-        outcome = await self._prober.probe(plan)
-        self.counters.ended(outcome)
-        if self._pauses.look() != stood_still:
+        pauses = self._pauses.check()
+        started = time.monotonic()
+        outcome = await self._prober.probe_now(plan)
+        self.counters.count_probe(outcome)
+        if self._pauses.check() != pauses:
             return None
-        return await self._evaluator.take(record, plan, outcome, began)
+        return await self._evaluator.apply_result(record, plan, outcome, started)
 
     async def _review(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_REVIEW_EVERY):
-                    await self._evaluator.news.wait()
+                async with asyncio.timeout(_REVIEW_INTERVAL_SECONDS):
+                    await self._evaluator.review_needed.wait()
             await self._evaluator.review()
 
-    # Whom to probe, and when.
+    # Assignment of services to the probe process.
 
     def _on_change(self, change: Change) -> None:
         before, after = change.before, change.after
         if after is None:
-            self._let_go(change.name)
+            self._release(change.name)
         elif not self._membership.members:
             self._fresh.add(after.name)
         elif not self._membership.owns(after.name):
             return
-        elif before is None or _probed_otherwise(before, after):
-            self._take_on(after, _FIRST_PROBE)
+        elif before is None or _check_differs(before, after):
+            self._assign(after, _FIRST_PROBE_SECONDS)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
-            self._evaluator.expect(after)  # somebody knows better
+            self._evaluator.track_service(after)  # a report or update decided the status
 
-    async def _share_out(self) -> None:
-        """Takes on what has become this process's, and lets go what no longer is, whenever shares change."""
+    async def _assign_services(self) -> None:
+        """Assign and release services whenever the membership changes."""
         while True:
             await self._shares_changed.wait()
             self._shares_changed.clear()
             for i, record in enumerate(list(self._replica.records.values())):
-                if i % _SLICE == 0:
+                if i % _SERVICES_PER_SLICE == 0:
                     await asyncio.sleep(0)
                 if self._replica.records.get(record.name) is not record:
-                    continue  # it changed meanwhile, and was looked at
+                    continue  # it changed in the meantime, and was handled then
                 if not self._membership.owns(record.name):
-                    self._let_go(record.name)
+                    self._release(record.name)
                 elif record.name not in self._plans:
-                    self._take_on(record, _FIRST_PROBE if record.name in self._fresh else math.inf)
+                    self._assign(record, _FIRST_PROBE_SECONDS if record.name in self._fresh else math.inf)
             self._fresh.clear()
 
-    def _take_on(self, record: Record, within: float) -> None:
-        """Begins to probe a service, at the latest within an interval: somebody may have probed it just now."""
+    def _assign(self, record: Record, max_delay: float) -> None:
+        """Probe a service from now on, within an interval at the latest: it may just have been probed elsewhere."""
         plan = Plan.of(record.message(), self._settings)
         if not plan.probed:
-            self._let_go(record.name)
+            self._release(record.name)
             return
         self._plans[record.name] = plan
-        self._evaluator.expect(record)
-        self._prober.assign(record.name, plan, time.monotonic() + jitter(min(within, plan.interval)))
+        self._evaluator.track_service(record)
+        self._prober.assign_service(record.name, plan, time.monotonic() + jitter(min(max_delay, plan.interval)))
 
-    def _let_go(self, name: str) -> None:
+    def _release(self, name: str) -> None:
         if self._plans.pop(name, None) is not None:
-            self._prober.drop(name)
-            self._transitions.discard(name)
-            self._evaluator.forget(name)
+            self._prober.drop_service(name)
+            self._transitions.discard_transition(name)
+            self._evaluator.forget_service(name)
 
 
-def _probed_otherwise(before: Record, after: Record) -> bool:
+def _check_differs(before: Record, after: Record) -> bool:
     old, new = before.message(), after.message()
     return old.endpoint != new.endpoint or old.health_check != new.health_check

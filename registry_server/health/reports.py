@@ -1,4 +1,4 @@
-"""``HealthReports``: what agents and operators say of a service, and the newest that is known of it."""
+"""``HealthReports``: statuses reported by agents and operators, and the newest health of a service."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,7 +17,7 @@ from registry_server.store import Conflict, EpochChanged, RedisStore
 
 
 class HealthReports:
-    """Takes reports and tells the newest health, be it reported or probed, by this process or another."""
+    """Records reported statuses, and returns the newest health, reported or probed, of any process."""
 
     def __init__(
         self, *, store: RedisStore, follower: Follower, writes: Writes, results: ResultWriter, clock: Clock
@@ -28,8 +28,11 @@ class HealthReports:
         self._results = results
         self._clock = clock
 
-    async def newest(self, record: Record) -> tuple[Health, Timestamp | None]:
-        """Gives the newest health of a service and the end of its lease (``None``: permanent, or the store is away)."""
+    async def newest_health(self, record: Record) -> tuple[Health, Timestamp | None]:
+        """Return the newest health of a service and the end of its lease.
+
+        The end is ``None`` for a permanent service and while the store is unavailable.
+        """
         health = record.message().health
         if not self._follower.connected:
             return health, None
@@ -39,27 +42,27 @@ class HealthReports:
             return health, None
         if wire is not None:
             check = Health.FromString(wire)
-            # A check that was written just before a transition tells of the time before it. Not compared with the time
-            # of the check that the transition came with: a registration may have given any.
+            # A check written just before a status change describes the time before it. It is not compared with the
+            # check time of that change, which a registration may have set to any value.
             since = health.status_changed_at
             if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
                 check.status_changed_at.CopyFrom(since)
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
 
-    async def take(self, name: str, reported: Health, entry: AuditEntry, claim: Claim = NO_CLAIM) -> Health:
-        """Takes a report, valid and of now; commits it if the status differs, else only keeps it.
+    async def report(self, name: str, reported: Health, entry: AuditEntry, claim: Claim = NO_CLAIM) -> Health:
+        """Record a valid report; commit it if the status changes, otherwise only store it.
 
         Args:
-            name: The service.
-            reported: What is said of it.
-            entry: Is told the revisions before and after.
-            claim: Whose the service has to be.
+            name: Name of the service.
+            reported: The reported health.
+            entry: Audit entry, which receives the revisions before and after.
+            claim: Ownership that the caller claims.
 
         Raises:
-            PermissionDenied: The service is not that of the claim.
-            ServiceNotFound: No such service.
-            WriteConflict: Others changed it each time.
+            PermissionDenied: The service has another owner.
+            ServiceNotFound: The service is not registered.
+            WriteConflict: Other processes kept changing it.
             StoreUnavailable: Redis does not answer.
         """
 
@@ -70,8 +73,8 @@ class HealthReports:
             reported.last_check.CopyFrom(now)
             after = normal.replace_health(before, reported, now)
             if after.health.status == before.health.status:
-                await self.refuse_if_of_another(name, claim)
-                self._results.discard(name)  # a result that still waits is older
+                await self.require_owner(name, claim)
+                self._results.discard_result(name)  # a pending probe result is older
                 check = after.health.SerializeToString()
                 return await self._store.writer.write_check(name, check, expected=before.revision) or after.health
             outcome = await self._writes.write_service(
@@ -89,11 +92,11 @@ class HealthReports:
 
         return await self._writes.change_service(name, attempt)
 
-    async def refuse_if_of_another(self, name: str, claim: Claim) -> None:
-        """Refuses who may not speak for a service; a change asks in its own script, what is no change asks here.
+    async def require_owner(self, name: str, claim: Claim) -> None:
+        """Check the owner of a service where no commit does so.
 
         Raises:
-            PermissionDenied: The service is not that of the claim.
+            PermissionDenied: The service has another owner.
         """
         if claim.exclusive and await self._store.reader.read_owner(name) not in {None, claim.owner}:
             raise PermissionDenied(owned_by_another(name))

@@ -1,4 +1,4 @@
-"""``ResultWriter``: results of many probes in few round trips."""
+"""``ResultWriter``: writes the results of many probes in few round trips."""
 
 import asyncio
 from contextlib import suppress
@@ -8,46 +8,46 @@ from registry_server.errors import StoreUnavailable
 from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import ProbeResult, RedisStore
 
-_PAUSE: Final = 0.02
-"""Seconds in which results gather: that late they can be read, and that much fewer are the writes."""
-_MOST_WAITING: Final = 200_000
+_BATCH_SECONDS: Final = 0.02
+"""How long to collect results for one write: the delay until they can be read, in exchange for fewer writes."""
+_MAX_PENDING_RESULTS: Final = 200_000
 
 
 class ResultWriter:
-    """Writes results of probes: the newest of each service, without a revision each."""
+    """Writes the newest probe result of each service, without a revision."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._waiting: dict[str, ProbeResult] = {}
-        self._news = asyncio.Event()
+        self._pending: dict[str, ProbeResult] = {}
+        self._wakeup = asyncio.Event()
 
-    def add(self, name: str, health: bytes, *, renew: bool) -> None:
-        """Takes a result; it replaces one that waits of the same service, but not the renewal that that one earned."""
-        waiting = self._waiting.get(name)
-        if waiting is not None or len(self._waiting) < _MOST_WAITING:
-            self._waiting[name] = ProbeResult(name, health, renew or (waiting is not None and waiting.renew))
-            self._news.set()
+    def add_result(self, name: str, health: bytes, *, renew: bool) -> None:
+        """Queue a result. It replaces a pending one of the same service, but keeps that one's lease renewal."""
+        pending = self._pending.get(name)
+        if pending is not None or len(self._pending) < _MAX_PENDING_RESULTS:
+            self._pending[name] = ProbeResult(name, health, renew or (pending is not None and pending.renew))
+            self._wakeup.set()
 
-    def discard(self, name: str) -> None:
-        """Drops what waits of a service: something newer is known."""
-        self._waiting.pop(name, None)
+    def discard_result(self, name: str) -> None:
+        """Drop the pending result of a service, because a newer one is known."""
+        self._pending.pop(name, None)
 
     async def flush(self) -> None:
-        """Writes what waits. What cannot be written is dropped: the next probe tells newer.
+        """Write pending results. Results that cannot be written are dropped: the next probe replaces them.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        waiting, self._waiting = self._waiting, {}
-        if waiting:
-            await self._store.writer.write_checks(list(waiting.values()))
+        pending, self._pending = self._pending, {}
+        if pending:
+            await self._store.writer.write_checks(list(pending.values()))
 
     async def run(self) -> None:
-        """Writes what waits, until cancelled."""
+        """Write pending results until cancelled."""
         while True:
-            await self._news.wait()
-            await asyncio.sleep(_PAUSE)
-            self._news.clear()
+            await self._wakeup.wait()
+            await asyncio.sleep(_BATCH_SECONDS)
+            self._wakeup.clear()
             with suppress(StoreUnavailable):
                 await self.flush()
             raise_if_cancelled()

@@ -1,82 +1,85 @@
-"""``SelfPreservation``: a process that sees too many services fail at once doubts itself first."""
+"""``SelfPreservation``: suspends status changes when too many probes fail at once."""
 
 
 class SelfPreservation:
     """Decides whether this process's probes may change statuses.
 
-    Counted are the services of this process that are believed to be up: the others prove nothing about it. If a large
-    share of them fail, more likely the network of this process is at fault than all of them at once. It ends when the
-    share has halved, or after a while: then those that still fail are excused, that is they no longer count until they
-    succeed again, and a true mass failure shows.
+    Only services of this process that are believed to be up are counted. If a large share of them fails, a fault of
+    this process's network is more likely than a simultaneous failure of all of them. Self-preservation ends when the
+    share has halved, or after a time limit: services that still fail then are excluded from the count until they
+    succeed again, so that a real mass failure becomes visible.
     """
 
-    def __init__(self, *, share: float, minimum: int, longest: float) -> None:
-        """Prepares it.
+    def __init__(self, *, share: float, min_failures: int, max_seconds: float) -> None:
+        """Set the thresholds.
 
         Args:
-            share: Share of failing services at which it begins, 0 to 1.
-            minimum: It never begins with fewer failing services.
-            longest: Seconds after which it ends in any case.
+            share: Share of failing services at which it starts, 0 to 1.
+            min_failures: Minimum number of failing services for it to start.
+            max_seconds: Time after which it ends in any case.
         """
         self._share = share
-        self._minimum = minimum
-        self._longest = longest
+        self._min_failures = min_failures
+        self._max_seconds = max_seconds
         self._counted: set[str] = set()
         self._failing: set[str] = set()
-        self._excused: set[str] = set()
+        self._excluded: set[str] = set()
         self._since: float | None = None
 
     @property
     def active(self) -> bool:
-        """Whether statuses are frozen."""
+        """Whether status changes are suspended."""
         return self._since is not None
 
     @property
     def failing(self) -> int:
-        """How many services fail that are believed to be up."""
+        """Number of failing services that are believed to be up."""
         return len(self._failing)
 
     @property
     def counted(self) -> int:
-        """How many services are believed to be up."""
+        """Number of services that are believed to be up."""
         return len(self._counted)
 
-    def expect(self, name: str, *, up: bool) -> None:
-        """Counts a service that is believed to be up, also before its first result, and no other."""
-        if up and name not in self._excused:
+    def track_service(self, name: str, *, up: bool) -> None:
+        """Count a service if it is believed to be up, even before its first result."""
+        if up and name not in self._excluded:
             self._counted.add(name)
         else:
             self._counted.discard(name)
             self._failing.discard(name)
 
-    def take(self, name: str, *, failed: bool, up: bool) -> None:
-        """Takes the newest result of a service, and whether it was believed to be up before it."""
+    def add_result(self, name: str, *, failed: bool, up: bool) -> None:
+        """Add the newest result of a service, and whether it was believed to be up before."""
         if not failed:
-            self._excused.discard(name)
+            self._excluded.discard(name)
             self._failing.discard(name)
-        self.expect(name, up=up)
+        self.track_service(name, up=up)
         if failed and name in self._counted:
             self._failing.add(name)
 
-    def forget(self, name: str) -> None:
-        """Forgets a service that is no longer this process's."""
-        self.expect(name, up=False)
-        self._excused.discard(name)
+    def forget_service(self, name: str) -> None:
+        """Stop counting a service that is no longer assigned to this process."""
+        self.track_service(name, up=False)
+        self._excluded.discard(name)
 
-    def judge(self, now: float) -> bool | None:
-        """Looks whether it begins (True), ends (False), or stays as it is (None).
+    def update(self, now: float) -> bool | None:
+        """Start or end self-preservation if necessary.
 
         Args:
-            now: Monotonic seconds.
+            now: Monotonic time in seconds.
+
+        Returns:
+            True if it started, False if it ended, None if nothing changed.
         """
         share = len(self._failing) / len(self._counted) if self._counted else 0.0
         if self._since is None:
-            if len(self._failing) >= self._minimum and share >= self._share:
+            if len(self._failing) >= self._min_failures and share >= self._share:
                 self._since = now
                 return True
             return None
-        if now - self._since >= self._longest:
-            self._excused |= self._failing
+        if now - self._since >= self._max_seconds:
+            self._excluded |= self._failing
             self._counted -= self._failing
             self._failing.clear()
         elif share > self._share / 2:

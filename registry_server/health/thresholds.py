@@ -1,4 +1,4 @@
-"""``Streak``: when the results of probes make a status, after the seed's thresholds."""
+"""``Streak``: derives a status from consecutive probe results, as the OSSA reference implementation does."""
 
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.probes import OutcomeKind
@@ -8,15 +8,15 @@ _UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
 _DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
 _UNKNOWN = HealthStatus.HEALTH_STATUS_UNKNOWN
 
-_VERDICTS = {OutcomeKind.OK: _HEALTHY, OutcomeKind.DEGRADED: _DEGRADED, OutcomeKind.FAILED: _UNHEALTHY}
+_STATUS_OF = {OutcomeKind.OK: _HEALTHY, OutcomeKind.DEGRADED: _DEGRADED, OutcomeKind.FAILED: _UNHEALTHY}
 
 
 class Streak:
-    """How the last probes of one service went.
+    """The latest consecutive results of one service.
 
-    The first result decides from UNKNOWN. From then on a service is UNHEALTHY after ``failure_threshold`` failures in a
-    row, and up again after ``success_threshold`` successes in a row, DEGRADED ones counting as successes. Between
-    HEALTHY and DEGRADED the same two numbers hold: so many in a row for the worse, so many for the better.
+    The first result replaces UNKNOWN. After that, a service becomes UNHEALTHY after ``failure_threshold`` consecutive
+    failures, and recovers after ``success_threshold`` consecutive successes; DEGRADED results count as successes. The
+    same thresholds apply between HEALTHY and DEGRADED: the failure threshold to get worse, the other to get better.
     """
 
     __slots__ = ("count", "failures", "kind", "successes")
@@ -24,12 +24,12 @@ class Streak:
     def __init__(self) -> None:
         self.kind: OutcomeKind | None = None
         self.count = 0
-        """Results of the newest kind in a row."""
+        """Consecutive results of the newest kind."""
         self.failures = 0
         self.successes = 0
 
-    def add(self, kind: OutcomeKind) -> None:
-        """Takes the result of a probe."""
+    def add_outcome(self, kind: OutcomeKind) -> None:
+        """Add the result of a probe."""
         self.count = self.count + 1 if kind is self.kind else 1
         self.kind = kind
         if kind is OutcomeKind.FAILED:
@@ -39,13 +39,13 @@ class Streak:
             self.successes += 1
             self.failures = 0
 
-    def verdict(
+    def next_status(
         self, status: HealthStatus.ValueType, failure_threshold: int, success_threshold: int
     ) -> HealthStatus.ValueType:
-        """The status that the results so far make of the current one; MAINTENANCE stays."""
+        """Return the status that follows from the current one and the results so far; MAINTENANCE stays."""
         if self.kind is None or status == HealthStatus.HEALTH_STATUS_MAINTENANCE:
             return status
-        wanted = _VERDICTS[self.kind]
+        wanted = _STATUS_OF[self.kind]
         if status in (wanted, _UNKNOWN):
             return wanted
         if wanted == _UNHEALTHY:

@@ -1,4 +1,4 @@
-"""``Transitions``: commits what results of probes change, a bounded number at once."""
+"""``Transitions``: commits status changes with bounded concurrency."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,71 +10,71 @@ from registry_server.errors import RegistryError
 from registry_server.health.evaluator import Verdict
 from registry_server.runtime.tasks import raise_if_cancelled
 
-_AT_ONCE: Final = 64
-"""Commits under way; more would only wait in each other's pipeline."""
+_MAX_CONCURRENT_COMMITS: Final = 64
+"""More commits would only queue in the store's pipeline."""
 
 log = structlog.get_logger(__name__)
 
 
 class Transitions:
-    """Holds the newest transition of each service until it is committed, one after the other of each.
+    """Holds the newest transition of each service until it is committed, one at a time per service.
 
-    So what waits is bounded by the number of services, however slow the store is. One that cannot be committed is
-    dropped: the next probe tells again.
+    The queue is therefore bounded by the number of services, however slow the store is. A transition that cannot be
+    committed is dropped: the next probe leads to it again.
     """
 
     def __init__(self, commit: Callable[[Verdict], Awaitable[bool]]) -> None:
-        """Prepares it; ``commit`` is what ``HealthEvaluator.commit`` is."""
+        """Create the queue; ``commit`` commits one verdict."""
         self._commit = commit
-        self._waiting: dict[str, Verdict] = {}
-        self._turns: asyncio.Queue[str] = asyncio.Queue()
-        self._queued: set[str] = set()  # each name once, though what waits of it is discarded and comes again
-        self._under_way: set[str] = set()
+        self._pending: dict[str, Verdict] = {}
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()  # each name once, even if its transition is discarded and added again
+        self._in_flight: set[str] = set()
 
-    def put(self, name: str, ruling: Verdict) -> None:
-        """Takes a transition; it replaces one of the same service that waits."""
-        self._waiting[name] = ruling
-        if name not in self._under_way:
-            self._queue(name)
+    def add_transition(self, name: str, verdict: Verdict) -> None:
+        """Queue a transition; it replaces a pending one of the same service."""
+        self._pending[name] = verdict
+        if name not in self._in_flight:
+            self._enqueue(name)
 
-    def _queue(self, name: str) -> None:
+    def _enqueue(self, name: str) -> None:
         if name not in self._queued:
             self._queued.add(name)
-            self._turns.put_nowait(name)
+            self._queue.put_nowait(name)
 
-    def discard(self, name: str) -> None:
-        """Drops what waits of a service: something newer is known, or it is gone."""
-        self._waiting.pop(name, None)
+    def discard_transition(self, name: str) -> None:
+        """Drop the pending transition of a service, because a newer result is known or the service is gone."""
+        self._pending.pop(name, None)
 
     async def run(self) -> None:
-        """Commits what waits, until cancelled; what waits then is dropped."""
+        """Commit pending transitions until cancelled, then drop the rest."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(_AT_ONCE):
-                    group.create_task(self._work(), name="transition")
+                for _ in range(_MAX_CONCURRENT_COMMITS):
+                    group.create_task(self._commit_pending(), name="transition")
         finally:
-            self._waiting.clear()
+            self._pending.clear()
             self._queued.clear()
-            self._under_way.clear()
-            self._turns = asyncio.Queue()
+            self._in_flight.clear()
+            self._queue = asyncio.Queue()
 
-    async def _work(self) -> None:
+    async def _commit_pending(self) -> None:
         while True:
-            name = await self._turns.get()
+            name = await self._queue.get()
             self._queued.discard(name)
-            ruling = self._waiting.pop(name, None)
-            if ruling is None:
+            verdict = self._pending.pop(name, None)
+            if verdict is None:
                 continue
-            self._under_way.add(name)
+            self._in_flight.add(name)
             try:
-                await self._commit(ruling)
-            except RegistryError as error:  # the store went away meanwhile
-                log.debug("result of a probe was not kept", service=name, why=str(error))
+                await self._commit(verdict)
+            except RegistryError as error:  # the store became unavailable
+                log.debug("probe result dropped", service=name, why=str(error))
             except Exception:
-                # Ours to mend; it must cost one result, not all of them.
-                log.exception("result of a probe was lost", service=name)
+                # A bug must cost one result, not all of them.
+                log.exception("probe result lost", service=name)
             finally:
-                self._under_way.discard(name)
+                self._in_flight.discard(name)
             raise_if_cancelled()
-            if name in self._waiting:
-                self._queue(name)
+            if name in self._pending:
+                self._enqueue(name)

@@ -1,4 +1,4 @@
-"""Probes: one question to a service, answered within a bounded time, whatever is at the other end; and their rounds."""
+"""Probes: one request to a service within a time limit, their schedule, and the process that sends them."""
 
 from registry_server.probes.outcome import Outcome, OutcomeKind
 from registry_server.probes.pause_detector import PauseDetector

@@ -1,4 +1,4 @@
-"""The gRPC probe: ``grpc.health.v1.Health/Check`` on a channel of its own.
+"""The gRPC probe: ``grpc.health.v1.Health/Check`` on a new channel.
 
 https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 """
@@ -29,7 +29,7 @@ _ROOTS_VARIABLE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 
 _OPTIONS: Final[Sequence[tuple[str, str | int]]] = (
     ("grpc.primary_user_agent", f"ossa-registry/{__version__}"),
-    ("grpc.use_local_subchannel_pool", 1),  # a pool would hand on connections, and the back-off of failed ones
+    ("grpc.use_local_subchannel_pool", 1),  # a shared pool would reuse connections, and the back-off of failed ones
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
@@ -43,9 +43,9 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     HealthCheckResponse.SERVICE_UNKNOWN: _UNKNOWN_SERVICE,
 }
 
-# gRPC tells why it could not connect in words alone. The first that is found counts.
+# gRPC reports the cause of a failed connection only as text. The first match counts.
 _NOT_CONNECTED: Final = "failed to connect to all addresses"
-_BY_WORDS: Final[Sequence[tuple[str, str]]] = (
+_BY_TEXT: Final[Sequence[tuple[str, str]]] = (
     ("Connection refused", outcome.REFUSED),
     ("Too many open files", outcome.TOO_MANY_FILES),
     ("Cannot assign requested address", outcome.NO_LOCAL_ADDRESS),
@@ -68,36 +68,36 @@ _BY_WORDS: Final[Sequence[tuple[str, str]]] = (
 
 
 class GrpcProber:
-    """Asks over gRPC."""
+    """Sends gRPC probes."""
 
     def __init__(self, policy: EgressPolicy, authorities: bytes | None) -> None:
-        """Prepares a prober.
+        """Create a prober.
 
         Args:
-            policy: Which addresses may be connected to.
-            authorities: Certificates of the authorities to trust, as PEM; None = those that gRPC ships.
+            policy: Addresses that probes may connect to.
+            authorities: Trusted certificate authorities, as PEM; ``None`` = those shipped with gRPC.
         """
         self._policy = policy
-        # Made once: with the authorities of a system it takes milliseconds.
+        # Created once: with the authorities of a system it takes milliseconds.
         self._credentials = grpc.ssl_channel_credentials(authorities)
 
-    async def probe(self, plan: Plan, deadline: float) -> Answer:
-        """Asks for the health of the service of a plan.
+    async def send_grpc_probe(self, plan: Plan, deadline: float) -> Answer:
+        """Check the health of the service of a plan.
 
         Args:
-            plan: What to ask.
-            deadline: Time of the event loop at which to give up.
+            plan: Plan of the probe.
+            deadline: Event loop time at which to give up.
 
         Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not as it should.
-            TimeoutError: It did not answer in time.
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not with SERVING.
+            TimeoutError: The service did not answer in time.
         """
         request = HealthCheckRequest(service=plan.grpc_service).SerializeToString()
         try:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._policy.resolve(plan.host, plan.port)
                 async with self._channel(plan, addresses) as channel:
-                    # In bytes: an answer that cannot be parsed would otherwise be logged by gRPC.
+                    # As bytes: gRPC would log an answer that cannot be parsed.
                     check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)
                     answer = await check(request, timeout=deadline - asyncio.get_running_loop().time())
         except grpc.aio.AioRpcError as error:
@@ -116,17 +116,17 @@ class GrpcProber:
         options = [*_OPTIONS, ("grpc.default_authority", plan.authority)]
         if not plan.tls:
             return grpc.aio.insecure_channel(_target(addresses), options)
-        # The target is an address; what the certificate must be valid for is the host.
+        # The target is an address, but the certificate must be valid for the host name.
         options.append(("grpc.ssl_target_name_override", plan.host.rstrip(".")))
         return grpc.aio.secure_channel(_target(addresses), self._credentials, options)
 
 
 def system_authorities() -> bytes | None:
-    """Certificates of the authorities that this system trusts, as PEM; None = leave it to gRPC. Reads files.
+    """Return the certificate authorities that this system trusts, as PEM; ``None`` = leave it to gRPC. Reads files.
 
-    gRPC by itself trusts those that it ships, so that one installed on the host for a network of its own would count
-    for HTTP and not for gRPC. Where its environment variable for them is set, its own way is taken: it reads them once,
-    while those that it is given it reads for each channel (150 of them: 7 ms).
+    gRPC trusts only the authorities that it ships, so an authority installed on the host would count for HTTP but not
+    for gRPC. If gRPC's own environment variable is set, gRPC loads the file itself: once, whereas it parses authorities
+    passed to it for each channel (7 ms for 150 of them).
     """
     if _ROOTS_VARIABLE in os.environ:
         return None
@@ -136,9 +136,9 @@ def system_authorities() -> bytes | None:
 
 
 def _target(addresses: Sequence[ResolvedAddress]) -> str:
-    """All addresses as one target, tried in their order and a little apart (RFC 8305) as gRPC does.
+    """Return all addresses as one target; gRPC tries them in order with short delays (RFC 8305).
 
-    A target has addresses of one family; IPv4 addresses beside IPv6 are written as mapped ones.
+    A target contains one address family, so IPv4 addresses next to IPv6 ones are written as mapped addresses.
     """
     if all(address.family == socket.AF_INET for address in addresses):
         return "ipv4:" + ",".join(f"{address.address}:{address.port}" for address in addresses)
@@ -151,10 +151,10 @@ def _target(addresses: Sequence[ResolvedAddress]) -> str:
 
 
 def _why(error: grpc.aio.AioRpcError) -> str:
-    """Says in plain words what went wrong."""
-    code, words = error.code(), error.details() or ""
-    if code is grpc.StatusCode.UNAVAILABLE and words.startswith(_NOT_CONNECTED):
-        return next((text for part, text in _BY_WORDS if part in words), outcome.FAILED)
+    """Return the reason of a failure, for people."""
+    code, description = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and description.startswith(_NOT_CONNECTED):
+        return next((text for part, text in _BY_TEXT if part in description), outcome.FAILED)
     if code is grpc.StatusCode.NOT_FOUND:
         return _UNKNOWN_SERVICE
     if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -1,4 +1,4 @@
-"""The HTTP probe: one request on a connection of its own, judged by its status code."""
+"""The HTTP probe: one request on a new connection, evaluated by its status code."""
 
 import asyncio
 import json
@@ -27,21 +27,21 @@ _NOT_HTTP = "not an HTTP answer"
 _HEADER_TOO_LARGE = "the header of the answer is too large"
 _DEGRADED = "the service reports that it is degraded"
 
-_REMEMBERED = 1_024
+_MAX_CACHED_BODIES = 1_024
 _MAX_HEADERS = 128
 _MAX_HEADER_BYTES = 8_190
-# As much of an answer as the kernel takes in before we look at it (it doubles the number, for its own needs). asyncio
-# reads up to 256 KiB at once: without this a large body would cost that much each time, and it is thrown away.
-_RECEIVE_BUFFER: Final = 8_192
+# Receive buffer of the kernel, which doubles the number for its own needs. asyncio reads up to 256 KiB at once: without
+# this limit every large body would cost that much, only to be discarded.
+_RECEIVE_BUFFER_BYTES: Final = 8_192
 
 _HEADERS: Final[Mapping[str, str]] = {
     "User-Agent": f"ossa-registry/{__version__}",
-    # A body is read only up to some size, and of a compressed one that would tell nothing.
+    # Bodies are only read up to a limit, and a truncated compressed body is useless.
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
 
-# OpenSSL's X509_V_ERR_*, which are stable; its texts are not.
+# OpenSSL's X509_V_ERR_* codes are stable; its texts are not.
 _BY_VERIFY_CODE: Final[Mapping[int, str]] = {
     9: outcome.TLS_NOT_YET_VALID,
     10: outcome.TLS_EXPIRED,
@@ -63,20 +63,20 @@ _JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class HttpProber:
-    """Asks over HTTP; one session for all probes, one connection for each."""
+    """Sends HTTP probes: one session for all, one connection for each."""
 
     def __init__(self, policy: EgressPolicy, authorities: str | None) -> None:
-        """Prepares a prober; needs a running event loop.
+        """Create a prober; requires a running event loop.
 
         Args:
-            policy: Which addresses may be connected to.
-            authorities: Certificates of the authorities to trust, as PEM; None = those of the system.
+            policy: Addresses that probes may connect to.
+            authorities: Trusted certificate authorities, as PEM; ``None`` = those of the system.
         """
         self._policy = policy
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 force_close=True,
-                limit=0,  # who calls bounds how many run: waiting here would count as time of the service
+                limit=0,  # the caller limits concurrency: waiting here would count as response time
                 resolver=_Resolver(policy),
                 use_dns_cache=False,
                 socket_factory=self._open_socket,
@@ -84,31 +84,31 @@ class HttpProber:
             ),
             headers=_HEADERS,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),  # none: aiohttp rounds those above 5 s up to whole seconds
-            skip_auto_headers=("Content-Type",),  # of an empty body
+            timeout=aiohttp.ClientTimeout(),  # no timeout: aiohttp rounds those above 5 s up to whole seconds
+            skip_auto_headers=("Content-Type",),  # not set for an empty body
             auto_decompress=False,
             trust_env=False,
             read_bufsize=MAX_DETAILS_BYTES,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
             max_headers=_MAX_HEADERS,
-            middlewares=(_only_once,),
+            middlewares=(_reject_retry,),
         )
 
     async def close(self) -> None:
-        """Closes the connections that are still open."""
+        """Close open connections."""
         await self._session.close()
 
-    async def probe(self, plan: Plan, deadline: float) -> Answer:
-        """Sends the request of a plan and judges the answer.
+    async def send_http_probe(self, plan: Plan, deadline: float) -> Answer:
+        """Send the request of a plan and evaluate the answer.
 
         Args:
-            plan: What to ask.
-            deadline: Time of the event loop at which to give up.
+            plan: Plan of the probe.
+            deadline: Event loop time at which to give up.
 
         Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not as it should.
-            TimeoutError: It did not answer in time.
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not with a success.
+            TimeoutError: The service did not answer in time.
         """
         response: aiohttp.ClientResponse | None = None
         body = b""
@@ -117,8 +117,8 @@ class HttpProber:
                 response = await self._session.request(
                     plan.method, URL(plan.url, encoded=True), headers=plan.headers, allow_redirects=False
                 )
-                body = await _read(response)
-        # A code that is a failure says enough; that the body comes in whole does not matter then.
+                body = await _read_body(response)
+        # A failure status is conclusive, even if the body is incomplete.
         except TimeoutError:
             if response is None or plan.expects(response.status):
                 raise
@@ -136,17 +136,17 @@ class HttpProber:
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
-        # The last gate: whatever led here, to this address the connection goes.
-        refusal = self._policy.refuses(str(address[0]))
-        if refusal is not None:
-            raise EndpointRefused(refusal)
+        # The final check, on the address that is really connected to.
+        denial = self._policy.denial_reason(str(address[0]))
+        if denial is not None:
+            raise EndpointRefused(denial)
         opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
         return opened
 
 
 class _Resolver(AbstractResolver):
-    """Gives aiohttp those addresses of a name that the policy allows."""
+    """Returns the addresses of a name that the policy allows."""
 
     def __init__(self, policy: EgressPolicy) -> None:
         self._policy = policy
@@ -155,7 +155,7 @@ class _Resolver(AbstractResolver):
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector asks for any
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - the connector passes AF_UNSPEC
     ) -> list[ResolveResult]:
         return [
             ResolveResult(
@@ -173,10 +173,10 @@ class _Resolver(AbstractResolver):
         pass
 
 
-async def _only_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keeps aiohttp from sending a request again whose connection broke.
+async def _reject_retry(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Prevent aiohttp from repeating a request whose connection broke.
 
-    That is meant for connections that were used before (RFC 9112, 9.3.1); these never were.
+    Retries are meant for reused connections (RFC 9112, 9.3.1); these are always new.
     """
     try:
         return await send(request)
@@ -184,8 +184,8 @@ async def _only_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandler
         raise ProbeFailed(_why(error)) from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body; empty if it is larger than what details may have."""
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body; empty if it is larger than details may be."""
     body = bytearray()
     while not response.content.at_eof():
         body += await response.content.read(MAX_DETAILS_BYTES + 1 - len(body))
@@ -194,9 +194,9 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-@lru_cache(_REMEMBERED)  # most services say the same each time
+@lru_cache(_MAX_CACHED_BODIES)  # most services send the same body each time
 def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
-    """A body that is a JSON object, parsed and as details; details that would not be valid are left out."""
+    """Return a JSON object in a body, parsed and as details; invalid details are omitted."""
     if not body.lstrip().startswith(b"{"):
         return {}, None
     try:
@@ -210,7 +210,7 @@ def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
 
 
 def _why(error: aiohttp.ClientError) -> str:
-    """Says in plain words what went wrong."""
+    """Return the reason of a failure, for people."""
     match error:
         case aiohttp.ClientConnectorError():
             return _why_not_connected(error)
@@ -237,7 +237,7 @@ def _why_not_connected(error: aiohttp.ClientConnectorError) -> str:
 
 
 def _is_too_large(error: BaseException | None) -> bool:
-    """Whether the parser gave up at one of the limits for the header of an answer."""
+    """Return whether the answer's headers exceeded a limit of the parser."""
     while error is not None:
         if isinstance(error, LineTooLong) or "Too many headers" in str(error):
             return True

@@ -1,8 +1,9 @@
-"""What the registry and its probe process say to each other, in frames.
+"""Messages between the registry and its probe process, in frames.
 
-Down go pickles, which we made: ``Setup``, then ``Orders``. Up comes JSON, since the worker has read what strangers
-sent: lists of answers, the first of them empty, which says that the worker is ready. An answer is the number that it
-was asked by, kind, response time, error, details, when the probe began and how late that was (null if it was not due).
+The registry sends pickles, first a ``WorkerSetup``, then ``WorkerCommands``. The worker, which has parsed untrusted
+input, sends JSON: lists of answers, of which the first is empty and reports that the worker is ready. An answer is the
+number of its request, outcome kind, response time, error, details, start of the probe and its lateness (null for a
+probe on demand).
 """
 
 from typing import NamedTuple
@@ -11,31 +12,31 @@ from registry_server.model.networks import Network
 from registry_server.probes.plan import Plan
 
 
-class Logs(NamedTuple):
-    """How a worker logs; see ``LogSettings``."""
+class WorkerLogSettings(NamedTuple):
+    """Log settings of a worker; see ``LogSettings``."""
 
     level: str
     format: str
     audit: str = "off"
-    """It changes nothing."""
+    """A worker makes no changes to audit."""
 
 
-class Setup(NamedTuple):
-    """The first frame down: what a worker has to know."""
+class WorkerSetup(NamedTuple):
+    """The first message to a worker: its configuration."""
 
     allowed: tuple[Network, ...]
     denied: tuple[Network, ...]
     concurrency: int
-    """Most probes under way at once of those that are due."""
-    logs: Logs
+    """Maximum number of concurrent due probes."""
+    logs: WorkerLogSettings
 
 
-class Orders(NamedTuple):
-    """What a worker shall do; each number means one thing for as long as it lives."""
+class WorkerCommands(NamedTuple):
+    """Commands to a worker. Each number is used for one service or probe only, and never again."""
 
     assign: list[tuple[int, Plan, float]]
-    """To probe once an interval, with the monotonic second at which the first is due: one clock serves a machine."""
+    """Services to probe periodically, with the due time of the first probe in monotonic seconds, valid machine-wide."""
     drop: list[int]
-    """Of these, no longer."""
+    """Services to stop probing."""
     once: list[tuple[int, Plan]]
-    """To probe now."""
+    """Probes to send now."""

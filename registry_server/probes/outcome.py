@@ -1,7 +1,7 @@
-"""What a probe finds, and the words for what went wrong on the way.
+"""Outcomes of probes, and the texts for their failures.
 
-The texts end up in ``Health.error``, which every reader of the registry sees: plain, short, the same for the same
-fault (a text that varies would be a change each time), and nothing of the inside of this program.
+Every reader of the registry sees these texts in ``Health.error``. They are short, identical for identical faults (a
+varying text would be a new change each time), and reveal nothing about the registry's internals.
 """
 
 import errno
@@ -17,10 +17,10 @@ class OutcomeKind(Enum):
 
     OK = "ok"
     DEGRADED = "degraded"
-    """It succeeded, but was slow, or the service says of itself that it is degraded."""
+    """The probe succeeded, but was slow, or the service reports that it is degraded."""
     FAILED = "failed"
     INCONCLUSIVE = "inconclusive"
-    """The registry could not ask; that says nothing about the service."""
+    """The registry could not complete the probe; this proves nothing about the service."""
 
 
 class Outcome(NamedTuple):
@@ -28,23 +28,23 @@ class Outcome(NamedTuple):
 
     kind: OutcomeKind
     response_time: float
-    """Seconds from the beginning, name resolution included, to the end."""
+    """Duration in seconds, including name resolution."""
     error: str = ""
-    """Why it is not OK, in plain words."""
+    """Why the outcome is not OK, for people."""
     details: Struct | None = None
-    """What the service told about itself; valid as ``Health.details``."""
+    """Details in the service's answer; valid as ``Health.details``."""
 
 
 class Answer(NamedTuple):
-    """What a probe that succeeded found."""
+    """The answer to a successful probe."""
 
     degraded: str = ""
-    """Why the service is degraded, as far as its answer tells."""
+    """Why the service is degraded, according to its answer; empty if it is not."""
     details: Struct | None = None
 
 
 class ProbeFailed(Exception):
-    """A probe did not succeed; ``text`` says why in plain words."""
+    """A probe failed; ``text`` is the reason, for people."""
 
     def __init__(self, text: str, details: Struct | None = None) -> None:
         self.text = text
@@ -60,7 +60,7 @@ RESET: Final = "connection reset"
 FAILED: Final = "connection failed"
 NO_LOCAL_ADDRESS: Final = "the registry has no local address or port to connect from"
 TOO_MANY_FILES: Final = "the registry has too many open files"
-BROKEN: Final = "the probe failed within the registry"
+INTERNAL_FAILURE: Final = "the probe failed within the registry"
 TLS_FAILED: Final = "TLS: handshake failed"
 TLS_NOT_SPOKEN: Final = "TLS: the server does not speak TLS"
 TLS_OTHER_HOST: Final = "TLS: certificate is not valid for this host name"
@@ -86,18 +86,18 @@ _BY_ERRNO: Final[Mapping[int | None, str]] = {
     errno.EMFILE: TOO_MANY_FILES,
     errno.ENFILE: TOO_MANY_FILES,
 }
-LOST: Final = "the registry lost the answer to its probe"
+LOST_ANSWER: Final = "the registry lost the answer to its probe"
 NOT_READY: Final = "the registry is not ready to probe"
-OURS: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, BROKEN})
-"""What is wrong with the registry and not with the service."""
+REGISTRY_FAILURES: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, INTERNAL_FAILURE})
+"""Failures of the registry rather than of the service."""
 
 
 def connection_error(error: OSError) -> str:
-    """Says in plain words why a connection failed."""
-    # Libraries raise some without a number.
+    """Return why a connection failed, for people."""
+    # Libraries raise some errors without an errno.
     return _BY_ERRNO.get(error.errno, RESET if isinstance(error, ConnectionResetError) else FAILED)
 
 
-def span(seconds: float) -> str:
-    """A time for people: ``200 ms``, ``5 s``."""
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: ``200 ms``, ``5 s``."""
     return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"

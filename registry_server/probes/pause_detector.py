@@ -1,4 +1,4 @@
-"""``PauseDetector``: notices that this process stood still."""
+"""``PauseDetector``: detects that this process was paused."""
 
 import asyncio
 import math
@@ -8,10 +8,9 @@ from typing import Final
 
 import structlog
 
-_LOOK_EVERY: Final = 0.1
-"""Seconds."""
-_LONGEST_GAP: Final = 0.5
-"""Seconds between two looks from which on nothing ran meanwhile; a busy event loop comes round much sooner."""
+_CHECK_INTERVAL_SECONDS: Final = 0.1
+_MIN_PAUSE_SECONDS: Final = 0.5
+"""A gap of this length between two checks is a pause; a busy event loop checks much more often."""
 
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -19,51 +18,51 @@ log = structlog.get_logger(__name__)
 
 
 def time_with_sleep() -> float:
-    """Seconds of a clock that goes on while the machine sleeps, where there is one."""
+    """Return a clock in seconds that continues while the machine sleeps, where the platform has one."""
     return time.clock_gettime(_CLOCK)
 
 
 class PauseDetector:
-    """Tells whether this process ran all the time: it may be stopped, swapped out, or its machine asleep.
+    """Detects that this process was stopped or swapped out, or that its machine slept.
 
-    What a peer did not do while nobody listened is not the peer's fault.
+    A timeout that expired during a pause is not the peer's fault.
     """
 
     def __init__(self, on_end: Callable[[float], None], now: Callable[[], float] = time_with_sleep) -> None:
-        """Prepares it.
+        """Start with the current time.
 
         Args:
-            on_end: Called after each standstill with its length in seconds.
+            on_end: Called after each pause with its length in seconds.
             now: Clock, in seconds.
         """
         self._on_end = on_end
         self._now = now
         self._last = now()
         self.count = 0
-        """How often this process stood still."""
+        """Number of pauses so far."""
         self.ended = -math.inf
-        """When the last standstill ended, in monotonic seconds."""
+        """End of the last pause, in monotonic seconds."""
 
-    def look(self) -> int:
-        """Looks at the clock; gives how often this process stood still so far.
+    def check(self) -> int:
+        """Check the clock and return the number of pauses so far.
 
-        To be asked before and after whatever has a timeout: after a standstill it is not said who runs first.
+        Call it before and after an operation with a timeout: after a pause, tasks resume in no particular order.
         """
         now = self._now()
         gap, self._last = now - self._last, now
-        if gap > _LONGEST_GAP:
+        if gap > _MIN_PAUSE_SECONDS:
             self.count += 1
             self.ended = time.monotonic()
-            log.warning("this process stood still: probes under way do not count", seconds=round(gap, 1))
+            log.warning("process pause detected; probes in flight are ignored", pause_seconds=round(gap, 1))
             self._on_end(gap)
         return self.count
 
-    def begin(self) -> None:
-        """Begins to count from now: what was before was not looked at."""
+    def reset(self) -> None:
+        """Start measuring now, ignoring the time before."""
         self._last = self._now()
 
     async def run(self) -> None:
-        """Looks often enough, until cancelled."""
+        """Check periodically until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            self.look()
+            await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+            self.check()

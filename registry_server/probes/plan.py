@@ -1,4 +1,4 @@
-"""``Plan``: how one service is checked, worked out of what it says and the defaults."""
+"""``Plan``: how a service is probed, derived from its settings and the defaults."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
 
-if TYPE_CHECKING:  # see ``process``
+if TYPE_CHECKING:  # see process.py
     from registry_server.config import HealthCheckSettings
 
 ProbeKind = Literal["http", "grpc", "tcp", "heartbeat", "none"]
@@ -22,58 +22,58 @@ _PORT, _TLS_PORT = 80, 443
 
 
 class Plan(NamedTuple):
-    """How one service is checked. Two plans are equal if nothing about it differs."""
+    """How a service is probed. Equal plans lead to identical probes."""
 
     kind: ProbeKind
     interval: float
     """Seconds between two probes."""
     timeout: float
-    """Most seconds for one probe; at most the interval."""
+    """Time limit of a probe in seconds; at most the interval."""
     failure_threshold: int
     success_threshold: int
     degraded_after: float | None
-    """Seconds from which on a success is too slow; None = never."""
+    """Seconds after which a success counts as degraded; ``None`` = never."""
     host: str = ""
-    """DNS name or IP address, without brackets. Empty if the endpoint cannot be read or nothing is probed."""
+    """DNS name or IP address, without brackets. Empty if the endpoint is not valid or there is no probe."""
     port: int = 0
     tls: bool = False
-    """Whether the endpoint speaks TLS."""
+    """Whether the endpoint uses TLS."""
     authority: str = ""
-    """``host`` or ``host:port`` as the endpoint has it."""
+    """``host`` or ``host:port`` as in the endpoint."""
     url: str = ""
-    """Of HTTP: what is requested."""
+    """HTTP: requested URL."""
     method: str = DEFAULT_METHOD
-    """Of HTTP."""
+    """HTTP: request method."""
     headers: tuple[tuple[str, str], ...] = ()
-    """Of HTTP: what is sent beside what every probe sends, ordered by name."""
+    """HTTP: additional request headers, ordered by name."""
     expected_statuses: frozenset[int] = frozenset()
-    """Of HTTP: the codes of a success; empty = any 2xx."""
+    """HTTP: status codes of a success; empty = any 2xx."""
     grpc_service: str = ""
-    """Of gRPC: the service asked for; empty = the whole server."""
+    """gRPC: service to check; empty = the whole server."""
 
     @property
     def probed(self) -> bool:
-        """Whether there is anything to probe; if not, heartbeats or reports tell how the service is."""
+        """Whether the service has a probe; otherwise heartbeats or reports determine its health."""
         return self.kind not in {"heartbeat", "none"}
 
     @property
     def by_heartbeat(self) -> bool:
-        """Whether the service is healthy as long as its heartbeats come."""
+        """Whether the service is healthy while it sends heartbeats."""
         return self.kind == "heartbeat"
 
     def expects(self, status: int) -> bool:
-        """Whether a status code of HTTP is a success."""
+        """Return whether an HTTP status code is a success."""
         return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
 
     @classmethod
     def of(cls, service: Service, defaults: "HealthCheckSettings") -> Self:
-        """Works out the plan of a service.
+        """Return the plan of a service.
 
-        It never fails: an endpoint that validation would refuse makes a plan without a host, whose probes fail.
+        Never raises: an invalid endpoint leads to a plan without a host, whose probes fail.
 
         Args:
-            service: What is registered.
-            defaults: What counts where the service does not say.
+            service: The registered service.
+            defaults: Values for settings that the service does not specify.
         """
         check = service.health_check
         endpoint = _split(service.endpoint)
@@ -112,14 +112,14 @@ class Plan(NamedTuple):
 def _split(endpoint: str) -> SplitResult:
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port, parts.hostname  # parsed when they are asked for
+        _ = parts.port, parts.hostname  # parsed on access
     except ValueError:
         return SplitResult("", "", "", "", "")
     return parts
 
 
 def _url(endpoint: SplitResult, path: str, *, tls: bool) -> str:
-    """The path joined to the endpoint, whose own path stays in front; its query and fragment are of other requests."""
+    """Return the URL of a path below the endpoint's own path, without the endpoint's query and fragment."""
     return f"{'https' if tls else 'http'}://{endpoint.netloc}{endpoint.path.rstrip('/')}{path}"
 
 

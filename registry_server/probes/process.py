@@ -1,8 +1,8 @@
-"""``ProbeProcess``: rounds of probes in a process of their own, seen from the registry.
+"""``ProbeProcess``: controls the separate process that sends probes.
 
-An HTTP probe takes about 0.4 ms of Python. In the loop that answers calls a thousand of them a second would make calls
-wait for several times as long as they take; beside it they cost what it takes to read their results. And the response
-time is that of the service alone, however busy the registry is.
+An HTTP probe takes about 0.4 ms of Python. A thousand of them per second in the event loop that answers calls would
+delay calls by several times their duration; in a separate process they only cost reading their results. Measured
+response times are also independent of how busy the registry is.
 """
 
 import asyncio
@@ -21,268 +21,274 @@ import structlog
 from google.protobuf.struct_pb2 import Struct
 
 from registry_server.model.networks import Network
-from registry_server.probes.messages import Logs, Orders, Setup
-from registry_server.probes.outcome import LOST, NOT_READY, Outcome, OutcomeKind
+from registry_server.probes.messages import WorkerCommands, WorkerLogSettings, WorkerSetup
+from registry_server.probes.outcome import LOST_ANSWER, NOT_READY, Outcome, OutcomeKind
 from registry_server.probes.plan import Plan
 from registry_server.runtime.frames import encode_frame, read_frame
 from registry_server.runtime.tasks import cancel
 
-if TYPE_CHECKING:  # the worker, which imports this package, has no settings: it would start half a second later
+if TYPE_CHECKING:  # the worker imports this package; loading the settings would delay its start by half a second
     from registry_server.config import LogSettings
 
 _WORKER: Final = "registry_server.probes.worker"
-_START_WITHIN: Final = 30.0
-"""Seconds that a worker has until it is ready, and that a probe on demand waits for it."""
-_LOST_AFTER: Final = 2.0
-"""Seconds after the timeout of a probe on demand at which its answer is given up."""
-_LOOK_EVERY: Final = 1.0
-"""Seconds between two looks whether the worker still speaks, which it does each second."""
-_SILENT: Final = 3
-"""Looks without a word of the worker in between, after which we answer in its place."""
-_DEAF: Final = 10
-"""Looks without a word of the worker in between, after which it is replaced."""
-_IN_ONE_TURN: Final = 4
-"""Results that are passed on between two turns of other tasks: what follows from them must not hold up calls."""
-_SLICE: Final = 200
-"""Services that are handed over between two turns of other tasks; about 2 ms."""
-_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+_START_TIMEOUT_SECONDS: Final = 30.0
+"""How long a worker may take to become ready, and how long a probe on demand waits for it."""
+_ANSWER_GRACE_SECONDS: Final = 2.0
+"""How long after its timeout a probe on demand waits for its answer."""
+_CHECK_INTERVAL_SECONDS: Final = 1.0
+"""How often to check that the worker sends messages, which it does every second."""
+_SILENT_CHECKS: Final = 3
+"""Checks without a message after which due services get INCONCLUSIVE results."""
+_DEAD_CHECKS: Final = 10
+"""Checks without a message after which the worker is replaced."""
+_RESULTS_PER_SLICE: Final = 4
+"""Results processed without yielding to the event loop, so that they do not delay calls."""
+_SERVICES_PER_SLICE: Final = 200
+"""Services sent to a worker without yielding to the event loop: about 2 ms."""
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
 
 log = structlog.get_logger(__name__)
 
 
 class Result(NamedTuple):
-    """What came of a service that was due."""
+    """The result of a due probe."""
 
     name: str | None
-    """Of the service; ``None`` if it was dropped, or is probed otherwise, since the probe began."""
+    """Name of the service; ``None`` if it was dropped or its plan changed since the probe started."""
     plan: Plan | None
-    """How it was probed; ``None`` with the name."""
+    """Plan of the probe; ``None`` with the name."""
     outcome: Outcome
-    began: float
-    """When the probe began, in monotonic seconds."""
+    started: float
+    """Start of the probe, in monotonic seconds."""
     late: float | None
-    """How many seconds after it was due that was; ``None`` if there was no probe, because the worker is away."""
+    """Seconds between its due time and its start; ``None`` if no probe was sent, because the worker is unavailable."""
 
 
 ResultListener = Callable[[Result], None]
-"""Takes results. It must raise nothing."""
+"""Receives results; must not raise."""
 
 
-class _Assigned:
-    """A service that is probed in rounds."""
+class _AssignedService:
+    """A service that is probed periodically."""
 
-    __slots__ = ("heard", "name", "plan")
+    __slots__ = ("last_result", "name", "plan")
 
-    def __init__(self, name: str, plan: Plan, heard: float) -> None:
+    def __init__(self, name: str, plan: Plan, last_result: float) -> None:
         self.name = name
         self.plan = plan
-        self.heard = heard
-        """When its last result came; before there is one, when its first probe is due. Monotonic seconds."""
+        self.last_result = last_result
+        """Time of its last result, or before that the due time of its first probe, in monotonic seconds."""
 
 
 class ProbeProcess:
-    """Probes services once an interval, and others on demand. Between start and close it runs a worker for that.
+    """Probes services periodically and on demand, with a worker process between ``start`` and ``close``.
 
-    A worker that dies is replaced. While there is none that speaks, services get ``INCONCLUSIVE`` when they are due.
+    A worker that dies is replaced. While no worker responds, due services get the result ``INCONCLUSIVE``.
     """
 
     def __init__(
         self, allowed: Sequence[Network], denied: Sequence[Network], *, concurrency: int, logs: "LogSettings"
     ) -> None:
-        """Prepares it.
+        """Configure the worker; nothing runs yet.
 
         Args:
             allowed: See ``EgressPolicy``.
             denied: See ``EgressPolicy``.
-            concurrency: Most probes under way at once of those that are due.
-            logs: How the worker logs.
+            concurrency: Maximum number of concurrent due probes.
+            logs: Log settings of the worker.
         """
-        self._setup = Setup(tuple(allowed), tuple(denied), concurrency, Logs(logs.level, logs.format))
+        self._setup = WorkerSetup(
+            tuple(allowed), tuple(denied), concurrency, WorkerLogSettings(logs.level, logs.format)
+        )
         self._numbers = itertools.count()
-        self._assigned: dict[int, _Assigned] = {}
+        self._assigned: dict[int, _AssignedService] = {}
         self._number_of: dict[str, int] = {}
         self._on_demand: dict[int, asyncio.Future[Outcome]] = {}
-        self._orders = Orders([], [], [])
+        self._commands = WorkerCommands([], [], [])
         self._writer: asyncio.StreamWriter | None = None
         self._running = asyncio.Event()
-        self._looks = 0  # since the worker last said something
+        self._silent_checks = 0  # since the worker's last message
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, on_result: ResultListener) -> None:
-        """Begins to run a worker.
+        """Start a worker.
 
         Args:
-            on_result: Takes the results of the rounds.
+            on_result: Receives the results of due probes.
         """
-        self._looks = 0
+        self._silent_checks = 0
         self._tasks = [
             asyncio.create_task(self._supervise(on_result), name="probe-process"),
-            asyncio.create_task(self._stand_in(on_result), name="probe-process-watch"),
+            asyncio.create_task(self._watch_worker(on_result), name="probe-process-watch"),
         ]
 
     async def close(self) -> None:
-        """Ends the worker; probes under way are given up, and services are forgotten."""
+        """Stop the worker, abandon probes in flight and forget all services."""
         tasks, self._tasks = self._tasks, []
         await cancel(tasks)
         self._assigned.clear()
         self._number_of.clear()
 
-    def assign(self, name: str, plan: Plan, due: float) -> None:
-        """Takes on a service, or probes it otherwise from now on.
+    def assign_service(self, name: str, plan: Plan, due: float) -> None:
+        """Probe a service periodically from now on, or change its plan.
 
         Args:
-            name: Of the service.
-            plan: How it is probed from now on.
-            due: When first, in monotonic seconds.
+            name: Name of the service.
+            plan: Plan of its probes.
+            due: Due time of the first probe, in monotonic seconds.
         """
-        self.drop(name)
+        self.drop_service(name)
         number = self._number_of[name] = next(self._numbers)
-        self._assigned[number] = _Assigned(name, plan, due)
+        self._assigned[number] = _AssignedService(name, plan, due)
         if self._writer is not None:
-            self._soon()
-            self._orders.assign.append((number, plan, due))
+            self._schedule_flush()
+            self._commands.assign.append((number, plan, due))
 
-    def drop(self, name: str) -> None:
-        """Probes a service no longer, if it does."""
+    def drop_service(self, name: str) -> None:
+        """Stop probing a service."""
         number = self._number_of.pop(name, None)
         if number is not None:
             del self._assigned[number]
             if self._writer is not None:
-                self._soon()
-                self._orders.drop.append(number)
+                self._schedule_flush()
+                self._commands.drop.append(number)
 
-    async def probe(self, plan: Plan) -> Outcome:
-        """Probes a service once, on demand; raises nothing but ``CancelledError``.
+    async def probe_now(self, plan: Plan) -> Outcome:
+        """Probe a service once, on demand; raise nothing but ``CancelledError``.
 
-        An answer that comes later than it may proves nothing: the outcome is ``INCONCLUSIVE``.
+        A late answer proves nothing: its outcome is ``INCONCLUSIVE``.
         """
-        if not self._running.is_set() and not await self._runs():
+        if not self._running.is_set() and not await self._wait_running():
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
         number = next(self._numbers)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._on_demand[number] = answer
-        self._soon()
-        self._orders.once.append((number, plan))
+        self._schedule_flush()
+        self._commands.once.append((number, plan))
         try:
-            async with asyncio.timeout(plan.timeout + _LOST_AFTER):
+            async with asyncio.timeout(plan.timeout + _ANSWER_GRACE_SECONDS):
                 return await answer
         except TimeoutError:
-            return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST)
+            return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
         finally:
             del self._on_demand[number]
 
-    async def _runs(self) -> bool:
+    async def _wait_running(self) -> bool:
         try:
-            async with asyncio.timeout(_START_WITHIN):
+            async with asyncio.timeout(_START_TIMEOUT_SECONDS):
                 await self._running.wait()
         except TimeoutError:
             return False
         return True
 
-    def _soon(self) -> None:
-        """Has orders sent at the end of this turn of the loop, all together."""
-        if not any(self._orders):
+    def _schedule_flush(self) -> None:
+        """Send pending commands together at the end of this turn of the event loop."""
+        if not any(self._commands):
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        orders, self._orders = self._orders, Orders([], [], [])
-        # What waits for the worker is bounded by what changes until it is replaced.
+        commands, self._commands = self._commands, WorkerCommands([], [], [])
+        # The write buffer is bounded by the changes that occur until a stalled worker is replaced.
         if self._writer is not None:
-            self._writer.write(encode_frame(pickle.dumps(orders)))
+            self._writer.write(encode_frame(pickle.dumps(commands)))
 
     async def _supervise(self, on_result: ResultListener) -> None:
-        """Runs one worker after the other."""
-        delay = _FIRST_RETRY
+        """Run a worker, and replace it when it ends."""
+        delay = _MIN_RETRY_SECONDS
         first = True
         while True:
             started = time.monotonic()
             try:
                 async with self._worker() as (reader, writer), asyncio.TaskGroup() as group:
                     writer.write(encode_frame(pickle.dumps(self._setup)))
-                    async with asyncio.timeout(_START_WITHIN):
+                    async with asyncio.timeout(_START_TIMEOUT_SECONDS):
                         ready = await read_frame(reader) is not None
                     if ready:
-                        self._looks = 0
+                        self._silent_checks = 0
                         self._writer = writer
                         self._running.set()
-                        group.create_task(self._hand_over(dict(self._assigned), spread=not first))
+                        group.create_task(self._send_services(dict(self._assigned), spread=not first))
                         first = False
                         await self._listen(reader, on_result)
             except* OSError as errors:
-                log.warning("the probe process cannot be talked to", why=str(errors.exceptions[0]))
+                log.warning("probe process connection failed", why=str(errors.exceptions[0]))
             except* Exception:
-                log.exception("the probe process says what it should not")  # the next one may know better
+                log.exception("probe process sent an unexpected message")
             finally:
                 self._writer = None
                 self._running.clear()
                 for answer in self._on_demand.values():
                     if not answer.done():
-                        answer.set_result(Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST))
-            delay = _FIRST_RETRY if time.monotonic() - started > _LAST_RETRY else min(2 * delay, _LAST_RETRY)
-            log.error("the probe process ended; another one follows", seconds=delay)
+                        answer.set_result(Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER))
+            delay = (
+                _MIN_RETRY_SECONDS
+                if time.monotonic() - started > _MAX_RETRY_SECONDS
+                else min(2 * delay, _MAX_RETRY_SECONDS)
+            )
+            log.error("probe process ended; restarting", delay_seconds=delay)
             await asyncio.sleep(delay)
 
-    async def _hand_over(self, services: dict[int, _Assigned], *, spread: bool) -> None:
-        """Gives a new worker what there is; those that come from now on are given to it as they come.
+    async def _send_services(self, services: dict[int, _AssignedService], *, spread: bool) -> None:
+        """Send the existing services to a new worker; later ones are sent as they are assigned.
 
         Args:
-            services: By number.
-            spread: Whether they have been probed before: then all are due within an interval, but not at once.
+            services: Services by number.
+            spread: Whether they were probed before. If so, their probes are spread over one interval.
         """
         now = time.monotonic()
-        for some in _slices(services.items()):
-            self._soon()
-            for number, service in some:
+        for part in _slices(services.items()):
+            self._schedule_flush()
+            for number, service in part:
                 if number in self._assigned:
                     interval = service.plan.interval
-                    due = now + random.uniform(0, interval) if spread else service.heard  # noqa: S311 - no secret
-                    self._orders.assign.append((number, service.plan, due))
+                    due = now + random.uniform(0, interval) if spread else service.last_result  # noqa: S311 - jitter, not a secret
+                    self._commands.assign.append((number, service.plan, due))
             await asyncio.sleep(0)
 
     async def _listen(self, reader: asyncio.StreamReader, on_result: ResultListener) -> None:
         while (frame := await read_frame(reader)) is not None:
-            for i, (number, *outcome, began, late) in enumerate(json.loads(frame)):
-                if i % _IN_ONE_TURN == _IN_ONE_TURN - 1:
+            for i, (number, *outcome, started, late) in enumerate(json.loads(frame)):
+                if i % _RESULTS_PER_SLICE == _RESULTS_PER_SLICE - 1:
                     await asyncio.sleep(0)
                 if late is None:
                     answer = self._on_demand.get(number)
                     if answer is not None and not answer.done():
                         answer.set_result(_outcome(*outcome))
                 elif (service := self._assigned.get(number)) is not None:
-                    service.heard = began
-                    on_result(Result(service.name, service.plan, _outcome(*outcome), began, late))
+                    service.last_result = started
+                    on_result(Result(service.name, service.plan, _outcome(*outcome), started, late))
                 else:
-                    on_result(Result(None, None, _outcome(*outcome), began, late))
-            self._looks = 0
+                    on_result(Result(None, None, _outcome(*outcome), started, late))
+            self._silent_checks = 0
 
-    async def _stand_in(self, on_result: ResultListener) -> None:
-        """Answers for a worker that does not, so that no lease runs out for what is wrong with us."""
+    async def _watch_worker(self, on_result: ResultListener) -> None:
+        """Report INCONCLUSIVE for due services of a silent worker, so that our fault ends no lease; replace it."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY)
-            self._looks += 1  # they stand still when this process does
-            if self._looks < _SILENT:
+            await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+            self._silent_checks += 1  # counted, not timed: a pause of this process must not count
+            if self._silent_checks < _SILENT_CHECKS:
                 continue
-            if self._looks >= _DEAF and self._writer is not None:
-                log.error("the probe process does not speak")
+            if self._silent_checks >= _DEAD_CHECKS and self._writer is not None:
+                log.error("probe process not responding")
                 self._writer.transport.abort()
                 self._writer = None
                 self._running.clear()
-            lost = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST if self._writer is not None else NOT_READY)
+            lost = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER if self._writer is not None else NOT_READY)
             now = time.monotonic()
-            for some in _slices(self._assigned.items()):
-                for number, service in some:
-                    if now - service.heard >= service.plan.interval and number in self._assigned:
-                        service.heard = now
+            for part in _slices(self._assigned.items()):
+                for number, service in part:
+                    if now - service.last_result >= service.plan.interval and number in self._assigned:
+                        service.last_result = now
                         on_result(Result(service.name, service.plan, lost, now, None))
                 await asyncio.sleep(0)
 
     @asynccontextmanager
     async def _worker(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Runs a worker, which ends when its connection does."""
+        """Run a worker, which exits when its connection closes."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                # -P: what lies in the directory from which somebody started the registry is not ours to import.
+                # -P: do not import modules from the directory in which the registry was started.
                 *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -293,13 +299,13 @@ class ProbeProcess:
         finally:
             writer.close()
             with suppress(ProcessLookupError):
-                process.kill()  # it has nothing to finish
+                process.kill()  # it holds no state
             await process.wait()
 
 
-def _slices(services: Iterable[tuple[int, _Assigned]]) -> Iterator[list[tuple[int, _Assigned]]]:
+def _slices(services: Iterable[tuple[int, _AssignedService]]) -> Iterator[list[tuple[int, _AssignedService]]]:
     each = list(services)
-    return (each[start : start + _SLICE] for start in range(0, len(each), _SLICE))
+    return (each[start : start + _SERVICES_PER_SLICE] for start in range(0, len(each), _SERVICES_PER_SLICE))
 
 
 def _outcome(kind: str, response_time: float, error: str, details: str | None) -> Outcome:

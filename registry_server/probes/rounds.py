@@ -1,4 +1,4 @@
-"""``Rounds``: probes each of many services once an interval."""
+"""``Rounds``: probes many services periodically."""
 
 import asyncio
 import math
@@ -13,40 +13,40 @@ from registry_server.probes.pause_detector import PauseDetector
 from registry_server.probes.plan import Plan
 from registry_server.probes.schedule import Schedule
 
-_TICK: Final = 0.01
-"""Seconds by which probes may be late to begin together: woken up for one by one they would cost more."""
-_IN_ONE_TURN: Final = 4
-"""Probes that begin between two turns of those under way: their response times are to be those of the services."""
-_SLACK: Final = 0.5
-"""Seconds by which a probe may be longer than its timeout, until it is this process that is late."""
-_PAUSE: Final = 0.5
-"""Seconds of a pause from which on what became due meanwhile is not caught up with at once."""
+_TICK_SECONDS: Final = 0.01
+"""Granularity of the schedule: waking up once for several probes is cheaper than once for each."""
+_PROBES_PER_SLICE: Final = 4
+"""Probes started without yielding to the event loop, so that this does not inflate the response times of others."""
+_TIMEOUT_SLACK_SECONDS: Final = 0.5
+"""A probe that exceeds its timeout by more was delayed by this process."""
+_SPREAD_AFTER_SECONDS: Final = 0.5
+"""After a pause of this length, overdue probes are spread over time instead of being sent at once."""
 
 
-class Probes(Protocol):
-    """What makes probes, such as ``Prober``."""
+class ProbeSender(Protocol):
+    """Sends probes, such as ``Prober``."""
 
-    async def probe(self, plan: Plan) -> Outcome:
-        """Probes a service once, within the timeout of its plan; raises nothing but ``CancelledError``."""
+    async def send_probe(self, plan: Plan) -> Outcome:
+        """Probe a service once within the timeout of its plan; raise nothing but ``CancelledError``."""
 
 
 class Rounds:
-    """Probes every service that it was given at its interval, with bounded concurrency.
+    """Probes every assigned service at its interval, with bounded concurrency.
 
-    One heap says who is due; there is a task for each probe that is under way and none for those that wait. What this
-    process was too late for, or stood still in, is ``INCONCLUSIVE``.
+    One heap holds the due times; there is a task for each probe in flight and none for waiting services. Probes that
+    this process delayed, or during which it was paused, are ``INCONCLUSIVE`` unless they succeeded.
     """
 
     def __init__(
-        self, prober: Probes, *, concurrency: int, on_result: Callable[[int, Outcome, float, float], None]
+        self, prober: ProbeSender, *, concurrency: int, on_result: Callable[[int, Outcome, float, float], None]
     ) -> None:
-        """Prepares it.
+        """Create an empty schedule.
 
         Args:
-            prober: Makes the probes.
-            concurrency: Most probes under way at once.
-            on_result: Told the number of the service, the outcome, when the probe began (monotonic seconds), and how
-                many seconds after it was due that was.
+            prober: Sends the probes.
+            concurrency: Maximum number of concurrent due probes.
+            on_result: Called with the number of the service, the outcome, the start of the probe (monotonic seconds)
+                and the seconds between its due time and its start.
         """
         self._prober = prober
         self._on_result = on_result
@@ -55,111 +55,111 @@ class Rounds:
         self._plans: dict[int, Plan] = {}
         self._pauses = PauseDetector(self._spread)
         self._wake = asyncio.Event()
-        self._waits_until = math.inf
-        self._going = asyncio.Event()
-        self._going.set()
+        self._waiting_until = math.inf
+        self._unpaused = asyncio.Event()
+        self._unpaused.set()
         self._paused_at = 0.0
 
-    def assign(self, number: int, plan: Plan, due: float) -> None:
-        """Takes on a service under a number that no other has or had.
+    def assign_service(self, number: int, plan: Plan, due: float) -> None:
+        """Probe a service periodically under a number that was never used before.
 
         Args:
-            number: What results are told by.
-            plan: How it is probed.
-            due: When its first probe is due, in monotonic seconds.
+            number: Identifies the service in results.
+            plan: Plan of its probes.
+            due: Due time of its first probe, in monotonic seconds.
         """
         self._plans[number] = plan
-        self._set(number, due)
+        self._schedule_probe(number, due)
 
-    def drop(self, number: int) -> None:
-        """Lets a service go, if it was taken on; a probe that is under way is told of all the same."""
+    def drop_service(self, number: int) -> None:
+        """Stop probing a service; a probe in flight still reports its result."""
         if self._plans.pop(number, None) is not None:
-            self._schedule.discard(number)
+            self._schedule.remove(number)
 
     def pause(self) -> None:
-        """Begins no more probes: nobody takes the results."""
-        self._going.clear()
+        """Start no more probes, because results are not being read."""
+        self._unpaused.clear()
         self._paused_at = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on after a pause."""
-        self._going.set()
+        """Resume after a pause."""
+        self._unpaused.set()
         gap = time.monotonic() - self._paused_at
-        if gap > _PAUSE:
+        if gap > _SPREAD_AFTER_SECONDS:
             self._spread(gap)
 
     async def run(self) -> None:
-        """Probes, until cancelled."""
-        self._pauses.begin()
+        """Probe services until cancelled."""
+        self._pauses.reset()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._pauses.run(), name="standstill")
-            begun = 0
+            group.create_task(self._pauses.run(), name="pause-detector")
+            started_probes = 0
             while True:
                 await self._slots.acquire()
-                number, plan, due = await self._next()
-                begun += 1
-                if begun % _IN_ONE_TURN == 0:
+                number, plan, due = await self._next_due()
+                started_probes += 1
+                if started_probes % _PROBES_PER_SLICE == 0:
                     await asyncio.sleep(0)
-                group.create_task(self._check(number, plan, due))
+                group.create_task(self._probe_due(number, plan, due))
 
-    async def probe(self, plan: Plan) -> Outcome:
-        """Probes a service once, beside the rounds."""
-        stood_still = self._pauses.look()
-        began = time.monotonic()
-        outcome = await self._prober.probe(plan)
-        ours = self._pauses.look() != stood_still or time.monotonic() - began > plan.timeout + _SLACK
-        if ours and outcome.kind is not OutcomeKind.OK:
-            return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # the time that passed was not the service's
+    async def probe_now(self, plan: Plan) -> Outcome:
+        """Probe a service once, independently of the schedule."""
+        pauses = self._pauses.check()
+        started = time.monotonic()
+        outcome = await self._prober.send_probe(plan)
+        delayed = self._pauses.check() != pauses or time.monotonic() - started > plan.timeout + _TIMEOUT_SLACK_SECONDS
+        if delayed and outcome.kind is not OutcomeKind.OK:
+            return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # this process caused the delay
         return outcome
 
-    async def _next(self) -> tuple[int, Plan, float]:
-        """Waits for a service that is due; gives it with its plan and the time at which it was due."""
+    async def _next_due(self) -> tuple[int, Plan, float]:
+        """Wait for a due service; return its number, plan and due time."""
         while True:
-            await self._going.wait()
-            self._pauses.look()  # what became due meanwhile is not to be caught up with at once
+            await self._unpaused.wait()
+            self._pauses.check()  # after a pause, overdue probes are spread
             now = time.monotonic()
             if (entry := self._schedule.pop_due(now)) is not None:
                 number, due = entry
                 return number, self._plans[number], due
             following = self._schedule.next_due()
-            self._waits_until = math.inf if following is None else following
+            self._waiting_until = math.inf if following is None else following
             self._wake.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if following is None else max(following - now, _TICK)):
+                async with asyncio.timeout(None if following is None else max(following - now, _TICK_SECONDS)):
                     await self._wake.wait()
 
-    async def _check(self, number: int, plan: Plan, due: float) -> None:
-        """Makes one probe that is due and sets the time of the next."""
-        stood_still = self._pauses.count
-        began = time.monotonic()
+    async def _probe_due(self, number: int, plan: Plan, due: float) -> None:
+        """Send a due probe and schedule the next one."""
+        pauses = self._pauses.count
+        started = time.monotonic()
         try:
-            outcome = await self.probe(plan)
+            outcome = await self.probe_now(plan)
         finally:
             self._slots.release()
         if number in self._plans:
             now = time.monotonic()
-            # Who was probed so late keeps its new time: else the next probe would follow at once.
-            again = max((due if began - due < plan.interval / 2 else began) + plan.interval, now)
-            if self._pauses.count != stood_still:  # all that were under way would come at once
+            # After a large delay the rhythm restarts: otherwise the next probe would follow immediately.
+            again = max((due if started - due < plan.interval / 2 else started) + plan.interval, now)
+            if self._pauses.count != pauses:  # otherwise all probes in flight would repeat at once
                 again = now + jitter(plan.interval)
-            self._set(number, again)
-        self._on_result(number, outcome, began, began - due)
+            self._schedule_probe(number, again)
+        self._on_result(number, outcome, started, started - due)
 
-    def _set(self, number: int, due: float) -> None:
-        self._schedule.set(number, due)
-        if due < self._waits_until - _TICK:
+    def _schedule_probe(self, number: int, due: float) -> None:
+        self._schedule.set_due(number, due)
+        if due < self._waiting_until - _TICK_SECONDS:
             self._wake.set()
 
     def _spread(self, gap: float) -> None:
-        """Spreads what became due in a gap of so many seconds: all is checked within an interval, but not at once."""
+        """Spread probes that became due during a gap: all are sent within an interval, but not at once."""
         now = time.monotonic()
         overdue: list[int] = []
         while (entry := self._schedule.pop_due(now)) is not None:
             overdue.append(entry[0])
         for number in overdue:
-            self._set(number, now + jitter(min(gap, self._plans[number].interval)))
+            self._schedule_probe(number, now + jitter(min(gap, self._plans[number].interval)))
 
 
-def jitter(within: float) -> float:
-    """A random time up to so many seconds."""
-    return random.uniform(0, within)  # noqa: S311 - spreads load, hides nothing
+def jitter(max_seconds: float) -> float:
+    """Return a random time between 0 and ``max_seconds``."""
+    return random.uniform(0, max_seconds)  # noqa: S311 - jitter, not a secret

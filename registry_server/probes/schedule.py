@@ -1,4 +1,4 @@
-"""``Schedule``: what is due next, for any number of services, in one heap."""
+"""``Schedule``: due times of any number of services, in one heap."""
 
 import heapq
 from itertools import count
@@ -8,7 +8,7 @@ _COMPACT_ABOVE: Final = 64
 
 
 class Schedule:
-    """Numbers of services by the time when they are due; one time each."""
+    """Numbers of services ordered by due time; one due time each."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int]] = []
@@ -21,8 +21,8 @@ class Schedule:
     def __contains__(self, number: int) -> bool:
         return number in self._current
 
-    def set(self, number: int, due: float) -> None:
-        """Sets when a number is due; what was set before no longer counts."""
+    def set_due(self, number: int, due: float) -> None:
+        """Set the due time of a number, replacing an earlier one."""
         order = next(self._order)
         self._current[number] = order
         heapq.heappush(self._heap, (due, order, number))
@@ -30,18 +30,18 @@ class Schedule:
             self._heap = [entry for entry in self._heap if self._current.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
 
-    def discard(self, number: int) -> None:
-        """Takes a number out, if it is in."""
+    def remove(self, number: int) -> None:
+        """Remove a number, if present."""
         self._current.pop(number, None)
 
     def next_due(self) -> float | None:
-        """When the first number is due; ``None`` if there is none."""
+        """Return the earliest due time; ``None`` if the schedule is empty."""
         while self._heap and self._current.get(self._heap[0][2]) != self._heap[0][1]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def pop_due(self, now: float) -> tuple[int, float] | None:
-        """Takes out the first number that is due, with the time for which it was set."""
+        """Remove and return the first due number with its due time; ``None`` if none is due."""
         due = self.next_due()
         if due is None or due > now:
             return None

@@ -8,31 +8,31 @@ from registry_server.probes.plan import Plan
 from registry_server.security.egress import EgressPolicy, ResolvedAddress
 
 
-async def probe_tcp(plan: Plan, policy: EgressPolicy, deadline: float) -> Answer:
-    """Connects to the first address of the endpoint that takes the connection.
+async def send_tcp_probe(plan: Plan, policy: EgressPolicy, deadline: float) -> Answer:
+    """Connect to the first address of the endpoint that accepts a connection.
 
     Args:
-        plan: What to connect to.
-        policy: Which addresses may be connected to.
-        deadline: Time of the event loop at which to give up.
+        plan: Plan of the probe.
+        policy: Addresses that probes may connect to.
+        deadline: Event loop time at which to give up.
 
     Raises:
-        EndpointRefused, ResolutionFailed, ProbeFailed: No connection came about.
+        EndpointRefused, ResolutionFailed, ProbeFailed: No address accepted a connection.
         TimeoutError: No address answered in time.
     """
     async with asyncio.timeout_at(deadline):
         addresses = await policy.resolve(plan.host, plan.port)
     now = asyncio.get_running_loop().time
     failure = OSError()
-    for left in range(len(addresses), 0, -1):
-        # Each gets its share of the time: one that does not answer must not hide the next.
+    for remaining in range(len(addresses), 0, -1):
+        # Each address has a share of the time, so that one that does not answer cannot prevent trying the next.
         try:
-            await _connect(addresses[-left], now() + (deadline - now()) / left)
+            await _connect(addresses[-remaining], now() + (deadline - now()) / remaining)
         except OSError as error:
             failure = error
         else:
             return Answer()
-    if isinstance(failure, TimeoutError) and failure.errno is None:  # ours, not the kernel's
+    if isinstance(failure, TimeoutError) and failure.errno is None:  # our timeout, not the kernel's
         raise failure
     raise ProbeFailed(connection_error(failure)) from failure
 

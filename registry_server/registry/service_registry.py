@@ -252,7 +252,7 @@ class ServiceRegistry(RegistryReads):
         Raises:
             ServiceNotFound: The service is not registered.
         """
-        return await self._reports.newest(await self.get(name))
+        return await self._reports.newest_health(await self.get(name))
 
     async def report_health(
         self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
@@ -272,7 +272,7 @@ class ServiceRegistry(RegistryReads):
             requests.raise_if_invalid(violations)
             claim = _claim_on(name)
             health = Health(status=status, details=details, error=error)
-            return await self._reports.take(name, health, entry, claim)
+            return await self._reports.report(name, health, entry, claim)
 
     async def check_health(self, name: str) -> Health:
         """Probe a service now with its own settings; the result counts like that of any other probe.
@@ -284,7 +284,7 @@ class ServiceRegistry(RegistryReads):
             ProbingDisabled: Health monitoring is off in this process.
         """
         record = await self.get(name)
-        await self._reports.refuse_if_of_another(name, _claim_on(name))
+        await self._reports.require_owner(name, _claim_on(name))
         health = await self._monitor.check_now(record)
         if health is None:
             return (await self.health(name))[0]
