@@ -49,7 +49,7 @@ _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
 async def command(
     context: CommandContext, *, name: str | None, endpoint: str | None, files: Sequence[str], **options: Any
 ) -> Exit:
-    r"""Register services from flags or files.
+    """Register services from flags or files.
 
     \b
     ossa-registry register NAME ENDPOINT --version 1.0.0 --capability translate@2.1.0
@@ -57,7 +57,7 @@ async def command(
 
     A file contains services in the format of `get -o yaml`: one or several documents, an object or an array. Each
     service is registered independently: failures are reported with their location, and the exit code is then 1.
-    """
+    """  # noqa: D301 - click needs the backspace character, which keeps the line breaks
     modes = {key: options.pop(key) for key in ("create_only", "dry_run", "keep_alive", "replicas", "drain")}
     fields = {key: value for key, value in options.items() if value not in (None, (), {})}
     _check_usage(name, endpoint, files, modes, fields)
