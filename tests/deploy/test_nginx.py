@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parents[2] / "deploy" / "nginx"
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 START_TIMEOUT = 20.0
 
-pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not in PATH")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not in PATH")]
 
 MAIN = """
 {modules}
@@ -43,7 +43,7 @@ http {{
 
 
 def substituted(text: str, values: dict[str, str]) -> str:
-    """Replace what the sample says by what the test has; each text must occur."""
+    """Replace texts of a sample, each of which must occur, by those of the test."""
     for documented, actual in values.items():
         assert documented in text, documented
         text = text.replace(documented, actual)

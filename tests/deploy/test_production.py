@@ -60,6 +60,7 @@ def test_production_policy_is_valid() -> None:
 
 
 @pytest.mark.own_redis
+@pytest.mark.slow
 async def test_production_redis_settings_start_and_let_the_registry_in(tmp_path: Path) -> None:
     async with RedisProcess(tmp_path / "redis", "--include", str(PRODUCTION / "redis.conf")) as server:
         async with Redis.from_url(server.url.replace("redis://", "redis://registry:CHANGE-ME@")) as client:
@@ -71,6 +72,7 @@ async def test_production_redis_settings_start_and_let_the_registry_in(tmp_path:
             assert (await default.config_get("min-replicas-to-write"))["min-replicas-to-write"] == "1"
 
 
+@pytest.mark.slow
 async def test_registry_with_the_production_files_grants_by_nested_claims(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     certificate, key = authority.files("registry", "localhost")

@@ -5,12 +5,15 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from registry_client import EventType, RegistryClient, Watch, make_service
 from tests.deploy.test_nginx import two_registries
 from tests.support.redis_process import RedisProcess
 from tests.support.server import ServerProcess
 
 
+@pytest.mark.slow
 async def test_rolling_restart_loses_no_change_and_no_lease(redis: RedisProcess) -> None:
     service = make_service("agent", "http://agent.test", version="1.0.0", health_check="heartbeat", ttl=30)
     names = [f"task-{i}" for i in range(12)]

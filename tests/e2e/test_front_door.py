@@ -208,7 +208,7 @@ async def test_registration_time_is_the_current_time(flags: tuple[str, ...]) -> 
     assert before <= service.registered_at.ToDatetime(UTC) <= after
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has it")
+@pytest.mark.skipif(sys.platform != "linux", reason="SCHED_BATCH exists on Linux only")
 async def test_busy_server_runs_under_sched_batch(flags: tuple[str, ...]) -> None:
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         services = [small_service(f"agent-{i}") for i in range(1_000)]
