@@ -23,7 +23,7 @@ from registry_server.errors import (
 )
 from registry_server.model.normal import ttl_seconds
 from registry_server.model.record import Record
-from registry_server.replication import Follower
+from registry_server.replication.follower import Follower
 from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import Conflict, EpochChanged, RedisStore
 

@@ -4,12 +4,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
+MAX_MODULE_LINES: Final = 400
 
 LAYERS: Final = (
     # Plumbing and types that are independent of Redis.
@@ -118,6 +120,20 @@ SERVER = list(imports("registry_server"))
 EVERYTHING = [*SERVER, *imports("registry_client"), *imports("registry_cli")]
 
 
+def import_graph(package: str) -> dict[str, set[str]]:
+    """Return the imported modules of each module of a package, lazy imports included.
+
+    The package front of the server is left out: it imports its public names on demand.
+    """
+    names = {name for name, _ in modules(package)} - {"registry_server"}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for each in imports(package):
+        target = each.target if each.target in names else each.target.rpartition(".")[0]
+        if each.source in names and target in names:
+            graph[each.source].add(target)
+    return graph
+
+
 def test_imports_are_found() -> None:
     found = {(each.source, each.target) for each in EVERYTHING}
 
@@ -153,6 +169,18 @@ def test_package_itself_imports_the_server_lazily() -> None:
     ]
 
     assert eager == []
+
+
+@pytest.mark.parametrize("package", ["registry_server", "registry_client", "registry_cli"])
+def test_package_has_no_import_cycle(package: str) -> None:
+    TopologicalSorter(import_graph(package)).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("package", ["registry_server", "registry_client", "registry_cli"])
+def test_no_module_is_longer_than_400_lines(package: str) -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules(package)}
+
+    assert {name: length for name, length in lengths.items() if length > MAX_MODULE_LINES} == {}
 
 
 @pytest.mark.parametrize("library", OWNERS)
