@@ -36,7 +36,7 @@ async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
         "--health-check.enabled=false",
         *flags,
     )
-    async with _child("ossa-registry is serving", "-m", "registry_server", *arguments) as (printed, pid):
+    async with _child("ossa-registry serves", "-m", "registry_server", *arguments) as (printed, pid):
         found = dict(re.findall(r'"event": "(gRPC|HTTP) listening", "address": "([^"]+)"', printed))
         yield Served(found["gRPC"], found["HTTP"], pid)
 

@@ -35,7 +35,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             f"--data-dir={folder}/data",
         )
         address_pattern = r'"event": "HTTP listening", "address": "([^"]+)"'
-        async with process(address_pattern, "ossa-registry is serving", "-m", "registry_server", *flags) as ours:
+        async with process(address_pattern, "ossa-registry serves", "-m", "registry_server", *flags) as ours:
             response = await _register_fleet(ours)
             (Path(folder) / "answer").write_bytes(response)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.bare_http", str(Path(folder) / "answer")) as port:

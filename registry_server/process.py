@@ -103,7 +103,7 @@ async def serve_until(
 
 async def _serve(settings: Settings) -> None:
     def announce() -> None:
-        log.info("ossa-registry is serving", version=__version__)
+        log.info("ossa-registry serves", version=__version__)
 
     def reject_roll() -> None:
         log.warning("rolling restart ignored: there are no workers; restart this process or set workers above 1")

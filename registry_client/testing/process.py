@@ -148,7 +148,7 @@ class RegistryProcess:
     def _is_serving(self) -> bool:
         for line in self.log.splitlines():
             with suppress(ValueError):
-                if json.loads(line).get("event") == "ossa-registry is serving":
+                if json.loads(line).get("event") == "ossa-registry serves":
                     return True
         return False
 

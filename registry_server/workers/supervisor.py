@@ -146,7 +146,7 @@ class Supervisor:
     async def _announce(self) -> None:
         for worker in self._workers:
             await worker.ready.wait()
-        log.info("ossa-registry is serving", version=__version__, workers=len(self._workers))
+        log.info("ossa-registry serves", version=__version__, workers=len(self._workers))
 
 
 class _Worker:

@@ -78,7 +78,7 @@ def test_failed_start_raises_with_the_log() -> None:
 
 async def test_registry_process_works_as_async_context_manager() -> None:
     async with RegistryProcess() as process:
-        assert "ossa-registry is serving" in {json.loads(line)["event"] for line in process.log.splitlines()}
+        assert "ossa-registry serves" in {json.loads(line)["event"] for line in process.log.splitlines()}
         with pytest.raises(RuntimeError, match="already"):
             process.start()
     assert not process.running

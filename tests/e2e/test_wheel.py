@@ -102,7 +102,7 @@ def test_installed_server_serves_an_installed_client(installed: Installed) -> No
             event = json.loads(line)
             if event["event"] == "gRPC listening":
                 address = event["address"]
-            if event["event"] == "ossa-registry is serving":
+            if event["event"] == "ossa-registry serves":
                 break
         output = installed.run("python", "-c", CLIENT, address)
         server.send_signal(signal.SIGTERM)

@@ -47,7 +47,7 @@ async def two_workers(tmp_path: Path, *flags: str) -> AsyncIterator[ServerProces
     async with ServerProcess(
         "--workers=2", f"--data-dir={tmp_path}", "--shutdown.grace-seconds=3", "--redis.url=embedded", *flags
     ) as server:
-        assert (await server.logged("ossa-registry is serving"))["workers"] == 2
+        assert (await server.logged("ossa-registry serves"))["workers"] == 2
         yield server
 
 

@@ -116,7 +116,7 @@ class ServerProcess:
         self._reader = asyncio.create_task(self._read())
         self.grpc_address = (await self.logged("gRPC listening"))["address"]
         self.http_address = (await self.logged("HTTP listening"))["address"]
-        await self.logged("ossa-registry is serving")
+        await self.logged("ossa-registry serves")
 
     async def logged(self, event: str, timeout_seconds: float = START_TIMEOUT_SECONDS) -> dict[str, Any]:
         """Wait until an event is logged and return its first record."""
