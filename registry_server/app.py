@@ -195,7 +195,7 @@ async def open_parts(
             store,
             interval=settings.lease.sweep_interval_ms / 1000,
             restore=parts.registry.restore_documents,
-            seen=lambda: parts.replica.position,
+            applied_position=lambda: parts.replica.position,
             audit=audit,
         )
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""Health: lease expiry, and probing of services by the process that each is assigned to."""
+"""Health checks: lease expiry, and probes of each service by the process that it is assigned to."""
 
 from registry_server.health.counters import LATENESS_BOUNDS, ProbeCounters
 from registry_server.health.evaluator import HealthEvaluator

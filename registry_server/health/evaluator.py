@@ -22,7 +22,7 @@ from registry_server.runtime.clock import Clock, timestamp
 from registry_server.store import Conflict, EpochChanged
 
 UP = frozenset({HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_DEGRADED})
-"""Statuses of services that are believed to work."""
+"""Statuses of services that are considered available."""
 
 log = structlog.get_logger(__name__)
 
@@ -33,14 +33,15 @@ class Verdict(NamedTuple):
     record: Record
     """The service at the time of the evaluation."""
     before: HealthStatus.ValueType
+    """The status at the time of the evaluation."""
     health: Health
-    """With ``status_changed_at`` only if the status changes."""
+    """The new health; ``status_changed_at`` is set only if the status changes."""
     renew: bool
     """Whether the result renews the lease."""
     started: float
     """Start of the probe, in monotonic seconds."""
     connection: int
-    """Number of the store connection that was up since then; 0 = none."""
+    """Number of the store connection that has been up since the start of the probe; 0 = none."""
 
     @property
     def changes(self) -> bool:
@@ -49,9 +50,9 @@ class Verdict(NamedTuple):
 
 
 class HealthEvaluator:
-    """Evaluates probe results, unless self-preservation is active.
+    """Derives statuses from probe results; self-preservation suspends status changes.
 
-    A status change is committed like any change; every other result is only stored, without a revision.
+    A status change is committed like any other change. All other results are stored without a new revision.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class HealthEvaluator:
             writes: Commits status changes.
             results: Stores all other results.
             self_preservation: Suspends status changes when too many probes fail at once.
-            connection_since: Returns the number of the store connection that was up since a monotonic time, counted
-                from 1; 0 = none.
+            connection_since: Returns the number of the store connection that has been up since a monotonic time,
+                counted from 1; 0 = none.
             clock: Wall clock.
         """
         self.self_preservation = self_preservation
@@ -84,11 +85,11 @@ class HealthEvaluator:
         self._clock = clock
         self._connection_since = connection_since
         self._streaks: dict[str, Streak] = {}
-        self._connection = 0  # during which the streaks were observed
+        self._connection = 0  # the store connection during which the streaks were observed
         self._pending_notice = ""
 
     def track_service(self, record: Record) -> None:
-        """Start evaluating a service of this process, without its earlier results."""
+        """Start evaluating a service of this process; discard its earlier results."""
         self._streaks[record.name] = Streak()
         self.self_preservation.track_service(record.name, up=record.status in UP)
 
@@ -98,13 +99,13 @@ class HealthEvaluator:
         self.self_preservation.forget_service(name)
 
     def evaluate(self, record: Record, plan: Plan, outcome: Outcome, started: float) -> Verdict:
-        """Return the verdict of one result; store the result unless the status changes.
+        """Return the verdict on one result; store the result unless the status changes.
 
-        A result proves nothing if the store was unavailable since the probe started, and a new connection discards the
-        results before it: the cause of the outage may have failed the probes as well.
+        A result is not counted if the store was unavailable at any time since the probe started, and a new store
+        connection discards earlier results: the cause of the outage may have failed the probes as well.
 
         Args:
-            record: The service, with endpoint and checks as when the probe started.
+            record: The service; its endpoint and checks have not changed since the probe started.
             plan: Plan of the probe.
             outcome: Result of the probe.
             started: Start of the probe, in monotonic seconds.
@@ -117,7 +118,7 @@ class HealthEvaluator:
             self._connection = connection
             self._streaks = {each: Streak() for each in self._streaks}
         if connection and outcome.kind is not OutcomeKind.INCONCLUSIVE:
-            # A result for a service of another process counts alone: that process's results are not known here.
+            # A service of another process has no streak here, so that this result is evaluated on its own.
             own_streak = self._streaks.get(name)
             streak = own_streak or Streak()
             streak.add_outcome(outcome.kind)
@@ -127,26 +128,25 @@ class HealthEvaluator:
             if not self.self_preservation.active:
                 status = streak.next_status(status, plan.failure_threshold, plan.success_threshold)
             if own_streak and status in UP:
-                self.self_preservation.track_service(
-                    name, up=True
-                )  # so that a fleet that has just started counts completely
+                # A fleet that has just started must count completely.
+                self.self_preservation.track_service(name, up=True)
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
         if status != before:
             health.status_changed_at.CopyFrom(now)
             return Verdict(record, before, health, not failed, started, connection)
-        # Self-preservation also keeps leases: no service is evicted because of results that may be wrong.
+        # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
         renew = not failed or self.self_preservation.active
         if connection:
             self._results.add_result(name, health.SerializeToString(), renew=renew)
         return Verdict(record, before, health, renew, started, connection)
 
     async def apply_result(self, probed: Record, plan: Plan, outcome: Outcome, started: float) -> Health | None:
-        """Evaluate a probe whose service may have changed in between, and commit a status change.
+        """Evaluate a probe whose service may have changed since the probe started, and commit a status change.
 
         Returns:
-            The resulting health; ``None`` if the endpoint or checks of the service changed, or it is gone.
+            The resulting health; ``None`` if the endpoint or checks of the service changed, or it was removed.
 
         Raises:
             RegistryError: A status change could not be committed.
@@ -169,7 +169,7 @@ class HealthEvaluator:
             try:
                 await self._writes.publish_notice(notice, EventReason.EVENT_REASON_HEALTH_CHECK)
             except RegistryError as error:
-                log.warning("publishing the self-preservation notice failed", why=str(error))
+                log.warning("self-preservation notice not published", why=str(error))
 
     def _update_self_preservation(self) -> None:
         match self.self_preservation.update(time.monotonic()):
@@ -200,7 +200,7 @@ class HealthEvaluator:
             if before is None or not _same(before, probed) or before.health.status != status:
                 return False
             if health.status not in UP:
-                # A hanging store would execute the commit when it resumes. Reading first detects that before sending.
+                # A store that hangs would execute the commit when it resumes. This read detects it beforehand.
                 await self._writes.read_head()
             if self._connection_since(verdict.started) != verdict.connection:
                 return False

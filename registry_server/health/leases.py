@@ -13,11 +13,13 @@ from registry_server.store import Position, RedisStore
 log = structlog.get_logger(__name__)
 
 _MIN_PAUSE_SECONDS = 0.01
+"""Leases that end within this time of each other are removed by one sweep."""
 _BATCH_PAUSE_SECONDS = 0.1
+"""Pause between two batches of documents to restore."""
 
 
 class LeaseSweeper:
-    """Sweeps every ``interval`` seconds, or earlier when a lease ends earlier.
+    """Sweeps every ``interval`` seconds, or earlier if a lease ends earlier.
 
     Every process sweeps; a single script makes concurrent sweeps safe. The script records the time of the newest sweep
     in Redis, so that leases only run while at least one process sweeps.
@@ -29,7 +31,7 @@ class LeaseSweeper:
         *,
         interval: float,
         restore: Callable[[Sequence[str]], Awaitable[None]],
-        seen: Callable[[], Position | None] = lambda: None,
+        applied_position: Callable[[], Position | None] = lambda: None,
         audit: Audit | None = None,
     ) -> None:
         """Create the sweeper.
@@ -38,13 +40,14 @@ class LeaseSweeper:
             store: Holds the leases.
             interval: Seconds between two sweeps.
             restore: Rewrites the documents of services that Redis expired while no process swept.
-            seen: Returns this process's position: no lease expires in a store that is behind it.
+            applied_position: Returns the position that this process has applied. No lease expires in a store that is
+                behind it.
             audit: Records every removal.
         """
         self._store = store
         self._interval = interval
         self._restore = restore
-        self._seen = seen
+        self._applied_position = applied_position
         self._audit = audit or Audit()
 
     async def run(self) -> None:
@@ -58,7 +61,7 @@ class LeaseSweeper:
 
     async def _sweep(self) -> float:
         """Sweep once and return the seconds until the next sweep."""
-        sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, self._seen())
+        sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, self._applied_position())
         if sweep.shift_seconds:
             log.warning("lease clock adjusted", shift_seconds=round(sweep.shift_seconds, 3))
         if sweep.removed:

@@ -15,7 +15,9 @@ from registry_server.store import RedisStore
 log = structlog.get_logger(__name__)
 
 _ANNOUNCEMENTS_PER_PERIOD: Final = 4
+"""A process is still considered live after three lost announcements."""
 _LEAVE_TIMEOUT_SECONDS: Final = 1.0
+"""An unresponsive store must not delay the shutdown; the other processes remove this one after a period."""
 
 
 class Membership:
@@ -41,7 +43,7 @@ class Membership:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Sorted ids of the live processes; empty until they were first read."""
+        """Sorted ids of the live processes; empty until they have been read once."""
         return self._members
 
     def owns(self, name: str) -> bool:
@@ -54,7 +56,7 @@ class Membership:
         """Announce this process until cancelled, then remove it from the list.
 
         Args:
-            on_change: Called when the assignment has changed.
+            on_change: Called whenever the members, and thus the assignment, change.
         """
         try:
             while True:
@@ -70,14 +72,14 @@ class Membership:
             await self._leave()
 
     def refresh(self) -> None:
-        """Read the list again immediately: other processes may have considered this one dead."""
+        """Announce this process and read the list immediately."""
         self._wake.set()
 
     async def _refresh(self, on_change: Callable[[], None]) -> None:
         try:
             members = tuple(sorted(await self._store.writer.announce_member(self.id, self._period)))
         except StoreUnavailable:
-            return  # keep the assignment: no other process can see a change either
+            return  # the assignment stays: the other processes cannot read a change either
         if members != self._members:
             log.info("health checks reassigned", processes=len(members))
             self._members = members
@@ -89,7 +91,7 @@ class Membership:
             async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS):
                 await self._store.writer.remove_member(self.id, self._period)
         except (StoreUnavailable, TimeoutError):
-            log.debug("leaving the member list failed; other processes will detect it")
+            log.debug("member not removed from list", period_seconds=self._period)
 
 
 def assigned_member(name: str, members: tuple[str, ...]) -> str:

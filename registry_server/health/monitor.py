@@ -1,4 +1,4 @@
-"""``HealthMonitor``: has the services of this process probed, and evaluates the results."""
+"""``HealthMonitor``: assigns services to the probe process and evaluates the results."""
 
 import asyncio
 import math
@@ -25,6 +25,7 @@ from registry_server.runtime.tasks import cancel
 _FIRST_PROBE_SECONDS: Final = 1.0
 """Time within which a registered or changed service is first probed."""
 _REVIEW_INTERVAL_SECONDS: Final = 1.0
+"""How often to check whether self-preservation has reached its time limit."""
 _SERVICES_PER_SLICE: Final = 100
 """Services processed without yielding to the event loop: about 4 ms."""
 _MAX_CONCURRENT_ON_DEMAND: Final = 64
@@ -36,9 +37,9 @@ log = structlog.get_logger(__name__)
 
 
 class HealthMonitor:
-    """Assigns services to the probe process and evaluates its results.
+    """Assigns this process's share of the services to the probe process and evaluates its results.
 
-    The probe process schedules and sends the probes. A result is dropped if this process was paused in between.
+    The probe process schedules and sends the probes. A result is dropped if this process was paused during the probe.
     """
 
     def __init__(
@@ -68,12 +69,11 @@ class HealthMonitor:
         self._results = results
         self._settings = settings
         self._transitions = Transitions(evaluator.commit)
-        self._pauses = PauseDetector(
-            lambda _: membership.refresh()
-        )  # other processes may have considered this one dead
+        # After a pause, the other processes may have considered this one dead.
+        self._pauses = PauseDetector(lambda _: membership.refresh())
         self._plans: dict[str, Plan] = {}  # of the services that this process probes
-        self._fresh: set[str] = set()  # changed before the assignment was known
-        self._shares_changed = asyncio.Event()
+        self._changed_unassigned: set[str] = set()  # changed before the first assignment was read
+        self._assignment_changed = asyncio.Event()
         self._on_demand_slots = asyncio.Semaphore(_MAX_CONCURRENT_ON_DEMAND)
         self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
         self._lifecycle = asyncio.Lock()  # serialises start and stop
@@ -103,7 +103,7 @@ class HealthMonitor:
         return self._evaluator.self_preservation.active
 
     async def start(self) -> None:
-        """Start probing this process's share; do nothing if already running. The catalog must be loaded."""
+        """Start probing this process's share; do nothing if already running. The catalog must be loaded first."""
         async with self._lifecycle:
             if self._session is None:
                 self._prober.start(self._on_result)
@@ -129,7 +129,7 @@ class HealthMonitor:
         Concurrent requests for the same service share one probe.
 
         Returns:
-            The health after the probe; ``None`` if the service has no probe, or changed in between.
+            The health after the probe; ``None`` if the service has no probe, or changed during the probe.
 
         Raises:
             ProbingDisabled: The monitor is not running.
@@ -158,7 +158,7 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                group.create_task(self._membership.run(self._shares_changed.set), name="membership")
+                group.create_task(self._membership.run(self._assignment_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
                 group.create_task(self._assign_services(), name="probe-assignment")
                 group.create_task(self._pauses.run(), name="pause-detector")
@@ -166,9 +166,9 @@ class HealthMonitor:
                 try:
                     await self._review()
                 finally:
-                    self._group = None  # it accepts no more tasks while it ends
+                    self._group = None  # a task group that is ending accepts no more tasks
         finally:
-            self._fresh.clear()
+            self._changed_unassigned.clear()
             self._replica.on_applied.remove(self._on_change)
             for name in list(self._plans):
                 self._release(name)
@@ -182,7 +182,7 @@ class HealthMonitor:
         if error is not None and self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
-    # Results.
+    # Evaluation of results.
 
     def _on_result(self, result: Result) -> None:
         """Evaluate the result of a due probe."""
@@ -198,7 +198,7 @@ class HealthMonitor:
             verdict = self._evaluator.evaluate(record, plan, outcome, started)
         except Exception:
             # A bug must cost one result, not all probing.
-            log.exception("probe result lost", service=name)
+            log.exception("probe result not evaluated", service=name)
             return
         if verdict.changes:
             self._transitions.add_transition(name, verdict)
@@ -216,11 +216,11 @@ class HealthMonitor:
         except RegistryError as error:
             health = error
         except Exception:
-            log.exception("probe result lost", service=record.name)
+            log.exception("probe result not evaluated", service=record.name)
         self._on_demand.pop((record.name, plan)).set_result(health)
 
     async def _probe_once(self, record: Record, plan: Plan) -> Health | None:
-        """Probe a service once and apply the result; return ``None`` if there is none or it proves nothing."""
+        """Probe a service and apply the result; return ``None`` if there is no probe or its result does not count."""
         if not plan.probed:
             return None
         pauses = self._pauses.check()
@@ -245,32 +245,32 @@ class HealthMonitor:
         if after is None:
             self._release(change.name)
         elif not self._membership.members:
-            self._fresh.add(after.name)
+            self._changed_unassigned.add(after.name)
         elif not self._membership.owns(after.name):
             return
         elif before is None or _check_differs(before, after):
             self._assign(after, _FIRST_PROBE_SECONDS)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
-            self._evaluator.track_service(after)  # a report or update decided the status
+            self._evaluator.track_service(after)  # the new status comes from a report or an update
 
     async def _assign_services(self) -> None:
         """Assign and release services whenever the membership changes."""
         while True:
-            await self._shares_changed.wait()
-            self._shares_changed.clear()
+            await self._assignment_changed.wait()
+            self._assignment_changed.clear()
             for i, record in enumerate(list(self._replica.records.values())):
                 if i % _SERVICES_PER_SLICE == 0:
                     await asyncio.sleep(0)
                 if self._replica.records.get(record.name) is not record:
-                    continue  # it changed in the meantime, and was handled then
+                    continue  # changed in the meantime; _on_change has assigned or released it
                 if not self._membership.owns(record.name):
                     self._release(record.name)
                 elif record.name not in self._plans:
-                    self._assign(record, _FIRST_PROBE_SECONDS if record.name in self._fresh else math.inf)
-            self._fresh.clear()
+                    self._assign(record, _FIRST_PROBE_SECONDS if record.name in self._changed_unassigned else math.inf)
+            self._changed_unassigned.clear()
 
     def _assign(self, record: Record, max_delay: float) -> None:
-        """Probe a service from now on, within an interval at the latest: it may just have been probed elsewhere."""
+        """Assign a service to the probe process, with its first probe within ``max_delay`` seconds and one interval."""
         plan = Plan.of(record.message(), self._settings)
         if not plan.probed:
             self._release(record.name)

@@ -1,4 +1,4 @@
-"""``HealthReports``: statuses reported by agents and operators, and the newest health of a service."""
+"""``HealthReports``: records statuses that agents and operators report, and returns the newest health."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,7 +17,7 @@ from registry_server.store import Conflict, EpochChanged, RedisStore
 
 
 class HealthReports:
-    """Records reported statuses, and returns the newest health, reported or probed, of any process."""
+    """Records reported statuses and returns the newest health, whether reported or probed by any process."""
 
     def __init__(
         self, *, store: RedisStore, follower: Follower, writes: Writes, results: ResultWriter, clock: Clock
@@ -42,8 +42,8 @@ class HealthReports:
             return health, None
         if wire is not None:
             check = Health.FromString(wire)
-            # A check written just before a status change describes the time before it. It is not compared with the
-            # check time of that change, which a registration may have set to any value.
+            # A check written just before a status change is outdated by it. The check time of that change is no
+            # reference, because a registration may set it to any value.
             since = health.status_changed_at
             if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
                 check.status_changed_at.CopyFrom(since)
@@ -62,7 +62,7 @@ class HealthReports:
         Raises:
             PermissionDenied: The service has another owner.
             ServiceNotFound: The service is not registered.
-            WriteConflict: Other processes kept changing it.
+            WriteConflict: Concurrent changes of the service prevented the commit.
             StoreUnavailable: Redis does not answer.
         """
 
@@ -93,7 +93,7 @@ class HealthReports:
         return await self._writes.change_service(name, attempt)
 
     async def require_owner(self, name: str, claim: Claim) -> None:
-        """Check the owner of a service where no commit does so.
+        """Check the owner of a service, for writes that are not commits.
 
         Raises:
             PermissionDenied: The service has another owner.

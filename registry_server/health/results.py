@@ -1,4 +1,4 @@
-"""``ResultWriter``: writes the results of many probes in few round trips."""
+"""``ResultWriter``: writes probe results in batches."""
 
 import asyncio
 from contextlib import suppress
@@ -9,27 +9,35 @@ from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import ProbeResult, RedisStore
 
 _BATCH_SECONDS: Final = 0.02
-"""How long to collect results for one write: the delay until they can be read, in exchange for fewer writes."""
+"""How long to collect results for one write: a delay in exchange for fewer round trips."""
 _MAX_PENDING_RESULTS: Final = 200_000
+"""Bounds memory while the store is slow; further results are dropped."""
 
 
 class ResultWriter:
     """Writes the newest probe result of each service, without a revision."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: RedisStore, *, max_pending: int = _MAX_PENDING_RESULTS) -> None:
+        """Create a writer.
+
+        Args:
+            store: Stores the results.
+            max_pending: Maximum number of services with a pending result.
+        """
         self._store = store
+        self._max_pending = max_pending
         self._pending: dict[str, ProbeResult] = {}
         self._wakeup = asyncio.Event()
 
     def add_result(self, name: str, health: bytes, *, renew: bool) -> None:
-        """Queue a result. It replaces a pending one of the same service, but keeps that one's lease renewal."""
+        """Queue a result. It replaces a pending result of the same service, whose lease renewal is kept."""
         pending = self._pending.get(name)
-        if pending is not None or len(self._pending) < _MAX_PENDING_RESULTS:
+        if pending is not None or len(self._pending) < self._max_pending:
             self._pending[name] = ProbeResult(name, health, renew or (pending is not None and pending.renew))
             self._wakeup.set()
 
     def discard_result(self, name: str) -> None:
-        """Drop the pending result of a service, because a newer one is known."""
+        """Drop the pending result of a service, because a newer one exists."""
         self._pending.pop(name, None)
 
     async def flush(self) -> None:

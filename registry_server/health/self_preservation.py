@@ -4,14 +4,14 @@
 class SelfPreservation:
     """Decides whether this process's probes may change statuses.
 
-    Only services of this process that are believed to be up are counted. If a large share of them fails, a fault of
-    this process's network is more likely than a simultaneous failure of all of them. Self-preservation ends when the
-    share has halved, or after a time limit: services that still fail then are excluded from the count until they
-    succeed again, so that a real mass failure becomes visible.
+    Only services of this process whose status is up (HEALTHY or DEGRADED) are counted. If a large share of them fails
+    at once, a fault of this process's network is more likely than a failure of all these services. Self-preservation
+    ends when the share has halved, or after a time limit. Services that still fail at the time limit are excluded from
+    the count until a probe succeeds, so that the registry eventually reports a real mass failure.
     """
 
     def __init__(self, *, share: float, min_failures: int, max_seconds: float) -> None:
-        """Set the thresholds.
+        """Create an inactive instance.
 
         Args:
             share: Share of failing services at which it starts, 0 to 1.
@@ -33,16 +33,16 @@ class SelfPreservation:
 
     @property
     def failing(self) -> int:
-        """Number of failing services that are believed to be up."""
+        """Number of counted services whose newest probe failed."""
         return len(self._failing)
 
     @property
     def counted(self) -> int:
-        """Number of services that are believed to be up."""
+        """Number of services whose status is up."""
         return len(self._counted)
 
     def track_service(self, name: str, *, up: bool) -> None:
-        """Count a service if it is believed to be up, even before its first result."""
+        """Count a service if its status is up, even before its first result."""
         if up and name not in self._excluded:
             self._counted.add(name)
         else:
@@ -50,7 +50,7 @@ class SelfPreservation:
             self._failing.discard(name)
 
     def add_result(self, name: str, *, failed: bool, up: bool) -> None:
-        """Add the newest result of a service, and whether it was believed to be up before."""
+        """Add the newest result of a service; ``up`` is its status before the result."""
         if not failed:
             self._excluded.discard(name)
             self._failing.discard(name)

@@ -15,8 +15,9 @@ class Streak:
     """The latest consecutive results of one service.
 
     The first result replaces UNKNOWN. After that, a service becomes UNHEALTHY after ``failure_threshold`` consecutive
-    failures, and recovers after ``success_threshold`` consecutive successes; DEGRADED results count as successes. The
-    same thresholds apply between HEALTHY and DEGRADED: the failure threshold to get worse, the other to get better.
+    failures, and recovers after ``success_threshold`` consecutive successes; DEGRADED results count as successes.
+    Changes from HEALTHY to DEGRADED need ``failure_threshold`` DEGRADED results, changes from DEGRADED to HEALTHY need
+    ``success_threshold`` OK results, each consecutive.
     """
 
     __slots__ = ("count", "failures", "kind", "successes")
@@ -42,15 +43,15 @@ class Streak:
     def next_status(
         self, status: HealthStatus.ValueType, failure_threshold: int, success_threshold: int
     ) -> HealthStatus.ValueType:
-        """Return the status that follows from the current one and the results so far; MAINTENANCE stays."""
+        """Return the status after the results so far, given the current one. MAINTENANCE never changes."""
         if self.kind is None or status == HealthStatus.HEALTH_STATUS_MAINTENANCE:
             return status
-        wanted = _STATUS_OF[self.kind]
-        if status in (wanted, _UNKNOWN):
-            return wanted
-        if wanted == _UNHEALTHY:
-            return wanted if self.failures >= failure_threshold else status
+        target = _STATUS_OF[self.kind]
+        if status in (target, _UNKNOWN):
+            return target
+        if target == _UNHEALTHY:
+            return target if self.failures >= failure_threshold else status
         if status == _UNHEALTHY:
-            return wanted if self.successes >= success_threshold else status
-        needed = failure_threshold if wanted == _DEGRADED else success_threshold
-        return wanted if self.count >= needed else status
+            return target if self.successes >= success_threshold else status
+        needed = failure_threshold if target == _DEGRADED else success_threshold
+        return target if self.count >= needed else status

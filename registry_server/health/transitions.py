@@ -11,7 +11,7 @@ from registry_server.health.evaluator import Verdict
 from registry_server.runtime.tasks import raise_if_cancelled
 
 _MAX_CONCURRENT_COMMITS: Final = 64
-"""More commits would only queue in the store's pipeline."""
+"""Further commits would only queue in the store's pipeline."""
 
 log = structlog.get_logger(__name__)
 
@@ -20,15 +20,23 @@ class Transitions:
     """Holds the newest transition of each service until it is committed, one at a time per service.
 
     The queue is therefore bounded by the number of services, however slow the store is. A transition that cannot be
-    committed is dropped: the next probe leads to it again.
+    committed is dropped: the next probe produces it again.
     """
 
-    def __init__(self, commit: Callable[[Verdict], Awaitable[bool]]) -> None:
-        """Create the queue; ``commit`` commits one verdict."""
+    def __init__(
+        self, commit: Callable[[Verdict], Awaitable[bool]], *, max_concurrent: int = _MAX_CONCURRENT_COMMITS
+    ) -> None:
+        """Create an empty queue.
+
+        Args:
+            commit: Commits one verdict.
+            max_concurrent: Maximum number of concurrent commits.
+        """
         self._commit = commit
+        self._max_concurrent = max_concurrent
         self._pending: dict[str, Verdict] = {}
         self._queue: asyncio.Queue[str] = asyncio.Queue()
-        self._queued: set[str] = set()  # each name once, even if its transition is discarded and added again
+        self._queued: set[str] = set()  # holds each name once, even if its transition is discarded and added again
         self._in_flight: set[str] = set()
 
     def add_transition(self, name: str, verdict: Verdict) -> None:
@@ -43,14 +51,14 @@ class Transitions:
             self._queue.put_nowait(name)
 
     def discard_transition(self, name: str) -> None:
-        """Drop the pending transition of a service, because a newer result is known or the service is gone."""
+        """Drop the pending transition of a service, because a newer result replaces it or the service was released."""
         self._pending.pop(name, None)
 
     async def run(self) -> None:
         """Commit pending transitions until cancelled, then drop the rest."""
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(_MAX_CONCURRENT_COMMITS):
+                for _ in range(self._max_concurrent):
                     group.create_task(self._commit_pending(), name="transition")
         finally:
             self._pending.clear()
@@ -69,10 +77,10 @@ class Transitions:
             try:
                 await self._commit(verdict)
             except RegistryError as error:  # the store became unavailable
-                log.debug("probe result dropped", service=name, why=str(error))
+                log.debug("status change not committed", service=name, why=str(error))
             except Exception:
                 # A bug must cost one result, not all of them.
-                log.exception("probe result lost", service=name)
+                log.exception("status change not committed", service=name)
             finally:
                 self._in_flight.discard(name)
             raise_if_cancelled()

@@ -23,7 +23,7 @@ from registry_server.probes.plan import Plan
 from registry_server.security.egress import EgressPolicy, ResolvedAddress
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
-_UNKNOWN_SERVICE = "the server does not know the gRPC service that is asked for"
+_UNKNOWN_SERVICE = "the server does not offer the requested gRPC service"
 _NOT_GRPC = "not a gRPC answer"
 _ROOTS_VARIABLE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
 
@@ -43,16 +43,16 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     HealthCheckResponse.SERVICE_UNKNOWN: _UNKNOWN_SERVICE,
 }
 
-# gRPC reports the cause of a failed connection only as text. The first match counts.
+# gRPC reports the cause of a failed connection only as text. The first match wins.
 _NOT_CONNECTED: Final = "failed to connect to all addresses"
 _BY_TEXT: Final[Sequence[tuple[str, str]]] = (
-    ("Connection refused", outcome.REFUSED),
+    ("Connection refused", outcome.CONNECTION_REFUSED),
     ("Too many open files", outcome.TOO_MANY_FILES),
     ("Cannot assign requested address", outcome.NO_LOCAL_ADDRESS),
     ("No route to host", outcome.HOST_UNREACHABLE),
     ("Network is unreachable", outcome.NETWORK_UNREACHABLE),
     ("Hostname Verification Check failed", outcome.TLS_OTHER_HOST),
-    ("WRONG_VERSION_NUMBER", outcome.TLS_NOT_SPOKEN),
+    ("WRONG_VERSION_NUMBER", outcome.TLS_NOT_SUPPORTED),
     ("self signed certificate in certificate chain", outcome.TLS_SELF_SIGNED_CHAIN),
     ("self signed certificate", outcome.TLS_SELF_SIGNED),
     ("unable to get local issuer certificate", outcome.TLS_UNKNOWN_ISSUER),
@@ -75,10 +75,10 @@ class GrpcProber:
 
         Args:
             policy: Addresses that probes may connect to.
-            authorities: Trusted certificate authorities, as PEM; ``None`` = those shipped with gRPC.
+            authorities: Trusted certificate authorities, as PEM; ``None`` = those that gRPC ships.
         """
         self._policy = policy
-        # Created once: with the authorities of a system it takes milliseconds.
+        # Created once: parsing the authorities of a system takes milliseconds.
         self._credentials = grpc.ssl_channel_credentials(authorities)
 
     async def send_grpc_probe(self, plan: Plan, deadline: float) -> Answer:
@@ -89,7 +89,7 @@ class GrpcProber:
             deadline: Event loop time at which to give up.
 
         Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not with SERVING.
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached or is not SERVING.
             TimeoutError: The service did not answer in time.
         """
         request = HealthCheckRequest(service=plan.grpc_service).SerializeToString()
@@ -97,13 +97,13 @@ class GrpcProber:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._policy.resolve(plan.host, plan.port)
                 async with self._channel(plan, addresses) as channel:
-                    # As bytes: gRPC would log an answer that cannot be parsed.
+                    # The answer is parsed below, because gRPC would log one that cannot be parsed.
                     check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)
                     answer = await check(request, timeout=deadline - asyncio.get_running_loop().time())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise TimeoutError from error
-            raise ProbeFailed(_why(error)) from error
+            raise ProbeFailed(_failure_reason(error)) from error
         try:
             status = HealthCheckResponse.FromString(answer).status
         except DecodeError as error:
@@ -124,9 +124,9 @@ class GrpcProber:
 def system_authorities() -> bytes | None:
     """Return the certificate authorities that this system trusts, as PEM; ``None`` = leave it to gRPC. Reads files.
 
-    gRPC trusts only the authorities that it ships, so an authority installed on the host would count for HTTP but not
-    for gRPC. If gRPC's own environment variable is set, gRPC loads the file itself: once, whereas it parses authorities
-    passed to it for each channel (7 ms for 150 of them).
+    gRPC trusts only the authorities that it ships, so HTTP probes would trust an authority installed on the host, and
+    gRPC probes would not. If gRPC's own environment variable is set, gRPC loads that file once, whereas it parses
+    authorities passed to it for each channel (7 ms for 150 of them).
     """
     if _ROOTS_VARIABLE in os.environ:
         return None
@@ -150,11 +150,11 @@ def _target(addresses: Sequence[ResolvedAddress]) -> str:
     )
 
 
-def _why(error: grpc.aio.AioRpcError) -> str:
-    """Return the reason of a failure, for people."""
+def _failure_reason(error: grpc.aio.AioRpcError) -> str:
+    """Return the human-readable reason of a failure."""
     code, description = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and description.startswith(_NOT_CONNECTED):
-        return next((text for part, text in _BY_TEXT if part in description), outcome.FAILED)
+        return next((text for part, text in _BY_TEXT if part in description), outcome.CONNECTION_FAILED)
     if code is grpc.StatusCode.NOT_FOUND:
         return _UNKNOWN_SERVICE
     if code is grpc.StatusCode.UNIMPLEMENTED:

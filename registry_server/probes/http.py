@@ -36,7 +36,7 @@ _RECEIVE_BUFFER_BYTES: Final = 8_192
 
 _HEADERS: Final[Mapping[str, str]] = {
     "User-Agent": f"ossa-registry/{__version__}",
-    # Bodies are only read up to a limit, and a truncated compressed body is useless.
+    # Bodies are read up to a limit, and a truncated compressed body cannot be decoded.
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
@@ -63,7 +63,7 @@ _JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class HttpProber:
-    """Sends HTTP probes: one session for all, one connection for each."""
+    """Sends HTTP probes, with one shared session and a separate connection for each."""
 
     def __init__(self, policy: EgressPolicy, authorities: str | None) -> None:
         """Create a prober; requires a running event loop.
@@ -107,7 +107,7 @@ class HttpProber:
             deadline: Event loop time at which to give up.
 
         Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service did not answer, or not with a success.
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached, or it failed the probe.
             TimeoutError: The service did not answer in time.
         """
         response: aiohttp.ClientResponse | None = None
@@ -124,7 +124,7 @@ class HttpProber:
                 raise
         except aiohttp.ClientError as error:
             if response is None or plan.expects(response.status):
-                raise ProbeFailed(_why(error)) from error
+                raise ProbeFailed(_failure_reason(error)) from error
         finally:
             if response is not None:
                 response.close()
@@ -136,7 +136,7 @@ class HttpProber:
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, address = info
-        # The final check, on the address that is really connected to.
+        # Checks again, on the address that the socket will connect to.
         denial = self._policy.denial_reason(str(address[0]))
         if denial is not None:
             raise EndpointRefused(denial)
@@ -181,11 +181,11 @@ async def _reject_retry(request: aiohttp.ClientRequest, send: aiohttp.ClientHand
     try:
         return await send(request)
     except aiohttp.ClientConnectionError as error:
-        raise ProbeFailed(_why(error)) from error
+        raise ProbeFailed(_failure_reason(error)) from error
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body; empty if it is larger than details may be."""
+    """Return the body; empty if it exceeds the size limit of details."""
     body = bytearray()
     while not response.content.at_eof():
         body += await response.content.read(MAX_DETAILS_BYTES + 1 - len(body))
@@ -196,7 +196,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 @lru_cache(_MAX_CACHED_BODIES)  # most services send the same body each time
 def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
-    """Return a JSON object in a body, parsed and as details; invalid details are omitted."""
+    """Return the JSON object in a body, as parsed members and as details; omit invalid details."""
     if not body.lstrip().startswith(b"{"):
         return {}, None
     try:
@@ -209,11 +209,11 @@ def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
     return members, None if reader.violations or details_violations(details) else details
 
 
-def _why(error: aiohttp.ClientError) -> str:
-    """Return the reason of a failure, for people."""
+def _failure_reason(error: aiohttp.ClientError) -> str:
+    """Return the human-readable reason of a failure."""
     match error:
         case aiohttp.ClientConnectorError():
-            return _why_not_connected(error)
+            return _connection_failure_reason(error)
         case aiohttp.ClientOSError() | aiohttp.ClientConnectionResetError():
             return outcome.connection_error(error)
         case aiohttp.ServerDisconnectedError(message=str()):
@@ -223,15 +223,15 @@ def _why(error: aiohttp.ClientError) -> str:
         case aiohttp.ClientResponseError():
             return _HEADER_TOO_LARGE if _is_too_large(error) else _NOT_HTTP
         case _:
-            return outcome.FAILED
+            return outcome.CONNECTION_FAILED
 
 
-def _why_not_connected(error: aiohttp.ClientConnectorError) -> str:
+def _connection_failure_reason(error: aiohttp.ClientConnectorError) -> str:
     match error.os_error:
         case ssl.SSLCertVerificationError() as fault:
             return _BY_VERIFY_CODE.get(fault.verify_code, outcome.TLS_NOT_TRUSTED)
         case ssl.SSLError() as fault:
-            return outcome.TLS_NOT_SPOKEN if fault.reason in _NOT_TLS else outcome.TLS_FAILED
+            return outcome.TLS_NOT_SUPPORTED if fault.reason in _NOT_TLS else outcome.TLS_FAILED
         case fault:
             return outcome.connection_error(fault)
 

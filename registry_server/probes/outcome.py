@@ -1,7 +1,7 @@
 """Outcomes of probes, and the texts for their failures.
 
-Every reader of the registry sees these texts in ``Health.error``. They are short, identical for identical faults (a
-varying text would be a new change each time), and reveal nothing about the registry's internals.
+Every client that may read a service sees these texts in ``Health.error``. They are short, identical for identical
+faults (a text that varies would be a change each time), and reveal nothing about the registry's internals.
 """
 
 import errno
@@ -20,7 +20,7 @@ class OutcomeKind(Enum):
     """The probe succeeded, but was slow, or the service reports that it is degraded."""
     FAILED = "failed"
     INCONCLUSIVE = "inconclusive"
-    """The registry could not complete the probe; this proves nothing about the service."""
+    """The registry could not complete the probe, so the result does not count."""
 
 
 class Outcome(NamedTuple):
@@ -30,21 +30,21 @@ class Outcome(NamedTuple):
     response_time: float
     """Duration in seconds, including name resolution."""
     error: str = ""
-    """Why the outcome is not OK, for people."""
+    """Reason why the outcome is not OK, as human-readable text."""
     details: Struct | None = None
-    """Details in the service's answer; valid as ``Health.details``."""
+    """Details from the service's answer; valid as ``Health.details``."""
 
 
 class Answer(NamedTuple):
     """The answer to a successful probe."""
 
     degraded: str = ""
-    """Why the service is degraded, according to its answer; empty if it is not."""
+    """Reason why the service is degraded, from its answer; empty if it is not degraded."""
     details: Struct | None = None
 
 
 class ProbeFailed(Exception):
-    """A probe failed; ``text`` is the reason, for people."""
+    """A probe failed; ``text`` is the human-readable reason."""
 
     def __init__(self, text: str, details: Struct | None = None) -> None:
         self.text = text
@@ -55,14 +55,14 @@ class ProbeFailed(Exception):
 CLOSED_WITHOUT_ANSWER: Final = "closed the connection without an answer"
 HOST_UNREACHABLE: Final = "host unreachable"
 NETWORK_UNREACHABLE: Final = "network unreachable"
-REFUSED: Final = "connection refused"
-RESET: Final = "connection reset"
-FAILED: Final = "connection failed"
+CONNECTION_REFUSED: Final = "connection refused"
+CONNECTION_RESET: Final = "connection reset"
+CONNECTION_FAILED: Final = "connection failed"
 NO_LOCAL_ADDRESS: Final = "the registry has no local address or port to connect from"
 TOO_MANY_FILES: Final = "the registry has too many open files"
 INTERNAL_FAILURE: Final = "the probe failed within the registry"
 TLS_FAILED: Final = "TLS: handshake failed"
-TLS_NOT_SPOKEN: Final = "TLS: the server does not speak TLS"
+TLS_NOT_SUPPORTED: Final = "TLS: the server does not speak TLS"
 TLS_OTHER_HOST: Final = "TLS: certificate is not valid for this host name"
 TLS_EXPIRED: Final = "TLS: certificate has expired"
 TLS_NOT_YET_VALID: Final = "TLS: certificate is not valid yet"
@@ -72,9 +72,9 @@ TLS_SELF_SIGNED_CHAIN: Final = "TLS: certificate is not trusted (self-signed cer
 TLS_UNKNOWN_ISSUER: Final = "TLS: certificate is not trusted (unknown issuer)"
 
 _BY_ERRNO: Final[Mapping[int | None, str]] = {
-    errno.ECONNREFUSED: REFUSED,
-    errno.ECONNRESET: RESET,
-    errno.EPIPE: RESET,
+    errno.ECONNREFUSED: CONNECTION_REFUSED,
+    errno.ECONNRESET: CONNECTION_RESET,
+    errno.EPIPE: CONNECTION_RESET,
     errno.ETIMEDOUT: "connection timed out",
     errno.EHOSTUNREACH: HOST_UNREACHABLE,
     errno.EHOSTDOWN: HOST_UNREACHABLE,
@@ -93,11 +93,13 @@ REGISTRY_FAILURES: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, INTERNAL
 
 
 def connection_error(error: OSError) -> str:
-    """Return why a connection failed, for people."""
+    """Return the human-readable reason why a connection failed."""
     # Libraries raise some errors without an errno.
-    return _BY_ERRNO.get(error.errno, RESET if isinstance(error, ConnectionResetError) else FAILED)
+    return _BY_ERRNO.get(
+        error.errno, CONNECTION_RESET if isinstance(error, ConnectionResetError) else CONNECTION_FAILED
+    )
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people: ``200 ms``, ``5 s``."""
+    """Return a duration as human-readable text, such as ``200 ms`` or ``5 s``."""
     return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1000:g} ms"

@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 _CHECK_INTERVAL_SECONDS: Final = 0.1
+"""Must be well below the minimum length of a pause."""
 _MIN_PAUSE_SECONDS: Final = 0.5
 """A gap of this length between two checks is a pause; a busy event loop checks much more often."""
 
@@ -18,25 +19,33 @@ log = structlog.get_logger(__name__)
 
 
 def time_with_sleep() -> float:
-    """Return a clock in seconds that continues while the machine sleeps, where the platform has one."""
+    """Return the time in seconds of a clock that also runs while the machine sleeps, if the platform has one."""
     return time.clock_gettime(_CLOCK)
 
 
 class PauseDetector:
     """Detects that this process was stopped or swapped out, or that its machine slept.
 
-    A timeout that expired during a pause is not the peer's fault.
+    A timeout that expires during a pause is no evidence of a failure of the peer.
     """
 
-    def __init__(self, on_end: Callable[[float], None], now: Callable[[], float] = time_with_sleep) -> None:
-        """Start with the current time.
+    def __init__(
+        self,
+        on_end: Callable[[float], None],
+        now: Callable[[], float] = time_with_sleep,
+        *,
+        check_interval_seconds: float = _CHECK_INTERVAL_SECONDS,
+    ) -> None:
+        """Start measuring at the current time.
 
         Args:
             on_end: Called after each pause with its length in seconds.
             now: Clock, in seconds.
+            check_interval_seconds: Time between two checks of ``run``.
         """
         self._on_end = on_end
         self._now = now
+        self._check_interval_seconds = check_interval_seconds
         self._last = now()
         self.count = 0
         """Number of pauses so far."""
@@ -46,7 +55,7 @@ class PauseDetector:
     def check(self) -> int:
         """Check the clock and return the number of pauses so far.
 
-        Call it before and after an operation with a timeout: after a pause, tasks resume in no particular order.
+        Call it before and after an operation with a timeout: after a pause, tasks resume in arbitrary order.
         """
         now = self._now()
         gap, self._last = now - self._last, now
@@ -64,5 +73,5 @@ class PauseDetector:
     async def run(self) -> None:
         """Check periodically until cancelled."""
         while True:
-            await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+            await asyncio.sleep(self._check_interval_seconds)
             self.check()

@@ -22,7 +22,7 @@ _PORT, _TLS_PORT = 80, 443
 
 
 class Plan(NamedTuple):
-    """How a service is probed. Equal plans lead to identical probes."""
+    """How a service is probed. Equal plans result in identical probes."""
 
     kind: ProbeKind
     interval: float
@@ -62,14 +62,14 @@ class Plan(NamedTuple):
         return self.kind == "heartbeat"
 
     def expects(self, status: int) -> bool:
-        """Return whether an HTTP status code is a success."""
+        """Return whether an HTTP status code means success."""
         return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
 
     @classmethod
     def of(cls, service: Service, defaults: "HealthCheckSettings") -> Self:
         """Return the plan of a service.
 
-        Never raises: an invalid endpoint leads to a plan without a host, whose probes fail.
+        Never raises: an invalid endpoint results in a plan without a host, whose probes fail.
 
         Args:
             service: The registered service.

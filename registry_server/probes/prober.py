@@ -44,13 +44,13 @@ class Prober:
         self._grpc: GrpcProber | None = None
 
     async def start(self) -> None:
-        """Create the resources that probes share."""
+        """Create the resources that all probes share."""
         authorities = self._authorities
         self._http = HttpProber(self._policy, None if authorities is None else authorities.decode())
         self._grpc = GrpcProber(self._policy, authorities or await asyncio.to_thread(system_authorities))
 
     async def close(self) -> None:
-        """Release them; probes in flight fail."""
+        """Release the shared resources; probes in flight fail."""
         if self._http is not None:
             await self._http.close()
         self._policy.close()

@@ -1,8 +1,8 @@
 """``ProbeProcess``: controls the separate process that sends probes.
 
 An HTTP probe takes about 0.4 ms of Python. A thousand of them per second in the event loop that answers calls would
-delay calls by several times their duration; in a separate process they only cost reading their results. Measured
-response times are also independent of how busy the registry is.
+delay calls by several times their duration; with a separate process, only their results are read there. Measured
+response times are also independent of the load of the registry.
 """
 
 import asyncio
@@ -42,10 +42,11 @@ _SILENT_CHECKS: Final = 3
 _DEAD_CHECKS: Final = 10
 """Checks without a message after which the worker is replaced."""
 _RESULTS_PER_SLICE: Final = 4
-"""Results processed without yielding to the event loop, so that they do not delay calls."""
+"""Results processed without yielding to the event loop, so that results do not delay calls."""
 _SERVICES_PER_SLICE: Final = 200
 """Services sent to a worker without yielding to the event loop: about 2 ms."""
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
+"""Delays before a worker is replaced; they double while workers end within the maximum."""
 
 log = structlog.get_logger(__name__)
 
@@ -87,16 +88,33 @@ class ProbeProcess:
     """
 
     def __init__(
-        self, allowed: Sequence[Network], denied: Sequence[Network], *, concurrency: int, logs: "LogSettings"
+        self,
+        allowed: Sequence[Network],
+        denied: Sequence[Network],
+        *,
+        concurrency: int,
+        logs: "LogSettings",
+        check_interval_seconds: float = _CHECK_INTERVAL_SECONDS,
+        dead_checks: int = _DEAD_CHECKS,
+        answer_grace_seconds: float = _ANSWER_GRACE_SECONDS,
+        worker_module: str = _WORKER,
     ) -> None:
-        """Configure the worker; nothing runs yet.
+        """Configure the worker, which ``start`` starts.
 
         Args:
             allowed: See ``EgressPolicy``.
             denied: See ``EgressPolicy``.
             concurrency: Maximum number of concurrent due probes.
             logs: Log settings of the worker.
+            check_interval_seconds: How often to check that the worker sends messages.
+            dead_checks: Checks without a message after which the worker is replaced.
+            answer_grace_seconds: How long after its timeout a probe on demand waits for its answer.
+            worker_module: Module that the worker runs.
         """
+        self._check_interval_seconds = check_interval_seconds
+        self._dead_checks = dead_checks
+        self._answer_grace_seconds = answer_grace_seconds
+        self._worker_module = worker_module
         self._setup = WorkerSetup(
             tuple(allowed), tuple(denied), concurrency, WorkerLogSettings(logs.level, logs.format)
         )
@@ -111,7 +129,7 @@ class ProbeProcess:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, on_result: ResultListener) -> None:
-        """Start a worker.
+        """Start a worker and keep one running.
 
         Args:
             on_result: Receives the results of due probes.
@@ -156,7 +174,7 @@ class ProbeProcess:
     async def probe_now(self, plan: Plan) -> Outcome:
         """Probe a service once, on demand; raise nothing but ``CancelledError``.
 
-        A late answer proves nothing: its outcome is ``INCONCLUSIVE``.
+        If the answer is late, the outcome is ``INCONCLUSIVE``.
         """
         if not self._running.is_set() and not await self._wait_running():
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
@@ -166,7 +184,7 @@ class ProbeProcess:
         self._schedule_flush()
         self._commands.once.append((number, plan))
         try:
-            async with asyncio.timeout(plan.timeout + _ANSWER_GRACE_SECONDS):
+            async with asyncio.timeout(plan.timeout + self._answer_grace_seconds):
                 return await answer
         except TimeoutError:
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
@@ -262,13 +280,13 @@ class ProbeProcess:
             self._silent_checks = 0
 
     async def _watch_worker(self, on_result: ResultListener) -> None:
-        """Report INCONCLUSIVE for due services of a silent worker, so that our fault ends no lease; replace it."""
+        """Report INCONCLUSIVE for due services of a silent worker, which renews their leases; replace a dead one."""
         while True:
-            await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+            await asyncio.sleep(self._check_interval_seconds)
             self._silent_checks += 1  # counted, not timed: a pause of this process must not count
             if self._silent_checks < _SILENT_CHECKS:
                 continue
-            if self._silent_checks >= _DEAD_CHECKS and self._writer is not None:
+            if self._silent_checks >= self._dead_checks and self._writer is not None:
                 log.error("probe process not responding")
                 self._writer.transport.abort()
                 self._writer = None
@@ -289,7 +307,7 @@ class ProbeProcess:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 # -P: do not import modules from the directory in which the registry was started.
-                *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())),
+                *(sys.executable, "-P", "-m", self._worker_module, str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
@@ -299,7 +317,7 @@ class ProbeProcess:
         finally:
             writer.close()
             with suppress(ProcessLookupError):
-                process.kill()  # it holds no state
+                process.kill()  # the worker holds no state
             await process.wait()
 
 

@@ -14,11 +14,11 @@ from registry_server.probes.plan import Plan
 from registry_server.probes.schedule import Schedule
 
 _TICK_SECONDS: Final = 0.01
-"""Granularity of the schedule: waking up once for several probes is cheaper than once for each."""
+"""Resolution of the schedule: one wake-up for several probes is cheaper than one for each."""
 _PROBES_PER_SLICE: Final = 4
-"""Probes started without yielding to the event loop, so that this does not inflate the response times of others."""
+"""Probes started without yielding to the event loop, so that their start does not inflate measured response times."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
-"""A probe that exceeds its timeout by more was delayed by this process."""
+"""If a probe exceeds its timeout by more than this, this process delayed it."""
 _SPREAD_AFTER_SECONDS: Final = 0.5
 """After a pause of this length, overdue probes are spread over time instead of being sent at once."""
 
@@ -140,7 +140,9 @@ class Rounds:
             now = time.monotonic()
             # After a large delay the rhythm restarts: otherwise the next probe would follow immediately.
             again = max((due if started - due < plan.interval / 2 else started) + plan.interval, now)
-            if self._pauses.count != pauses:  # otherwise all probes in flight would repeat at once
+            if (
+                self._pauses.count != pauses
+            ):  # otherwise all probes in flight during the pause would be repeated at once
                 again = now + jitter(plan.interval)
             self._schedule_probe(number, again)
         self._on_result(number, outcome, started, started - due)

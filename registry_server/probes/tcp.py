@@ -25,7 +25,7 @@ async def send_tcp_probe(plan: Plan, policy: EgressPolicy, deadline: float) -> A
     now = asyncio.get_running_loop().time
     failure = OSError()
     for remaining in range(len(addresses), 0, -1):
-        # Each address has a share of the time, so that one that does not answer cannot prevent trying the next.
+        # Each address gets a share of the remaining time, so that a silent one does not prevent the next attempt.
         try:
             await _connect(addresses[-remaining], now() + (deadline - now()) / remaining)
         except OSError as error:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _BATCH_SECONDS: Final = 0.01
 """How long to collect answers for one message: a delay in exchange for fewer messages."""
 _MAX_SILENCE_SECONDS: Final = 1.0
-"""A message is sent at least this often; the registry replaces a silent worker."""
+"""Maximum time between two messages; the registry replaces a silent worker."""
 
 
 class Worker:
-    """Sends the probes commanded over a connection, and answers in the order in which they end."""
+    """Runs the commands received over a connection and sends results in the order in which probes end."""
 
     def __init__(self, prober: ProbeSender, writer: asyncio.StreamWriter, *, concurrency: int) -> None:
         self._rounds = Rounds(prober, concurrency=concurrency, on_result=self._answer)
@@ -99,7 +99,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))  # each probe opens a file
     connection = socket.socket(fileno=int(sys.argv[1]))
     if sys.implementation.name == "cpython":
-        import uvloop  # noqa: PLC0415 - only there on CPython
+        import uvloop  # noqa: PLC0415 - a dependency on CPython only
 
         uvloop.run(_main(connection))
     else:
