@@ -1,4 +1,4 @@
-# Every target does its own set-up in .venv: Python 3.11+, make and a network are all that is needed.
+# Every target first installs what it needs into .venv. Requirements: Python 3.11+, make and a network.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,7 +13,7 @@ PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv with the project (editable) and the tools
+setup: $(STAMP) ## Create .venv with the project (editable) and the tools
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ossa-registry needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -42,13 +42,13 @@ quick: $(STAMP) ## Run the unit tests that need no real time; under 30 seconds
 test: $(STAMP) ## Run all tests; about 8 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(STAMP) ## Send 50,000 broken and 50,000 generated requests; takes a few minutes
+fuzz: $(STAMP) ## Send 50,000 malformed and 50,000 generated requests; takes a few minutes
 	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
 
-faults: $(STAMP) ## Break Redis, the registry and the network under load, each way twice; takes a few minutes
+faults: $(STAMP) ## Run the fault suite: each fault twice, under load; takes a few minutes
 	$(BIN)/python -m tests.faults.suite $(ARGS)
 
-check: lint type proto-check test ## All that CI runs
+check: lint type proto-check test ## Run everything that CI runs: lint, type, proto-check and test
 
 lint: $(STAMP) ## Lint and check the format of Python and protos
 	$(BIN)/ruff check .
@@ -74,20 +74,20 @@ endef
 proto: $(STAMP) ## Generate generated/ from protos/
 	$(call protoc,generated)
 
-proto-check: $(STAMP) ## Fail if generated/ is not what protos/ give
+proto-check: $(STAMP) ## Fail if generated/ does not match protos/
 	@rm -rf build/proto && mkdir -p build/proto
 	$(call protoc,build/proto)
 	diff --recursive --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ build/proto generated
 
-docs: $(STAMP) ## Write down what the commands of docs/cli.md print
+docs: $(STAMP) ## Record the output of the commands in docs/cli.md
 	$(BIN)/python -m docs.record
 
-build: $(STAMP) ## Build the distributions into dist/: the whole, and the SDK alone
+build: $(STAMP) ## Build both distributions into dist/: ossa-registry and ossa-registry-client
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist --wheel packaging/client
 
 bench: $(STAMP) ## Run the benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks --page docs/benchmarks.md $(ARGS)
 
-clean: ## Remove what the targets made, except .data
+clean: ## Remove build output and .venv, but not .data
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

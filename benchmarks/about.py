@@ -32,9 +32,9 @@ ABOUT: Final = {
         "A registration is validated, indexed, and committed together with lease, document and event by one script in "
         "Redis; the response is sent once this process has applied the change. etcd's `Put` stores opaque bytes and is "
         "compiled, which is why its rate can be higher. In calls that carry one service each, gRPC takes about 210 us "
-        "of the event loop's thread and the registry's own code about 400 us; in batches, where the same code runs "
-        "many times in a row, the latter is about 230 us. Half of the echo's rate would leave 210 us for the registry, "
-        "so fleets should be registered in batches. One message renews many leases here; etcd needs one message for "
+        "of the event loop's thread and the registry's own code about 400 us. The bound, half of the echo's rate, "
+        "allows the latter 210 us. In batches, where the same code runs many times in a row, it takes about 230 us for "
+        "each service: register fleets in batches. One message renews many leases here; etcd needs one message for "
         "each lease."
     ),
     "rest": "The same query over REST, compared with a bare aiohttp handler that returns the same bytes.",
@@ -49,9 +49,10 @@ ABOUT: Final = {
         "registry joins pending events into one message and is faster than the bare loop."
     ),
     "failures": (
-        "Time until a watcher learns of a failure. For a dead endpoint the minimum is the failure threshold times the "
-        "probe interval, plus one timeout. For a lease it is the length of the lease: etcd checks for expired leases "
-        "twice a second; the registry checks when the next lease expires, and every second."
+        "Time until a watcher learns of a failure. A dead endpoint should be reported within the failure threshold "
+        "times the probe interval, plus one timeout; an endpoint that refuses the connection at once is reported "
+        "earlier. A lease ends after its length: etcd checks for expired leases twice a second; the registry checks "
+        "when the next lease expires, and every second."
     ),
     "probes": (
         "Health probes compared with a bare aiohttp client that sends as many requests: whether they start on time, "

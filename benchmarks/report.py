@@ -27,14 +27,14 @@ _INTRODUCTION: Final = """\
 The benchmarks measure ratios. Client, server, Redis and the compared systems share the processors of one machine, so an
 absolute value depends on that machine and its other load, and the load generator uses half of the processors. A
 **ratio** compares two sides measured in alternating rounds of one run, a few seconds apart; its result is the median of
-the rounds.
+the rounds. A row that appears several times has the results of one round each.
 
 - A *bare echo*, *loop* or *handler* is the same library (grpc.aio, aiohttp) that only returns or writes the same bytes:
   the least that the registry can cost. A ratio of 0.9 means that the registry's own code costs a tenth. The bare
   program uses the library's defaults, whereas a busy registry schedules its threads for throughput
   ([ADR 0025](adr/0025-batch-scheduling-under-load.md)), so the registry can be faster.
 - *etcd* is the compared system: one node with its data in memory, called for the same task by the same compiled client.
-- A **bound** is a promise of the project: `make bench` fails if a value misses it. Values without a bound are
+- A **bound** is a target of the project: `make bench` fails if a value misses it. Values without a bound are
   informational.
 
 `python -m benchmarks NAME` measures one scenario, and `--page docs/benchmarks.md` replaces its section of this page. A

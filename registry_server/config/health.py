@@ -50,8 +50,8 @@ class HealthCheckSettings(SettingsGroup):
     concurrency: Annotated[Number, Field(ge=1, le=10_000)] = 500
     """Maximum number of concurrent probes of this process. Each uses one connection."""
     member_period_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 5_000
-    """Time without a sign of life after which a process is considered dead and the other processes probe its services,
-    in milliseconds."""
+    """Time without a refresh of its membership after which a process is considered dead and the other processes probe
+    its services, in milliseconds."""
     allowed_networks: Networks = ()
     """Networks that probes may connect to, such as 10.0.0.0/8, separated by commas. If empty, all networks that are not
     denied."""
