@@ -1,4 +1,4 @@
-"""HTTP: the REST API, the event stream, health, metrics and documentation."""
+"""HTTP transport: the REST API, the event stream, health, metrics and documentation."""
 
 from registry_server.gateway.server import HttpServer
 

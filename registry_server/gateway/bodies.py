@@ -17,8 +17,8 @@ from registry_server.model.requests import raise_if_invalid
 from registry_server.model.rules import quoted
 from registry_server.model.validation import service_violations
 
-_BODY_TIMEOUT_SECONDS: Final = 30.0
-"""Time limit for receiving a body."""
+BODY_TIMEOUT_SECONDS: Final = 30.0
+"""Default time limit for receiving a body."""
 
 _PATHS: Final[Mapping[str, str]] = {
     "endpoint": "endpoint",
@@ -33,12 +33,13 @@ _PATHS: Final[Mapping[str, str]] = {
 """JSON members that an update can change, with their paths in a field mask."""
 
 
-async def read_json(request: web.Request, max_bytes: int) -> Any:
+async def read_json(request: web.Request, max_bytes: int, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> Any:
     """Return the parsed JSON body of a request.
 
     Args:
         request: The request.
         max_bytes: Maximum size of the body.
+        timeout_seconds: Time limit for receiving it.
 
     Raises:
         web.HTTPException: The body is too large, not declared as JSON, or not received in time.
@@ -49,12 +50,12 @@ async def read_json(request: web.Request, max_bytes: int) -> Any:
     if (request.content_length or 0) > max_bytes:
         raise too_large(max_bytes)
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT_SECONDS):
+        async with asyncio.timeout(timeout_seconds):
             raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(max_bytes) from None
     except TimeoutError:
-        raise web.HTTPRequestTimeout(text=f"the body was not received within {_BODY_TIMEOUT_SECONDS:g} s") from None
+        raise web.HTTPRequestTimeout(text=f"the body was not received within {timeout_seconds:g} s") from None
     except (web.RequestPayloadError, HttpProcessingError):
         raise _not_json("does not match its headers: check Content-Encoding and Transfer-Encoding") from None
     return parse_json(raw)
@@ -81,12 +82,12 @@ def parse_json(raw: bytes) -> Any:
             f"is not JSON: {error.msg} at {where}" if raw else "is empty; a JSON object is required"
         ) from None
     except RecursionError:
-        raise _not_json("is nested too deep") from None
+        raise _not_json("is nested too deeply") from None
     except ValueError as error:
         raise _not_json(f"is not JSON: {error}") from None
 
 
-def registration(document: object) -> Service:
+def parse_registration(document: object) -> Service:
     """Return the service of a registration.
 
     Raises:
@@ -97,14 +98,14 @@ def registration(document: object) -> Service:
         violations.append(Violation("capabilities", "is required: an array, which may be empty"))
     service = read_service(document, violations)
     if violations and isinstance(document, dict):
-        # Also report violations of the rules, so that the client sees all at once, but one a field.
+        # Also report violations of the rules, so that the client sees all at once, but only one per field.
         reported = {field for field, _ in violations}
         violations += [each for each in renamed(service_violations(service)) if not _is_within(each.field, reported)]
     raise_if_invalid(violations)
     return service
 
 
-def update(document: object, name: str) -> tuple[Service, FieldMask]:
+def parse_update(document: object, name: str) -> tuple[Service, FieldMask]:
     """Return the service and field mask of an update: each member in the body is replaced, ``null`` clears it.
 
     Args:
@@ -119,7 +120,7 @@ def update(document: object, name: str) -> tuple[Service, FieldMask]:
         read_service(document, violations)
         raise InvalidRequest(violations)
     if document.get("name", name) != name:
-        violations.append(Violation("name", f"cannot change: the path names {quoted(name)}"))
+        violations.append(Violation("name", f"cannot change: the name in the path is {quoted(name)}"))
     if "capabilities" in document and document["capabilities"] is None:
         violations.append(Violation("capabilities", "must be an array, not null"))
     service = read_service({**document, "name": name}, violations)
@@ -133,8 +134,8 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"an object has the key {quoted(twice)} twice")
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"an object has the key {quoted(repeated)} twice")
     return members
 
 

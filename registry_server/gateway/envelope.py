@@ -125,7 +125,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
     """
     if isinstance(error, web.HTTPException) and error.status in HTTP_CODES:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return Failure(error.status, HTTP_CODES[error.status], _sentence(error), {}, headers)
+        return Failure(error.status, HTTP_CODES[error.status], _http_error_message(error), {}, headers)
     if not isinstance(error, errors.RegistryError) or type(error) not in STATUSES:
         log.error("unexpected error", request_id=request_id, exc_info=error)
         status, code = HTTPStatus.INTERNAL_SERVER_ERROR, errors.RegistryError.reason
@@ -143,7 +143,7 @@ def failure_of(error: Exception, request_id: str) -> Failure:
     return Failure(STATUSES[type(error)], error.reason, message, details, headers)
 
 
-def _sentence(error: web.HTTPException) -> str:
+def _http_error_message(error: web.HTTPException) -> str:
     match error:
         case web.HTTPMethodNotAllowed():
             return f"method not allowed; this path supports {', '.join(sorted(error.allowed_methods))}"

@@ -54,7 +54,7 @@ class EventStream:
             documents: JSON of services.
             middleware: Adds the headers of every answer.
             guard: Tracks open streams.
-            keep_alive: Seconds after which a quiet stream gets a comment.
+            keep_alive: Seconds without events after which a comment is sent.
             write_timeout: Seconds within which a client must read 64 KiB.
         """
         self._registry = registry
@@ -69,7 +69,7 @@ class EventStream:
 
         Raises:
             InvalidRequest: A parameter or the cursor is not valid.
-            CursorExpired: The changes after the cursor are no longer all kept, and no snapshot was requested.
+            CursorExpired: Some changes after the cursor are no longer available, and no snapshot was requested.
         """
         watch = self._watch_request(request)
         credentials = self._middleware.credentials(request)

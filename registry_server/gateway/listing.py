@@ -59,7 +59,7 @@ class Listing:
         self.counters.hits += 1
         return answer.data
 
-    async def find(self, query_string: str, parameters: Mapping[str, str]) -> bytes:
+    async def list_services(self, query_string: str, parameters: Mapping[str, str]) -> bytes:
         """Return the matching services.
 
         Args:

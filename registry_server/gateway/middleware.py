@@ -179,7 +179,7 @@ class Middleware:
                 current_identity.set(identity)
             response: web.StreamResponse = await handler(request)
             if call is not None and isinstance(response, web.Response):
-                call.hold_answer(response.content_length or 0)
+                call.hold_bytes(response.content_length or 0)
         except ConnectionError:  # the client left; the answer is never sent
             return web.Response(status=HTTPStatus.BAD_REQUEST)
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to answers
@@ -205,11 +205,11 @@ class Middleware:
         """Return the credentials of a request.
 
         Raises:
-            Unauthenticated: A header is repeated: a proxy in front may have checked the other value.
+            Unauthenticated: A header is repeated; a proxy in front may have verified the other value.
         """
-        if not self._guard.checks:
+        if not self._guard.authenticates:
             return _NO_CREDENTIALS
-        authorization, api_key = _only(request, "Authorization"), _only(request, "X-Api-Key")
+        authorization, api_key = _single_header(request, "Authorization"), _single_header(request, "X-Api-Key")
         certificate = certificate_names(request.get_extra_info("peercert")) if request.secure else ()
         return Credentials(authorization, api_key, certificate)
 
@@ -259,7 +259,7 @@ class Middleware:
         )
 
 
-def _only(request: web.Request, name: str) -> str:
+def _single_header(request: web.Request, name: str) -> str:
     values = request.headers.getall(name, ())
     if len(values) > 1:
         raise Unauthenticated("send one credential, not two")

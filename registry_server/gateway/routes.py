@@ -29,13 +29,20 @@ class Api:
     """One handler for each route below ``BASE``, except the event stream."""
 
     def __init__(
-        self, registry: ServiceRegistry, envelope: Envelope, documents: Documents, *, max_body_bytes: int
+        self,
+        registry: ServiceRegistry,
+        envelope: Envelope,
+        documents: Documents,
+        *,
+        max_body_bytes: int,
+        body_timeout: float,
     ) -> None:
         self._registry = registry
         self._envelope = envelope
         self._documents = documents
         self._listing = Listing(registry, documents)
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
 
     @property
     def cache(self) -> CacheCounters:
@@ -63,7 +70,7 @@ class Api:
         query = Query(request.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
-        service = bodies.registration(await bodies.read_json(request, self._max_body_bytes))
+        service = bodies.parse_registration(await self._read_json(request))
         with rest_names():
             registered = await self._registry.register(service, create_only=create_only)
         headers = {
@@ -77,7 +84,7 @@ class Api:
         query_string = request.rel_url.raw_query_string
         data = self._listing.cached_answer(query_string)
         if data is None:
-            data = await self._listing.find(query_string, request.query)
+            data = await self._listing.list_services(query_string, request.query)
         return self._envelope.success(data, request[REQUEST_ID])
 
     async def get(self, request: web.Request) -> web.Response:
@@ -93,7 +100,7 @@ class Api:
         """Update the fields in the body."""
         reject_parameters(request.query)
         name = request.match_info["name"]
-        service, mask = bodies.update(await bodies.read_json(request, self._max_body_bytes), name)
+        service, mask = bodies.parse_update(await self._read_json(request), name)
         expected = await preconditions.expected_revision(request, self._registry, name)
         with rest_names():
             updated = await self._registry.update_service(service, mask, expected_revision=expected)
@@ -163,6 +170,9 @@ class Api:
         reject_parameters(request.query)
         names = await self._registry.cleanup()
         return self._success(request, {"message": "Cleanup completed", "servicesRemoved": len(names)})
+
+    async def _read_json(self, request: web.Request) -> Any:
+        return await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
 
     def _success(
         self, request: web.Request, document: Any, *, status: int = 200, headers: dict[str, str] | None = None

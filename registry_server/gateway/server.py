@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.config import HttpSettings, LogSettings
 from registry_server.errors import ConfigurationError
+from registry_server.gateway.bodies import BODY_TIMEOUT_SECONDS
 from registry_server.gateway.docs import docs_routes
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope
@@ -55,6 +56,7 @@ class HttpServer:
         guard: Guard,
         certificates: Certificates | None,
         shared_port: bool = False,
+        body_timeout: float = BODY_TIMEOUT_SECONDS,
         logs: LogSettings | None = None,
         tracer: Tracer | None = None,
         clock: Clock = system_clock,
@@ -70,6 +72,7 @@ class HttpServer:
             guard: Admits every request.
             certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.
+            body_timeout: Seconds within which a request's body must arrive.
             logs: Which requests to log; by default those that end with an error.
             tracer: Records a span for each request; ``None`` = no tracing.
             clock: Wall clock.
@@ -91,7 +94,7 @@ class HttpServer:
             max_body_bytes=settings.max_body_bytes,
             tracer=tracer,
         )
-        api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes)
+        api = Api(registry, envelope, documents, max_body_bytes=settings.max_body_bytes, body_timeout=body_timeout)
         events = EventStream(
             registry,
             documents,
@@ -119,7 +122,7 @@ class HttpServer:
             header_timeout=settings.header_timeout_ms / 1000,
             access_log=None,
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
-            # Above our own limit, so that too long a URL is answered with an error instead of a closed connection.
+            # Above our own limit: a URL that exceeds ours is answered with an error instead of a closed connection.
             max_line_size=4 * MAX_URL_BYTES,
             max_headers=settings.max_headers,
             max_field_size=settings.max_header_bytes,

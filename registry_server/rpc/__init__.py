@@ -1,4 +1,4 @@
-"""gRPC: decodes, calls ``ServiceRegistry``, encodes."""
+"""gRPC transport: decodes requests, calls ``ServiceRegistry`` and encodes responses."""
 
 from registry_server.rpc.server import RpcServer
 

@@ -21,7 +21,7 @@ log = structlog.get_logger("registry_server.rpc")
 
 
 class RpcMethod:
-    """Counters of one RPC, and which of its calls are logged."""
+    """Counters and log level of one RPC."""
 
     def __init__(self, name: str, settings: LogSettings, *, streams: bool) -> None:
         self.name = name

@@ -17,7 +17,7 @@ class Drain:
     """Counts the calls in flight and notifies streams of a shutdown."""
 
     def __init__(self) -> None:
-        self._begun = asyncio.Event()
+        self._draining = asyncio.Event()
         self._idle: asyncio.Event | None = None  # created when waited for, since every call passes here
         self._calls = 0
 
@@ -33,7 +33,7 @@ class Drain:
 
     def begin(self) -> None:
         """End the streams that are waiting for their client."""
-        self._begun.set()
+        self._draining.set()
 
     async def wait_idle(self, max_seconds: float) -> bool:
         """Wait until no call is in flight; return False if that takes longer than ``max_seconds``."""
@@ -48,44 +48,48 @@ class Drain:
         return True
 
     async def requests_until_drained(
-        self, requests: AsyncIterator[_T], session: Session, *, idle: float
+        self, requests: AsyncIterator[_T], session: Session, *, idle_seconds: float
     ) -> AsyncGenerator[_T, None]:
         """Yield the messages that a client streams.
 
         Args:
             requests: The client's stream.
             session: Session of the stream.
-            idle: Seconds within which the next message must arrive; the first one has at most a minute.
+            idle_seconds: Time limit for the next message; the first one must arrive within a minute.
 
         Raises:
             ShuttingDown: The server is shutting down and no message is pending.
             LimitExceeded: No message arrived in time.
             RegistryError: The session has ended.
         """
-        begun = asyncio.create_task(self._begun.wait())
-        over: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
-        session.on_end(over.set_result)
-        following: asyncio.Future[_T] | None = None
-        timeout = min(idle, _FIRST_MESSAGE_SECONDS)
+        draining = asyncio.create_task(self._draining.wait())
+        session_end: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
+        session.on_end(session_end.set_result)
+        next_message: asyncio.Future[_T] | None = None
+        timeout = min(idle_seconds, _FIRST_MESSAGE_SECONDS)
         try:
             while True:
-                following = asyncio.ensure_future(anext(requests))
-                await asyncio.wait((following, begun, over), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                timeout = idle
-                if over.done():
-                    raise over.result()
-                if not following.done():
-                    raise ShuttingDown if begun.done() else _idle_too_long(idle)
+                next_message = asyncio.ensure_future(anext(requests))
+                await asyncio.wait(
+                    (next_message, draining, session_end), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                timeout = idle_seconds
+                if session_end.done():
+                    raise session_end.result()
+                if not next_message.done():
+                    raise ShuttingDown if draining.done() else _idle_too_long(idle_seconds)
                 try:
-                    request = following.result()
+                    request = next_message.result()
                 except StopAsyncIteration:
                     return
                 yield request
         finally:
-            begun.cancel()
-            if following is not None:
-                following.cancel()
+            draining.cancel()
+            if next_message is not None:
+                next_message.cancel()
 
 
-def _idle_too_long(idle: float) -> LimitExceeded:
-    return LimitExceeded("stream_idle_seconds", round(idle), "the client sent nothing on this stream for too long")
+def _idle_too_long(idle_seconds: float) -> LimitExceeded:
+    return LimitExceeded(
+        "stream_idle_seconds", round(idle_seconds), "the client sent no message on this stream in time"
+    )

@@ -15,7 +15,7 @@ from registry_server.security.permissions import Permission
 
 _NO_CREDENTIALS: Final = Credentials()
 _MAX_CACHED_ADDRESSES: Final = 4_096
-"""Connections whose parsed address is cached, so that it is not parsed for each call."""
+"""Peers whose parsed address is cached; parsing it for each call would be wasteful."""
 _CERTIFICATE_NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
 """Keys of the auth context for the names in a client certificate (grpc/grpc_security_constants.h)."""
 
@@ -69,7 +69,7 @@ class RpcGate:
             yield session
 
     def _credentials(self, context: Context) -> Credentials:
-        if not self.guard.checks:
+        if not self.guard.authenticates:
             return _NO_CREDENTIALS
         authorization = api_key = ""
         for key, value in context.invocation_metadata() or ():
@@ -81,7 +81,7 @@ class RpcGate:
                 if api_key:
                     raise Unauthenticated("send one credential, not two")
                 api_key = _text(value)
-        certificate = _names_of(context) if self._certificates else ()
+        certificate = _certificate_names(context) if self._certificates else ()
         return Credentials(authorization, api_key, certificate)
 
 
@@ -103,7 +103,7 @@ def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("ascii", "replace")
 
 
-def _names_of(context: Context) -> CertificateNames:
+def _certificate_names(context: Context) -> CertificateNames:
     """Return the names in the connection's certificate, which gRPC has verified."""
     properties = context.auth_context()
     return tuple(

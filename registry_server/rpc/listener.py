@@ -28,14 +28,14 @@ log = structlog.get_logger(__name__)
 class Listener:
     """Keeps a gRPC server listening on one address."""
 
-    def __init__(self, make: Callable[[], grpc.aio.Server], bind: Callable[[grpc.aio.Server, str], int]) -> None:
+    def __init__(self, make_server: Callable[[], grpc.aio.Server], bind: Callable[[grpc.aio.Server, str], int]) -> None:
         """Create the listener; nothing listens yet.
 
         Args:
-            make: Creates a server with all its handlers.
+            make_server: Creates a server with all its handlers.
             bind: Binds a server to an address and returns the port; raises ``RuntimeError`` on failure.
         """
-        self._make, self._bind = make, bind
+        self._make_server, self._bind = make_server, bind
         self._server: grpc.aio.Server | None = None
         self._ended: dict[asyncio.Task[None], grpc.aio.Server] = {}
         """Servers whose accept loop has ended and whose calls, such as watches, may continue for days."""
@@ -49,7 +49,7 @@ class Listener:
         """
         for name in (_GRPC_LOG, "asyncio"):
             logging.getLogger(name).addFilter(_is_relevant)
-        server = self._make()
+        server = self._make_server()
         port = self._bind(server, address)
         bound = address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
         await server.start()
@@ -73,7 +73,7 @@ class Listener:
                 if not await server.wait_for_termination(timeout=CHECK_INTERVAL_SECONDS):
                     return
             except UnicodeDecodeError:
-                log.warning("gRPC accept loop ended by a call with an invalid path; restarting", address=address)
+                log.warning("gRPC accept loop restarted", address=address)
                 finishing = asyncio.create_task(_finish_calls(server), name="ended gRPC server")
                 self._ended[finishing] = server
                 finishing.add_done_callback(self._ended.pop)
@@ -81,7 +81,7 @@ class Listener:
 
     async def _start_another(self, address: str) -> grpc.aio.Server:
         while True:
-            server = self._make()
+            server = self._make_server()
             try:
                 self._bind(server, address)
             except RuntimeError:  # the old server has not released the port yet
@@ -106,9 +106,9 @@ async def _stop(server: grpc.aio.Server, grace: float | None) -> None:
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:
-    """Filter out errors that gRPC logs when clients send invalid text or leave during a call.
+    """Return False for errors that gRPC logs when clients send invalid text or disconnect during a call.
 
-    Unauthenticated clients decide how often that happens, and the bytes may be a secret.
+    Unauthenticated clients decide how often that happens, and the invalid bytes may contain a secret.
     """
     if record.name == _GRPC_LOG and record.getMessage().startswith(_CLIENT_LEFT):
         return False

@@ -23,7 +23,7 @@ def current_call() -> "asyncio.Task[Any]":
 
 
 class SlowReaders:
-    """Calls that wait for their client to read, with the time since when they wait.
+    """Calls that wait for their client to read, with the start time of each wait.
 
     A client that answers pings but never reads would pin a buffer, a watch slot and a task.
     """
@@ -54,10 +54,10 @@ class SlowReaders:
         """Disconnect slow readers until cancelled."""
         while True:
             await asyncio.sleep(self._timeout / _CHECKS_PER_TIMEOUT)
-            before = time.monotonic() - self._timeout
+            latest_start = time.monotonic() - self._timeout
             late = []
             for call, since in self._since.items():
-                if since > before:
+                if since > latest_start:
                     break
                 late.append(call)
             for call in late:

@@ -1,4 +1,4 @@
-"""``RpcServer``: the gRPC server with everything on it."""
+"""``RpcServer``: the gRPC server and its handlers."""
 
 import asyncio
 import time
@@ -42,7 +42,7 @@ _FINAL_SEND_SECONDS: Final = 0.1
 REJECTION_HEADROOM: Final = 1_000
 """RPCs that gRPC admits above our limit, so that excess callers receive a detailed error."""
 _MAX_PENDING_CALLS: Final = 3_000
-"""Calls that gRPC queues before their handler starts: about one second of work. Beyond it callers time out first."""
+"""Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
 _COUNTED_ANSWER_BYTES: Final = 64 << 10
 """Size from which an answer is counted until the client has read it; smaller ones fit the network buffers."""
 
@@ -268,9 +268,9 @@ def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAn
             if answer is None:
                 answer = await call(wire, context)
             if len(answer) > _COUNTED_ANSWER_BYTES:
-                in_flight.hold_answer(len(answer))
+                in_flight.hold_bytes(len(answer))
                 large = True
-                _end_after_read(in_flight, context, readers)
+                _release_after_read(in_flight, context, readers)
             return answer  # noqa: TRY300 - an else branch would separate it from its comment above
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to status
             answer = b""  # release it before the client has read the error
@@ -290,14 +290,14 @@ def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAn
     return handler
 
 
-def _end_after_read(call: CallSlot, context: Context, readers: SlowReaders) -> None:
-    """Count a call until the client has read its answer, which has a time limit."""
+def _release_after_read(slot: CallSlot, context: Context, readers: SlowReaders) -> None:
+    """Release a call once the client has read its answer; start the time limit for that."""
     sending = current_call()
     readers.write_started(sending)
 
     def sent(_: Context) -> None:
         readers.write_finished(sending)
-        call.release()
+        slot.release()
 
     context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
 

@@ -92,7 +92,7 @@ class RegistryRpc:
 
     async def keep_alive(self, wires: AsyncIterator[bytes], context: Context, session: Session) -> None:
         async with aclosing(
-            self._drain.requests_until_drained(wires, session, idle=self._guard.stream_idle)
+            self._drain.requests_until_drained(wires, session, idle_seconds=self._guard.stream_idle_seconds)
         ) as requests:
             async for wire in requests:
                 request = parse(pb.KeepAliveRequest, wire)

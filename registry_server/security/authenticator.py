@@ -2,16 +2,17 @@
 
 import hmac
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
-from registry_server.security.jwt_tokens import JwtVerifier, Refused
+from registry_server.security.jwt_tokens import CredentialRefused, JwtVerifier
 from registry_server.security.keys import digest_of, parse_hash
 from registry_server.security.patterns import matches
-from registry_server.security.policy import ApiKey, Policy, granted, role_of
+from registry_server.security.policy import ApiKey, Policy, granted_identity, role_named
 
 MAX_CACHED_CREDENTIALS: Final = 10_000
-"""Verified credentials that are not verified again."""
+"""Verified credentials to keep; the oldest are evicted first."""
 _MAX_KEY_CHARACTERS: Final = 512
 
 CertificateNames = tuple[tuple[str, str], ...]
@@ -35,24 +36,27 @@ class Credentials(NamedTuple):
 class Authenticator:
     """Authenticates callers by one policy; a reloaded policy gets a new authenticator."""
 
-    def __init__(self, policy: Policy, general: Limits) -> None:
+    def __init__(
+        self, policy: Policy, default_limits: Limits, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         """Index the policy.
 
         Args:
             policy: The policy.
-            general: Limits of identities for which the policy sets none.
+            default_limits: Limits of identities for which the policy sets none.
+            monotonic: Clock for the age of the issuers' keys, in seconds.
         """
-        self._general = general
-        self._anonymous = Identity(ANONYMOUS, role_of(policy.anonymous), limits=general)
+        self._default_limits = default_limits
+        self._anonymous = Identity(ANONYMOUS, role_named(policy.anonymous), limits=default_limits)
         self._keys: dict[bytes, tuple[bytes, ApiKey | None]] = {
             digest: (digest, key) for key in policy.api_keys for text in key.hashes if (digest := parse_hash(text))
         }
-        self._jwt = JwtVerifier(policy.jwt, general)
+        self._jwt = JwtVerifier(policy.jwt, default_limits, monotonic=monotonic)
         self._certificates = policy.certificates
         self._cache: dict[object, Identity] = {}
 
     def cached_identity(self, credentials: Credentials) -> Identity | None:
-        """Return the identity of credentials that were verified before and have not expired."""
+        """Return the cached identity of credentials that were verified and have not expired."""
         identity = self._cache.get(_cache_key(credentials))
         if identity is None or (identity.expires is not None and identity.expires <= time.time()):
             return None
@@ -67,52 +71,54 @@ class Authenticator:
         """
         authorization, api_key, certificate = credentials
         if authorization and api_key:
-            raise Refused("two credentials", "send one credential, not two")
+            raise CredentialRefused("two credentials", "send one credential, not two")
         if authorization:
             scheme, _, credential = authorization.partition(" ")
             credential = credential.strip()
             if scheme.lower() != "bearer" or not credential:
-                raise Refused("not a bearer token", "authorization must be Bearer and a key or token")
+                raise CredentialRefused("not a bearer token", "authorization must be Bearer followed by a key or token")
             jwt_like = credential.count(".") == 2  # noqa: PLR2004 - header, claims and signature
-            identity = await self._jwt.identity(credential) if jwt_like else self._of_key(credential)
+            identity = await self._jwt.verify_token(credential) if jwt_like else self._identify_key(credential)
         elif api_key:
-            identity = self._of_key(api_key)
+            identity = self._identify_key(api_key)
         elif certificate:
-            identity = self._of_certificate(certificate)
+            identity = self._identify_certificate(certificate)
         else:
             identity = self._anonymous
         if identity.expires is not None and identity.expires <= time.time():
-            raise Refused("expired", "the credential has expired")
+            raise CredentialRefused("expired", "the credential has expired")
         while len(self._cache) >= MAX_CACHED_CREDENTIALS:
             del self._cache[next(iter(self._cache))]
         self._cache[_cache_key(credentials)] = identity
         return identity
 
-    def _of_key(self, text: str) -> Identity:
+    def _identify_key(self, text: str) -> Identity:
         if len(text) > _MAX_KEY_CHARACTERS:
-            raise Refused("key too long")
+            raise CredentialRefused("key too long")
         digest = digest_of(text)
         # An attacker cannot choose a SHA-256, so the duration of the lookup reveals nothing. The deciding comparison
         # takes constant time.
         known, key = self._keys.get(digest, (bytes(len(digest)), None))
         if not hmac.compare_digest(known, digest) or key is None:
-            raise Refused("unknown key")
+            raise CredentialRefused("unknown key")
         expires = key.expires.timestamp() if key.expires else None
-        return granted(key, key.name, "api-key", key.name, self._general, expires)
+        return granted_identity(key, key.name, "api-key", key.name, self._default_limits, expires)
 
-    def _of_certificate(self, names: CertificateNames) -> Identity:
+    def _identify_certificate(self, names: CertificateNames) -> Identity:
         for rule in self._certificates:
-            wanted, pattern = rule.wanted
+            kind_of_rule, pattern = rule.name_pattern
             for kind, name in names:
-                if kind == wanted and matches(pattern, name):
-                    return granted(rule, f"certificate:{name}", "certificate", name, self._general, None)
+                if kind == kind_of_rule and matches(pattern, name):
+                    return granted_identity(
+                        rule, f"certificate:{name}", "certificate", name, self._default_limits, None
+                    )
         if self._anonymous.role is Role.NONE:
-            raise Refused("certificate without a rule", "the policy grants nothing to this certificate")
+            raise CredentialRefused("certificate without a rule", "the policy grants nothing to this certificate")
         return self._anonymous
 
 
 def _cache_key(credentials: Credentials) -> object:
-    """Return the cache key of credentials, which does not contain them."""
+    """Return the cache key of credentials; it contains no secret."""
     authorization, api_key, certificate = credentials
     if not api_key:
         return digest_of(authorization) if authorization else certificate

@@ -20,7 +20,7 @@ _NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 # Other ranges that embed an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
 _IPV4_ENDINGS: Final = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
 _LAST_32_BITS: Final = 0xFFFF_FFFF
-# Only this many addresses of a name are tried: its owner must not make the registry open hundreds of connections.
+# Further addresses of a name are ignored: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
 _MAX_CACHED_ADDRESSES: Final = 10_000
 _MAX_CONCURRENT_LOOKUPS: Final = 64
@@ -60,7 +60,7 @@ class EgressPolicy:
         """
         self._allowed = tuple(allowed)
         self._denied = tuple(denied)
-        self._permitted = lru_cache(_MAX_CACHED_ADDRESSES)(self._permits)  # saves a twentieth of a probe's cost
+        self._permits_cached = lru_cache(_MAX_CACHED_ADDRESSES)(self._permits)  # saves 5 % of the cost of a probe
         # A separate pool: slow DNS servers would block the few threads of the loop's default executor.
         self._lookups = ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS, thread_name_prefix="probe-lookup")
 
@@ -71,11 +71,11 @@ class EgressPolicy:
     def denial_reason(self, address: str) -> str | None:
         """Return why probes may not connect to this IP address; ``None`` if they may."""
         parsed = _parsed(address)
-        permitted = parsed is not None and self._permitted(parsed)
+        permitted = parsed is not None and self._permits_cached(parsed)
         return None if permitted else f"address {address} is not allowed"
 
     def literal_denial_reason(self, host: str) -> str | None:
-        """Return the same for a host that is an IP address; ``None`` for a DNS name."""
+        """Return why probes may not connect to a host; ``None`` if they may, or if it is a DNS name."""
         # A host with a colon cannot be a DNS name, and every other address ends with a digit. Testing for that first
         # saves parsing most names, which costs as much as all other checks of an endpoint.
         is_address = ":" in host or (host[-1:].isdigit() and _parsed(host) is not None)
@@ -119,16 +119,16 @@ class EgressPolicy:
                 raise ResolutionFailed("host name could not be resolved") from error
         if not infos:
             raise ResolutionFailed("host name not found")
-        addresses = (ResolvedAddress(family, str(where[0]), port) for family, _, _, _, where in infos)
+        addresses = (ResolvedAddress(family, str(socket_address[0]), port) for family, _, _, _, socket_address in infos)
         return list(dict.fromkeys(addresses))
 
     def _permits(self, address: Address) -> bool:
-        embedded = _embedded(address)
-        if any(_within(one, self._denied) for one in (address, *embedded)):
+        embedded = _embedded_ipv4(address)
+        if any(_within(each, self._denied) for each in (address, *embedded)):
             return False
         if not self._allowed or _within(address, self._allowed):
             return True
-        return bool(embedded) and all(_within(one, self._allowed) for one in embedded)
+        return bool(embedded) and all(_within(each, self._allowed) for each in embedded)
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)
@@ -147,7 +147,7 @@ def _family(address: Address) -> int:
     return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
 
 
-def _embedded(address: Address) -> tuple[IPv4Address, ...]:
+def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses that an IPv6 address embeds."""
     if isinstance(address, IPv4Address) or address.is_loopback:
         return ()

@@ -41,13 +41,13 @@ def check_exposure(settings: Settings) -> None:
     exposed = {key: address for key, address in addresses.items() if not is_local(address)}
     if not missing or not exposed:
         return
-    why = " and ".join(missing)
+    problem = " and ".join(missing)
     if not settings.insecure:
         raise ConfigurationError(
             "\n".join(
-                f"{key}: other machines can reach {address}, but {why}; see docs/security.md, or serve anyway "
+                f"{key}: other machines can reach {address}, but {problem}; see docs/security.md, or serve anyway "
                 "with --insecure"
                 for key, address in exposed.items()
             )
         )
-    log.warning("serving other machines without protection", addresses=list(exposed.values()), why=why)
+    log.warning("serving without protection", addresses=list(exposed.values()), problem=problem)

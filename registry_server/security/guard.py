@@ -20,15 +20,15 @@ from registry_server.errors import (
 from registry_server.runtime.tasks import cancel
 from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role, current_identity
-from registry_server.security.jwt_tokens import Refused
+from registry_server.security.jwt_tokens import CredentialRefused
 from registry_server.security.limits import Buckets, Gauge, InFlight
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
 
+# Limit for each address on credentials that are not cached: verifying a signature costs a hundred times as much as
+# forging one. Credentials that were verified are cached and not counted.
 VERIFICATIONS_PER_SECOND: Final = 100.0
 VERIFICATION_BURST: Final = 1_000
-"""Unknown credentials that one address may present: verifying a signature takes a hundred times longer than inventing
-one. Credentials that were verified are cached and not counted."""
 _LOG_INTERVAL_SECONDS: Final = 1.0
 """Shortest time between two log lines with the same reason."""
 
@@ -39,13 +39,13 @@ Peer = Callable[[], str]
 
 
 class Session:
-    """An open stream: its current identity, and how it ends when that is no longer authorised."""
+    """An open stream with its current identity; the guard ends it when that identity is no longer authorised."""
 
     def __init__(self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer) -> None:
         self.identity = identity
         self.credentials, self.permission, self.peer = credentials, permission, peer
         self.end_reason: RegistryError | None = None
-        """Why the stream has to end; ``None`` while it may continue."""
+        """Why the stream must end; ``None`` while it may continue."""
         self._end: Callable[[RegistryError], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -61,8 +61,8 @@ class Session:
         self.cancel_expiry()
         if identity.expires is not None:
             remaining = max(0.0, identity.expires - time.time())
-            why = Unauthenticated("the credential has expired")
-            self._timer = asyncio.get_running_loop().call_later(remaining, self.end, why)
+            expired = Unauthenticated("the credential has expired")
+            self._timer = asyncio.get_running_loop().call_later(remaining, self.end, expired)
 
     def cancel_expiry(self) -> None:
         """Cancel the timer that ends the session."""
@@ -70,32 +70,40 @@ class Session:
             self._timer.cancel()
             self._timer = None
 
-    def end(self, why: RegistryError) -> None:
+    def end(self, reason: RegistryError) -> None:
         """End the stream."""
         if self.end_reason is None:
-            self.end_reason = why
+            self.end_reason = reason
             if self._end is not None:
-                self._end(why)
+                self._end(reason)
 
 
 class Guard:
     """Admits calls according to the policy, which can be reloaded."""
 
-    def __init__(self, security: SecuritySettings, limits: LimitSettings) -> None:
+    def __init__(
+        self, security: SecuritySettings, limits: LimitSettings, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         """Read the policy.
+
+        Args:
+            security: Policy file and public parts.
+            limits: Limits of callers for which the policy sets none, and of all callers together.
+            monotonic: Clock for rates and for the age of the issuers' keys, in seconds.
 
         Raises:
             ConfigurationError: The policy is not valid.
         """
         self._file = security.policy_file
         self._public = frozenset(security.public)
-        self.stream_idle = float(limits.stream_idle_seconds)
-        """Seconds that a stream may stay open without a message from its client."""
-        self._general = Limits(
+        self.stream_idle_seconds = float(limits.stream_idle_seconds)
+        """Longest time that a stream may stay open without a message from its client."""
+        self._default_limits = Limits(
             limits.requests_per_second, limits.request_burst, limits.watches_per_caller, limits.services_per_owner
         )
-        self._buckets = Buckets()
-        self._verifications = Buckets()
+        self._monotonic = monotonic
+        self._buckets = Buckets(monotonic)
+        self._verifications = Buckets(monotonic)
         self.in_flight = InFlight(limits.calls, limits.call_bytes)
         """Calls of all callers in flight."""
         self._streams = {True: Gauge("watches", limits.watches), False: Gauge("keep-alive-streams", limits.watches)}
@@ -105,7 +113,7 @@ class Guard:
         self._authenticator = self._read_policy(self._file) if self._file else None
 
     @property
-    def checks(self) -> bool:
+    def authenticates(self) -> bool:
         """Whether callers must authenticate."""
         return self._authenticator is not None
 
@@ -133,7 +141,7 @@ class Guard:
         return identity
 
     def admit_known(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity | None:
-        """Admit a call whose credentials are cached: the path of almost every call, which costs microseconds.
+        """Admit a call whose credentials are cached, as for almost every call; costs microseconds.
 
         Returns:
             The caller's identity; ``None`` = use ``admit``.
@@ -149,7 +157,7 @@ class Guard:
         if permission.part in self._public:
             return _PUBLIC
         identity = authenticator.cached_identity(credentials)
-        if identity is None or identity.role < permission.least:
+        if identity is None or identity.role < permission.min_role:
             return None
         self.charge(identity, peer)
         return identity
@@ -160,7 +168,7 @@ class Guard:
         Raises:
             RateLimited: The caller exceeded its rate.
         """
-        limits = identity.limits or self._general
+        limits = identity.limits or self._default_limits
         self._buckets.take_token(_caller(identity, peer), limits.requests_per_second, limits.burst)
 
     @contextmanager
@@ -174,13 +182,13 @@ class Guard:
             credentials: Its credentials.
             permission: Permission that the stream needs.
             peer: Address of the caller.
-            watches: Whether it counts as a watch; otherwise as a stream of heartbeats.
+            watches: Whether it counts as a watch; otherwise it counts as a stream of heartbeats.
 
         Raises:
             LimitExceeded: The caller, or the server, has too many open streams.
         """
         session = Session(identity, credentials, permission, peer)
-        limits = identity.limits or self._general
+        limits = identity.limits or self._default_limits
         streams = self._streams[watches]
         with streams.count(_caller(identity, peer), limits.watches), self._registered(session):
             yield session
@@ -226,12 +234,12 @@ class Guard:
                 if session in self._sessions:  # it may have been closed in the meantime
                     session.set_identity(identity)
             except RateLimited:
-                continue  # not a statement about the credential
+                continue  # the credential may still be valid
             except RegistryError as error:
                 session.end(error)
             except Exception:
-                log.exception("stream ended: checking it against the new policy failed")
-                session.end(Unauthenticated("the credential could not be checked again"))
+                log.exception("stream authorisation recheck failed")
+                session.end(Unauthenticated("the credential could not be verified against the new policy"))
 
     async def _identity(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity:
         authenticator = self._authenticator
@@ -242,31 +250,32 @@ class Guard:
             try:
                 self._verifications.take_token(peer(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
                 identity = await authenticator.verify(credentials)
-            except Refused as error:
-                self._log_refusal(error.why, peer())
+            except CredentialRefused as error:
+                self._log_refusal(error.log_reason, peer())
                 raise Unauthenticated(str(error)) from None
-        if identity.role < permission.least:
+        if identity.role < permission.min_role:
             if identity.method == "none":
                 raise Unauthenticated
             current_identity.set(identity)  # for the request log
-            raise PermissionDenied(f"requires the role {permission.least.word}; the caller has {identity.role.word}")
+            raise PermissionDenied(f"requires the role {permission.min_role.word}; the caller has {identity.role.word}")
         return identity
 
     def _read_policy(self, file: Path) -> Authenticator:
-        return Authenticator(read_policy(file), self._general)
+        return Authenticator(read_policy(file), self._default_limits, monotonic=self._monotonic)
 
-    def _log_refusal(self, why: str, peer: str) -> None:
+    def _log_refusal(self, reason: str, peer: str) -> None:
         """Log a refused credential without its value, at most once a second for each reason."""
-        now = time.monotonic()
-        last, suppressed = self._log_times.get(why, (float("-inf"), 0))
+        now = self._monotonic()
+        last, suppressed = self._log_times.get(reason, (float("-inf"), 0))
         if now - last < _LOG_INTERVAL_SECONDS:
-            self._log_times[why] = last, suppressed + 1
+            self._log_times[reason] = last, suppressed + 1
             return
-        self._log_times[why] = now, 0
-        log.warning("credential refused", why=why, peer=peer, suppressed=suppressed)
+        self._log_times[reason] = now, 0
+        log.warning("credential refused", reason=reason, peer=peer, suppressed=suppressed)
 
 
 _PUBLIC: Final = Identity(ANONYMOUS, Role.NONE)
+"""Caller of a public endpoint, whose credentials are not verified."""
 
 
 def _caller(identity: Identity, peer: Peer) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class Limits:
     requests_per_second: float
     """Sustained rate of calls and ``KeepAlive`` messages."""
     burst: int
-    """Maximum burst of them."""
+    """Maximum burst of calls and messages."""
     watches: int
     """Maximum number of open watches and event streams in each process."""
     services: int
@@ -59,7 +59,7 @@ class Identity:
     patterns: tuple[str, ...] = ()
     """For agents: names of services that it may own, with ``*`` for any text."""
     limits: Limits | None = None
-    """Individual limits; ``None`` = the general ones."""
+    """Individual limits; ``None`` = the defaults of the settings."""
     expires: float | None = None
     """Expiry of the credential in seconds since the epoch; ``None`` = never."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,9 +17,9 @@ from registry_server.security.policy import JwtIssuer
 REFRESH_SECONDS: Final = 300.0
 """Age at which keys are loaded again."""
 MAX_STALE_SECONDS: Final = 24 * 60 * 60.0
-"""Age up to which keys are used while loading fails: the longest time that a withdrawn key stays valid."""
+"""Age up to which keys are used while loading fails, and so the longest time that a withdrawn key stays valid."""
 MIN_RELOAD_INTERVAL_SECONDS: Final = 5.0
-"""Shortest time between two loads, since tokens with unknown key ids trigger one."""
+"""Shortest time between two loads: any caller can trigger one with a token that has an unknown key id."""
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=5.0)
 _MAX_BYTES: Final = 1 << 20
 
@@ -32,12 +33,13 @@ class _Source(Protocol):
 class KeySet:
     """The keys of one issuer by their id."""
 
-    def __init__(self, issuer: JwtIssuer) -> None:
+    def __init__(self, issuer: JwtIssuer, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._name = issuer.name
         self._source: _Source = _Url(issuer.jwks_url) if issuer.jwks_url else _File(Path(issuer.jwks_file or ""))
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._loaded_at = self._tried_at = float("-inf")
-        self._turn = asyncio.Lock()
+        self._reload_lock = asyncio.Lock()
 
     async def key(self, kid: str | None) -> jwt.PyJWK | None:
         """Return the key with an id; without an id, the only key of the set.
@@ -45,10 +47,10 @@ class KeySet:
         Raises:
             IssuerUnavailable: No keys are available because loading them fails.
         """
-        now = time.monotonic()
+        now = self._monotonic()
         if now - self._loaded_at > REFRESH_SECONDS or self._find(kid) is None:
             await self._reload()
-        if time.monotonic() - self._loaded_at > MAX_STALE_SECONDS:
+        if self._monotonic() - self._loaded_at > MAX_STALE_SECONDS:
             raise IssuerUnavailable(self._name)
         return self._find(kid)
 
@@ -59,23 +61,23 @@ class KeySet:
 
     async def _reload(self) -> None:
         """Load the keys, unless another task has just done so; keep the current ones on failure."""
-        async with self._turn:
-            now = time.monotonic()
+        async with self._reload_lock:
+            now = self._monotonic()
             if now - self._tried_at < MIN_RELOAD_INTERVAL_SECONDS:
                 return
             self._tried_at = now
             try:
-                self._keys = _parsed(await self._source.read())
+                self._keys = _parse_jwks(await self._source.read())
             except (OSError, aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
                 log.warning("loading issuer keys failed", issuer=self._name, error=str(error)[:300])
             else:
-                self._loaded_at = time.monotonic()
+                self._loaded_at = self._monotonic()
 
 
-def _parsed(raw: bytes) -> dict[str | None, jwt.PyJWK]:
+def _parse_jwks(raw: bytes) -> dict[str | None, jwt.PyJWK]:
     document: Any = json.loads(raw)
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("is not a JWK Set")  # noqa: TRY004 - wrong data, not a wrong argument
+        raise ValueError("the document is not a JWK Set")  # noqa: TRY004 - wrong data, not a wrong argument
     keys: dict[str | None, jwt.PyJWK] = {}
     for entry in document["keys"]:
         # A shared secret in a public key set would let anyone create tokens.
@@ -87,7 +89,7 @@ def _parsed(raw: bytes) -> dict[str | None, jwt.PyJWK]:
             continue
         keys[key.key_id] = key
     if not keys:
-        raise ValueError("contains no key for verifying signatures")
+        raise ValueError("the document contains no key for verifying signatures")
     return keys
 
 
@@ -115,5 +117,5 @@ class _Url:
             while len(raw) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES + 1 - len(raw))):
                 raw += more
         if len(raw) > _MAX_BYTES:
-            raise ValueError("is too large")
+            raise ValueError(f"the document is larger than {_MAX_BYTES} bytes")
         return raw

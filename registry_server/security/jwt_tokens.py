@@ -4,7 +4,8 @@ Follows RFC 8725: only algorithms that the policy allows for the issuer, never `
 audience must match; a token without expiry is rejected.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import jwt
@@ -12,62 +13,68 @@ import jwt
 from registry_server.errors import Unauthenticated
 from registry_server.security.identity import Identity, Limits
 from registry_server.security.jwks import KeySet
-from registry_server.security.policy import JwtIssuer, JwtRule, granted
+from registry_server.security.policy import JwtIssuer, JwtRule, granted_identity
 
 MAX_TOKEN_CHARACTERS: Final = 8_192
 _MAX_SUBJECT_CHARACTERS: Final = 256
 _MAX_KEY_ID_CHARACTERS: Final = 256
 
 
-class Refused(Unauthenticated):
-    """A credential is rejected. ``why`` goes to the log; the message to the client reveals less."""
+class CredentialRefused(Unauthenticated):
+    """A credential is refused. ``log_reason`` is for the log; the message, for the client, reveals less."""
 
-    def __init__(self, why: str, message: str = "the credential is not accepted") -> None:
-        self.why = why
+    def __init__(self, log_reason: str, message: str = "the credential is not accepted") -> None:
+        self.log_reason = log_reason
         super().__init__(message)
 
 
 class JwtVerifier:
     """Verifies the tokens of several issuers."""
 
-    def __init__(self, issuers: Sequence[JwtIssuer], general: Limits) -> None:
-        self._issuers = {issuer.issuer: (issuer, KeySet(issuer)) for issuer in issuers}
-        self._general = general
+    def __init__(
+        self,
+        issuers: Sequence[JwtIssuer],
+        default_limits: Limits,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._issuers = {issuer.issuer: (issuer, KeySet(issuer, monotonic=monotonic)) for issuer in issuers}
+        self._default_limits = default_limits
 
-    async def identity(self, token: str) -> Identity:
+    async def verify_token(self, token: str) -> Identity:
         """Return the identity of a token.
 
         Raises:
-            Refused: The token is not valid, or no rule of the policy applies to it.
+            CredentialRefused: The token is not valid, or no rule of the policy applies to it.
             IssuerUnavailable: The keys of its issuer are not available.
         """
         if len(token) > MAX_TOKEN_CHARACTERS:
-            raise Refused("token too long")
+            raise CredentialRefused("token too long")
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             claimed = jwt.decode(token, options={"verify_signature": False}).get("iss")
         except (jwt.PyJWTError, ValueError, RecursionError):
-            raise Refused("not a token") from None
+            raise CredentialRefused("malformed token") from None
         if not isinstance(claimed, str) or claimed not in self._issuers:
-            raise Refused("unknown issuer")
+            raise CredentialRefused("unknown issuer")
         if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KEY_ID_CHARACTERS):
-            raise Refused("bad key id")
+            raise CredentialRefused("invalid key id")
         issuer, keys = self._issuers[claimed]
         key = await keys.key(kid)
         if key is None:
-            raise Refused("unknown key")
-        claims = _verified(token, key, issuer)
-        subject = _claim(claims, issuer.subject_claim)
+            raise CredentialRefused("unknown key")
+        claims = _verified_claims(token, key, issuer)
+        subject = _claim_value(claims, issuer.subject_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS:
-            raise Refused("no subject")
+            raise CredentialRefused("missing or invalid subject")
         rule = next((rule for rule in issuer.rules if _applies(rule, claims)), None)
         if rule is None:
-            raise Refused("no rule for this token", "the token is valid, but the policy grants it nothing")
+            raise CredentialRefused("no rule for this token", "the token is valid, but the policy grants it nothing")
         expires = float(claims["exp"]) + issuer.leeway_seconds
-        return granted(rule, f"{issuer.name}:{subject}", "jwt", subject, self._general, expires)
+        return granted_identity(rule, f"{issuer.name}:{subject}", "jwt", subject, self._default_limits, expires)
 
 
-def _verified(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any]:
+def _verified_claims(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any]:
     try:
         return jwt.decode(
             token,
@@ -79,20 +86,20 @@ def _verified(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any
             options={"require": ["exp", "iss", "aud"]},
         )
     except jwt.ExpiredSignatureError:
-        raise Refused("expired token", "the token has expired") from None
+        raise CredentialRefused("expired token", "the token has expired") from None
     except jwt.ImmatureSignatureError:
-        raise Refused("token of the future", "the token is not valid yet") from None
+        raise CredentialRefused("token not yet valid", "the token is not valid yet") from None
     except jwt.InvalidAudienceError:
-        raise Refused("wrong audience", "the token is for another audience") from None
+        raise CredentialRefused("wrong audience", "the token is for another audience") from None
     except jwt.MissingRequiredClaimError as error:
-        raise Refused(f"no claim {error.claim}") from None
+        raise CredentialRefused(f"missing claim {error.claim}") from None
     except (jwt.InvalidKeyError, TypeError):
-        raise Refused("key of another kind") from None
+        raise CredentialRefused("key type mismatch") from None
     except (jwt.PyJWTError, ValueError, OverflowError) as error:
-        raise Refused(type(error).__name__) from None
+        raise CredentialRefused(type(error).__name__) from None
 
 
-def _claim(claims: Mapping[str, Any], path: str) -> Any:
+def _claim_value(claims: Mapping[str, Any], path: str) -> Any:
     if path in claims:  # a claim whose name contains dots, such as a URL
         return claims[path]
     value: Any = claims
@@ -105,7 +112,7 @@ def _applies(rule: JwtRule, claims: Mapping[str, Any]) -> bool:
     """Return whether a claim equals the value, contains it as a word (as in ``scope``), or is a list with it."""
     if rule.claim is None:
         return True
-    value = _claim(claims, rule.claim)
+    value = _claim_value(claims, rule.claim)
     if isinstance(value, str):
         return rule.has == value or rule.has in value.split()
     return isinstance(value, list) and rule.has in value

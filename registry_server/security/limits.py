@@ -9,7 +9,7 @@ from typing import Final, Self
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited
 
 MAX_BUCKETS: Final = 10_000
-"""Callers with a bucket of their own; beyond it the oldest buckets are dropped."""
+"""Callers whose rate is tracked; beyond it, full buckets and then the oldest are dropped."""
 SMALL_REQUEST_BYTES: Final = 16 << 10
 """Requests up to this size do not count towards the byte limit: large requests must not block small ones."""
 
@@ -63,14 +63,14 @@ class Buckets:
 class Gauge:
     """Counts concurrent streams per caller and in total."""
 
-    def __init__(self, what: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
         """Set the total limit.
 
         Args:
-            what: Name of the limit in errors, such as ``watches``.
+            name: Name of the limit in errors, such as ``watches``.
             limit: Maximum for all callers together.
         """
-        self._what, self._limit = what, limit
+        self._name, self._limit = name, limit
         self._counts: Counter[Hashable] = Counter()
         self.total = 0
         """Current number for all callers."""
@@ -83,9 +83,9 @@ class Gauge:
             LimitExceeded: The caller has reached its ``limit``, or all callers together theirs.
         """
         if self._counts[caller] >= limit:
-            raise LimitExceeded(self._what, limit, f"limit of {limit} {self._what} per caller reached")
+            raise LimitExceeded(self._name, limit, f"limit of {limit} {self._name} per caller reached")
         if self.total >= self._limit:
-            raise LimitExceeded(self._what, self._limit, f"limit of {self._limit} {self._what} in this process reached")
+            raise LimitExceeded(self._name, self._limit, f"limit of {self._limit} {self._name} in this process reached")
         self._counts[caller] += 1
         self.total += 1
         try:
@@ -116,10 +116,10 @@ class InFlight:
 class CallSlot:
     """One call in flight; as a context manager it is released at the end of the block."""
 
-    __slots__ = ("_acquired", "_all", "_bytes")
+    __slots__ = ("_acquired", "_bytes", "_in_flight")
 
-    def __init__(self, all_: InFlight) -> None:
-        self._all, self._acquired, self._bytes = all_, False, 0
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight, self._acquired, self._bytes = in_flight, False, 0
 
     def acquire(self, size: int) -> None:
         """Count the call and a request of ``size`` bytes.
@@ -127,30 +127,30 @@ class CallSlot:
         Raises:
             Overloaded: A limit is reached.
         """
-        if self._all.calls >= (limit := self._all.max_calls):
-            self._all.rejected += 1
+        if self._in_flight.calls >= (limit := self._in_flight.max_calls):
+            self._in_flight.rejected += 1
             raise Overloaded("calls", limit, f"limit of {limit} calls in flight reached")
         if size > SMALL_REQUEST_BYTES:
-            self.hold_answer(size)
-        self._all.calls += 1
+            self.hold_bytes(size)
+        self._in_flight.calls += 1
         self._acquired = True
 
-    def hold_answer(self, size: int) -> None:
+    def hold_bytes(self, size: int) -> None:
         """Count more bytes. A single call may exceed the limit if no other bytes are held.
 
         Raises:
             Overloaded: The limit is reached.
         """
-        if self._all.bytes + size > (limit := self._all.max_bytes) and self._all.bytes:
-            self._all.rejected += 1
+        if self._in_flight.bytes + size > (limit := self._in_flight.max_bytes) and self._in_flight.bytes:
+            self._in_flight.rejected += 1
             raise Overloaded("call-bytes", limit, f"limit of {limit} bytes of requests and answers reached")
-        self._all.bytes += size
+        self._in_flight.bytes += size
         self._bytes += size
 
     def release(self) -> None:
         """Stop counting the call and its bytes."""
-        self._all.calls -= self._acquired
-        self._all.bytes -= self._bytes
+        self._in_flight.calls -= self._acquired
+        self._in_flight.bytes -= self._bytes
         self._acquired, self._bytes = False, 0
 
     def __enter__(self) -> Self:

@@ -18,9 +18,9 @@ _PLAIN: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "floa
 class BadYaml(Exception):
     """The text is not valid; ``line`` counts from 1."""
 
-    def __init__(self, line: int, what: str) -> None:
+    def __init__(self, line: int, message: str) -> None:
         self.line = line
-        super().__init__(what)
+        super().__init__(message)
 
 
 class Document(NamedTuple):
@@ -82,7 +82,7 @@ def _value(loader: Any, node: yaml.Node, place: Place, lines: dict[Place, int]) 
     try:
         return loader.construct_object(node)
     except ValueError:  # such as !!int of a word
-        raise BadYaml(line, f"is not a {node.tag.rpartition(':')[2]}") from None
+        raise BadYaml(line, f"is not a valid {node.tag.rpartition(':')[2]}") from None
 
 
 def _mapping(loader: Any, node: yaml.MappingNode, place: Place, lines: dict[Place, int]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ HEALTH, METRICS, DOCS, REFLECTION = PUBLIC_PARTS
 class Permission(NamedTuple):
     """Permission required of a caller."""
 
-    least: Role
-    """Lowest role that has the permission. The use cases and the store restrict agents to their own services."""
+    min_role: Role
+    """Lowest role with the permission. The use cases and the store restrict agents to their own services."""
     part: str = ""
-    """Name in ``security.public`` that makes it public."""
+    """Entry in ``security.public`` that waives the role; empty = none."""
 
 
 READ: Final = Permission(Role.VIEWER)

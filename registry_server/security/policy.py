@@ -19,13 +19,13 @@ MAX_FILE_BYTES: Final = 4 << 20
 SUBJECT: Final = "{subject}"
 """Placeholder in patterns for the subject of the token or certificate."""
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-"""Public-key algorithms only: whoever can verify a token with a shared secret could also create one."""
+"""Public-key algorithms only: with a shared secret, every verifier could also create tokens."""
 
 _PATTERN: Final = re.compile(r"[A-Za-z0-9._*-]{1,128}")
 _CLAIM: Final = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 
 # Replacements for pydantic's messages, which address programmers.
-_WORDS: Final = {
+_MESSAGES: Final = {
     "extra_forbidden": "is not a known key",
     "missing": "is missing",
     "too_short": "must not be empty",
@@ -38,32 +38,32 @@ _WORDS: Final = {
 _ROLES: Final = {role.word: role for role in Role}
 
 
-def _bad(what: str) -> PydanticCustomError:
-    return PydanticCustomError("policy", what)
+def _policy_error(message: str) -> PydanticCustomError:
+    return PydanticCustomError("policy", message)
 
 
 def _check_hash(text: str) -> str:
     if parse_hash(text) is None:
         # Never repeated: it may be the key itself.
-        raise _bad("must be sha256: and 64 hexadecimal digits, as `ossa-registry keys create` prints it")
+        raise _policy_error("must be sha256: and 64 hexadecimal digits, as `ossa-registry keys create` prints it")
     return text
 
 
 def _check_pattern(text: str) -> str:
     if not _PATTERN.fullmatch(text.replace(SUBJECT, "x")):
-        raise _bad("must be a service name, with * for any text")
+        raise _policy_error("must be a service name, with * for any text")
     return text
 
 
 def _check_url(text: str) -> str:
     if not re.fullmatch(r"https://[^\s/@]+(/\S*)?|http://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?(/\S*)?", text):
-        raise _bad("must be an https:// URL without user and password (http:// for loopback only)")
+        raise _policy_error("must be an https:// URL without user and password (http:// for loopback only)")
     return text
 
 
 def _check_claim(text: str) -> str:
     if not _CLAIM.fullmatch(text):
-        raise _bad("must be the name of a claim, with dots between nested objects")
+        raise _policy_error("must be the name of a claim, with dots between nested objects")
     return text
 
 
@@ -81,21 +81,21 @@ class _Model(BaseModel):
 
 
 class OwnLimits(_Model):
-    """Limits of one entry; defaults are those of the settings."""
+    """Limits of one entry; the settings provide those that it omits."""
 
     requests_per_second: Annotated[float, Field(gt=0, le=1e9)] | None = None
     burst: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     watches: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     services: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
-    def over(self, general: Limits) -> Limits:
-        """Return these limits, completed with the general ones."""
+    def completed(self, default_limits: Limits) -> Limits:
+        """Return these limits; those that the entry omits are the defaults."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
-        return Limits(**{name: given.get(name, getattr(general, name)) for name in Limits.__slots__})
+        return Limits(**{name: given.get(name, getattr(default_limits, name)) for name in Limits.__slots__})
 
 
 class Grant(_Model):
-    """What an entry grants: a role, and for agents the service names they may own."""
+    """Role that an entry grants, and for agents the patterns of service names that they may own."""
 
     role: _RoleWord
     patterns: _Patterns = ()
@@ -139,7 +139,7 @@ class CertificateRule(Grant):
     common_name: _Text | None = None
 
     @property
-    def wanted(self) -> tuple[str, str]:
+    def name_pattern(self) -> tuple[str, str]:
         """Kind of the name, and its pattern."""
         return next((kind, text) for kind in ("uri", "dns", "common_name") if (text := getattr(self, kind)))
 
@@ -158,15 +158,17 @@ class Problem(NamedTuple):
     """A problem in the file."""
 
     place: Place
-    what: str
+    description: str
 
 
-def role_of(word: str) -> Role:
-    """Return the role with this name in the file."""
+def role_named(word: str) -> Role:
+    """Return the role that a policy file names."""
     return _ROLES[word]
 
 
-def granted(grant: Grant, name: str, method: str, subject: str, general: Limits, expires: float | None) -> Identity:
+def granted_identity(
+    grant: Grant, name: str, method: str, subject: str, default_limits: Limits, expires: float | None
+) -> Identity:
     """Return the identity that an entry grants.
 
     Args:
@@ -174,14 +176,14 @@ def granted(grant: Grant, name: str, method: str, subject: str, general: Limits,
         name: Name of the identity.
         method: Authentication method.
         subject: Replacement for ``{subject}`` in patterns.
-        general: Limits where the entry sets none.
+        default_limits: Limits where the entry sets none.
         expires: Expiry of the credential, in seconds since the epoch.
     """
     # A subject that is not valid in a name, or contains *, must not become part of a pattern.
     plain = _PATTERN.fullmatch(subject) and "*" not in subject
     patterns = tuple(pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or plain)
-    limits = grant.limits.over(general) if grant.limits else general
-    return Identity(name, role_of(grant.role), method, patterns, limits, expires)
+    limits = grant.limits.completed(default_limits) if grant.limits else default_limits
+    return Identity(name, role_named(grant.role), method, patterns, limits, expires)
 
 
 def read_policy(file: Path) -> Policy:
@@ -209,33 +211,33 @@ def read_policy(file: Path) -> Policy:
         # Through JSON, whose strict mode accepts lists as tuples and text as dates, but not "1" as a number.
         policy = Policy.model_validate_json(json.dumps(document.value or {}))
     except ValidationError as error:
-        problems = list(_described(error.errors(include_url=False, include_input=False)))
-        raise ConfigurationError("\n".join(_lines(file, document, problems))) from None
+        problems = list(_schema_problems(error.errors(include_url=False, include_input=False)))
+        raise ConfigurationError("\n".join(_format_problems(file, document, problems))) from None
     if problems := [*_name_problems(policy), *_key_problems(policy), *_rule_problems(policy)]:
-        raise ConfigurationError("\n".join(_lines(file, document, problems)))
+        raise ConfigurationError("\n".join(_format_problems(file, document, problems)))
     return policy
 
 
-def _lines(file: Path, document: Document, problems: list[Problem]) -> Iterator[str]:
-    found = sorted((document.line_of(place), place, what) for place, what in problems)
-    for line, place, what in found:
-        yield f"{file}:{line}: {_path(place)}{what}"
+def _format_problems(file: Path, document: Document, problems: list[Problem]) -> Iterator[str]:
+    found = sorted((document.line_of(place), place, description) for place, description in problems)
+    for line, place, description in found:
+        yield f"{file}:{line}: {_place_prefix(place)}{description}"
 
 
-def _path(place: Place) -> str:
+def _place_prefix(place: Place) -> str:
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     return f"{text}: " if text else ""
 
 
-def _described(details: list[ErrorDetails]) -> Iterator[Problem]:
+def _schema_problems(details: list[ErrorDetails]) -> Iterator[Problem]:
     places = [detail["loc"] for detail in details]
     for detail in details:
         kind, place = detail["type"], detail["loc"]
         if kind == "too_short" and any(other != place and other[: len(place)] == place for other in places):
-            continue  # reported because pydantic counts valid items only
+            continue  # the list is not too short: pydantic counts only its valid items
         if kind.startswith(("datetime", "timezone")):
             kind = "datetime"
-        yield Problem(place, _WORDS.get(kind) or detail["msg"].replace("Input should be", "must be"))
+        yield Problem(place, _MESSAGES.get(kind) or detail["msg"].replace("Input should be", "must be"))
 
 
 # Problems between values that are valid individually.
@@ -260,7 +262,7 @@ def _key_problems(policy: Policy) -> Iterator[Problem]:
             if text in hashes:
                 yield Problem(("api_keys", i, "hashes", j), "is already used in this file")
             hashes.add(text)
-        yield from _grant(key, ("api_keys", i), subject=False)
+        yield from _grant_problems(key, ("api_keys", i), subject=False)
 
 
 def _rule_problems(policy: Policy) -> Iterator[Problem]:
@@ -274,14 +276,14 @@ def _rule_problems(policy: Policy) -> Iterator[Problem]:
         for j, rule in enumerate(issuer.rules):
             if (rule.claim is None) != (rule.has is None):
                 yield Problem(("jwt", i, "rules", j), "needs both claim and has, or neither for all tokens")
-            yield from _grant(rule, ("jwt", i, "rules", j))
+            yield from _grant_problems(rule, ("jwt", i, "rules", j))
     for i, certificate in enumerate(policy.certificates):
         if [certificate.uri, certificate.dns, certificate.common_name].count(None) != 2:  # noqa: PLR2004 - one of three
             yield Problem(("certificates", i), "needs exactly one of uri, dns and common_name")
-        yield from _grant(certificate, ("certificates", i))
+        yield from _grant_problems(certificate, ("certificates", i))
 
 
-def _grant(grant: Grant, place: Place, *, subject: bool = True) -> Iterator[Problem]:
+def _grant_problems(grant: Grant, place: Place, *, subject: bool = True) -> Iterator[Problem]:
     if grant.role == "agent" and not grant.patterns:
         yield Problem(place, "needs patterns: an agent may own only services whose names match one")
     if grant.role != "agent" and grant.patterns:

@@ -8,7 +8,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -41,12 +41,19 @@ class Bundle:
 class Certificates:
     """Provides the newest valid bundle."""
 
-    def __init__(self, settings: TlsSettings, *, optional: bool = False) -> None:
+    def __init__(
+        self,
+        settings: TlsSettings,
+        *,
+        optional: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Read the files.
 
         Args:
             settings: Paths of the files.
             optional: Whether client certificates are optional even though there are authorities.
+            monotonic: Clock for the interval between checks of the files, in seconds.
 
         Raises:
             ConfigurationError: The files cannot be read or do not match.
@@ -56,16 +63,17 @@ class Certificates:
         # gRPC calls this from its own threads.
         self._lock = threading.Lock()
         self._file_state = self._read_file_state()
-        self._checked_at = time.monotonic()
+        self._monotonic = monotonic
+        self._checked_at = monotonic()
         try:
             self._bundle = self._read()
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{self._names}: {_why(error)}") from None
+            raise ConfigurationError(f"{self._setting_names}: {_reason(error)}") from None
 
     def current(self) -> Bundle:
         """Return the newest valid bundle: the same object until the files change. Never raises."""
         with self._lock:
-            now = time.monotonic()
+            now = self._monotonic()
             if now - self._checked_at >= CHECK_INTERVAL_SECONDS:
                 self._checked_at = now
                 state = self._read_file_state()
@@ -87,15 +95,15 @@ class Certificates:
         try:
             self._bundle = self._read()
         except (OSError, ValueError) as error:
-            # Possibly only one file of a pair was written so far: the next check finds the other one changed as well.
-            why = _why(error)
-            log.error("certificate reload failed", files=self._names, why=why)  # noqa: TRY400
+            # Only one file of a pair may have been replaced so far: the next check notices the other one.
+            reason = _reason(error)
+            log.error("certificate reload failed", files=self._setting_names, reason=reason)  # noqa: TRY400
         else:
-            log.info("certificates reloaded", files=self._names)
+            log.info("certificates reloaded", files=self._setting_names)
         self._file_state = state
 
     @property
-    def _names(self) -> str:
+    def _setting_names(self) -> str:
         names = ("cert_file", "key_file", *(("client_ca_file",) if self._settings.client_ca_file else ()))
         return ", ".join(f"tls.{name}" for name in names)
 
@@ -138,7 +146,7 @@ def _no_password() -> NoReturn:
     raise ValueError("the private key is encrypted; provide an unencrypted key")
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"not a certificate with its key: {error.reason or 'not PEM'}"
     if isinstance(error, OSError):
