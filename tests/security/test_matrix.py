@@ -1,4 +1,4 @@
-"""Every RPC and route with every kind of credential answers exactly what docs/security.md says."""
+"""Every RPC and route answers every kind of credential as documented in docs/security.md."""
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
+from registry_server.gateway.docs import docs_routes
 from registry_server.gateway.routes import BASE
 from registry_server.security.permissions import ROUTES, RPCS
 from tests.support.markdown import bare, rows, section, text_of
@@ -22,22 +23,22 @@ from tests.support.redis_process import RedisProcess
 from tests.support.security import ROLES, Policy, bearer, jwks, token
 from tests.support.server import Server, running
 
-OWN, ANOTHERS, NOT_MATCHING = "fleet-own", "fleet-other", "other-one"
+OWN, OTHER_OWNER, NOT_MATCHING = "fleet-own", "fleet-other", "other-one"
 COLUMNS = ("none", "bad", "viewer", "agent, own", "agent, another's", "operator", "admin")
 TABLE = {
     bare(row[0]): dict(zip(COLUMNS, row[1:], strict=True))
     for row in rows(section(text_of("docs/security.md"), "## Permissions"))
 }
-"""Call to what each caller is answered, as it is documented."""
+"""Documented answers by call and column."""
 
 Metadata = tuple[tuple[str, str], ...]
 Call = Callable[[grpc.aio.Channel, str, Metadata], Awaitable[object]]
 
 
 def service(name: str) -> Service:
-    made = Service(name=name, endpoint="http://agent.test:8080", version="1.0.0")
-    made.health_check.none.SetInParent()
-    return made
+    result = Service(name=name, endpoint="http://agent.test:8080", version="1.0.0")
+    result.health_check.none.SetInParent()
+    return result
 
 
 def health_stub(channel: grpc.aio.Channel) -> Any:
@@ -55,10 +56,10 @@ async def watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
     call.cancel()
 
 
-async def streamed(start: Callable[[], Any], message: Any) -> None:
-    """Makes a call that takes a stream; raises what it ended with.
+async def call_stream(start: Callable[[], Any], message: Any) -> None:
+    """Call a streaming RPC with one message; raise ``Failed`` if it fails.
 
-    To write to one that has just ended is an error of the client's own, which then is the status of the call: again.
+    Writing to a call that has just ended fails in the client, which reports INTERNAL as the status: try again.
     """
     code, details = grpc.StatusCode.INTERNAL, "execute_batch"
     while code is grpc.StatusCode.INTERNAL and "execute_batch" in details:
@@ -74,11 +75,11 @@ async def streamed(start: Callable[[], Any], message: Any) -> None:
 
 async def keep_alive(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
     stub = RegistryServiceStub(channel)
-    await streamed(lambda: stub.KeepAlive(metadata=metadata), pb.KeepAliveRequest(names=[name]))
+    await call_stream(lambda: stub.KeepAlive(metadata=metadata), pb.KeepAliveRequest(names=[name]))
 
 
 async def batch(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> None:
-    """Each service of a batch stands alone: raises what became of this one."""
+    """Register a batch of one service; raise ``Failed`` with the status of that service."""
     answer = await RegistryServiceStub(channel).BatchRegisterServices(
         pb.BatchRegisterServicesRequest(services=[service(name)]), metadata=metadata
     )
@@ -88,6 +89,8 @@ async def batch(channel: grpc.aio.Channel, name: str, metadata: Metadata) -> Non
 
 
 class Failed(Exception):
+    """A call ended with this code."""
+
     def __init__(self, code: grpc.StatusCode) -> None:
         self.code = code
         super().__init__(code)
@@ -102,7 +105,7 @@ async def health_watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) ->
 async def reflect(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
     stub = reflection_stub(channel)
     message = reflection_pb2.ServerReflectionRequest(list_services="")
-    await streamed(lambda: stub.ServerReflectionInfo(metadata=metadata), message)
+    await call_stream(lambda: stub.ServerReflectionInfo(metadata=metadata), message)
 
 
 def unary(method: str, request: Callable[[str], Any]) -> Call:
@@ -112,7 +115,7 @@ def unary(method: str, request: Callable[[str], Any]) -> Call:
     return call
 
 
-def updated(name: str) -> pb.UpdateServiceRequest:
+def update_request(name: str) -> pb.UpdateServiceRequest:
     request = pb.UpdateServiceRequest(service=service(name))
     request.update_mask.paths.append("version")
     return request
@@ -123,7 +126,7 @@ RPC_CALLS: dict[str, Call] = {
     "BatchRegisterServices": batch,
     "GetService": unary("GetService", lambda name: pb.GetServiceRequest(name=name)),
     "DiscoverServices": unary("DiscoverServices", lambda _: pb.DiscoverServicesRequest()),
-    "UpdateService": unary("UpdateService", updated),
+    "UpdateService": unary("UpdateService", update_request),
     "UnregisterService": unary("UnregisterService", lambda name: pb.UnregisterServiceRequest(name=name)),
     "GetServiceHealth": unary("GetServiceHealth", lambda name: pb.GetServiceHealthRequest(name=name)),
     "ReportServiceHealth": unary(
@@ -163,7 +166,7 @@ BODIES: dict[str, Callable[[str], Any]] = {
 
 
 def credentials(policy: Policy) -> dict[str, list[str]]:
-    """Column of the table to all credentials that fall under it."""
+    """Return the credentials of each column of the table."""
     return {
         "none": [""],
         "bad": [
@@ -181,12 +184,12 @@ def credentials(policy: Policy) -> dict[str, list[str]]:
     }
 
 
-def target_of(column: str) -> list[str]:
-    return [ANOTHERS, NOT_MATCHING] if column == "agent, another's" else [OWN]
+def targets_of(column: str) -> list[str]:
+    return [OTHER_OWNER, NOT_MATCHING] if column == "agent, another's" else [OWN]
 
 
-async def prepare(server: Server, policy: Policy, *names: str) -> None:
-    """Registers the services as they are to be before a call, each by its owner."""
+async def register_targets(server: Server, policy: Policy, *names: str) -> None:
+    """Register services, each as its owner."""
     for name in names:
         owner = "agent" if name == OWN else "other"
         await server.stub.RegisterService(
@@ -205,42 +208,39 @@ async def site(
 
 
 def documented(call: str, column: str, *, public: bool) -> str:
-    """The cell, of which ``A / B`` is A where the part is public and B where it is not."""
+    """Return the documented answer; a cell ``A / B`` means A if the part is public and B if not."""
     cell = TABLE[call][column]
-    open_, _, closed = cell.partition(" / ")
-    return open_ if public or not closed else closed
+    if_public, _, if_private = cell.partition(" / ")
+    return if_public if public or not if_private else if_private
 
 
-def test_the_table_has_every_rpc_and_route_and_nothing_else() -> None:
+def test_documented_table_has_exactly_the_rpcs_and_routes() -> None:
     routes = {f"{method} {path}" for method, path in ROUTES}
     assert set(TABLE) == set(RPC_CALLS) | routes
     assert set(RPCS) < set(RPC_CALLS)
 
 
-async def test_the_routes_are_those_that_are_served(guarded: Server) -> None:
-    del guarded
-    from registry_server.gateway.docs import docs_routes  # noqa: PLC0415
-
+def test_every_documentation_route_has_a_permission() -> None:
     assert {("GET", route.path) for route in docs_routes() if hasattr(route, "path")} <= set(ROUTES)
 
 
-async def test_every_rpc_answers_what_is_documented(
+async def test_every_rpc_answers_as_documented(
     site: tuple[Server, bool], policy: Policy, subtests: pytest.Subtests
 ) -> None:
     server, public = site
-    for column, shown in credentials(policy).items():
-        for credential in shown:
-            for name in target_of(column):
-                for call, make in RPC_CALLS.items():
-                    await prepare(server, policy, name)
-                    with subtests.test(call, column=column, credential=credential[:12], name=name):
-                        expected = documented(call, column, public=public)
-                        assert await code_of(make, server, name, bearer(credential) if credential else ()) == expected
+    for column, column_credentials in credentials(policy).items():
+        for credential in column_credentials:
+            for name in targets_of(column):
+                for rpc, call in RPC_CALLS.items():
+                    await register_targets(server, policy, name)
+                    with subtests.test(rpc, column=column, credential=credential[:12], name=name):
+                        expected = documented(rpc, column, public=public)
+                        assert await code_of(call, server, name, bearer(credential) if credential else ()) == expected
 
 
-async def code_of(make: Call, server: Server, name: str, metadata: Metadata) -> str:
+async def code_of(call: Call, server: Server, name: str, metadata: Metadata) -> str:
     try:
-        await make(server.channel, name, metadata)
+        await call(server.channel, name, metadata)
     except grpc.aio.AioRpcError as error:
         return error.code().name
     except Failed as error:
@@ -248,16 +248,16 @@ async def code_of(make: Call, server: Server, name: str, metadata: Metadata) -> 
     return "OK"
 
 
-async def test_every_route_answers_what_is_documented(
+async def test_every_route_answers_as_documented(
     site: tuple[Server, bool], policy: Policy, subtests: pytest.Subtests
 ) -> None:
     server, public = site
     async with aiohttp.ClientSession(server.http) as session:
-        for column, shown in credentials(policy).items():
-            for credential in shown:
-                for name in target_of(column):
+        for column, column_credentials in credentials(policy).items():
+            for credential in column_credentials:
+                for name in targets_of(column):
                     for method, path in ROUTES:
-                        await prepare(server, policy, name)
+                        await register_targets(server, policy, name)
                         call = f"{method} {path}"
                         headers = {"Authorization": f"Bearer {credential}"} if credential else {}
                         body = BODIES[call](name) if call in BODIES else None
@@ -270,7 +270,7 @@ async def test_every_route_answers_what_is_documented(
                                     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-async def test_x_api_key_is_the_same_as_a_bearer_key(guarded: Server, policy: Policy) -> None:
+async def test_x_api_key_header_accepts_api_keys_only(guarded: Server, policy: Policy) -> None:
     key = policy.keys["viewer"]
     await guarded.stub.GetStats(pb.GetStatsRequest(), metadata=(("x-api-key", key),))
     async with aiohttp.ClientSession(guarded.http) as session:
@@ -280,7 +280,7 @@ async def test_x_api_key_is_the_same_as_a_bearer_key(guarded: Server, policy: Po
             assert answer.status == 401
 
 
-async def test_two_credentials_are_refused_whatever_they_are(guarded: Server, policy: Policy) -> None:
+async def test_two_credentials_are_refused_even_if_both_are_valid(guarded: Server, policy: Policy) -> None:
     good = policy.metadata("admin")
     for metadata in ((*good, ("x-api-key", policy.keys["admin"])), (*good, *good)):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -294,7 +294,7 @@ async def test_two_credentials_are_refused_whatever_they_are(guarded: Server, po
         assert answer.status == 401
 
 
-async def test_a_path_or_method_that_is_not_there_is_told_to_anybody(guarded: Server) -> None:
+async def test_unknown_paths_and_methods_need_no_credential(guarded: Server) -> None:
     async with aiohttp.ClientSession(guarded.http) as session:
         async with session.get("/nothing") as answer:
             assert answer.status == 404
@@ -306,6 +306,6 @@ async def test_a_path_or_method_that_is_not_there_is_told_to_anybody(guarded: Se
             assert answer.status == 401
 
 
-def test_the_keys_of_the_tests_are_not_secret(tmp_path: Path) -> None:
+def test_published_test_keys_contain_no_private_key(tmp_path: Path) -> None:
     Policy(tmp_path)
     assert all("d" not in key for key in jwks()["keys"])

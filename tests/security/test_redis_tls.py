@@ -1,4 +1,4 @@
-"""Redis over TLS, as a user of its ACL."""
+"""Redis over TLS with client certificates and an ACL user."""
 
 import asyncio
 import random
@@ -20,18 +20,18 @@ from tests.support.samples import small_service
 from tests.support.server import running, settings
 
 USER, PASSWORD = "registry", "s3cr3t-of-redis"
-# As docs/security.md gives it.
+# As documented in docs/security.md.
 ACL = "~ossa:* resetchannels +@read +@write +@scripting +@connection +info +time"
 
 
 class TlsRedis:
-    """A redis-server with a TLS port that asks for certificates, and a user with just what the registry needs."""
+    """A redis-server that requires client certificates, with a user that has only the required permissions."""
 
     def __init__(self, directory: Path) -> None:
         self.authority = Authority(directory / "authority")
         self.client = self.authority.files("client", "client.test")
         certificate, key = self.authority.files("redis", "localhost")
-        # A clash of ports makes redis-server end, which the fixture would tell.
+        # If the port is in use, redis-server exits and the fixture fails.
         self.port = random.choice(PORTS)
         self.process = RedisProcess(
             directory / "redis",
@@ -51,12 +51,12 @@ class TlsRedis:
 
 @pytest.fixture
 async def tls_redis(tmp_path: Path) -> AsyncIterator[TlsRedis]:
-    made = TlsRedis(tmp_path)
-    async with made.process:
-        yield made
+    redis = TlsRedis(tmp_path)
+    async with redis.process:
+        yield redis
 
 
-async def test_the_registry_works_over_tls_as_a_user_with_few_rights(tls_redis: TlsRedis) -> None:
+async def test_registry_works_over_tls_with_the_documented_acl(tls_redis: TlsRedis) -> None:
     async with running("unused", redis=tls_redis.section()) as server:
         await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service("one")))
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["one"]))
@@ -71,32 +71,32 @@ async def test_the_registry_works_over_tls_as_a_user_with_few_rights(tls_redis: 
     [
         {"host": "127.0.0.1"},  # not a name in the certificate
         {"password": "wrong"},
-        {"user": "nobody"},
+        {"user": "unknown"},
     ],
     ids=str,
 )
-async def test_a_wrong_name_or_password_never_serves_and_is_told_without_it(
+async def test_wrong_host_or_credentials_never_load_and_are_not_logged(
     change: dict[str, str], tls_redis: TlsRedis
 ) -> None:
-    whole = settings("unused", redis=tls_redis.section(**change))
+    configured = settings("unused", redis=tls_redis.section(**change))
     with capture_logs() as logs:
-        async with serving(whole) as served:
+        async with serving(configured) as served:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1.5):
                     await served.parts.loaded.wait()
     assert logs
-    assert PASSWORD not in str(logs) + repr(whole) + str(whole.redis.url)
+    assert PASSWORD not in str(logs) + repr(configured) + str(configured.redis.url)
 
 
-async def test_an_authority_that_is_not_ours_is_not_trusted(tls_redis: TlsRedis, tmp_path: Path) -> None:
-    stranger = Authority(tmp_path / "stranger")
-    async with serving(settings("unused", redis=tls_redis.section() | {"tls_ca_file": stranger.file})) as served:
+async def test_certificate_of_another_authority_is_not_trusted(tls_redis: TlsRedis, tmp_path: Path) -> None:
+    other_authority = Authority(tmp_path / "other")
+    async with serving(settings("unused", redis=tls_redis.section() | {"tls_ca_file": other_authority.file})) as served:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.5):
                 await served.parts.loaded.wait()
 
 
-def test_files_that_are_no_good_are_told_at_the_start(tmp_path: Path) -> None:
+def test_invalid_files_are_reported_at_start(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, _ = authority.files("one")
     _, other = authority.files("two")
@@ -105,6 +105,6 @@ def test_files_that_are_no_good_are_told_at_the_start(tmp_path: Path) -> None:
             files.validate()
 
 
-def test_a_key_goes_with_its_certificate() -> None:
+def test_key_without_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="together"):
         RedisSettings(tls_key_file=Path("/nowhere"))

@@ -1,4 +1,4 @@
-"""No secret is in logs, errors, metrics or the text of an object, whatever goes wrong."""
+"""No secret appears in logs, errors, metrics or the text of an object."""
 
 import base64
 import json
@@ -27,11 +27,11 @@ REDIS_PASSWORD = "pass-of-redis-92837"
 
 
 def parts_of(secret: str) -> list[str]:
-    """What of a secret must be nowhere: itself, and its parts that cannot be guessed."""
+    """Return a secret and its long dot-separated parts, none of which may appear anywhere."""
     return [secret, *(part for part in secret.split(".") if len(part) > 20)]
 
 
-async def test_nothing_that_the_server_says_has_a_secret_in_it(redis: RedisProcess, policy: Policy) -> None:
+async def test_output_of_the_server_contains_no_secret(redis: RedisProcess, policy: Policy) -> None:
     tokens = {
         "good": token("one", roles=["viewer"]),
         "expired": token("one", roles=["viewer"], exp=1),
@@ -40,9 +40,9 @@ async def test_nothing_that_the_server_says_has_a_secret_in_it(redis: RedisProce
     }
     keys = {**policy.keys, "unknown": "ossa_this-key-is-in-no-file-8392"}
     secrets = [part for secret in (*keys.values(), *tokens.values()) for part in parts_of(secret)]
-    # The header of a token is the same for all of its kind.
+    # The header of a token is no secret: tokens of one algorithm share it.
     secrets = [part for part in secrets if part != tokens["good"].partition(".")[0]]
-    said: list[str] = []
+    output: list[str] = []
     async with ServerProcess(
         f"--redis.url={redis.url}",
         f"--security.policy-file={policy.file}",
@@ -58,7 +58,11 @@ async def test_nothing_that_the_server_says_has_a_secret_in_it(redis: RedisProce
                         stub.RegisterService(pb.RegisterServiceRequest(), metadata=metadata),
                         stub.Cleanup(pb.CleanupRequest(), metadata=metadata),
                     ):
-                        said += [str(await call.code()), str(await call.details()), str(await call.trailing_metadata())]
+                        output += [
+                            str(await call.code()),
+                            str(await call.details()),
+                            str(await call.trailing_metadata()),
+                        ]
         async with aiohttp.ClientSession(f"http://{server.http_address}") as session:
             for secret in (*keys.values(), *tokens.values()):
                 for headers in (
@@ -74,51 +78,62 @@ async def test_nothing_that_the_server_says_has_a_secret_in_it(redis: RedisProce
                         ("GET", "nowhere"),
                         ("GET", "events?x=1"),
                     ):
-                        async with session.request(method, f"{BASE}/{path}", headers=headers) as answer:
-                            said += [str(answer.headers), await answer.text()]
-            async with session.get("/metrics") as answer:
-                said.append(await answer.text())
-        # A file in which somebody has put a key in the place of its hash.
+                        async with session.request(method, f"{BASE}/{path}", headers=headers) as response:
+                            output += [str(response.headers), await response.text()]
+            async with session.get("/metrics") as response:
+                output.append(await response.text())
+        # A policy file with a key in place of its hash.
         policy.document["api_keys"][0]["hashes"] = [keys["viewer"]]
         policy.write()
         server.signal(signal.SIGHUP)
-        await server.logged("the policy was not read again; the old one stays")
-        said += [json.dumps(line) for line in server.log]
-    said += [json.dumps(line) for line in server.log]
-    whole = "\n".join(said)
-    assert "credential refused" in whole
-    assert [secret for secret in secrets if secret in whole] == []
+        await server.logged("policy reload failed")
+        output += [json.dumps(line) for line in server.log]
+    output += [json.dumps(line) for line in server.log]
+    everything = "\n".join(output)
+    assert "credential refused" in everything
+    assert [secret for secret in secrets if secret in everything] == []
     encoded = [base64.b64encode(secret.encode()).decode() for secret in secrets]
-    assert [secret for secret in encoded if secret in whole] == []
+    assert [secret for secret in encoded if secret in everything] == []
 
 
-async def test_the_text_of_no_object_has_a_secret_in_it(policy: Policy, tmp_path: Path) -> None:
+async def test_repr_of_objects_contains_no_secret(policy: Policy, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     certificate, key = authority.files("server")
     section = {"cert_file": certificate, "key_file": key}
-    whole = settings(f"rediss://registry:{REDIS_PASSWORD}@127.0.0.1:1", security=policy.section, tls=section)
-    certificates = Certificates(whole.tls)
-    read = read_policy(policy.file)
-    checks = Authenticator(read, Limits(1, 1, 1, 1))
-    presented = [Credentials(authorization=f"Bearer {policy.keys['admin']}"), Credentials(api_key=policy.keys["agent"])]
-    for each in presented:
-        await checks.verify(each)
+    configured = settings(f"rediss://registry:{REDIS_PASSWORD}@127.0.0.1:1", security=policy.section, tls=section)
+    certificates = Certificates(configured.tls)
+    parsed = read_policy(policy.file)
+    authenticator = Authenticator(parsed, Limits(1, 1, 1, 1))
+    credentials = [
+        Credentials(authorization=f"Bearer {policy.keys['admin']}"),
+        Credentials(api_key=policy.keys["agent"]),
+    ]
+    for each in credentials:
+        await authenticator.verify(each)
     guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings())
-    objects: list[object] = [whole, whole.redis, whole.redis.url, certificates, certificates.current(), read, checks]
-    objects += [vars(checks), presented, guard, vars(guard)]
-    said = "\n".join(f"{each!r}\n{each}" for each in objects)
-    said += whole.model_dump_json() + str(whole.model_dump())
+    objects: list[object] = [
+        configured,
+        configured.redis,
+        configured.redis.url,
+        certificates,
+        certificates.current(),
+        parsed,
+        authenticator,
+    ]
+    objects += [vars(authenticator), credentials, guard, vars(guard)]
+    output = "\n".join(f"{each!r}\n{each}" for each in objects)
+    output += configured.model_dump_json() + str(configured.model_dump())
     secrets = [*policy.keys.values(), REDIS_PASSWORD, *key.read_text().splitlines()[1:-1]]
-    assert [secret for secret in secrets if secret in said] == []
+    assert [secret for secret in secrets if secret in output] == []
 
 
-def test_a_password_of_redis_is_in_no_error_about_settings() -> None:
+def test_redis_password_is_in_no_settings_error() -> None:
     problems = []
     for url in (f"rediss://u:{REDIS_PASSWORD}@", f"redis://u:{REDIS_PASSWORD}@h:1:2", f"rediss://{REDIS_PASSWORD}/x@h"):
         for flags in ([f"--redis.url={url}"], [f"--grpc.address={url}"], [f"--tls.cert-file={url}"], [url]):
             try:
                 load_settings(flags, {})
-            except Exception as error:  # noqa: BLE001 - whatever it is
+            except Exception as error:  # noqa: BLE001 - any error
                 problems.append(str(error))
     assert len(problems) == 12
     assert REDIS_PASSWORD not in "\n".join(problems)

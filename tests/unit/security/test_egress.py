@@ -1,4 +1,4 @@
-"""Which addresses probes may connect to."""
+"""``EgressPolicy``: the addresses that probes may connect to."""
 
 import socket
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolutionFailed, ResolvedAddress
 
-Info = tuple[int, int, int, str, tuple[str | int, ...]]
+AddressInfo = tuple[int, int, int, str, tuple[str | int, ...]]
 
 
-def infos(addresses: Sequence[str], port: int) -> list[Info]:
-    """What ``getaddrinfo`` gives."""
+def address_infos(addresses: Sequence[str], port: int) -> list[AddressInfo]:
+    """Return a result of ``getaddrinfo``."""
     return [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
         if ":" in address
@@ -23,20 +23,20 @@ def infos(addresses: Sequence[str], port: int) -> list[Info]:
     ]
 
 
-class Dns:
-    """Answers look-ups in the place of the system; each answer is used once, the last for ever."""
+class FakeDns:
+    """Replaces the system's resolver: returns each answer once and then repeats the last one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str] | Exception) -> None:
         self._answers = list(answers)
-        self.asked: list[str] = []
+        self.lookups: list[str] = []
         monkeypatch.setattr(socket, "getaddrinfo", self._answer)
 
-    def _answer(self, host: str, port: int, **_: object) -> list[Info]:
-        self.asked.append(host)
+    def _answer(self, host: str, port: int, **_: object) -> list[AddressInfo]:
+        self.lookups.append(host)
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, Exception):
             raise answer
-        return infos(answer, port)
+        return address_infos(answer, port)
 
 
 DENIED = [
@@ -57,7 +57,7 @@ DENIED = [
     "239.255.255.255",
     "ff02::1",
     "255.255.255.255",
-    # The same IPv4 address in other clothes.
+    # IPv6 addresses that embed a denied IPv4 address.
     "::ffff:169.254.169.254",
     "::ffff:a9fe:a9fe",
     "::ffff:0:169.254.169.254",
@@ -65,7 +65,7 @@ DENIED = [
     "64:ff9b::169.254.169.254",
     "64:ff9b:1::a9fe:a9fe",
     "2002:a9fe:a9fe::1",
-    "2001:0:7f00:1:0:0:5601:5601",  # Teredo: the client's address, each bit turned
+    "2001:0:7f00:1:0:0:5601:5601",  # Teredo: the client's address, inverted
     "::ffff:0.0.0.0",
     "64:ff9b::224.0.0.1",
 ]
@@ -84,43 +84,43 @@ PERMITTED = [
     "64:ff9b::8.8.8.8",
     "2002:808:808::1",
 ]
-# What resolvers and browsers may read as an IPv4 address; no such thing may pass for one that is permitted.
+# Text that some resolvers and browsers parse as an IPv4 address.
 NO_ADDRESSES = ["", "127.1", "0x7f.0.0.1", "2852039166", "169.254.169.254.", "127.0.0.01", "::g", "[::1]"]
 
 
 @pytest.mark.parametrize("address", DENIED)
-def test_link_local_metadata_unspecified_and_multicast_addresses_are_refused(address: str) -> None:
+def test_link_local_metadata_and_multicast_addresses_are_denied(address: str) -> None:
     policy = EgressPolicy()
     assert policy.denial_reason(address) == f"address {address} is not allowed"
     assert policy.literal_denial_reason(address) == f"address {address} is not allowed"
 
 
 @pytest.mark.parametrize("address", PERMITTED)
-def test_loopback_private_and_public_addresses_are_permitted(address: str) -> None:
+def test_loopback_private_and_public_addresses_are_allowed(address: str) -> None:
     policy = EgressPolicy()
     assert policy.denial_reason(address) is None
     assert policy.literal_denial_reason(address) is None
 
 
 @pytest.mark.parametrize("text", NO_ADDRESSES)
-def test_what_is_no_address_is_refused_as_one(text: str) -> None:
+def test_text_that_is_no_address_is_denied(text: str) -> None:
     assert EgressPolicy().denial_reason(text) == f"address {text} is not allowed"
 
 
 @pytest.mark.parametrize("name", ["localhost", "agent.internal", "127.1", "metadata.google.internal", "1.2.3.4.test"])
-def test_a_dns_name_is_no_literal(name: str) -> None:
-    assert EgressPolicy().refuses_literal(name) is None
+def test_dns_name_is_not_an_address_literal(name: str) -> None:
+    assert EgressPolicy().literal_denial_reason(name) is None
 
 
-def test_a_host_with_a_colon_is_an_address_or_nothing() -> None:
-    assert EgressPolicy().refuses_literal("::g") == "address ::g is not allowed"
+def test_host_with_a_colon_is_never_a_dns_name() -> None:
+    assert EgressPolicy().literal_denial_reason("::g") == "address ::g is not allowed"
 
 
 @pytest.mark.parametrize(
     ("address", "permitted"),
     [
         ("10.1.2.3", True),
-        ("10.9.9.9", False),  # denied wins over allowed
+        ("10.9.9.9", False),  # denied takes precedence over allowed
         ("11.0.0.1", False),
         ("127.0.0.1", False),
         ("fd00::1", True),
@@ -129,11 +129,11 @@ def test_a_host_with_a_colon_is_an_address_or_nothing() -> None:
         ("::ffff:10.9.9.9", False),
         ("::ffff:11.0.0.1", False),
         ("64:ff9b::10.1.2.3", True),
-        ("2001:0:a01:203::1", False),  # Teredo: the server lies within, the client does not
-        ("169.254.169.254", True),  # own rules take the place of the defaults
+        ("2001:0:a01:203::1", False),  # Teredo: the server is allowed, the client is not
+        ("169.254.169.254", True),  # custom networks replace the defaults
     ],
 )
-def test_with_allowed_networks_the_rest_is_refused(address: str, permitted: bool) -> None:  # noqa: FBT001 - a table
+def test_addresses_outside_the_allowed_networks_are_denied(address: str, permitted: bool) -> None:  # noqa: FBT001 - a table
     policy = EgressPolicy(
         allowed=[ip_network("10.0.0.0/8"), ip_network("fd00::/16"), ip_network("169.254.0.0/16")],
         denied=[ip_network("10.9.0.0/16")],
@@ -142,43 +142,43 @@ def test_with_allowed_networks_the_rest_is_refused(address: str, permitted: bool
 
 
 @given(address=st.ip_addresses(v=4))
-def test_an_ipv6_address_is_refused_when_the_ipv4_address_within_is(address: object) -> None:
+def test_ipv6_address_is_denied_if_its_embedded_ipv4_address_is(address: object) -> None:
     policy = EgressPolicy()
-    refused = policy.denial_reason(str(address)) is not None
+    denied = policy.denial_reason(str(address)) is not None
     number = int(ip_address(str(address)))
-    for wrapped in (number | 0xFFFF << 32, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1):
-        text = str(ip_address(wrapped.to_bytes(16, "big")))
-        assert (policy.denial_reason(text) is not None) is refused, text
+    for embedding in (number | 0xFFFF << 32, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80 | 1):
+        text = str(ip_address(embedding.to_bytes(16, "big")))
+        assert (policy.denial_reason(text) is not None) is denied, text
 
 
-async def test_a_literal_is_resolved_without_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    dns = Dns(monkeypatch, OSError("never asked"))
+async def test_address_literal_is_resolved_without_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    dns = FakeDns(monkeypatch, OSError("must not be called"))
     policy = EgressPolicy()
     assert await policy.resolve("127.0.0.1", 80) == [ResolvedAddress(socket.AF_INET, "127.0.0.1", 80)]
     assert await policy.resolve("::1", 81) == [ResolvedAddress(socket.AF_INET6, "::1", 81)]
     with pytest.raises(EndpointRefused, match=r"^address 169\.254\.169\.254 is not allowed$"):
         await policy.resolve("169.254.169.254", 80)
-    assert dns.asked == []
+    assert dns.lookups == []
 
 
-async def test_a_name_gives_its_permitted_addresses_once_each_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    Dns(monkeypatch, ["fe80::1", "::1", "127.0.0.1", "169.254.169.254", "127.0.0.1"])
+async def test_name_resolves_to_its_allowed_addresses_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDns(monkeypatch, ["fe80::1", "::1", "127.0.0.1", "169.254.169.254", "127.0.0.1"])
     assert await EgressPolicy().resolve("agent.test", 8080) == [
         ResolvedAddress(socket.AF_INET6, "::1", 8080),
         ResolvedAddress(socket.AF_INET, "127.0.0.1", 8080),
     ]
 
 
-async def test_a_name_is_tried_at_eight_addresses_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    Dns(monkeypatch, [f"127.0.1.{i}" for i in range(100)])
+async def test_name_resolves_to_at_most_eight_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDns(monkeypatch, [f"127.0.1.{i}" for i in range(100)])
     assert len(await EgressPolicy().resolve("agent.test", 80)) == 8
 
 
-async def test_a_name_that_has_no_permitted_address_is_refused_without_telling_which(
+async def test_denied_addresses_of_a_name_are_not_disclosed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Dns(monkeypatch, ["169.254.169.254", "::ffff:169.254.169.254"])
-    with pytest.raises(EndpointRefused, match=r"^host name has no address that is allowed$"):
+    FakeDns(monkeypatch, ["169.254.169.254", "::ffff:169.254.169.254"])
+    with pytest.raises(EndpointRefused, match=r"^host name has no allowed address$"):
         await EgressPolicy().resolve("agent.test", 80)
 
 
@@ -194,14 +194,14 @@ async def test_a_name_that_has_no_permitted_address_is_refused_without_telling_w
         ([], "host name not found"),
     ],
 )
-async def test_failing_dns_is_told_in_plain_words(
+async def test_dns_failures_are_reported_in_plain_english(
     monkeypatch: pytest.MonkeyPatch, answer: Sequence[str] | Exception, text: str
 ) -> None:
-    Dns(monkeypatch, answer)
+    FakeDns(monkeypatch, answer)
     with pytest.raises(ResolutionFailed, match=f"^{text}$"):
         await EgressPolicy().resolve("agent.test", 80)
 
 
-async def test_a_label_that_no_name_may_have_is_not_found() -> None:
+async def test_name_with_too_long_a_label_is_not_found() -> None:
     with pytest.raises(ResolutionFailed, match=r"^host name not found$"):
         await EgressPolicy().resolve("a" * 64 + ".test", 80)

@@ -1,0 +1,19 @@
+"""Fixtures of the security unit tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.security import Policy
+from tests.unit.security.manual_clock import ManualClock
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Policy:
+    """A policy file with a key for each role."""
+    return Policy(tmp_path / "policy")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()

@@ -1,0 +1,11 @@
+"""A monotonic clock that tests advance."""
+
+
+class ManualClock:
+    """Returns ``now``, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,49 @@
+"""``Guard``: limits on unknown credentials."""
+
+from structlog.testing import capture_logs
+
+from registry_server.config import LimitSettings, SecuritySettings
+from registry_server.errors import RateLimited, RegistryError, Unauthenticated
+from registry_server.security.authenticator import Credentials
+from registry_server.security.guard import VERIFICATION_BURST, VERIFICATIONS_PER_SECOND, Guard
+from registry_server.security.permissions import READ
+from tests.support.security import Policy
+from tests.unit.security.credentials import bearer_credentials
+from tests.unit.security.manual_clock import ManualClock
+
+
+async def outcome(guard: Guard, credentials: Credentials, address: str = "192.0.2.1") -> type[RegistryError] | None:
+    """Return the type of the error that rejects a call, or ``None``."""
+    try:
+        await guard.admit(credentials, READ, lambda: address)
+    except RegistryError as error:
+        return Unauthenticated if isinstance(error, Unauthenticated) else type(error)
+    return None
+
+
+async def test_guessing_credentials_is_limited_but_known_ones_are_not(policy: Policy, clock: ManualClock) -> None:
+    guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings(), monotonic=clock)
+    known = bearer_credentials(policy.keys["viewer"])
+    assert await outcome(guard, known) is None
+    guesses = [bearer_credentials(f"ossa_guess{i}") for i in range(VERIFICATION_BURST + 3)]
+    outcomes = [await outcome(guard, guess) for guess in guesses]
+    assert outcomes == [Unauthenticated] * (VERIFICATION_BURST - 1) + [RateLimited] * 4
+    assert await outcome(guard, known) is None
+    assert await outcome(guard, guesses[0], address="192.0.2.2") is Unauthenticated, "each address has its own limit"
+    clock.now += 1.5 / VERIFICATIONS_PER_SECOND
+    assert [await outcome(guard, guess) for guess in guesses[:2]] == [Unauthenticated, RateLimited]
+
+
+async def test_refused_credentials_are_logged_once_a_second_for_each_reason(policy: Policy, clock: ManualClock) -> None:
+    guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings(), monotonic=clock)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await outcome(guard, bearer_credentials("ossa_guess"))
+        await outcome(guard, bearer_credentials("a.b.c"))
+        clock.now += 1
+        await outcome(guard, bearer_credentials("ossa_guess"))
+    assert [(line["reason"], line["suppressed"]) for line in logs] == [
+        ("unknown key", 0),
+        ("malformed token", 0),
+        ("unknown key", 2),
+    ]
