@@ -1,4 +1,4 @@
-"""What follows from results, on a real store: committed, kept, or dropped."""
+"""Evaluation of probe results on a real store: committed, stored or dropped."""
 
 import asyncio
 import time
@@ -37,15 +37,15 @@ REGISTRY_ERROR = EventType.EVENT_TYPE_REGISTRY_ERROR
 OK = Outcome(OutcomeKind.OK, 0.01)
 SLOW = Outcome(OutcomeKind.DEGRADED, 0.9, "slower than 500 ms")
 FAILED = Outcome(OutcomeKind.FAILED, 0.02, "HTTP 500")
-UNASKED = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, "the registry has too many open files")
+NOT_SENT = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, "the registry has too many open files")
 
 
-class Court:
-    """A judge whose results come from the test, and what a watcher was told."""
+class Harness:
+    """An evaluator whose results come from the test, and the events that a watcher received."""
 
     def __init__(self, parts: Parts) -> None:
         self.registry = parts.registry
-        self.judge: HealthEvaluator = parts.monitor._evaluator
+        self.evaluator: HealthEvaluator = parts.monitor._evaluator
         self.results = parts.monitor._results
         self.events: list[Event] = []
 
@@ -54,48 +54,48 @@ class Court:
             async for message in watcher:
                 self.events += WatchEventsResponse.FromString(message).events
 
-    async def register(self, name: str = "a", *, expected: bool = True, **fields: Any) -> Record:
+    async def register(self, name: str = "a", *, tracked: bool = True, **fields: Any) -> Record:
         await self.registry.register(small_service(name, **fields))
-        if expected:
-            self.judge.expect(self.record(name))
+        if tracked:
+            self.evaluator.track_service(self.record(name))
         return self.record(name)
 
     def record(self, name: str = "a") -> Record:
         return self.registry._replica.records[name]
 
-    async def take(
+    async def apply_result(
         self,
         outcome: Outcome,
         name: str = "a",
         *,
         probed: Record | None = None,
-        contact: int = 1,
+        connection: int = 1,
         **health_check: Any,
     ) -> Health | None:
         record = probed or self.record(name)
         plan = Plan.of(record.message(), HealthCheckSettings(**health_check))
-        self.judge._contact_since = lambda _: contact
-        return await self.judge.take(record, plan, outcome, time.monotonic())
+        self.evaluator._connection_since = lambda _: connection
+        return await self.evaluator.apply_result(record, plan, outcome, time.monotonic())
 
     async def health(self, name: str = "a") -> Health:
         await self.results.flush()
         return (await self.registry.health(name))[0]
 
-    async def lease(self, name: str = "a") -> int:
+    async def lease_end(self, name: str = "a") -> int:
         await self.results.flush()
         _, ends = await self.registry.health(name)
         assert ends is not None
         return ends.ToNanoseconds()
 
-    async def age_leases(self, names: Iterable[str]) -> None:
-        """Lets leases end in half their time."""
+    async def shorten_leases(self, names: Iterable[str]) -> None:
+        """Move the end of leases 150 seconds back, half their length."""
         store: Any = self.registry._store
         for name in names:
             ends = await store._client.zscore(store.keys.leases, name)
             await store._client.zadd(store.keys.leases, {name: ends - 150_000})
 
-    async def told(self, count: int) -> list[Event]:
-        """Waits for so many events beside registrations."""
+    async def wait_for_health_events(self, count: int) -> list[Event]:
+        """Wait for ``count`` health changes and notices, fail if there are more, and return them."""
 
         def events() -> list[Event]:
             return [event for event in self.events if event.type in (HEALTH_CHANGED, REGISTRY_ERROR)]
@@ -108,257 +108,259 @@ class Court:
 
 
 @asynccontextmanager
-async def court_on(redis: RedisProcess, **health_check: Any) -> AsyncIterator[Court]:
+async def open_harness(redis: RedisProcess, **health_check: Any) -> AsyncIterator[Harness]:
     async with open_parts(settings(redis.url, health_check={**health_check, "enabled": False})) as parts:
         async with asyncio.timeout(TIMEOUT):
             await parts.loaded.wait()
-        court = Court(parts)
-        watching = asyncio.create_task(court.watch())
+        harness = Harness(parts)
+        watching = asyncio.create_task(harness.watch())
         try:
-            yield court
+            yield harness
         finally:
             await cancel([watching])
 
 
 @pytest.fixture
-async def court(redis: RedisProcess) -> AsyncIterator[Court]:
-    async with court_on(redis) as made:
-        yield made
+async def harness(redis: RedisProcess) -> AsyncIterator[Harness]:
+    async with open_harness(redis) as opened:
+        yield opened
 
 
-async def test_a_transition_is_committed_with_what_the_probe_found(court: Court) -> None:
+async def test_status_change_is_committed_with_the_result_of_the_probe(harness: Harness) -> None:
     details = Struct()
     details["db"] = "down"
-    before = (await court.register()).message()
-    health = await court.take(FAILED._replace(details=details))
+    before = (await harness.register()).message()
+    health = await harness.apply_result(FAILED._replace(details=details))
     assert health is not None
     assert (health.status, health.error, health.details) == (UNHEALTHY, "HTTP 500", details)
     assert health.response_time.ToMicroseconds() == 20_000
     assert health.last_check == health.status_changed_at
-    after = court.record().message()
+    after = harness.record().message()
     assert after.health == health
     assert after.updated_at == health.last_check
-    [event] = await court.told(1)
+    [event] = await harness.wait_for_health_events(1)
     assert (event.service, event.previous_health, event.revision) == (after, UNKNOWN, before.revision + 1)
     assert event.reason == EventReason.EVENT_REASON_HEALTH_CHECK
 
 
-async def test_any_other_result_is_kept_and_takes_no_revision(court: Court) -> None:
-    await court.register(health=Health(status=HEALTHY))
-    before = court.record().message()
-    health = await court.take(FAILED)
+async def test_result_without_status_change_is_stored_without_a_revision(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
+    before = harness.record().message()
+    health = await harness.apply_result(FAILED)
     assert health is not None
     assert (health.status, health.error) == (HEALTHY, "HTTP 500")
-    shown = await court.health()
+    shown = await harness.health()
     assert (shown.status, shown.error, shown.last_check) == (HEALTHY, "HTTP 500", health.last_check)
     assert shown.status_changed_at == before.health.status_changed_at
-    assert court.record().message() == before
+    assert harness.record().message() == before
 
 
 @pytest.mark.parametrize("status", [UNKNOWN, HEALTHY, UNHEALTHY, DEGRADED, MAINTENANCE])
-async def test_a_probe_that_could_not_be_made_changes_no_status_and_no_streak(
-    court: Court, status: HealthStatus.ValueType
-) -> None:
-    await court.register(health=Health(status=status))
-    before = court.record()
+async def test_inconclusive_probe_changes_no_status(harness: Harness, status: HealthStatus.ValueType) -> None:
+    await harness.register(health=Health(status=status))
+    before = harness.record()
     for _ in range(5):
-        health = await court.take(UNASKED)
+        health = await harness.apply_result(NOT_SENT)
         assert health is not None
-        assert (health.status, health.error) == (status, UNASKED.error)
-    assert (await court.health()).error == UNASKED.error
-    assert court.record() is before
+        assert (health.status, health.error) == (status, NOT_SENT.error)
+    assert (await harness.health()).error == NOT_SENT.error
+    assert harness.record() is before
 
 
-async def test_a_probe_that_could_not_be_made_neither_lengthens_nor_breaks_a_streak(court: Court) -> None:
-    await court.register(health=Health(status=HEALTHY))
-    for outcome in (FAILED, UNASKED, FAILED, UNASKED):
-        await court.take(outcome)
-        assert court.record().status == HEALTHY
-    await court.take(FAILED)
-    assert court.record().status == UNHEALTHY
+async def test_inconclusive_probe_neither_extends_nor_resets_a_streak(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
+    for outcome in (FAILED, NOT_SENT, FAILED, NOT_SENT):
+        await harness.apply_result(outcome)
+        assert harness.record().status == HEALTHY
+    await harness.apply_result(FAILED)
+    assert harness.record().status == UNHEALTHY
 
 
-async def test_a_probe_that_could_not_be_made_costs_no_lease(court: Court) -> None:
-    """Nobody is evicted for what is wrong with the registry."""
-    await court.register(health=Health(status=HEALTHY))
-    await court.age_leases(["a"])
-    aged = await court.lease()
-    await court.take(UNASKED)
-    assert await court.lease() > aged + 100_000_000_000
+async def test_inconclusive_probe_renews_the_lease(harness: Harness) -> None:
+    """A fault of the registry must not evict a service."""
+    await harness.register(health=Health(status=HEALTHY))
+    await harness.shorten_leases(["a"])
+    shortened = await harness.lease_end()
+    await harness.apply_result(NOT_SENT)
+    assert await harness.lease_end() > shortened + 100_000_000_000
 
 
-async def test_a_report_that_is_newer_than_a_result_is_what_is_shown(court: Court) -> None:
-    await court.register(health=Health(status=HEALTHY))
+async def test_newer_report_replaces_a_pending_result(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
     details = Struct()
     details["by"] = "the agent"
-    await court.take(OK)  # waits a moment to be written with others
-    reported = await court.registry.report_health("a", HEALTHY, details, "")
-    assert await court.health() == reported
+    await harness.apply_result(OK)  # pending until the next batch is written
+    reported = await harness.registry.report_health("a", HEALTHY, details, "")
+    assert await harness.health() == reported
 
 
-async def test_what_cannot_be_kept_proves_nothing_and_neither_does_what_was_before(court: Court) -> None:
-    await court.register(health=Health(status=HEALTHY))
+async def test_store_outage_discards_results_during_and_before_it(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
     for _ in range(2):
-        await court.take(FAILED)
-    kept = await court.health()
+        await harness.apply_result(FAILED)
+    stored = await harness.health()
     for _ in range(5):
-        health = await court.take(FAILED._replace(error="HTTP 503"), contact=0)
+        health = await harness.apply_result(FAILED._replace(error="HTTP 503"), connection=0)
         assert health is not None
         assert (health.status, health.error) == (HEALTHY, "HTTP 503")
-    assert await court.health() == kept
+    assert await harness.health() == stored
     for _ in range(2):
-        await court.take(FAILED, contact=2)
-        assert court.record().status == HEALTHY
-    await court.take(FAILED, contact=2)
-    assert court.record().status == UNHEALTHY
+        await harness.apply_result(FAILED, connection=2)
+        assert harness.record().status == HEALTHY
+    await harness.apply_result(FAILED, connection=2)
+    assert harness.record().status == UNHEALTHY
 
 
 @pytest.mark.own_redis
-async def test_a_transition_that_cannot_be_committed_is_told_to_who_asked(redis: RedisProcess, court: Court) -> None:
-    await court.register()
+async def test_failed_commit_of_a_status_change_is_raised_to_the_caller(redis: RedisProcess, harness: Harness) -> None:
+    await harness.register()
     redis.kill()
     with pytest.raises(StoreUnavailable):
-        await court.take(FAILED)
-    assert court.record().status == UNKNOWN
+        await harness.apply_result(FAILED)
+    assert harness.record().status == UNKNOWN
 
 
-async def test_results_of_what_is_gone_or_elsewhere_by_now_are_dropped(court: Court) -> None:
-    probed = await court.register(endpoint="http://127.0.0.1:1")
-    await court.register(endpoint="http://127.0.0.1:2")
-    assert await court.take(OK, probed=probed) is None
-    probed = court.record()
-    await court.register(endpoint="http://127.0.0.1:2", health_check={"http": {"path": "/ready"}})
-    assert await court.take(OK, probed=probed) is None
-    probed = court.record()
-    await court.registry.unregister("a")
-    assert await court.take(OK, probed=probed) is None
-    assert await court.told(0) == []
+async def test_result_is_dropped_if_the_service_moved_changed_or_was_removed(harness: Harness) -> None:
+    probed = await harness.register(endpoint="http://127.0.0.1:1")
+    await harness.register(endpoint="http://127.0.0.1:2")
+    assert await harness.apply_result(OK, probed=probed) is None
+    probed = harness.record()
+    await harness.register(endpoint="http://127.0.0.1:2", health_check={"http": {"path": "/ready"}})
+    assert await harness.apply_result(OK, probed=probed) is None
+    probed = harness.record()
+    await harness.registry.unregister("a")
+    assert await harness.apply_result(OK, probed=probed) is None
+    assert await harness.wait_for_health_events(0) == []
 
 
-async def test_a_result_counts_though_something_else_about_the_service_has_changed(court: Court) -> None:
-    probed = await court.register()
-    await court.register(expected=False, version="2.0.0", metadata={"tags": ["new"]})
-    health = await court.take(OK, probed=probed)
+async def test_result_counts_after_a_change_of_unrelated_fields(harness: Harness) -> None:
+    probed = await harness.register()
+    await harness.register(tracked=False, version="2.0.0", metadata={"tags": ["new"]})
+    health = await harness.apply_result(OK, probed=probed)
     assert health is not None
     assert health.status == HEALTHY
-    after = court.record().message()
+    after = harness.record().message()
     assert (after.version, list(after.metadata.tags), after.health.status) == ("2.0.0", ["new"], HEALTHY)
 
 
-async def test_of_two_results_at_once_one_makes_the_transition(court: Court) -> None:
-    before = await court.register()
-    healths = await asyncio.gather(court.take(FAILED), court.take(FAILED))
+async def test_concurrent_results_commit_one_status_change(harness: Harness) -> None:
+    before = await harness.register()
+    healths = await asyncio.gather(harness.apply_result(FAILED), harness.apply_result(FAILED))
     assert [health.status for health in healths if health is not None] == [UNHEALTHY]
-    assert court.record().revision == before.revision + 1
-    await court.told(1)
+    assert harness.record().revision == before.revision + 1
+    await harness.wait_for_health_events(1)
 
 
-async def test_a_status_that_was_reported_while_a_transition_is_committed_is_not_overwritten(court: Court) -> None:
-    await court.register()
-    taking = asyncio.create_task(court.take(FAILED))
-    reporting = asyncio.create_task(court.registry.report_health("a", MAINTENANCE, None, ""))
-    await asyncio.gather(taking, reporting)
-    assert court.record().status == MAINTENANCE
+async def test_concurrent_report_is_not_overwritten_by_a_status_change(harness: Harness) -> None:
+    await harness.register()
+    applying = asyncio.create_task(harness.apply_result(FAILED))
+    reporting = asyncio.create_task(harness.registry.report_health("a", MAINTENANCE, None, ""))
+    await asyncio.gather(applying, reporting)
+    assert harness.record().status == MAINTENANCE
 
 
-async def test_a_result_for_a_service_of_another_process_counts_alone(court: Court) -> None:
-    await court.register(expected=False)
-    await court.take(FAILED)
-    assert court.record().status == UNHEALTHY, "the first result decides, whoever asked"
+async def test_result_for_a_service_of_another_process_is_evaluated_alone(harness: Harness) -> None:
+    await harness.register(tracked=False)
+    await harness.apply_result(FAILED)
+    assert harness.record().status == UNHEALTHY, "the first result replaces UNKNOWN"
     for _ in range(5):
-        await court.take(OK)
-        assert court.record().status == UNHEALTHY, "the other process may have seen failures in between"
-    await court.take(OK, success_threshold=1)
-    assert court.record().status == HEALTHY
-    assert court.judge.self_preservation.counted == 0
+        await harness.apply_result(OK)
+        assert harness.record().status == UNHEALTHY, "the other process may have seen failures in between"
+    await harness.apply_result(OK, success_threshold=1)
+    assert harness.record().status == HEALTHY
+    assert harness.evaluator.self_preservation.counted == 0
 
 
-async def test_a_service_that_is_let_go_and_taken_on_again_starts_over(court: Court) -> None:
-    record = await court.register(health=Health(status=HEALTHY))
+async def test_service_that_is_tracked_again_starts_a_new_streak(harness: Harness) -> None:
+    record = await harness.register(health=Health(status=HEALTHY))
     for _ in range(2):
-        await court.take(FAILED)
-    court.judge.forget("a")
-    court.judge.forget("a")
-    assert court.judge.self_preservation.counted == 0
-    court.judge.expect(record)
-    assert court.judge.self_preservation.counted == 1
-    await court.take(FAILED)
-    assert court.record().status == HEALTHY
+        await harness.apply_result(FAILED)
+    harness.evaluator.forget_service("a")
+    harness.evaluator.forget_service("a")
+    assert harness.evaluator.self_preservation.counted == 0
+    harness.evaluator.track_service(record)
+    assert harness.evaluator.self_preservation.counted == 1
+    await harness.apply_result(FAILED)
+    assert harness.record().status == HEALTHY
 
 
-# Doubt.
+# Self-preservation.
 
 NAMES = [f"s{i:02}" for i in range(20)]
 
 
-async def fleet(court: Court) -> None:
+async def register_fleet(harness: Harness) -> None:
     for name in NAMES:
-        await court.register(name, health=Health(status=HEALTHY))
+        await harness.register(name, health=Health(status=HEALTHY))
 
 
-async def test_when_too_many_fail_at_once_statuses_freeze_and_everyone_is_told_once(court: Court) -> None:
-    await fleet(court)
+async def test_mass_failure_freezes_statuses_and_publishes_one_notice(harness: Harness) -> None:
+    await register_fleet(harness)
     for _ in range(5):
         for name in NAMES[:10]:
-            await court.take(FAILED, name)
-    assert court.judge.self_preservation.active
-    assert {court.record(name).status for name in NAMES} == {HEALTHY}
-    [notice] = await court.told(1)
+            await harness.apply_result(FAILED, name)
+    assert harness.evaluator.self_preservation.active
+    assert {harness.record(name).status for name in NAMES} == {HEALTHY}
+    [notice] = await harness.wait_for_health_events(1)
     assert (notice.type, notice.reason) == (REGISTRY_ERROR, EventReason.EVENT_REASON_HEALTH_CHECK)
-    assert notice.error == "10 of 20 services fail their probes at once; their statuses are frozen"
+    assert notice.error == "self-preservation: 10 of 20 services fail their probes at once; statuses are frozen"
     assert not notice.HasField("service")
-    assert (await court.health(NAMES[0])).error == "HTTP 500", "what is seen is shown all the same"
+    assert (await harness.health(NAMES[0])).error == "HTTP 500", "results are still stored"
 
 
-async def test_while_statuses_are_frozen_failures_cost_no_lease(court: Court) -> None:
-    await fleet(court)
+async def test_failure_renews_the_lease_during_self_preservation(harness: Harness) -> None:
+    await register_fleet(harness)
     for name in NAMES[:10]:
-        await court.take(FAILED, name)
-    await court.results.flush()
-    await court.age_leases(NAMES)
-    aged = await court.lease(NAMES[0])
-    await court.take(FAILED, NAMES[0])
-    assert await court.lease(NAMES[0]) > aged + 100_000_000_000
+        await harness.apply_result(FAILED, name)
+    await harness.results.flush()
+    await harness.shorten_leases(NAMES)
+    shortened = await harness.lease_end(NAMES[0])
+    await harness.apply_result(FAILED, NAMES[0])
+    assert await harness.lease_end(NAMES[0]) > shortened + 100_000_000_000
 
 
-async def test_it_ends_by_itself_when_they_recover_and_what_fails_then_counts(court: Court) -> None:
-    await fleet(court)
+async def test_self_preservation_ends_on_recovery_and_later_failures_count(harness: Harness) -> None:
+    await register_fleet(harness)
     for name in NAMES[:10]:
-        await court.take(FAILED, name)
+        await harness.apply_result(FAILED, name)
     for name in NAMES[:5]:
-        await court.take(OK, name)
-    assert not court.judge.self_preservation.active
-    assert {court.record(name).status for name in NAMES} == {HEALTHY}
+        await harness.apply_result(OK, name)
+    assert not harness.evaluator.self_preservation.active
+    assert {harness.record(name).status for name in NAMES} == {HEALTHY}
     for _ in range(2):
-        await court.take(FAILED, NAMES[9])
-    assert court.record(NAMES[9]).status == UNHEALTHY
-    await court.told(2)
+        await harness.apply_result(FAILED, NAMES[9])
+    assert harness.record(NAMES[9]).status == UNHEALTHY
+    await harness.wait_for_health_events(2)
 
 
 @pytest.mark.slow
-async def test_a_true_mass_failure_shows_after_its_time(redis: RedisProcess) -> None:
-    async with court_on(redis, self_preservation_max_seconds=1) as court:
-        await fleet(court)
+async def test_persistent_mass_failure_becomes_visible_after_the_time_limit(redis: RedisProcess) -> None:
+    async with open_harness(redis, self_preservation_max_seconds=1) as harness:
+        await register_fleet(harness)
         for _ in range(3):
             for name in NAMES:
-                await court.take(FAILED, name)
-        assert {court.record(name).status for name in NAMES} == {HEALTHY}
+                await harness.apply_result(FAILED, name)
+        assert {harness.record(name).status for name in NAMES} == {HEALTHY}
         async with asyncio.timeout(TIMEOUT):
-            while court.judge.self_preservation.active:
+            while harness.evaluator.self_preservation.active:
                 await asyncio.sleep(0.01)
-                await court.judge.review()
+                await harness.evaluator.review()
         for name in NAMES:
-            await court.take(FAILED, name)
-        assert {court.record(name).status for name in NAMES} == {UNHEALTHY}
-        assert not court.judge.self_preservation.active
-        assert [event.type for event in await court.told(21)] == [REGISTRY_ERROR] + [HEALTH_CHANGED] * 20
+            await harness.apply_result(FAILED, name)
+        assert {harness.record(name).status for name in NAMES} == {UNHEALTHY}
+        assert not harness.evaluator.self_preservation.active
+        assert [event.type for event in await harness.wait_for_health_events(21)] == [REGISTRY_ERROR] + [
+            HEALTH_CHANGED
+        ] * 20
 
 
 @pytest.mark.own_redis
-async def test_doubt_that_cannot_be_told_is_doubt_all_the_same(redis: RedisProcess, court: Court) -> None:
-    await fleet(court)
+async def test_self_preservation_starts_although_its_notice_cannot_be_published(
+    redis: RedisProcess, harness: Harness
+) -> None:
+    await register_fleet(harness)
     for name in NAMES[:9]:
-        await court.take(FAILED, name)
+        await harness.apply_result(FAILED, name)
     redis.kill()
-    await court.take(FAILED, NAMES[9])
-    assert court.judge.self_preservation.active
+    await harness.apply_result(FAILED, NAMES[9])
+    assert harness.evaluator.self_preservation.active

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,31 +14,25 @@ from registry_server.store import Position, RedisStore, StoredEvent, StoreLimits
 from registry_server.store.limits import DEFAULT_LIMITS
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
+from tests.support.waiting import until
 
-TIMEOUT = 20.0
-LONG = 60.0  # seconds between two sweeps where a test must not depend on them
-SLACK_MS = 2_000  # that a slow machine may take
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT):
-        while not holds():
-            await asyncio.sleep(0.005)
+LONG = 60.0  # interval in seconds at which no second regular sweep happens during a test
+SLACK_MS = 2_000  # delay that a slow machine may cause
 
 
-class CountedStore(RedisStore):
-    """Counts the sweeps that are tried, and remembers what came of the others."""
+class RecordingStore(RedisStore):
+    """Counts attempted sweeps and records the results of successful ones."""
 
     def __init__(self, url: str, *, interval: float, limits: StoreLimits) -> None:
         super().__init__(url, timeout=5.0, sweep_interval=interval, limits=limits)
         self.interval = interval
-        self.tries = 0
+        self.attempts = 0
         self.sweeps: list[SweepResult] = []
         self._sweep_leases = self.writer.sweep_leases
         self.writer.sweep_leases = self._sweep_and_count  # type: ignore[method-assign]
 
     async def _sweep_and_count(self, reason: EventReason.ValueType, applied: Position | None = None) -> SweepResult:
-        self.tries += 1
+        self.attempts += 1
         swept = await self._sweep_leases(reason, applied)
         self.sweeps.append(swept)
         return swept
@@ -49,15 +43,15 @@ class CountedStore(RedisStore):
 
 
 class Registry:
-    """Leases in a store, and who writes documents again."""
+    """Services with leases in a store; restores documents and records the calls."""
 
-    def __init__(self, store: CountedStore, client: Redis, epoch: str) -> None:
+    def __init__(self, store: RecordingStore, client: Redis, epoch: str) -> None:
         self.store = store
         self.client = client
         self._epoch = epoch
         self.restored: list[list[str]] = []
         self.failures: list[Exception] = []
-        """Raised instead of restoring, one at a time."""
+        """Errors that the next calls of ``restore`` raise."""
 
     async def register(self, *names: str, ttl: float) -> None:
         outcomes = await asyncio.gather(
@@ -84,14 +78,16 @@ class Registry:
         for name, wire in zip(names, revisions, strict=True):
             service = small_service(name)
             service.MergeFromString(wire)
-            await self.store.writer.touch_service(service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False)
+            await self.store.writer.touch_service(
+                service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False
+            )
 
-    async def deadline(self, name: str) -> float:
+    async def lease_end(self, name: str) -> float:
         score = await self.client.zscore(self.store.keys.leases, name)
         assert score is not None
         return float(score)
 
-    async def ends(self) -> dict[str, StoredEvent]:
+    async def removal_events(self) -> dict[str, StoredEvent]:
         events = [event async for page in self.store.reader.scan_events(1 << 53) for event in page]
         return {event.name: event for event in events if not event.after}
 
@@ -104,14 +100,14 @@ class Registry:
         task = asyncio.create_task(sweeper.run())
         yield task
         await cancel([task])
-        assert task.cancelled(), "it ended by itself"
+        assert task.cancelled(), "the sweeper ended by itself"
 
 
 @asynccontextmanager
-async def registry_on(
+async def open_registry(
     process: RedisProcess, *, interval: float, limits: StoreLimits = DEFAULT_LIMITS
 ) -> AsyncIterator[Registry]:
-    store = CountedStore(process.url, interval=interval, limits=limits)
+    store = RecordingStore(process.url, interval=interval, limits=limits)
     await store.open()
     async with Redis.from_url(process.url) as client:
         yield Registry(store, client, (await store.reader.resolve_head()).epoch)
@@ -119,90 +115,90 @@ async def registry_on(
 
 
 @pytest.mark.slow
-async def test_a_lease_ends_at_its_deadline_and_not_at_the_next_round(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=LONG) as registry:
+async def test_lease_expires_at_its_end_and_not_at_the_next_interval(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=LONG) as registry:
         await registry.register("second", ttl=0.5)
         await registry.register("first", ttl=0.2)
         await registry.register("third", ttl=0.8)
         await registry.register("other", ttl=LONG)
         await registry.register("permanent", ttl=0)
-        deadlines = {name: await registry.deadline(name) for name in ("first", "second", "third")}
+        deadlines = {name: await registry.lease_end(name) for name in ("first", "second", "third")}
 
         async with registry.sweeping():
-            await eventually(lambda: len(registry.store.removed) == 3)
+            await until(lambda: len(registry.store.removed) == 3)
 
         assert registry.store.removed == ["first", "second", "third"]
-        ends = await registry.ends()
-        assert ends.keys() == deadlines.keys()
+        removals = await registry.removal_events()
+        assert removals.keys() == deadlines.keys()
         for name, deadline in deadlines.items():
-            assert 0 <= ends[name].at_ms - deadline < SLACK_MS
-            assert ends[name].type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
-            assert ends[name].reason == EventReason.EVENT_REASON_LEASE_EXPIRED
+            assert 0 <= removals[name].at_ms - deadline < SLACK_MS
+            assert removals[name].type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
+            assert removals[name].reason == EventReason.EVENT_REASON_LEASE_EXPIRED
 
 
 @pytest.mark.slow
-async def test_a_lease_that_is_renewed_does_not_end(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=LONG) as registry:
+async def test_renewed_lease_does_not_expire(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=LONG) as registry:
         await registry.register("kept", "left", ttl=0.5)
         async with registry.sweeping():
             while not registry.store.removed:
                 assert await registry.store.writer.renew_leases(["kept"]) == []
                 await asyncio.sleep(0.05)
             assert registry.store.removed == ["left"]
-            await eventually(lambda: len(registry.store.removed) == 2)
+            await until(lambda: len(registry.store.removed) == 2)
 
 
 @pytest.mark.store_limits(sweep_batch=10)
-async def test_leases_that_end_together_go_batch_by_batch_without_waiting_for_the_next_round(
+async def test_leases_that_end_together_are_removed_in_consecutive_batches(
     redis: RedisProcess, limits: StoreLimits
 ) -> None:
-    async with registry_on(redis, interval=LONG, limits=limits) as registry:
+    async with open_registry(redis, interval=LONG, limits=limits) as registry:
         names = [f"s{i}" for i in range(35)]
         await registry.register(*names, ttl=0.05)
 
         async with registry.sweeping():
-            await eventually(lambda: sorted(registry.store.removed) == sorted(names))
+            await until(lambda: sorted(registry.store.removed) == sorted(names))
 
         assert max(len(sweep.removed) for sweep in registry.store.sweeps) == 10
 
 
 @pytest.mark.slow
-async def test_without_leases_it_sweeps_once_a_round(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=0.1) as registry:
+async def test_sweeper_without_leases_sweeps_once_per_interval(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=0.1) as registry:
         await registry.register("permanent", ttl=0)
         loop = asyncio.get_running_loop()
         async with registry.sweeping():
-            begun = loop.time()
-            await eventually(lambda: registry.store.tries == 5)
-            took = loop.time() - begun
+            started = loop.time()
+            await until(lambda: registry.store.attempts == 5)
+            elapsed = loop.time() - started
 
-        assert took >= 0.35
+        assert elapsed >= 0.35
         assert all(sweep.shift_seconds == 0 for sweep in registry.store.sweeps)
 
 
 @pytest.mark.own_redis
-async def test_while_the_store_is_away_it_tries_once_a_round_and_goes_on_when_it_is_back(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=0.1) as registry:
+async def test_sweeper_retries_once_per_interval_and_resumes_after_an_outage(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=0.1) as registry:
         await registry.register("a", ttl=1.0)
         async with registry.sweeping():
-            await eventually(lambda: bool(registry.store.sweeps))
+            await until(lambda: bool(registry.store.sweeps))
             await redis.stop()
             loop = asyncio.get_running_loop()
-            begun, before = loop.time(), registry.store.tries
-            await eventually(lambda: registry.store.tries == before + 5)
-            assert loop.time() - begun >= 0.35
+            started, before = loop.time(), registry.store.attempts
+            await until(lambda: registry.store.attempts == before + 5)
+            assert loop.time() - started >= 0.35
             assert registry.store.removed == []
 
             await redis.start()
-            await eventually(lambda: registry.store.removed == ["a"])
+            await until(lambda: registry.store.removed == ["a"])
 
-        # It was not there for the service's heartbeats, and neither did the lease run.
+        # Leases are extended by an outage, in which services could not send heartbeats.
         assert sum(sweep.shift_seconds for sweep in registry.store.sweeps) > 0.35
 
 
 @pytest.mark.slow
-async def test_documents_that_ended_while_nobody_swept_are_restored(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=1.0) as registry:
+async def test_documents_that_expired_while_no_process_swept_are_restored(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=1.0) as registry:
         await registry.register("a", "b", "c", ttl=LONG)
         everything = await registry.documents()
         seconds, _ = await registry.client.time()
@@ -211,8 +207,8 @@ async def test_documents_that_ended_while_nobody_swept_are_restored(redis: Redis
         await registry.client.delete(f"{prefix}a", f"{prefix}c")
 
         async with registry.sweeping():
-            await eventually(lambda: bool(registry.restored))
-            await eventually(lambda: len(registry.store.sweeps) > 2)
+            await until(lambda: bool(registry.restored))
+            await until(lambda: len(registry.store.sweeps) > 2)
 
         assert registry.restored == [["a", "c"]]
         assert await registry.documents() == everything
@@ -221,10 +217,8 @@ async def test_documents_that_ended_while_nobody_swept_are_restored(redis: Redis
 
 
 @pytest.mark.store_limits(sweep_batch=3)
-async def test_many_documents_are_restored_batch_by_batch_without_waiting_for_the_next_round(
-    redis: RedisProcess, limits: StoreLimits
-) -> None:
-    async with registry_on(redis, interval=LONG, limits=limits) as registry:
+async def test_many_documents_are_restored_in_consecutive_batches(redis: RedisProcess, limits: StoreLimits) -> None:
+    async with open_registry(redis, interval=LONG, limits=limits) as registry:
         names = [f"s{i}" for i in range(8)]
         await registry.register(*names, ttl=LONG)
         everything = await registry.documents()
@@ -232,14 +226,16 @@ async def test_many_documents_are_restored_batch_by_batch_without_waiting_for_th
         await registry.store.writer.renew_leases(names)
 
         async with registry.sweeping():
-            await eventually(lambda: sum(map(len, registry.restored)) == 8 and not registry.store.sweeps[-1].missing_documents)
+            await until(
+                lambda: sum(map(len, registry.restored)) == 8 and not registry.store.sweeps[-1].missing_documents
+            )
 
         assert max(map(len, registry.restored)) == 3
         assert await registry.documents() == everything
 
 
-async def test_a_restoration_that_fails_is_tried_again(redis: RedisProcess) -> None:
-    async with registry_on(redis, interval=0.1) as registry:
+async def test_failed_restoration_is_retried(redis: RedisProcess) -> None:
+    async with open_registry(redis, interval=0.1) as registry:
         await registry.register("a", ttl=LONG)
         everything = await registry.documents()
         await registry.client.delete(*everything)
@@ -247,6 +243,6 @@ async def test_a_restoration_that_fails_is_tried_again(redis: RedisProcess) -> N
         registry.failures = [StoreUnavailable(), StoreUnavailable()]
 
         async with registry.sweeping():
-            await eventually(lambda: len(registry.restored) == 3 and not registry.store.sweeps[-1].missing_documents)
+            await until(lambda: len(registry.restored) == 3 and not registry.store.sweeps[-1].missing_documents)
 
         assert await registry.documents() == everything

@@ -15,33 +15,33 @@ STATUSES = {
 
 
 @pytest.mark.parametrize(
-    ("begin", "results", "statuses"),
+    ("initial", "results", "statuses"),
     [
-        pytest.param("?", "o", "H", id="the first result decides: healthy"),
-        pytest.param("?", "x", "U", id="the first result decides: unhealthy"),
-        pytest.param("?", "d", "D", id="the first result decides: degraded"),
+        pytest.param("?", "o", "H", id="the first result replaces unknown: healthy"),
+        pytest.param("?", "x", "U", id="the first result replaces unknown: unhealthy"),
+        pytest.param("?", "d", "D", id="the first result replaces unknown: degraded"),
         pytest.param("H", "xxx", "HHU", id="unhealthy after exactly three failures"),
         pytest.param("H", "xxoxxoxx", "HHHHHHHH", id="flapping below the threshold changes nothing"),
         pytest.param("U", "oo", "UH", id="healthy after exactly two successes"),
-        pytest.param("U", "oxoxo", "UUUUU", id="a failure between successes counts from the start"),
-        pytest.param("U", "dd", "UD", id="degraded answers are successes"),
-        pytest.param("U", "od", "UD", id="the newest success says which"),
+        pytest.param("U", "oxoxo", "UUUUU", id="a failure resets the count of successes"),
+        pytest.param("U", "dd", "UD", id="degraded results count as successes"),
+        pytest.param("U", "od", "UD", id="the newest success determines the status"),
         pytest.param("H", "ddd", "HHD", id="degraded after three slow answers"),
-        pytest.param("H", "ddoddo", "HHHHHH", id="now and then slow is healthy"),
-        pytest.param("D", "oo", "DH", id="no longer degraded after two"),
+        pytest.param("H", "ddoddo", "HHHHHH", id="healthy with occasional slow answers"),
+        pytest.param("D", "oo", "DH", id="healthy after two fast answers"),
         pytest.param("D", "xdxdx", "DDDDD", id="degraded and flapping stays degraded"),
         pytest.param("D", "xxx", "DDU", id="degraded to unhealthy"),
-        pytest.param("M", "xxxxooood", "MMMMMMMMM", id="maintenance is sticky"),
+        pytest.param("M", "xxxxooood", "MMMMMMMMM", id="maintenance never changes"),
     ],
 )
-def test_statuses_follow_results(begin: str, results: str, statuses: str) -> None:
-    streak, status, seen = Streak(), STATUSES[begin], ""
+def test_statuses_follow_consecutive_results(initial: str, results: str, statuses: str) -> None:
+    streak, status, seen = Streak(), STATUSES[initial], ""
     for result in results:
-        streak.add(KINDS[result])
-        status = streak.verdict(status, failure_threshold=3, success_threshold=2)
+        streak.add_outcome(KINDS[result])
+        status = streak.next_status(status, failure_threshold=3, success_threshold=2)
         seen += next(letter for letter, value in STATUSES.items() if value == status)
     assert seen == statuses
 
 
-def test_without_a_result_nothing_changes() -> None:
-    assert Streak().verdict(STATUSES["?"], 3, 2) == STATUSES["?"]
+def test_status_does_not_change_without_a_result() -> None:
+    assert Streak().next_status(STATUSES["?"], 3, 2) == STATUSES["?"]
