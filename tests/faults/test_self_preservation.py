@@ -231,11 +231,11 @@ async def test_mass_failure_with_recovery_changes_no_status(redis: RedisProcess)
             noticed = time.monotonic() - dropped
             assert (event.type, event.reason) == (REGISTRY_ERROR, EventReason.EVENT_REASON_HEALTH_CHECK)
             assert not event.HasField("service")
-            assert "of 200 services fail their probes at once; their statuses are frozen" in event.error
+            assert "of 200 services fail their probes at once; statuses are frozen" in event.error
             assert monitor.self_preservation_active
             assert await gauge(server) == "1.0"
-            (line,) = (line for line in logs if line["event"] == "protection began: statuses are frozen")
-            assert (line["log_level"], line["of"]) == ("error", 200)
+            (line,) = (line for line in logs if line["event"] == "self-preservation started")
+            assert (line["log_level"], line["probed"]) == ("error", 200)
             assert line["failing"] >= 100
             await asyncio.sleep(max(0.0, dropped + 7 - time.monotonic()))  # longer than a lease
             assert monitor.self_preservation_active, "self-preservation continues during the failures"
@@ -256,7 +256,7 @@ async def test_mass_failure_with_recovery_changes_no_status(redis: RedisProcess)
             assert {event.type for event in events} == {REGISTERED, HEALTH_CHANGED, REGISTRY_ERROR}, "no lease expired"
             assert status_changes(events) == {}
             assert await found(server, ServiceFilter(health=[HEALTHY])) == sorted(fleet.names)
-            assert [line["event"] for line in logs].count("protection ended") == 1
+            assert [line["event"] for line in logs].count("self-preservation ended") == 1
 
 
 async def test_lasting_mass_failure_is_recorded_after_self_preservation(redis: RedisProcess) -> None:

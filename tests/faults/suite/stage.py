@@ -91,7 +91,7 @@ class Stage:
             states[service.name] = (service.version, service.revision)
         return FinalState("Redis", (epoch or b"").decode(), int(revision or 0), states)
 
-    def set_build_clock(self, offset: int) -> None:
+    def set_clock(self, offset: int) -> None:
         """Set the offset of the clock of Redis in seconds. Requires ``clock=True`` in ``staged``."""
         with (self.directory / "offset").open("r+b", buffering=0) as file:
             file.write(struct.pack("=q", offset))
