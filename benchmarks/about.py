@@ -49,10 +49,10 @@ ABOUT: Final = {
         "registry joins pending events into one message and is faster than the bare loop."
     ),
     "failures": (
-        "Time until a watcher learns of a failure. A dead endpoint should be reported within the failure threshold "
-        "times the probe interval, plus one timeout; an endpoint that refuses the connection at once is reported "
-        "earlier. A lease ends after its length: etcd checks for expired leases twice a second; the registry checks "
-        "when the next lease expires, and every second."
+        "Time until a watcher is notified of a failure. A dead endpoint should be reported within the failure "
+        "threshold times the probe interval, plus one timeout; an endpoint that refuses the connection at once is "
+        "reported earlier. A lease ends after its length: etcd checks for expired leases twice a second; the registry "
+        "checks when the next lease expires, and every second."
     ),
     "probes": (
         "Health probes compared with a bare aiohttp client that sends as many requests: whether they start on time, "
