@@ -1,4 +1,4 @@
-"""Fixtures of the tests of probes."""
+"""Fixtures of the probe tests."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from tests.support.endpoints import Certificates, make_certificates
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """The server runs on uvloop where it can; errors come in other forms there."""
-    with asyncio.Runner(loop_factory=request.param) as made:
-        yield made
+    """A runner on each event loop that the server may use: uvloop reports some errors differently."""
+    with asyncio.Runner(loop_factory=request.param) as created:
+        yield created
 
 
 @pytest.fixture(scope="session")

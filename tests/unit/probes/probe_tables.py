@@ -1,4 +1,4 @@
-"""What servers do, and what a probe must tell of it."""
+"""Tables of server behaviours and the expected outcomes of probes."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ from tests.support.endpoints import (
     request,
     respond,
 )
-from tests.unit.probes.probing import DEGRADED, FAILED, HANGS, LONG, OK, Check
+from tests.unit.probes.probing import DEGRADED, FAILED, OK, SHORT_TIMEOUT, TIMED_OUT, Check
 
 
 async def closes(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -40,14 +40,14 @@ async def resets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 class Http(NamedTuple):
-    """One row: what a server does, what the probe is told to do, and what must come of it."""
+    """One row: a server, the configuration of the check and the expected outcome."""
 
     name: str
     server: Handler
     kind: OutcomeKind
     error: str = ""
     details: Mapping[str, Any] | None = None
-    check: Check = {}  # noqa: RUF012 - never changed
+    check: Check = {}  # noqa: RUF012 - never modified
 
 
 CUT_SHORT = "closed the connection before the answer was complete"
@@ -68,9 +68,9 @@ HTTP = [
         respond(b"HTTP/1.1 500 Oops\r\nContent-Length: 9\r\n\r\n{", after=9),
         FAILED,
         "HTTP 500",
-        check={"timeout": LONG},
+        check={"timeout": SHORT_TIMEOUT},
     ),
-    Http("an interim answer first", respond(b"HTTP/1.1 100 Continue\r\n\r\n", answer(b"fine")), OK),
+    Http("an interim response first", respond(b"HTTP/1.1 100 Continue\r\n\r\n", answer(b"fine")), OK),
     Http("a body up to the end of the connection", respond(b'HTTP/1.0 200 OK\r\n\r\n{"a":true}'), OK, "", {"a": True}),
     Http(
         "a body in chunks",
@@ -100,7 +100,7 @@ HTTP = [
         OK,
         check={"http": {"method": "HEAD"}},
     ),
-    # Slowness
+    # Slow answers
     Http("slow", respond(answer(), before=0.06), DEGRADED, "slower than 30 ms", check={"degradedAfter": "0.030s"}),
     Http("not slow", respond(answer()), OK, check={"degradedAfter": "5s"}),
     Http(
@@ -110,16 +110,22 @@ HTTP = [
         "HTTP 500",
         check={"degradedAfter": "0.030s"},
     ),
-    Http("silent", respond(after=9), FAILED, HANGS, check={"timeout": LONG}),
-    Http("silent in the header", respond(b"HTTP/1.1 200 OK\r\n", after=9), FAILED, HANGS, check={"timeout": LONG}),
+    Http("silent", respond(after=9), FAILED, TIMED_OUT, check={"timeout": SHORT_TIMEOUT}),
+    Http(
+        "silent in the header",
+        respond(b"HTTP/1.1 200 OK\r\n", after=9),
+        FAILED,
+        TIMED_OUT,
+        check={"timeout": SHORT_TIMEOUT},
+    ),
     Http(
         "silent in the body",
         respond(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", after=9),
         FAILED,
-        HANGS,
-        check={"timeout": LONG},
+        TIMED_OUT,
+        check={"timeout": SHORT_TIMEOUT},
     ),
-    # Connections that break
+    # Broken connections
     Http("closes", closes, FAILED, "closed the connection without an answer"),
     Http("resets", resets, FAILED, "connection reset"),
     Http("closes in the status line", respond(b"HTTP/1.1 2"), FAILED, CUT_SHORT),
@@ -131,7 +137,7 @@ HTTP = [
         FAILED,
         CUT_SHORT,
     ),
-    # Nonsense
+    # Invalid responses
     Http("garbage", respond(b"\x00\x01\x02\xff\r\n\r\n"), FAILED, NOT_HTTP),
     Http("another protocol", respond(b"220 mail.test ESMTP\r\n"), FAILED, NOT_HTTP),
     Http(
@@ -157,27 +163,27 @@ HTTP = [
     Http("JSON with space around", respond(answer(b' \r\n{"a": 1}\n')), OK, "", {"a": 1}),
     Http("an empty object", respond(answer(b"{}")), OK, "", {}),
     Http(
-        "JSON that says degraded",
+        "JSON with status degraded",
         respond(answer(b'{"status":"Degraded","queue":900}')),
         DEGRADED,
         "the service reports that it is degraded",
         {"status": "Degraded", "queue": 900},
     ),
     Http(
-        "JSON that says degraded, with details that are too deep",
+        "JSON with status degraded, with details that are too deep",
         respond(answer(b'{"status":"degraded","more":' + NESTED + b"}")),
         DEGRADED,
         "the service reports that it is degraded",
     ),
     Http(
-        "500 that says degraded",
+        "500 with status degraded",
         respond(answer(b'{"status":"degraded"}', "500 Oops")),
         FAILED,
         "HTTP 500",
         {"status": "degraded"},
     ),
-    Http("a status that is no text", respond(answer(b'{"status":["degraded"]}')), OK, "", {"status": ["degraded"]}),
-    Http("no object", respond(answer(b'["degraded"]')), OK),
+    Http("a status that is no string", respond(answer(b'{"status":["degraded"]}')), OK, "", {"status": ["degraded"]}),
+    Http("a JSON array", respond(answer(b'["degraded"]')), OK),
     Http("text", respond(answer(b"OK")), OK),
     Http("half an object", respond(answer(b'{"status":"degraded"')), OK),
     Http("two objects", respond(answer(b"{}{}")), OK),
@@ -187,11 +193,11 @@ HTTP = [
     Http("half of a surrogate pair", respond(answer(b'{"a":"\\ud800"}')), OK),
     Http("not UTF-8", respond(answer(b'{"a":"\xff"}')), OK),
     Http("too deep", respond(answer(NESTED)), OK),
-    Http("deeper than a parser goes", respond(answer(b'{"a":' + b"[" * 4_000)), OK),
+    Http("nested beyond the recursion limit of the parser", respond(answer(b'{"a":' + b"[" * 4_000)), OK),
     Http("compressed", respond(answer(b"\x1f\x8b\x08{}", headers="Content-Encoding: gzip\r\n")), OK),
     Http("4,000 bytes", respond(answer(b'{"a":"%s"}' % (b"x" * 3_992))), OK, "", {"a": "x" * 3_992}),
     Http("4,097 bytes", respond(answer(b'{"a":"%s"}' % (b"x" * 4_089))), OK),
-    Http("4,000 bytes that are more as details", respond(answer(b'{"a":[%s1]}' % (b"1," * 1_900))), OK),
+    Http("4,000 bytes that exceed the limit as details", respond(answer(b'{"a":[%s1]}' % (b"1," * 1_900))), OK),
 ]
 
 
@@ -232,26 +238,26 @@ async def large(_request: bytes, _context: object) -> bytes:
 
 serving = reports(HealthCheckResponse.SERVING)
 NO_HEALTH = "the server does not offer grpc.health.v1"
-UNKNOWN = "the server does not know the gRPC service that is asked for"
+UNKNOWN_SERVICE = "the server does not offer the requested gRPC service"
 NOT_GRPC = "not a gRPC answer"
-LOST = "closed the connection without an answer"
+CLOSED = "closed the connection without an answer"
 GRPC: Sequence[tuple[str, Target, OutcomeKind, str]] = [
     ("SERVING", partial(grpc_server, serving), OK, ""),
     ("NOT_SERVING", partial(grpc_server, reports(2)), FAILED, "the service reports NOT_SERVING"),
     ("UNKNOWN", partial(grpc_server, reports(0)), FAILED, "the service reports UNKNOWN"),
-    ("SERVICE_UNKNOWN", partial(grpc_server, reports(3)), FAILED, UNKNOWN),
-    ("a status of the future", partial(grpc_server, reports(77)), FAILED, NOT_GRPC),
-    ("NOT_FOUND", partial(grpc_server, aborts(grpc.StatusCode.NOT_FOUND)), FAILED, UNKNOWN),
+    ("SERVICE_UNKNOWN", partial(grpc_server, reports(3)), FAILED, UNKNOWN_SERVICE),
+    ("an undefined status", partial(grpc_server, reports(77)), FAILED, NOT_GRPC),
+    ("NOT_FOUND", partial(grpc_server, aborts(grpc.StatusCode.NOT_FOUND)), FAILED, UNKNOWN_SERVICE),
     ("UNIMPLEMENTED", grpc_server, FAILED, NO_HEALTH),
     ("UNAVAILABLE", partial(grpc_server, aborts(grpc.StatusCode.UNAVAILABLE)), FAILED, "gRPC UNAVAILABLE"),
     ("CANCELLED", partial(grpc_server, aborts(grpc.StatusCode.CANCELLED)), FAILED, "gRPC CANCELLED"),
     ("DENIED", partial(grpc_server, aborts(grpc.StatusCode.PERMISSION_DENIED)), FAILED, "gRPC PERMISSION_DENIED"),
     ("junk", partial(grpc_server, junk), FAILED, NOT_GRPC),
     ("10 MB", partial(grpc_server, large), FAILED, "gRPC RESOURCE_EXHAUSTED"),
-    ("silent", partial(grpc_server, silent), FAILED, HANGS),
-    ("silent before HTTP/2", partial(listening, respond(after=9)), FAILED, HANGS),
+    ("silent", partial(grpc_server, silent), FAILED, TIMED_OUT),
+    ("silent before HTTP/2", partial(listening, respond(after=9)), FAILED, TIMED_OUT),
     ("HTTP/1.1", partial(listening, respond(answer(status="400 Bad Request"))), FAILED, NOT_GRPC),
     ("garbage", partial(listening, respond(b"\x00\x01\x02" * 99)), FAILED, NOT_GRPC),
-    ("closes", partial(listening, closes), FAILED, LOST),
-    ("resets", partial(listening, resets), FAILED, LOST),
+    ("closes", partial(listening, closes), FAILED, CLOSED),
+    ("resets", partial(listening, resets), FAILED, CLOSED),
 ]

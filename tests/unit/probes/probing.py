@@ -1,4 +1,4 @@
-"""What the tests of probes share: a probe made at once, and names that lead where a test wants."""
+"""Helpers of the probe tests: single probes, and name resolution that a test controls."""
 
 import socket
 import threading
@@ -16,9 +16,9 @@ from registry_server.security.egress import EgressPolicy
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED
 INCONCLUSIVE = OutcomeKind.INCONCLUSIVE
-LONG = "0.200s"
-"""For probes that are to end by their timeout; all others have time enough for a busy machine."""
-HANGS = "no answer within 200 ms"
+SHORT_TIMEOUT = "0.200s"
+"""Timeout of probes that are expected to time out; the default is long enough for a busy machine."""
+TIMED_OUT = "no answer within 200 ms"
 
 Check = dict[str, Any]
 
@@ -29,21 +29,21 @@ def plan(endpoint: str, check: Check | None = None) -> Plan:
     return Plan.of(service, HealthCheckSettings(timeout_ms=10_000))
 
 
-async def probe(
+async def send_probe(
     endpoint: str, check: Check | None = None, *, authorities: bytes | None = None, policy: EgressPolicy | None = None
 ) -> Outcome:
     async with Prober(policy or EgressPolicy(), authorities=authorities) as prober:
-        return await prober.probe(plan(endpoint, check))
+        return await prober.send_probe(plan(endpoint, check))
 
 
-def names(monkeypatch: pytest.MonkeyPatch, known: Mapping[str, Sequence[str] | Exception]) -> list[str]:
-    """Names that are resolved in the place of the system's; gives those it was asked for."""
-    asked: list[str] = []
+def resolve_names(monkeypatch: pytest.MonkeyPatch, known: Mapping[str, Sequence[str] | Exception]) -> list[str]:
+    """Replace the system's resolver for some names; return a list to which every look-up of them is added."""
+    lookups: list[str] = []
 
     def look_up(host: str, port: int, *_: object, **__: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-        addresses: Sequence[str] | Exception = [host]  # uvloop looks up addresses too, before it connects to them
+        addresses: Sequence[str] | Exception = [host]  # uvloop also looks up addresses, before it connects to them
         if host in known:
-            asked.append(host)
+            lookups.append(host)
             addresses = known[host]
         if isinstance(addresses, Exception):
             raise addresses
@@ -53,22 +53,22 @@ def names(monkeypatch: pytest.MonkeyPatch, known: Mapping[str, Sequence[str] | E
         ]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    return asked
+    return lookups
 
 
 @contextmanager
 def hanging_dns(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Look-ups that give no answer before the block ends; gives the names that were asked for."""
-    asked: list[str] = []
+    """Let look-ups hang until the end of the block; yield the list of names that were looked up."""
+    lookups: list[str] = []
     ended = threading.Event()
 
     def hang(host: str, *_: object, **__: object) -> Never:
-        asked.append(host)
+        lookups.append(host)
         ended.wait()
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
-        yield asked
+        yield lookups
     finally:
-        ended.set()  # the interpreter waits for the threads
+        ended.set()  # the interpreter waits for these threads on exit

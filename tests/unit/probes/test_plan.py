@@ -1,4 +1,4 @@
-"""How one service is checked."""
+"""Plans: how a service is probed."""
 
 from typing import Any
 
@@ -38,17 +38,17 @@ def plan(endpoint: str, check: dict[str, Any] | None = None, defaults: HealthChe
         ("HTTPS://Agent.Test", "http", "agent.test", 443, True),
     ],
 )
-def test_the_scheme_tells_kind_port_and_tls(
+def test_scheme_determines_kind_port_and_tls(
     endpoint: str,
     kind: str,
     host: str,
     port: int,
     tls: bool,  # noqa: FBT001 - a table
 ) -> None:
-    made = plan(endpoint)
-    assert (made.kind, made.host, made.port, made.tls) == (kind, host, port, tls)
-    assert made.probed
-    assert not made.by_heartbeat
+    result = plan(endpoint)
+    assert (result.kind, result.host, result.port, result.tls) == (kind, host, port, tls)
+    assert result.probed
+    assert not result.by_heartbeat
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_scheme_tells_kind_port_and_tls(
         ("tcp://agent.test:80", "/ready", "http://agent.test:80/ready"),
     ],
 )
-def test_the_path_is_joined_to_the_endpoint(endpoint: str, path: str, url: str) -> None:
+def test_path_is_appended_to_the_endpoint(endpoint: str, path: str, url: str) -> None:
     assert plan(endpoint, {"http": {"path": path}}).url == url
 
 
@@ -86,28 +86,28 @@ def test_the_path_is_joined_to_the_endpoint(endpoint: str, path: str, url: str) 
         ({"interval": "9s"}, "http"),
     ],
 )
-def test_the_kind_that_is_given_counts_more_than_the_scheme(check: dict[str, Any], kind: str) -> None:
+def test_configured_kind_takes_precedence_over_the_scheme(check: dict[str, Any], kind: str) -> None:
     assert plan("http://agent.test", check).kind == kind
 
 
 @pytest.mark.parametrize(("kind", "by_heartbeat"), [("heartbeat", True), ("none", False)])
 def test_heartbeats_and_reports_need_no_probe(kind: str, by_heartbeat: bool) -> None:  # noqa: FBT001 - a table
-    made = plan("http://agent.test", {kind: {}})
-    assert not made.probed
-    assert made.by_heartbeat is by_heartbeat
+    result = plan("http://agent.test", {kind: {}})
+    assert not result.probed
+    assert result.by_heartbeat is by_heartbeat
 
 
-def test_what_is_unset_takes_the_defaults_of_the_server() -> None:
+def test_unset_fields_have_the_defaults_of_the_server() -> None:
     defaults = HealthCheckSettings(interval_ms=7_000, timeout_ms=1_500, failure_threshold=4, success_threshold=6)
-    made = plan("http://agent.test", None, defaults)
-    assert (made.interval, made.timeout) == (7.0, 1.5)
-    assert (made.failure_threshold, made.success_threshold) == (4, 6)
-    assert made.degraded_after is None
-    assert (made.method, made.headers, made.expected_statuses) == ("GET", (), frozenset())
+    result = plan("http://agent.test", None, defaults)
+    assert (result.interval, result.timeout) == (7.0, 1.5)
+    assert (result.failure_threshold, result.success_threshold) == (4, 6)
+    assert result.degraded_after is None
+    assert (result.method, result.headers, result.expected_statuses) == ("GET", (), frozenset())
 
 
-def test_what_is_set_counts() -> None:
-    made = plan(
+def test_set_fields_override_the_defaults() -> None:
+    result = plan(
         "http://agent.test",
         {
             "http": {"method": "POST", "headers": {"X-B": "2", "X-A": "1"}, "expectedStatuses": [204, 301, 204]},
@@ -118,10 +118,10 @@ def test_what_is_set_counts() -> None:
             "degradedAfter": "0.001500s",
         },
     )
-    assert (made.interval, made.timeout, made.degraded_after) == (10.0, 0.25, 0.0015)
-    assert (made.failure_threshold, made.success_threshold) == (1, 9)
-    assert (made.method, made.expected_statuses) == ("POST", frozenset({204, 301}))
-    assert made.headers == (("X-A", "1"), ("X-B", "2"))
+    assert (result.interval, result.timeout, result.degraded_after) == (10.0, 0.25, 0.0015)
+    assert (result.failure_threshold, result.success_threshold) == (1, 9)
+    assert (result.method, result.expected_statuses) == ("POST", frozenset({204, 301}))
+    assert result.headers == (("X-A", "1"), ("X-B", "2"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_is_set_counts() -> None:
         ([503], 200, False),
     ],
 )
-def test_any_2xx_is_expected_unless_others_are(
+def test_any_2xx_is_a_success_unless_statuses_are_configured(
     expected: list[int],
     status: int,
     success: bool,  # noqa: FBT001 - a table
@@ -144,9 +144,9 @@ def test_any_2xx_is_expected_unless_others_are(
     assert plan("http://agent.test", {"http": {"expectedStatuses": expected}}).expects(status) is success
 
 
-def test_a_grpc_plan_has_service_and_authority() -> None:
-    made = plan("grpc://agent.test:50051", {"grpc": {"service": "acme.v1.Chat"}})
-    assert (made.grpc_service, made.authority) == ("acme.v1.Chat", "agent.test:50051")
+def test_grpc_plan_has_service_and_authority() -> None:
+    result = plan("grpc://agent.test:50051", {"grpc": {"service": "acme.v1.Chat"}})
+    assert (result.grpc_service, result.authority) == ("acme.v1.Chat", "agent.test:50051")
     assert plan("grpc://agent.test").authority == "agent.test"
 
 
@@ -154,11 +154,11 @@ def test_a_grpc_plan_has_service_and_authority() -> None:
     ("check", "timeout"),
     [({"interval": "2s"}, 2.0), ({"interval": "2s", "timeout": "1s"}, 1.0), ({"timeout": "60s"}, 30.0)],
 )
-def test_a_probe_never_takes_longer_than_the_interval(check: dict[str, Any], timeout: float) -> None:
+def test_timeout_is_at_most_the_interval(check: dict[str, Any], timeout: float) -> None:
     assert plan("http://agent.test", check).timeout == timeout
 
 
-def test_registering_again_makes_an_equal_plan_unless_the_check_changed() -> None:
+def test_plan_changes_only_with_the_endpoint_or_the_check() -> None:
     check: dict[str, Any] = {"http": {"headers": {"B": "1", "A": "2"}, "expectedStatuses": [200, 204]}}
     again: dict[str, Any] = {"http": {"headers": {"A": "2", "B": "1"}, "expectedStatuses": [204, 200]}}
     first = plan("http://agent.test", check)
@@ -177,22 +177,22 @@ def test_registering_again_makes_an_equal_plan_unless_the_check_changed() -> Non
         assert plan(endpoint, other) != first, (endpoint, other)
 
 
-def test_content_that_is_no_concern_of_probes_does_not_change_the_plan() -> None:
-    one = Service(name="a", endpoint="http://agent.test", version="1.0.0")
-    other = Service(name="a", endpoint="http://agent.test", version="2.0.0", ttl=Duration(seconds=9), group="g")
-    assert Plan.of(one, DEFAULTS) == Plan.of(other, DEFAULTS)
+def test_fields_that_do_not_affect_probes_do_not_change_the_plan() -> None:
+    first = Service(name="a", endpoint="http://agent.test", version="1.0.0")
+    second = Service(name="a", endpoint="http://agent.test", version="2.0.0", ttl=Duration(seconds=9), group="g")
+    assert Plan.of(first, DEFAULTS) == Plan.of(second, DEFAULTS)
 
 
 @pytest.mark.parametrize(
     "endpoint", ["", "http://", "http:///health", "agent.test", "http://[::1", "http://a:b", "tcp://a:99999"]
 )
-def test_an_endpoint_that_cannot_be_read_makes_a_plan_without_a_host(endpoint: str) -> None:
-    made = plan(endpoint)
-    assert made.probed
-    assert made.host == ""
+def test_invalid_endpoint_results_in_a_plan_without_a_host(endpoint: str) -> None:
+    result = plan(endpoint)
+    assert result.probed
+    assert result.host == ""
 
 
 @given(st.text())
-def test_no_endpoint_breaks_it(endpoint: str) -> None:
+def test_no_endpoint_raises(endpoint: str) -> None:
     plan(endpoint)
     plan("http://" + endpoint)

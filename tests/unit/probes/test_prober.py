@@ -1,4 +1,4 @@
-"""The prober itself, and faults that are the registry's own."""
+"""The prober: cancellation, closing, and failures of the registry itself."""
 
 import asyncio
 import errno
@@ -15,65 +15,63 @@ import grpc.aio
 import pytest
 
 from registry_server.probes import Outcome, OutcomeKind, Prober
-from registry_server.probes.outcome import BROKEN
+from registry_server.probes.outcome import INTERNAL_FAILURE
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
-from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, names, plan
+from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, plan, resolve_names
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
-def test_a_probe_that_is_cancelled_says_so_and_hurts_no_other(scheme: str, runner: asyncio.Runner) -> None:
+def test_cancelled_probe_raises_and_affects_no_other(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> Outcome:
         async with Prober(EgressPolicy()) as prober:
             with black_hole() as port:
-                probing = asyncio.create_task(prober.probe(plan(f"{scheme}://127.0.0.1:{port}")))
+                probing = asyncio.create_task(prober.send_probe(plan(f"{scheme}://127.0.0.1:{port}")))
                 await asyncio.sleep(0.05)
                 probing.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await probing
             async with listening(respond(answer())) as port:
-                return await prober.probe(plan(f"http://127.0.0.1:{port}"))
+                return await prober.send_probe(plan(f"http://127.0.0.1:{port}"))
 
     assert runner.run(run()).kind is OK
 
 
 @pytest.mark.parametrize("kind", ["heartbeat", "none"])
-async def test_what_is_not_probed_and_what_breaks_within_is_no_failure_and_no_exception(
-    kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_internal_error_is_logged_and_inconclusive(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     async with Prober(EgressPolicy()) as prober:
-        one = plan("http://127.0.0.1:1", {kind: {}})._replace(host="127.0.0.1")
-        outcome = await prober.probe(one)
+        target_plan = plan("http://127.0.0.1:1", {kind: {}})._replace(host="127.0.0.1")
+        outcome = await prober.send_probe(target_plan)
     assert (outcome.kind, outcome.error) == (INCONCLUSIVE, "the probe failed within the registry")
-    assert "probe broke" in "".join(capsys.readouterr())
+    assert "probe failed unexpectedly" in "".join(capsys.readouterr())
 
 
-async def test_a_prober_that_was_not_started_proves_nothing_and_raises_nothing() -> None:
+async def test_probe_before_the_start_is_inconclusive() -> None:
     prober = Prober(EgressPolicy())
     await prober.close()
-    outcome = await prober.probe(plan("http://127.0.0.1:1"))
-    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, BROKEN)
+    outcome = await prober.send_probe(plan("http://127.0.0.1:1"))
+    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, INTERNAL_FAILURE)
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])
-async def test_a_prober_that_is_closed_looks_up_no_name(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = names(monkeypatch, {"agent.test": ["127.0.0.1"]})
+async def test_closed_prober_resolves_no_names(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups = resolve_names(monkeypatch, {"agent.test": ["127.0.0.1"]})
     async with Prober(EgressPolicy()) as prober:
         pass
-    assert (await prober.probe(plan(f"{scheme}://agent.test:80"))).kind is INCONCLUSIVE
-    assert asked == []
+    assert (await prober.send_probe(plan(f"{scheme}://agent.test:80"))).kind is INCONCLUSIVE
+    assert lookups == []
 
 
-# What is the registry's own fault.
+# Failures of the registry.
 
 
 @contextmanager
 def no_more_files() -> Iterator[None]:
-    """This process cannot open any file more."""
+    """Prevent this process from opening more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as opened:
-        lowest = opened.fileno()  # of those that are free
+        lowest = opened.fileno()  # the lowest free number
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
         yield
@@ -82,18 +80,18 @@ def no_more_files() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
-def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio.Runner) -> None:
+def test_probe_is_inconclusive_while_no_file_can_be_opened(scheme: str, runner: asyncio.Runner) -> None:
     async def run() -> tuple[Outcome, Outcome]:
         target = grpc_server(serving) if scheme == "grpc" else listening(respond(answer()))
         async with target as port, Prober(EgressPolicy()) as prober:
-            one = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
+            target_plan = plan(f"{scheme.removesuffix('s')}://127.0.0.1:{port}", {"timeout": "5s"})
             with no_more_files():
-                without = await prober.probe(one._replace(tls=scheme == "https"))
-            return without, await prober.probe(one)
+                exhausted = await prober.send_probe(target_plan._replace(tls=scheme == "https"))
+            return exhausted, await prober.send_probe(target_plan)
 
-    without, then = runner.run(run())
-    assert (without.kind, without.error) == (INCONCLUSIVE, "the registry has too many open files")
-    assert then.kind is OK
+    exhausted, recovered = runner.run(run())
+    assert (exhausted.kind, exhausted.error) == (INCONCLUSIVE, "the registry has too many open files")
+    assert recovered.kind is OK
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "tcp"])
@@ -109,7 +107,7 @@ def test_too_many_open_files_prove_nothing_and_pass(scheme: str, runner: asyncio
         (errno.EIO, FAILED, "connection failed"),
     ],
 )
-async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
+async def test_connection_errors_are_attributed_to_registry_or_service(
     scheme: str, number: int, kind: OutcomeKind, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object) -> Never:
@@ -117,7 +115,7 @@ async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
 
     async with Prober(EgressPolicy()) as prober:
         monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
-        outcome = await prober.probe(plan(f"{scheme}://127.0.0.1:80"))
+        outcome = await prober.send_probe(plan(f"{scheme}://127.0.0.1:80"))
     assert (outcome.kind, outcome.error) == (kind, text)
 
 
@@ -131,8 +129,10 @@ async def test_faults_that_no_server_makes_are_told_apart_by_whose_they_are(
         ("something new", "connection failed"),
     ],
 )
-async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the words come from the peer, they prove nothing."""
+async def test_grpc_connection_errors_are_attributed_by_their_text(
+    words: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only texts about a failed connection count: other texts may come from the peer."""
 
     async def probe_with(details: str) -> Outcome:
         error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
@@ -142,7 +142,7 @@ async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monk
 
         async with Prober(EgressPolicy()) as prober:
             monkeypatch.setattr(EgressPolicy, "resolve", fail)
-            return await prober.probe(plan("grpc://127.0.0.1:80"))
+            return await prober.send_probe(plan("grpc://127.0.0.1:80"))
 
     outcome = await probe_with(f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:80: {words}")
     assert outcome.error == text
@@ -151,7 +151,7 @@ async def test_the_same_of_grpc_is_told_by_its_words(words: str, text: str, monk
     assert (outcome.kind, outcome.error) == (FAILED, "gRPC UNAVAILABLE")
 
 
-def test_no_text_shows_the_inside_of_the_program() -> None:
+def test_error_texts_reveal_no_internals() -> None:
     texts = {row.error for row in HTTP} | {row[3] for row in GRPC} | {row[3] for row in TLS}
     for text in texts:
         assert not re.search(r"0x|Error|Exception|errno|Errno|[a-z]_[a-z]|127\.0", text), text

@@ -4,10 +4,10 @@ from hypothesis import strategies as st
 from registry_server.probes.schedule import Schedule
 
 
-def test_numbers_come_out_when_they_are_due_and_not_before() -> None:
+def test_numbers_are_returned_in_order_once_due() -> None:
     schedule = Schedule()
-    schedule.set(2, 20.0)
-    schedule.set(1, 10.0)
+    schedule.set_due(2, 20.0)
+    schedule.set_due(1, 10.0)
 
     assert schedule.next_due() == 10.0
     assert schedule.pop_due(9.9) is None
@@ -17,21 +17,21 @@ def test_numbers_come_out_when_they_are_due_and_not_before() -> None:
     assert schedule.next_due() is None
 
 
-def test_only_the_time_that_was_set_last_counts() -> None:
+def test_new_due_time_replaces_the_earlier_one() -> None:
     schedule = Schedule()
-    schedule.set(7, 10.0)
-    schedule.set(7, 30.0)
+    schedule.set_due(7, 10.0)
+    schedule.set_due(7, 30.0)
 
     assert len(schedule) == 1
     assert schedule.pop_due(20.0) is None
     assert schedule.pop_due(30.0) == (7, 30.0)
 
 
-def test_a_discarded_number_never_comes_out() -> None:
+def test_removed_number_is_never_returned() -> None:
     schedule = Schedule()
-    schedule.set(7, 10.0)
-    schedule.discard(7)
-    schedule.discard(7)
+    schedule.set_due(7, 10.0)
+    schedule.remove(7)
+    schedule.remove(7)
 
     assert 7 not in schedule
     assert schedule.pop_due(99.0) is None
@@ -41,21 +41,21 @@ def test_a_discarded_number_never_comes_out() -> None:
     st.lists(
         st.one_of(
             st.tuples(st.just("set"), st.integers(0, 5), st.integers(0, 50)),
-            st.tuples(st.just("discard"), st.integers(0, 5), st.just(0)),
+            st.tuples(st.just("remove"), st.integers(0, 5), st.just(0)),
             st.tuples(st.just("pop"), st.just(0), st.integers(0, 50)),
         ),
         max_size=400,
     )
 )
-def test_it_equals_a_plain_dict_and_does_not_grow_beyond_its_numbers(steps: list[tuple[str, int, int]]) -> None:
+def test_schedule_matches_a_dict_and_its_heap_stays_bounded(steps: list[tuple[str, int, int]]) -> None:
     schedule, model = Schedule(), dict[int, float]()
     for step, number, time in steps:
         match step:
             case "set":
-                schedule.set(number, time)
+                schedule.set_due(number, time)
                 model[number] = time
-            case "discard":
-                schedule.discard(number)
+            case "remove":
+                schedule.remove(number)
                 model.pop(number, None)
             case _:
                 popped = schedule.pop_due(time)
