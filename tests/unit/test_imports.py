@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -81,8 +82,13 @@ def modules(package: str) -> Iterator[tuple[str, Path]]:
         yield ".".join(parts).removesuffix(".__init__"), path
 
 
-def imports(package: str) -> Iterator[Import]:
-    """Yield all imports of a package: at the top of modules, in functions, and for type checkers."""
+@cache
+def imports(package: str) -> list[Import]:
+    """Return all imports of a package: at the top of modules, in functions, and for type checkers."""
+    return list(_read_imports(package))
+
+
+def _read_imports(package: str) -> Iterator[Import]:
     for source, path in modules(package):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         lazy = {
@@ -116,8 +122,8 @@ def layer_of(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-SERVER = list(imports("registry_server"))
-EVERYTHING = [*SERVER, *imports("registry_client"), *imports("registry_cli")]
+def all_imports() -> list[Import]:
+    return [each for package in ("registry_server", "registry_client", "registry_cli") for each in imports(package)]
 
 
 def import_graph(package: str) -> dict[str, set[str]]:
@@ -135,11 +141,11 @@ def import_graph(package: str) -> dict[str, set[str]]:
 
 
 def test_imports_are_found() -> None:
-    found = {(each.source, each.target) for each in EVERYTHING}
+    found = {(each.source, each.target) for each in all_imports()}
 
     assert ("registry_server.registry.reads", "registry_server.catalog.Discovery") in found
     assert ("registry_server.store.connecting", "redis.asyncio.Redis") in found
-    assert any(each.lazy for each in EVERYTHING)
+    assert any(each.lazy for each in all_imports())
 
 
 def test_every_module_of_the_server_has_a_layer() -> None:
@@ -152,7 +158,7 @@ def test_every_module_of_the_server_has_a_layer() -> None:
 def test_layer_imports_only_from_lower_layers(layer: str) -> None:
     wrong = [
         str(each)
-        for each in SERVER
+        for each in imports("registry_server")
         if layer_of(each.source) == layer and is_within(each.target, "registry_server")
         if (target := layer_of(each.target)) in RANKS and target != layer and RANKS[target] >= RANKS[layer]
     ]
@@ -164,7 +170,7 @@ def test_package_itself_imports_the_server_lazily() -> None:
     # A program that needs only the version or one part must not wait until everything is loaded.
     eager = [
         str(each)
-        for each in SERVER
+        for each in imports("registry_server")
         if each.source == "registry_server" and is_within(each.target, "registry_server") and not each.lazy
     ]
 
@@ -187,7 +193,7 @@ def test_no_module_is_longer_than_400_lines(package: str) -> None:
 def test_library_is_imported_only_by_its_owners(library: str) -> None:
     wrong = [
         str(each)
-        for each in EVERYTHING
+        for each in all_imports()
         if is_within(each.target, library) and not any(is_within(each.source, owner) for owner in OWNERS[library])
     ]
 
@@ -223,4 +229,4 @@ def test_probe_worker_does_not_import_redis_or_pydantic() -> None:
 
 
 def test_generated_code_is_not_imported_by_its_folder() -> None:
-    assert [str(each) for each in EVERYTHING if is_within(each.target, "generated")] == []
+    assert [str(each) for each in all_imports() if is_within(each.target, "generated")] == []

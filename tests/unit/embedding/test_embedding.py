@@ -20,6 +20,8 @@ from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
 
+pytestmark = pytest.mark.slow  # starts a registry with its child processes
+
 TIMEOUT = 20.0
 DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
 
@@ -147,7 +149,6 @@ async def test_invalid_setting_raises_a_configuration_error() -> None:
         await open_registry(bad)
 
 
-@pytest.mark.slow
 async def test_opening_can_be_cancelled() -> None:
     unreachable = Settings(redis=RedisSettings(url=RedisUrl("redis://127.0.0.1:1")))
     with pytest.raises(TimeoutError):
