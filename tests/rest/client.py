@@ -1,4 +1,4 @@
-"""A client of the REST API that holds every answer against ``openapi.yaml``."""
+"""A client of the REST API that validates every answer against ``openapi.yaml``."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -14,7 +14,7 @@ BASE = "/api/v1/registry"
 
 
 class Answer(NamedTuple):
-    """What a server answered."""
+    """The answer to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
     @property
     def data(self) -> Any:
-        """The result of a request that was done."""
+        """The result of a successful request."""
         assert self.body["success"] is True, self.raw
         return self.body["data"]
 
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
     @property
     def fields(self) -> list[str]:
-        """The fields that the error names."""
+        """The fields with violations."""
         return [violation["field"] for violation in self.body["error"]["details"]["violations"]]
 
 
@@ -60,59 +60,59 @@ class Rest:
         headers: Mapping[str, str] | None = None,
         base: str = BASE,
     ) -> Answer:
-        """Sends a request.
+        """Send a request and validate the answer.
 
         Args:
             method: HTTP method.
-            path: With its query, as it is to be sent, below ``base``.
-            document: What the body is to be as JSON.
-            data: The body as it is.
+            path: Path below ``base`` and query, already percent-encoded.
+            document: Value to send as JSON.
+            data: Raw body.
             headers: Headers.
-            base: What the path is below.
+            base: Prefix of the path.
         """
-        whole = base + path
-        url = URL(self.base + whole, encoded=True)
+        full_path = base + path
+        url = URL(self.base + full_path, encoded=True)
         async with self.session.request(
             method, url, json=document, data=data, headers=headers, allow_redirects=False
         ) as response:
             answer = Answer(response.status, response.headers, await response.read())
         if method in {"GET", "HEAD", "POST", "PUT", "DELETE"}:
-            spec.check(method, whole.partition("?")[0], answer.status, answer.headers, answer.raw)
+            spec.check(method, full_path.partition("?")[0], answer.status, answer.headers, answer.raw)
         return answer
 
     async def get(self, path: str, **headers: str) -> Answer:
-        """Reads; ``headers`` have underscores for hyphens."""
-        return await self.call("GET", path, headers=_names(headers))
+        """Send GET; ``headers`` have underscores for hyphens, here and below."""
+        return await self.call("GET", path, headers=_hyphenated(headers))
 
-    async def outside(self, path: str, **headers: str) -> Answer:
-        """Reads outside the API."""
-        return await self.call("GET", path, headers=_names(headers), base="")
+    async def get_outside_api(self, path: str, **headers: str) -> Answer:
+        """Send GET for a path outside the API."""
+        return await self.call("GET", path, headers=_hyphenated(headers), base="")
 
     async def post(self, path: str, document: Any = None, **headers: str) -> Answer:
-        """Posts JSON, or nothing."""
-        return await self.call("POST", path, document, headers=_names(headers))
+        """Send POST with JSON, or without a body."""
+        return await self.call("POST", path, document, headers=_hyphenated(headers))
 
     async def put(self, path: str, document: Any = None, **headers: str) -> Answer:
-        """Puts JSON."""
-        return await self.call("PUT", path, document, headers=_names(headers))
+        """Send PUT with JSON."""
+        return await self.call("PUT", path, document, headers=_hyphenated(headers))
 
     async def delete(self, path: str, **headers: str) -> Answer:
-        """Deletes."""
-        return await self.call("DELETE", path, headers=_names(headers))
+        """Send DELETE."""
+        return await self.call("DELETE", path, headers=_hyphenated(headers))
 
 
 def service(name: Any = "agent", **fields: Any) -> dict[str, Any]:
-    """The least that can be registered, with more on top."""
-    least = {"name": name, "endpoint": "http://agent.test:8080", "version": "1.0.0", "capabilities": []}
-    return {**least, **fields}
+    """Return a registration with the required fields and ``fields``."""
+    required = {"name": name, "endpoint": "http://agent.test:8080", "version": "1.0.0", "capabilities": []}
+    return {**required, **fields}
 
 
 @asynccontextmanager
 async def client(base: str) -> AsyncIterator[Rest]:
-    """A client of the server at a base URL."""
+    """Yield a client of the server at a base URL."""
     async with aiohttp.ClientSession() as session:
         yield Rest(base, session)
 
 
-def _names(headers: Mapping[str, str]) -> dict[str, str]:
+def _hyphenated(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}

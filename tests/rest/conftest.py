@@ -10,6 +10,6 @@ from tests.support.server import Server
 
 @pytest.fixture
 async def rest(server: Server) -> AsyncIterator[Rest]:
-    """A client of a server on a fresh Redis."""
+    """A client of a server with an empty Redis."""
     async with client(server.http) as rest:
         yield rest

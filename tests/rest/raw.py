@@ -1,4 +1,4 @@
-"""HTTP by hand: for what no client library would send."""
+"""Raw HTTP requests that no client library would send."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from yarl import URL
 
 
 async def exchange(base: str, request_line: bytes, *headers: bytes, body: bytes = b"") -> tuple[int, str, bytes]:
-    """Sends a request on a connection of its own; gives status, headers and what follows until the server closes."""
+    """Send a request on a new connection; return status, headers and body once the server closes it."""
     url = URL(base)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     try:

@@ -1,4 +1,4 @@
-"""A reader of event streams that does what the HTML standard says of ``EventSource``, as far as it matters here."""
+"""A client of event streams that implements the parts of the HTML standard's ``EventSource`` that the tests need."""
 
 import asyncio
 import json
@@ -13,22 +13,22 @@ from yarl import URL
 from tests.rest import spec
 from tests.rest.client import BASE
 
-GONE = ("service:unregistered", "service:unmatched")
-ABOUT_SERVICES = (*GONE, "service:registered", "service:updated", "service:health:changed", "service:snapshot")
-TIMEOUT = 30.0
+REMOVALS = ("service:unregistered", "service:unmatched")
+SERVICE_EVENTS = (*REMOVALS, "service:registered", "service:updated", "service:health:changed", "service:snapshot")
+TIMEOUT_SECONDS = 30.0
 
 
-class Told(NamedTuple):
-    """One event."""
+class SseEvent(NamedTuple):
+    """A parsed event."""
 
     name: str
     data: Any
     id: str
-    """Last id that the stream gave, with this event at the latest."""
+    """The newest id of the stream, including this event's."""
 
 
 class Stream:
-    """One stream, from its first byte to its end."""
+    """Parses one stream."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
@@ -37,27 +37,27 @@ class Stream:
         self.comments = 0
         self._name = ""
         self._data: list[str] = []
-        self._begun = b""
-        self._complete: deque[bytes] = deque()
+        self._partial_line = b""
+        self._complete_lines: deque[bytes] = deque()
 
     async def lines(self) -> AsyncIterator[str]:
-        """The lines, each without its end; who stops and comes again misses none."""
-        while self._complete:
-            yield self._complete.popleft().decode()
+        """Yield lines; a caller that stops iterating can resume without losing lines."""
+        while self._complete_lines:
+            yield self._complete_lines.popleft().decode()
         async for chunk in self.response.content.iter_any():
-            *complete, self._begun = (self._begun + chunk).split(b"\n")
-            self._complete.extend(complete)
-            while self._complete:
-                yield self._complete.popleft().decode()
+            *complete, self._partial_line = (self._partial_line + chunk).split(b"\n")
+            self._complete_lines.extend(complete)
+            while self._complete_lines:
+                yield self._complete_lines.popleft().decode()
 
-    async def __aiter__(self) -> AsyncIterator[Told]:
+    async def __aiter__(self) -> AsyncIterator[SseEvent]:
         async for line in self.lines():
-            told = self.take(line)
-            if told is not None:
-                yield told
+            event = self.parse_line(line)
+            if event is not None:
+                yield event
 
-    def take(self, line: str) -> Told | None:
-        """Takes a line; gives the event that it completes."""
+    def parse_line(self, line: str) -> SseEvent | None:
+        """Parse a line; return the event that it completes, if any."""
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
         match field:
@@ -72,48 +72,48 @@ class Stream:
             case "data":
                 self._data.append(value)
             case "" if self._data:
-                told = Told(self._name, json.loads("\n".join(self._data)), self.id)
+                event = SseEvent(self._name, json.loads("\n".join(self._data)), self.id)
                 self._name, self._data = "", []
-                if told.name in ABOUT_SERVICES:
-                    assert spec.schema("Change").violations(told.data) == []
-                return told
+                if event.name in SERVICE_EVENTS:
+                    assert spec.schema("Change").violations(event.data) == []
+                return event
             case "":
                 self._name = ""
             case _:
                 raise AssertionError(f"not a line of an event stream: {line!r}")
         return None
 
-    async def next(self) -> Told:
-        """Waits for the next event."""
-        async with asyncio.timeout(TIMEOUT):
-            async for told in self:
-                return told
+    async def next_event(self) -> SseEvent:
+        """Return the next event."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async for event in self:
+                return event
         raise AssertionError("the stream ended")
 
-    async def take_until_id(self, after: str = "") -> str:
-        """Reads lines until there is an id other than ``after``."""
-        async with asyncio.timeout(TIMEOUT):
+    async def read_until_id(self, after: str = "") -> str:
+        """Read until the id is not ``after``; return it."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             async for line in self.lines():
-                self.take(line)
+                self.parse_line(line)
                 if self.id != after:
                     return self.id
         raise AssertionError("the stream ended")
 
-    async def some(self, count: int) -> list[Told]:
-        """Waits for so many events."""
-        return [await self.next() for _ in range(count)]
+    async def next_events(self, count: int) -> list[SseEvent]:
+        """Return the next ``count`` events."""
+        return [await self.next_event() for _ in range(count)]
 
-    async def rest(self) -> list[Told]:
-        """Everything up to the end of the stream."""
-        async with asyncio.timeout(TIMEOUT):
-            return [told async for told in self]
+    async def remaining_events(self) -> list[SseEvent]:
+        """Return the events until the stream ends."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            return [event async for event in self]
 
 
 @asynccontextmanager
 async def streaming(
     base: str, query: str = "", headers: Mapping[str, str] | None = None, **options: Any
 ) -> AsyncIterator[Stream]:
-    """An open stream, on a connection of its own."""
+    """Open a stream on a separate connection."""
     url = URL(f"{base}{BASE}/events{'?' + query if query else ''}", encoded=True)
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
@@ -126,14 +126,14 @@ async def streaming(
 
 
 class Follower:
-    """Follows the registry into a dict as a page with an ``EventSource`` would, over any number of streams."""
+    """Mirrors the registry in a dict as a page with an ``EventSource`` would, reconnecting as needed."""
 
     def __init__(self, base: str, query: str = "snapshot=true") -> None:
         self._base = base
         self._query = query
         self.state: dict[str, dict[str, Any]] = {}
         self.revisions: list[int] = []
-        """Of every change that it was told of, snapshots left out."""
+        """Revisions of all changes received, without snapshots."""
         self.streams = 0
         self.snapshots = 0
         self.id = ""
@@ -141,7 +141,7 @@ class Follower:
         self._stream: Stream | None = None
 
     async def follow(self) -> None:
-        """Follows until cancelled."""
+        """Follow the registry until cancelled."""
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": self.id} if self.id else {})
             try:
@@ -150,47 +150,47 @@ class Follower:
                     self._stream = stream
                     stream.id = self.id
                     async for line in stream.lines():
-                        told = stream.take(line)
+                        event = stream.parse_line(line)
                         self.id = stream.id
-                        if told is not None:
-                            self.take(told)
+                        if event is not None:
+                            self.apply(event)
                         self._news.set()
             except (aiohttp.ClientError, OSError):
                 pass
             await asyncio.sleep(0.01)  # a browser waits for `retry`
 
-    def cut(self) -> None:
-        """Cuts the stream, as a lost connection would."""
+    def disconnect(self) -> None:
+        """Abort the connection."""
         if self._stream is not None and self._stream.response.connection is not None:
             transport = self._stream.response.connection.transport
             if transport is not None:
                 transport.abort()
 
-    def take(self, told: Told) -> None:
-        """Applies an event; fails on one that is repeated or out of order."""
-        if told.name == "registry:snapshot:started":
+    def apply(self, event: SseEvent) -> None:
+        """Apply an event; fail if it is repeated or out of order."""
+        if event.name == "registry:snapshot:started":
             self.snapshots += 1
             self.state.clear()
             return
-        if told.name not in ABOUT_SERVICES:
+        if event.name not in SERVICE_EVENTS:
             return
-        name = told.data["service"]["name"]
-        if told.name == "service:snapshot":
+        name = event.data["service"]["name"]
+        if event.name == "service:snapshot":
             assert name not in self.state
-            self.state[name] = told.data["service"]
+            self.state[name] = event.data["service"]
             return
-        if told.data["reason"] == "resync":  # one step of many events, perhaps to another count of revisions
+        if event.data["reason"] == "resync":  # one step of many events, possibly with a new numbering of revisions
             self.revisions.clear()
-        assert told.data["revision"] > (self.revisions[-1] if self.revisions else -1)
-        self.revisions.append(told.data["revision"])
-        if told.name in GONE:
+        assert event.data["revision"] > (self.revisions[-1] if self.revisions else -1)
+        self.revisions.append(event.data["revision"])
+        if event.name in REMOVALS:
             del self.state[name]
         else:
-            self.state[name] = told.data["service"]
+            self.state[name] = event.data["service"]
 
-    async def reached(self, revision: int) -> None:
-        """Waits until it was told of a revision."""
-        async with asyncio.timeout(TIMEOUT):
+    async def wait_for_revision(self, revision: int) -> None:
+        """Wait until a revision was received."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not self.revisions or self.revisions[-1] < revision:
                 self._news.clear()
                 await self._news.wait()
@@ -198,7 +198,7 @@ class Follower:
 
 @asynccontextmanager
 async def following(base: str, query: str = "snapshot=true") -> AsyncIterator[Follower]:
-    """A follower that follows until the context is left."""
+    """Run a follower within the block."""
     follower = Follower(base, query)
     task = asyncio.create_task(follower.follow())
     try:

@@ -1,4 +1,4 @@
-"""A browser's own ``EventSource``, with the script of the documentation."""
+"""The documented script in a real browser's ``EventSource``."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rest.md"
 
-# What the page tells this test of itself.
+# Reports the state of the page to this test.
 REPORT = """
 const revisions = [], ends = [];
 let snapshots = 0, opened = 0;
@@ -39,7 +39,7 @@ setInterval(() => fetch("/report", { method: "POST", body: JSON.stringify({
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is in PATH")
 
 
-def script_of_the_documentation(base: str) -> str:
+def documented_script(base: str) -> str:
     found = re.search(r"^```js\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert found
     assert "http://localhost:3002" in found[1]
@@ -47,7 +47,7 @@ def script_of_the_documentation(base: str) -> str:
 
 
 class Page:
-    """A server of one page, and what the page reported last."""
+    """Serves a page and receives its reports."""
 
     def __init__(self) -> None:
         self.origin = ""
@@ -56,7 +56,7 @@ class Page:
         self._news = asyncio.Event()
 
     async def serve(self, request: web.Request) -> web.Response:
-        """Serves the page, and takes its reports."""
+        """Serve the page or receive a report."""
         if request.method == "POST":
             self.report = await request.json()
             self._news.set()
@@ -64,28 +64,28 @@ class Page:
         text = f"<!doctype html><script>{self.script}</script><script>{REPORT}</script>"
         return web.Response(text=text, content_type="text/html")
 
-    async def reports(self, **wanted: Any) -> None:
-        """Waits until the page reports these."""
+    async def wait_for_report(self, **expected: Any) -> None:
+        """Wait until a report contains these values."""
         try:
             async with asyncio.timeout(60):
-                while any(self.report.get(name) != value for name, value in wanted.items()):
+                while any(self.report.get(name) != value for name, value in expected.items()):
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"the page reports {self.report}, not {wanted}") from None
+            raise AssertionError(f"the page reports {self.report}, not {expected}") from None
 
 
 @asynccontextmanager
 async def page() -> AsyncIterator[Page]:
-    served = Page()
+    result = Page()
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", served.serve)
+    app.router.add_route("*", "/{path:.*}", result.serve)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    served.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    result.origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
-        yield served
+        yield result
     finally:
         await runner.cleanup()
 
@@ -97,12 +97,12 @@ async def browser(url: str, profile: Path) -> AsyncIterator[None]:
     process = await asyncio.create_subprocess_exec(
         BROWSER,
         *flags,
-        "--remote-debugging-port=0",  # without it the browser may end once the page is loaded
+        "--remote-debugging-port=0",  # otherwise the browser may exit once the page is loaded
         f"--user-data-dir={profile}",
         url,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,  # Debian starts it by a script that waits: who ends that alone leaves the browser
+        start_new_session=True,  # Debian's launcher script is the parent: the whole group is killed
     )
     try:
         yield
@@ -113,39 +113,37 @@ async def browser(url: str, profile: Path) -> AsyncIterator[None]:
 
 
 async def make_changes(rest: Rest, number: int) -> None:
-    """Makes five changes of each kind."""
+    """Make five changes of each kind."""
     for i in range(5):
         await rest.post("/services", service(f"agent-{number}-{i}"))
         await rest.put(f"/services/agent-{number}-{i}", {"version": f"{number}.{i}"})
         await rest.put(f"/services/agent-{number}-{i}", {"health": {"status": "healthy"}})
-        await rest.post("/services", service(f"passing-{number}-{i}"))
-        await rest.delete(f"/services/passing-{number}-{i}")
+        await rest.post("/services", service(f"temporary-{number}-{i}"))
+        await rest.delete(f"/services/temporary-{number}-{i}")
 
 
-async def test_an_event_source_comes_back_after_a_restart_and_misses_nothing(
-    redis: RedisProcess, tmp_path: Path
-) -> None:
+async def test_event_source_resumes_after_restarts_without_loss(redis: RedisProcess, tmp_path: Path) -> None:
     async with running(redis.url) as other, client(other.http) as rest, page() as shown, AsyncExitStack() as stack:
         http: dict[str, Any] = {"cors_origins": shown.origin}
         await make_changes(rest, 0)
         server_context = running(redis.url, http=http)
         server = await server_context.__aenter__()
         http["address"] = f"127.0.0.1:{URL(server.http).port}"
-        shown.script = script_of_the_documentation(server.http)
+        shown.script = documented_script(server.http)
         try:
             await stack.enter_async_context(browser(shown.origin, tmp_path / "profile"))
-            await shown.reports(snapshots=1, opened=1)
+            await shown.wait_for_report(snapshots=1, opened=1)
             start = other.parts.hub.replica.revision
             for restart in (1, 2):
                 await make_changes(rest, 2 * restart)
                 await server_context.__aexit__(None, None, None)
-                await make_changes(rest, 2 * restart + 1)  # while the page's server is away
+                await make_changes(rest, 2 * restart + 1)  # while the page's server is down
                 server_context = running(redis.url, http=http)
                 await server_context.__aenter__()
-                await shown.reports(opened=restart + 1)
+                await shown.wait_for_report(opened=restart + 1)
             last = other.parts.hub.replica.revision
             services = {each["name"]: each for each in (await rest.get("/services?pageSize=1000")).data["services"]}
-            await shown.reports(
+            await shown.wait_for_report(
                 services=services,
                 revisions=list(range(start + 1, last + 1)),
                 snapshots=1,

@@ -1,4 +1,4 @@
-"""``GET /services``: filters, pages, and answers that are kept."""
+"""``GET /services``: filters, pages and cached answers."""
 
 from typing import Any
 from urllib.parse import quote
@@ -39,7 +39,7 @@ FLEET: list[dict[str, Any]] = [
 ]
 
 
-async def fleet(rest: Rest) -> None:
+async def register_fleet(rest: Rest) -> None:
     for each in FLEET:
         assert (await rest.post("/services", each)).status == 201
 
@@ -49,7 +49,7 @@ def names(answer: Answer) -> list[str]:
     return [each["name"] for each in answer.data["services"]]
 
 
-FOUND = {
+EXPECTED_NAMES = {
     "": ["Gamma-AI", "alpha", "beta", "delta"],
     "name=^a": ["alpha"],
     "name=ai": ["Gamma-AI"],
@@ -85,17 +85,17 @@ FOUND = {
 }
 
 
-async def test_every_filter_of_the_contract_finds_what_it_says(rest: Rest) -> None:
-    await fleet(rest)
-    for query, expected in FOUND.items():
+async def test_every_filter_finds_the_expected_services(rest: Rest) -> None:
+    await register_fleet(rest)
+    for query, expected in EXPECTED_NAMES.items():
         assert names(await rest.get(f"/services?{query}")) == expected, query
         assert names(await rest.get(f"/services?{query}")) == expected, f"{query}, again"
-    asked = {part.partition("=")[0] for query in FOUND for part in query.split("&")}
-    assert set(FILTERS) <= asked
+    tested = {part.partition("=")[0] for query in EXPECTED_NAMES for part in query.split("&")}
+    assert set(FILTERS) <= tested
 
 
-async def test_the_answer_has_the_members_of_the_contract(rest: Rest) -> None:
-    await fleet(rest)
+async def test_answer_has_the_documented_members(rest: Rest) -> None:
+    await register_fleet(rest)
     query = "health=healthy,degraded&tags=ai,nlp&tagMatch=any&label.region=eu&name=a&version=1.0.0"
     data = (await rest.get(f"/services?{query}")).data
     assert data == {
@@ -114,7 +114,7 @@ async def test_the_answer_has_the_members_of_the_contract(rest: Rest) -> None:
     }
 
 
-async def test_nothing_registered_is_an_empty_list(rest: Rest) -> None:
+async def test_empty_registry_returns_an_empty_list(rest: Rest) -> None:
     assert (await rest.get("/services")).data == {
         "services": [],
         "count": 0,
@@ -156,21 +156,21 @@ BAD_QUERIES: dict[str, list[str]] = {
     "pageSize=ten": ["pageSize"],
     "pageSize=1.0": ["pageSize"],
     "pageSize=99999999999999999999": ["pageSize"],
-    "pageSize=%D9%A1": ["pageSize"],  # a digit, but of another script
+    "pageSize=%D9%A1": ["pageSize"],  # an Arabic digit
     "pageToken=abc": ["pageToken"],
     "pageToken=%F0%9F%90%8D": ["pageToken"],
     "colour=red&health=sick&pageSize=0&name=(&capability=": ["capability", "colour", "health", "name", "pageSize"],
 }
 
 
-async def test_bad_parameters_are_refused_all_at_once_by_their_names(rest: Rest) -> None:
+async def test_all_bad_parameters_are_reported_at_once(rest: Rest) -> None:
     for query, fields in BAD_QUERIES.items():
         answer = await rest.get(f"/services?{query}")
         assert (answer.status, answer.code) == (400, "INVALID_REQUEST"), query
         assert sorted(answer.fields) == fields
 
 
-async def test_pages_have_every_service_once(rest: Rest) -> None:
+async def test_pages_contain_every_service_exactly_once(rest: Rest) -> None:
     for i in range(7):
         await rest.post("/services", service(f"agent-{i}"))
     seen: list[str] = []
@@ -184,21 +184,21 @@ async def test_pages_have_every_service_once(rest: Rest) -> None:
     assert seen == [f"agent-{i}" for i in range(7)]
 
 
-async def test_a_page_token_is_good_for_its_filter_alone(rest: Rest) -> None:
-    await fleet(rest)
+async def test_page_token_is_only_valid_with_its_filter(rest: Rest) -> None:
+    await register_fleet(rest)
     token = (await rest.get("/services?pageSize=1")).data["nextPageToken"]
     assert (await rest.get(f"/services?pageSize=1&capability=translate&pageToken={token}")).fields == ["pageToken"]
 
 
-async def test_a_page_has_a_hundred_services_if_nothing_is_said(rest: Rest) -> None:
+async def test_default_page_size_is_100(rest: Rest) -> None:
     for i in range(101):
         await rest.post("/services", service(f"agent-{i:03}"))
     data = (await rest.get("/services")).data
     assert (data["count"], data["total"]) == (100, 101)
 
 
-async def test_a_kept_answer_is_dropped_by_every_change_that_touches_it(rest: Rest, server: Server) -> None:
-    await fleet(rest)
+async def test_cached_answer_is_invalidated_by_every_relevant_change(rest: Rest, server: Server) -> None:
+    await register_fleet(rest)
     query = "/services?capability=translate"
     assert names(await rest.get(query)) == ["alpha", "beta"]
 
@@ -219,15 +219,15 @@ async def test_a_kept_answer_is_dropped_by_every_change_that_touches_it(rest: Re
     assert names(await rest.get(query)) == ["new"]
 
 
-async def test_more_queries_than_are_kept_are_all_answered(rest: Rest) -> None:
-    await fleet(rest)
+async def test_queries_beyond_the_cache_size_are_answered(rest: Rest) -> None:
+    await register_fleet(rest)
     for i in range(700):
         assert names(await rest.get(f"/services?name=alpha&pageSize={i + 1}")) == ["alpha"]
 
 
-async def test_raw_bytes_in_a_query_are_refused_or_read_but_never_an_error_of_ours(server: Server) -> None:
+async def test_raw_bytes_in_a_query_never_cause_a_server_error(server: Server) -> None:
     with capture_logs() as logs:
         for query in (b"name=\xff\xfe", b"label.\xff=1", b"name=%ff", b"\xed\xa0\x80=1", b"name=\xc3\xa9"):
             status, _, _ = await exchange(server.http, b"GET /api/v1/registry/services?" + query + b" HTTP/1.1")
             assert status in (200, 400), query
-    assert all(line["path"].isascii() for line in logs), "what a log is written to may not take it"
+    assert all(line["path"].isascii() for line in logs), "log sinks may not accept other characters"

@@ -1,4 +1,4 @@
-"""``docs/rest.md`` says what the code does; its commands run in tests/e2e/test_readme.py."""
+"""``docs/rest.md`` matches the code; its commands run in tests/e2e/test_readme.py."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ TEXT = (ROOT / "docs" / "rest.md").read_text(encoding="utf-8")
 
 
 def table(heading: str, text: str = TEXT) -> list[list[str]]:
-    """The rows below the headings of a table."""
+    """Return the rows of a table."""
     _, _, rest = text.partition(f"{heading}\n|---")
     assert rest, heading
     lines = rest.split("\n\n", 1)[0].splitlines()[1:]
@@ -28,23 +28,23 @@ def codes(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_it_has_every_filter_in_order() -> None:
+def test_every_filter_is_documented() -> None:
     documented = [code for row in table("| Parameter | Matches services |") for code in codes(row[0])]
     assert sorted(documented) == sorted([*FILTERS, LABEL, *PAGE])
 
 
-def test_it_has_every_error_with_its_status() -> None:
+def test_every_error_is_documented_with_its_status() -> None:
     documented = {(int(status), *codes(code)) for status, code, _ in table("| Status | Code | What to do |")}
     expected = {(int(status), error.reason) for error, status in STATUSES.items() if error not in NOT_IN_REST}
     assert documented == expected | {(int(n), code) for n, code in HTTP_CODES.items()} | {(500, RegistryError.reason)}
 
 
-def test_it_has_every_event() -> None:
+def test_every_event_is_documented() -> None:
     documented = {code for row in table("| `event` | `data` |") for code in codes(row[0])}
     assert documented == {*EVENT_NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE}
 
 
-def test_every_path_of_the_api_is_in_the_reference() -> None:
+def test_reference_lists_every_path_of_the_api() -> None:
     reference = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
     documented = {
         (method, path)

@@ -1,4 +1,4 @@
-"""What HTTP itself asks of a server: methods, limits, ids, CORS, compression, errors that nobody foresaw."""
+"""HTTP semantics: methods, request ids, limits, CORS, compression and unexpected errors."""
 
 import asyncio
 import gzip
@@ -28,9 +28,9 @@ from registry_server.errors import (
     WatcherTooSlow,
     WriteConflict,
 )
-from registry_server.gateway import bodies
 from registry_server.gateway.middleware import MAX_URL_BYTES
 from tests.rest.client import BASE, Answer, Rest, client, service
+from tests.rest.http_server import http_server
 from tests.rest.raw import exchange
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, running
@@ -52,7 +52,7 @@ PATHS = [*(BASE + path for path in METHODS), "/health", "/health/live", "/metric
 
 
 @pytest.mark.parametrize("path", METHODS)
-async def test_other_methods_are_refused_and_told_which_there_are(path: str, rest: Rest) -> None:
+async def test_unsupported_methods_are_refused_with_the_allowed_ones(path: str, rest: Rest) -> None:
     for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "TRACE"} - set(METHODS[path].split(",")):
         answer = await rest.call(method, path, {} if method in {"POST", "PUT", "PATCH"} else None)
         assert (answer.status, answer.code) == (405, "METHOD_NOT_ALLOWED")
@@ -60,7 +60,7 @@ async def test_other_methods_are_refused_and_told_which_there_are(path: str, res
 
 
 @pytest.mark.parametrize("path", METHODS)
-async def test_options_tells_the_methods(path: str, rest: Rest) -> None:
+async def test_options_returns_the_methods(path: str, rest: Rest) -> None:
     answer = await rest.call("OPTIONS", path)
     assert (answer.status, answer.raw) == (204, b"")
     assert set(answer.headers["Allow"].split(", ")) == {*METHODS[path].split(","), "OPTIONS"}
@@ -71,7 +71,7 @@ async def test_options_tells_the_methods(path: str, rest: Rest) -> None:
     "path", ["", "/", "/nothing", "/services/", "/services/a/b", "//services", "/services/a/health/"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-async def test_where_nothing_is_nothing_is_found(method: str, path: str, rest: Rest) -> None:
+async def test_unknown_paths_are_not_found(method: str, path: str, rest: Rest) -> None:
     answer = await rest.call(method, path)
     assert (answer.status, answer.code) == (404, "NOT_FOUND")
 
@@ -88,48 +88,48 @@ async def test_head_is_get_without_the_body(path: str, rest: Rest) -> None:
         return
     got = await rest.call("GET", path, base="")
     assert answer.headers["Content-Type"] == got.headers["Content-Type"]
-    if path != "/metrics":  # which differ from one moment to the next
+    if path != "/metrics":  # metrics change between the requests
         assert answer.headers["Content-Length"] == got.headers["Content-Length"]
 
 
-# Ids.
+# Request ids.
 
 
-async def test_the_request_id_is_taken_and_told_and_logged(rest: Rest) -> None:
+async def test_request_id_is_returned_and_logged(rest: Rest) -> None:
     with capture_logs() as logs:
-        answer = await rest.get("/services/nobody", X_Request_Id="trace-1.a:b/c=d")
+        answer = await rest.get("/services/unknown", X_Request_Id="trace-1.a:b/c=d")
     assert answer.headers["X-Request-Id"] == "trace-1.a:b/c=d"
     assert answer.body["meta"]["requestId"] == "trace-1.a:b/c=d"
     (line,) = [line for line in logs if line["event"] == "request"]
     assert line["request_id"] == "trace-1.a:b/c=d"
-    assert (line["method"], line["path"], line["status"]) == ("GET", f"{BASE}/services/nobody", 404)
+    assert (line["method"], line["path"], line["status"]) == ("GET", f"{BASE}/services/unknown", 404)
     assert line["log_level"] == "info"
 
 
-@pytest.mark.parametrize("given", [None, "", "a b", 'a"b', "x" * 129, "<script>", "é"])
-async def test_a_request_without_a_proper_id_gets_one_of_its_own(given: str | None, rest: Rest) -> None:
-    headers = {} if given is None else {"X-Request-Id": given}
+@pytest.mark.parametrize("request_id", [None, "", "a b", 'a"b', "x" * 129, "<script>", "é"])
+async def test_missing_or_invalid_request_id_is_replaced(request_id: str | None, rest: Rest) -> None:
+    headers = {} if request_id is None else {"X-Request-Id": request_id}
     first = await rest.call("GET", "/stats", headers=headers)
     second = await rest.call("GET", "/stats", headers=headers)
     ids = [answer.headers["X-Request-Id"] for answer in (first, second)]
     assert ids == [answer.body["meta"]["requestId"] for answer in (first, second)]
     assert ids[0] != ids[1]
     assert first.headers["Server"] == "ossa-registry"
-    assert given not in ids
+    assert request_id not in ids
 
 
 # Limits.
 
 
-async def test_a_url_that_is_too_long_is_refused(rest: Rest) -> None:
+async def test_too_long_url_is_refused(rest: Rest) -> None:
     room = MAX_URL_BYTES - len(f"{BASE}/services?name=")
-    at_most = await rest.get("/services?name=" + "a" * room)
-    assert (at_most.status, at_most.fields) == (400, ["name"])
+    longest = await rest.get("/services?name=" + "a" * room)
+    assert (longest.status, longest.fields) == (400, ["name"])
     too_long = await rest.get("/services?name=" + "a" * (room + 1))
     assert (too_long.status, too_long.code) == (414, "URL_TOO_LONG")
 
 
-async def test_headers_that_are_too_long_are_refused(server: Server) -> None:
+async def test_too_long_headers_and_request_lines_are_refused(server: Server) -> None:
     line = f"GET {BASE}/stats HTTP/1.1".encode()
     for headers in ([b"X: " + b"a" * 100_000], [b"X%d: a" % i for i in range(1_000)]):
         status, _, _ = await exchange(server.http, line, *headers)
@@ -140,7 +140,7 @@ async def test_headers_that_are_too_long_are_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_a_body_that_is_too_large_is_refused(method: str, *, declared: bool, rest: Rest) -> None:
+async def test_too_large_body_is_refused(method: str, *, declared: bool, rest: Rest) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(17):
             yield b" " * 65_536
@@ -150,7 +150,7 @@ async def test_a_body_that_is_too_large_is_refused(method: str, *, declared: boo
     assert (answer.status, answer.code) == (413, "BODY_TOO_LARGE")
 
 
-async def test_how_large_a_body_may_be_is_a_setting(redis: RedisProcess) -> None:
+async def test_body_limit_is_configurable(redis: RedisProcess) -> None:
     async with running(redis.url, http={"max_body_bytes": 65_536}) as server, client(server.http) as rest:
         body = json.dumps(service()).encode()
         fits = await rest.call("POST", "/services", data=body.ljust(65_536), headers=JSON)
@@ -159,7 +159,7 @@ async def test_how_large_a_body_may_be_is_a_setting(redis: RedisProcess) -> None
         assert too_large.status == 413
 
 
-async def test_a_compressed_body_is_read_and_cannot_grow_past_the_limit(rest: Rest) -> None:
+async def test_decompressed_body_is_subject_to_the_limit(rest: Rest) -> None:
     headers = {**JSON, "Content-Encoding": "gzip"}
 
     async def send(body: bytes) -> Answer:
@@ -167,11 +167,11 @@ async def test_a_compressed_body_is_read_and_cannot_grow_past_the_limit(rest: Re
 
     assert (await send(gzip.compress(json.dumps(service()).encode()))).status == 201
     assert (await send(gzip.compress(b" " * (64 << 20)))).status == 413
-    broken = await send(b"no gzip")
-    assert (broken.status, broken.fields) == (400, ["body"])
+    invalid = await send(b"not gzip")
+    assert (invalid.status, invalid.fields) == (400, ["body"])
 
 
-async def test_a_service_larger_than_its_limit_is_refused_by_rule(rest: Rest) -> None:
+async def test_field_above_its_limit_is_refused(rest: Rest) -> None:
     answer = await rest.post("/services", service(metadata={"labels": {"a": "x"}}, group="g" * 70_000))
     assert answer.status == 400
 
@@ -179,7 +179,7 @@ async def test_a_service_larger_than_its_limit_is_refused_by_rule(rest: Rest) ->
 # CORS.
 
 
-def page(origin: str, **more: str) -> dict[str, str]:
+def request_from(origin: str, **more: str) -> dict[str, str]:
     return {"Origin": origin, **more}
 
 
@@ -191,37 +191,37 @@ async def cors_headers(rest: Rest, method: str, headers: dict[str, str], path: s
     }
 
 
-async def test_without_the_setting_no_page_of_another_origin_is_let_in(rest: Rest) -> None:
-    headers = page("https://a.test", **{"Access-Control-Request-Method": "PUT"})
+async def test_cors_is_disabled_by_default(rest: Rest) -> None:
+    headers = request_from("https://a.test", **{"Access-Control-Request-Method": "PUT"})
     assert await cors_headers(rest, "OPTIONS", headers) == {"Vary": "Accept-Encoding"}
-    assert await cors_headers(rest, "GET", page("https://a.test")) == {"Vary": "Accept-Encoding"}
+    assert await cors_headers(rest, "GET", request_from("https://a.test")) == {"Vary": "Accept-Encoding"}
 
 
-async def test_pages_of_the_origins_that_are_set_are_let_in(redis: RedisProcess) -> None:
+async def test_configured_origins_are_allowed(redis: RedisProcess) -> None:
     async with (
         running(redis.url, http={"cors_origins": "https://a.test,http://b.test:8080"}) as server,
         client(server.http) as rest,
     ):
         for origin in ("https://a.test", "http://b.test:8080"):
-            simple = await cors_headers(rest, "GET", page(origin))
+            simple = await cors_headers(rest, "GET", request_from(origin))
             assert simple["Access-Control-Allow-Origin"] == origin
             assert "ETag" in simple["Access-Control-Expose-Headers"]
             assert "Origin" in simple["Vary"]
-            preflight = page(origin, **{"Access-Control-Request-Method": "PUT"})
+            preflight = request_from(origin, **{"Access-Control-Request-Method": "PUT"})
             allowed = await cors_headers(rest, "OPTIONS", preflight, "/services/a")
             assert "PUT" in allowed["Access-Control-Allow-Methods"]
             assert "If-Match" in allowed["Access-Control-Allow-Headers"]
             assert "Access-Control-Allow-Credentials" not in allowed
         for origin in ("https://c.test", "https://a.test.evil.test", "null", "http://a.test"):
-            assert "Access-Control-Allow-Origin" not in await cors_headers(rest, "GET", page(origin))
-            assert "Origin" in (await cors_headers(rest, "GET", page(origin)))["Vary"]
-        failed = await rest.call("GET", "/services/nobody", headers=page("https://a.test"))
+            assert "Access-Control-Allow-Origin" not in await cors_headers(rest, "GET", request_from(origin))
+            assert "Origin" in (await cors_headers(rest, "GET", request_from(origin)))["Vary"]
+        failed = await rest.call("GET", "/services/unknown", headers=request_from("https://a.test"))
         assert failed.headers["Access-Control-Allow-Origin"] == "https://a.test"
 
 
-async def test_every_origin_can_be_let_in(redis: RedisProcess) -> None:
+async def test_all_origins_can_be_allowed(redis: RedisProcess) -> None:
     async with running(redis.url, http={"cors_origins": "*"}) as server, client(server.http) as rest:
-        assert (await cors_headers(rest, "GET", page("https://x.test")))["Access-Control-Allow-Origin"] == "*"
+        assert (await cors_headers(rest, "GET", request_from("https://x.test")))["Access-Control-Allow-Origin"] == "*"
 
 
 # Compression.
@@ -241,7 +241,7 @@ async def test_every_origin_can_be_let_in(redis: RedisProcess) -> None:
         ("", None),
     ],
 )
-async def test_a_large_answer_is_compressed_for_who_accepts_it(
+async def test_large_answer_is_compressed_if_gzip_is_accepted(
     accepted: str, encoding: str | None, server: Server, rest: Rest
 ) -> None:
     for i in range(10):
@@ -257,14 +257,14 @@ async def test_a_large_answer_is_compressed_for_who_accepts_it(
     assert document["data"]["count"] == 10
 
 
-async def test_a_small_answer_is_not_compressed(rest: Rest) -> None:
+async def test_small_answer_is_not_compressed(rest: Rest) -> None:
     assert "Content-Encoding" not in (await rest.get("/stats", Accept_Encoding="gzip")).headers
 
 
 # Slow clients.
 
 
-async def test_a_client_that_never_reads_its_answers_is_cut(redis: RedisProcess) -> None:
+async def test_client_that_never_reads_is_disconnected(redis: RedisProcess) -> None:
     async with running(redis.url, http={"write_timeout_ms": 1}) as server, client(server.http) as rest:
         for i in range(20):
             capabilities = [{"name": f"c{n}", "version": "1", "description": "x" * 4_000} for n in range(12)]
@@ -274,24 +274,27 @@ async def test_a_client_that_never_reads_its_answers_is_cut(redis: RedisProcess)
             reader, writer = await asyncio.open_connection(url.host, url.port, limit=1)
             reader._transport.pause_reading()  # type: ignore[attr-defined]
             async with asyncio.timeout(60):
-                while not any(line["event"].startswith("answer cut") for line in logs):
+                while not any(line["event"] == "slow reader disconnected" for line in logs):
                     writer.write(f"GET {BASE}/services HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                     await asyncio.sleep(0.01)
             writer.transport.abort()
         assert (await rest.get("/stats")).status == 200
 
 
-async def test_a_body_that_does_not_come_is_waited_for_only_so_long(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bodies, "_PATIENCE", 0.05)
-    head = f"PUT {BASE}/services/a HTTP/1.1".encode()
-    status, _, body = await exchange(server.http, head, b"Content-Type: application/json", b"Content-Length: 99")
+async def test_body_that_does_not_arrive_in_time_is_answered_with_408(server: Server) -> None:
+    http = http_server(server.parts.registry, body_timeout=0.05)
+    address = await http.start()
+    try:
+        head = f"PUT {BASE}/services/a HTTP/1.1".encode()
+        headers = (b"Content-Type: application/json", b"Content-Length: 99")
+        status, _, body = await exchange(f"http://{address}", head, *headers)
+    finally:
+        await http.stop()
     assert status == 408
     assert json.loads(body)["error"]["code"] == "REQUEST_TIMEOUT"
 
 
-# What nobody foresaw.
+# Errors.
 
 
 ERRORS = [
@@ -311,7 +314,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda value: type(value).__name__)
-async def test_every_error_has_its_status_and_its_code(
+async def test_errors_have_their_status_and_code(
     error: RegistryError, status: int, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -333,11 +336,11 @@ async def test_every_error_has_its_status_and_its_code(
         assert answer["error"]["message"] == str(error)
 
 
-async def test_a_bug_is_logged_and_the_client_told_nothing_of_it(
+async def test_unexpected_error_is_logged_but_not_disclosed(
     server: Server, rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bug() -> None:
-        raise RuntimeError("the secret of the house")
+        raise RuntimeError("a secret detail")
 
     monkeypatch.setattr(server.parts.registry, "get_stats", bug)
     with capture_logs() as logs:
@@ -349,17 +352,19 @@ async def test_a_bug_is_logged_and_the_client_told_nothing_of_it(
     assert isinstance(line["exc_info"], RuntimeError)
 
 
-async def test_what_is_no_http_is_refused_and_the_server_goes_on(
+async def test_malformed_http_is_refused_and_logged_below_error(
     server: Server, rest: Rest, caplog: pytest.LogCaptureFixture
 ) -> None:
     for line in (b"nonsense", b"GET", b"GET / HTTP/9.9", b"\x16\x03\x01\x02\x00\x01", b"G\x00T / HTTP/1.1"):
         status, _, _ = await exchange(server.http, line)
         assert status == 400
     assert (await rest.get("/stats")).status == 200
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == [], "anyone could fill the log"
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == [], (
+        "any client could fill the log with errors"
+    )
 
 
-async def test_bytes_of_no_encoding_are_refused(server: Server) -> None:
+async def test_bytes_that_are_not_utf8_never_cause_a_server_error(server: Server) -> None:
     paths = [
         f"{method} {BASE}{path}"
         for method, path in (
@@ -395,7 +400,7 @@ async def test_bytes_of_no_encoding_are_refused(server: Server) -> None:
         assert status == 200
 
 
-async def test_a_client_that_leaves_within_its_body_harms_nobody(server: Server, rest: Rest) -> None:
+async def test_client_that_disconnects_within_its_body_causes_no_error(server: Server, rest: Rest) -> None:
     url = URL(server.http)
     with capture_logs() as logs:
         for _ in range(3):
@@ -409,7 +414,7 @@ async def test_a_client_that_leaves_within_its_body_harms_nobody(server: Server,
     assert [line for line in logs if line["log_level"] in {"error", "critical"}] == []
 
 
-async def test_nothing_that_was_sent_comes_back_as_html(rest: Rest) -> None:
+async def test_answers_are_never_html(rest: Rest) -> None:
     for path in ("/services/%3Cscript%3E", "/services?%3Cscript%3E=1", "/%3Cscript%3E"):
         answer = await rest.get(path, Accept="text/html")
         assert answer.headers["Content-Type"].startswith("application/json")

@@ -8,17 +8,16 @@ import yaml
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from registry_server import errors
-from registry_server.config import HttpSettings, LimitSettings, SecuritySettings
-from registry_server.gateway import HttpServer, sse
+from registry_server.gateway import sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.middleware import MAX_URL_BYTES
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
 from registry_server.model import document, document_reader, filters, requests, rules, validation
 from registry_server.model.event_names import EVENT_NAMES
 from registry_server.rpc.status import CODES
-from registry_server.security.guard import Guard
 from tests.rest import spec
 from tests.rest.client import BASE, Rest, service
+from tests.rest.http_server import http_server
 from tests.rest.spec import DOCUMENT, Node, operations, parameters, schema
 from tests.support.server import Server
 
@@ -28,7 +27,7 @@ NOT_IN_REST = {errors.RevisionNotReached, errors.ProbingDisabled, errors.Watcher
 
 
 async def test_document_is_served_unchanged(rest: Rest) -> None:
-    answer = await rest.outside("/openapi.yaml")
+    answer = await rest.get_outside_api("/openapi.yaml")
     assert answer.raw == spec.FILE.read_bytes()
     assert answer.headers["Content-Type"] == "application/yaml; charset=utf-8"
     assert yaml.safe_load(answer.raw) == DOCUMENT
@@ -39,22 +38,8 @@ def test_document_is_valid_openapi() -> None:
     assert list(OpenAPIV31SpecValidator(DOCUMENT).iter_errors()) == []
 
 
-async def no_metrics() -> bytes:
-    return b""
-
-
 async def test_document_has_exactly_the_routes_of_the_server(server: Server) -> None:
-    routes = set(
-        HttpServer(
-            server.parts.registry,
-            HttpSettings(address="127.0.0.1:0"),
-            metrics=no_metrics,
-            metrics_type="",
-            grace=0,
-            guard=Guard(SecuritySettings(), LimitSettings()),
-            certificates=None,
-        ).routes
-    )
+    routes = set(http_server(server.parts.registry).routes)
     assets = {(method, path) for method, path in routes if path.startswith("/docs/")}
     assert {route for route in routes - assets if route[0] != "HEAD"} == set(OPERATIONS)
 
@@ -66,7 +51,7 @@ QUERIES = {
     ("GET", f"{BASE}/capabilities"): {*PAGE},
     ("GET", f"{BASE}/events"): {*FILTERS, *EVENTS, LABEL},
 }
-GOOD_VALUES = {
+VALID_VALUES = {
     "createOnly": "true",
     "snapshot": "true",
     "health": "healthy",
@@ -90,7 +75,7 @@ async def test_every_documented_parameter_is_accepted(method: str, path: str, re
         if name in {"pageToken", "lastEventId"}:  # must come from the registry; covered by separate tests
             continue
         answer = await rest.call(
-            "HEAD" if path.endswith("events") else method, f"?{name}={GOOD_VALUES.get(name, 'x')}", base=path
+            "HEAD" if path.endswith("events") else method, f"?{name}={VALID_VALUES.get(name, 'x')}", base=path
         )
         assert answer.status == 200, name
 

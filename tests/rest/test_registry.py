@@ -1,4 +1,4 @@
-"""What REST tells of the registry as a whole, and the paths outside the API."""
+"""REST endpoints of the registry as a whole, and paths outside the API."""
 
 import re
 
@@ -14,9 +14,9 @@ from tests.support.server import Server, settings
 CAPABILITIES = [{"name": "a", "version": "1"}, {"name": "a", "version": "2"}, {"name": "b", "version": "1"}]
 
 
-async def some_services(rest: Rest) -> None:
+async def register_services(rest: Rest) -> None:
     await rest.post("/services", service("one", capabilities=CAPABILITIES, health={"status": "healthy"}))
-    capabilities = [{"name": "a", "version": "1", "description": "What a does"}]
+    capabilities = [{"name": "a", "version": "1", "description": "Description of a"}]
     await rest.post("/services", service("two", capabilities=capabilities, health={"status": "degraded"}))
     await rest.post("/services", service("three", metadata={"tags": ["x"]}))
 
@@ -36,27 +36,27 @@ STATISTICS = {
 }
 
 
-async def test_statistics(rest: Rest) -> None:
-    await some_services(rest)
+async def test_stats_count_the_registered_services(rest: Rest) -> None:
+    await register_services(rest)
     assert (await rest.get("/stats")).data == STATISTICS
 
 
-async def test_health_of_the_registry(rest: Rest) -> None:
-    await some_services(rest)
+async def test_registry_health_includes_statistics(rest: Rest) -> None:
+    await register_services(rest)
     health = (await rest.get("/health")).data
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", health.pop("timestamp"))
     assert health == {"status": "healthy", "statistics": STATISTICS}
 
 
-async def test_one_unhealthy_service_makes_it_degraded(rest: Rest) -> None:
+async def test_one_unhealthy_service_makes_the_registry_degraded(rest: Rest) -> None:
     await rest.post("/services", service(health={"status": "unhealthy"}))
     assert (await rest.get("/health")).data["status"] == "degraded"
     await rest.put("/services/agent", {"health": {"status": "healthy"}})
     assert (await rest.get("/health")).data["status"] == "healthy"
 
 
-async def test_capabilities(rest: Rest) -> None:
-    await some_services(rest)
+async def test_capabilities_are_aggregated_over_services(rest: Rest) -> None:
+    await register_services(rest)
     assert (await rest.get("/capabilities")).data == {
         "capabilities": [
             {
@@ -64,7 +64,7 @@ async def test_capabilities(rest: Rest) -> None:
                 "versions": ["1", "2"],
                 "serviceNames": ["one", "two"],
                 "serviceCount": 2,
-                "description": "What a does",
+                "description": "Description of a",
             },
             {"name": "b", "versions": ["1"], "serviceNames": ["one"], "serviceCount": 1},
         ],
@@ -73,8 +73,8 @@ async def test_capabilities(rest: Rest) -> None:
     }
 
 
-async def test_capabilities_come_in_pages(rest: Rest) -> None:
-    await some_services(rest)
+async def test_capabilities_are_paginated(rest: Rest) -> None:
+    await register_services(rest)
     first = (await rest.get("/capabilities?pageSize=1")).data
     second = (await rest.get(f"/capabilities?pageSize=1&pageToken={first['nextPageToken']}")).data
     assert [page["capabilities"][0]["name"] for page in (first, second)] == ["a", "b"]
@@ -91,40 +91,40 @@ async def test_capabilities_come_in_pages(rest: Rest) -> None:
         ("label.a=b", ["label.a"]),
     ],
 )
-async def test_capabilities_refuse_bad_parameters(query: str, fields: list[str], rest: Rest) -> None:
+async def test_bad_parameters_of_capabilities_are_refused(query: str, fields: list[str], rest: Rest) -> None:
     answer = await rest.get(f"/capabilities?{query}")
     assert (answer.status, answer.fields) == (400, fields)
 
 
-async def test_cleanup_removes_only_leases_that_have_ended(redis: RedisProcess) -> None:
-    # No sweep but the one that is asked for.
+async def test_cleanup_removes_only_services_with_expired_leases(redis: RedisProcess) -> None:
+    # Without periodic sweeps.
     async with serving(settings(redis.url, lease={"sweep_interval_ms": 86_400_000})) as served:
         await served.parts.loaded.wait()
         async with client(f"http://{served.http_address}") as rest:
-            await rest.post("/services", service("stays"))
-            await rest.post("/services", service("goes"))
+            await rest.post("/services", service("kept"))
+            await rest.post("/services", service("expired"))
             answer = await rest.post("/cleanup")
             assert answer.data == {"message": "Cleanup completed", "servicesRemoved": 0}
             async with Redis.from_url(redis.url) as store:
-                await store.zadd("ossa:registry:leases", {"goes": 1}, xx=True)
+                await store.zadd("ossa:registry:leases", {"expired": 1}, xx=True)
             answer = await rest.post("/cleanup")
             assert answer.data == {"message": "Cleanup completed", "servicesRemoved": 1}
-            assert (await rest.get("/services/goes")).status == 404
-            assert (await rest.get("/services/stays")).status == 200
+            assert (await rest.get("/services/expired")).status == 404
+            assert (await rest.get("/services/kept")).status == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/stats"), ("GET", "/health"), ("POST", "/cleanup")])
-async def test_paths_of_the_registry_take_no_parameters(method: str, path: str, rest: Rest) -> None:
+async def test_registry_paths_have_no_parameters(method: str, path: str, rest: Rest) -> None:
     answer = await rest.call(method, f"{path}?verbose=1")
     assert (answer.status, answer.fields) == (400, ["verbose"])
 
 
 async def test_liveness_and_readiness_have_no_envelope(rest: Rest) -> None:
-    assert (await rest.outside("/health/live")).body == {"status": "alive"}
-    assert (await rest.outside("/health")).body == {"status": "healthy"}
+    assert (await rest.get_outside_api("/health/live")).body == {"status": "alive"}
+    assert (await rest.get_outside_api("/health")).body == {"status": "healthy"}
 
 
-async def test_before_the_catalog_is_loaded_reads_and_writes_say_when_to_try_again() -> None:
+async def test_before_loading_all_calls_fail_with_a_retry_delay() -> None:
     async with serving(settings("redis://127.0.0.1:1")) as served, client(f"http://{served.http_address}") as rest:
         calls = [
             ("GET", "/services", None),
@@ -143,17 +143,15 @@ async def test_before_the_catalog_is_loaded_reads_and_writes_say_when_to_try_aga
             answer = await rest.call(method, path, document)
             assert (answer.status, answer.code) == (503, "STORE_UNAVAILABLE"), path
             assert answer.headers["Retry-After"] == "1"
-        assert (await rest.outside("/health")).status == 503
-        assert (await rest.outside("/health")).body == {"status": "unhealthy"}
+        assert (await rest.get_outside_api("/health")).status == 503
+        assert (await rest.get_outside_api("/health")).body == {"status": "unhealthy"}
         assert (await rest.get("/health")).data["status"] == "unhealthy"
-        assert (await rest.outside("/health/live")).status == 200
+        assert (await rest.get_outside_api("/health/live")).status == 200
 
 
 @pytest.mark.own_redis
-async def test_while_redis_is_away_reads_go_on_and_writes_are_unavailable(
-    redis: RedisProcess, server: Server, rest: Rest
-) -> None:
-    await some_services(rest)
+async def test_without_redis_reads_continue_and_writes_fail(redis: RedisProcess, server: Server, rest: Rest) -> None:
+    await register_services(rest)
     await server.stub.Heartbeat(HeartbeatRequest(names=["one"]))
     await redis.stop()
     assert (await rest.get("/services")).data["count"] == 3

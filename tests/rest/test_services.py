@@ -12,7 +12,7 @@ from tests.support.server import Server
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
-SEED: dict[str, Any] = {
+OSSA_DOCUMENT: dict[str, Any] = {
     "name": "ai-text-processor",
     "endpoint": "https://ai-service.company.com:8080",
     "version": "2.1.0",
@@ -38,23 +38,23 @@ SEED: dict[str, Any] = {
 }
 
 
-async def test_a_service_is_registered_in_the_shape_of_the_seed_and_comes_back_so(rest: Rest) -> None:
-    answer = await rest.post("/services", SEED)
+async def test_document_of_the_ossa_reference_implementation_round_trips(rest: Rest) -> None:
+    answer = await rest.post("/services", OSSA_DOCUMENT)
     assert answer.status == 201
     registered = answer.data
-    changing = {name: registered.pop(name) for name in ("registeredAt", "updatedAt", "revision")}
+    assigned = {name: registered.pop(name) for name in ("registeredAt", "updatedAt", "revision")}
     changed = registered["health"].pop("statusChangedAt")
-    assert registered == SEED
-    assert all(TIME.fullmatch(time) for time in (changing["registeredAt"], changing["updatedAt"], changed))
+    assert registered == OSSA_DOCUMENT
+    assert all(TIME.fullmatch(time) for time in (assigned["registeredAt"], assigned["updatedAt"], changed))
     assert answer.headers["Location"] == "/api/v1/registry/services/ai-text-processor"
-    assert answer.headers["ETag"] == f'"{changing["revision"]}"'
+    assert answer.headers["ETag"] == f'"{assigned["revision"]}"'
     read = await rest.get("/services/ai-text-processor")
     assert read.data == answer.data
     assert read.headers["ETag"] == answer.headers["ETag"]
 
 
-async def test_a_registration_over_rest_is_one_over_grpc(rest: Rest, server: Server) -> None:
-    await rest.post("/services", SEED)
+async def test_service_registered_over_rest_is_readable_over_grpc(rest: Rest, server: Server) -> None:
+    await rest.post("/services", OSSA_DOCUMENT)
     found = (await server.stub.GetService(GetServiceRequest(name="ai-text-processor"))).service
     assert found.health.response_time.ToMilliseconds() == 12
     assert found.health.response_time.nanos == 12_500_000
@@ -63,21 +63,21 @@ async def test_a_registration_over_rest_is_one_over_grpc(rest: Rest, server: Ser
     assert found.capabilities[0].outputs["half"] == 0.5
 
 
-async def test_the_envelope_has_the_members_of_the_seed(rest: Rest) -> None:
+async def test_envelope_has_the_members_of_the_ossa_implementation(rest: Rest) -> None:
     body = (await rest.post("/services", service())).body
     assert list(body) == ["success", "data", "meta"]
     assert list(body["meta"]) == ["timestamp", "version", "requestId"]
-    failed = (await rest.get("/services/nobody")).body
+    failed = (await rest.get("/services/unknown")).body
     assert list(failed) == ["success", "error", "meta"]
     assert list(failed["error"]) == ["code", "message", "details"]
     assert failed["error"] == {
         "code": "SERVICE_NOT_FOUND",
-        "message": "service 'nobody' is not registered",
-        "details": {"name": "nobody"},
+        "message": "service 'unknown' is not registered",
+        "details": {"name": "unknown"},
     }
 
 
-async def test_registering_again_keeps_the_first_time_and_takes_the_new_content(rest: Rest) -> None:
+async def test_registering_again_replaces_all_but_registered_at(rest: Rest) -> None:
     first = (await rest.post("/services", service())).data
     again = await rest.post("/services", service(version="1.1.0"))
     assert again.status == 201
@@ -87,20 +87,20 @@ async def test_registering_again_keeps_the_first_time_and_takes_the_new_content(
     assert same.data["revision"] == again.data["revision"]
 
 
-async def test_create_only_refuses_a_name_that_is_taken(rest: Rest) -> None:
+async def test_create_only_refuses_a_registered_name(rest: Rest) -> None:
     assert (await rest.post("/services?createOnly=true", service())).status == 201
     taken = await rest.post("/services?createOnly=true", service())
     assert (taken.status, taken.code) == (409, "SERVICE_EXISTS")
     assert (await rest.post("/services?createOnly=false", service())).status == 201
 
 
-async def test_what_was_read_can_be_registered_again(rest: Rest) -> None:
-    read = (await rest.post("/services", SEED)).data
+async def test_returned_document_can_be_registered_again(rest: Rest) -> None:
+    read = (await rest.post("/services", OSSA_DOCUMENT)).data
     assert (await rest.post("/services", read)).data == read
 
 
 BAD_BODIES: dict[str, tuple[Any, list[str]]] = {
-    "nothing required": ({}, ["capabilities", "endpoint", "name", "version"]),
+    "empty": ({}, ["capabilities", "endpoint", "name", "version"]),
     "no capabilities": ({"name": "a", "endpoint": "http://a", "version": "1"}, ["capabilities"]),
     "capabilities null": (service(capabilities=None), ["capabilities"]),
     "capabilities an object": (service(capabilities={"name": "c"}), ["capabilities"]),
@@ -112,8 +112,8 @@ BAD_BODIES: dict[str, tuple[Any, list[str]]] = {
         service(health={"mood": 1}, metadata={"tag": []}, capabilities=[{"name": "c", "input": {}}]),
         ["capabilities[0].input", "health.mood", "metadata.tag"],
     ),
-    "grpc's names": (service(registered_at=1, health_check={}), ["health_check", "registered_at"]),
-    "name of a number": (service(name=5), ["name"]),
+    "field names of gRPC": (service(registered_at=1, health_check={}), ["health_check", "registered_at"]),
+    "number as name": (service(name=5), ["name"]),
     "bad name": (service(name="a b"), ["name"]),
     "empty name": (service(name=""), ["name"]),
     "bad endpoint": (service(endpoint="ftp://a"), ["endpoint"]),
@@ -126,7 +126,7 @@ BAD_BODIES: dict[str, tuple[Any, list[str]]] = {
     "time as text": (service(health={"responseTime": "12ms"}), ["health.responseTime"]),
     "tags as text": (service(metadata={"tags": "a,b"}), ["metadata.tags"]),
     "tag with a comma": (service(metadata={"tags": ["a,b"]}), ["metadata.tags[0]"]),
-    "label of a number": (service(metadata={"labels": {"a": 1}}), ['metadata.labels["a"]']),
+    "number as label": (service(metadata={"labels": {"a": 1}}), ['metadata.labels["a"]']),
     "label key": (service(metadata={"labels": {"_a b": "1"}}), ['metadata.labels["_a b"]']),
     "schema as text": (service(capabilities=[{"name": "c", "inputs": "x"}]), ["capabilities[0].inputs"]),
     "short lease": (service(ttlSeconds=1), ["ttlSeconds"]),
@@ -144,7 +144,7 @@ BAD_BODIES: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_BODIES)
-async def test_a_bad_registration_is_refused_with_the_names_of_all_bad_fields(case: str, rest: Rest) -> None:
+async def test_bad_registration_is_refused_with_all_bad_fields(case: str, rest: Rest) -> None:
     body, fields = BAD_BODIES[case]
     answer = await rest.call("POST", "/services", data=b"" if body is None else json.dumps(body), headers=JSON)
     assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
@@ -154,7 +154,7 @@ async def test_a_bad_registration_is_refused_with_the_names_of_all_bad_fields(ca
 JSON = {"Content-Type": "application/json"}
 BAD_JSON = {
     "empty": b"",
-    "no json": b"{",
+    "truncated": b"{",
     "trailing": b"{} {}",
     "single quotes": b"{'name': 1}",
     "not utf-8": b'{"name": "\xff"}',
@@ -171,20 +171,20 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("case", BAD_JSON)
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_what_is_no_json_is_refused(method: str, case: str, rest: Rest) -> None:
+async def test_body_that_is_not_json_is_refused(method: str, case: str, rest: Rest) -> None:
     path = "/services" if method == "POST" else "/services/a"
     answer = await rest.call(method, path, data=BAD_JSON[case], headers=JSON)
     assert (answer.status, answer.code, answer.fields) == (400, "INVALID_REQUEST", ["body"])
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '{"\\ud800": 1}'])
-async def test_half_of_a_surrogate_pair_is_refused(text: str, rest: Rest) -> None:
+async def test_lone_surrogate_is_refused(text: str, rest: Rest) -> None:
     body = f'{{"name": "a", "endpoint": "http://a", "version": "1", "capabilities": [], "group": {text}}}'
     answer = await rest.call("POST", "/services", data=body.encode(), headers=JSON)
     assert (answer.status, answer.fields) == (400, ["group"])
 
 
-async def test_a_number_beyond_a_double_is_refused(rest: Rest) -> None:
+async def test_number_beyond_double_range_is_refused(rest: Rest) -> None:
     body = json.dumps(service(health={"details": {"n": 0}})).replace("0}", "1e999}")
     answer = await rest.call("POST", "/services", data=body, headers=JSON)
     assert (answer.status, answer.fields) == (400, ["health.details.n"])
@@ -195,20 +195,20 @@ async def test_a_number_beyond_a_double_is_refused(rest: Rest) -> None:
     ["application/x-www-form-urlencoded", "text/plain", "application/json; charset=latin-1", "multipart/form-data", ""],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT"])
-async def test_a_body_that_is_not_declared_as_json_is_refused(method: str, content_type: str, rest: Rest) -> None:
+async def test_body_not_declared_as_json_is_refused(method: str, content_type: str, rest: Rest) -> None:
     path = "/services" if method == "POST" else "/services/agent"
     answer = await rest.call(method, path, data=b"{}", headers={"Content-Type": content_type})
     assert (answer.status, answer.code) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
-async def test_json_may_be_declared_in_any_way_that_means_it(content_type: str, rest: Rest) -> None:
+async def test_equivalent_json_content_types_are_accepted(content_type: str, rest: Rest) -> None:
     answer = await rest.call("POST", "/services", data=json.dumps(service()), headers={"Content-Type": content_type})
     assert answer.status == 201
 
 
 @pytest.mark.parametrize("query", ["?createOnly=yes", "?createOnly=", "?createOnly=true&createOnly=true", "?force=1"])
-async def test_registering_refuses_bad_parameters(query: str, rest: Rest) -> None:
+async def test_bad_parameters_of_a_registration_are_refused(query: str, rest: Rest) -> None:
     answer = await rest.post(f"/services{query}", service())
     assert (answer.status, answer.fields) == (400, [query[1:].partition("=")[0]])
 
@@ -216,13 +216,13 @@ async def test_registering_refuses_bad_parameters(query: str, rest: Rest) -> Non
 # One service.
 
 
-async def test_an_update_changes_only_the_fields_that_are_given(rest: Rest) -> None:
-    before = (await rest.post("/services", SEED)).data
+async def test_update_changes_only_the_fields_in_its_body(rest: Rest) -> None:
+    before = (await rest.post("/services", OSSA_DOCUMENT)).data
     answer = await rest.put("/services/ai-text-processor", {"version": "2.2.0"})
     assert answer.status == 200
-    changing = ("version", "updatedAt", "revision")
-    assert {k: v for k, v in answer.data.items() if k not in changing} == {
-        k: v for k, v in before.items() if k not in changing
+    changed = ("version", "updatedAt", "revision")
+    assert {k: v for k, v in answer.data.items() if k not in changed} == {
+        k: v for k, v in before.items() if k not in changed
     }
     assert answer.data["version"] == "2.2.0"
     assert answer.data["revision"] > before["revision"]
@@ -230,20 +230,20 @@ async def test_an_update_changes_only_the_fields_that_are_given(rest: Rest) -> N
 
 
 UPDATES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "a field as a whole": ({"metadata": {"author": "me"}}, {"metadata": {"author": "me", "tags": [], "labels": {}}}),
+    "an object is replaced": ({"metadata": {"author": "me"}}, {"metadata": {"author": "me", "tags": [], "labels": {}}}),
     "an empty array": ({"capabilities": []}, {"capabilities": []}),
     "null clears": ({"ttlSeconds": None, "healthCheck": None}, {"ttlSeconds": None, "healthCheck": None}),
     "zero is a value": ({"ttlSeconds": 0}, {"ttlSeconds": 0}),
     "group falls back to the name": ({"group": None}, {"group": "ai-text-processor"}),
-    "its own name": ({"name": "ai-text-processor", "version": "3"}, {"version": "3"}),
-    "nothing": ({}, {}),
-    "what only the registry sets": ({"revision": 99, "registeredAt": "x", "updatedAt": None}, {}),
+    "unchanged name": ({"name": "ai-text-processor", "version": "3"}, {"version": "3"}),
+    "no fields": ({}, {}),
+    "fields set by the registry are ignored": ({"revision": 99, "registeredAt": "x", "updatedAt": None}, {}),
 }
 
 
 @pytest.mark.parametrize("case", UPDATES)
-async def test_an_update_takes(case: str, rest: Rest) -> None:
-    before = (await rest.post("/services", SEED)).data
+async def test_update_replaces_the_fields_in_its_body(case: str, rest: Rest) -> None:
+    before = (await rest.post("/services", OSSA_DOCUMENT)).data
     change, expected = UPDATES[case]
     answer = await rest.put("/services/ai-text-processor", change)
     assert answer.status == 200
@@ -254,13 +254,13 @@ async def test_an_update_takes(case: str, rest: Rest) -> None:
     }
 
 
-async def test_an_update_without_a_change_leaves_the_revision(rest: Rest) -> None:
-    before = (await rest.post("/services", SEED)).data
-    for change in ({}, {"version": SEED["version"]}, before):
+async def test_update_without_a_change_keeps_the_revision(rest: Rest) -> None:
+    before = (await rest.post("/services", OSSA_DOCUMENT)).data
+    for change in ({}, {"version": OSSA_DOCUMENT["version"]}, before):
         assert (await rest.put("/services/ai-text-processor", change)).data == before
 
 
-async def test_a_status_can_be_set(rest: Rest) -> None:
+async def test_update_can_set_the_status(rest: Rest) -> None:
     await rest.post("/services", service())
     answer = await rest.put("/services/agent", {"health": {"status": "maintenance", "responseTime": 3}})
     assert answer.data["health"]["status"] == "maintenance"
@@ -282,7 +282,7 @@ BAD_UPDATES: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_UPDATES)
-async def test_a_bad_update_is_refused_with_the_names_of_all_bad_fields(case: str, rest: Rest) -> None:
+async def test_bad_update_is_refused_with_all_bad_fields(case: str, rest: Rest) -> None:
     before = (await rest.post("/services", service())).data
     body, fields = BAD_UPDATES[case]
     answer = await rest.put("/services/agent", body)
@@ -290,7 +290,7 @@ async def test_a_bad_update_is_refused_with_the_names_of_all_bad_fields(case: st
     assert (await rest.get("/services/agent")).data == before
 
 
-async def test_unregistering_tells_so_and_removes(rest: Rest) -> None:
+async def test_unregistering_removes_the_service(rest: Rest) -> None:
     await rest.post("/services", service())
     answer = await rest.delete("/services/agent")
     assert (answer.status, answer.data) == (200, {"message": "Service agent unregistered"})
@@ -308,8 +308,8 @@ ONE_SERVICE = [
 
 
 @pytest.mark.parametrize(("method", "path"), ONE_SERVICE)
-async def test_a_name_that_is_not_registered_is_not_found(method: str, path: str, rest: Rest) -> None:
-    answer = await rest.call(method, path.format("nobody"), {} if method == "PUT" else None)
+async def test_unregistered_name_is_not_found(method: str, path: str, rest: Rest) -> None:
+    answer = await rest.call(method, path.format("unknown"), {} if method == "PUT" else None)
     assert answer.status == 404
     if method != "HEAD":
         assert answer.code == "SERVICE_NOT_FOUND"
@@ -317,7 +317,7 @@ async def test_a_name_that_is_not_registered_is_not_found(method: str, path: str
 
 @pytest.mark.parametrize("name", ["a%20b", "a%2Fb", "%00", "-a", "a" * 129, "%F0%9F%90%8D", "%FF", "%3Cscript%3E"])
 @pytest.mark.parametrize(("method", "path"), ONE_SERVICE)
-async def test_what_cannot_be_a_name_is_refused(method: str, path: str, name: str, rest: Rest) -> None:
+async def test_invalid_name_is_refused(method: str, path: str, name: str, rest: Rest) -> None:
     answer = await rest.call(method, path.format(name), {} if method == "PUT" else None)
     assert answer.status == 400
     if method != "HEAD":
@@ -325,7 +325,7 @@ async def test_what_cannot_be_a_name_is_refused(method: str, path: str, name: st
 
 
 @pytest.mark.parametrize(("method", "path"), ONE_SERVICE)
-async def test_paths_of_one_service_take_no_parameters(method: str, path: str, rest: Rest) -> None:
+async def test_service_paths_have_no_parameters(method: str, path: str, rest: Rest) -> None:
     await rest.post("/services", service())
     answer = await rest.call(method, path.format("agent") + "?full=1", {} if method == "PUT" else None)
     assert answer.status == 400
@@ -358,7 +358,7 @@ async def test_paths_of_one_service_take_no_parameters(method: str, path: str, r
         ("*, *", 400),
     ],
 )
-async def test_if_match_lets_through_only_the_current_revision(method: str, tags: str, status: int, rest: Rest) -> None:
+async def test_if_match_admits_only_the_current_revision(method: str, tags: str, status: int, rest: Rest) -> None:
     now = (await rest.post("/services", service())).data["revision"]
     document = {"version": "2"} if method == "PUT" else None
     answer = await rest.call(method, "/services/agent", document, headers={"If-Match": tags.format(now=now)})
@@ -373,9 +373,9 @@ async def test_if_match_lets_through_only_the_current_revision(method: str, tags
 
 
 @pytest.mark.parametrize("tags", ['"1"', "*", '"1", "2"'])
-async def test_if_match_for_a_name_that_is_not_registered_is_not_found(tags: str, rest: Rest) -> None:
-    assert (await rest.delete("/services/nobody", If_Match=tags)).status == 404
-    assert (await rest.put("/services/nobody", {}, If_Match=tags)).status == 404
+async def test_if_match_for_an_unregistered_name_is_not_found(tags: str, rest: Rest) -> None:
+    assert (await rest.delete("/services/unknown", If_Match=tags)).status == 404
+    assert (await rest.put("/services/unknown", {}, If_Match=tags)).status == 404
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,9 @@ async def test_if_match_for_a_name_that_is_not_registered_is_not_found(tags: str
     [('"{now}"', 304), ('W/"{now}"', 304), ('"1000", "{now}"', 304), ("*", 304), ('"1000"', 200), ("x", 400)],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_if_none_match_spares_the_answer_that_is_known(method: str, tags: str, status: int, rest: Rest) -> None:
+async def test_if_none_match_answers_304_for_the_current_revision(
+    method: str, tags: str, status: int, rest: Rest
+) -> None:
     now = (await rest.post("/services", service())).data["revision"]
     answer = await rest.call(method, "/services/agent", headers={"If-None-Match": tags.format(now=now)})
     assert answer.status == status
@@ -396,22 +398,22 @@ async def test_if_none_match_spares_the_answer_that_is_known(method: str, tags: 
 # Health and leases.
 
 
-async def test_health_of_a_service(rest: Rest) -> None:
+async def test_service_health_includes_the_lease_expiry(rest: Rest) -> None:
     await rest.post("/services", service(health={"status": "degraded", "responseTime": 1.5, "error": "slow"}))
     health = (await rest.get("/services/agent/health")).data
     assert (health["status"], health["responseTime"], health["error"]) == ("degraded", 1.5, "slow")
     assert TIME.fullmatch(health["leaseExpiresAt"])
 
 
-async def test_health_of_a_permanent_service_has_no_end_of_a_lease(rest: Rest) -> None:
+async def test_health_of_a_permanent_service_has_no_lease_expiry(rest: Rest) -> None:
     await rest.post("/services", service(ttlSeconds=0))
     assert "leaseExpiresAt" not in (await rest.get("/services/agent/health")).data
 
 
-async def test_a_heartbeat_renews_the_lease(rest: Rest) -> None:
+async def test_heartbeat_renews_the_lease(rest: Rest) -> None:
     await rest.post("/services", service())
     before = (await rest.get("/services/agent/health")).data["leaseExpiresAt"]
-    while True:  # until the clock of the store has gone on by a millisecond
+    while True:  # until the store's clock has advanced by a millisecond
         answer = await rest.post("/services/agent/heartbeat")
         assert (answer.status, answer.data) == (200, {"message": "Lease of service agent renewed"})
         if (await rest.get("/services/agent/health")).data["leaseExpiresAt"] > before:

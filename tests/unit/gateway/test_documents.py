@@ -1,4 +1,4 @@
-"""JSON of services is made once, and what is kept of it is bounded."""
+"""``Documents``: a bounded cache of the JSON of services."""
 
 import json
 
@@ -7,7 +7,7 @@ from registry_server.model.document import service_document
 from tests.support.samples import example_service, small_service
 
 
-def test_the_json_is_that_of_the_service() -> None:
+def test_json_is_encoded_once() -> None:
     service = example_service()
     service.revision = 7
     documents = Documents()
@@ -16,17 +16,17 @@ def test_the_json_is_that_of_the_service() -> None:
     assert documents.encoded(service.SerializeToString()) is first
 
 
-def test_what_is_entries_is_bounded_and_the_oldest_goes_first() -> None:
+def test_cache_is_bounded_and_evicts_the_oldest_entries() -> None:
     documents = Documents(max_bytes=2_000)
     wires = [small_service(f"agent-{i:03}").SerializeToString() for i in range(100)]
-    made = [documents.encoded(wire) for wire in wires]
+    encoded = [documents.encoded(wire) for wire in wires]
     assert documents._bytes <= 2_000
-    assert documents._bytes == sum(len(wire) + len(kept) + 200 for wire, kept in documents._entries.items())
+    assert documents._bytes == sum(len(wire) + len(document) + 200 for wire, document in documents._entries.items())
     assert list(documents._entries) == wires[-len(documents._entries) :]
-    assert [documents.encoded(wire) for wire in wires] == made
+    assert [documents.encoded(wire) for wire in wires] == encoded
 
 
-def test_one_that_is_larger_than_the_bound_is_made_and_not_entries() -> None:
+def test_document_larger_than_the_cache_is_not_cached() -> None:
     documents = Documents(max_bytes=100)
     assert json.loads(documents.encoded(example_service().SerializeToString()))["name"] == "ai-text-processor"
     assert documents._bytes == 0

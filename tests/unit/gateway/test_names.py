@@ -1,4 +1,4 @@
-"""Violations are told by the names of REST."""
+"""``rest_names``: violations name the fields of REST."""
 
 import pytest
 
@@ -37,7 +37,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("path", NAMES)
-def test_a_path_of_grpc_has_its_name(path: str) -> None:
-    with pytest.raises(InvalidRequest) as refused, rest_names():
+def test_grpc_field_path_is_renamed_for_rest(path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught, rest_names():
         raise InvalidRequest([Violation(path, "is bad")])
-    assert refused.value.violations == (Violation(NAMES[path], "is bad"),)
+    assert caught.value.violations == (Violation(NAMES[path], "is bad"),)
