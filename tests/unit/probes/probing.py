@@ -16,9 +16,9 @@ from registry_server.security.egress import EgressPolicy
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED
 INCONCLUSIVE = OutcomeKind.INCONCLUSIVE
-SHORT_TIMEOUT = "0.200s"
+SHORT_TIMEOUT = "0.100s"
 """Timeout of probes that are expected to time out; the default is long enough for a busy machine."""
-TIMED_OUT = "no answer within 200 ms"
+TIMED_OUT = "no answer within 100 ms"
 
 Check = dict[str, Any]
 

@@ -54,7 +54,7 @@ def test_probe_of_a_silent_address_times_out(scheme: str, runner: asyncio.Runner
     with black_hole() as port:
         outcome = runner.run(send_probe(f"{scheme}://127.0.0.1:{port}", {"timeout": SHORT_TIMEOUT}))
     assert (outcome.kind, outcome.error) == (FAILED, TIMED_OUT)
-    assert 0.15 < outcome.response_time < 2
+    assert 0.075 < outcome.response_time < 2
 
 
 @pytest.mark.parametrize(
