@@ -22,10 +22,6 @@ from registry_server.model.record import Record
 from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
 from registry_server.runtime.tasks import cancel
 
-_FIRST_PROBE_SECONDS: Final = 1.0
-"""Time within which a registered or changed service is first probed."""
-_REVIEW_INTERVAL_SECONDS: Final = 1.0
-"""How often to check whether self-preservation has reached its time limit."""
 _SERVICES_PER_SLICE: Final = 100
 """Services processed without yielding to the event loop: about 4 ms."""
 _MAX_CONCURRENT_ON_DEMAND: Final = 64
@@ -51,6 +47,8 @@ class HealthMonitor:
         evaluator: HealthEvaluator,
         results: ResultWriter,
         settings: HealthCheckSettings,
+        first_probe_seconds: float = 1.0,
+        review_seconds: float = 1.0,
     ) -> None:
         """Create a monitor, which does not run yet.
 
@@ -61,6 +59,8 @@ class HealthMonitor:
             evaluator: Evaluates the results.
             results: Stores the results.
             settings: Defaults of health checks.
+            first_probe_seconds: Upper bound of the random delay before the first probe of a new or moved service.
+            review_seconds: Interval of self-preservation reviews while there are no results.
         """
         self._replica = replica
         self._prober = prober
@@ -68,6 +68,8 @@ class HealthMonitor:
         self._evaluator = evaluator
         self._results = results
         self._settings = settings
+        self._first_probe_seconds = first_probe_seconds
+        self._review_seconds = review_seconds
         self._transitions = Transitions(evaluator.commit)
         # After a pause, the other processes may have considered this one dead.
         self._pauses = PauseDetector(lambda _: membership.refresh())
@@ -234,7 +236,7 @@ class HealthMonitor:
     async def _review(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_REVIEW_INTERVAL_SECONDS):
+                async with asyncio.timeout(self._review_seconds):
                     await self._evaluator.review_needed.wait()
             await self._evaluator.review()
 
@@ -249,7 +251,7 @@ class HealthMonitor:
         elif not self._membership.owns(after.name):
             return
         elif before is None or _check_differs(before, after):
-            self._assign(after, _FIRST_PROBE_SECONDS)
+            self._assign(after, self._first_probe_seconds)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
             self._evaluator.track_service(after)  # the new status comes from a report or an update
 
@@ -266,7 +268,9 @@ class HealthMonitor:
                 if not self._membership.owns(record.name):
                     self._release(record.name)
                 elif record.name not in self._plans:
-                    self._assign(record, _FIRST_PROBE_SECONDS if record.name in self._changed_unassigned else math.inf)
+                    self._assign(
+                        record, self._first_probe_seconds if record.name in self._changed_unassigned else math.inf
+                    )
             self._changed_unassigned.clear()
 
     def _assign(self, record: Record, max_delay: float) -> None:

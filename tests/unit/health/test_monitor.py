@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,8 +13,6 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEvent
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.app import Parts, open_parts
 from registry_server.errors import ServiceNotFound
-from registry_server.health import HealthMonitor
-from registry_server.health import monitor as module
 from registry_server.health.evaluator import Verdict
 from registry_server.probes import Outcome, OutcomeKind
 from registry_server.runtime.tasks import cancel
@@ -23,6 +21,9 @@ from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
 from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from registry_server.health import HealthMonitor
 
 pytestmark = pytest.mark.slow
 
@@ -193,11 +194,9 @@ async def test_result_counts_after_an_unrelated_change_during_the_probe(redis: R
 # Limits.
 
 
-async def test_due_probes_in_flight_are_bounded_and_all_services_are_probed(
-    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_FIRST_PROBE_SECONDS", 0.01)
+async def test_due_probes_in_flight_are_bounded_and_all_services_are_probed(redis: RedisProcess, agent: Agent) -> None:
     async with open_process(redis, concurrency=3, **HOURLY) as process:
+        process.monitor._first_probe_seconds = 0.01
         agent.open.clear()
         names = [f"s{i}" for i in range(20)]
         for name in names:
@@ -226,11 +225,9 @@ async def test_check_on_demand_is_not_delayed_by_hanging_services(redis: RedisPr
         assert hanging.waiting == 1
 
 
-async def test_concurrent_checks_on_demand_are_bounded(
-    redis: RedisProcess, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_FIRST_PROBE_SECONDS", 3600.0)
+async def test_concurrent_checks_on_demand_are_bounded(redis: RedisProcess, agent: Agent) -> None:
     async with open_process(redis, **HOURLY) as process:
+        process.monitor._first_probe_seconds = 3600.0
         process.monitor._on_demand_slots = asyncio.Semaphore(2)
         names = [f"s{i}" for i in range(8)]
         for name in names:
@@ -399,7 +396,6 @@ async def test_check_on_demand_returns_although_its_probe_raises(
 
 async def test_failure_of_the_monitor_ends_the_process(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its health checks, a registry would continue to return dead services as healthy."""
-    monkeypatch.setattr(module, "_REVIEW_INTERVAL_SECONDS", 0.01)
 
     async def fail() -> None:
         raise ValueError("a bug")
@@ -407,6 +403,7 @@ async def test_failure_of_the_monitor_ends_the_process(redis: RedisProcess, monk
     async def run() -> None:
         async with open_process(redis, start=False, **HOURLY) as process:
             monkeypatch.setattr(process.monitor._evaluator, "review", fail)
+            process.monitor._review_seconds = 0.01
             await process.registry.start_health_monitoring()
             async with asyncio.timeout(TIMEOUT):
                 await asyncio.Event().wait()
