@@ -70,7 +70,7 @@ class Failure(NamedTuple):
         return {"code": self.code, "message": self.message, "details": self.details}
 
 
-def encode(document: Any) -> bytes:
+def encode_json(document: Any) -> bytes:
     """Return compact UTF-8 JSON of plain values."""
     return _encode(document).encode()
 

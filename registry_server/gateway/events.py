@@ -124,7 +124,7 @@ class EventStream:
         await response.prepare(request)
         try:
             retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
-            await self._write_text(response, sse.opening(retry, snapshot=snapshot))
+            await self._write_text(response, sse.encode_opening(retry, snapshot=snapshot))
             try:
                 async for message in messages:
                     await self._write_text(
@@ -133,7 +133,7 @@ class EventStream:
             except (TimeoutError, ConnectionError):
                 raise
             except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
-                await self._write_text(response, sse.ending(failure_of(error, request[REQUEST_ID])))
+                await self._write_text(response, sse.encode_ending(failure_of(error, request[REQUEST_ID])))
             await response.write_eof()
         except TimeoutError:
             log.info("slow reader disconnected", request_id=request[REQUEST_ID])

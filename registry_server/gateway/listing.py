@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from registry_server.gateway.documents import Documents
-from registry_server.gateway.envelope import encode
+from registry_server.gateway.envelope import encode_json
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import FILTERS, PAGE, Query
 from registry_server.instrumentation.counters import CacheCounters
@@ -37,7 +37,7 @@ class _Answer(NamedTuple):
 
 
 class Listing:
-    """Answers query strings.
+    """Caches the answers to ``GET /services`` by query string.
 
     The registry caches its answers and evicts those that a change affects. Each entry here is valid exactly as long as
     the registry's own, so it needs no invalidation and is never older.
@@ -95,7 +95,7 @@ class Listing:
                 await asyncio.sleep(0)
             documents += map(self._documents.encoded, services[start : start + _SERVICES_PER_SLICE])
         tail = DiscoverServicesResponse.FromString(rest)
-        tail_json = encode(
+        tail_json = encode_json(
             {
                 "count": len(services),
                 "total": tail.total_size,

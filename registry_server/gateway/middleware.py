@@ -187,7 +187,7 @@ class Middleware:
         return response
 
     def _body_bytes(self, request: web.Request) -> int:
-        """Return how much of a request's body may be read; without a declared length, the maximum."""
+        """Return the maximum number of bytes to read from a request's body."""
         if not request.body_exists:
             return 0
         declared = request.content_length
@@ -245,13 +245,13 @@ class Middleware:
         return reject
 
     def _log_request(self, request: web.Request, status: int, seconds: float, context: RequestContext) -> None:
+        # The path may contain arbitrary bytes.
+        path = request.raw_path[:MAX_URL_BYTES].encode("ascii", "backslashreplace").decode()
         self._log.log(
             logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO,
             "request",
             method=request.method,
-            path=request.raw_path[:MAX_URL_BYTES]
-            .encode("ascii", "backslashreplace")
-            .decode(),  # the path may hold arbitrary bytes
+            path=path,
             status=status,
             milliseconds=round(seconds * 1000, 3),
             **context.log_fields(),

@@ -101,11 +101,11 @@ class Query:
 
     def echo(self) -> dict[str, Any]:
         """Return the filter parameters as the answer repeats them, with lists as arrays."""
-        given: dict[str, Any] = {name: self._values[name] for name in FILTERS if name in self._values}
-        if "tags" in given:
-            given["tags"] = self._list("tags")
+        filters: dict[str, Any] = {name: self._values[name] for name in FILTERS if name in self._values}
+        if "tags" in filters:
+            filters["tags"] = self._list("tags")
         labels = {name.removeprefix(LABEL): value for name, value in self._values.items() if name.startswith(LABEL)}
-        return given | ({"labels": labels} if labels else {})
+        return filters | ({"labels": labels} if labels else {})
 
     def check(self) -> None:
         """Raise if a parameter was not valid.

@@ -9,7 +9,7 @@ from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistrySta
 from registry_server.errors import ServiceNotFound
 from registry_server.gateway import bodies, preconditions
 from registry_server.gateway.documents import Documents
-from registry_server.gateway.envelope import Envelope, encode
+from registry_server.gateway.envelope import Envelope, encode_json
 from registry_server.gateway.listing import Listing
 from registry_server.gateway.middleware import REQUEST_ID
 from registry_server.gateway.names import rest_names
@@ -70,7 +70,8 @@ class Api:
         query = Query(request.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
-        service = bodies.parse_registration(await self._read_json(request))
+        document = await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
+        service = bodies.parse_registration(document)
         with rest_names():
             registered = await self._registry.register(service, create_only=create_only)
         headers = {
@@ -100,7 +101,8 @@ class Api:
         """Update the fields in the body."""
         reject_parameters(request.query)
         name = request.match_info["name"]
-        service, mask = bodies.parse_update(await self._read_json(request), name)
+        document = await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
+        service, mask = bodies.parse_update(document, name)
         expected = await preconditions.expected_revision(request, self._registry, name)
         with rest_names():
             updated = await self._registry.update_service(service, mask, expected_revision=expected)
@@ -171,13 +173,10 @@ class Api:
         names = await self._registry.cleanup()
         return self._success(request, {"message": "Cleanup completed", "servicesRemoved": len(names)})
 
-    async def _read_json(self, request: web.Request) -> Any:
-        return await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
-
     def _success(
         self, request: web.Request, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
     ) -> web.Response:
-        return self._envelope.success(encode(document), request[REQUEST_ID], status, headers)
+        return self._envelope.success(encode_json(document), request[REQUEST_ID], status, headers)
 
 
 def stats_document(stats: RegistryStats) -> dict[str, Any]:

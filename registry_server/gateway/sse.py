@@ -6,7 +6,7 @@ from typing import Any, Final
 from ossa.registry.v1.event_pb2 import Event, EventReason
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from registry_server.gateway.documents import Documents
-from registry_server.gateway.envelope import Failure, encode
+from registry_server.gateway.envelope import Failure, encode_json
 from registry_server.model.document import STATUS_WORDS, time_text
 from registry_server.model.event_names import EVENT_NAMES, REGISTRY_ERROR
 from registry_server.model.tokens import decode_cursor, encode_cursor
@@ -21,7 +21,7 @@ REASONS: Final[Mapping[int, str]] = {
 _RESYNC = EventReason.EVENT_REASON_RESYNC
 
 
-def opening(retry_ms: int, *, snapshot: bool) -> bytes:
+def encode_opening(retry_ms: int, *, snapshot: bool) -> bytes:
     """Return the beginning of a stream.
 
     Args:
@@ -33,9 +33,9 @@ def opening(retry_ms: int, *, snapshot: bool) -> bytes:
     return retry + (_event(SNAPSHOT_STARTED, b"{}", "") if snapshot else b"")
 
 
-def ending(failure: Failure) -> bytes:
+def encode_ending(failure: Failure) -> bytes:
     """Return the end of a stream that the registry ends."""
-    return _event(REGISTRY_ERROR, encode({"error": failure.document()}))
+    return _event(REGISTRY_ERROR, encode_json({"error": failure.document()}))
 
 
 def encode_watch_message(message: WatchEventsResponse, documents: Documents) -> bytes:
@@ -47,7 +47,7 @@ def encode_watch_message(message: WatchEventsResponse, documents: Documents) -> 
         for event, cursor in zip(message.events, _cursors(message), strict=True)
     ]
     if message.snapshot_complete:
-        parts.append(_event(SNAPSHOT_COMPLETE, encode({"revision": message.revision}), message.cursor))
+        parts.append(_event(SNAPSHOT_COMPLETE, encode_json({"revision": message.revision}), message.cursor))
     return b"".join(parts) or f": keep-alive\nid: {message.cursor}\n\n".encode()
 
 
@@ -74,8 +74,10 @@ def _data(event: Event, documents: Documents) -> bytes:
     if event.error:
         fields["error"] = {"code": "REGISTRY_ERROR", "message": event.error, "details": {}}
     if not event.HasField("service"):
-        return encode(fields)
-    return b"".join((b'{"service":', documents.encoded(event.service.SerializeToString()), b",", encode(fields)[1:]))
+        return encode_json(fields)
+    return b"".join(
+        (b'{"service":', documents.encoded(event.service.SerializeToString()), b",", encode_json(fields)[1:])
+    )
 
 
 def _event(name: str, data: bytes, cursor: str | None = None) -> bytes:

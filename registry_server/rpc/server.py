@@ -223,10 +223,10 @@ def _handlers(
         "GetRegistryHealth": (rpc.get_registry_health, pb.GetRegistryHealthRequest),
         "Cleanup": (rpc.cleanup, pb.CleanupRequest),
     }
-    methods = raw | {name: _decoded(method, kind) for name, (method, kind) in decoded.items()}
-    unary = {name: _unary(call, hooks, counters[name], cached.get(name)) for name, call in methods.items()}
-    keep_alive = _stream(rpc.keep_alive, hooks, counters["KeepAlive"], watches=False)
-    watch_events = _stream(rpc.watch_events, hooks, counters["WatchEvents"], watches=True)
+    methods = raw | {name: _decoding(method, kind) for name, (method, kind) in decoded.items()}
+    unary = {name: _unary_handler(call, hooks, counters[name], cached.get(name)) for name, call in methods.items()}
+    keep_alive = _stream_handler(rpc.keep_alive, hooks, counters["KeepAlive"], watches=False)
+    watch_events = _stream_handler(rpc.watch_events, hooks, counters["WatchEvents"], watches=True)
     if tracer is not None:
         unary = {name: with_span(handler, name, tracer) for name, handler in unary.items()}
         keep_alive = with_span(keep_alive, "KeepAlive", tracer)
@@ -238,7 +238,7 @@ def _handlers(
     }
 
 
-def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
+def _decoding(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> _Unary:
     async def handler(wire: bytes, context: Context) -> bytes:
         if REQUEST_CONTEXT.get() is None:  # each call runs in its own task, so the variable needs no reset
             REQUEST_CONTEXT.set(request_context_of(context))
@@ -247,7 +247,7 @@ def _decoded(method: Callable[..., Awaitable[Message]], kind: type[Message]) -> 
     return handler
 
 
-def _unary(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAnswer | None) -> Any:
+def _unary_handler(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAnswer | None) -> Any:
     drain, gate, readers = hooks
     permission, calls = RPCS[method.name], gate.guard.in_flight
 
@@ -302,7 +302,7 @@ def _release_after_read(slot: CallSlot, context: Context, readers: SlowReaders) 
     context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
 
 
-def _stream(
+def _stream_handler(
     call: Callable[[Any, Context, Session], Awaitable[None]],
     hooks: _CallHooks,
     method: RpcMethod,

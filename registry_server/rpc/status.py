@@ -85,7 +85,7 @@ _BY_NUMBER: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def _bad_request(error: errors.InvalidRequest) -> BadRequest:
-    """Return the bad fields as far as they fit in a trailer, with descriptions as far as there is room for them."""
+    """Return the violations that fit in a trailer; their descriptions are included while there is room."""
     details = BadRequest()
     room = _MAX_VIOLATION_BYTES
     for field, _ in error.violations:

@@ -89,9 +89,9 @@ class OwnLimits(_Model):
     services: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
     def completed(self, default_limits: Limits) -> Limits:
-        """Return these limits; those that the entry omits are the defaults."""
-        given = {name: value for name, value in self.model_dump().items() if value is not None}
-        return Limits(**{name: given.get(name, getattr(default_limits, name)) for name in Limits.__slots__})
+        """Return the limits of the entry, with defaults for those that it omits."""
+        own = {name: value for name, value in self.model_dump().items() if value is not None}
+        return Limits(**{name: own.get(name, getattr(default_limits, name)) for name in Limits.__slots__})
 
 
 class Grant(_Model):
