@@ -174,9 +174,9 @@ def limits() -> list[tuple[Any, Any]]:
         *(
             ((check[key]["minimum"], check[key]["maximum"]), tuple(limit.total_seconds() * 1000 for limit in span))
             for key, span in (
-                ("intervalMs", validation._INTERVAL),
-                ("timeoutMs", validation._TIMEOUT),
-                ("degradedAfterMs", validation._DEGRADED_AFTER),
+                ("intervalMs", validation._INTERVAL_RANGE),
+                ("timeoutMs", validation._TIMEOUT_RANGE),
+                ("degradedAfterMs", validation._DEGRADED_AFTER_RANGE),
             )
         ),
         (

@@ -138,7 +138,7 @@ async def test_denial_does_not_disclose_the_owner(guarded: Server, policy: Polic
         await guarded.stub.RegisterService(
             pb.RegisterServiceRequest(service=small_service("billing")), metadata=policy.metadata("agent")
         )
-    assert caught.value.details() == "'billing' is not a name that this identity may have"
+    assert caught.value.details() == "'billing' is not a name that this identity may own"
 
 
 async def test_batch_reports_a_denial_for_each_service(guarded: Server, policy: Policy) -> None:
