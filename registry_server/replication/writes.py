@@ -63,7 +63,7 @@ class Writes:
         Raises:
             WriteConflict: Other processes kept changing the service.
             StoreUnavailable: Redis did not answer.
-            NotReplicated: The write was committed, but too few replicas have confirmed it.
+            NotReplicated: The write was committed, but too few Redis replicas have confirmed it.
             Overloaded: Too many writes are in flight.
         """
         self.require_loaded()
@@ -142,7 +142,7 @@ class Writes:
         """Rewrite the JSON document of an unchanged service; with ``renew``, renew its lease.
 
         A client retries after ``NotReplicated`` and, since the service is then unchanged, reaches this method. So it
-        waits for replicas like a change, unless ``confirm`` is false.
+        waits for Redis replicas like a change, unless ``confirm`` is false.
         """
         outcome = await self._store.writer.touch_service(
             service,
