@@ -1,6 +1,8 @@
 # Every target first installs what it needs into .venv. Requirements: Python 3.11+, make and a network.
 PYTHON ?= python3
 VENV   := .venv
+# Dependency group of pyproject.toml; `unit` is enough for `make quick`.
+GROUP  := dev
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # The embedded Redis of `make run` keeps its data here.
@@ -20,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once)..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable . --group $(GROUP)
 	@touch $@
 
 FRESH := build/constraints

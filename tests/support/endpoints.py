@@ -268,9 +268,11 @@ def make_certificates(directory: Path) -> Certificates:
         ]
 
     valid_for = "subjectAltName=DNS:localhost,DNS:agent.test,IP:127.0.0.1"
-    (directory / "names").write_text(valid_for)
+    # From Python 3.13 on, certificates are verified strictly: key usage and key identifiers are required.
+    (directory / "names").write_text(f"{valid_for}\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
     for name in ("authority", "stranger"):
-        openssl(*request_for(name), "-x509", "-days", "2", "-out", f"{name}.pem")
+        usage = ("-addext", "keyUsage=critical,keyCertSign")
+        openssl(*request_for(name), "-x509", "-days", "2", *usage, "-out", f"{name}.pem")
     openssl(*request_for("self-signed"), "-x509", "-days", "2", "-addext", valid_for, "-out", "self-signed.pem")
     for name, authority, days in (("good", "authority", 2), ("expired", "authority", -1), ("unknown", "stranger", 2)):
         openssl(*request_for(name), "-out", f"{name}.request")
