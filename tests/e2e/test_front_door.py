@@ -33,7 +33,7 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
-from tests.grpc.calls import TIMEOUT, told, watching_by
+from tests.grpc.calls import TIMEOUT, kind_and_name, open_watch
 from tests.support.leases import pass_time
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -282,13 +282,13 @@ async def test_watch_ended_by_sigterm_resumes_after_a_restart_without_loss(
 ) -> None:
     server = ServerProcess(*flags)
     async with server, connected(server.grpc_address) as (_, stub):
-        async with watching_by(stub, include_snapshot=True) as watch:
+        async with open_watch(stub, include_snapshot=True) as watch:
             assert await watch.snapshot() == []
             await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("handled")))
-            assert told(await watch.event()) == ("REGISTERED", "handled")
+            assert kind_and_name(await watch.event()) == ("REGISTERED", "handled")
             handled = watch.cursor
             await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("sent")))
-            assert told(await watch.event()) == ("REGISTERED", "sent")
+            assert kind_and_name(await watch.event()) == ("REGISTERED", "sent")
 
             server.signal(signal.SIGTERM)
             ended = await watch.failure()
@@ -300,10 +300,10 @@ async def test_watch_ended_by_sigterm_resumes_after_a_restart_without_loss(
     async with server, connected(server.grpc_address) as (_, stub):
         await stub.UnregisterService(pb.UnregisterServiceRequest(name="handled"))
         expected = [("REGISTERED", "sent"), ("UNREGISTERED", "handled")]
-        async with watching_by(stub, cursor=handled) as watch:
-            assert [told(event) for event in await watch.until(3)] == expected
-        async with watching_by(stub, cursor=sent) as watch:
-            assert [told(event) for event in await watch.until(3)] == expected[1:]
+        async with open_watch(stub, cursor=handled) as watch:
+            assert [kind_and_name(event) for event in await watch.until(3)] == expected
+        async with open_watch(stub, cursor=sent) as watch:
+            assert [kind_and_name(event) for event in await watch.until(3)] == expected[1:]
 
 
 async def test_sigterm_ends_keep_alive_streams_with_a_retry_delay(flags: tuple[str, ...]) -> None:

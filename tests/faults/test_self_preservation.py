@@ -22,7 +22,7 @@ from tests.grpc.calls import (
     UNHEALTHY,
     UNKNOWN,
     eventually,
-    found,
+    find_names,
     get,
     health_of,
     register_all,
@@ -49,7 +49,7 @@ async def in_status(server: Server, status: HealthStatus.ValueType, names: Seque
     """Wait until exactly these services have a status."""
 
     async def holds() -> bool:
-        return await found(server, ServiceFilter(health=[status])) == sorted(names)
+        return await find_names(server, ServiceFilter(health=[status])) == sorted(names)
 
     await eventually(holds, f"exactly {len(names)} are {HealthStatus.Name(status)}")
 
@@ -255,7 +255,7 @@ async def test_mass_failure_with_recovery_changes_no_status(redis: RedisProcess)
             assert [event.type for event in events].count(REGISTRY_ERROR) == 1
             assert {event.type for event in events} == {REGISTERED, HEALTH_CHANGED, REGISTRY_ERROR}, "no lease expired"
             assert status_changes(events) == {}
-            assert await found(server, ServiceFilter(health=[HEALTHY])) == sorted(fleet.names)
+            assert await find_names(server, ServiceFilter(health=[HEALTHY])) == sorted(fleet.names)
             assert [line["event"] for line in logs].count("self-preservation ended") == 1
 
 
@@ -375,7 +375,7 @@ async def test_hanging_services_only_delay_probes_of_others(redis: RedisProcess)
         assert counters.late > late
         assert latencies[len(latencies) // 2] < 0.1
         assert sorted(on_demand)[len(on_demand) // 2] < timeout, "checks on demand do not queue"
-        assert await found(server, ServiceFilter(health=[HEALTHY])) == fine
+        assert await find_names(server, ServiceFilter(health=[HEALTHY])) == fine
 
         agents.set_behaviour(Behaviour.OK)
         await in_status(server, HEALTHY, agents.names)

@@ -1,7 +1,7 @@
-"""Requests that break the contract, and what each must be answered with.
+"""Tables of invalid requests and the expected errors.
 
-``EMPTY`` is for a registry without services. ``STOCKED`` is for one with the services of ``STOCK``, and may use what
-that one gave out: page tokens and cursors.
+``EMPTY`` is for a registry without services. ``STOCKED`` is for one with the services of ``STOCK``, and may use page
+tokens and cursors that it has issued.
 """
 
 import base64
@@ -28,20 +28,20 @@ _M = TypeVar("_M", bound=Message)
 
 
 @dataclass(frozen=True)
-class GivenOut:
-    """What the stocked registry, and another one, gave to clients."""
+class IssuedTokens:
+    """Page tokens and cursors that the registry with services, and another one, have issued."""
 
     page_token: str
-    """Of ``STOCK_FILTER``, one service a page."""
+    """For ``STOCK_FILTER``, with one service per page."""
     capabilities_token: str
     cursor: str
     snapshot_cursor: str
-    """Of a message before ``snapshot_complete``."""
+    """Cursor of a message before ``snapshot_complete``."""
     foreign_cursor: str
-    """Of another registry."""
+    """Cursor of another registry."""
 
 
-Wire: TypeAlias = Message | bytes | Callable[[GivenOut], Message]
+Wire: TypeAlias = Message | bytes | Callable[[IssuedTokens], Message]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Row:
     request: Wire
     code: grpc.StatusCode = INVALID
     reason: str | None = "INVALID_REQUEST"
-    """``ErrorInfo.reason``; None where gRPC itself answers and the registry has no say, or not always."""
+    """``ErrorInfo.reason``; None if gRPC answers, always or sometimes, instead of the registry."""
     fields: frozenset[str] = frozenset()
     """All of ``BadRequest.field_violations[].field``."""
     timeout: float = 10.0
@@ -61,12 +61,12 @@ def bad(id_: str, rpc: str, request: Wire, *fields: str) -> Row:
     return Row(f"{rpc}-{id_}", rpc, request, fields=frozenset(fields))
 
 
-def missing(id_: str, rpc: str, request: Message) -> Row:
+def not_found(id_: str, rpc: str, request: Message) -> Row:
     return Row(f"{rpc}-{id_}", rpc, request, grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
 
 
 class Fault(NamedTuple):
-    """Bad content of a service or of a filter, and the fields that are to be named."""
+    """Invalid content of a service or of a filter, and the fields that the error must name."""
 
     id: str
     fields: Sequence[str]
@@ -77,7 +77,7 @@ def fault(id_: str, *fields: str, **content: Any) -> Fault:
     return Fault(id_, fields, content)
 
 
-# Values that several requests share.
+# Values used by several requests.
 
 LONG: Final = "a" * 129
 BAD_NAMES: Final[Mapping[str, str]] = {
@@ -266,7 +266,7 @@ BAD_TOKENS: Final[Mapping[str, str]] = {
     "too-long": "A" * 100_000,
     "path": "../../etc/passwd",
 }
-# What is encoded in a cursor is nobody's business but the server's; these look nearly like it.
+# The content of a cursor is opaque to clients; these resemble valid cursors.
 BAD_CURSORS: Final[Mapping[str, bytes]] = {
     "no-epoch": b"r1.",
     "no-dot": b"r1",
@@ -282,7 +282,7 @@ BAD_CURSORS: Final[Mapping[str, bytes]] = {
     "not-ascii": b"r\xd9\xa1.0123456789abcdef",
 }
 COSTLY_PATTERNS: Final[Mapping[str, str]] = {
-    # Each of these takes a backtracking matcher seconds to centuries on the name `aaa...a-`.
+    # On the name `aaa...a-`, each of these takes a backtracking matcher from seconds to centuries.
     "nested-plus": "(a+)+$",
     "nested-star": "^(a*)*$",
     "nested-thrice": "^((a+)+)+$",
@@ -316,7 +316,7 @@ def plain(values: Mapping[str, Any]) -> Struct:
 
 
 def nested(levels: int) -> Struct:
-    """A struct of so many levels, the innermost empty."""
+    """Return a struct with a number of levels, the innermost empty."""
     top = Struct()
     inner = top
     for _ in range(levels - 1):
@@ -326,7 +326,7 @@ def nested(levels: int) -> Struct:
 
 
 def nested_lists(levels: int) -> Struct:
-    """The same of lists within a struct."""
+    """Return a struct with a number of nested lists."""
     top = Struct()
     inner = top.fields["k"].list_value
     for _ in range(levels - 2):
@@ -336,7 +336,7 @@ def nested_lists(levels: int) -> Struct:
 
 
 def details_of(size: int) -> Struct:
-    """A struct of so many bytes."""
+    """Return a struct of ``size`` bytes."""
     details = plain({"text": "a" * 4000})
     details["text"] = "a" * (4000 + size - details.ByteSize())
     assert details.ByteSize() == size
@@ -344,12 +344,12 @@ def details_of(size: int) -> Struct:
 
 
 def large(size: int) -> dict[str, Any]:
-    """A capability of at least so many bytes."""
+    """Return a capability of at least ``size`` bytes."""
     return {"name": "large", "inputs": plain({"text": "a" * size})}
 
 
 def of_size(size: int) -> pb.RegisterServiceRequest:
-    """Registers a service of so many bytes."""
+    """Return a registration of a service of ``size`` bytes."""
     request = register(capabilities=[large(60_000)])
     request.service.capabilities[0].inputs["text"] = "a" * (60_000 + size - request.service.ByteSize())
     assert request.service.ByteSize() == size
@@ -357,7 +357,7 @@ def of_size(size: int) -> pb.RegisterServiceRequest:
 
 
 def field(number: int, payload: bytes) -> bytes:
-    """One length-delimited field, by hand: for what a protobuf library would not write."""
+    """Return a length-delimited field, for messages that a protobuf library cannot produce."""
     length, head = len(payload), bytearray([number << 3 | 2])
     while length > 127:
         head.append(length & 127 | 128)
@@ -366,7 +366,7 @@ def field(number: int, payload: bytes) -> bytes:
 
 
 def deep(levels: int) -> bytes:
-    """A serialised struct, deeper than parsers go."""
+    """Return a serialised struct that exceeds the recursion limit of parsers."""
     wire = b""
     for _ in range(levels - 1):
         wire = field(1, field(1, b"k") + field(2, field(5, wire)))
@@ -381,13 +381,13 @@ def decoded(token: str) -> bytes:
     return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
-def made(kind: type[_M], **values: Any) -> _M:
-    """A message of plain values, which protobuf takes and its stubs do not know of."""
+def build(kind: type[_M], **values: Any) -> _M:
+    """Return a message built from plain values, which the type stubs do not allow."""
     return kind(**values)
 
 
 def service(**changes: Any) -> Service:
-    return made(Service, **{"name": "agent", "endpoint": "http://agent.test:8080", "version": "1.0.0", **changes})
+    return build(Service, **{"name": "agent", "endpoint": "http://agent.test:8080", "version": "1.0.0", **changes})
 
 
 def register(**changes: Any) -> pb.RegisterServiceRequest:
@@ -395,7 +395,7 @@ def register(**changes: Any) -> pb.RegisterServiceRequest:
 
 
 def update(name: str, *paths: str, **changes: Any) -> pb.UpdateServiceRequest:
-    return pb.UpdateServiceRequest(service=made(Service, name=name, **changes), update_mask=FieldMask(paths=paths))
+    return pb.UpdateServiceRequest(service=build(Service, name=name, **changes), update_mask=FieldMask(paths=paths))
 
 
 def expecting(revision: int, name: str = "agent") -> pb.UpdateServiceRequest:
@@ -403,27 +403,27 @@ def expecting(revision: int, name: str = "agent") -> pb.UpdateServiceRequest:
 
 
 def discover(**filter_: Any) -> pb.DiscoverServicesRequest:
-    return made(pb.DiscoverServicesRequest, filter=filter_)
+    return build(pb.DiscoverServicesRequest, filter=filter_)
 
 
 def watch(**filter_: Any) -> pb.WatchEventsRequest:
-    return made(pb.WatchEventsRequest, filter=filter_)
+    return build(pb.WatchEventsRequest, filter=filter_)
 
 
-def resuming(cursor: Callable[[GivenOut], str]) -> Callable[[GivenOut], Message]:
-    return lambda given: pb.WatchEventsRequest(cursor=cursor(given))
+def resuming(cursor: Callable[[IssuedTokens], str]) -> Callable[[IssuedTokens], Message]:
+    return lambda tokens: pb.WatchEventsRequest(cursor=cursor(tokens))
 
 
 # The rows.
 
 
 def named(id_: str, name: str) -> Iterator[Row]:
-    """A bad name, wherever a request takes one."""
+    """Yield a bad name in every request with a name."""
     for rpc, request in (
         ("GetService", pb.GetServiceRequest(name=name)),
         ("UnregisterService", pb.UnregisterServiceRequest(name=name)),
         ("GetServiceHealth", pb.GetServiceHealthRequest(name=name)),
-        ("ReportServiceHealth", made(pb.ReportServiceHealthRequest, name=name, status=1)),
+        ("ReportServiceHealth", build(pb.ReportServiceHealthRequest, name=name, status=1)),
         ("CheckServiceHealth", pb.CheckServiceHealthRequest(name=name)),
     ):
         yield bad(f"name-{id_}", rpc, request, "name")
@@ -431,7 +431,7 @@ def named(id_: str, name: str) -> Iterator[Row]:
     yield bad(f"name-{id_}", "UpdateService", update(name, version="2"), "service.name")
     yield bad(f"name-{id_}", "Heartbeat", pb.HeartbeatRequest(names=["agent", name]), "names[1]")
     yield bad(f"name-{id_}", "KeepAlive", pb.KeepAliveRequest(names=[name, "agent"]), "names[0]")
-    if name:  # none is the name
+    if name:  # an empty ``names`` is another error
         yield bad(f"group-{id_}", "RegisterService", register(group=name), "service.group")
 
 
@@ -496,27 +496,27 @@ def contents() -> Iterator[Fault]:
 
 
 def capabilities() -> Iterator[Fault]:
-    def one(id_: str, *fields: str, **capability: Any) -> Fault:
+    def case(id_: str, *fields: str, **capability: Any) -> Fault:
         at = [f"capabilities[1].{field}" for field in fields]
         return fault(f"capability-{id_}", *at, capabilities=[{"name": "a"}, {"name": "b", **capability}])
 
-    yield one("name-empty", "name", name="")
-    yield one("name-too-long", "name", name=LONG)
-    yield one("name-space", "name", name="to translate")
-    yield one("name-slash-first", "name", name="/translate")
-    yield one("name-line-break", "name", name="translate\n")
-    yield one("name-not-ascii", "name", name="übersetzen")
-    yield one("version-too-long", "version", version=LONG)
-    yield one("version-tab", "version", version="1\t")
-    yield one("description-too-long", "description", description="a" * 4097)
-    yield one("inputs-nan", "inputs", inputs=plain({"maximum": math.nan}))
-    yield one("inputs-negative-nan", "inputs", inputs=plain({"maximum": math.copysign(math.nan, -1)}))
-    yield one("inputs-infinity", "inputs", inputs=plain({"maximum": math.inf}))
-    yield one("outputs-minus-infinity", "outputs", outputs=plain({"minimum": -math.inf}))
-    yield one("outputs-nan-within", "outputs", outputs=plain({"a": {"b": [1, {"c": [math.nan]}]}}))
-    yield one("inputs-33-levels", "inputs", inputs=nested(33))
-    yield one("outputs-33-lists", "outputs", outputs=nested_lists(33))
-    yield one("both-schemas", "inputs", "outputs", inputs=plain({"a": math.nan}), outputs=plain({"a": math.inf}))
+    yield case("name-empty", "name", name="")
+    yield case("name-too-long", "name", name=LONG)
+    yield case("name-space", "name", name="to translate")
+    yield case("name-slash-first", "name", name="/translate")
+    yield case("name-line-break", "name", name="translate\n")
+    yield case("name-not-ascii", "name", name="übersetzen")
+    yield case("version-too-long", "version", version=LONG)
+    yield case("version-tab", "version", version="1\t")
+    yield case("description-too-long", "description", description="a" * 4097)
+    yield case("inputs-nan", "inputs", inputs=plain({"maximum": math.nan}))
+    yield case("inputs-negative-nan", "inputs", inputs=plain({"maximum": math.copysign(math.nan, -1)}))
+    yield case("inputs-infinity", "inputs", inputs=plain({"maximum": math.inf}))
+    yield case("outputs-minus-infinity", "outputs", outputs=plain({"minimum": -math.inf}))
+    yield case("outputs-nan-within", "outputs", outputs=plain({"a": {"b": [1, {"c": [math.nan]}]}}))
+    yield case("inputs-33-levels", "inputs", inputs=nested(33))
+    yield case("outputs-33-lists", "outputs", outputs=nested_lists(33))
+    yield case("both-schemas", "inputs", "outputs", inputs=plain({"a": math.nan}), outputs=plain({"a": math.inf}))
     yield fault("capabilities-65", "capabilities", capabilities=[{"name": f"c{i}"} for i in range(65)])
     yield fault("capability-twice", "capabilities[1]", capabilities=[{"name": "a"}, {"name": "a"}])
     yield fault(
@@ -532,81 +532,81 @@ def capabilities() -> Iterator[Fault]:
 
 
 def metadata() -> Iterator[Fault]:
-    def one(id_: str, *fields: str, **metadata: Any) -> Fault:
+    def case(id_: str, *fields: str, **metadata: Any) -> Fault:
         return fault(id_, *(f"metadata.{field}" for field in fields), metadata=metadata)
 
-    yield one("tag-empty", "tags[0]", tags=[""])
-    yield one("tag-too-long", "tags[1]", tags=["a", LONG])
-    yield one("tag-comma", "tags[0]", tags=["a,b"])
-    yield one("tag-line-break", "tags[0]", tags=["a\n"])
-    yield one("tag-nul", "tags[0]", tags=["\0"])
-    yield one("tag-twice", "tags[2]", tags=["a", "b", "a"])
-    yield one("tags-65", "tags", tags=[f"t{i}" for i in range(65)])
-    # What is told of each must not make the answer larger than clients take.
+    yield case("tag-empty", "tags[0]", tags=[""])
+    yield case("tag-too-long", "tags[1]", tags=["a", LONG])
+    yield case("tag-comma", "tags[0]", tags=["a,b"])
+    yield case("tag-line-break", "tags[0]", tags=["a\n"])
+    yield case("tag-nul", "tags[0]", tags=["\0"])
+    yield case("tag-twice", "tags[2]", tags=["a", "b", "a"])
+    yield case("tags-65", "tags", tags=[f"t{i}" for i in range(65)])
+    # The descriptions of the violations must not exceed the limit of clients.
     at = [f"tags[{i}]" for i in range(64)]
-    yield one("tags-64-bad-not-ascii", *at, tags=[f"{'標' * 100},{i}" for i in range(64)])
-    yield one("tags-64-bad-control-characters", *at, tags=["\x01" * 100 + str(i) for i in range(64)])
-    yield one("description-too-long", "description", description="a" * 4097)
-    yield one("author-too-long", "author", author="a" * 257)
-    yield one("documentation-too-long", "documentation", documentation="a" * 2049)
-    yield one("environment-too-long", "environment", environment=LONG)
-    yield one("environment-escape", "environment", environment="\x1b[31mproduction")
-    yield one("label-key-empty", 'labels[""]', labels={"": "a"})
-    yield one("label-key-colon", 'labels["a:b"]', labels={"a:b": "a"})
-    yield one("label-key-dash-first", 'labels["-a"]', labels={"-a": "a"})
-    yield one("label-key-line-break", r'labels["a\n"]', labels={"a\n": "a"})
-    yield one("label-key-too-long", f'labels["{"a" * 64}"]', labels={LONG: "a"})
-    yield one("label-value-too-long", 'labels["a"]', labels={"a": "a" * 257})
-    yield one("labels-65", "labels", labels={f"l{i}": "" for i in range(65)})
+    yield case("tags-64-bad-not-ascii", *at, tags=[f"{'標' * 100},{i}" for i in range(64)])
+    yield case("tags-64-bad-control-characters", *at, tags=["\x01" * 100 + str(i) for i in range(64)])
+    yield case("description-too-long", "description", description="a" * 4097)
+    yield case("author-too-long", "author", author="a" * 257)
+    yield case("documentation-too-long", "documentation", documentation="a" * 2049)
+    yield case("environment-too-long", "environment", environment=LONG)
+    yield case("environment-escape", "environment", environment="\x1b[31mproduction")
+    yield case("label-key-empty", 'labels[""]', labels={"": "a"})
+    yield case("label-key-colon", 'labels["a:b"]', labels={"a:b": "a"})
+    yield case("label-key-dash-first", 'labels["-a"]', labels={"-a": "a"})
+    yield case("label-key-line-break", r'labels["a\n"]', labels={"a\n": "a"})
+    yield case("label-key-too-long", f'labels["{"a" * 64}"]', labels={LONG: "a"})
+    yield case("label-value-too-long", 'labels["a"]', labels={"a": "a" * 257})
+    yield case("labels-65", "labels", labels={f"l{i}": "" for i in range(65)})
 
 
 def healths() -> Iterator[Fault]:
-    def one(id_: str, at: str, **health: Any) -> Fault:
+    def case(id_: str, at: str, **health: Any) -> Fault:
         return fault(f"health-{id_}", f"health.{at}", health=health)
 
-    yield one("status-6", "status", status=6)
-    yield one("status-negative", "status", status=-1)
-    yield one("status-largest", "status", status=2**31 - 1)
-    yield one("last-check-too-late", "last_check", last_check=Timestamp(seconds=253_402_300_800))
-    yield one("last-check-too-early", "last_check", last_check=Timestamp(seconds=-62_135_596_801))
-    yield one("last-check-nanos-negative", "last_check", last_check=Timestamp(nanos=-1))
-    yield one("last-check-nanos-too-many", "last_check", last_check=Timestamp(nanos=1_000_000_000))
-    yield one("response-time-negative", "response_time", response_time=seconds(-1))
-    yield one("response-time-signs-differ", "response_time", response_time=seconds(1, -1))
-    yield one("response-time-too-long", "response_time", response_time=seconds(315_576_000_001))
-    yield one("details-4097-bytes", "details", details=details_of(4097))
-    yield one("details-nan", "details", details=plain({"load": math.nan}))
-    yield one("details-33-levels", "details", details=nested(33))
-    yield one("error-too-long", "error", error="a" * 1025)
+    yield case("status-6", "status", status=6)
+    yield case("status-negative", "status", status=-1)
+    yield case("status-largest", "status", status=2**31 - 1)
+    yield case("last-check-too-late", "last_check", last_check=Timestamp(seconds=253_402_300_800))
+    yield case("last-check-too-early", "last_check", last_check=Timestamp(seconds=-62_135_596_801))
+    yield case("last-check-nanos-negative", "last_check", last_check=Timestamp(nanos=-1))
+    yield case("last-check-nanos-too-many", "last_check", last_check=Timestamp(nanos=1_000_000_000))
+    yield case("response-time-negative", "response_time", response_time=seconds(-1))
+    yield case("response-time-signs-differ", "response_time", response_time=seconds(1, -1))
+    yield case("response-time-too-long", "response_time", response_time=seconds(315_576_000_001))
+    yield case("details-4097-bytes", "details", details=details_of(4097))
+    yield case("details-nan", "details", details=plain({"load": math.nan}))
+    yield case("details-33-levels", "details", details=nested(33))
+    yield case("error-too-long", "error", error="a" * 1025)
 
 
 def health_checks() -> Iterator[Fault]:
-    def one(id_: str, *fields: str, **check: Any) -> Fault:
+    def case(id_: str, *fields: str, **check: Any) -> Fault:
         return fault(f"check-{id_}", *(f"health_check.{field}" for field in fields), health_check=check)
 
     def http(id_: str, at: str, **probe: Any) -> Fault:
-        return one(f"http-{id_}", f"http.{at}", http=probe)
+        return case(f"http-{id_}", f"http.{at}", http=probe)
 
-    yield one("interval-below-1-s", "interval", interval=seconds(0, 999_999_999))
-    yield one("interval-0", "interval", interval=seconds(0))
-    yield one("interval-over-24-h", "interval", interval=seconds(86_400, 1))
-    yield one("interval-signs-differ", "interval", interval=seconds(5, -5))
-    yield one("timeout-below-10-ms", "timeout", timeout=seconds(0, 9_999_999))
-    yield one("timeout-0", "timeout", timeout=seconds(0))
-    yield one("timeout-over-5-min", "timeout", interval=seconds(3600), timeout=seconds(300, 1))
-    yield one("timeout-over-interval", "timeout", interval=seconds(10), timeout=seconds(10, 1))
-    yield one("degraded-after-below-1-ms", "degraded_after", degraded_after=seconds(0, 999_999))
-    yield one("degraded-after-over-5-min", "degraded_after", degraded_after=seconds(300, 1))
-    yield one("failure-threshold-negative", "failure_threshold", failure_threshold=-1)
-    yield one("failure-threshold-101", "failure_threshold", failure_threshold=101)
-    yield one("success-threshold-101", "success_threshold", success_threshold=101)
-    yield one(
+    yield case("interval-below-1-s", "interval", interval=seconds(0, 999_999_999))
+    yield case("interval-0", "interval", interval=seconds(0))
+    yield case("interval-over-24-h", "interval", interval=seconds(86_400, 1))
+    yield case("interval-signs-differ", "interval", interval=seconds(5, -5))
+    yield case("timeout-below-10-ms", "timeout", timeout=seconds(0, 9_999_999))
+    yield case("timeout-0", "timeout", timeout=seconds(0))
+    yield case("timeout-over-5-min", "timeout", interval=seconds(3600), timeout=seconds(300, 1))
+    yield case("timeout-over-interval", "timeout", interval=seconds(10), timeout=seconds(10, 1))
+    yield case("degraded-after-below-1-ms", "degraded_after", degraded_after=seconds(0, 999_999))
+    yield case("degraded-after-over-5-min", "degraded_after", degraded_after=seconds(300, 1))
+    yield case("failure-threshold-negative", "failure_threshold", failure_threshold=-1)
+    yield case("failure-threshold-101", "failure_threshold", failure_threshold=101)
+    yield case("success-threshold-101", "success_threshold", success_threshold=101)
+    yield case(
         "thresholds",
         *("failure_threshold", "success_threshold"),
         failure_threshold=2**31 - 1,
         success_threshold=-(2**31),
     )
-    yield one("grpc-service-too-long", "grpc.service", grpc={"service": "a" * 257})
+    yield case("grpc-service-too-long", "grpc.service", grpc={"service": "a" * 257})
     yield http("path-relative", "path", path="health")
     yield http("path-of-another-host", "path", path="//elsewhere.test/health")
     yield http("path-a-url", "path", path="http://elsewhere.test/")
@@ -680,8 +680,8 @@ def reads() -> Iterator[Row]:
     yield bad("page-size-negative", "DiscoverServices", page(page_size=-1), "page_size")
     yield bad("page-size-smallest", "DiscoverServices", page(page_size=-(2**31)), "page_size")
     yield bad("min-revision-negative", "DiscoverServices", page(min_revision=-1), "min_revision")
-    yield bad("consistency-3", "DiscoverServices", made(page, consistency=3), "consistency")
-    yield bad("consistency-negative", "DiscoverServices", made(page, consistency=-1), "consistency")
+    yield bad("consistency-3", "DiscoverServices", build(page, consistency=3), "consistency")
+    yield bad("consistency-negative", "DiscoverServices", build(page, consistency=-1), "consistency")
     for id_, token in BAD_TOKENS.items():
         yield bad(f"page-token-{id_}", "DiscoverServices", page(page_token=token), "page_token")
         yield bad(f"page-token-{id_}", "ListCapabilities", pb.ListCapabilitiesRequest(page_token=token), "page_token")
@@ -689,7 +689,7 @@ def reads() -> Iterator[Row]:
     yield bad(
         "all-at-once",
         "DiscoverServices",
-        made(page, filter={"name_pattern": "("}, page_size=-1, page_token="?", min_revision=-1, consistency=9),
+        build(page, filter={"name_pattern": "("}, page_size=-1, page_token="?", min_revision=-1, consistency=9),
         *("filter.name_pattern", "page_size", "page_token", "min_revision", "consistency"),
     )
     yield bad("page-size-negative", "ListCapabilities", pb.ListCapabilitiesRequest(page_size=-1), "page_size")
@@ -702,7 +702,7 @@ def reads() -> Iterator[Row]:
     yield bad("min-revision-negative", "GetService", pb.GetServiceRequest(name="a", min_revision=-1), "min_revision")
     yield bad("all-at-once", "GetService", pb.GetServiceRequest(min_revision=-1), "name", "min_revision")
     yield Row(
-        "GetService-min-revision-that-never-comes",
+        "GetService-min-revision-never-reached",
         "GetService",
         pb.GetServiceRequest(name="agent", min_revision=2**63 - 1),
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -710,7 +710,7 @@ def reads() -> Iterator[Row]:
         timeout=0.2,
     )
     yield Row(
-        "DiscoverServices-min-revision-that-never-comes",
+        "DiscoverServices-min-revision-never-reached",
         "DiscoverServices",
         page(min_revision=2**63 - 1),
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -720,21 +720,21 @@ def reads() -> Iterator[Row]:
 
 
 def watches() -> Iterator[Row]:
-    def one(id_: str, *fields: str, **request: Any) -> Row:
-        return bad(id_, "WatchEvents", made(pb.WatchEventsRequest, **request), *fields)
+    def case(id_: str, *fields: str, **request: Any) -> Row:
+        return bad(id_, "WatchEvents", build(pb.WatchEventsRequest, **request), *fields)
 
-    yield one("type-0", "types[0]", types=[0])
-    yield one("type-8", "types[1]", types=[1, 8])
-    yield one("type-negative", "types[0]", types=[-1])
-    yield one("types-several", "types[0]", "types[2]", types=[0, 1, 99])
-    yield one("type-after-many", "types[200]", types=[*[1] * 200, 99])
-    yield one("bookmarks-99-ms", "bookmark_interval", bookmark_interval=seconds(0, 99_999_999))
-    yield one("bookmarks-0", "bookmark_interval", bookmark_interval=seconds(0))
-    yield one("bookmarks-over-1-h", "bookmark_interval", bookmark_interval=seconds(3600, 1))
-    yield one("bookmarks-negative", "bookmark_interval", bookmark_interval=seconds(-1))
-    yield one("bookmarks-signs-differ", "bookmark_interval", bookmark_interval=seconds(1, -1))
-    yield one("bookmarks-largest", "bookmark_interval", bookmark_interval=seconds(2**63 - 1, 2**31 - 1))
-    yield one(
+    yield case("type-0", "types[0]", types=[0])
+    yield case("type-8", "types[1]", types=[1, 8])
+    yield case("type-negative", "types[0]", types=[-1])
+    yield case("types-several", "types[0]", "types[2]", types=[0, 1, 99])
+    yield case("type-after-many", "types[200]", types=[*[1] * 200, 99])
+    yield case("bookmarks-99-ms", "bookmark_interval", bookmark_interval=seconds(0, 99_999_999))
+    yield case("bookmarks-0", "bookmark_interval", bookmark_interval=seconds(0))
+    yield case("bookmarks-over-1-h", "bookmark_interval", bookmark_interval=seconds(3600, 1))
+    yield case("bookmarks-negative", "bookmark_interval", bookmark_interval=seconds(-1))
+    yield case("bookmarks-signs-differ", "bookmark_interval", bookmark_interval=seconds(1, -1))
+    yield case("bookmarks-largest", "bookmark_interval", bookmark_interval=seconds(2**63 - 1, 2**31 - 1))
+    yield case(
         "all-at-once",
         *("filter.name_pattern", "types[0]", "cursor", "bookmark_interval"),
         filter={"name_pattern": "("},
@@ -754,7 +754,7 @@ def batches() -> Iterator[Row]:
         yield bad("10001-names", rpc, names(names=[f"a{i}" for i in range(10_001)]), "names")
         yield bad("10001-bad-names", rpc, names(names=[""] * 10_001), "names")
         yield bad("bad-names", rpc, names(names=["-", "agent", " "]), "names[0]", "names[2]")
-        # No answer has room for all: the first hundred.
+        # An error contains at most the first hundred violations.
         yield bad("10000-bad-names", rpc, names(names=[""] * 10_000), *(f"names[{i}]" for i in range(100)))
 
 
@@ -785,20 +785,20 @@ def updates() -> Iterator[Row]:
 
 
 def reports() -> Iterator[Row]:
-    def one(id_: str, *fields: str, **changes: Any) -> Row:
-        request = made(pb.ReportServiceHealthRequest, **{"name": "agent", "status": 1, **changes})
+    def case(id_: str, *fields: str, **changes: Any) -> Row:
+        request = build(pb.ReportServiceHealthRequest, **{"name": "agent", "status": 1, **changes})
         return bad(id_, "ReportServiceHealth", request, *fields)
 
-    yield one("status-0", "status", status=0)
-    yield one("status-6", "status", status=6)
-    yield one("status-negative", "status", status=-1)
-    yield one("details-4097-bytes", "details", details=details_of(4097))
-    yield one("details-1-mib", "details", details=plain({"text": "a" * (1 << 20)}))
-    yield one("details-nan", "details", details=plain({"load": math.nan}))
-    yield one("details-infinity", "details", details=plain({"load": [{"1m": -math.inf}]}))
-    yield one("details-33-levels", "details", details=nested(33))
-    yield one("error-too-long", "error", error="a" * 1025)
-    yield one(
+    yield case("status-0", "status", status=0)
+    yield case("status-6", "status", status=6)
+    yield case("status-negative", "status", status=-1)
+    yield case("details-4097-bytes", "details", details=details_of(4097))
+    yield case("details-1-mib", "details", details=plain({"text": "a" * (1 << 20)}))
+    yield case("details-nan", "details", details=plain({"load": math.nan}))
+    yield case("details-infinity", "details", details=plain({"load": [{"1m": -math.inf}]}))
+    yield case("details-33-levels", "details", details=nested(33))
+    yield case("error-too-long", "error", error="a" * 1025)
+    yield case(
         "all-at-once",
         "name",
         "status",
@@ -819,29 +819,29 @@ def reports() -> Iterator[Row]:
 
 def unknown_names() -> Iterator[Row]:
     for rpc, request in (
-        ("GetService", pb.GetServiceRequest(name="nobody")),
-        ("UpdateService", update("nobody", "version", version="2.0.0")),
-        ("UnregisterService", pb.UnregisterServiceRequest(name="nobody")),
-        ("GetServiceHealth", pb.GetServiceHealthRequest(name="nobody")),
-        ("ReportServiceHealth", made(pb.ReportServiceHealthRequest, name="nobody", status=1)),
-        ("CheckServiceHealth", pb.CheckServiceHealthRequest(name="nobody")),
+        ("GetService", pb.GetServiceRequest(name="missing")),
+        ("UpdateService", update("missing", "version", version="2.0.0")),
+        ("UnregisterService", pb.UnregisterServiceRequest(name="missing")),
+        ("GetServiceHealth", pb.GetServiceHealthRequest(name="missing")),
+        ("ReportServiceHealth", build(pb.ReportServiceHealthRequest, name="missing", status=1)),
+        ("CheckServiceHealth", pb.CheckServiceHealthRequest(name="missing")),
     ):
-        yield missing("unknown-name", rpc, request)
-    yield missing("unknown-name-at-a-revision", "UpdateService", expecting(7, name="nobody"))
-    yield missing(
+        yield not_found("unknown-name", rpc, request)
+    yield not_found("unknown-name-at-a-revision", "UpdateService", expecting(7, name="missing"))
+    yield not_found(
         "unknown-name-at-a-revision",
         "UnregisterService",
-        pb.UnregisterServiceRequest(name="nobody", expected_revision=7),
+        pb.UnregisterServiceRequest(name="missing", expected_revision=7),
     )
-    yield missing("another-case", "GetService", pb.GetServiceRequest(name="AGENT"))
-    yield missing("longest-name", "GetService", pb.GetServiceRequest(name="a" * 128))
+    yield not_found("another-case", "GetService", pb.GetServiceRequest(name="AGENT"))
+    yield not_found("longest-name", "GetService", pb.GetServiceRequest(name="a" * 128))
 
 
 def not_messages() -> Iterator[Row]:
     for rpc in RPCS:
         for id_, wire in NOT_MESSAGES.items():
             yield bad(f"bytes-{id_}", rpc, wire, "(request)")
-    # gRPC itself answers these: nothing of them reaches the registry.
+    # gRPC answers these itself: they do not reach the registry.
     too_large = register(capabilities=[large(5 << 20)])
     yield Row("RegisterService-5-mib", "RegisterService", too_large, grpc.StatusCode.RESOURCE_EXHAUSTED, None)
     yield Row("unknown-rpc", "DropEverything", b"", grpc.StatusCode.UNIMPLEMENTED, None)
@@ -874,7 +874,7 @@ STOCK_FILTER: Final = ServiceFilter(version="1.0.0")
 
 
 def _stocked() -> Iterator[Row]:
-    # Updates are checked for what would come of them.
+    # The result of an update is validated.
     for each in (*contents(), *capabilities(), *metadata(), *healths(), *health_checks()):
         content = {key: value for key, value in each.content.items() if key != "name"}
         fields = [f"service.{at}" for at in each.fields if at != "name"]
@@ -900,15 +900,15 @@ def _stocked() -> Iterator[Row]:
     yield from _tokens()
     expired = (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
     for id_, cursor in (
-        ("foreign", lambda given: given.foreign_cursor),
-        ("of-an-unfinished-snapshot", lambda given: given.snapshot_cursor),
+        ("foreign", lambda tokens: tokens.foreign_cursor),
+        ("of-an-unfinished-snapshot", lambda tokens: tokens.snapshot_cursor),
     ):
         yield Row(f"WatchEvents-cursor-{id_}", "WatchEvents", resuming(cursor), *expired)
     for id_, cursor in (
-        ("cut", lambda given: given.cursor[:3]),
-        ("doubled", lambda given: given.cursor * 2),
-        ("decorated", lambda given: f" {given.cursor}"),
-        ("page-token", lambda given: given.page_token),
+        ("cut", lambda tokens: tokens.cursor[:3]),
+        ("doubled", lambda tokens: tokens.cursor * 2),
+        ("decorated", lambda tokens: f" {tokens.cursor}"),
+        ("page-token", lambda tokens: tokens.page_token),
     ):
         yield bad(f"cursor-{id_}", "WatchEvents", resuming(cursor), "cursor")
     for id_, plain_text in BAD_CURSORS.items():
@@ -916,29 +916,29 @@ def _stocked() -> Iterator[Row]:
 
 
 def _tokens() -> Iterator[Row]:
-    def page(id_: str, token: Callable[[GivenOut], str], filter_: ServiceFilter | None = STOCK_FILTER) -> Row:
+    def page(id_: str, token: Callable[[IssuedTokens], str], filter_: ServiceFilter | None = STOCK_FILTER) -> Row:
         return bad(
             f"page-token-{id_}",
             "DiscoverServices",
-            lambda given: pb.DiscoverServicesRequest(filter=filter_, page_token=token(given)),
+            lambda tokens: pb.DiscoverServicesRequest(filter=filter_, page_token=token(tokens)),
             "page_token",
         )
 
-    yield page("of-another-filter", lambda given: given.page_token, ServiceFilter(version="1.0.1"))
-    yield page("of-a-filter-used-with-none", lambda given: given.page_token, None)
-    yield page("of-capabilities", lambda given: given.capabilities_token)
-    yield page("of-a-watch", lambda given: given.cursor)
+    yield page("of-another-filter", lambda tokens: tokens.page_token, ServiceFilter(version="1.0.1"))
+    yield page("without-its-filter", lambda tokens: tokens.page_token, None)
+    yield page("of-capabilities", lambda tokens: tokens.capabilities_token)
+    yield page("of-a-watch", lambda tokens: tokens.cursor)
     yield page(
-        "first-letter-changed", lambda given: ("A" if given.page_token[0] != "A" else "B") + given.page_token[1:]
+        "first-letter-changed", lambda tokens: ("A" if tokens.page_token[0] != "A" else "B") + tokens.page_token[1:]
     )
-    yield page("cut", lambda given: given.page_token[:9])
-    yield page("with-a-space", lambda given: f"{given.page_token} ")
-    yield page("repeated", lambda given: given.page_token + "=" + given.page_token)
-    yield page("not-utf-8-behind", lambda given: encoded(decoded(given.page_token)[:8] + b"\xff\xfe"))
+    yield page("cut", lambda tokens: tokens.page_token[:9])
+    yield page("with-a-space", lambda tokens: f"{tokens.page_token} ")
+    yield page("repeated", lambda tokens: tokens.page_token + "=" + tokens.page_token)
+    yield page("not-utf-8-behind", lambda tokens: encoded(decoded(tokens.page_token)[:8] + b"\xff\xfe"))
     yield bad(
         "page-token-of-services",
         "ListCapabilities",
-        lambda given: pb.ListCapabilitiesRequest(page_token=given.page_token),
+        lambda tokens: pb.ListCapabilitiesRequest(page_token=tokens.page_token),
         "page_token",
     )
 
@@ -950,7 +950,7 @@ def _benign() -> Iterator[tuple[str, str, Wire]]:
     for id_, pattern in COSTLY_PATTERNS.items():
         yield "DiscoverServices", f"pattern-{id_}", discover(name_pattern=pattern)
     yield "DiscoverServices", "nothing", b""
-    # What may be registered may be asked for.
+    # Values that may be registered may be queried.
     yield "DiscoverServices", "label-value-line-break", discover(labels={"a": "b\nc"})
     yield "DiscoverServices", "page-size-largest", pb.DiscoverServicesRequest(page_size=2**31 - 1)
     yield "DiscoverServices", "unknown-fields", field(15, b"from the future")
@@ -960,10 +960,10 @@ def _benign() -> Iterator[tuple[str, str, Wire]]:
     yield "GetRegistryHealth", "nothing", b""
     yield "Cleanup", "nothing", b""
     yield "Heartbeat", "10000-unknown-names", pb.HeartbeatRequest(names=[f"n{i}" for i in range(10_000)])
-    yield "KeepAlive", "10000-times-one-name", pb.KeepAliveRequest(names=["nobody"] * 10_000)
+    yield "KeepAlive", "10000-times-one-name", pb.KeepAliveRequest(names=["missing"] * 10_000)
     yield "GetService", "unknown-fields", pb.GetServiceRequest(name="agent").SerializeToString() + field(15, b"x")
-    yield "UpdateService", "mask-of-what-stays", update("agent", "version", "name", version="1.0.0")
+    yield "UpdateService", "mask-of-unchanged-fields", update("agent", "version", "name", version="1.0.0")
 
 
 BENIGN: Final = tuple(Row(f"{rpc}-{id_}", rpc, request, OK, None) for rpc, id_, request in _benign())
-"""Alarming and yet good: answered with OK, and soon."""
+"""Unusual but valid requests, which are answered quickly with OK."""

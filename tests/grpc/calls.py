@@ -1,4 +1,4 @@
-"""What the tests through gRPC share: short calls, errors taken apart, watches read to the end."""
+"""Helpers of the gRPC tests: calls, decoded errors and watches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -36,7 +36,7 @@ SNAPSHOT = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
 UNMATCHED = EventType.EVENT_TYPE_SERVICE_UNMATCHED
 
 TIMEOUT = 20.0
-"""Seconds until what must come is given up: far more than it takes, also on a busy machine."""
+"""Time limit of waits in seconds, long enough for a busy machine."""
 
 
 # Calls.
@@ -48,7 +48,7 @@ async def register(server: Server, service: Service, *, create_only: bool = Fals
 
 
 async def register_all(server: Server, services: Iterable[Service]) -> list[Service]:
-    """Registers any number, by batches; all must succeed."""
+    """Register any number of services in batches; fail unless all succeed."""
     registered: list[Service] = []
     waiting = list(services)
     while waiting:
@@ -79,8 +79,8 @@ async def discover(server: Server, **fields: Any) -> pb.DiscoverServicesResponse
     return await server.stub.DiscoverServices(pb.DiscoverServicesRequest(**fields))
 
 
-async def found(server: Server, filter_: ServiceFilter) -> list[str]:
-    """Names of all services that match: by pages, so that no size of an answer limits it."""
+async def find_names(server: Server, filter_: ServiceFilter) -> list[str]:
+    """Return the names of all matching services, read page by page."""
     names: list[str] = []
     token = ""
     while True:
@@ -108,18 +108,18 @@ async def heartbeat(server: Server, *names: str) -> pb.HeartbeatResponse:
 
 
 class Failure(NamedTuple):
-    """A call's error, taken apart."""
+    """A decoded error of a call."""
 
     code: grpc.StatusCode
     reason: str
     metadata: dict[str, str]
     fields: list[str]
-    """Paths of the bad fields, as ``BadRequest`` has them."""
+    """Paths of the bad fields, from ``BadRequest``."""
     message: str
 
 
 async def failure(call: Awaitable[object]) -> Failure:
-    """Awaits a call that must fail; checks the form that every error has."""
+    """Await a call, fail unless it fails, and return its error. Checks the format that all errors share."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return failure_of(raised.value)
@@ -133,7 +133,7 @@ def failure_of(error: grpc.aio.AioRpcError) -> Failure:
 
 
 def failure_in(status: Status) -> Failure:
-    """The same of a status that an answer carries."""
+    """Return the error in a status of a response."""
     info, bad = ErrorInfo(), BadRequest()
     assert status.details[0].Unpack(info), "ErrorInfo is missing"
     assert info.domain == "registry.ossa"
@@ -141,7 +141,7 @@ def failure_in(status: Status) -> Failure:
         detail.Unpack(bad)
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        assert bad.field_violations, "which field is bad is not told"
+        assert bad.field_violations, "no field is reported"
     fields = [violation.field for violation in bad.field_violations]
     return Failure(code, info.reason, dict(info.metadata), fields, status.message)
 
@@ -150,9 +150,9 @@ def failure_in(status: Status) -> Failure:
 
 
 class Watch:
-    """One stream of ``WatchEvents``. Reading checks what holds for every stream: revisions go up, cursors are there.
+    """One stream of ``WatchEvents``. Reading checks that every message has a cursor and that revisions increase.
 
-    Only a resync, which begins another epoch, may lead to lower revisions.
+    Revisions may decrease only with a resync, which starts another epoch.
     """
 
     def __init__(self, call: "grpc.aio.UnaryStreamCall[pb.WatchEventsRequest, pb.WatchEventsResponse]") -> None:
@@ -161,26 +161,28 @@ class Watch:
 
     @property
     def cursor(self) -> str:
-        """Where the stream stands."""
+        """Return the cursor of the newest message."""
         return self.messages[-1].cursor
 
     async def message(self) -> pb.WatchEventsResponse:
-        """Reads the next message, which must come."""
+        """Read the next message; fail if none arrives."""
         async with asyncio.timeout(TIMEOUT):
             message = await self.call.read()
         assert isinstance(message, pb.WatchEventsResponse), "the stream ended without an error"
         assert message.cursor
         resync = any(event.reason == EventReason.EVENT_REASON_RESYNC for event in message.events)
-        stood = self.messages[-1].revision if self.messages and not resync else 0
-        assert message.revision >= stood
+        previous = self.messages[-1].revision if self.messages and not resync else 0
+        assert message.revision >= previous
         for event in message.events:
             assert event.revision <= message.revision
-            assert resync or event.type == SNAPSHOT or event.revision > stood, "the cursor before stood past this event"
+            assert resync or event.type == SNAPSHOT or event.revision > previous, (
+                "the previous cursor is past this event"
+            )
         self.messages.append(message)
         return message
 
     async def events(self, count: int = 1) -> list[Event]:
-        """Reads until there are ``count`` more events; there must not be more."""
+        """Read ``count`` events; fail if the last message contains more."""
         events: list[Event] = []
         while len(events) < count:
             events += (await self.message()).events
@@ -188,18 +190,18 @@ class Watch:
         return events
 
     async def event(self) -> Event:
-        """Reads the next event, which must come alone."""
+        """Read the next event, which must be the only one of its message."""
         return (await self.events())[0]
 
     async def until(self, revision: int) -> list[Event]:
-        """Reads until the stream stands at a revision; gives the events on the way."""
+        """Read until the stream has reached a revision and return the events."""
         events: list[Event] = []
         while not self.messages or self.messages[-1].revision < revision:
             events += (await self.message()).events
         return events
 
     async def snapshot(self) -> list[Event]:
-        """Reads until the snapshot is complete."""
+        """Read until the snapshot is complete and return its events."""
         events: list[Event] = []
         while True:
             message = await self.message()
@@ -209,7 +211,7 @@ class Watch:
                 return events
 
     async def failure(self) -> Failure:
-        """Reads until the stream fails; what comes before is in ``messages``."""
+        """Read until the stream fails and return the error; earlier messages are in ``messages``."""
         while True:
             try:
                 await self.message()
@@ -219,16 +221,16 @@ class Watch:
 
 @asynccontextmanager
 async def watching(server: Server, **fields: Any) -> AsyncIterator[Watch]:
-    """A watch that has begun: its first message is read, unless it brings a snapshot or the past."""
-    async with watching_by(server.stub, **fields) as watch:
+    """Open a watch and read its first message, unless it contains a snapshot or missed events."""
+    async with open_watch(server.stub, **fields) as watch:
         if not fields.get("include_snapshot") and not fields.get("cursor"):
             assert not (await watch.message()).events
         yield watch
 
 
 @asynccontextmanager
-async def watching_by(stub: "RegistryServiceAsyncStub", **fields: Any) -> AsyncIterator[Watch]:
-    """A watch of which nothing is read yet."""
+async def open_watch(stub: "RegistryServiceAsyncStub", **fields: Any) -> AsyncIterator[Watch]:
+    """Open a watch without reading from it."""
     call = stub.WatchEvents(pb.WatchEventsRequest(**fields))
     try:
         yield Watch(call)
@@ -236,8 +238,8 @@ async def watching_by(stub: "RegistryServiceAsyncStub", **fields: Any) -> AsyncI
         call.cancel()
 
 
-def told(event: Event) -> tuple[str, str]:
-    """Kind and name, as a short form for comparisons."""
+def kind_and_name(event: Event) -> tuple[str, str]:
+    """Return the type and service name of an event."""
     return EventType.Name(event.type).removeprefix("EVENT_TYPE_SERVICE_"), event.service.name
 
 
@@ -246,7 +248,7 @@ def told(event: Event) -> tuple[str, str]:
 
 @asynccontextmanager
 async def redis_client(redis: RedisProcess) -> AsyncIterator["Redis"]:
-    """A client of the store, to look behind the registry and to let leases age."""
+    """Open a client of the store, to inspect data and to shorten leases."""
     client = Redis.from_url(redis.url)
     try:
         yield client
@@ -254,8 +256,8 @@ async def redis_client(redis: RedisProcess) -> AsyncIterator["Redis"]:
         await client.aclose()
 
 
-async def age_lease(client: Redis, name: str, seconds_left: float) -> None:
-    """Lets a lease be as old as if only ``seconds_left`` of it were left (negative: it has run out)."""
+async def set_remaining_lease(client: Redis, name: str, seconds_left: float) -> None:
+    """Set the end of a lease to ``seconds_left`` seconds from now; a negative number expires it."""
     seconds, microseconds = await client.time()
     deadline = seconds * 1000 + microseconds // 1000 + round(seconds_left * 1000)
     await client.zadd("ossa:registry:leases", {name: deadline}, xx=True)
@@ -263,30 +265,30 @@ async def age_lease(client: Redis, name: str, seconds_left: float) -> None:
 
 
 @asynccontextmanager
-async def laggard(redis: RedisProcess) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Of servers that share a Redis, lets all but the one that came first fall behind, by some 30 ms each time.
+async def disconnectable_followers(redis: RedisProcess) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Yield a function that makes all servers but the first fall behind, by about 30 ms for each call.
 
-    Gives what cuts them off: their connections over which they hear of changes.
+    It closes the connections over which the servers read events.
     """
     async with redis_client(redis) as client:
 
         async def followers() -> set[str]:
             return {str(each["id"]) for each in await client.client_list() if each["cmd"] == "xread"}
 
-        first = min(await followers(), key=int)  # ids go up
+        first = min(await followers(), key=int)  # ids increase
 
-        async def cut_off() -> None:
+        async def disconnect() -> None:
             for connection in await followers() - {first}:
                 await client.client_kill_filter(_id=connection)
 
-        yield cut_off
+        yield disconnect
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Waits until something holds."""
+async def eventually(holds: Callable[[], Awaitable[bool]], condition: str) -> None:
+    """Wait until an asynchronous condition holds."""
     try:
         async with asyncio.timeout(TIMEOUT):
             while not await holds():
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        pytest.fail(f"in {TIMEOUT} s it never held that {what}")
+        pytest.fail(f"condition not met within {TIMEOUT} s: {condition}")

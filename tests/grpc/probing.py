@@ -1,4 +1,4 @@
-"""What the tests of probing through the front door share."""
+"""Helpers of the tests of health checks through gRPC."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,21 +30,21 @@ from tests.support.samples import small_service
 from tests.support.server import Server, running
 
 ON_DEMAND = {"interval_ms": 3_600_000, "timeout_ms": 10_000}
-"""Nothing is probed after the first time but what a test asks for, and however busy the machine is, in time."""
+"""After their first probe, services are probed only on demand; the timeout is long enough for a busy machine."""
 OFTEN = {"interval_ms": 100, "timeout_ms": 100}
-"""For tests that a probe which the machine was too busy for does not hurt."""
-HANGS = "no answer within 200 ms"
+"""For tests that tolerate failed probes on a busy machine."""
+TIMED_OUT = "no answer within 200 ms"
 
 
 @asynccontextmanager
 async def probing_with(redis: RedisProcess, **health_check: Any) -> AsyncIterator[Server]:
-    """A server that probes, and knows already that all services are its own."""
+    """Run a server with health checks, to which all services are already assigned."""
     async with running(redis.url, health_check=health_check) as served:
 
-        async def shared_out() -> bool:
+        async def is_assigned() -> bool:
             return served.parts.monitor._membership.owns("any")
 
-        await eventually(shared_out, "services are shared out")
+        await eventually(is_assigned, "services are assigned")
         yield served
 
 
@@ -52,19 +52,19 @@ async def probing_with(redis: RedisProcess, **health_check: Any) -> AsyncIterato
 
 
 def service(name: str, endpoint: str, check: dict[str, Any] | None = None, **fields: Any) -> Service:
-    """A service with a health check given as JSON."""
-    made = small_service(name, endpoint=endpoint, **fields)
+    """Return a service; ``check`` is its health check as JSON."""
+    result = small_service(name, endpoint=endpoint, **fields)
     if check is not None:
-        ParseDict(check, made.health_check)
-    return made
+        ParseDict(check, result.health_check)
+    return result
 
 
 async def check(server: Server, name: str = "a") -> Health:
     return (await server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name=name))).health
 
 
-async def settled(server: Server, *names: str) -> None:
-    """Waits for the first probe that each service gets by itself."""
+async def wait_for_first_probe(server: Server, *names: str) -> None:
+    """Wait for the first scheduled probe of each service."""
 
     async def probed(name: str) -> bool:
         return (await health_of(server, name)).health.HasField("last_check")
@@ -73,30 +73,30 @@ async def settled(server: Server, *names: str) -> None:
         await eventually(partial(probed, name), f"{name} is probed")
 
 
-async def registered_and_settled(server: Server, sent: Service) -> Service:
-    """Registers a service and waits for its first probe; gives it as it is then."""
+async def register_and_wait_for_probe(server: Server, sent: Service) -> Service:
+    """Register a service, wait for its first probe and return the service."""
     await register(server, sent)
-    await settled(server, sent.name)
+    await wait_for_first_probe(server, sent.name)
     return await get(server, sent.name)
 
 
-async def has_status(server: Server, name: str, status: HealthStatus.ValueType) -> None:
+async def wait_for_status(server: Server, name: str, status: HealthStatus.ValueType) -> None:
     async def holds() -> bool:
         return (await get(server, name)).health.status == status
 
     await eventually(holds, f"{name} is {HealthStatus.Name(status)}")
 
 
-async def gone(server: Server, name: str) -> bool:
+async def is_removed(server: Server, name: str) -> bool:
     return name not in [each.name for each in (await discover(server)).services]
 
 
-async def lease_of(server: Server, name: str) -> int:
+async def lease_end_ns(server: Server, name: str) -> int:
     return (await health_of(server, name)).lease_expires_at.ToNanoseconds()
 
 
-async def events_until(server: Server, watch: Watch) -> list[Event]:
-    """What a watch was told of until now: a change of another service ends it."""
+async def read_events(server: Server, watch: Watch) -> list[Event]:
+    """Return the events of a watch so far, using a change of another service as end marker."""
     last = await register(server, small_service("sentinel", health_check={"none": {}}))
     events = await watch.until(last.revision)
     assert events.pop().service.name == "sentinel"
@@ -105,20 +105,20 @@ async def events_until(server: Server, watch: Watch) -> list[Event]:
     return events
 
 
-# Checks in a row.
+# Consecutive checks.
 
 ANSWERS = {"o": FINE, "x": BROKEN, "d": answer(b'{"status":"degraded"}')}
 STATUSES = {"H": HEALTHY, "U": UNHEALTHY, "D": DEGRADED, "?": UNKNOWN, "M": MAINTENANCE}
 
 
-async def checks(server: Server, agent: Agent, answers: str) -> str:
-    """Checks as often as there are answers; gives the statuses that came of them."""
-    told = ""
+async def check_repeatedly(server: Server, agent: Agent, answers: str) -> str:
+    """Check once for each answer and return the resulting statuses."""
+    statuses = ""
     for each in answers:
         agent.response = ANSWERS[each]
-        came = len(agent.requests)
+        requests = len(agent.requests)
         status = (await check(server)).status
-        assert len(agent.requests) == came + 1
+        assert len(agent.requests) == requests + 1
         assert (await health_of(server, "a")).health.status == status
-        told += next(letter for letter, value in STATUSES.items() if value == status)
-    return told
+        statuses += next(letter for letter, value in STATUSES.items() if value == status)
+    return statuses

@@ -1,4 +1,4 @@
-"""The audit: every change, by whom, from where, and what came of it; also of those that are refused."""
+"""The audit log: caller, origin and outcome of every change, including refused ones."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ async def audited(redis: RedisProcess, **sections: Any) -> AsyncIterator[tuple[S
             yield server, changes
 
 
-def told(changes: list[Any]) -> list[tuple[Any, ...]]:
+def summarize(changes: list[Any]) -> list[tuple[Any, ...]]:
     keys = ("operation", "service", "outcome", "revision_before", "revision_after")
     return [tuple(line[key] for key in keys) for line in changes]
 
@@ -39,7 +39,7 @@ async def register(server: Server, name: str, **fields: Any) -> None:
     await server.stub.RegisterService(request, metadata=METADATA)
 
 
-async def test_a_change_is_told_with_who_and_where_from(redis: RedisProcess) -> None:
+async def test_change_is_audited_with_caller_and_origin(redis: RedisProcess) -> None:
     async with audited(redis) as (server, changes):
         await register(server, "a")
         (line,) = changes
@@ -58,18 +58,18 @@ async def test_a_change_is_told_with_who_and_where_from(redis: RedisProcess) -> 
 
 
 @pytest.mark.parametrize("requests", ["errors", "all"])
-async def test_the_lines_of_a_request_and_of_its_change_have_one_id(requests: str, redis: RedisProcess) -> None:
+async def test_request_log_and_audit_line_have_the_same_request_id(requests: str, redis: RedisProcess) -> None:
     with capture_logs() as logs:
         async with audited(redis, log={"requests": requests}) as (server, changes):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="nobody"))
+                await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="missing"))
             await until(lambda: any(line["event"] == "request" for line in logs))
     ids = {line["request_id"] for line in [*changes, *logs] if "request_id" in line}
     assert len(changes) == 1
     assert ids == {dict(caught.value.trailing_metadata() or ())["x-request-id"]}
 
 
-async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProcess) -> None:
+async def test_every_kind_of_change_is_audited_with_its_revisions(redis: RedisProcess) -> None:
     async with audited(redis) as (server, changes):
         await register(server, "a")
         await register(server, "a", version="2.0.0")
@@ -81,7 +81,7 @@ async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProce
         await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="a"))
         batch = pb.BatchRegisterServicesRequest(services=[small_service("b"), small_service("c")])
         await server.stub.BatchRegisterServices(batch)
-        found = told(changes)
+        found = summarize(changes)
     assert found[:5] == [
         ("register", "a", "ok", None, 1),
         ("register", "a", "ok", 1, 2),
@@ -92,18 +92,18 @@ async def test_every_kind_of_change_is_told_with_its_revisions(redis: RedisProce
     assert sorted(found[5:]) == [("register", "b", "ok", None, 6), ("register", "c", "ok", None, 7)]
 
 
-async def test_what_changes_nothing_is_no_change(redis: RedisProcess) -> None:
+async def test_call_without_effect_is_not_audited(redis: RedisProcess) -> None:
     async with audited(redis) as (server, changes):
         await register(server, "a")
         await register(server, "a")
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a"]))
         await server.stub.GetService(pb.GetServiceRequest(name="a"))
         await server.stub.Cleanup(pb.CleanupRequest())
-        assert told(changes) == [("register", "a", "ok", None, 1)]
+        assert summarize(changes) == [("register", "a", "ok", None, 1)]
 
 
 @pytest.mark.own_redis
-async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> None:
+async def test_refused_change_is_audited_with_its_reason(redis: RedisProcess) -> None:
     async with audited(redis) as (server, changes):
         await register(server, "a")
         refused: list[Callable[[], Awaitable[object]]] = [
@@ -114,7 +114,7 @@ async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> N
                 pb.RegisterServiceRequest(service=small_service("no\n good" + "x" * 1000))
             ),
             lambda: server.stub.UpdateService(pb.UpdateServiceRequest(service=small_service("a"), expected_revision=9)),
-            lambda: server.stub.UnregisterService(pb.UnregisterServiceRequest(name="nobody")),
+            lambda: server.stub.UnregisterService(pb.UnregisterServiceRequest(name="missing")),
             lambda: server.stub.ReportServiceHealth(pb.ReportServiceHealthRequest(name="a")),
             lambda: server.stub.BatchRegisterServices(pb.BatchRegisterServicesRequest()),
         ]
@@ -127,12 +127,12 @@ async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> N
             await server.stub.UnregisterService(pb.UnregisterServiceRequest(name="a"))
         with pytest.raises(grpc.aio.AioRpcError):
             await server.stub.Cleanup(pb.CleanupRequest())
-        found = told(changes)[1:]
+        found = summarize(changes)[1:]
     assert found == [
         ("register", "a", "SERVICE_EXISTS", 1, None),
         ("register", ("no\n good" + "x" * 1000)[:256], "INVALID_REQUEST", None, None),
         ("update", "a", "REVISION_MISMATCH", 1, None),
-        ("unregister", "nobody", "SERVICE_NOT_FOUND", None, None),
+        ("unregister", "missing", "SERVICE_NOT_FOUND", None, None),
         ("report_health", "a", "INVALID_REQUEST", None, None),
         ("register", "", "INVALID_REQUEST", None, None),
         ("unregister", "a", "STORE_UNAVAILABLE", 1, None),
@@ -140,7 +140,7 @@ async def test_what_is_refused_is_told_with_the_reason(redis: RedisProcess) -> N
     ]
 
 
-async def test_what_runs_out_is_removed_by_the_registry(redis: RedisProcess) -> None:
+async def test_expired_lease_is_audited_as_a_change_by_the_registry(redis: RedisProcess) -> None:
     async with audited(redis, lease={"sweep_interval_ms": 20}) as (server, changes):
         await register(server, "a", ttl={"seconds": 5})
         await until(lambda: len(changes) > 1)
@@ -151,7 +151,7 @@ async def test_what_runs_out_is_removed_by_the_registry(redis: RedisProcess) -> 
     assert "peer" not in line
 
 
-async def test_rest_goes_through_the_same_place(redis: RedisProcess) -> None:
+async def test_changes_through_rest_are_audited(redis: RedisProcess) -> None:
     body = {"name": "a", "endpoint": "http://a.test", "version": "1.0.0", "capabilities": []}
     async with audited(redis) as (server, changes), aiohttp.ClientSession(f"{server.http}/api/v1/registry/") as client:
         async with client.post("services", json=body, headers={"X-Request-Id": "web"}) as response:
@@ -160,7 +160,7 @@ async def test_rest_goes_through_the_same_place(redis: RedisProcess) -> None:
             assert response.status == 200
         async with client.delete("services/a") as response:
             assert response.status == 404
-        assert told(changes) == [
+        assert summarize(changes) == [
             ("register", "a", "ok", None, 1),
             ("unregister", "a", "ok", 1, None),
             ("unregister", "a", "SERVICE_NOT_FOUND", None, None),
@@ -170,13 +170,13 @@ async def test_rest_goes_through_the_same_place(redis: RedisProcess) -> None:
     assert changes[0]["peer"].startswith("127.0.0.1:")
 
 
-async def test_no_audit_when_it_is_off(redis: RedisProcess) -> None:
+async def test_nothing_is_audited_when_the_audit_is_off(redis: RedisProcess) -> None:
     async with audited(redis, log={"audit": "off"}) as (server, changes):
         await register(server, "a")
         assert changes == []
 
 
-async def test_a_file_takes_the_audit_alone_and_may_be_rotated(redis: RedisProcess, tmp_path: Path) -> None:
+async def test_audit_file_contains_only_the_audit_and_can_be_rotated(redis: RedisProcess, tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     async with (
         ServerProcess(f"--redis.url={redis.url}", f"--log.audit={file}") as server,
@@ -193,7 +193,7 @@ async def test_a_file_takes_the_audit_alone_and_may_be_rotated(redis: RedisProce
     assert first["timestamp"]
 
 
-async def test_a_file_is_only_ever_added_to(redis: RedisProcess, tmp_path: Path) -> None:
+async def test_audit_file_is_appended_to(redis: RedisProcess, tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     file.write_text('{"event": "older"}\n')
     async with (
@@ -204,7 +204,7 @@ async def test_a_file_is_only_ever_added_to(redis: RedisProcess, tmp_path: Path)
     assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["older", "change"]
 
 
-async def test_a_disk_that_is_full_holds_up_no_change(redis: RedisProcess) -> None:
+async def test_full_disk_does_not_block_changes(redis: RedisProcess) -> None:
     flags = (f"--redis.url={redis.url}", "--log.audit=/dev/full")
     async with ServerProcess(*flags) as server, connected(server.grpc_address) as (_, stub):
         for i in range(20):

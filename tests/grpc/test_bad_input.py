@@ -1,4 +1,4 @@
-"""Every request that breaks the contract is refused as the contract says, soon, and leaves nothing behind."""
+"""Every invalid request is refused quickly, with the error that the contract specifies, and changes nothing."""
 
 import asyncio
 import base64
@@ -21,27 +21,26 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter
-from tests.grpc.bad_inputs import BENIGN, EMPTY, INVALID, OK, STOCK, STOCK_FILTER, STOCKED, GivenOut, Row
+from tests.grpc.bad_inputs import BENIGN, EMPTY, INVALID, OK, STOCK, STOCK_FILTER, STOCKED, IssuedTokens, Row
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
-SOON = 5.0
-"""Seconds that any answer may take; thousands of times what it does take."""
-LARGEST_TRAILERS = 8192
-"""Bytes that gRPC clients take by default, as HTTP/2 counts them (RFC 9113, 6.5.2)."""
-
+MAX_ANSWER_SECONDS = 5.0
+"""Time limit for any answer: a thousand times the usual duration."""
+MAX_TRAILER_BYTES = 8192
+"""Default limit of gRPC clients, counted as in RFC 9113, section 6.5.2."""
 
 NO_PROBES = {"enabled": False}
-"""A probe would change what must stay."""
+"""A probe would change data that must stay the same."""
 
 _M = TypeVar("_M", bound=Message)
 
 
 @dataclass
 class Outcome:
-    """What became of one row."""
+    """The result of one row."""
 
     code: grpc.StatusCode
     message: str
@@ -50,29 +49,29 @@ class Outcome:
     trailer_bytes: int
     seconds: float
     revision: int
-    """Of the registry afterwards."""
+    """Revision of the registry after the request."""
 
 
 @dataclass
-class Played:
-    """What became of all rows, and of the two registries that were played them."""
+class Results:
+    """The results of all rows, and the state of the two registries before and after them."""
 
     outcomes: dict[str, Outcome]
     empty_keys: set[str]
-    """Keys in Redis of the registry without services."""
+    """Redis keys of the registry without services."""
     stock_before: Mapping[str, bytes]
     stock_after: Mapping[str, bytes]
-    """Serialised keys of the registry with services, without the time of the newest sweep."""
+    """Serialised Redis keys of the registry with services, without the time of the newest sweep."""
     serving: list[bool]
-    found_after: list[list[str]]
-    """What each registry finds after one good registration more."""
+    names_after: list[list[str]]
+    """Names in each registry after one more valid registration."""
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """All rows, played in order to one server without services and to one with."""
-    # Over before any other test begins: grpc.aio loses events of a loop that stands still while another one runs.
-    return asyncio.run(play_all(tmp_path_factory.mktemp("redis")))
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results of all rows, sent in order to a server without services and to one with services."""
+    # Finished before any other test starts: grpc.aio loses events of a loop that is idle while another one runs.
+    return asyncio.run(send_all_rows(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +81,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
         *(pytest.param(row, len(STOCK), id=row.id) for row in STOCKED),
     ],
 )
-def test_it_is_refused_with_every_bad_field_and_nothing_is_stored(played: Played, row: Row, revision: int) -> None:
-    outcome = played.outcomes[row.id]
+def test_invalid_request_is_refused_with_all_bad_fields(results: Results, row: Row, revision: int) -> None:
+    outcome = results.outcomes[row.id]
 
     assert outcome.code == row.code, outcome.message
     if row.reason is not None:
@@ -94,38 +93,38 @@ def test_it_is_refused_with_every_bad_field_and_nothing_is_stored(played: Played
         ]
         assert len(details(outcome.status, BadRequest)) == (row.code is INVALID)
         assert bad_fields(outcome.status) == row.fields
-    assert outcome.trailer_bytes <= LARGEST_TRAILERS
+    assert outcome.trailer_bytes <= MAX_TRAILER_BYTES
     assert outcome.revision == revision
-    assert outcome.seconds < SOON
+    assert outcome.seconds < MAX_ANSWER_SECONDS
 
 
 @pytest.mark.parametrize("row", BENIGN, ids=lambda row: row.id)
-def test_it_only_looks_bad_and_is_answered_soon(played: Played, row: Row) -> None:
-    outcome = played.outcomes[row.id]
+def test_unusual_but_valid_request_is_answered_quickly(results: Results, row: Row) -> None:
+    outcome = results.outcomes[row.id]
     assert outcome.code == OK, outcome.message
     assert outcome.revision == len(STOCK)
-    assert outcome.seconds < SOON
+    assert outcome.seconds < MAX_ANSWER_SECONDS
 
 
-def test_no_row_finds_a_hole(played: Played) -> None:
-    holes = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
-    assert [id_ for id_, outcome in played.outcomes.items() if outcome.code in holes] == []
+def test_no_request_causes_an_internal_error(results: Results) -> None:
+    internal = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+    assert [id_ for id_, outcome in results.outcomes.items() if outcome.code in internal] == []
 
 
-def test_nothing_is_stored_in_an_empty_registry(played: Played) -> None:
-    assert played.empty_keys <= {"ossa:registry:epoch", "ossa:registry:sweep"}
+def test_invalid_requests_store_nothing_in_an_empty_registry(results: Results) -> None:
+    assert results.empty_keys <= {"ossa:registry:epoch", "ossa:registry:sweep"}
 
 
-def test_nothing_is_changed_in_a_registry_with_services(played: Played) -> None:
-    assert played.stock_after == played.stock_before
+def test_invalid_requests_change_nothing_in_a_registry_with_services(results: Results) -> None:
+    assert results.stock_after == results.stock_before
 
 
-def test_the_servers_serve_on(played: Played) -> None:
-    assert played.serving == [True, True]
-    assert played.found_after == [["one-more"], sorted([*(service.name for service in STOCK), "one-more"])]
+def test_servers_still_serve_after_all_invalid_requests(results: Results) -> None:
+    assert results.serving == [True, True]
+    assert results.names_after == [["one-more"], sorted([*(service.name for service in STOCK), "one-more"])]
 
 
-async def test_in_a_batch_each_bad_service_is_refused_on_its_own(server: Server) -> None:
+async def test_each_bad_service_of_a_batch_is_refused_separately(server: Server) -> None:
     good, nothing = small_service("good"), Service()
     bad = small_service("bad", endpoint="ftp://h", capabilities=[{"name": "a"}, {"name": "-"}])
     large = small_service("large", metadata={"documentation": "a" * 70_000})
@@ -148,7 +147,7 @@ async def test_in_a_batch_each_bad_service_is_refused_on_its_own(server: Server)
     assert await revision(server) == 1
 
 
-async def test_a_bad_message_ends_a_stream_after_the_answers_to_the_good_ones(server: Server) -> None:
+async def test_invalid_message_ends_a_stream_after_earlier_answers(server: Server) -> None:
     requests = [pb.KeepAliveRequest(names=["a", "b"]), pb.KeepAliveRequest(names=["c"]), pb.KeepAliveRequest()]
     answers = aiter(server.stub.KeepAlive(iter([*requests, *requests])))
 
@@ -158,7 +157,7 @@ async def test_a_bad_message_ends_a_stream_after_the_answers_to_the_good_ones(se
     assert caught.value.code() is INVALID
 
 
-async def play_all(directory: Path) -> Played:
+async def send_all_rows(directory: Path) -> Results:
     async with (
         RedisProcess(directory) as redis,
         running(redis.url, redis={"key_prefix": "ossa:services"}, health_check=NO_PROBES) as empty,
@@ -167,38 +166,38 @@ async def play_all(directory: Path) -> Played:
     ):
         for service in STOCK:
             await stocked.stub.RegisterService(pb.RegisterServiceRequest(service=service))
-        given = await given_out(stocked, empty)
+        tokens = await collect_tokens(stocked, empty)
         before = await keys(client, "stock:*")
 
-        outcomes = {row.id: await play(empty, row, given) for row in EMPTY}
-        outcomes |= {row.id: await play(stocked, row, given) for row in (*STOCKED, *BENIGN)}
+        outcomes = {row.id: await send_row(empty, row, tokens) for row in EMPTY}
+        outcomes |= {row.id: await send_row(stocked, row, tokens) for row in (*STOCKED, *BENIGN)}
 
-        return Played(
+        return Results(
             outcomes,
             set(await keys(client, "ossa:*")),
             before,
             await keys(client, "stock:*"),
             [await is_serving(server) for server in (empty, stocked)],
-            [await found_after_one_more(server) for server in (empty, stocked)],
+            [await register_and_list_names(server) for server in (empty, stocked)],
         )
 
 
-async def given_out(stocked: Server, empty: Server) -> GivenOut:
-    """Collects what a client of these registries may hold."""
+async def collect_tokens(stocked: Server, empty: Server) -> IssuedTokens:
+    """Collect page tokens and cursors as clients of these registries may hold."""
     page = pb.DiscoverServicesRequest(filter=STOCK_FILTER, page_size=1)
     capabilities = pb.ListCapabilitiesRequest(page_size=1)
-    snapshot = [message async for message in opening(stocked)]
-    return GivenOut(
+    snapshot = [message async for message in read_snapshot(stocked)]
+    return IssuedTokens(
         page_token=(await stocked.stub.DiscoverServices(page)).next_page_token,
         capabilities_token=(await stocked.stub.ListCapabilities(capabilities)).next_page_token,
         cursor=snapshot[-1].cursor,
         snapshot_cursor=snapshot[0].cursor,
-        foreign_cursor=[message.cursor async for message in opening(empty)][-1],
+        foreign_cursor=[message.cursor async for message in read_snapshot(empty)][-1],
     )
 
 
-async def opening(server: Server) -> AsyncIterator[pb.WatchEventsResponse]:
-    """The messages of a watch up to the end of its snapshot."""
+async def read_snapshot(server: Server) -> AsyncIterator[pb.WatchEventsResponse]:
+    """Yield the messages of a watch up to the end of its snapshot."""
     call = server.stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
     async for message in call:
         yield message
@@ -207,9 +206,9 @@ async def opening(server: Server) -> AsyncIterator[pb.WatchEventsResponse]:
             return
 
 
-async def play(server: Server, row: Row, given: GivenOut) -> Outcome:
-    """Sends one row."""
-    request = row.request(given) if callable(row.request) else row.request
+async def send_row(server: Server, row: Row, tokens: IssuedTokens) -> Outcome:
+    """Send the request of one row and return the result."""
+    request = row.request(tokens) if callable(row.request) else row.request
     wire = request.SerializeToString() if isinstance(request, Message) else request
     path = f"/{SERVICE}/{row.rpc}"
     channel: Any = server.channel  # typed for messages, not for bytes
@@ -227,14 +226,14 @@ async def play(server: Server, row: Row, given: GivenOut) -> Outcome:
                 await channel.unary_unary(path)(wire, timeout=row.timeout)
     except grpc.aio.AioRpcError as error:
         code, message, trailers = error.code(), error.details() or "", error.trailing_metadata()
-    took = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     packed = dict(trailers).get("grpc-status-details-bin")
     status = Status.FromString(packed) if isinstance(packed, bytes) else None
-    return Outcome(code, message, status, size_of(message, trailers), took, await revision(server))
+    return Outcome(code, message, status, size_of(message, trailers), elapsed, await revision(server))
 
 
 def size_of(message: str, trailers: Metadata) -> int:
-    """Bytes of the trailers on the wire, with what HTTP/2 adds for each field."""
+    """Return the size of the trailers, with the overhead that HTTP/2 counts for each field."""
     fields = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "99")]
     fields += [("grpc-message", quote(message)), *((key, text_of(value)) for key, value in trailers)]
     return sum(len(key) + len(value) + 32 for key, value in fields)
@@ -245,7 +244,7 @@ def text_of(value: str | bytes) -> str:
 
 
 def details(status: Status, kind: type[_M]) -> list[_M]:
-    """What a status carries of one kind."""
+    """Return the details of one type in a status."""
     found = []
     for packed in status.details:
         message = kind()
@@ -263,18 +262,18 @@ async def revision(server: Server) -> int:
 
 
 async def keys(client: Redis, pattern: str) -> dict[str, bytes]:
-    """Everything under these keys, as Redis serialises it."""
+    """Return the serialised values of all keys that match a pattern."""
     found = [key async for key in client.scan_iter(pattern, count=1000) if not key.endswith(b":sweep")]
     return {key.decode(): await client.dump(key) or b"" for key in found}
 
 
 async def is_serving(server: Server) -> bool:
-    stub: Any = HealthStub(server.channel)  # its stubs name no methods
+    stub: Any = HealthStub(server.channel)  # its stubs are not typed
     health = await stub.Check(HealthCheckRequest(service=SERVICE))
     return bool(health.status == HealthCheckResponse.SERVING)
 
 
-async def found_after_one_more(server: Server) -> list[str]:
+async def register_and_list_names(server: Server) -> list[str]:
     await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service("one-more")))
     found = await server.stub.DiscoverServices(pb.DiscoverServicesRequest(filter=ServiceFilter(version="1.0.0")))
     return [service.name for service in found.services]

@@ -32,15 +32,15 @@ async def stats(server: Server) -> pb.RegistryStats:
 
 
 def offering(name: str, *offered: tuple[str, str] | tuple[str, str, str]) -> Service:
-    """A service with capabilities of these names, versions and descriptions."""
-    made = [Capability(name=each[0], version=each[1], description="".join(each[2:])) for each in offered]
-    return small_service(name, capabilities=made)
+    """Return a service with capabilities of these names, versions and descriptions."""
+    offers = [Capability(name=each[0], version=each[1], description="".join(each[2:])) for each in offered]
+    return small_service(name, capabilities=offers)
 
 
 # Capabilities.
 
 
-async def test_capabilities_are_summed_up_over_services_in_order(server: Server) -> None:
+async def test_capabilities_are_summarized_over_services_in_order(server: Server) -> None:
     await register_all(
         server,
         [
@@ -68,7 +68,7 @@ async def test_capabilities_are_summed_up_over_services_in_order(server: Server)
     assert not answer.next_page_token
 
 
-async def test_capabilities_follow_every_change_at_once(server: Server) -> None:
+async def test_capabilities_reflect_every_change_immediately(server: Server) -> None:
     async def shown() -> dict[str, tuple[list[str], list[str], str]]:
         answer = await capabilities(server)
         for summary in answer.capabilities:
@@ -93,24 +93,24 @@ async def test_capabilities_follow_every_change_at_once(server: Server) -> None:
 @pytest.mark.parametrize(
     ("page_size", "lengths"), [(0, [100, 100, 51]), (1, [1] * 251), (100, [100, 100, 51]), (1000, [251]), (9999, [251])]
 )
-async def test_capabilities_come_in_pages(server: Server, page_size: int, lengths: list[int]) -> None:
-    every = [f"c{i:03}" for i in range(251)]
+async def test_capabilities_are_returned_in_pages(server: Server, page_size: int, lengths: list[int]) -> None:
+    expected = [f"c{i:03}" for i in range(251)]
     await register_all(
-        server, (offering(f"s{i}", *((name, "1.0.0") for name in every[50 * i : 50 * i + 51])) for i in range(5))
+        server, (offering(f"s{i}", *((name, "1.0.0") for name in expected[50 * i : 50 * i + 51])) for i in range(5))
     )
-    walked: list[list[str]] = []
+    pages: list[list[str]] = []
     token = ""
     while True:
         page = await capabilities(server, page_size=page_size, page_token=token)
-        walked.append([summary.name for summary in page.capabilities])
+        pages.append([summary.name for summary in page.capabilities])
         token = page.next_page_token
         if not token:
             break
-    assert [len(page) for page in walked] == lengths
-    assert [name for page in walked for name in page] == every
+    assert [len(page) for page in pages] == lengths
+    assert [name for page in pages for name in page] == expected
 
 
-async def test_a_page_of_capabilities_has_1000_at_most(server: Server) -> None:
+async def test_page_of_capabilities_has_at_most_1000_entries(server: Server) -> None:
     await register_all(server, (offering(f"s{i}", *((f"c{i}-{j}", "1") for j in range(64))) for i in range(16)))
     page = await capabilities(server, page_size=2**31 - 1)
     assert len(page.capabilities) == 1000
@@ -119,7 +119,7 @@ async def test_a_page_of_capabilities_has_1000_at_most(server: Server) -> None:
     assert not rest.next_page_token
 
 
-async def test_a_capability_of_very_many_services_names_the_first_1000(server: Server) -> None:
+async def test_capability_summary_names_the_first_1000_services(server: Server) -> None:
     await register_all(server, (offering(f"s{i:04}", ("sum", "1")) for i in reversed(range(1_100))))
     (summary,) = (await capabilities(server)).capabilities
     assert summary.service_count == 1_100
@@ -131,14 +131,14 @@ async def test_a_capability_of_very_many_services_names_the_first_1000(server: S
     assert summary.service_names[-1] == "s1000"
 
 
-async def test_bad_page_sizes_and_tokens_are_refused(server: Server) -> None:
+async def test_invalid_page_sizes_and_tokens_are_refused(server: Server) -> None:
     await register(server, example_service())
     await register(server, small_service("other"))
-    of_services = (await discover(server, page_size=1)).next_page_token
+    service_token = (await discover(server, page_size=1)).next_page_token
     for fields, bad in (
         ({"page_size": -1}, ["page_size"]),
         ({"page_token": "?"}, ["page_token"]),
-        ({"page_token": of_services}, ["page_token"]),
+        ({"page_token": service_token}, ["page_token"]),
         ({"page_size": -1, "page_token": "?"}, ["page_size", "page_token"]),
     ):
         refused = await failure(capabilities(server, **fields))
@@ -148,7 +148,7 @@ async def test_bad_page_sizes_and_tokens_are_refused(server: Server) -> None:
 # Stats.
 
 
-async def test_an_empty_registry_counts_nothing(server: Server) -> None:
+async def test_stats_of_an_empty_registry_are_zero(server: Server) -> None:
     assert await stats(server) == pb.RegistryStats()
 
 
@@ -183,7 +183,7 @@ async def test_stats_count_services_capabilities_versions_and_tags(server: Serve
     )
 
 
-async def test_stats_follow_many_writers_at_once(server: Server) -> None:
+async def test_stats_are_correct_after_concurrent_writes(server: Server) -> None:
     async def agent(i: int) -> None:
         name = f"agent-{i}"
         await register(server, offering(name, ("sum", "1"), (f"own-{i}", "1")))

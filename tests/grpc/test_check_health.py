@@ -1,4 +1,4 @@
-"""CheckServiceHealth: who may ask when, and what is answered."""
+"""CheckServiceHealth: results, errors, and starting and stopping of health checks."""
 
 import asyncio
 from functools import partial
@@ -9,12 +9,12 @@ import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from tests.grpc.calls import HEALTHY, TIMEOUT, eventually, failure, get, health_of, register, unregister
-from tests.grpc.probing import OFTEN, check, checks, probing_with, registered_and_settled, service
+from tests.grpc.probing import OFTEN, check, check_repeatedly, probing_with, register_and_wait_for_probe, service
 from tests.support.endpoints import BROKEN, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, running
 
-pytestmark = pytest.mark.usefixtures("never_stands_still")
+pytestmark = pytest.mark.usefixtures("no_pause_detection")
 
 
 async def refused_check(server: Server, name: str = "a") -> tuple[grpc.StatusCode, str]:
@@ -26,26 +26,26 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND"
 DISABLED = grpc.StatusCode.UNIMPLEMENTED, "PROBING_DISABLED"
 
 
-async def test_checking_what_is_not_registered_is_not_found(probing: Server) -> None:
-    assert await refused_check(probing, "nobody") == NOT_FOUND
+async def test_check_of_an_unknown_service_is_not_found(probing: Server) -> None:
+    assert await refused_check(probing, "missing") == NOT_FOUND
     refused = await failure(check(probing, "?"))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name"])
 
 
-async def test_probing_can_be_off_ended_and_begun(redis: RedisProcess, agent: Agent) -> None:
+async def test_health_checks_can_be_disabled_started_and_stopped(redis: RedisProcess, agent: Agent) -> None:
     async with running(redis.url, health_check={**OFTEN, "enabled": False}) as server:
         await register(server, service("a", agent.endpoint()))
         registry = server.parts.registry
         assert await refused_check(server) == DISABLED
-        assert await refused_check(server, "nobody") == NOT_FOUND
+        assert await refused_check(server, "missing") == NOT_FOUND
         assert agent.connections == 0
 
         for _ in range(2):
             await registry.start_health_monitoring()
             await registry.start_health_monitoring()
             assert (await check(server)).status == HEALTHY
-            asked = len(agent.requests)
-            await agent.wait_for_requests(asked + 3)
+            requests = len(agent.requests)
+            await agent.wait_for_requests(requests + 3)
 
             await registry.stop_health_monitoring()
             await registry.stop_health_monitoring()
@@ -53,8 +53,8 @@ async def test_probing_can_be_off_ended_and_begun(redis: RedisProcess, agent: Ag
         assert (await health_of(server, "a")).health.status == HEALTHY
 
 
-async def test_a_check_under_way_when_probing_ends_is_refused(probing: Server, agent: Agent) -> None:
-    await registered_and_settled(probing, service("a", agent.endpoint()))
+async def test_check_in_flight_when_health_checks_stop_is_refused(probing: Server, agent: Agent) -> None:
+    await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
     agent.open.clear()
     checking = asyncio.create_task(refused_check(probing))
     await agent.wait_for_requests(2)
@@ -63,11 +63,9 @@ async def test_a_check_under_way_when_probing_ends_is_refused(probing: Server, a
 
 
 @pytest.mark.own_redis
-async def test_a_check_that_comes_while_probing_ends_is_refused(
-    probing: Server, redis: RedisProcess, agent: Agent
-) -> None:
-    await registered_and_settled(probing, service("a", agent.endpoint()))
-    redis.pause()  # the end takes a while: the list of processes does not answer
+async def test_check_while_health_checks_stop_is_refused(probing: Server, redis: RedisProcess, agent: Agent) -> None:
+    await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
+    redis.pause()  # stopping takes a while, because the member list is not available
     stopping = asyncio.create_task(probing.parts.registry.stop_health_monitoring())
     await asyncio.sleep(0)
     try:
@@ -77,7 +75,7 @@ async def test_a_check_that_comes_while_probing_ends_is_refused(
         await stopping
 
 
-async def test_probing_that_is_begun_again_while_it_ends_goes_on(redis: RedisProcess, agent: Agent) -> None:
+async def test_health_checks_restarted_while_they_stop_keep_running(redis: RedisProcess, agent: Agent) -> None:
     async with probing_with(redis, **OFTEN) as server:
         await register(server, service("a", agent.endpoint()))
         await agent.wait_for_requests(1)
@@ -88,27 +86,27 @@ async def test_probing_that_is_begun_again_while_it_ends_goes_on(redis: RedisPro
         await stopping
 
         assert (await check(server)).status == HEALTHY
-        asked = len(agent.requests)
-        await agent.wait_for_requests(asked + 3)
+        requests = len(agent.requests)
+        await agent.wait_for_requests(requests + 3)
 
 
-async def test_many_who_ask_at_once_make_one_connection_and_get_one_answer(probing: Server, agent: Agent) -> None:
-    await registered_and_settled(probing, service("a", agent.endpoint()))
+async def test_concurrent_checks_of_a_service_share_one_probe(probing: Server, agent: Agent) -> None:
+    await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
     agent.open.clear()
-    asking = [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
+    checking = [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
     await agent.wait_for_requests(2)
-    asking += [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
+    checking += [asyncio.create_task(probing.parts.registry.check_health("a")) for _ in range(50)]
     await asyncio.sleep(0)
     agent.open.set()
-    answers = await asyncio.gather(*asking)
+    answers = await asyncio.gather(*checking)
     assert agent.connections == 2
     assert all(each == answers[0] for each in answers)
     assert (await check(probing)).last_check.ToNanoseconds() >= answers[0].last_check.ToNanoseconds()
     assert agent.connections == 3
 
 
-async def test_whoever_asks_and_leaves_takes_the_answer_from_nobody(probing: Server, agent: Agent) -> None:
-    await registered_and_settled(probing, service("a", agent.endpoint()))
+async def test_cancelled_check_does_not_affect_another(probing: Server, agent: Agent) -> None:
+    await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
     agent.open.clear()
     leaving, staying = asyncio.create_task(check(probing)), asyncio.create_task(check(probing))
     await agent.wait_for_requests(2)
@@ -117,8 +115,8 @@ async def test_whoever_asks_and_leaves_takes_the_answer_from_nobody(probing: Ser
     assert (await staying).status == HEALTHY
 
 
-async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Server, agent: Agent) -> None:
-    await registered_and_settled(probing, service("a", agent.endpoint()))
+async def test_check_of_a_service_removed_meanwhile_is_not_found(probing: Server, agent: Agent) -> None:
+    await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
     agent.open.clear()
     checking = asyncio.create_task(refused_check(probing))
     await agent.wait_for_requests(2)
@@ -127,10 +125,10 @@ async def test_a_check_of_a_service_that_goes_meanwhile_is_not_found(probing: Se
     assert await checking == NOT_FOUND
 
 
-async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_has_now(probing: Server) -> None:
+async def test_check_of_a_moved_service_probes_its_new_endpoint(probing: Server) -> None:
     async with agents(2) as [old, new]:
         old.response = BROKEN
-        await registered_and_settled(probing, service("a", old.endpoint(), {"timeout": "60s"}))
+        await register_and_wait_for_probe(probing, service("a", old.endpoint(), {"timeout": "60s"}))
         old.open.clear()
         before = asyncio.create_task(check(probing))
         await old.wait_for_requests(2)
@@ -138,10 +136,10 @@ async def test_a_check_of_a_service_that_has_moved_is_of_the_endpoint_that_it_ha
         async with asyncio.timeout(TIMEOUT):
             assert (await check(probing)).status == HEALTHY
         old.open.set()
-        assert (await before).error == "", "what the old endpoint says is of nobody"
+        assert (await before).error == "", "the result of the old endpoint is dropped"
 
 
-async def test_checks_of_many_services_at_once_are_all_made(probing: Server, agent: Agent) -> None:
+async def test_concurrent_checks_of_many_services_all_succeed(probing: Server, agent: Agent) -> None:
     names = [f"s{i}" for i in range(150)]
     for name in names:
         await register(probing, service(name, agent.endpoint()))
@@ -150,24 +148,24 @@ async def test_checks_of_many_services_at_once_are_all_made(probing: Server, age
 
 
 @pytest.mark.own_redis
-async def test_without_the_store_a_check_is_answered_and_changes_no_status(
+async def test_check_without_the_store_succeeds_and_changes_no_status(
     probing: Server, redis: RedisProcess, agent: Agent
 ) -> None:
-    known = await registered_and_settled(probing, service("a", agent.endpoint()))
-    await checks(probing, agent, "xx")
+    known = await register_and_wait_for_probe(probing, service("a", agent.endpoint()))
+    await check_repeatedly(probing, agent, "xx")
 
     async def connected(expected: bool) -> bool:  # noqa: FBT001
-        told = await probing.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
-        return told.store_connected is expected
+        health = await probing.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
+        return health.store_connected is expected
 
     redis.kill()
-    await eventually(partial(connected, False), "the store is away")  # noqa: FBT003
+    await eventually(partial(connected, False), "the store is disconnected")  # noqa: FBT003
     for _ in range(4):
         health = await check(probing)
         assert (health.status, health.error) == (HEALTHY, "HTTP 500")
     assert await get(probing, "a") == known
 
     await redis.restart()
-    await eventually(partial(connected, True), "the store is back")  # noqa: FBT003
+    await eventually(partial(connected, True), "the store is connected")  # noqa: FBT003
     assert await get(probing, "a") == known
-    assert await checks(probing, agent, "xxx") == "HHU", "failures of before the outage and within it do not count"
+    assert await check_repeatedly(probing, agent, "xxx") == "HHU", "failures before and during the outage do not count"

@@ -17,17 +17,17 @@ from tests.grpc.calls import (
     UNHEALTHY,
     UNKNOWN,
     UNREGISTERED,
-    age_lease,
+    disconnectable_followers,
     discover,
     failure,
-    found,
+    find_names,
     get,
     heartbeat,
-    laggard,
     redis_client,
     register,
     register_all,
     report,
+    set_remaining_lease,
     unregister,
     update,
     watching,
@@ -45,7 +45,8 @@ def names(answer: pb.DiscoverServicesResponse) -> list[str]:
     return [service.name for service in answer.services]
 
 
-# Filters. Of the seed's service, HEALTHY, with group `text-processing`, among others that have nothing of it.
+# Filters. The target is the example service of the OSSA reference implementation, HEALTHY and in group
+# `text-processing`, among services that share none of its values.
 
 HITS: dict[str, dict[str, Any]] = {
     "everything": {},
@@ -53,7 +54,7 @@ HITS: dict[str, dict[str, Any]] = {
     "a part of the name, unanchored": {"name_pattern": "text-p"},
     "the name in another case": {"name_pattern": "AI-Text"},
     "a pattern": {"name_pattern": r"^[a-z]{2}-(text|image)-\w+r$"},
-    "a pattern that is anchored at one end": {"name_pattern": "processor$"},
+    "a pattern anchored at one end": {"name_pattern": "processor$"},
     "capability": {"capability": "text-analysis"},
     "another capability": {"capability": "translate"},
     "exact capability version": {"capability": "text-analysis", "capability_version": "2.0.0"},
@@ -78,7 +79,7 @@ HITS: dict[str, dict[str, Any]] = {
     "group": {"group": "text-processing"},
     "label": {"labels": {"region": "eu"}},
     "labels": {"labels": {"region": "eu", "tier": "gold"}},
-    "all at once": {
+    "all fields": {
         "name_pattern": "^AI",
         "capability": "text-analysis",
         "capability_version": "^2",
@@ -93,18 +94,18 @@ HITS: dict[str, dict[str, Any]] = {
 }
 
 NEAR_MISSES: dict[str, dict[str, Any]] = {
-    "anchored where it does not begin": {"name_pattern": "^text"},
-    "anchored where it does not end": {"name_pattern": "text$"},
+    "anchored at another start": {"name_pattern": "^text"},
+    "anchored at another end": {"name_pattern": "text$"},
     "a dot is any character, but one": {"name_pattern": "ai.{0}text"},
     "a part of the capability's name": {"capability": "text"},
     "the capability's name in another case": {"capability": "Text-Analysis"},
     "the version of another capability": {"capability": "text-analysis", "capability_version": "1.4.2"},
-    "a range that holds only the other capability": {"capability": "text-analysis", "capability_version": "^1"},
+    "a range that only another capability matches": {"capability": "text-analysis", "capability_version": "^1"},
     "capability version: less than": {"capability": "translate", "capability_version": "<1.4.2"},
     "capability version: greater than": {"capability": "translate", "capability_version": ">1.4.2"},
-    "exact means exact": {"capability": "translate", "capability_version": "1.4"},
-    "exact version means exact": {"version": "2.1"},
-    "version: upper end is not in": {"version": ">=1 <2.1.0"},
+    "exact capability version: no prefix": {"capability": "translate", "capability_version": "1.4"},
+    "exact version: no prefix": {"version": "2.1"},
+    "version: excluded upper bound": {"version": ">=1 <2.1.0"},
     "version tilde": {"version": "~2.0"},
     "version caret": {"version": "^1.9"},
     "health": {"health": [UNHEALTHY]},
@@ -112,21 +113,21 @@ NEAR_MISSES: dict[str, dict[str, Any]] = {
     "a part of a tag": {"tags": ["a"]},
     "a tag in another case": {"tags": ["AI"]},
     "tags: one is missing": {"tags": ["ai", "nlp", "vision"], "tag_match": ALL},
-    "tags: none is there": {"tags": ["vision", "audio"], "tag_match": ANY},
+    "tags: none present": {"tags": ["vision", "audio"], "tag_match": ANY},
     "environment in another case": {"environment": "Production"},
     "a part of the environment": {"environment": "prod"},
-    "the name, which is not the group": {"group": NAME},
+    "the name instead of the group": {"group": NAME},
     "a part of the group": {"group": "text"},
     "another value of the label": {"labels": {"region": "us"}},
-    "a label that is not there": {"labels": {"zone": "eu"}},
+    "a label that is not set": {"labels": {"zone": "eu"}},
     "a label with no value": {"labels": {"region": ""}},
-    "one label of two is another": {"labels": {"region": "eu", "tier": "silver"}},
+    "one label of two has another value": {"labels": {"region": "eu", "tier": "silver"}},
     "the value of another label": {"labels": {"region": "gold"}},
 }
 
 
-async def with_the_seeds_service(server: Server) -> Service:
-    """Registers it, and others that have nothing that it has."""
+async def register_example_and_others(server: Server) -> Service:
+    """Register the example service and others that share none of its values; return the example service."""
     service = example_service()
     service.group = "text-processing"
     service.health.status = HEALTHY
@@ -145,8 +146,8 @@ async def with_the_seeds_service(server: Server) -> Service:
 
 
 @pytest.mark.parametrize("case", HITS)
-async def test_a_service_is_found_by(server: Server, case: str) -> None:
-    service = await with_the_seeds_service(server)
+async def test_service_is_found_by(server: Server, case: str) -> None:
+    service = await register_example_and_others(server)
     answer = await discover(server, filter=ServiceFilter(**HITS[case]))
     assert service in answer.services
     assert (
@@ -156,15 +157,15 @@ async def test_a_service_is_found_by(server: Server, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", NEAR_MISSES)
-async def test_a_service_is_not_found_by(server: Server, case: str) -> None:
-    await with_the_seeds_service(server)
+async def test_service_is_not_found_by(server: Server, case: str) -> None:
+    await register_example_and_others(server)
     answer = await discover(server, filter=ServiceFilter(**NEAR_MISSES[case]))
     assert NAME not in names(answer)
 
 
-@pytest.mark.parametrize("field", [field for field in HITS["all at once"] if field != "tag_match"])
-async def test_every_field_of_a_filter_must_hold(server: Server, field: str) -> None:
-    await with_the_seeds_service(server)
+@pytest.mark.parametrize("field", [field for field in HITS["all fields"] if field != "tag_match"])
+async def test_all_fields_of_a_filter_must_match(server: Server, field: str) -> None:
+    await register_example_and_others(server)
     misses = {
         "name_pattern": "^text",
         "capability": "translate",
@@ -176,34 +177,36 @@ async def test_every_field_of_a_filter_must_hold(server: Server, field: str) -> 
         "group": "audio",
         "labels": {"region": "eu", "tier": "silver"},
     }
-    assert await found(server, ServiceFilter(**HITS["all at once"])) == [NAME]
-    assert await found(server, ServiceFilter(**{**HITS["all at once"], field: misses[field]})) == []
+    assert await find_names(server, ServiceFilter(**HITS["all fields"])) == [NAME]
+    assert await find_names(server, ServiceFilter(**{**HITS["all fields"], field: misses[field]})) == []
 
 
-async def test_version_ranges_find_only_what_reads_as_semver(server: Server) -> None:
+async def test_version_ranges_match_only_semantic_versions(server: Server) -> None:
     for version in ("1.0.0", "1.5", "v1.9.0", "2.0.0-rc.1", "2.0.0", "nightly", "2024-06-01"):
         await register(server, small_service(f"s-{version}", version=version))
-    assert await found(server, ServiceFilter(version="<2")) == ["s-1.0.0", "s-1.5", "s-v1.9.0"]
-    assert await found(server, ServiceFilter(version=">=2.0.0-rc.1")) == ["s-2.0.0", "s-2.0.0-rc.1"]
-    assert await found(server, ServiceFilter(version="nightly")) == ["s-nightly"]
-    assert "s-nightly" not in await found(server, ServiceFilter(version="*"))
+    assert await find_names(server, ServiceFilter(version="<2")) == ["s-1.0.0", "s-1.5", "s-v1.9.0"]
+    assert await find_names(server, ServiceFilter(version=">=2.0.0-rc.1")) == ["s-2.0.0", "s-2.0.0-rc.1"]
+    assert await find_names(server, ServiceFilter(version="nightly")) == ["s-nightly"]
+    assert "s-nightly" not in await find_names(server, ServiceFilter(version="*"))
 
 
-async def test_several_versions_of_one_capability_are_each_found(server: Server) -> None:
+async def test_each_version_of_a_capability_is_found(server: Server) -> None:
     versions = [Capability(name="sum", version=version) for version in ("1.0.0", "2.0.0", "")]
     await register(server, small_service("a", capabilities=versions))
     await register(server, small_service("b", capabilities=versions[2:]))
-    for wanted, expected in (("1.0.0", ["a"]), ("2.0.0", ["a"]), (">1", ["a"]), ("3.0.0", []), ("", ["a", "b"])):
-        assert await found(server, ServiceFilter(capability="sum", capability_version=wanted)) == expected, wanted
+    for version, expected in (("1.0.0", ["a"]), ("2.0.0", ["a"]), (">1", ["a"]), ("3.0.0", []), ("", ["a", "b"])):
+        assert await find_names(server, ServiceFilter(capability="sum", capability_version=version)) == expected, (
+            version
+        )
 
 
-async def test_the_group_is_the_name_unless_it_is_given(server: Server) -> None:
+async def test_group_defaults_to_the_name(server: Server) -> None:
     await register_all(server, [small_service("a"), small_service("a-2", group="a"), small_service("b", group="c")])
-    assert await found(server, ServiceFilter(group="a")) == ["a", "a-2"]
-    assert await found(server, ServiceFilter(group="b")) == []
+    assert await find_names(server, ServiceFilter(group="a")) == ["a", "a-2"]
+    assert await find_names(server, ServiceFilter(group="b")) == []
 
 
-async def test_every_bad_field_of_a_query_is_named(server: Server) -> None:
+async def test_all_bad_fields_of_a_query_are_reported(server: Server) -> None:
     filter_ = ServiceFilter(name_pattern="(", capability_version="^1", version=">>1", tags=[""], health=[0])  # type: ignore[list-item]
     refused = await failure(
         discover(server, filter=filter_, page_size=-1, page_token="?", min_revision=-1, consistency=9)
@@ -234,38 +237,38 @@ async def test_services_are_ordered_by_the_bytes_of_their_names(server: Server) 
 
 
 async def pages(server: Server, **fields: Any) -> list[list[str]]:
-    """Names of all pages, walked by their tokens."""
-    walked: list[list[str]] = []
+    """Return the names on each page."""
+    result: list[list[str]] = []
     token = ""
     while True:
         page = await discover(server, page_token=token, **fields)
-        walked.append(names(page))
+        result.append(names(page))
         token = page.next_page_token
         if not token:
-            return walked
+            return result
 
 
 @pytest.mark.parametrize(
     ("page_size", "lengths"), [(0, [100] * 10 + [50]), (1, [1] * 1050), (1000, [1000, 50]), (5000, [1000, 50])]
 )
-async def test_a_page_has_as_many_as_are_wanted_within_the_limits(
+async def test_page_has_the_requested_size_within_the_limits(
     server: Server, page_size: int, lengths: list[int]
 ) -> None:
-    every = [f"s{i:04}" for i in range(1050)]
-    await register_all(server, map(small_service, every))
+    expected = [f"s{i:04}" for i in range(1050)]
+    await register_all(server, map(small_service, expected))
     walked = await pages(server, page_size=page_size)
     assert [len(page) for page in walked] == lengths
-    assert [name for page in walked for name in page] == every
+    assert [name for page in walked for name in page] == expected
     assert (await discover(server, page_size=page_size)).total_size == 1050
 
 
-async def test_a_full_last_page_has_no_token(server: Server) -> None:
+async def test_full_last_page_has_no_token(server: Server) -> None:
     await register_all(server, map(small_service, "abcd"))
     assert await pages(server, page_size=2) == [["a", "b"], ["c", "d"]]
     assert await pages(server, page_size=4) == [["a", "b", "c", "d"]]
 
 
-async def test_total_size_counts_all_that_match_on_every_page(server: Server) -> None:
+async def test_total_size_counts_all_matching_services_on_every_page(server: Server) -> None:
     await register_all(server, (small_service(f"s{i}", group="odd" if i % 2 else "even") for i in range(9)))
     filter_ = ServiceFilter(group="odd")
     first = await discover(server, filter=filter_, page_size=3)
@@ -274,12 +277,12 @@ async def test_total_size_counts_all_that_match_on_every_page(server: Server) ->
     assert (names(second), second.total_size, second.next_page_token) == (["s7"], 4, "")
 
 
-async def test_paging_shows_each_service_that_stays_exactly_once_while_others_come_and_go(server: Server) -> None:
-    staying = [f"stay-{i:03}" for i in range(60)]
-    await register_all(server, map(small_service, staying))
+async def test_paging_returns_unchanged_services_once_during_changes(server: Server) -> None:
+    permanent = [f"stay-{i:03}" for i in range(60)]
+    await register_all(server, map(small_service, permanent))
     done = asyncio.Event()
 
-    async def come_and_go(i: int) -> None:
+    async def add_and_remove(i: int) -> None:
         while not done.is_set():
             for name in (f"a-{i}", f"stay-{7 * i:03}x", f"z-{i}"):
                 await register(server, small_service(name))
@@ -289,15 +292,15 @@ async def test_paging_shows_each_service_that_stays_exactly_once_while_others_co
 
     async with asyncio.TaskGroup() as group:
         for i in range(4):
-            group.create_task(come_and_go(i))
+            group.create_task(add_and_remove(i))
         for page_size in (1, 3, 7, 1, 3, 7, 20, 59):
             walked = [name for page in await pages(server, page_size=page_size) for name in page]
-            assert walked == sorted(set(walked)), "in order, none twice"
-            assert [name for name in walked if name in staying] == staying
+            assert walked == sorted(set(walked)), "names must be in order and unique"
+            assert [name for name in walked if name in permanent] == permanent
         done.set()
 
 
-async def test_a_page_goes_on_after_a_service_that_is_gone(server: Server) -> None:
+async def test_page_token_stays_valid_after_its_service_is_removed(server: Server) -> None:
     await register_all(server, map(small_service, "abcde"))
     token = (await discover(server, page_size=2)).next_page_token
     await unregister(server, "b")
@@ -309,7 +312,7 @@ async def test_a_page_goes_on_after_a_service_that_is_gone(server: Server) -> No
     assert (names(answer), answer.total_size, answer.next_page_token) == ([], 1, "")
 
 
-async def test_a_token_is_good_for_its_filter_only(server: Server) -> None:
+async def test_page_token_is_valid_only_for_its_filter(server: Server) -> None:
     await register_all(server, (small_service(f"s{i}", metadata=Metadata(tags=["x", "y"])) for i in range(5)))
     filter_ = ServiceFilter(tags=["x", "y"])
     token = (await discover(server, filter=filter_, page_size=2)).next_page_token
@@ -321,16 +324,16 @@ async def test_a_token_is_good_for_its_filter_only(server: Server) -> None:
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_token"])
 
 
-async def test_tokens_that_were_never_given_out_are_refused(server: Server) -> None:
+async def test_invalid_page_tokens_are_refused(server: Server) -> None:
     await register_all(server, (small_service(f"s{i}", capabilities=[Capability(name=f"c{i}")]) for i in range(3)))
     token = (await discover(server, page_size=1)).next_page_token
-    of_capabilities = await server.stub.ListCapabilities(pb.ListCapabilitiesRequest(page_size=1))
-    for bad in ("?", "AAAA", "x" + token, token + "é", "=" * 2000, of_capabilities.next_page_token):
+    capabilities_page = await server.stub.ListCapabilities(pb.ListCapabilitiesRequest(page_size=1))
+    for bad in ("?", "AAAA", "x" + token, token + "é", "=" * 2000, capabilities_page.next_page_token):
         refused = await failure(discover(server, page_token=bad))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_token"]), bad
 
 
-# Freshness. Every query is asked twice, so that the second answer is a kept one, then something changes.
+# Freshness. Every query is sent twice, so that the second answer comes from the cache, before and after a change.
 
 Change = Callable[[Server, RedisProcess], Awaitable[object]]
 
@@ -341,30 +344,28 @@ def tagged(name: str, **fields: Any) -> Service:
 
 async def _expire(server: Server, redis: RedisProcess) -> None:
     async with redis_client(redis) as client:
-        await age_lease(client, "s3", -1)
+        await set_remaining_lease(client, "s3", -1)
     await server.stub.Cleanup(pb.CleanupRequest())
 
 
 CHANGES: dict[str, Change] = {
-    "one that matches comes": lambda server, _: register(server, tagged("s35")),
-    "one that matches comes at the front": lambda server, _: register(server, tagged("a")),
-    "one that matches comes at the end": lambda server, _: register(server, tagged("z")),
-    "one that does not match comes": lambda server, _: register(server, small_service("s36")),
-    "one goes": lambda server, _: unregister(server, "s3"),
-    "the last one of a page goes": lambda server, _: unregister(server, "s1"),
-    "the only one that does not match goes": lambda server, _: unregister(server, "other"),
-    "one begins to match": lambda server, _: update(server, tagged("other")),
-    "one stops to match": lambda server, _: update(server, Service(name="s3"), "metadata.tags"),
+    "a matching service is added": lambda server, _: register(server, tagged("s35")),
+    "a matching service is added at the front": lambda server, _: register(server, tagged("a")),
+    "a matching service is added at the end": lambda server, _: register(server, tagged("z")),
+    "a service that does not match is added": lambda server, _: register(server, small_service("s36")),
+    "a service is removed": lambda server, _: unregister(server, "s3"),
+    "the last service of a page is removed": lambda server, _: unregister(server, "s1"),
+    "the only service that does not match is removed": lambda server, _: unregister(server, "other"),
+    "a service starts to match": lambda server, _: update(server, tagged("other")),
+    "a service no longer matches": lambda server, _: update(server, Service(name="s3"), "metadata.tags"),
     "content on the first page changes": lambda server, _: register(server, tagged("s0", version="2.0.0")),
     "content on a page in the middle changes": lambda server, _: update(server, Service(name="s3", version="2.0.0")),
     "content on the last page changes": lambda server, _: update(server, Service(name="s6", version="2.0.0")),
     "health is reported": lambda server, _: report(server, "s3", UNHEALTHY),
-    "health is given by a registration": lambda server, _: register(
-        server, tagged("s3", health=Health(status=DEGRADED))
-    ),
+    "health is set by a registration": lambda server, _: register(server, tagged("s3", health=Health(status=DEGRADED))),
     "health is updated": lambda server, _: update(server, Service(name="s3", health=Health(status=MAINTENANCE))),
     "the same health is reported": lambda server, _: report(server, "s3", UNKNOWN),
-    "a heartbeat comes": lambda server, _: heartbeat(server, "s3"),
+    "a heartbeat is sent": lambda server, _: heartbeat(server, "s3"),
     "identical content is registered": lambda server, _: register(server, tagged("s3")),
     "a batch is registered": lambda server, _: register_all(server, map(tagged, ("s1", "s35", "z"))),
     "a lease ends": _expire,
@@ -392,14 +393,14 @@ async def each_page(server: Server, filter_: ServiceFilter, page_size: int) -> l
 
 
 @pytest.mark.parametrize("case", CHANGES)
-async def test_answers_follow_at_once_when(server: Server, redis: RedisProcess, case: str) -> None:
+async def test_answers_are_current_immediately_after(server: Server, redis: RedisProcess, case: str) -> None:
     await register_all(server, [*(tagged(f"s{i}") for i in range(7)), small_service("other")])
 
     async def check() -> None:
-        every = [await get(server, name) for name in await found(server, ServiceFilter(name_pattern="."))]
+        every = [await get(server, name) for name in await find_names(server, ServiceFilter(name_pattern="."))]
         for filter_, matches in QUERIES:
             expected = [service for service in every if matches(service)]
-            for page_size in (0, 2, 2, 0):  # the second time from what is kept of the first
+            for page_size in (0, 2, 2, 0):  # the repeated queries are answered from the cache
                 answers = await each_page(server, filter_, page_size)
                 assert [service for answer in answers for service in answer.services] == expected
                 assert {answer.total_size for answer in answers} == {len(expected)}
@@ -409,7 +410,7 @@ async def test_answers_follow_at_once_when(server: Server, redis: RedisProcess, 
     await check()
 
 
-async def test_answers_tell_the_revision_that_they_show(server: Server) -> None:
+async def test_answers_contain_the_revision_of_their_state(server: Server) -> None:
     assert (await discover(server)).revision == 0
     for name in "abc":
         service = await register(server, small_service(name))
@@ -418,13 +419,13 @@ async def test_answers_tell_the_revision_that_they_show(server: Server) -> None:
                 assert (await discover(server, filter=filter_)).revision == service.revision
 
 
-async def test_answers_are_not_stale_while_the_store_is_there(server: Server) -> None:
+async def test_answers_are_not_stale_while_the_store_is_connected(server: Server) -> None:
     for _ in range(3):
         assert not (await discover(server)).stale
         await register(server, small_service("a"))
 
 
-async def test_min_revision_is_waited_for(server: Server) -> None:
+async def test_discovery_waits_for_min_revision(server: Server) -> None:
     first = await register(server, small_service("a"))
     assert (await discover(server, min_revision=first.revision)).revision == first.revision
     request = pb.DiscoverServicesRequest(min_revision=first.revision + 1)
@@ -434,7 +435,7 @@ async def test_min_revision_is_waited_for(server: Server) -> None:
     assert names(await waiting) == ["a", "b"]
 
 
-async def test_a_revision_that_does_not_come_ends_with_the_deadline(server: Server) -> None:
+async def test_unreached_min_revision_ends_with_the_deadline(server: Server) -> None:
     await register(server, small_service("a"))
     request = pb.DiscoverServicesRequest(min_revision=2**62)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -442,22 +443,22 @@ async def test_a_revision_that_does_not_come_ends_with_the_deadline(server: Serv
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_strong_answer_shows_what_was_written_through_another_server_before(
+async def test_strong_answer_includes_earlier_writes_through_another_server(
     server: Server, redis: RedisProcess
 ) -> None:
-    async with running(redis.url) as other, laggard(redis) as cut_off:
+    async with running(redis.url) as other, disconnectable_followers(redis) as disconnect_followers:
         for i in range(20):
-            await cut_off()
+            await disconnect_followers()
             written = await register(server, small_service("a", version=f"{i}.0.0"))
             answer = await discover(other, consistency=STRONG)
             assert list(answer.services) == [written]
             assert answer.revision >= written.revision
-        await cut_off()
+        await disconnect_followers()
         await unregister(server, "a")
         assert names(await discover(other, consistency=STRONG)) == []
 
 
-async def test_an_eventual_answer_follows_another_server_with_min_revision(server: Server, redis: RedisProcess) -> None:
+async def test_eventual_answer_with_min_revision_includes_writes_elsewhere(server: Server, redis: RedisProcess) -> None:
     async with running(redis.url) as other:
         for i in range(50):
             written = await register(server, small_service("a", version=f"{i}.0.0"))
@@ -467,7 +468,7 @@ async def test_an_eventual_answer_follows_another_server_with_min_revision(serve
 
 
 async def change_things(server: Server, seed: int) -> None:
-    """40 changes to services among s0000 to s1249; those that are not there are not changed."""
+    """Send 40 changes to services among s0000 to s1249; those that do not exist are skipped."""
     for i in range(40):
         name = f"s{(97 * seed + 31 * i) % 1_250:04}"
         changed = small_service(name, version=f"{i % 3}.0.{seed}")
@@ -479,12 +480,12 @@ async def change_things(server: Server, seed: int) -> None:
 
 
 async def test_every_answer_shows_exactly_the_state_at_its_revision(server: Server) -> None:
-    # More services than are looked at in one go, so that changes come in between, and never the same filter twice.
+    # More services than are filtered without yielding, so that changes happen in between; filters never repeat.
     base = await register_all(server, (small_service(f"s{i:04}", version=f"{i % 3}.0.0") for i in range(1_200)))
     answers: list[tuple[int, pb.DiscoverServicesResponse]] = []
     writing = True
 
-    async def ask(seed: int) -> None:
+    async def query(seed: int) -> None:
         for i in count():
             if not writing:
                 return
@@ -492,10 +493,10 @@ async def test_every_answer_shows_exactly_the_state_at_its_revision(server: Serv
             answers.append((i % 3, await discover(server, filter=filter_, page_size=1000)))
 
     async with watching(server) as watch:
-        asking = [asyncio.create_task(ask(seed)) for seed in range(3)]
+        querying = [asyncio.create_task(query(seed)) for seed in range(3)]
         await asyncio.gather(*(change_things(server, seed) for seed in range(4)))
         writing = False
-        await asyncio.gather(*asking)
+        await asyncio.gather(*querying)
         last = await register(server, small_service("last"))
         state = {service.name: service.version for service in base}
         states = {watch.messages[0].revision: dict(state)}
@@ -503,7 +504,7 @@ async def test_every_answer_shows_exactly_the_state_at_its_revision(server: Serv
             state[event.service.name] = "" if event.type == UNREGISTERED else event.service.version
             states[event.revision] = dict(state)
 
-    assert len({answer.revision for _, answer in answers}) > 5, "changes came in between"
+    assert len({answer.revision for _, answer in answers}) > 5, "no changes during the queries"
     for major, answer in answers:
         state = states[answer.revision]
         assert names(answer) == sorted(name for name, version in state.items() if version.startswith(f"{major}."))

@@ -9,7 +9,7 @@ from tests.support.samples import example_service, small_service
 from tests.support.server import Server, running
 
 
-async def test_a_service_is_read_as_it_was_registered(server: Server) -> None:
+async def test_service_is_read_as_registered(server: Server) -> None:
     registered = await register(server, example_service())
     assert await get(server, registered.name) == registered
 
@@ -21,15 +21,15 @@ async def test_names_are_case_sensitive(server: Server) -> None:
     assert (await failure(get(server, "AGENT"))).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_name_that_is_not_registered_is_not_found(server: Server) -> None:
-    await register(server, small_service("nobody-1"))
-    refused = await failure(get(server, "nobody"))
+async def test_unknown_name_is_not_found(server: Server) -> None:
+    await register(server, small_service("missing-1"))
+    refused = await failure(get(server, "missing"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-    assert refused.metadata == {"name": "nobody"}
-    assert "nobody" in refused.message
+    assert refused.metadata == {"name": "missing"}
+    assert "missing" in refused.message
 
 
-async def test_bad_fields_are_named(server: Server) -> None:
+async def test_bad_fields_are_reported(server: Server) -> None:
     for name in ("", "-a", "a b", "a/b", "a" * 129, "ä"):
         refused = await failure(get(server, name, min_revision=-1))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name", "min_revision"])
@@ -38,14 +38,14 @@ async def test_bad_fields_are_named(server: Server) -> None:
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["min_revision"])
 
 
-async def test_a_revision_that_is_there_is_not_waited_for(server: Server) -> None:
+async def test_reached_min_revision_is_not_waited_for(server: Server) -> None:
     service = await register(server, small_service("a"))
     assert await get(server, "a", min_revision=service.revision) == service
     refused = await failure(get(server, "b", min_revision=service.revision))
     assert refused.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_min_revision_is_waited_for_within_the_deadline(server: Server) -> None:
+async def test_get_waits_for_min_revision(server: Server) -> None:
     first = await register(server, small_service("a"))
     request = pb.GetServiceRequest(name="a", min_revision=first.revision + 2)
     call = server.stub.GetService(request, timeout=20)
@@ -57,7 +57,7 @@ async def test_min_revision_is_waited_for_within_the_deadline(server: Server) ->
     assert (await waiting).service == second
 
 
-async def test_what_appears_with_min_revision_is_found(server: Server) -> None:
+async def test_get_with_min_revision_returns_the_state_at_that_revision(server: Server) -> None:
     first = await register(server, small_service("a"))
     waiting = asyncio.ensure_future(get(server, "b", min_revision=first.revision + 1))
     b = await register(server, small_service("b"))
@@ -67,9 +67,9 @@ async def test_what_appears_with_min_revision_is_found(server: Server) -> None:
     assert (await failure(waiting)).code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_revision_that_does_not_come_ends_with_the_deadline(server: Server) -> None:
+async def test_unreached_min_revision_ends_with_the_deadline(server: Server) -> None:
     await register(server, small_service("a"))
-    began = asyncio.get_running_loop().time()
+    started = asyncio.get_running_loop().time()
     call = server.stub.GetService(pb.GetServiceRequest(name="a", min_revision=2**62), timeout=0.3)
     try:
         await call
@@ -78,10 +78,10 @@ async def test_a_revision_that_does_not_come_ends_with_the_deadline(server: Serv
     else:
         code = grpc.StatusCode.OK
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert 0.2 < asyncio.get_running_loop().time() - began < 5
+    assert 0.2 < asyncio.get_running_loop().time() - started < 5
 
 
-async def test_min_revision_brings_the_writes_of_another_server(server: Server, redis: RedisProcess) -> None:
+async def test_min_revision_waits_for_writes_of_another_server(server: Server, redis: RedisProcess) -> None:
     async with running(redis.url) as other:
         for i in range(20):
             written = await register(server, small_service("a", version=f"{i}.0.0"))

@@ -16,15 +16,15 @@ from tests.grpc.calls import (
     UNHEALTHY,
     UNKNOWN,
     UNSPECIFIED,
-    age_lease,
     failure,
-    found,
+    find_names,
     get,
     health_of,
+    kind_and_name,
     redis_client,
     register,
     report,
-    told,
+    set_remaining_lease,
     unregister,
     update,
     watching,
@@ -44,7 +44,7 @@ def nanoseconds(time: Timestamp) -> int:
 
 
 @pytest.mark.parametrize("before", STATUSES)
-async def test_a_report_of_another_status_is_a_transition(server: Server, before: HealthStatus.ValueType) -> None:
+async def test_report_of_another_status_is_a_health_change(server: Server, before: HealthStatus.ValueType) -> None:
     registered = await register(server, small_service("a", health=Health(status=before)))
     for status in (status for status in STATUSES if status != before):
         async with watching(server) as watch:
@@ -59,12 +59,12 @@ async def test_a_report_of_another_status_is_a_transition(server: Server, before
             assert event.reason == EventReason.EVENT_REASON_HEALTH_REPORT
             assert (await health_of(server, "a")).health == health
             assert service.registered_at == registered.registered_at
-            assert await found(server, ServiceFilter(health=[status])) == ["a"]
-            assert await found(server, ServiceFilter(health=[before])) == []
+            assert await find_names(server, ServiceFilter(health=[status])) == ["a"]
+            assert await find_names(server, ServiceFilter(health=[before])) == []
             await report(server, "a", before)
 
 
-async def test_a_report_of_the_same_status_is_only_the_newest_check(server: Server) -> None:
+async def test_report_of_the_same_status_has_no_revision_and_no_event(server: Server) -> None:
     await register(server, small_service("a"))
     first = await report(server, "a", DEGRADED, error="slow", details={"p99": 1.0})
     service = await get(server, "a")
@@ -72,7 +72,7 @@ async def test_a_report_of_the_same_status_is_only_the_newest_check(server: Serv
         second = await report(server, "a", DEGRADED, error="slower", details={"p99": 2.0})
         assert (await health_of(server, "a")).health == second
         await register(server, small_service("next"))
-        assert told(await watch.event()) == ("REGISTERED", "next"), "no event"
+        assert kind_and_name(await watch.event()) == ("REGISTERED", "next"), "no event"
 
     assert await get(server, "a") == service, "no revision"
     assert (second.status, second.error, second.details["p99"]) == (DEGRADED, "slower", 2.0)
@@ -82,22 +82,22 @@ async def test_a_report_of_the_same_status_is_only_the_newest_check(server: Serv
     third = await report(server, "a", DEGRADED)
     assert not third.HasField("details")
     assert not third.error
-    assert (await health_of(server, "a")).health == third, "what a check does not say is not kept from the one before"
+    assert (await health_of(server, "a")).health == third, "fields that a report omits are cleared"
 
 
-async def test_status_changed_at_moves_on_transitions_only(server: Server) -> None:
+async def test_status_changed_at_changes_only_with_the_status(server: Server) -> None:
     registered = await register(server, small_service("a"))
     changed_at = nanoseconds(registered.health.status_changed_at)
     before: HealthStatus.ValueType = UNKNOWN
     for status in [UNKNOWN, HEALTHY, HEALTHY, HEALTHY, UNHEALTHY, UNHEALTHY, HEALTHY]:
-        await asyncio.sleep(0.002)  # times are told in milliseconds
+        await asyncio.sleep(0.002)  # times have a resolution of milliseconds
         health = await report(server, "a", status)
         assert (nanoseconds(health.status_changed_at) > changed_at) == (status != before)
         assert (await health_of(server, "a")).health == health
         changed_at, before = nanoseconds(health.status_changed_at), status
 
 
-async def test_the_newest_check_is_shown_whatever_time_the_registration_gave(server: Server) -> None:
+async def test_newest_report_is_shown_despite_a_future_registered_time(server: Server) -> None:
     sent = small_service("a", health=Health(status=HEALTHY))
     sent.health.last_check.FromSeconds(4_000_000_000)  # an agent whose clock is far ahead
     await register(server, sent)
@@ -105,7 +105,7 @@ async def test_the_newest_check_is_shown_whatever_time_the_registration_gave(ser
     assert (await health_of(server, "a")).health == reported
 
 
-async def test_reports_are_seen_through_every_server(server: Server, redis: RedisProcess) -> None:
+async def test_report_is_visible_on_every_server(server: Server, redis: RedisProcess) -> None:
     await register(server, small_service("a"))
     await report(server, "a", HEALTHY)
     async with running(redis.url) as other:
@@ -113,7 +113,7 @@ async def test_reports_are_seen_through_every_server(server: Server, redis: Redi
         assert (await health_of(server, "a")).health == (await health_of(other, "a")).health == newest
 
 
-async def test_details_survive_as_they_are(server: Server, redis: RedisProcess) -> None:
+async def test_details_are_stored_unchanged(server: Server, redis: RedisProcess) -> None:
     details: dict[str, Any] = {
         "text": "ünï  機 \U0001f916 \n\t\"'\\ \x00",
         "numbers": [0, -0.0, 1.5, -1e300, 5e-324, 2**53],
@@ -127,12 +127,12 @@ async def test_details_survive_as_they_are(server: Server, redis: RedisProcess) 
     newer = await report(server, "a", UNHEALTHY, details={**details, "more": 1}, error="…")
     assert newer.details["text"] == details["text"]
     assert (await health_of(server, "a")).health == newer
-    async with running(redis.url) as other:  # which reads it from Redis
+    async with running(redis.url) as other:  # reads from Redis
         assert (await get(other, "a")).health == transition
         assert (await health_of(other, "a")).health == newer
 
 
-async def test_bad_fields_are_named_and_nothing_is_reported(server: Server) -> None:
+async def test_bad_fields_are_reported_and_nothing_changes(server: Server) -> None:
     before = await register(server, small_service("a"))
     refused = await failure(report(server, "a", UNSPECIFIED))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["status"])
@@ -149,7 +149,7 @@ async def test_bad_fields_are_named_and_nothing_is_reported(server: Server) -> N
     assert await get(server, "a") == before
 
 
-async def test_a_report_takes_what_the_limits_allow(server: Server) -> None:
+async def test_report_at_the_size_limits_is_accepted(server: Server) -> None:
     await register(server, small_service("a"))
     request = pb.ReportServiceHealthRequest(name="a", status=HEALTHY, error="é" * 1024)
     request.details["much"] = "d" * 4000
@@ -159,15 +159,15 @@ async def test_a_report_takes_what_the_limits_allow(server: Server) -> None:
     assert (health.details, health.error) == (request.details, request.error)
 
 
-async def test_reporting_of_a_service_that_is_not_registered_is_not_found(server: Server) -> None:
-    refused = await failure(report(server, "nobody", HEALTHY))
+async def test_report_for_an_unknown_service_is_not_found(server: Server) -> None:
+    refused = await failure(report(server, "missing", HEALTHY))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
 
 
-async def test_a_report_does_not_renew_the_lease(server: Server, redis: RedisProcess) -> None:
+async def test_report_does_not_renew_the_lease(server: Server, redis: RedisProcess) -> None:
     await register(server, small_service("a"))
     async with redis_client(redis) as client:
-        await age_lease(client, "a", 100)
+        await set_remaining_lease(client, "a", 100)
         before = (await health_of(server, "a")).lease_expires_at
         await report(server, "a", HEALTHY)
         await report(server, "a", HEALTHY)
@@ -175,25 +175,25 @@ async def test_a_report_does_not_renew_the_lease(server: Server, redis: RedisPro
         assert 90 < await client.ttl("ossa:services:a") <= 100
 
 
-async def test_checks_of_before_are_not_shown_after_registering_anew(server: Server) -> None:
+async def test_checks_before_unregistering_are_not_shown_afterwards(server: Server) -> None:
     await register(server, small_service("a"))
     await report(server, "a", UNKNOWN, details={"of": "before"})
     await unregister(server, "a")
-    anew = await register(server, small_service("a"))
-    assert not anew.health.HasField("details")
-    assert (await health_of(server, "a")).health == anew.health
+    again = await register(server, small_service("a"))
+    assert not again.health.HasField("details")
+    assert (await health_of(server, "a")).health == again.health
 
 
-async def test_checks_of_an_earlier_spell_of_a_status_are_not_shown_in_the_next(server: Server) -> None:
+async def test_checks_of_an_earlier_period_of_a_status_are_not_shown(server: Server) -> None:
     await register(server, small_service("a"))
     await report(server, "a", HEALTHY)
-    await report(server, "a", HEALTHY, details={"spell": 1})
+    await report(server, "a", HEALTHY, details={"period": 1})
     await report(server, "a", UNHEALTHY)
     again = await report(server, "a", HEALTHY)
     assert (await health_of(server, "a")).health == again
 
 
-async def test_many_reports_at_once_tell_each_transition_once(server: Server) -> None:
+async def test_concurrent_reports_emit_each_health_change_once(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server) as watch:
         await asyncio.gather(*(report(server, "a", STATUSES[i % 5]) for i in range(50)))
@@ -208,27 +208,27 @@ async def test_many_reports_at_once_tell_each_transition_once(server: Server) ->
     assert service.health.status == status
 
 
-# Reading.
+# Reads.
 
 
-async def test_health_is_read_with_the_end_of_the_lease(server: Server) -> None:
+async def test_health_is_returned_with_the_end_of_the_lease(server: Server) -> None:
     service = await register(server, example_service())
     answer = await health_of(server, service.name)
     assert answer.health == service.health
     assert 299 <= answer.lease_expires_at.seconds - service.registered_at.seconds <= 301
 
-    refused = await failure(health_of(server, "nobody"))
+    refused = await failure(health_of(server, "missing"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
     refused = await failure(health_of(server, ""))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name"])
 
 
-async def test_a_server_that_does_not_probe_says_so(redis: RedisProcess) -> None:
+async def test_check_on_a_server_without_health_checks_is_unimplemented(redis: RedisProcess) -> None:
     async with running(redis.url, health_check={"enabled": False}) as server:
         await register(server, small_service("a"))
         refused = await failure(server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name="a")))
         assert refused.code is grpc.StatusCode.UNIMPLEMENTED
-        refused = await failure(server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name="nobody")))
+        refused = await failure(server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name="missing")))
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
         refused = await failure(server.stub.CheckServiceHealth(pb.CheckServiceHealthRequest(name="?")))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name"])
@@ -237,11 +237,11 @@ async def test_a_server_that_does_not_probe_says_so(redis: RedisProcess) -> None
 # The registry's own health.
 
 
-async def test_the_registry_is_degraded_while_a_service_is_unhealthy(server: Server) -> None:
+async def test_registry_is_degraded_while_a_service_is_unhealthy(server: Server) -> None:
     async def status() -> HealthStatus.ValueType:
         return (await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())).status
 
-    assert await status() == HEALTHY, "also without services"
+    assert await status() == HEALTHY, "an empty registry is healthy"
     for i, service_status in enumerate(STATUSES):
         await register(server, small_service(f"s{i}", health=Health(status=service_status)))
         assert await status() == (DEGRADED if i >= STATUSES.index(UNHEALTHY) else HEALTHY)
@@ -253,7 +253,7 @@ async def test_the_registry_is_degraded_while_a_service_is_unhealthy(server: Ser
     assert await status() == HEALTHY
 
 
-async def test_the_registry_tells_what_it_holds(server: Server) -> None:
+async def test_registry_health_contains_stats_and_revision(server: Server) -> None:
     await register(server, example_service())
     last = await register(server, small_service("b"))
     health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())

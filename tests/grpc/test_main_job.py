@@ -9,7 +9,7 @@ from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
-async def test_a_registered_service_is_found_by_what_it_can_do(server: Server) -> None:
+async def test_registered_service_is_found_by_its_capability(server: Server) -> None:
     registered = await server.stub.RegisterService(pb.RegisterServiceRequest(service=example_service()))
 
     request = pb.DiscoverServicesRequest()
@@ -20,14 +20,14 @@ async def test_a_registered_service_is_found_by_what_it_can_do(server: Server) -
     assert found.revision == registered.service.revision == 1
 
 
-async def test_pages_of_large_services_end_before_they_are_too_large_for_a_client(server: Server) -> None:
+async def test_page_of_large_services_fits_the_message_limit_of_clients(server: Server) -> None:
     names = [f"large-{i:03}" for i in range(150)]
     for name in names:
         service = small_service(name)
         for i in range(10):
             service.capabilities.add(name=f"capability-{i}", description="x" * 4000)
         await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
-    async with grpc.aio.insecure_channel(server.grpc_address) as channel:  # takes 4 MiB, as by default
+    async with grpc.aio.insecure_channel(server.grpc_address) as channel:  # accepts 4 MiB, the default
         stub = RegistryServiceStub(channel)
         found: list[str] = []
         pages = 0
@@ -44,7 +44,7 @@ async def test_pages_of_large_services_end_before_they_are_too_large_for_a_clien
 
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128])
-async def test_a_service_is_read_however_its_request_is_encoded(server: Server, length: int) -> None:
+async def test_get_accepts_every_valid_encoding_of_its_request(server: Server, length: int) -> None:
     name = "a" * length
     registered = await server.stub.RegisterService(
         pb.RegisterServiceRequest(service=small_service(name, endpoint="http://a.test"))
@@ -53,9 +53,9 @@ async def test_a_service_is_read_however_its_request_is_encoded(server: Server, 
     requests = (
         short,
         pb.GetServiceRequest(name=name, min_revision=1).SerializeToString(),
-        pb.GetServiceRequest(name="b").SerializeToString() + short,  # the last one counts
-        b"\x0a" + bytes([0x80 | length & 0x7F, length >> 7]) + name.encode(),  # a length with a byte to spare
-        short + b"\x78\x01",  # a field of later versions
+        pb.GetServiceRequest(name="b").SerializeToString() + short,  # the last value wins
+        b"\x0a" + bytes([0x80 | length & 0x7F, length >> 7]) + name.encode(),  # a length with a redundant byte
+        short + b"\x78\x01",  # an unknown field
     )
     channel: Any = server.channel
     call = channel.unary_unary("/ossa.registry.v1.RegistryService/GetService")

@@ -1,4 +1,4 @@
-"""Whatever is done to the registry, every way to read it tells what a plain dict of services tells."""
+"""Model-based test: after any operations, every read of the registry matches a dict of services."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,7 +21,7 @@ from tests.grpc.calls import (
     Watch,
     discover,
     failure,
-    found,
+    find_names,
     get,
     register,
     register_all,
@@ -38,7 +38,7 @@ Operation = Callable[..., Coroutine[Any, Any, None]]
 
 NAMES: Final = ["A", "a", "a-1", "a.1", "b", "b2", "c_3", "z"]
 VERSIONS: Final = ["1.0.0", "1.5.2", "2.0.0-rc.1", "2.0.0", "nightly"]
-# Which of those versions are meant, found by hand.
+# Versions that each filter matches, determined by hand.
 VERSION_FILTERS: Final[Mapping[str, set[str]]] = {
     "1.0.0": {"1.0.0"},
     "nightly": {"nightly"},
@@ -49,7 +49,7 @@ VERSION_FILTERS: Final[Mapping[str, set[str]]] = {
     "1.0.x || 2": {"1.0.0", "2.0.0"},
     "*": {"1.0.0", "1.5.2", "2.0.0"},
 }
-# Patterns, and the names that they find.
+# Names that each pattern matches.
 PATTERNS: Final[Mapping[str, set[str]]] = {
     "a": {"A", "a", "a-1", "a.1"},
     "^B": {"b", "b2"},
@@ -91,7 +91,7 @@ services = st.builds(
 
 @st.composite
 def filters(draw: st.DrawFn) -> ServiceFilter:
-    """Filters of any combination of fields, mostly of few."""
+    """Generate filters with any combination of fields, mostly with few."""
     fields: dict[str, st.SearchStrategy[Any]] = {
         "name_pattern": st.sampled_from(list(PATTERNS)),
         "capability": st.sampled_from([*CAPABILITIES, "none"]),
@@ -111,7 +111,7 @@ def filters(draw: st.DrawFn) -> ServiceFilter:
 
 
 def matches(service: Service, filter_: ServiceFilter) -> bool:
-    """The contract's words on ``ServiceFilter``, one by one."""
+    """Return whether a service matches, as the contract specifies ``ServiceFilter``."""
     tags = set(service.metadata.tags)
     combine = all if filter_.tag_match == TagMatch.TAG_MATCH_ALL else any
     return (
@@ -135,7 +135,7 @@ def matches(service: Service, filter_: ServiceFilter) -> bool:
     )
 
 
-# Operations. Each does one thing to the registry and the same to the model.
+# Operations. Each is applied to the registry and to the model.
 
 
 async def do_register(server: Server, model: Services, service: Service) -> None:
@@ -192,7 +192,7 @@ operations = st.one_of(
 )
 
 
-# What is compared.
+# Comparisons.
 
 
 async def check_discovery(server: Server, model: Services, filter_: ServiceFilter, page_size: int) -> None:
@@ -214,32 +214,32 @@ async def check_discovery(server: Server, model: Services, filter_: ServiceFilte
 
 async def check_counts(server: Server, model: Services) -> None:
     answer = await server.stub.GetStats(pb.GetStatsRequest())
-    assert answer.stats == counted(model)
+    assert answer.stats == expected_stats(model)
     capabilities = await server.stub.ListCapabilities(pb.ListCapabilitiesRequest())
-    assert list(capabilities.capabilities) == summed_up(model)
+    assert list(capabilities.capabilities) == expected_capabilities(model)
     assert not capabilities.next_page_token
 
 
-def counted(model: Services) -> pb.RegistryStats:
-    every = model.values()
-    having = [service.health.status for service in every].count
-    offered = [capability.name for service in every for capability in service.capabilities]
+def expected_stats(model: Services) -> pb.RegistryStats:
+    all_services = model.values()
+    count_status = [service.health.status for service in all_services].count
+    offered = [capability.name for service in all_services for capability in service.capabilities]
     return pb.RegistryStats(
-        total_services=len(every),
-        healthy_services=having(HEALTHY),
-        unhealthy_services=having(UNHEALTHY),
-        degraded_services=having(DEGRADED),
-        unknown_services=having(UNKNOWN),
-        services_in_maintenance=having(MAINTENANCE),
+        total_services=len(all_services),
+        healthy_services=count_status(HEALTHY),
+        unhealthy_services=count_status(UNHEALTHY),
+        degraded_services=count_status(DEGRADED),
+        unknown_services=count_status(UNKNOWN),
+        services_in_maintenance=count_status(MAINTENANCE),
         unique_capabilities=len(set(offered)),
         total_capabilities=len(offered),
-        unique_versions=len({service.version for service in every}),
-        unique_tags=len({tag for service in every for tag in service.metadata.tags}),
-        average_capabilities_per_service=len(offered) / len(every) if every else 0,
+        unique_versions=len({service.version for service in all_services}),
+        unique_tags=len({tag for service in all_services for tag in service.metadata.tags}),
+        average_capabilities_per_service=len(offered) / len(all_services) if all_services else 0,
     )
 
 
-def summed_up(model: Services) -> list[pb.CapabilitySummary]:
+def expected_capabilities(model: Services) -> list[pb.CapabilitySummary]:
     summaries: dict[str, pb.CapabilitySummary] = {}
     for name in sorted(model):
         for capability in model[name].capabilities:
@@ -253,14 +253,14 @@ def summed_up(model: Services) -> list[pb.CapabilitySummary]:
 
 
 async def check_watch(server: Server, watch: Watch, shown: Services, model: Services, filter_: ServiceFilter) -> None:
-    """Compares what a watcher makes of what it was told since its snapshot, live and again from its cursor."""
+    """Compare the state of a watcher with the model; the events from its cursor must equal the live events."""
     async with watching(server, filter=filter_, cursor=watch.cursor) as again:
         health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
-        told = await again.until(health.revision)
-    assert await watch.events(len(told)) == told
-    for event in told:
+        missed = await again.until(health.revision)
+    assert await watch.events(len(missed)) == missed
+    for event in missed:
         if event.type in (UNREGISTERED, UNMATCHED):
-            assert shown.pop(event.service.name, None) is not None, "it is told once, of what was told before"
+            assert shown.pop(event.service.name, None) is not None, "only a known service can be removed"
         else:
             shown[event.service.name] = event.service
     assert shown == {name: service for name, service in model.items() if matches(service, filter_)}
@@ -268,7 +268,7 @@ async def check_watch(server: Server, watch: Watch, shown: Services, model: Serv
 
 class Scenario(NamedTuple):
     steps: list[tuple[Operation, tuple[Any, ...]]]
-    asked: list[ServiceFilter]
+    filters: list[ServiceFilter]
     page_size: int
 
 
@@ -281,29 +281,31 @@ scenarios = st.builds(
 
 
 async def play(server: Server, scenario: Scenario) -> Services:
-    """Does the steps one by one to an empty registry, and compares everything after each."""
-    steps, asked, page_size = scenario
-    for name in await found(server, ServiceFilter()):
+    """Apply the steps to an empty registry, compare everything after each and return the model."""
+    steps, filters_, page_size = scenario
+    for name in await find_names(server, ServiceFilter()):
         await unregister(server, name)
     model: Services = {}
-    begin = len(steps) // 2
-    for operation, arguments in steps[:begin]:
+    first_half = len(steps) // 2
+    for operation, arguments in steps[:first_half]:
         await operation(server, model, *arguments)
-    async with watching(server, filter=asked[0], include_snapshot=True) as watch:
+    async with watching(server, filter=filters_[0], include_snapshot=True) as watch:
         shown = {event.service.name: event.service for event in await watch.snapshot()}
-        for operation, arguments in steps[begin:]:
-            for filter_ in asked:
-                await check_discovery(server, model, filter_, page_size)  # so that answers are kept that must go
+        for operation, arguments in steps[first_half:]:
+            for filter_ in filters_:
+                await check_discovery(
+                    server, model, filter_, page_size
+                )  # fills caches that the operation must invalidate
             await operation(server, model, *arguments)
-            for filter_ in asked:
+            for filter_ in filters_:
                 await check_discovery(server, model, filter_, page_size)
             await check_counts(server, model)
-        await check_watch(server, watch, shown, model, asked[0])
+        await check_watch(server, watch, shown, model, filters_[0])
     return model
 
 
-async def given_many(examples: int, check: Callable[[Scenario], Coroutine[Any, Any, None]]) -> None:
-    """Runs an asynchronous property in this event loop; hypothesis waits for it in a thread of its own."""
+async def check_property(examples: int, check: Callable[[Scenario], Coroutine[Any, Any, None]]) -> None:
+    """Run an asynchronous property in this event loop; Hypothesis waits for it in a separate thread."""
     loop = asyncio.get_running_loop()
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -314,19 +316,19 @@ async def given_many(examples: int, check: Callable[[Scenario], Coroutine[Any, A
     await asyncio.to_thread(in_thread)
 
 
-async def test_discovery_counts_and_watches_tell_what_a_plain_dict_tells(server: Server) -> None:
+async def test_discovery_stats_and_watches_match_a_dict(server: Server) -> None:
     async def check(scenario: Scenario) -> None:
         await play(server, scenario)
 
-    await given_many(120, check)
+    await check_property(120, check)
 
 
-async def test_a_server_that_starts_later_tells_the_same(redis: RedisProcess, server: Server) -> None:
+async def test_server_that_starts_later_returns_the_same(redis: RedisProcess, server: Server) -> None:
     async def check(scenario: Scenario) -> None:
         model = await play(server, scenario)
         async with running(redis.url) as later:
-            for filter_ in scenario.asked:
+            for filter_ in scenario.filters:
                 await check_discovery(later, model, filter_, scenario.page_size)
             await check_counts(later, model)
 
-    await given_many(10, check)
+    await check_property(10, check)

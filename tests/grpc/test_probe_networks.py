@@ -1,4 +1,4 @@
-"""Networks that may not be reached, by whatever way an endpoint leads there."""
+"""Denied networks: endpoints with a literal address, and names that resolve to one."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
 
-pytestmark = pytest.mark.usefixtures("never_stands_still")
+pytestmark = pytest.mark.usefixtures("no_pause_detection")
 
 
 DENIED = [
@@ -30,7 +30,7 @@ DENIED = [
 
 
 @pytest.mark.parametrize("endpoint", DENIED)
-async def test_a_literal_endpoint_that_may_not_be_reached_is_refused(server: Server, endpoint: str) -> None:
+async def test_endpoint_with_a_denied_address_is_refused(server: Server, endpoint: str) -> None:
     refused = await failure(register(server, small_service("a", endpoint=endpoint)))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["service.endpoint"])
     assert "is not allowed by the settings of this registry" in refused.message
@@ -41,7 +41,7 @@ async def test_a_literal_endpoint_that_may_not_be_reached_is_refused(server: Ser
     assert await get(server, "a") == known
 
 
-async def test_whatever_else_is_wrong_is_told_beside_a_denied_endpoint(server: Server) -> None:
+async def test_other_bad_fields_are_reported_with_a_denied_endpoint(server: Server) -> None:
     bad = small_service("-", version="", endpoint=DENIED[0], metadata={"tags": [""]})
     refused = await failure(register(server, bad))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -54,7 +54,7 @@ async def test_whatever_else_is_wrong_is_told_beside_a_denied_endpoint(server: S
     assert sorted(refused.fields) == ["service.endpoint", "service.version"]
 
 
-async def test_in_a_batch_a_denied_endpoint_is_named_by_its_place_and_costs_the_others_nothing(server: Server) -> None:
+async def test_denied_endpoint_in_a_batch_affects_only_its_service(server: Server) -> None:
     batch = [small_service("a"), small_service("b", endpoint=DENIED[0], version=""), small_service("c")]
     results = (await server.stub.BatchRegisterServices(pb.BatchRegisterServicesRequest(services=batch))).results
     assert [result.service.name for result in results] == ["a", "", "c"]
@@ -65,40 +65,40 @@ async def test_in_a_batch_a_denied_endpoint_is_named_by_its_place_and_costs_the_
 
 
 @pytest.mark.parametrize(
-    ("networks", "taken", "refused"),
+    ("networks", "accepted", "refused"),
     [
         pytest.param(
             {"denied_networks": "10.0.0.0/8, 192.168.0.0/16"},
             ["http://127.0.0.1:80", "http://11.0.0.1", "http://169.254.169.254"],
             ["http://10.1.2.3", "tcp://192.168.7.7:1", "http://[::ffff:10.1.2.3]"],
-            id="denied networks are those of the setting alone",
+            id="the setting replaces the default denied networks",
         ),
         pytest.param(
             {"allowed_networks": "127.0.0.0/8,10.0.0.0/8"},
             ["http://127.0.0.1:80", "http://10.1.2.3", "http://by-name.test"],
             ["http://11.0.0.1", "http://[::1]:80", "http://169.254.169.254"],
-            id="nothing but the allowed networks",
+            id="only the allowed networks",
         ),
         pytest.param(
             {"allowed_networks": "10.0.0.0/8", "denied_networks": "10.9.0.0/16"},
             ["http://10.1.2.3"],
             ["http://10.9.1.1", "http://127.0.0.1:80"],
-            id="denied counts before allowed",
+            id="denied takes precedence over allowed",
         ),
     ],
 )
-async def test_the_networks_of_the_settings_count(
-    redis: RedisProcess, networks: dict[str, str], taken: Sequence[str], refused: Sequence[str]
+async def test_networks_of_the_settings_are_applied(
+    redis: RedisProcess, networks: dict[str, str], accepted: Sequence[str], refused: Sequence[str]
 ) -> None:
     async with running(redis.url, health_check={"enabled": False, **networks}) as server:
-        for i, endpoint in enumerate(taken):
+        for i, endpoint in enumerate(accepted):
             await register(server, small_service(f"s{i}", endpoint=endpoint))
         for endpoint in refused:
-            told = await failure(register(server, small_service("refused", endpoint=endpoint)))
-            assert told.fields == ["service.endpoint"], endpoint
+            error = await failure(register(server, small_service("refused", endpoint=endpoint)))
+            assert error.fields == ["service.endpoint"], endpoint
 
 
-async def test_what_was_registered_before_it_was_denied_can_still_be_changed_but_is_not_connected_to(
+async def test_service_at_a_newly_denied_address_can_be_updated_but_not_probed(
     redis: RedisProcess, agent: Agent
 ) -> None:
     async with running(redis.url) as before:
@@ -112,13 +112,13 @@ async def test_what_was_registered_before_it_was_denied_can_still_be_changed_but
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "grpcs", "tcp", "ws"])
-async def test_a_name_that_leads_to_a_denied_address_fails_its_check_and_is_not_connected_to(
+async def test_name_that_resolves_to_a_denied_address_is_not_connected_to(
     redis: RedisProcess, agent: Agent, scheme: str
 ) -> None:
     denied = {**ON_DEMAND, "denied_networks": "127.0.0.0/8,::1/128"}
     async with probing_with(redis, **denied) as server:
         await register(server, service("a", f"{scheme}://localhost:{agent.port}"))
         health = await check(server)
-        assert (health.status, health.error) == (UNHEALTHY, "host name has no address that is allowed")
+        assert (health.status, health.error) == (UNHEALTHY, "host name has no allowed address")
         assert (await health_of(server, "a")).health.error == health.error
     assert agent.connections == 0

@@ -1,4 +1,4 @@
-"""One line for a call in the log: which calls, and what it says."""
+"""The request log: logged calls and the fields of their lines."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -31,15 +31,15 @@ def lines(logs: list[Any]) -> list[Any]:
 
 async def fail(server: Server, *metadata: tuple[str, str]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await server.stub.GetService(pb.GetServiceRequest(name="nobody"), metadata=metadata)
+        await server.stub.GetService(pb.GetServiceRequest(name="missing"), metadata=metadata)
     return caught.value
 
 
-async def test_a_call_that_fails_is_told_with_its_ids(redis: RedisProcess) -> None:
+async def test_failed_call_is_logged_with_its_ids(redis: RedisProcess) -> None:
     async with logging_requests(redis, "errors") as (server, logs):
         await server.stub.GetStats(pb.GetStatsRequest())
         error = await fail(server, ("x-request-id", "mine-1"), TRACEPARENT)
-        await until(lambda: lines(logs))  # the client has its answer first
+        await until(lambda: lines(logs))  # the line is written after the client has received its answer
         (line,) = lines(logs)
     assert line.pop("milliseconds") >= 0
     assert line.pop("peer").startswith(("ipv4:127.0.0.1:", "ipv6:"))
@@ -56,7 +56,7 @@ async def test_a_call_that_fails_is_told_with_its_ids(redis: RedisProcess) -> No
 
 
 @pytest.mark.own_redis
-async def test_what_is_our_fault_is_a_warning(server: Server, redis: RedisProcess) -> None:
+async def test_server_side_failure_is_logged_as_a_warning(server: Server, redis: RedisProcess) -> None:
     redis.kill()
     await until(lambda: not server.parts.follower.connected)
     with capture_logs() as logs:
@@ -67,16 +67,16 @@ async def test_what_is_our_fault_is_a_warning(server: Server, redis: RedisProces
     assert (line["code"], line["log_level"]) == ("UNAVAILABLE", "warning")
 
 
-@pytest.mark.parametrize("given", ["a b", "x" * 129, 'quo"te', "<b>"])
-async def test_a_request_id_that_is_not_proper_is_replaced(given: str, server: Server) -> None:
-    error = await fail(server, ("x-request-id", given))
-    assert dict(error.trailing_metadata() or ())["x-request-id"] != given
+@pytest.mark.parametrize("request_id", ["a b", "x" * 129, 'quo"te', "<b>"])
+async def test_invalid_request_id_is_replaced(request_id: str, server: Server) -> None:
+    error = await fail(server, ("x-request-id", request_id))
+    assert dict(error.trailing_metadata() or ())["x-request-id"] != request_id
 
 
-async def test_nothing_is_told_when_it_is_off(redis: RedisProcess) -> None:
+async def test_nothing_is_logged_when_the_request_log_is_off(redis: RedisProcess) -> None:
     async with logging_requests(redis, "off") as (server, logs):
         await fail(server)
-        await fail(server)  # by then the first one has ended here too
+        await fail(server)  # by then the server has finished the first call
         assert lines(logs) == []
 
 
@@ -108,7 +108,7 @@ async def stream_to_its_end(server: Server) -> None:
         (stream_to_its_end, "KeepAlive", "OK"),
     ],
 )
-async def test_all_calls_are_told_for_who_asks_for_it(
+async def test_all_calls_are_logged_if_configured(
     call: Callable[[Server], Coroutine[Any, Any, None]], method: str, code: str, redis: RedisProcess
 ) -> None:
     async with logging_requests(redis, "all") as (server, logs):

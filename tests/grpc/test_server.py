@@ -25,12 +25,12 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def health_of(channel: grpc.aio.Channel) -> Any:
-    """A client of the health protocol; its stubs do not know of asyncio."""
+    """Return a client of the health protocol, whose stubs are not typed for asyncio."""
     return health_pb2_grpc.HealthStub(channel)
 
 
 @pytest.mark.parametrize("service", ["", "ossa.registry.v1.RegistryService"])
-async def test_health_says_that_the_server_serves(server: Server, service: str) -> None:
+async def test_health_service_reports_serving(server: Server, service: str) -> None:
     health = health_of(server.channel)
     assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
     watch = health.Watch(health_pb2.HealthCheckRequest(service=service))
@@ -40,11 +40,11 @@ async def test_health_says_that_the_server_serves(server: Server, service: str) 
 
 async def test_health_of_an_unknown_service_is_not_found(server: Server) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await health_of(server.channel).Check(health_pb2.HealthCheckRequest(service="nobody"))
+        await health_of(server.channel).Check(health_pb2.HealthCheckRequest(service="missing"))
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_who_watches_health_is_told_when_the_server_drains(redis: RedisProcess) -> None:
+async def test_health_watch_reports_not_serving_when_the_server_drains(redis: RedisProcess) -> None:
     async with AsyncExitStack() as outer:
         async with running(redis.url) as server:
             channel, _ = await outer.enter_async_context(connected(server.grpc_address))
@@ -61,7 +61,7 @@ async def test_who_watches_health_is_told_when_the_server_drains(redis: RedisPro
 # Draining.
 
 
-async def test_a_keep_alive_stream_ends_with_unavailable_when_the_server_drains(redis: RedisProcess) -> None:
+async def test_keep_alive_ends_with_unavailable_when_the_server_drains(redis: RedisProcess) -> None:
     async with AsyncExitStack() as outer:
         async with running(redis.url) as server:
             _, stub = await outer.enter_async_context(connected(server.grpc_address))
@@ -78,10 +78,10 @@ async def test_a_keep_alive_stream_ends_with_unavailable_when_the_server_drains(
 # Reflection.
 
 
-async def reflected(channel: Any, **question: str) -> reflection_pb2.ServerReflectionResponse:
+async def reflected(channel: Any, **request: str) -> reflection_pb2.ServerReflectionResponse:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     stream = stub.ServerReflectionInfo()
-    await stream.write(reflection_pb2.ServerReflectionRequest(**question))  # type: ignore[arg-type]
+    await stream.write(reflection_pb2.ServerReflectionRequest(**request))  # type: ignore[arg-type]
     answer = await stream.read()
     assert isinstance(answer, reflection_pb2.ServerReflectionResponse)
     stream.cancel()
@@ -97,11 +97,11 @@ async def test_reflection_lists_the_services(server: Server) -> None:
     }
 
 
-async def test_reflection_gives_a_client_without_files_all_that_it_needs(server: Server) -> None:
+async def test_reflection_returns_all_files_of_the_contract(server: Server) -> None:
     files: dict[str, FileDescriptorProto] = {}
     wanted = {"file_containing_symbol": [REGISTRY.full_name], "file_by_filename": []}
-    while question := next(((kind, names.pop()) for kind, names in wanted.items() if names), None):
-        answer = await reflected(server.channel, **{question[0]: question[1]})
+    while pending := next(((kind, names.pop()) for kind, names in wanted.items() if names), None):
+        answer = await reflected(server.channel, **{pending[0]: pending[1]})
         for wire in answer.file_descriptor_response.file_descriptor_proto:
             file = FileDescriptorProto.FromString(wire)
             files[file.name] = file
@@ -127,19 +127,19 @@ async def test_reflection_gives_a_client_without_files_all_that_it_needs(server:
 
 
 @pytest.mark.parametrize("name", ["RegistryService", "RegistryService.WatchEvents", "Service", "Service.name"])
-async def test_reflection_knows_in_which_file_a_name_is(name: str, server: Server) -> None:
+async def test_reflection_finds_the_file_of_a_symbol(name: str, server: Server) -> None:
     answer = await reflected(server.channel, file_containing_symbol=f"ossa.registry.v1.{name}")
     assert any(b"ossa/registry/v1" in file for file in answer.file_descriptor_response.file_descriptor_proto)
 
 
-async def test_reflection_says_that_there_is_no_such_name(server: Server) -> None:
+async def test_reflection_reports_an_unknown_symbol_as_not_found(server: Server) -> None:
     answer = await reflected(server.channel, file_containing_symbol="ossa.registry.v1.RegistryService.Nothing")
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
-async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
+async def test_reflection_can_be_disabled(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"reflection": False}) as server:
-        # All of the request in one go: of a refusal before what is written to a stream grpc.aio makes INTERNAL.
+        # A single request: grpc.aio reports INTERNAL if a stream is refused before its first message is written.
         channel: Any = server.channel
         call = channel.unary_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(b"")
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -147,49 +147,49 @@ async def test_reflection_can_be_turned_off(redis: RedisProcess) -> None:
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-# What is no proper call.
+# Invalid calls.
 
 
 def raw(server: Server, path: str) -> Any:
-    """A call that takes and gives bytes."""
+    """Return a call with encoded request and response."""
     channel: Any = server.channel
     return channel.unary_unary(path)
 
 
-async def answered(channel: Any, method: Any, wire: bytes) -> Failure:
-    """Sends bytes as they are."""
+async def send_bytes(channel: Any, method: Any, wire: bytes) -> Failure:
+    """Send bytes as the request of a method and return the error."""
     path = f"/{REGISTRY.full_name}/{method.name}"
     if method.client_streaming:
-        both = channel.stream_stream(path)()
-        await both.write(wire)
-        return await failure(both.read())
+        stream = channel.stream_stream(path)()
+        await stream.write(wire)
+        return await failure(stream.read())
     if method.server_streaming:
         return await failure(channel.unary_stream(path)(wire).read())
     return await failure(channel.unary_unary(path)(wire))
 
 
 @pytest.mark.parametrize("method", list(REGISTRY.methods), ids=lambda method: str(method.name))
-async def test_bytes_that_are_no_message_are_an_invalid_argument(server: Server, method: Any) -> None:
+async def test_undecodable_request_is_an_invalid_argument(server: Server, method: Any) -> None:
     for wire in (b"\xff", b"\x0a\x05ab", b"\x0b", b"\x00"):
-        refused = await answered(server.channel, method, wire)
+        refused = await send_bytes(server.channel, method, wire)
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
         assert method.input_type.full_name in refused.message
     await register(server, small_service("a"))
 
 
-async def test_a_name_that_is_no_text_is_an_invalid_argument(server: Server) -> None:
-    refused = await answered(server.channel, REGISTRY.methods_by_name["GetService"], b"\x0a\x01\xff")
+async def test_name_that_is_not_utf8_is_an_invalid_argument(server: Server) -> None:
+    refused = await send_bytes(server.channel, REGISTRY.methods_by_name["GetService"], b"\x0a\x01\xff")
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("path", ["/ossa.registry.v1.RegistryService/Nothing", "/ossa.registry.v2.RegistryService/Get"])
-async def test_what_is_not_there_is_unimplemented(server: Server, path: str) -> None:
+async def test_unknown_method_is_unimplemented(server: Server, path: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await raw(server, path)(b"")
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_fields_of_a_newer_contract_do_no_harm(server: Server) -> None:
+async def test_unknown_fields_are_ignored(server: Server) -> None:
     newer = b"\xa2\x06\x03new"  # field 100
     request = pb.RegisterServiceRequest(service=small_service("a")).SerializeToString()
     wire = await raw(server, f"/{REGISTRY.full_name}/RegisterService")(request + newer)
@@ -199,7 +199,7 @@ async def test_fields_of_a_newer_contract_do_no_harm(server: Server) -> None:
         assert [service.name for service in pb.DiscoverServicesResponse.FromString(wire).services] == ["a"]
 
 
-async def test_a_message_that_is_too_large_is_refused_and_the_server_serves_on(redis: RedisProcess) -> None:
+async def test_server_keeps_serving_after_refusing_a_large_message(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"max_message_bytes": 128 * 1024}) as server:
         services = [
             small_service(f"s{i}", capabilities=[Capability(name="c", description="d" * 4000)]) for i in range(40)
@@ -211,7 +211,7 @@ async def test_a_message_that_is_too_large_is_refused_and_the_server_serves_on(r
         assert all(result.HasField("service") for result in answer.results)
 
 
-async def test_an_answer_may_be_larger_than_the_largest_request(redis: RedisProcess) -> None:
+async def test_response_may_exceed_the_request_size_limit(redis: RedisProcess) -> None:
     async with running(redis.url, grpc={"max_message_bytes": 64 * 1024}) as server:
         for i in range(40):
             await register(server, small_service(f"s{i}", capabilities=[Capability(name="c", description="d" * 4000)]))
@@ -224,12 +224,12 @@ async def test_an_answer_may_be_larger_than_the_largest_request(redis: RedisProc
 
 
 @pytest.mark.parametrize(("min_ping_interval_ms", "stays"), [(900, True), (5_000, False)])
-async def test_idle_clients_may_ping_as_often_as_the_setting_says(
+async def test_idle_clients_may_ping_at_the_configured_interval(
     redis: RedisProcess, min_ping_interval_ms: int, *, stays: bool
 ) -> None:
     options = [
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.keepalive_time_ms", 1_000),  # a client of gRPC's C core does not ping more often
+        ("grpc.keepalive_time_ms", 1_000),  # the minimum of clients on gRPC's C core
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
@@ -238,6 +238,6 @@ async def test_idle_clients_may_ping_as_often_as_the_setting_says(
         grpc.aio.insecure_channel(server.grpc_address, options=options) as channel,
     ):
         await asyncio.wait_for(channel.channel_ready(), TIMEOUT)
-        with suppress(TimeoutError):  # the third ping that comes too early ends the connection
+        with suppress(TimeoutError):  # the server closes the connection after the third early ping
             await asyncio.wait_for(channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 5)
         assert (channel.get_state() is grpc.ChannelConnectivity.READY) == stays

@@ -10,14 +10,14 @@ from tests.grpc.calls import (
     UNKNOWN,
     UNREGISTERED,
     failure,
-    found,
+    find_names,
     get,
     health_of,
     heartbeat,
+    kind_and_name,
     redis_client,
     register,
     report,
-    told,
     unregister,
     update,
     watching,
@@ -27,7 +27,7 @@ from tests.support.samples import example_service, small_service
 from tests.support.server import Server
 
 
-async def test_the_last_state_is_answered_and_told(server: Server) -> None:
+async def test_last_state_is_returned_and_emitted(server: Server) -> None:
     await register(server, example_service())
     await report(server, "ai-text-processor", HEALTHY, details={"load": 0.5})
     last = await get(server, "ai-text-processor")
@@ -41,18 +41,18 @@ async def test_the_last_state_is_answered_and_told(server: Server) -> None:
     assert event.occurred_at.seconds >= last.updated_at.seconds
 
 
-async def test_nothing_of_it_is_left(server: Server, redis: RedisProcess) -> None:
-    stay = await register(server, small_service("stay"))
+async def test_no_data_of_the_service_remains(server: Server, redis: RedisProcess) -> None:
+    remaining = await register(server, small_service("stay"))
     last = await register(server, example_service())
     await report(server, last.name, UNKNOWN, details={"checked": True})
-    assert await found(server, ServiceFilter(capability="translate")) == [last.name]
+    assert await find_names(server, ServiceFilter(capability="translate")) == [last.name]
     await unregister(server, last.name)
 
     for call in (get(server, last.name), health_of(server, last.name), report(server, last.name, HEALTHY)):
         refused = await failure(call)
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-    assert await found(server, ServiceFilter(capability="translate")) == []
-    assert await found(server, ServiceFilter()) == ["stay"]
+    assert await find_names(server, ServiceFilter(capability="translate")) == []
+    assert await find_names(server, ServiceFilter()) == ["stay"]
     assert (await heartbeat(server, last.name)).unknown_names == [last.name]
     assert not (await server.stub.ListCapabilities(pb.ListCapabilitiesRequest())).capabilities
     assert (await server.stub.GetStats(pb.GetStatsRequest())).stats.total_services == 1
@@ -62,10 +62,10 @@ async def test_nothing_of_it_is_left(server: Server, redis: RedisProcess) -> Non
             assert not await client.hexists(f"ossa:registry:{key}", last.name), key
         assert await client.zscore("ossa:registry:leases", last.name) is None
         assert await client.exists("ossa:services:stay")
-    assert await get(server, "stay") == stay
+    assert await get(server, "stay") == remaining
 
 
-async def test_a_service_that_is_not_registered_is_not_found(server: Server) -> None:
+async def test_unknown_service_is_not_found(server: Server) -> None:
     await register(server, small_service("a"))
     await unregister(server, "a")
     for call in (unregister(server, "a"), unregister(server, "b"), unregister(server, "a", expected_revision=1)):
@@ -74,7 +74,7 @@ async def test_a_service_that_is_not_registered_is_not_found(server: Server) -> 
         assert refused.metadata["name"] in {"a", "b"}
 
 
-async def test_expected_revision_lets_only_an_unchanged_service_be_removed(server: Server) -> None:
+async def test_expected_revision_prevents_removal_of_a_changed_service(server: Server) -> None:
     first = await register(server, small_service("a"))
     second = await update(server, small_service("a", version="2.0.0"))
 
@@ -86,18 +86,18 @@ async def test_expected_revision_lets_only_an_unchanged_service_be_removed(serve
     assert await unregister(server, "a", expected_revision=second.revision) == second
 
 
-async def test_bad_fields_are_named(server: Server) -> None:
+async def test_bad_fields_are_reported(server: Server) -> None:
     refused = await failure(unregister(server, "-", expected_revision=-1))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name", "expected_revision"])
 
 
-async def test_registered_again_a_service_begins_anew(server: Server) -> None:
+async def test_service_registered_again_starts_without_its_former_state(server: Server) -> None:
     first = await register(server, example_service())
     await report(server, first.name, HEALTHY)
     last = await unregister(server, first.name)
     async with watching(server) as watch:
         second = await register(server, example_service())
-        assert told(await watch.event()) == ("REGISTERED", first.name)
+        assert kind_and_name(await watch.event()) == ("REGISTERED", first.name)
 
     assert second.health.status == UNKNOWN
     assert second.revision == last.revision + 2
@@ -105,19 +105,22 @@ async def test_registered_again_a_service_begins_anew(server: Server) -> None:
     assert second.registered_at.ToNanoseconds() >= last.updated_at.ToNanoseconds()
 
 
-async def test_of_many_that_unregister_at_once_exactly_one_succeeds(server: Server) -> None:
+async def test_exactly_one_of_many_concurrent_unregistrations_succeeds(server: Server) -> None:
     service = await register(server, small_service("a"))
     async with watching(server) as watch:
         outcomes = await asyncio.gather(*(unregister(server, "a") for _ in range(30)), return_exceptions=True)
         await register(server, small_service("next"))
-        assert [told(event) for event in await watch.events(2)] == [("UNREGISTERED", "a"), ("REGISTERED", "next")]
+        assert [kind_and_name(event) for event in await watch.events(2)] == [
+            ("UNREGISTERED", "a"),
+            ("REGISTERED", "next"),
+        ]
 
     assert [outcome for outcome in outcomes if isinstance(outcome, Service)] == [service]
     refused = [outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert refused == [grpc.StatusCode.NOT_FOUND] * 29
 
 
-async def test_registering_and_unregistering_at_once_leaves_what_the_last_event_says(server: Server) -> None:
+async def test_last_event_matches_the_state_after_concurrent_changes(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server) as watch:
         writes = [register(server, small_service("a", version=f"{i}.0.0")) for i in range(20)]
@@ -130,8 +133,8 @@ async def test_registering_and_unregistering_at_once_leaves_what_the_last_event_
         assert set(refused) <= {grpc.StatusCode.NOT_FOUND}
         events = await watch.events(len(done))
 
-    there = True
+    registered = True
     for event in events:
-        assert told(event)[0] in ({"UPDATED", "UNREGISTERED"} if there else {"REGISTERED"})
-        there = event.type != UNREGISTERED
-    assert await found(server, ServiceFilter()) == (["a"] if there else [])
+        assert kind_and_name(event)[0] in ({"UPDATED", "UNREGISTERED"} if registered else {"REGISTERED"})
+        registered = event.type != UNREGISTERED
+    assert await find_names(server, ServiceFilter()) == (["a"] if registered else [])

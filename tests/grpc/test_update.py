@@ -17,14 +17,14 @@ from tests.grpc.calls import (
     UNHEALTHY,
     UNKNOWN,
     UPDATED,
-    age_lease,
     failure,
     get,
     health_of,
+    kind_and_name,
     redis_client,
     register,
     report,
-    told,
+    set_remaining_lease,
     update,
     watching,
 )
@@ -34,7 +34,7 @@ from tests.support.server import Server
 
 
 def full_service() -> Service:
-    """A service with every field set that a client may set, but health."""
+    """Return a service with every field set that clients may set, except health."""
     service = example_service()
     service.group = "text"
     service.ttl.FromSeconds(60)
@@ -49,7 +49,7 @@ def full_service() -> Service:
 
 
 def content(service: Service) -> Service:
-    """Without what changes with every write."""
+    """Return a copy without the fields that change with every write."""
     plain = Service()
     plain.CopyFrom(service)
     plain.ClearField("updated_at")
@@ -58,13 +58,13 @@ def content(service: Service) -> Service:
 
 
 class Masked(NamedTuple):
-    """An update of ``full_service``; fields are written as in ``json_format``."""
+    """An update of ``full_service``, with fields as protobuf JSON."""
 
     paths: str
     sent: dict[str, Any]
-    taken: dict[str, Any] = {}  # noqa: RUF012 - what the service gets of it
+    applied: dict[str, Any] = {}  # noqa: RUF012 - fields that the service has afterwards; never modified
     cleared: str = ""
-    """Paths of what the service loses, before it gets something."""
+    """Paths that are cleared before ``applied`` is merged."""
 
 
 MASKED = {
@@ -76,10 +76,10 @@ MASKED = {
     "a nested field": Masked(
         "metadata.environment", {"metadata": {"environment": "staging"}}, {"metadata": {"environment": "staging"}}
     ),
-    "a list is replaced, not added to": Masked(
+    "a list is replaced, not extended": Masked(
         "metadata.tags", {"metadata": {"tags": ["new"]}}, {"metadata": {"tags": ["new"]}}, "metadata.tags"
     ),
-    "a map is replaced, not added to": Masked(
+    "a map is replaced, not extended": Masked(
         "metadata.labels", {"metadata": {"labels": {"z": "b"}}}, {"metadata": {"labels": {"z": "b"}}}, "metadata.labels"
     ),
     "capabilities are replaced": Masked(
@@ -108,7 +108,7 @@ MASKED = {
     "clears a list": Masked("capabilities", {}, cleared="capabilities"),
     "clears a message": Masked("metadata", {}, cleared="metadata"),
     "clears a duration": Masked("ttl", {}, cleared="ttl"),
-    "clears a group, which is the name then": Masked("group", {}, {"group": "ai-text-processor"}),
+    "clears a group, which becomes the name": Masked("group", {}, {"group": "ai-text-processor"}),
     "clears nested fields that are sent empty": Masked(
         "metadata.tags metadata.author",
         {"metadata": {"description": "not in the mask"}},
@@ -124,18 +124,18 @@ MASKED = {
         "health_check.failure_threshold", {}, cleared="health_check.failure_threshold"
     ),
     "clears a probe": Masked("health_check.http", {}, cleared="health_check.http"),
-    "clears one and takes another": Masked("metadata ttl", {"ttl": "61s"}, {"ttl": "61s"}, "metadata ttl"),
-    "empty mask: what is set is taken": Masked(
+    "clears one field and sets another": Masked("metadata ttl", {"ttl": "61s"}, {"ttl": "61s"}, "metadata ttl"),
+    "empty mask: set fields are applied": Masked(
         "",
         {"version": "9.0.0", "capabilities": [{"name": "sum"}]},
         {"version": "9.0.0", "capabilities": [{"name": "sum"}]},
         "capabilities",
     ),
-    "empty mask: a message is taken as a whole": Masked(
+    "empty mask: a message is replaced": Masked(
         "", {"metadata": {"tags": ["new"]}}, {"metadata": {"tags": ["new"]}}, "metadata"
     ),
     "empty mask: 0 s is set, and means permanent": Masked("", {"ttl": "0s"}, {"ttl": "0s"}, "ttl"),
-    "* takes everything, also what is not sent": Masked(
+    "* replaces everything and clears unset fields": Masked(
         "*",
         {"version": "9.0.0", "endpoint": "https://ai-service.company.com:8080"},
         {"version": "9.0.0", "group": "ai-text-processor"},
@@ -152,14 +152,14 @@ def clear(message: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("case", MASKED)
-async def test_exactly_what_the_mask_names_changes(server: Server, case: str) -> None:
+async def test_only_fields_of_the_mask_change(server: Server, case: str) -> None:
     masked = MASKED[case]
     before = await register(server, full_service())
     expected = Service()
     expected.CopyFrom(before)
     for path in masked.cleared.split():
         clear(expected, path)
-    ParseDict(masked.taken, expected)
+    ParseDict(masked.applied, expected)
 
     async with watching(server) as watch:
         sent = ParseDict(masked.sent, Service(name=before.name))
@@ -174,37 +174,37 @@ async def test_exactly_what_the_mask_names_changes(server: Server, case: str) ->
     assert (event.reason, event.previous_health) == (EventReason.EVENT_REASON_CLIENT_REQUEST, UNKNOWN)
 
 
-# Of the seed's service: paths of the mask, and what is sent.
+# Updates of the example service of the OSSA reference implementation: paths of the mask, and the sent fields.
 UNCHANGED: dict[str, tuple[str, dict[str, Any]]] = {
-    "nothing is sent and nothing named": ("", {}),
-    "the value that it has": ("version", {"version": "2.1.0"}),
-    "the list that it has": ("metadata.tags", {"metadata": {"tags": ["ai", "nlp"]}}),
+    "no field and no path": ("", {}),
+    "the current value": ("version", {"version": "2.1.0"}),
+    "the current list": ("metadata.tags", {"metadata": {"tags": ["ai", "nlp"]}}),
     "clearing the group, which is the name": ("group", {}),
-    "clearing what is not there": ("health_check ttl metadata.author", {}),
-    "clearing a field of what is not there": ("health_check.interval health_check.http.path", {}),
-    "clearing a number of what is not there": ("health_check.failure_threshold", {}),
-    "the status that it has": ("", {"health": {"status": "HEALTH_STATUS_UNKNOWN"}}),
+    "clearing an unset field": ("health_check ttl metadata.author", {}),
+    "clearing a field of an unset message": ("health_check.interval health_check.http.path", {}),
+    "clearing a number of an unset message": ("health_check.failure_threshold", {}),
+    "the current status": ("", {"health": {"status": "HEALTH_STATUS_UNKNOWN"}}),
 }
 
 
 @pytest.mark.parametrize("case", UNCHANGED)
-async def test_an_update_that_changes_nothing_has_no_revision_and_no_event(server: Server, case: str) -> None:
+async def test_update_without_effect_has_no_revision_and_no_event(server: Server, case: str) -> None:
     paths, fields = UNCHANGED[case]
     before = await register(server, example_service())
     async with watching(server) as watch:
         assert await update(server, ParseDict(fields, Service(name=before.name)), *paths.split()) == before
         await register(server, small_service("next"))
-        assert told(await watch.event()) == ("REGISTERED", "next")
+        assert kind_and_name(await watch.event()) == ("REGISTERED", "next")
     assert await get(server, before.name) == before
 
 
 @pytest.mark.parametrize("mask", ["", "*"])
-async def test_what_was_read_can_be_sent_back_with_one_change(server: Server, mask: str) -> None:
+async def test_read_service_can_be_sent_back_with_one_change(server: Server, mask: str) -> None:
     await register(server, full_service())
     await report(server, "ai-text-processor", DEGRADED, error="slow", details={"p99": 1.5})
     read = await get(server, "ai-text-processor")
 
-    assert await update(server, read, *mask.split()) == read, "as it is, it changes nothing"
+    assert await update(server, read, *mask.split()) == read, "unchanged content is no change"
     edited = Service()
     edited.CopyFrom(read)
     edited.metadata.tags.append("new")
@@ -235,7 +235,7 @@ BAD_PATHS = [
 ]
 
 
-async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(server: Server) -> None:
+async def test_all_unknown_and_output_only_paths_are_reported(server: Server) -> None:
     before = await register(server, example_service())
     sent = example_service()
     sent.version = "9.0.0"
@@ -244,7 +244,9 @@ async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(s
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["update_mask.paths[1]"]), path
     refused = await failure(update(server, sent, *BAD_PATHS))
     assert refused.fields == [f"update_mask.paths[{i}]" for i in range(len(BAD_PATHS))]
-    assert (await failure(update(server, sent, "*", "version"))).fields == ["update_mask.paths[0]"], "`*` stands alone"
+    assert (await failure(update(server, sent, "*", "version"))).fields == ["update_mask.paths[0]"], (
+        "`*` must be the only path"
+    )
     assert await get(server, before.name) == before
 
 
@@ -252,7 +254,7 @@ async def test_unknown_and_output_only_paths_are_all_named_and_nothing_changes(s
     ("path", "field"),
     [("version", "service.version"), ("endpoint", "service.endpoint"), ("*", "service.endpoint")],
 )
-async def test_an_update_must_not_clear_what_is_required(server: Server, path: str, field: str) -> None:
+async def test_update_must_not_clear_required_fields(server: Server, path: str, field: str) -> None:
     before = await register(server, example_service())
     refused = await failure(update(server, Service(name=before.name), path))
     assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -260,7 +262,7 @@ async def test_an_update_must_not_clear_what_is_required(server: Server, path: s
     assert await get(server, before.name) == before
 
 
-async def test_an_update_must_leave_a_valid_service(server: Server) -> None:
+async def test_update_must_result_in_a_valid_service(server: Server) -> None:
     await register(server, small_service("a"))
     sent = Service(name="a", endpoint="ftp://a", group="?")
     sent.metadata.tags.extend(["x", "x"])
@@ -268,15 +270,15 @@ async def test_an_update_must_leave_a_valid_service(server: Server) -> None:
     assert sorted(refused.fields) == ["service.endpoint", "service.group", "service.metadata.tags[1]"]
 
 
-async def test_updating_a_service_that_is_not_registered_is_not_found(server: Server) -> None:
-    refused = await failure(update(server, small_service("nobody"), "version"))
+async def test_update_of_an_unknown_service_is_not_found(server: Server) -> None:
+    refused = await failure(update(server, small_service("missing"), "version"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
-    assert refused.metadata == {"name": "nobody"}
-    refused = await failure(update(server, small_service("nobody"), expected_revision=3))
+    assert refused.metadata == {"name": "missing"}
+    refused = await failure(update(server, small_service("missing"), expected_revision=3))
     assert refused.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_expected_revision_lets_only_an_unchanged_service_be_changed(server: Server) -> None:
+async def test_expected_revision_prevents_update_of_a_changed_service(server: Server) -> None:
     first = await register(server, small_service("a"))
     await register(server, small_service("other"))
     second = await update(server, small_service("a", version="2.0.0"), expected_revision=first.revision)
@@ -292,25 +294,25 @@ async def test_expected_revision_lets_only_an_unchanged_service_be_changed(serve
     assert await get(server, "a") == second
 
     refused = await failure(update(server, small_service("a", version="2.0.0"), expected_revision=first.revision))
-    assert refused.code is grpc.StatusCode.ABORTED, "also if it would change nothing"
+    assert refused.code is grpc.StatusCode.ABORTED, "an update without effect is refused too"
     refused = await failure(update(server, small_service("a"), expected_revision=-1))
     assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["expected_revision"])
 
 
-async def test_an_update_does_not_renew_the_lease(server: Server, redis: RedisProcess) -> None:
+async def test_update_does_not_renew_the_lease(server: Server, redis: RedisProcess) -> None:
     await register(server, small_service("a"))
     async with redis_client(redis) as client:
-        await age_lease(client, "a", 100)
+        await set_remaining_lease(client, "a", 100)
         before = (await health_of(server, "a")).lease_expires_at
         await update(server, small_service("a", version="2.0.0"))
         assert (await health_of(server, "a")).lease_expires_at == before
-        assert 90 < await client.ttl("ossa:services:a") <= 100, "nor the expiry of the document"
+        assert 90 < await client.ttl("ossa:services:a") <= 100, "the expiry of the document does not change either"
 
 
-async def test_an_update_of_ttl_begins_a_new_lease(server: Server, redis: RedisProcess) -> None:
+async def test_update_of_ttl_starts_a_new_lease(server: Server, redis: RedisProcess) -> None:
     await register(server, small_service("a"))
     async with redis_client(redis) as client:
-        await age_lease(client, "a", 100)
+        await set_remaining_lease(client, "a", 100)
         await update(server, small_service("a", ttl=Duration(seconds=600)), "ttl")
         assert 590 < await client.ttl("ossa:services:a") <= 600
         await update(server, small_service("a", ttl=Duration()), "ttl")
@@ -320,7 +322,7 @@ async def test_an_update_of_ttl_begins_a_new_lease(server: Server, redis: RedisP
         assert 290 < await client.ttl("ossa:services:a") <= 300
 
 
-async def test_an_update_of_the_status_alone_is_a_change_of_health(server: Server) -> None:
+async def test_update_of_only_the_status_is_a_health_change(server: Server) -> None:
     before = await register(server, example_service())
     sent = Service(name=before.name)
     sent.health.status = MAINTENANCE
@@ -338,7 +340,7 @@ async def test_an_update_of_the_status_alone_is_a_change_of_health(server: Serve
     assert (await health_of(server, before.name)).health == lifted.health
 
 
-async def test_an_update_of_status_and_content_is_a_change_of_content(server: Server) -> None:
+async def test_update_of_status_and_content_is_an_update_event(server: Server) -> None:
     before = await register(server, example_service())
     sent = Service(name=before.name, version="9.0.0")
     sent.health.status = UNHEALTHY
@@ -348,7 +350,7 @@ async def test_an_update_of_status_and_content_is_a_change_of_content(server: Se
     assert (event.type, event.previous_health, event.service) == (UPDATED, UNKNOWN, after)
 
 
-async def test_an_update_of_health_without_its_status_is_no_transition(server: Server) -> None:
+async def test_update_of_health_without_the_status_is_no_health_change(server: Server) -> None:
     before = await register(server, small_service("a"))
     await report(server, "a", UNHEALTHY, error="no disk")
     await report(server, "a", UNHEALTHY, error="still no disk")
@@ -363,10 +365,10 @@ async def test_an_update_of_health_without_its_status_is_no_transition(server: S
     assert after.health.status_changed_at == known.health.status_changed_at
     assert after.registered_at == before.registered_at
     assert event.type == UPDATED, "HEALTH_CHANGED is for a status that changed"
-    assert (await health_of(server, "a")).health.error == "disk is ordered", "the newest that is known"
+    assert (await health_of(server, "a")).health.error == "disk is ordered", "the newest health is returned"
 
 
-async def test_another_endpoint_makes_health_unknown(server: Server) -> None:
+async def test_changed_endpoint_resets_the_health_to_unknown(server: Server) -> None:
     await register(server, small_service("a"))
     await report(server, "a", HEALTHY)
     moved = await update(server, small_service("a", endpoint="http://b.test:1"), "endpoint")
@@ -374,7 +376,7 @@ async def test_another_endpoint_makes_health_unknown(server: Server) -> None:
     assert (await health_of(server, "a")).health == moved.health
 
 
-async def test_updates_of_different_fields_at_once_are_all_kept(server: Server) -> None:
+async def test_concurrent_updates_of_different_fields_are_all_applied(server: Server) -> None:
     sent = full_service()
     await register(server, small_service(sent.name, endpoint=sent.endpoint))
     paths = "version capabilities group ttl health_check metadata.description metadata.tags metadata.author"
@@ -386,14 +388,14 @@ async def test_updates_of_different_fields_at_once_are_all_kept(server: Server) 
     assert after == sent
 
 
-async def test_a_counter_kept_with_expected_revision_counts_every_writer(server: Server) -> None:
+async def test_expected_revision_makes_a_concurrent_counter_exact(server: Server) -> None:
     await register(server, small_service("a", version="0"))
 
     async def count() -> None:
         while True:
             read = await get(server, "a")
             edited = small_service("a", version=str(int(read.version) + 1))
-            with suppress(grpc.aio.AioRpcError):  # another one was quicker
+            with suppress(grpc.aio.AioRpcError):  # a concurrent update was committed first
                 await update(server, edited, "version", expected_revision=read.revision)
                 return
 

@@ -26,22 +26,22 @@ from tests.grpc.calls import (
     eventually,
     get,
     heartbeat,
+    kind_and_name,
+    open_watch,
     redis_client,
     register,
     register_all,
     report,
-    told,
     unregister,
     update,
     watching,
-    watching_by,
 )
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import example_service, small_service
 from tests.support.server import Server, connected, running
 
 SOON = Duration(nanos=100_000_000)
-"""The shortest interval of bookmarks."""
+"""The minimum bookmark interval."""
 GROUP_G = ServiceFilter(group="g")
 
 
@@ -50,7 +50,7 @@ def in_g(name: str, **fields: Any) -> Service:
 
 
 def large_service(name: str, **fields: Any) -> Service:
-    """About 40 KB."""
+    """Return a service of about 40 KB."""
     described = [Capability(name=f"c{i}", description="d" * 4000) for i in range(10)]
     return small_service(name, capabilities=described, **fields)
 
@@ -59,10 +59,10 @@ def revisions(events: Iterable[Event]) -> list[int]:
     return [event.revision for event in events]
 
 
-# Where a watch begins.
+# Snapshots and cursors.
 
 
-async def test_a_snapshot_comes_first_then_its_end_then_what_changes(server: Server) -> None:
+async def test_snapshot_is_followed_by_its_end_and_then_by_changes(server: Server) -> None:
     services = [await register(server, in_g(name)) for name in "cab"]
     await register(server, small_service("other"))
     async with watching(server, filter=GROUP_G, include_snapshot=True) as watch:
@@ -82,13 +82,13 @@ async def test_a_snapshot_comes_first_then_its_end_then_what_changes(server: Ser
     assert [message.snapshot_complete for message in watch.messages].count(True) == 1
 
 
-async def test_a_snapshot_of_nothing_is_complete_at_once(server: Server) -> None:
+async def test_empty_snapshot_is_complete_immediately(server: Server) -> None:
     async with watching(server, include_snapshot=True) as watch:
         assert await watch.snapshot() == []
         assert len(watch.messages) == 1
 
 
-async def test_without_cursor_and_snapshot_a_watch_begins_now(server: Server) -> None:
+async def test_watch_without_cursor_and_snapshot_starts_at_the_current_revision(server: Server) -> None:
     before = await register(server, small_service("before"))
     async with watching(server) as watch:
         assert watch.messages[0].revision == before.revision
@@ -101,7 +101,7 @@ async def test_without_cursor_and_snapshot_a_watch_begins_now(server: Server) ->
     assert abs(event.occurred_at.ToMilliseconds() - after.updated_at.ToMilliseconds()) < 5_000
 
 
-async def test_a_cursor_goes_on_right_after_the_message_that_it_came_with(server: Server) -> None:
+async def test_cursor_resumes_after_its_message(server: Server) -> None:
     for i in range(3):
         await register(server, small_service(f"before-{i}"))
     async with watching(server) as watch:
@@ -115,10 +115,10 @@ async def test_a_cursor_goes_on_right_after_the_message_that_it_came_with(server
     async with watching(server, cursor=watch.messages[1].cursor) as again:
         assert await again.events(3) == missed
         await register(server, small_service("c"))
-        assert told(await again.event()) == ("REGISTERED", "c")
+        assert kind_and_name(await again.event()) == ("REGISTERED", "c")
 
 
-async def test_every_cursor_resumes_with_exactly_what_came_after_it(server: Server) -> None:
+async def test_every_cursor_resumes_with_exactly_the_later_events(server: Server) -> None:
     async with watching(server) as watch:
         for i in range(20):
             await register(server, small_service(f"s{i % 4}", version=f"{i}.0.0"))
@@ -135,7 +135,7 @@ async def test_every_cursor_resumes_with_exactly_what_came_after_it(server: Serv
         assert again.cursor == watch.cursor
 
 
-async def test_a_cursor_with_nothing_after_it_says_at_once_that_it_watches(server: Server) -> None:
+async def test_resumed_watch_without_missed_events_sends_a_message_immediately(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server) as watch:
         pass
@@ -143,20 +143,20 @@ async def test_a_cursor_with_nothing_after_it_says_at_once_that_it_watches(serve
         message = await again.message()
         assert (list(message.events), message.cursor) == ([], watch.cursor)
         await register(server, small_service("b"))
-        assert told(await again.event()) == ("REGISTERED", "b")
+        assert kind_and_name(await again.event()) == ("REGISTERED", "b")
 
 
-async def test_with_a_cursor_there_is_no_snapshot(server: Server) -> None:
+async def test_watch_with_a_cursor_has_no_snapshot(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server, include_snapshot=True) as watch:
         await watch.snapshot()
     await register(server, small_service("b"))
     async with watching(server, include_snapshot=True, cursor=watch.cursor) as again:
-        assert told(await again.event()) == ("REGISTERED", "b")
+        assert kind_and_name(await again.event()) == ("REGISTERED", "b")
     assert not any(message.snapshot_complete for message in again.messages)
 
 
-async def test_a_cursor_is_good_on_every_server_and_after_a_restart(redis: RedisProcess) -> None:
+async def test_cursor_is_valid_on_every_server_and_after_a_restart(redis: RedisProcess) -> None:
     async with running(redis.url) as first, watching(first, filter=GROUP_G) as watch:
         await register_all(first, [in_g("a"), in_g("b"), in_g("c"), small_service("other")])
         await update(first, Service(name="b", group="h"))
@@ -168,8 +168,8 @@ async def test_a_cursor_is_good_on_every_server_and_after_a_restart(redis: Redis
     async with running(redis.url) as third, watching(third, filter=GROUP_G, cursor=watch.messages[0].cursor) as again:
         assert await again.until(last.revision) == events
         await register(third, in_g("e"))
-        assert told(await again.event()) == ("REGISTERED", "e")
-    assert [told(event) for event in events] == [
+        assert kind_and_name(await again.event()) == ("REGISTERED", "e")
+    assert [kind_and_name(event) for event in events] == [
         ("REGISTERED", "a"),
         ("REGISTERED", "b"),
         ("REGISTERED", "c"),
@@ -193,19 +193,19 @@ def apply(events: Iterable[Event], services: dict[str, Service]) -> None:
             services[event.service.name] = event.service
 
 
-async def test_a_snapshot_and_the_changes_after_it_make_the_state_also_while_others_write(server: Server) -> None:
+async def test_snapshot_and_later_changes_yield_the_state_during_writes(server: Server) -> None:
     registered = await register_all(server, (large_service(f"s{i:02}") for i in range(40)))
     state = {service.name: service for service in registered}
-    made: dict[int, dict[str, Service]] = {}
+    snapshots: dict[int, dict[str, Service]] = {}
     async with watching(server) as throughout:
         writing = asyncio.create_task(change_some(server))
         while not writing.done():
             async with watching(server, include_snapshot=True) as watch:
                 services = {event.service.name: event.service for event in await watch.snapshot()}
-                assert len(watch.messages) > 3, "it comes in parts"
+                assert len(watch.messages) > 3, "the snapshot must consist of several messages"
                 health = await server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
                 apply(await watch.until(health.revision), services)
-                made[watch.messages[-1].revision] = services
+                snapshots[watch.messages[-1].revision] = services
         await writing
         last = await register(server, small_service("last"))
         events = await throughout.until(last.revision)
@@ -213,16 +213,16 @@ async def test_a_snapshot_and_the_changes_after_it_make_the_state_also_while_oth
     compared = 0
     for event in events:
         apply([event], state)
-        if event.revision in made:
-            assert made[event.revision] == state
+        if event.revision in snapshots:
+            assert snapshots[event.revision] == state
             compared += 1
-    assert compared, "some were taken while others wrote"
+    assert compared, "no snapshot was taken during the writes"
 
 
-# What is told.
+# Events.
 
 
-async def test_each_kind_of_change_is_told_with_its_state_reason_and_previous_status(server: Server) -> None:
+async def test_events_have_state_reason_and_previous_status(server: Server) -> None:
     async with watching(server) as watch:
         first = await register(server, example_service())
         name = first.name
@@ -244,7 +244,7 @@ async def test_each_kind_of_change_is_told_with_its_state_reason_and_previous_st
     assert times == sorted(times)
 
 
-async def test_a_service_that_stops_to_match_is_told_once_as_unmatched(server: Server) -> None:
+async def test_service_that_no_longer_matches_emits_one_unmatched_event(server: Server) -> None:
     before = await register(server, in_g("a"))
     async with watching(server, filter=GROUP_G) as watch:
         after = await update(server, Service(name="a", group="h"))
@@ -257,22 +257,22 @@ async def test_a_service_that_stops_to_match_is_told_once_as_unmatched(server: S
         await report(server, "a", HEALTHY)
         await unregister(server, "a")
         await register(server, in_g("b"))
-        assert told(await watch.event()) == ("REGISTERED", "b"), "of what does not match nothing more is told"
+        assert kind_and_name(await watch.event()) == ("REGISTERED", "b"), "services that do not match emit no events"
 
 
-async def test_a_service_that_begins_to_match_is_told_as_what_happened_to_it(server: Server) -> None:
+async def test_service_that_starts_to_match_emits_its_change(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server, filter=GROUP_G) as watch:
         await report(server, "a", HEALTHY)
-        begun = await update(server, in_g("a"), "group")
+        matching = await update(server, in_g("a"), "group")
         event = await watch.event()
-        assert (event.type, event.service, event.previous_health) == (UPDATED, begun, HEALTHY)
+        assert (event.type, event.service, event.previous_health) == (UPDATED, matching, HEALTHY)
         last = await unregister(server, "a")
         event = await watch.event()
         assert (event.type, event.service) == (UNREGISTERED, last)
 
 
-async def test_a_watch_by_health_follows_services_in_and_out(server: Server) -> None:
+async def test_watch_with_a_health_filter_follows_status_changes(server: Server) -> None:
     await register(server, small_service("a"))
     async with watching(server, filter=ServiceFilter(health=[HEALTHY, DEGRADED])) as watch:
         for status in (UNHEALTHY, HEALTHY, DEGRADED, UNKNOWN, UNHEALTHY, DEGRADED):
@@ -288,7 +288,7 @@ async def test_a_watch_by_health_follows_services_in_and_out(server: Server) -> 
     ]
 
 
-async def test_a_missed_exit_from_the_filter_is_told_on_resuming(server: Server) -> None:
+async def test_resumed_watch_reports_a_missed_unmatched_event(server: Server) -> None:
     await register(server, in_g("a"))
     async with watching(server, filter=GROUP_G) as watch:
         pass
@@ -296,10 +296,10 @@ async def test_a_missed_exit_from_the_filter_is_told_on_resuming(server: Server)
     await unregister(server, "a")
     last = await register(server, small_service("a", group="h"))
     async with watching(server, filter=GROUP_G, cursor=watch.cursor) as again:
-        assert [told(event) for event in await again.until(last.revision)] == [("UNMATCHED", "a")]
+        assert [kind_and_name(event) for event in await again.until(last.revision)] == [("UNMATCHED", "a")]
 
 
-async def test_what_changes_nothing_is_not_told(server: Server) -> None:
+async def test_calls_without_effect_emit_no_event(server: Server) -> None:
     await register(server, in_g("a"))
     async with watching(server) as watch:
         await register(server, in_g("a"))
@@ -308,25 +308,27 @@ async def test_what_changes_nothing_is_not_told(server: Server) -> None:
         await heartbeat(server, "a")
         await server.stub.Cleanup(pb.CleanupRequest())
         await register(server, small_service("next"))
-        assert told(await watch.event()) == ("REGISTERED", "next")
+        assert kind_and_name(await watch.event()) == ("REGISTERED", "next")
 
 
 TYPES: dict[str, tuple[list[EventType.ValueType], list[str]]] = {
     "all of them": ([], ["REGISTERED", "UPDATED", "HEALTH_CHANGED", "UNMATCHED", "UPDATED", "UNREGISTERED"]),
     "one": ([HEALTH_CHANGED], ["HEALTH_CHANGED"]),
     "two": ([UNREGISTERED, REGISTERED], ["REGISTERED", "UNREGISTERED"]),
-    "the exits from the filter": ([UNMATCHED], ["UNMATCHED"]),
-    "none that comes": ([EventType.EVENT_TYPE_REGISTRY_ERROR], []),
-    "those of snapshots": ([SNAPSHOT], []),
+    "services that no longer match": ([UNMATCHED], ["UNMATCHED"]),
+    "a type without events": ([EventType.EVENT_TYPE_REGISTRY_ERROR], []),
+    "snapshot events": ([SNAPSHOT], []),
 }
 
 
 @pytest.mark.parametrize("case", TYPES)
-async def test_only_the_types_that_are_asked_for_are_told(server: Server, case: str) -> None:
+async def test_only_events_of_the_requested_types_are_sent(server: Server, case: str) -> None:
     types, expected = TYPES[case]
-    await register(server, in_g("there"))
+    await register(server, in_g("existing"))
     async with watching(server, filter=GROUP_G, types=types, include_snapshot=True, bookmark_interval=SOON) as watch:
-        assert [told(event) for event in await watch.snapshot()] == [("SNAPSHOT", "there")], "whatever is asked for"
+        assert [kind_and_name(event) for event in await watch.snapshot()] == [("SNAPSHOT", "existing")], (
+            "types do not filter snapshots"
+        )
         cursor = watch.cursor
         await register(server, in_g("a"))
         await update(server, Service(name="a", version="2.0.0"))
@@ -338,10 +340,10 @@ async def test_only_the_types_that_are_asked_for_are_told(server: Server, case: 
         live = await watch.until(health.revision)
     async with watching(server, filter=GROUP_G, types=types, cursor=cursor) as again:
         assert await again.until(health.revision) == live
-    assert [told(event) for event in live] == [(kind, "a") for kind in expected]
+    assert [kind_and_name(event) for event in live] == [(kind, "a") for kind in expected]
 
 
-async def test_watchers_with_different_filters_each_get_their_own(server: Server) -> None:
+async def test_each_watcher_receives_the_events_of_its_filter(server: Server) -> None:
     async with AsyncExitStack() as stack:
         watches = {
             name: await stack.enter_async_context(watching(server, filter=ServiceFilter(name_pattern=f"^{name}")))
@@ -356,17 +358,17 @@ async def test_watchers_with_different_filters_each_get_their_own(server: Server
     assert seen == {"a": ["a1", "ab1"], "b": ["b1"], "ab": ["ab1"], "": ["a1", "ab1", "b1", "c1"]}
 
 
-async def test_many_watchers_all_see_every_change_once_and_in_order(server: Server) -> None:
+async def test_many_watchers_receive_every_change_once_in_order(server: Server) -> None:
     async with AsyncExitStack() as stack:
         watches = [await stack.enter_async_context(watching(server)) for _ in range(50)]
         assert server.parts.hub.watchers == 50
         await asyncio.gather(*(register(server, small_service(f"s{i}")) for i in range(50)))
-        told_to = [await watch.events(50) for watch in watches]
-    assert revisions(told_to[0]) == list(range(1, 51))
-    assert all(events == told_to[0] for events in told_to)
+        received = [await watch.events(50) for watch in watches]
+    assert revisions(received[0]) == list(range(1, 51))
+    assert all(events == received[0] for events in received)
 
 
-async def test_several_events_share_a_message_when_they_wait(server: Server) -> None:
+async def test_pending_events_are_sent_in_one_message(server: Server) -> None:
     async with watching(server) as watch:
         await register_all(server, (small_service(f"s{i:03}") for i in range(500)))
         events = await watch.events(500)
@@ -379,22 +381,22 @@ async def test_several_events_share_a_message_when_they_wait(server: Server) -> 
 # Bookmarks.
 
 
-async def test_quiet_streams_get_bookmarks(server: Server) -> None:
+async def test_idle_streams_receive_bookmarks(server: Server) -> None:
     service = await register(server, small_service("a"))
     async with watching(server, bookmark_interval=SOON) as watch:
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started = loop.time()
         for _ in range(3):
             message = await watch.message()
             assert (list(message.events), message.revision) == ([], service.revision)
             assert not message.snapshot_complete
-        assert loop.time() - began > 0.25, "not more often than asked for"
+        assert loop.time() - started > 0.25, "bookmarks must not be more frequent than requested"
 
 
-async def test_the_cursor_advances_with_bookmarks_also_when_only_others_change(redis: RedisProcess) -> None:
+async def test_bookmarks_advance_the_cursor_past_events_that_do_not_match(redis: RedisProcess) -> None:
     async with running(redis.url, redis={"events_max_length": 100}) as server:
         async with watching(server, filter=GROUP_G, bookmark_interval=SOON) as watch:
-            began = watch.cursor
+            initial_cursor = watch.cursor
             for i in range(150):
                 await register(server, small_service("other", version=f"{i}.0.0"))
             last = await get(server, "other")
@@ -403,13 +405,13 @@ async def test_the_cursor_advances_with_bookmarks_also_when_only_others_change(r
         await register(server, in_g("a"))
 
         async with watching(server, filter=GROUP_G, cursor=watch.cursor) as again:
-            assert told(await again.event()) == ("REGISTERED", "a")
-        async with watching(server, filter=GROUP_G, cursor=began) as expired:
+            assert kind_and_name(await again.event()) == ("REGISTERED", "a")
+        async with watching(server, filter=GROUP_G, cursor=initial_cursor) as expired:
             assert (await expired.failure()).reason == "CURSOR_EXPIRED"
 
 
 @pytest.mark.parametrize("interval", [timedelta(milliseconds=100), timedelta(seconds=30), timedelta(hours=1)])
-async def test_bookmark_intervals_within_the_limits_are_taken(server: Server, interval: timedelta) -> None:
+async def test_bookmark_intervals_within_the_limits_are_accepted(server: Server, interval: timedelta) -> None:
     async with watching(server, bookmark_interval=interval) as watch:
         assert watch.cursor
 
@@ -418,11 +420,11 @@ async def test_bookmark_intervals_within_the_limits_are_taken(server: Server, in
 
 
 async def refused(server: Server, **fields: Any) -> Any:
-    async with watching_by(server.stub, **fields) as watch:
+    async with open_watch(server.stub, **fields) as watch:
         return await watch.failure()
 
 
-async def test_bad_fields_are_named(server: Server) -> None:
+async def test_bad_fields_are_reported(server: Server) -> None:
     for fields, bad in (
         ({"cursor": "nonsense"}, ["cursor"]),
         ({"cursor": "?" * 5000}, ["cursor"]),
@@ -440,12 +442,12 @@ async def test_bad_fields_are_named(server: Server) -> None:
     assert server.parts.hub.watchers == 0
 
 
-async def test_a_cursor_within_a_snapshot_is_expired(server: Server) -> None:
+async def test_cursor_within_a_snapshot_is_expired(server: Server) -> None:
     await register_all(server, (large_service(f"s{i:02}") for i in range(20)))
     async with watching(server, include_snapshot=True) as watch:
         events = await watch.snapshot()
     assert len(events) == 20
-    assert len(watch.messages) > 3, "it is large enough to come in parts"
+    assert len(watch.messages) > 3, "the snapshot must consist of several messages"
     for message in watch.messages[:-1]:
         error = await refused(server, cursor=message.cursor)
         assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
@@ -455,7 +457,7 @@ async def test_a_cursor_within_a_snapshot_is_expired(server: Server) -> None:
         assert (await again.event()).service == new
 
 
-async def test_a_cursor_older_than_what_is_kept_is_expired_never_a_gap(redis: RedisProcess) -> None:
+async def test_cursor_older_than_the_event_log_is_expired(redis: RedisProcess) -> None:
     async with running(redis.url, redis={"events_max_length": 100}) as server:
         async with watching(server) as watch:
             for i in range(300):
@@ -464,7 +466,7 @@ async def test_a_cursor_older_than_what_is_kept_is_expired_never_a_gap(redis: Re
         last = await get(server, "a")
         resumed = 0
         for message in watch.messages:
-            async with watching_by(server.stub, cursor=message.cursor) as again:
+            async with open_watch(server.stub, cursor=message.cursor) as again:
                 if last.revision - message.revision > 100:
                     error = await again.failure()
                     assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
@@ -475,7 +477,7 @@ async def test_a_cursor_older_than_what_is_kept_is_expired_never_a_gap(redis: Re
         assert resumed == 101
 
 
-async def test_a_cursor_of_another_epoch_is_expired(redis: RedisProcess) -> None:
+async def test_cursor_of_another_epoch_is_expired(redis: RedisProcess) -> None:
     async with running(redis.url, redis={"repair": False}) as server:
         await register(server, small_service("a"))
         last = await register(server, small_service("b"))
@@ -485,56 +487,56 @@ async def test_a_cursor_of_another_epoch_is_expired(redis: RedisProcess) -> None
                 await client.flushall()
             events = await watch.events(2)
             assert len(watch.messages) == 2, "all events of one revision are in one message"
-            assert {told(event) for event in events} == {("UNREGISTERED", "a"), ("UNREGISTERED", "b")}
+            assert {kind_and_name(event) for event in events} == {("UNREGISTERED", "a"), ("UNREGISTERED", "b")}
             assert {event.reason for event in events} == {EventReason.EVENT_REASON_RESYNC}
 
         error = await refused(server, cursor=cursor)
         assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")
         await register(server, small_service("a"))
         new = await register(server, small_service("b"))
-        assert new.revision == last.revision, "also once the new epoch has reached that revision"
+        assert new.revision == last.revision, "the new epoch must reach the same revision"
         assert (await refused(server, cursor=cursor)).reason == "CURSOR_EXPIRED"
 
 
-# Slow and gone readers.
+# Slow and disconnected readers.
 
 
-async def test_a_reader_that_never_reads_is_ended_and_slows_nobody(redis: RedisProcess) -> None:
+async def test_stalled_reader_is_disconnected_and_does_not_slow_others(redis: RedisProcess) -> None:
     async with (
         running(redis.url, watch={"buffer_events": 5, "buffer_bytes": 1 << 30}) as server,
         connected(server.grpc_address) as (_, stub),
-        watching_by(stub) as slow,
-        watching(server) as quick,
+        open_watch(stub) as slow,
+        watching(server) as fast,
     ):
         assert not (await slow.message()).events
         seen: list[Event] = []
         while server.parts.hub.watchers == 2:
-            # About 5 MB fit into the windows and buffers of the connection.
+            # The windows and buffers of the connection hold about 5 MB.
             assert len(seen) < 600, "its buffer is bounded"
             await register(server, large_service(f"s{len(seen)}"))
-            seen += await quick.events()
-        assert revisions(seen) == list(range(1, len(seen) + 1)), "another reader gets every change as it happens"
+            seen += await fast.events()
+        assert revisions(seen) == list(range(1, len(seen) + 1)), "another reader receives every change immediately"
 
         error = await slow.failure()
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHER_TOO_SLOW")
-        got = [event for message in slow.messages for event in message.events]
+        received = [event for message in slow.messages for event in message.events]
         async with watching(server, cursor=slow.cursor) as again:
             missed = await again.until(len(seen))
     assert len(missed) >= 6
-    assert got + missed == seen, "nothing is lost, nothing is told twice"
+    assert received + missed == seen, "no event is lost or repeated"
 
 
-async def test_a_reader_is_not_too_slow_while_its_buffer_holds_what_waits(redis: RedisProcess) -> None:
+async def test_reader_whose_buffer_holds_all_pending_events_stays_connected(redis: RedisProcess) -> None:
     async with running(redis.url, watch={"buffer_events": 200}) as server, watching(server) as watch:
         await register_all(server, (small_service(f"s{i:03}") for i in range(200)))
         assert revisions(await watch.events(200)) == list(range(1, 201))
 
 
-async def test_too_many_bytes_end_a_watch_as_well(redis: RedisProcess) -> None:
+async def test_watch_ends_when_its_buffer_exceeds_the_byte_limit(redis: RedisProcess) -> None:
     async with (
         running(redis.url, watch={"buffer_bytes": 1 << 17, "buffer_events": 1_000_000}) as server,
         connected(server.grpc_address) as (_, stub),
-        watching_by(stub) as slow,
+        open_watch(stub) as slow,
     ):
         assert not (await slow.message()).events
         written = 0
@@ -545,48 +547,48 @@ async def test_too_many_bytes_end_a_watch_as_well(redis: RedisProcess) -> None:
         assert (await slow.failure()).reason == "WATCHER_TOO_SLOW"
 
 
-async def _nobody_watches(server: Server) -> bool:
+async def _no_watchers(server: Server) -> bool:
     return server.parts.hub.watchers == 0
 
 
-async def test_a_watch_that_its_client_cancels_is_forgotten(server: Server) -> None:
+async def test_cancelled_watch_is_removed(server: Server) -> None:
     async with watching(server), watching(server, filter=GROUP_G), watching(server, include_snapshot=True) as third:
         await third.snapshot()
         assert server.parts.hub.watchers == 3
-    await eventually(lambda: _nobody_watches(server), "nobody watches")
+    await eventually(lambda: _no_watchers(server), "the watch is removed")
     await register(server, small_service("a"))
 
 
-async def test_a_watch_whose_client_is_gone_is_forgotten(server: Server) -> None:
+async def test_watch_of_a_disconnected_client_is_removed(server: Server) -> None:
     async with connected(server.grpc_address) as (channel, stub):
         call = stub.WatchEvents(pb.WatchEventsRequest())
         assert isinstance(await call.read(), pb.WatchEventsResponse)
         assert server.parts.hub.watchers == 1
         await channel.close()
-    await eventually(lambda: _nobody_watches(server), "nobody watches")
+    await eventually(lambda: _no_watchers(server), "the watch is removed")
 
 
-async def test_a_watch_with_a_deadline_ends_with_it_and_is_forgotten(server: Server) -> None:
+async def test_watch_ends_with_its_deadline_and_is_removed(server: Server) -> None:
     call = server.stub.WatchEvents(pb.WatchEventsRequest(), timeout=0.3)
     assert isinstance(await call.read(), pb.WatchEventsResponse)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call.read()
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: _nobody_watches(server), "nobody watches")
+    await eventually(lambda: _no_watchers(server), "the watch is removed")
 
 
-async def test_a_server_that_drains_ends_watches_with_a_cursor_that_loses_nothing(redis: RedisProcess) -> None:
+async def test_watch_of_a_draining_server_ends_with_a_valid_cursor(redis: RedisProcess) -> None:
     async with AsyncExitStack() as outer:
         async with running(redis.url) as server:
             _, stub = await outer.enter_async_context(connected(server.grpc_address))
-            watch = await outer.enter_async_context(watching_by(stub))
+            watch = await outer.enter_async_context(open_watch(stub))
             assert not (await watch.message()).events
             await register_all(server, (small_service(f"s{i}") for i in range(20)))
         error = await watch.failure()
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
-    got = [event for message in watch.messages for event in message.events]
+    received = [event for message in watch.messages for event in message.events]
     async with running(redis.url) as server:
         last = await register(server, small_service("last"))
         async with watching(server, cursor=watch.cursor) as again:
             missed = await again.until(last.revision)
-    assert revisions(got + missed) == list(range(1, 22))
+    assert revisions(received + missed) == list(range(1, 22))
