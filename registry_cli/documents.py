@@ -45,6 +45,7 @@ _OMIT_IF_EMPTY: Final = frozenset({"headers", "expected_statuses", "failure_thre
 _OUTPUT_ONLY: Final = frozenset({"registered_at", "updated_at", "revision", "status_changed_at"})
 """Ignored in input, so that the output of ``get`` can be registered again."""
 _DECIMALS: Final = 2
+"""Decimal places of the averages in statistics."""
 
 # A service has at most 64 KiB, and each value takes at least a byte. More values mean that YAML aliases multiply.
 _MAX_VALUES: Final = 65_536
@@ -304,14 +305,14 @@ class _Reader:
 
     def _read_duration(self, value: object, path: str, duration: Duration, unit: int) -> None:
         number = self._read_number(value, path)
-        # Integers are exact at any size; a float loses nanosecond precision beyond some months.
+        # Integers are exact at any size; a float loses nanosecond precision beyond a few months.
         nanos = number * unit if isinstance(number, int) else round(number * unit)
         try:
             duration.FromNanoseconds(nanos)
         except ValueError:
             self._add_violation(path, "is too long")
             return
-        if number and not nanos:  # must not be rounded to 0, which has another meaning for `ttlSeconds`: permanent
+        if number and not nanos:  # must not be rounded to 0: `ttlSeconds: 0` means permanent
             self._add_violation(path, "is shorter than a nanosecond")
 
     def _read_time(self, value: object, path: str, timestamp: Timestamp) -> None:

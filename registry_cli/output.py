@@ -82,12 +82,12 @@ class Output:
         for row in cells:
             self._print(self._format_row(row, widths))
 
-    def print_facts(self, facts: Iterable[tuple[str, str | Cell]]) -> None:
+    def print_pairs(self, pairs: Iterable[tuple[str, str | Cell]]) -> None:
         """Print names and values, one pair per line."""
-        pairs = [(name, _cell(value)) for name, value in facts]
-        widths = [max(column_width(name) for name, _ in pairs) + _COLUMN_GAP, 0]
-        for name, value in pairs:
-            self._print(self._format_row([Cell(name), value], widths))
+        cells = [(name, _cell(value)) for name, value in pairs]
+        widths = [max(column_width(name) for name, _ in cells) + _COLUMN_GAP, 0]
+        for name, cell in cells:
+            self._print(self._format_row([Cell(name), cell], widths))
 
     def print_row(self, cells: Sequence[tuple[str | Cell, int]]) -> None:
         """Print one row of a table with fixed column widths, for tables of unknown length."""

@@ -15,7 +15,7 @@ from registry_client.tasks import Listeners, cancel_and_wait
 from registry_client.watch import Watch
 
 _MAX_CACHED_QUERIES: Final = 1_000
-"""Limit of memory for a program that queries with ever new labels."""
+"""Bounds memory if a program queries with labels that change constantly."""
 _REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
 _NO_LABELS: Final[frozenset[tuple[str, str]]] = frozenset()
 

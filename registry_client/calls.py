@@ -132,5 +132,5 @@ class Caller:
             raise RegistryUnavailable("the client was closed during the call") from None
 
     def _attempt_timeout(self, remaining: float, *, repeatable: bool) -> float:
-        """Return the seconds for one attempt: half of the rest if a retry on another target is possible."""
+        """Return the seconds for one attempt: half of the remaining time if a retry on another target is possible."""
         return remaining / 2 if repeatable and len(self._channels) > 1 else remaining

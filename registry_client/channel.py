@@ -3,8 +3,8 @@
 gRPC offers a similar feature, a target ``ipv4:a,b`` with a load-balancing policy. It is not used, for three reasons:
 
 - The scheme accepts only addresses, no host names, and TLS needs a host name.
-- ``round_robin`` spreads the calls of one client over processes whose replicas differ by a moment, so that every read
-  after a write would wait for its revision.
+- ``round_robin`` spreads the calls of one client over processes whose replicas are at different revisions, so that
+  every read after a write would wait for its revision.
 - ``pick_first`` moves to the next address only when the *connection* fails, not when the process responds that it is
   draining or has lost its store.
 """

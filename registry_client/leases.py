@@ -44,7 +44,7 @@ _REGISTRATION_BATCH_SIZE: Final = 50
 _MAX_BACKOFF_SHARE: Final = 0.25
 """Maximum delay before the next attempt, as a share of the shortest heartbeat interval."""
 MIN_HEARTBEAT_TIMEOUT_SECONDS: Final = 2.0
-"""Minimum time to wait for a heartbeat response; otherwise half of the shortest interval. An unresponsive registry is
+"""A heartbeat response may take half of the shortest interval, but at least this time. An unresponsive registry is thus
 detected, and another target used, before a lease expires."""
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Lease:
         self.due = 0.0
         """Time of the next heartbeat or registration, by the clock of the ``LeaseKeeper``."""
         self.refusals = 0
+        """Consecutive failed registrations, from which the next retry delay follows."""
         self.listeners: Listeners[RegistrationState] = Listeners()
 
     @property

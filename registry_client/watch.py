@@ -50,8 +50,8 @@ class Watch:
     closes it immediately.
 
     Attributes:
-        cursor: Position right after the last event that the caller has handled, which is the event before the last
-            returned one. Empty before that.
+        cursor: Position after the last event that the caller has handled: an event counts as handled once the caller
+            requests the next one. Empty before that.
         last_heard: Time of the registry's last message, by ``time.monotonic``; 0 if there was none.
         last_error: Error that broke the stream; None while it is open.
     """

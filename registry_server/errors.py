@@ -246,27 +246,27 @@ class RateLimited(RegistryError):
 
     reason = "RATE_LIMITED"
 
-    def __init__(self, retry_after: float, reason: str = "too many calls") -> None:
+    def __init__(self, retry_after: float) -> None:
         """Initialise the error; ``retry_after`` is the number of seconds until a call may succeed."""
         self.retry_after = retry_after
-        super().__init__(f"{reason}; try again later")
+        super().__init__("too many calls; try again later")
 
 
 class LimitExceeded(RegistryError):
     """The caller has reached a limit on the number of its watches, streams or services."""
 
     reason = "LIMIT_EXCEEDED"
+    retry_after: ClassVar[float] = 5.0
 
-    def __init__(self, limit: str, maximum: int, message: str, *, retry_after: float = 5.0) -> None:
+    def __init__(self, limit: str, maximum: int, message: str) -> None:
         """Initialise the error.
 
         Args:
             limit: Identifier of the limit for programs, such as ``watches``.
             maximum: Value of the limit.
             message: Error text for people.
-            retry_after: Seconds until another attempt may succeed.
         """
-        self.limit, self.maximum, self.retry_after = limit, maximum, retry_after
+        self.limit, self.maximum = limit, maximum
         super().__init__(message)
 
     @property

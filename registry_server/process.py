@@ -22,8 +22,8 @@ T = TypeVar("T")
 ROLL_SIGNAL: Final = signal.SIGUSR2
 """Restarts the workers one by one, as in HAProxy. SIGHUP only reloads the policy, which closes no connection."""
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
-"""Waking thousands of streams at once allocates as many objects: with Python's default thresholds the collector ran
-several times an event and took a seventh of its time. Reference cycles, its purpose, are rare here."""
+"""An event that wakes thousands of streams allocates as many objects. With Python's default thresholds the collector
+ran several times for each event and took a seventh of its time. It frees only reference cycles, which are rare here."""
 
 log = structlog.get_logger(__name__)
 

@@ -87,7 +87,7 @@ async def _show_registry_health(context: CommandContext) -> Exit:
     health = await context.client.get_registry_health()
     if context.out.is_table:
         lag = milliseconds(health.replication_lag)
-        context.out.print_facts(
+        context.out.print_pairs(
             (
                 ("registry", context.client.target),
                 ("status", status_cell(status_text(health.status))),

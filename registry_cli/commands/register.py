@@ -85,7 +85,7 @@ async def command(
 def _check_usage(
     name: str | None, endpoint: str | None, files: Sequence[str], modes: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> None:
-    """Reject combinations of flags of which one would have no effect."""
+    """Reject combinations in which a flag would have no effect."""
     if files and (name or fields):
         raise click.UsageError("Use either NAME and ENDPOINT or --file: flags do not change services from files.")
     if not files and not (name and endpoint):

@@ -14,7 +14,7 @@ async def command(context: CommandContext) -> None:
     if not context.out.is_table:
         context.out.print_document(document(stats))
         return
-    context.out.print_facts(
+    context.out.print_pairs(
         (
             ("services", str(stats.total_services)),
             ("  healthy", str(stats.healthy_services)),

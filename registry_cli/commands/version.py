@@ -19,6 +19,6 @@ def command(*, output: str) -> None:
         "grpcio": version("grpcio"),
     }
     if out.is_table:
-        out.print_facts(versions.items())
+        out.print_pairs(versions.items())
     else:
         out.print_document(versions)

@@ -21,7 +21,7 @@ def registry_process() -> Iterator[RegistryProcess]:
 def registry(registry_process: RegistryProcess) -> RegistryProcess:
     """A registry without services; its address is ``registry.target``. A test may kill and restart it."""
     if not registry_process.running:
-        registry_process.start()  # the previous test left it stopped
+        registry_process.start()  # the previous test stopped it
     with SyncRegistryClient(registry_process.target) as client:
         for service in client.find_services():
             with suppress(ServiceNotFound):  # its lease expired meanwhile

@@ -6,7 +6,7 @@ from registry_server.model.wire import bytes_field
 from registry_server.runtime.clock import timestamp
 
 _SERVICE_TAG = b"\x12"  # Event.service: field 2, length-delimited
-_EVENTS = 1  # WatchEventsResponse.events
+_EVENTS_FIELD = 1  # WatchEventsResponse.events
 
 
 class Change:
@@ -46,8 +46,8 @@ class Change:
     @property
     def name(self) -> str:
         """Name of the service; empty for a notice."""
-        last = self.after or self.before
-        return last.name if last else ""
+        record = self.after or self.before
+        return record.name if record else ""
 
     @property
     def is_notice(self) -> bool:
@@ -80,12 +80,13 @@ class Change:
             reason=self.reason,
             error=self.error,
         )
-        last = self.after or self.before
-        return bytes_field(_EVENTS, head.SerializeToString() + (last.framed_as(_SERVICE_TAG) if last else b""))
+        record = self.after or self.before
+        service = record.framed_as(_SERVICE_TAG) if record else b""
+        return bytes_field(_EVENTS_FIELD, head.SerializeToString() + service)
 
 
 def snapshot_frame(record: Record) -> bytes:
     """Return the snapshot event of a service, framed as a field of ``WatchEventsResponse``."""
     service = record.message()
     head = Event(type=EventType.EVENT_TYPE_SERVICE_SNAPSHOT, revision=record.revision, occurred_at=service.updated_at)
-    return bytes_field(_EVENTS, head.SerializeToString() + record.framed_as(_SERVICE_TAG))
+    return bytes_field(_EVENTS_FIELD, head.SerializeToString() + record.framed_as(_SERVICE_TAG))

@@ -40,7 +40,7 @@ class Replica:
         self.on_applied: list[Callable[[Change], None]] = []
         """Called with every change, including the differences found by a resync."""
         self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
-        self._order = count()
+        self._order = count()  # orders waiters for the same revision
 
     @property
     def revision(self) -> int:
@@ -48,7 +48,7 @@ class Replica:
         return self.position.revision
 
     def load_records(self, records: Collection[Record]) -> None:
-        """Add some of the services of the initial state; ``start_at`` completes it."""
+        """Add a part of the services of the initial state; ``start_at`` completes it."""
         for record in records:
             self.records[record.name] = record
             self.index.add_record(record)

@@ -88,7 +88,7 @@ class Source(PydanticBaseSettingsSource):
         self.problems: list[str] = []
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Required by the base class but never called: ``__call__`` returns all fields at once."""
+        """Raise ``NotImplementedError``: the base class requires this method, but ``__call__`` returns all fields."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, Any]:

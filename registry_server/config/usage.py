@@ -38,14 +38,14 @@ def usage(program: str, width: int = 100) -> str:
         if group:
             lines += ["", f"{_heading(group[0])}:"]
         for setting in settings:
-            facts = f"Default: {_default(setting)}{_range(setting)}. Environment:{_NO_BREAK}{setting.variable}"
-            lines += _entry(f"{setting.flag} {_metavar(setting)}", setting.field.description or "", facts, width)
+            details = f"Default: {_default(setting)}{_range(setting)}. Environment:{_NO_BREAK}{setting.variable}"
+            lines += _entry(f"{setting.flag} {_metavar(setting)}", setting.field.description or "", details, width)
     return "\n".join(lines) + "\n"
 
 
-def _entry(head: str, description: str, facts: str, width: int) -> Iterator[str]:
+def _entry(head: str, description: str, details: str, width: int) -> Iterator[str]:
     yield f"  {head}"
-    for text in filter(None, (description, facts)):
+    for text in filter(None, (description, details)):
         for line in textwrap.wrap(
             _one_line(text), width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
         ):

@@ -22,7 +22,7 @@ REGISTRY: Final = "registry"
 
 Operation: TypeAlias = Literal["register", "update", "unregister", "report_health", "cleanup", "expire"]
 
-# A name that was refused may have any length.
+# An invalid name may have any length.
 _MAX_NAME_LENGTH: Final = 256
 
 BATCH_LOG_LINES: Final[ContextVar[bool]] = ContextVar("batch_log_lines", default=False)
@@ -70,7 +70,7 @@ class Audit:
 
     @contextmanager
     def record_change(self, operation: Operation, name: str) -> Iterator[AuditEntry]:
-        """Write a line when the block has committed or refused a change; none if the revision is the same.
+        """Write a line if the block commits a change or fails; write none if the revision stays the same.
 
         Args:
             operation: Kind of change.

@@ -6,10 +6,18 @@ import re2
 
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
 from registry_server.errors import Violation
-from registry_server.model import record as terms_of
-from registry_server.model.record import Record
-from registry_server.model.rules import keyed
-from registry_server.model.validation import LABEL_KEY
+from registry_server.model.record import (
+    Record,
+    capability_term,
+    capability_version_term,
+    environment_term,
+    group_term,
+    health_term,
+    label_term,
+    tag_term,
+    version_term,
+)
+from registry_server.model.rules import LABEL_KEY, keyed
 from registry_server.model.versions import VersionFilter, parse_version_filter
 
 MAX_PATTERN_LENGTH = 512
@@ -106,11 +114,11 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
     if capability_version is not None and not message.capability:
         violations.append(Violation(f"{at}.capability_version", "requires `capability`"))
     if capability_version is not None and capability_version.exact is not None:
-        terms.required.append(terms_of.capability_version_term(message.capability, capability_version.exact))
+        terms.required.append(capability_version_term(message.capability, capability_version.exact))
         capability_version = None
     version = _version_filter(message.version, f"{at}.version", violations)
     if version is not None and version.exact is not None:
-        terms.required.append(terms_of.version_term(version.exact))
+        terms.required.append(version_term(version.exact))
         version = None
     terms.add_environment(message.environment)
     terms.add_group(message.group)
@@ -138,16 +146,16 @@ class _Terms:
         self.any_of: list[tuple[str, ...]] = []
 
     def add_capability(self, name: str) -> None:
-        if self._is_text(name, "capability"):
-            self.required.append(terms_of.capability_term(name))
+        if self._check_text(name, "capability"):
+            self.required.append(capability_term(name))
 
     def add_environment(self, environment: str) -> None:
-        if self._is_text(environment, "environment"):
-            self.required.append(terms_of.environment_term(environment))
+        if self._check_text(environment, "environment"):
+            self.required.append(environment_term(environment))
 
     def add_group(self, group: str) -> None:
-        if self._is_text(group, "group"):
-            self.required.append(terms_of.group_term(group))
+        if self._check_text(group, "group"):
+            self.required.append(group_term(group))
 
     def add_labels(self, labels: Mapping[str, str]) -> None:
         self._check_count(len(labels), "labels", MAX_LABELS)
@@ -157,16 +165,16 @@ class _Terms:
                 self._add_violation(field, f"key must match {LABEL_KEY.pattern}")
             if len(value) > MAX_LABEL_VALUE_LENGTH:
                 self._add_violation(field, f"must have at most {MAX_LABEL_VALUE_LENGTH} characters")
-            self.required.append(terms_of.label_term(key, value))
+            self.required.append(label_term(key, value))
 
     def add_tags(self, tags: Sequence[str], match: TagMatch.ValueType) -> None:
         self._check_count(len(tags), "tags", MAX_TAGS)
         for i, tag in enumerate(tags[:MAX_TAGS]):
-            if not self._is_text(tag, f"tags[{i}]") and not tag:
+            if not self._check_text(tag, f"tags[{i}]") and not tag:
                 self._add_violation(f"tags[{i}]", "must not be empty")
         if match not in TagMatch.values():
             self._add_violation("tag_match", f"{match} is not a TagMatch")
-        terms = [terms_of.tag_term(tag) for tag in tags[:MAX_TAGS]]
+        terms = [tag_term(tag) for tag in tags[:MAX_TAGS]]
         if match == TagMatch.TAG_MATCH_ALL:
             self.required += dict.fromkeys(terms)
         else:
@@ -179,7 +187,7 @@ class _Terms:
                 self._add_violation(f"health[{i}]", f"{status} is not a HealthStatus")
             elif status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
                 self._add_violation(f"health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches no service; remove it")
-        self._add_any([terms_of.health_term(status) for status in statuses[:MAX_HEALTH]])
+        self._add_any([health_term(status) for status in statuses[:MAX_HEALTH]])
 
     def _add_any(self, terms: Sequence[str]) -> None:
         distinct = tuple(sorted(set(terms)))
@@ -188,8 +196,8 @@ class _Terms:
         elif distinct:
             self.any_of.append(distinct)
 
-    def _is_text(self, value: str, field: str) -> bool:
-        """Return whether the value is set; add a violation if no service can have it."""
+    def _check_text(self, value: str, field: str) -> bool:
+        """Add a violation if no service can have the value, and return whether it is set."""
         if len(value) > MAX_VALUE_LENGTH or not value.isprintable():
             self._add_violation(field, f"must be at most {MAX_VALUE_LENGTH} printable characters")
         return bool(value)

@@ -22,7 +22,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
-_NOT_FINITE = "must be a finite number that a 64-bit float holds"
+_NOT_FINITE = "must be a finite number in the range of a 64-bit float"
 _MAX_SHOWN_NUMBER = 1e15
 _INT32 = range(-(2**31), 2**31)
 
@@ -114,7 +114,7 @@ class JsonReader:
         return value
 
     def duration(self, value: object, at: str, *, nanos_per_unit: int) -> Duration | None:
-        """Return a duration that JSON holds as a number of some unit, ``None`` if it is absent or wrong."""
+        """Return a duration given as a number of units of ``nanos_per_unit``, ``None`` if it is absent or wrong."""
         number = self._finite(value, at)
         if number is None:
             return None

@@ -1,4 +1,7 @@
-"""Networks, and the default of ``health_check.denied_networks``. Imported by the probe worker, so without pydantic."""
+"""The type of a network, and the default of ``health_check.denied_networks``.
+
+The probe worker imports this module, so it must not import pydantic.
+"""
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final

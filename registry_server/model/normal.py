@@ -64,7 +64,7 @@ def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestam
 
 
 def replace_health(current: Service, health: Health, now: Timestamp) -> Service:
-    """Return the service with another health."""
+    """Return the service with a new health; ``status_changed_at`` changes only with the status."""
     service = Service()
     service.CopyFrom(current)
     service.health.CopyFrom(health)
@@ -147,7 +147,7 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
 
 
 def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
-    """Set an unknown status to healthy if the service is monitored by its heartbeats, and so by its lease."""
+    """Set an unknown status to healthy if the health check is ``heartbeat``: the lease then monitors the service."""
     health = service.health
     if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and service.health_check.HasField("heartbeat"):
         health.status = HealthStatus.HEALTH_STATUS_HEALTHY

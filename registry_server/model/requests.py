@@ -31,13 +31,13 @@ def check_not_negative(value: int, at: str, violations: list[Violation]) -> None
         violations.append(Violation(at, f"is {value}; must not be negative"))
 
 
-def check_names(names: Sequence[str], at: str = "names") -> None:
+def check_names(names: Sequence[str]) -> None:
     """Reject an empty list, a list with too many names, and names that no service can have."""
     if not names:
-        raise InvalidRequest([Violation(at, "is empty; name at least one service")])
+        raise InvalidRequest([Violation("names", "is empty; name at least one service")])
     if len(names) > MAX_NAMES:
-        raise InvalidRequest([Violation(at, f"has {len(names)} names; at most {MAX_NAMES} are allowed")])
-    raise_if_invalid([violation for i, name in enumerate(names) for violation in name_violations(name, f"{at}[{i}]")])
+        raise InvalidRequest([Violation("names", f"has {len(names)} names; at most {MAX_NAMES} are allowed")])
+    raise_if_invalid([violation for i, name in enumerate(names) for violation in name_violations(name, f"names[{i}]")])
 
 
 def page_size(requested: int, violations: list[Violation]) -> int:

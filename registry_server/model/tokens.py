@@ -5,12 +5,13 @@ import hashlib
 import re
 from typing import NamedTuple
 
+# Kinds of cursors.
 _RESUMABLE = "r"
-_WITHIN_SNAPSHOT = "s"
-_MAX_LENGTH = 1024
-_DIGEST_SIZE = 8
+_IN_SNAPSHOT = "s"
+_MAX_TOKEN_LENGTH = 1024
+_DIGEST_BYTES = 8
 # int() alone would accept signs, spaces and underscores too.
-_CURSOR = re.compile(rf"([{_RESUMABLE}{_WITHIN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
+_CURSOR = re.compile(rf"([{_RESUMABLE}{_IN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
 
 
 class Cursor(NamedTuple):
@@ -24,7 +25,7 @@ class Cursor(NamedTuple):
 
 def encode_cursor(cursor: Cursor) -> str:
     """Encode a cursor as the text that clients receive."""
-    kind = _RESUMABLE if cursor.resumable else _WITHIN_SNAPSHOT
+    kind = _RESUMABLE if cursor.resumable else _IN_SNAPSHOT
     return _encode(f"{kind}{cursor.revision:x}.{cursor.epoch}".encode())
 
 
@@ -53,14 +54,14 @@ def decode_page_token(scope: bytes, token: str) -> str:
         ValueError: The token is malformed or belongs to another scope.
     """
     plain = _decode(token)
-    digest, last = plain[:_DIGEST_SIZE], plain[_DIGEST_SIZE:]
+    digest, last = plain[:_DIGEST_BYTES], plain[_DIGEST_BYTES:]
     if digest != _digest(scope) or not last.isascii():
         raise ValueError("is not a page token of this query; repeat the query without one")
     return last.decode()
 
 
 def _digest(scope: bytes) -> bytes:
-    return hashlib.blake2b(scope, digest_size=_DIGEST_SIZE).digest()
+    return hashlib.blake2b(scope, digest_size=_DIGEST_BYTES).digest()
 
 
 def _encode(plain: bytes) -> str:
@@ -69,7 +70,7 @@ def _encode(plain: bytes) -> str:
 
 def _decode(text: str) -> bytes:
     """Return the decoded bytes, or nothing if the text is too long or not base64."""
-    if len(text) > _MAX_LENGTH:
+    if len(text) > _MAX_TOKEN_LENGTH:
         return b""
     try:
         return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)

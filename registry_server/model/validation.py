@@ -83,9 +83,9 @@ _MAX_GRPC_SERVICE_LENGTH = 256
 _MAX_THRESHOLD = 100
 _METHODS = ("GET", "HEAD", "POST")
 _LOWEST_STATUS, _HIGHEST_STATUS = 100, 599
-_INTERVAL = (timedelta(seconds=1), timedelta(hours=24))
-_TIMEOUT = (timedelta(milliseconds=10), timedelta(minutes=5))
-_DEGRADED_AFTER = (timedelta(milliseconds=1), timedelta(minutes=5))
+_INTERVAL_RANGE = (timedelta(seconds=1), timedelta(hours=24))
+_TIMEOUT_RANGE = (timedelta(milliseconds=10), timedelta(minutes=5))
+_DEGRADED_AFTER_RANGE = (timedelta(milliseconds=1), timedelta(minutes=5))
 _ZERO = timedelta()
 
 _STATUSES: Final[Mapping[int, str]] = {
@@ -287,20 +287,20 @@ def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> 
         rules.check_length(check.grpc.service, f"{at}.grpc.service", _MAX_GRPC_SERVICE_LENGTH, found)
     before = len(found)
     if check.HasField("interval"):
-        rules.check_duration(check.interval, f"{at}.interval", *_INTERVAL, found)
+        rules.check_duration(check.interval, f"{at}.interval", *_INTERVAL_RANGE, found)
     if check.HasField("timeout"):
-        rules.check_duration(check.timeout, f"{at}.timeout", *_TIMEOUT, found)
+        rules.check_duration(check.timeout, f"{at}.timeout", *_TIMEOUT_RANGE, found)
     if (
         check.HasField("interval")
         and check.HasField("timeout")
         and len(found) == before
-        and _order(check.timeout) > _order(check.interval)
+        and _sort_key(check.timeout) > _sort_key(check.interval)
     ):
         found.append(
             Violation(f"{at}.timeout", "is longer than `interval`; a probe must end before the next one starts")
         )
     if check.HasField("degraded_after"):
-        rules.check_duration(check.degraded_after, f"{at}.degraded_after", *_DEGRADED_AFTER, found)
+        rules.check_duration(check.degraded_after, f"{at}.degraded_after", *_DEGRADED_AFTER_RANGE, found)
     for field, threshold in (
         ("failure_threshold", check.failure_threshold),
         ("success_threshold", check.success_threshold),
@@ -309,7 +309,7 @@ def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> 
             found.append(Violation(f"{at}.{field}", f"is {threshold}; must be 1 to {_MAX_THRESHOLD}, 0 = the default"))
 
 
-def _order(duration: Duration) -> tuple[int, int]:
+def _sort_key(duration: Duration) -> tuple[int, int]:
     return duration.seconds, duration.nanos
 
 
@@ -342,14 +342,14 @@ def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
     paths: dict[str, bool] = {}
     for field in message.fields:
         path = prefix + field.name
-        inner = _inner(field)
+        inner = _nested_message(field)
         paths[path] = inner is not None
         if inner is not None:
             paths.update(_paths_below(inner, f"{path}."))
     return paths
 
 
-def _inner(field: FieldDescriptor) -> Descriptor | None:
+def _nested_message(field: FieldDescriptor) -> Descriptor | None:
     """Return the message type of a field unless it is repeated, a map or a well-known type."""
     inner: Descriptor | None = field.message_type
     if field.is_repeated or inner is None or inner.full_name.startswith("google.protobuf."):

@@ -134,17 +134,17 @@ def _alternative(text: str, whole: str) -> _Alternative:
     if hyphen:
         return _parse_term(low, whole, default=">=") + _parse_term(high, whole, default="<=")
     comparators: _Alternative = ()  # with none, every release matches
-    for simple in _SPACE_AFTER_OPERATOR.sub(r"\1", text).split():
-        comparators += _parse_term(simple, whole)
+    for term in _SPACE_AFTER_OPERATOR.sub(r"\1", text).split():
+        comparators += _parse_term(term, whole)
     return comparators
 
 
-def _parse_term(simple: str, whole: str, default: str = "") -> _Alternative:
+def _parse_term(term: str, whole: str, default: str = "") -> _Alternative:
     """Return the comparators of one term. ``default`` is the operator of a hyphen range, whose ends must have none."""
-    match = _PARTIAL.fullmatch(simple)
+    match = _PARTIAL.fullmatch(term)
     if match is None or (default and match["operator"]):
         raise ValueError(
-            f"{simple!r} in {whole!r} is not a version range; write `>=1.2 <2`, `^1.4`, `~2.1`, `1.x`, `1.2 - 2.3` "
+            f"{term!r} in {whole!r} is not a version range; write `>=1.2 <2`, `^1.4`, `~2.1`, `1.x`, `1.2 - 2.3` "
             "or `<1 || >=3`"
         )
     numbers: list[int] = []
@@ -155,11 +155,11 @@ def _parse_term(simple: str, whole: str, default: str = "") -> _Alternative:
         numbers.append(int(part))
     complete = len(numbers) == 3  # noqa: PLR2004 - major, minor and patch
     if match["prerelease"] and not complete:
-        raise ValueError(f"{simple!r} in {whole!r} has a pre-release without a full version; write all of 1.2.3-rc.1")
+        raise ValueError(f"{term!r} in {whole!r} has a pre-release without a full version; write all of 1.2.3-rc.1")
     symbol = match["operator"] or default
     if not numbers:
         if symbol in {"<", ">"}:
-            raise ValueError(f"{simple!r} in {whole!r} matches no version")
+            raise ValueError(f"{term!r} in {whole!r} matches no version")
         return ()
     filled = [*numbers, 0, 0]
     low = _make_key(filled[0], filled[1], filled[2], _identifiers(match["prerelease"]))

@@ -90,7 +90,7 @@ class RegistryReads:
         return self._discovery.cached_answer(request)
 
     def cached_page(self, request: bytes) -> bytes | None:
-        """Return the same without revision and ``stale``: the same object until a change affects the page."""
+        """Return the answer of ``cached_answer`` without its revision and ``stale``; see ``Discovery.cached_page``."""
         return self._discovery.cached_page(request)
 
     async def discover_page(
@@ -163,8 +163,8 @@ class RegistryReads:
         after = requests.page_start(_CAPABILITIES_PAGE_SCOPE, page_token, violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        summaries, more = self._capabilities.page(after, size)
-        token = encode_page_token(_CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if more else ""
+        summaries, has_more = self._capabilities.page(after, size)
+        token = encode_page_token(_CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if has_more else ""
         return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
 
     def get_stats(self) -> RegistryStats:

@@ -136,7 +136,7 @@ class ServiceRegistry(RegistryReads):
         # Validate first: batched validation halves its cost (measured).
         violations = [self._violations(service, f"services[{i}]") for i, service in enumerate(services)]
 
-        async def one(service: Service, found: list[Violation]) -> Service | RegistryError:
+        async def register_one(service: Service, found: list[Violation]) -> Service | RegistryError:
             try:
                 with self._audit.record_change("register", service.name) as entry:
                     requests.raise_if_invalid(found)
@@ -144,13 +144,13 @@ class ServiceRegistry(RegistryReads):
             except RegistryError as error:
                 return error
 
-        # They share round trips, and writes to one name keep their order. While the store commits some, the next are
-        # prepared.
+        # The tasks share round trips, and writes to one name keep their order. The sleep sends a full group, which the
+        # store commits while this process prepares the next one.
         tasks: list[asyncio.Task[Service | RegistryError]] = []
         with batch_log_lines():
             async with asyncio.TaskGroup() as group:
                 for i, each in enumerate(zip(services, violations, strict=True), 1):
-                    tasks.append(group.create_task(one(*each)))
+                    tasks.append(group.create_task(register_one(*each)))
                     if i % MAX_COMMITS_PER_GROUP == 0:
                         await asyncio.sleep(0)
         return [task.result() for task in tasks]
@@ -347,5 +347,5 @@ def _claim_on(*names: str) -> Claim:
     identity = current_identity.get()
     refused = next((name for name in names if not identity.may_own(name)), None)
     if refused is not None:
-        raise PermissionDenied(f"{refused!r} is not a name that this identity may have")
+        raise PermissionDenied(f"{refused!r} is not a name that this identity may own")
     return identity.claim()

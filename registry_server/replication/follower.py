@@ -83,7 +83,7 @@ class Follower:
             retry_seconds: First and longest delay between connection attempts; the delay doubles each time.
             monotonic: Clock for the time since the last contact with the store.
             sleep: Waits for the delay.
-            jitter: Returns a random number between two bounds; each delay is multiplied by one.
+            jitter: Returns a random number between its two arguments, by which each delay is multiplied.
         """
         self._store = store
         self._replica = replica
@@ -94,14 +94,14 @@ class Follower:
         self.repairer = repairer
         self._first_retry, self._last_retry = retry_seconds
         self._monotonic, self._sleep, self._jitter = monotonic, sleep, jitter
-        self._behind_once = False
+        self._behind_once = False  # the previous idle check found the replica behind the store
         self._last_contact = self._monotonic()
         self._connected_at = 0.0
         self._reported_failure = ""
-        self._broken: str | None = None
+        self._broken: str | None = None  # reason of a break in the history that is not reconciled yet
         self._consistent = asyncio.Event()  # cleared while _broken is set
         self._consistent.set()
-        self._rewritten = False
+        self._rewritten = False  # the store has other changes under revisions that the replica has applied
         self._newest: StoredEvent | None = None  # as read from the stream
         self.loaded = False
         """The replica holds the state of the store, so reads can be answered."""
@@ -122,7 +122,7 @@ class Follower:
         return 0.0 if self.connected else self._monotonic() - self._last_contact
 
     def connection_since(self, monotonic_seconds: float) -> int:
-        """Return the number of the current connection, counted from 1, if it was already open then; else 0."""
+        """Return the number of the current connection, from 1, if it was open at that time; otherwise 0."""
         return self.connections if self.connected and self._connected_at <= monotonic_seconds else 0
 
     @property

@@ -171,10 +171,10 @@ class Repairer:
         if found.epoch not in {"", known.epoch}:
             common, restored_to = await self._store.repairs.read_merge(known.epoch)
             return _Agreement(common, exact=False, restored_to=restored_to)
-        common_event = await self._newest_common_event(min(found.revision, known.revision))
-        if common_event is None:
+        newest_common = await self._newest_common_revision(min(found.revision, known.revision))
+        if newest_common is None:
             return _Agreement(0, exact=False, known=False)
-        return _Agreement(common_event, exact=common_event == found.revision)
+        return _Agreement(newest_common, exact=newest_common == found.revision)
 
     def _parse_plan(self, plan: str) -> _Agreement:
         epoch, common, exact = plan.split()
@@ -183,7 +183,7 @@ class Repairer:
         known = self._replica.revision
         return _Agreement(min(int(common), known), exact=exact == "1" and int(common) <= known)
 
-    async def _newest_common_event(self, revision: int) -> int | None:
+    async def _newest_common_revision(self, revision: int) -> int | None:
         """Return the newest revision, at most ``revision``, whose event is the same here and in the store."""
         history, epoch = self._replica.history, self._replica.position.epoch
         oldest = history.oldest
@@ -194,7 +194,8 @@ class Repairer:
                 local = history.at(event.revision)
                 if local is not None and event == _stored_event(local, epoch):
                     return event.revision
-                # The store committed replacements of lost changes after those changes, so an older event is not one.
+                # Changes that took the revisions of lost ones were committed after those, so an event that is no newer
+                # than our oldest change precedes the loss and is common.
                 if local is None and event.epoch == epoch and event.at_ms <= oldest.at_ms:
                     return event.revision
             raise_if_cancelled()

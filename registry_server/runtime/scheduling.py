@@ -1,7 +1,7 @@
 """The Linux scheduling policy of the server's threads: ``SCHED_BATCH`` under load, the default otherwise.
 
-A call passes through several gRPC threads. When one thread wakes another on a busy machine, the kernel preempts the
-waking thread, about four times a call. ``SCHED_BATCH`` disables that preemption and saves a tenth of the processor time
+A call passes through several gRPC threads. When a thread wakes another one on a busy machine, the kernel preempts the
+first, about four times a call. ``SCHED_BATCH`` disables that preemption and saves a tenth of the processor time
 of a call (ADR 0025). It also makes the threads wait for other programs, so it is used only while this process is busy
 and its calls wait for each other anyway.
 """

@@ -1,8 +1,8 @@
 """``Connections``: Redis clients that always connect to the primary.
 
-``redis+sentinel://`` and ``redis+cluster://`` stand for one server that accepts this registry's writes, and for another
-one after each failover. So the clients are ordinary ones; only their connections locate that server before they connect
-(docs/adr/0020).
+A ``redis+sentinel://`` or ``redis+cluster://`` URL refers to the server that currently accepts the registry's writes; a
+failover replaces it. The clients are ordinary redis-py clients; only their connections locate that server before they
+connect (docs/adr/0020).
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Connections:
         """
         kind = self._options.get("connection_class", Connection)
         options = self._options | {
-            "connection_class": _KINDS[kind],
+            "connection_class": _PRIMARY_CONNECTION_CLASSES[kind],
             "owner": self,
             "on_open": on_open,
         }
@@ -209,7 +209,7 @@ class _Unix(_PrimaryConnection, UnixDomainSocketConnection):
     pass
 
 
-_KINDS: Final[Mapping[type[AbstractConnection], type[_PrimaryConnection]]] = {
+_PRIMARY_CONNECTION_CLASSES: Final[Mapping[type[AbstractConnection], type[_PrimaryConnection]]] = {
     Connection: _Tcp,
     SSLConnection: _Tls,
     UnixDomainSocketConnection: _Unix,

@@ -134,7 +134,7 @@ class GuardedProcess:
         self._lifeline = -1
 
     def reap(self) -> None:
-        """Reap killed processes that this process inherited, which it does if it is pid 1 of a container."""
+        """Reap killed processes that this process has inherited as pid 1 of a container."""
         with suppress(ChildProcessError):
             while os.waitpid(-self.pid, os.WNOHANG)[0]:
                 pass
@@ -154,7 +154,7 @@ class EmbeddedRedis:
     binary: Path
     version: str
     _socket: Path
-    _redis: GuardedProcess  # assigned only by the supervisor task once that runs
+    _redis: GuardedProcess  # while the supervisor task runs, only that task assigns it
 
     def __init__(self, data_dir: Path, *, timeouts: EmbeddedTimeouts = _DEFAULT_TIMEOUTS) -> None:
         self._data_dir = data_dir.absolute()  # redis-server changes its working directory
@@ -190,7 +190,7 @@ class EmbeddedRedis:
             raise ConfigurationError(f"data_dir: cannot run redis-server on {self._data_dir}: {error}") from error
 
     async def stop(self) -> None:
-        """Stop redis-server, with SIGKILL after ten seconds, and release the data directory. Idempotent."""
+        """Stop redis-server, with SIGKILL after the ``stop`` timeout, and release the data directory. Idempotent."""
         resources, self._resources = self._resources, None
         if resources is not None:
             await resources.aclose()

@@ -31,7 +31,7 @@ class Keys(NamedTuple):
     owned: str
     """hash: identity to the number of services it owns."""
     bare: str
-    """set: names whose document expired before their lease was renewed; each sweep reports them until it is written."""
+    """set: names whose document expired before their lease was renewed; each sweep reports them until rewritten."""
     repair: str
     """hash: the repair in progress (process, deadline, state that was found); deleted when the repair ends."""
     merged: str

@@ -1,8 +1,9 @@
 """Location of the primary, by Sentinels or by the nodes of a cluster.
 
-Any of them may be down, hang, or report the state before the last failover. So all are queried at once, and of a
-majority's answers the one with the highest configuration epoch counts: the number by which Sentinels and cluster nodes
-themselves order their answers. If only a minority answers, its answer is accepted unless it is older than the last one.
+Any of them may be down, hang, or report the state before the last failover. Therefore all are queried concurrently. As
+soon as a majority has answered, the answer with the highest configuration epoch is used: Sentinels and cluster nodes
+increment that number at each failover. If only a minority answers, its newest answer is used unless it is older than
+the previous one.
 """
 
 import asyncio
@@ -136,11 +137,11 @@ def _address(name: str, node: dict[str, Any], queried: HostPort) -> HostPort:
 
 
 async def _newest_answer(queries: Sequence[Coroutine[Any, Any, _Answer]], known_epoch: int, failure: str) -> _Answer:
-    """Run all queries at once; return the newest answer of a majority, or of all that answer.
+    """Run all queries concurrently; return the newest answer of a majority, or of all that answer.
 
     Args:
         queries: The queries; each may fail or hang.
-        known_epoch: Epoch of the previous answer. A majority may be behind it, if the epochs were reset.
+        known_epoch: Epoch of the previous answer. A majority's older answer is used anyway: epochs can be reset.
         failure: Text of the error if there is no answer.
     """
     tasks = [asyncio.create_task(_answer_or_error(query)) for query in queries]
@@ -169,7 +170,7 @@ async def _newest_answer(queries: Sequence[Coroutine[Any, Any, _Answer]], known_
 async def _answer_or_error(query: Coroutine[Any, Any, _Answer]) -> _Answer | Exception:
     try:
         return await query
-    # The last two: the server at the address is neither a Sentinel nor a cluster node.
+    # LookupError, ValueError: the server at the address is neither a Sentinel nor a cluster node.
     except (RedisError, OSError, LookupError, ValueError) as error:
         return error
 

@@ -1,4 +1,4 @@
-"""``StoreReader``: reads from Redis, most of them for the follower."""
+"""``StoreReader``: reads from Redis, mainly for the follower."""
 
 import asyncio
 import secrets

@@ -15,9 +15,7 @@ from registry_server.gateway.middleware import Route
 from registry_server.health import HealthMonitor
 from registry_server.instrumentation.counters import CacheCounters, Histogram
 from registry_server.probes import OutcomeKind
-from registry_server.replication import Follower, Writes
-from registry_server.replication.follower import FOLLOWER_STATES
-from registry_server.replication.repair import REPAIR_OUTCOMES
+from registry_server.replication import FOLLOWER_STATES, REPAIR_OUTCOMES, Follower, Writes
 from registry_server.rpc.calls import RpcMethod
 from registry_server.rpc.readers import SlowReaders
 from registry_server.security.limits import InFlight
@@ -198,7 +196,7 @@ def lease_metrics(store: RedisStore) -> Iterator[Metric]:
         expired.add_metric([reason], counters.expired_services[reason])
     yield expired
     heartbeats = CounterMetricFamily(
-        PREFIX + "heartbeats", "Heartbeats by service, by whether the service is registered", labels=["result"]
+        PREFIX + "heartbeats", "Lease renewals by heartbeats, by whether the service is registered", labels=["result"]
     )
     heartbeats.add_metric(["renewed"], counters.renewed_leases)
     heartbeats.add_metric(["unknown"], counters.unknown_leases)

@@ -99,7 +99,7 @@ class WatchHub:
         snapshot: bool = False,
         bookmark_interval: float = 30.0,
     ) -> Watcher:
-        """Open a watch. Its first message is ready at once; the caller must use the watcher as a context manager.
+        """Open a watch. Its first message is ready immediately; the caller must use the watcher as a context manager.
 
         Args:
             filter_: Services to watch.
@@ -183,8 +183,8 @@ class WatchHub:
         snapshot = self._snapshots.get(key)
         if snapshot is None:
             max_records = self.limits.snapshot_records
-            if (listed := self.snapshot_records) and listed + len(names) > max_records:
-                raise Overloaded("snapshots", max_records, f"snapshots of {listed} services are being sent")
+            if (referenced := self.snapshot_records) and referenced + len(names) > max_records:
+                raise Overloaded("snapshots", max_records, f"snapshots of {referenced} services are being sent")
             snapshot = Snapshot([self.replica.records[name] for name in names], key[1])
             self._snapshots[key] = snapshot
         return snapshot

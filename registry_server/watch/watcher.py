@@ -50,7 +50,7 @@ class Watcher:
         self._opening: Iterator[bytes] = iter(())
         self._buffer: deque[tuple[Position, bytes]] = deque()
         self._buffer_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None  # an Event would allocate one per wait as well
+        self._waiter: asyncio.Future[None] | None = None  # asyncio.Event would allocate a future for each wait, too
         self._end: RegistryError | None = None
         self._end_immediately = False
         self._quiet_since = 0.0  # event loop time
@@ -123,7 +123,7 @@ class Watcher:
             self._buffer.clear()
             self._buffer_bytes = 0
             self._opening = iter(())
-            # The stream may be blocked in a write for a long time; it must not receive events until then.
+            # The stream may stay blocked in a write for a long time, so the group must stop offering events to it now.
             self._host.remove_watcher(self)
         self._wake()
 
@@ -178,5 +178,5 @@ class Watcher:
             if size >= self._limits.message_bytes:
                 yield encode_message(frames, Position(start.epoch, revision))
                 frames, size = [], 0
-        # Sent even without events: the client learns at once that the watch is open, and its starting cursor.
+        # Sent even without events: the client learns immediately that the watch is open, and receives its first cursor.
         yield encode_message(frames, start)

@@ -20,7 +20,7 @@ Message = dict[str, Any]
 READY: Final = "ready"
 """The worker accepts calls and its catalog is loaded."""
 ALIVE: Final = "alive"
-"""Sign of life, sent every second."""
+"""Sent every second, so that the supervisor can detect a worker that hangs."""
 CONFIGURATION_ERROR: Final = "configuration_error"
 """The worker cannot serve with its settings; ``error`` is the message."""
 METRICS: Final = "metrics"

@@ -12,7 +12,7 @@ _UNIX: Final = "unix:"
 
 
 @contextmanager
-def reserved(setting: str, address: str) -> Iterator[str]:
+def reserve_port(setting: str, address: str) -> Iterator[str]:
     """Reserve a port for the workers, and yield the address with the actual port.
 
     The socket that reserves it does not listen, so it receives no connections.
@@ -32,7 +32,7 @@ def reserved(setting: str, address: str) -> Iterator[str]:
     with ExitStack() as stack:
         try:
             port = _find_free_port(parts)
-            stack.enter_context(_bound(parts._replace(port=port), shared=True))
+            stack.enter_context(_bound_socket(parts._replace(port=port), shared=True))
         except OSError as error:
             raise ConfigurationError(f"{setting}: cannot listen on {address}: {error.strerror}") from error
         yield f"{address.rpartition(':')[0]}:{port}"
@@ -40,17 +40,17 @@ def reserved(setting: str, address: str) -> Iterator[str]:
 
 def _find_free_port(address: HostPort) -> int:
     """Return the port if no other program uses it: another registry with workers would silently share it."""
-    with _bound(address, shared=False) as taken:
-        port: int = taken.getsockname()[1]
+    with _bound_socket(address, shared=False) as bound:
+        port: int = bound.getsockname()[1]
         return port
 
 
 @contextmanager
-def _bound(address: HostPort, *, shared: bool) -> Iterator[socket.socket]:
+def _bound_socket(address: HostPort, *, shared: bool) -> Iterator[socket.socket]:
     infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, where = infos[0]
-    with socket.socket(family, kind, protocol) as taken:
+    family, kind, protocol, _, socket_address = infos[0]
+    with socket.socket(family, kind, protocol) as bound:
         # Without SO_REUSEADDR, connections of a registry that has just exited would make the port appear in use.
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
-        taken.bind(where)
-        yield taken
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+        bound.bind(socket_address)
+        yield bound

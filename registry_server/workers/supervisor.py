@@ -24,7 +24,7 @@ from registry_server.runtime.tasks import first_error
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.workers import messages
 from registry_server.workers.messages import Message, Setup
-from registry_server.workers.ports import reserved
+from registry_server.workers.ports import reserve_port
 
 _WORKER: Final = "registry_server.workers.worker"
 _FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
@@ -53,8 +53,8 @@ def run_workers(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     stop = stop_on_signals(signal.SIGTERM, signal.SIGINT)
     async with AsyncExitStack() as stack:
-        grpc = stack.enter_context(reserved("grpc.address", settings.grpc.address))
-        http = stack.enter_context(reserved("http.address", settings.http.address))
+        grpc = stack.enter_context(reserve_port("grpc.address", settings.grpc.address))
+        http = stack.enter_context(reserve_port("http.address", settings.http.address))
         redis = settings.redis
         if redis.url.get_secret_value() == EMBEDDED:
             embedded = await stack.enter_async_context(EmbeddedRedis(settings.data_dir))
@@ -244,12 +244,12 @@ class _Worker:
 
     async def _run_one(self) -> int:
         """Run a process until it exits and return its exit code. The process stops when its connection closes."""
-        replaced, (ours, theirs) = self._replaced, socket.socketpair()
-        with theirs:
+        replaced, (own_end, worker_end) = self._replaced, socket.socketpair()
+        with worker_end:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", _WORKER, str(theirs.fileno())), pass_fds=[theirs.fileno()]
+                *(sys.executable, "-P", "-m", _WORKER, str(worker_end.fileno())), pass_fds=[worker_end.fileno()]
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=own_end)
         try:
             writer.write(encode_frame(pickle.dumps(self._setup)))
             self._writer = writer

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from registry_server.app import MetricsText
     from registry_server.workers.messages import Message, Setup
 
-_SIGN_OF_LIFE_SECONDS: Final = 1.0
-"""The supervisor replaces a worker that stays silent much longer."""
+_ALIVE_INTERVAL_SECONDS: Final = 1.0
+"""Interval of ``ALIVE`` messages. The supervisor kills a worker that is silent for 30 s."""
 _COLLECT_TIMEOUT_SECONDS: Final = 5.0
 """Afterwards a scrape returns only the metrics of this worker."""
 _EXIT_CONFIGURATION_ERROR: Final = 2
@@ -48,7 +48,7 @@ class Worker:
         stop = stop_on_signals(signal.SIGTERM)
         tasks = [
             asyncio.create_task(self._listen(stop), name="supervisor"),
-            asyncio.create_task(self._send_signs_of_life(), name="sign-of-life"),
+            asyncio.create_task(self._send_alive_messages(), name="alive-messages"),
         ]
         try:
             await serve_until(
@@ -102,12 +102,12 @@ class Worker:
         finally:
             stop.set()  # without this connection, no signal or message from the supervisor would stop this process
 
-    async def _send_signs_of_life(self) -> None:
+    async def _send_alive_messages(self) -> None:
         while True:
-            # While the supervisor does not read, the buffer must not fill with these.
+            # While the supervisor does not read, the buffer must not fill with these messages.
             if self._writer.transport.get_write_buffer_size() == 0:
                 self._send({"kind": messages.ALIVE})
-            await asyncio.sleep(_SIGN_OF_LIFE_SECONDS)
+            await asyncio.sleep(_ALIVE_INTERVAL_SECONDS)
 
     def _send(self, message: "Message") -> None:
         self._writer.write(encode_frame(json.dumps(message).encode()))

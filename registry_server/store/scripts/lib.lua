@@ -50,8 +50,8 @@ local function with_revision(record, revision)
   return record .. out .. string.char(revision)
 end
 
--- Reads that field. All bytes of a varint except the last have the high bit set, and the tag (72) has not: read from
--- the end, the field is unambiguous.
+-- Reads that field. All bytes of a varint except the last have the high bit set; the tag (72) does not. The field can
+-- therefore be read from the end.
 local function revision_of(record)
   local revision, i = string.byte(record, -1), #record - 1
   while string.byte(record, i) > 127 do

@@ -78,9 +78,9 @@ class _EventReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventReas
     EVENT_REASON_CLEANUP: _EventReason.ValueType  # 3
     """`Cleanup` removed a service whose lease had expired."""
     EVENT_REASON_HEALTH_CHECK: _EventReason.ValueType  # 4
-    """A probe by the registry."""
+    """A probe changed the health status."""
     EVENT_REASON_HEALTH_REPORT: _EventReason.ValueType  # 5
-    """A call of `ReportServiceHealth`."""
+    """A client called `ReportServiceHealth`."""
     EVENT_REASON_RESYNC: _EventReason.ValueType  # 6
     """The server compared its state with a store whose history it could not follow (restored, failed over or emptied).
     The event is a difference between the two.
@@ -98,9 +98,9 @@ EVENT_REASON_LEASE_EXPIRED: EventReason.ValueType  # 2
 EVENT_REASON_CLEANUP: EventReason.ValueType  # 3
 """`Cleanup` removed a service whose lease had expired."""
 EVENT_REASON_HEALTH_CHECK: EventReason.ValueType  # 4
-"""A probe by the registry."""
+"""A probe changed the health status."""
 EVENT_REASON_HEALTH_REPORT: EventReason.ValueType  # 5
-"""A call of `ReportServiceHealth`."""
+"""A client called `ReportServiceHealth`."""
 EVENT_REASON_RESYNC: EventReason.ValueType  # 6
 """The server compared its state with a store whose history it could not follow (restored, failed over or emptied).
 The event is a difference between the two.

@@ -278,7 +278,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cleanup(self, request, context):
-        """Removes services whose lease has expired immediately instead of at the next sweep.
+        """Immediately removes services whose lease has expired, instead of at the next sweep.
         Errors: UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -114,7 +114,7 @@ class RegistryServiceStub:
     GetRegistryHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetRegistryHealthRequest, _registry_service_pb2.GetRegistryHealthResponse]
     """Returns the health of the registry itself, from memory. Succeeds as long as the process serves requests."""
     Cleanup: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CleanupRequest, _registry_service_pb2.CleanupResponse]
-    """Removes services whose lease has expired immediately instead of at the next sweep.
+    """Immediately removes services whose lease has expired, instead of at the next sweep.
     Errors: UNAVAILABLE.
     """
 
@@ -204,7 +204,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetRegistryHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetRegistryHealthRequest, _registry_service_pb2.GetRegistryHealthResponse]  # type: ignore[assignment]
     """Returns the health of the registry itself, from memory. Succeeds as long as the process serves requests."""
     Cleanup: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CleanupRequest, _registry_service_pb2.CleanupResponse]  # type: ignore[assignment]
-    """Removes services whose lease has expired immediately instead of at the next sweep.
+    """Immediately removes services whose lease has expired, instead of at the next sweep.
     Errors: UNAVAILABLE.
     """
 
@@ -387,7 +387,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CleanupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.CleanupResponse, _abc.Awaitable[_registry_service_pb2.CleanupResponse]]:
-        """Removes services whose lease has expired immediately instead of at the next sweep.
+        """Immediately removes services whose lease has expired, instead of at the next sweep.
         Errors: UNAVAILABLE.
         """
 
