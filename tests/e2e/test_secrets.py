@@ -13,6 +13,7 @@ from tests.support.server import ServerProcess, connected
 PASSWORD, OTHER_PASSWORD = "hunter2-hunter2", "swordfish-swordfish"
 
 
+@pytest.mark.own_redis
 async def test_redis_password_never_leaves_the_process(redis: RedisProcess) -> None:
     async with Redis.from_url(redis.url) as admin:
         await admin.config_set("requirepass", PASSWORD)

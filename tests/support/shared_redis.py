@@ -8,24 +8,24 @@ from redis import Redis
 
 from tests.support.redis_process import RedisProcess
 
-# Set by REPLICAOF alone; which of the two names a server uses depends on its version.
+# Only REPLICAOF can set these. The name depends on the version of the server.
 _REPLICATION = {"replicaof", "slaveof"}
 
 
 class SharedRedis(RedisProcess):
-    """A redis-server that is emptied between tests instead of restarted: 5 ms instead of 50 ms a test.
+    """A redis-server that is emptied between tests instead of restarted, which takes 5 ms instead of 50 ms.
 
-    A test may change its data, its configuration and its users. The methods that stop, pause or kill the process raise
+    A test may change its data, its configuration and its users, but not require a password. The methods that stop, pause or kill the process raise
     AssertionError; a test that needs them is marked ``own_redis`` and receives a server of its own.
 
     Args:
-        directory: Where the data and ``redis.log`` go.
-        binary: The server to run instead of the one that the registry would choose.
+        directory: Directory of the data and ``redis.log``; created if missing.
+        binary: Program to run instead of the one that the registry would choose.
     """
 
     def __init__(self, directory: Path, *, binary: Path | None = None) -> None:
         super().__init__(directory, binary=binary)
-        # A loop that outlives the loops of the tests; it runs only while the server starts and stops.
+        # This loop outlives the loops of the tests; it runs only while the server starts and stops.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._defaults: dict[str, str] = {}
 
