@@ -15,8 +15,9 @@ _REPLICATION = {"replicaof", "slaveof"}
 class SharedRedis(RedisProcess):
     """A redis-server that is emptied between tests instead of restarted, which takes 5 ms instead of 50 ms.
 
-    A test may change its data, its configuration and its users, but not require a password. The methods that stop, pause or kill the process raise
-    AssertionError; a test that needs them is marked ``own_redis`` and receives a server of its own.
+    A test may change its data, its configuration and its users, but not require a password. The methods that stop,
+    pause or kill the process raise AssertionError; a test that needs them is marked ``own_redis`` and receives a server
+    of its own.
 
     Args:
         directory: Directory of the data and ``redis.log``; created if missing.
