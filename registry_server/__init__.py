@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from registry_server.config import Settings
     from registry_server.embedding import EmbeddedRegistry, open_registry
-    from registry_server.registry import ServiceRegistry
+    from registry_server.embedding import EmbeddedRegistry as ServiceRegistry
 
 __all__ = ["EmbeddedRegistry", "ServiceRegistry", "Settings", "__version__", "open_registry"]
 
@@ -21,12 +21,9 @@ def __getattr__(name: str) -> Any:
         from registry_server.config import Settings  # noqa: PLC0415
 
         return Settings
-    if name == "ServiceRegistry":
-        from registry_server.registry import ServiceRegistry  # noqa: PLC0415
-
-        return ServiceRegistry
-    if name in {"EmbeddedRegistry", "open_registry"}:
+    if name in {"EmbeddedRegistry", "ServiceRegistry", "open_registry"}:
         from registry_server import embedding  # noqa: PLC0415
 
-        return getattr(embedding, name)
+        # ServiceRegistry is the name of OSSA for a registry in a program; inside the server it names the use cases.
+        return embedding.open_registry if name == "open_registry" else embedding.EmbeddedRegistry
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 import registry_server
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
-from registry_server import EmbeddedRegistry, ServiceRegistry, open_registry
+from registry_server import EmbeddedRegistry, open_registry, registry
 from registry_server.config import HealthCheckSettings, RedisSettings, RedisUrl, Settings
 from registry_server.errors import ConfigurationError, WatcherTooSlow
 from tests.support.processes import children_of
@@ -158,8 +158,8 @@ async def test_opening_can_be_cancelled() -> None:
 
 def test_package_attributes_are_imported_on_demand() -> None:
     assert registry_server.Settings is Settings
-    assert registry_server.ServiceRegistry is ServiceRegistry
-    assert issubclass(registry_server.EmbeddedRegistry, ServiceRegistry)
+    assert registry_server.ServiceRegistry is registry_server.EmbeddedRegistry
+    assert issubclass(registry_server.EmbeddedRegistry, registry.ServiceRegistry)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         registry_server.nonsense  # noqa: B018
 
