@@ -20,7 +20,7 @@ from registry_server.model.validation import service_violations
 BODY_TIMEOUT_SECONDS: Final = 30.0
 """Default time limit for receiving a body."""
 
-_PATHS: Final[Mapping[str, str]] = {
+_MASK_PATHS: Final[Mapping[str, str]] = {
     "endpoint": "endpoint",
     "capabilities": "capabilities",
     "version": "version",
@@ -77,9 +77,9 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise _not_json(f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
+        position = f"line {error.lineno}, column {error.colno}"
         raise _not_json(
-            f"is not JSON: {error.msg} at {where}" if raw else "is empty; a JSON object is required"
+            f"is not JSON: {error.msg} at {position}" if raw else "is empty; a JSON object is required"
         ) from None
     except RecursionError:
         raise _not_json("is nested too deeply") from None
@@ -91,7 +91,7 @@ def parse_registration(document: object) -> Service:
     """Return the service of a registration.
 
     Raises:
-        InvalidRequest: All violations.
+        InvalidRequest: The document is not a valid registration; the error contains all violations.
     """
     violations: list[Violation] = []
     if isinstance(document, dict) and document.get("capabilities") is None:
@@ -126,7 +126,7 @@ def parse_update(document: object, name: str) -> tuple[Service, FieldMask]:
     service = read_service({**document, "name": name}, violations)
     raise_if_invalid(violations)
     # An empty mask would update every field that is set. The name is always set and never changes.
-    paths = [path for key, path in _PATHS.items() if key in document] or ["name"]
+    paths = [path for key, path in _MASK_PATHS.items() if key in document] or ["name"]
     return service, FieldMask(paths=paths)
 
 

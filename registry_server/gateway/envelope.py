@@ -156,5 +156,5 @@ def _http_error_message(error: web.HTTPException) -> str:
 def _summary(violations: tuple[errors.Violation, ...]) -> str:
     first = violations[:_MAX_SUMMARISED_VIOLATIONS]
     summary = "; ".join(f"{field}: {description}" for field, description in first)
-    more = len(violations) - len(first)
-    return f"{summary}; and {more} more" if more > 0 else summary
+    omitted = len(violations) - len(first)
+    return f"{summary}; and {omitted} more" if omitted else summary

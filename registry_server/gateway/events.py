@@ -157,4 +157,4 @@ class EventStream:
 async def _failed_watch(error: RegistryError) -> AsyncGenerator[bytes, None]:
     """Return a watch that fails immediately."""
     raise error
-    yield b""
+    yield b""  # makes this function a generator

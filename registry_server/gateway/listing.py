@@ -80,7 +80,7 @@ class Listing:
         wire = request.SerializeToString(deterministic=True)
         with rest_names():
             answer = await self._registry.discover_page(request, wire=wire)
-        # No await in between: this is the page of that answer, or the registry did not cache it.
+        # No other task has run since: this is the cached form of that answer, or None if the registry did not cache it.
         page = self._registry.cached_page(wire)
         data = await self._encode_page(page or answer, query)
         if page is not None:

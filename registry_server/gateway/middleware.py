@@ -1,4 +1,4 @@
-"""Steps around every request: its id, admission, errors, CORS, compression and request log."""
+"""Middleware of every request: request id, admission, errors, CORS, compression and request log."""
 
 import asyncio
 import logging
@@ -36,12 +36,14 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 IDENTITY: Final = web.RequestKey("identity", Identity)
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
-_METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
-_REQUEST_HEADERS: Final = "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
-_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
+_CORS_METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
+_CORS_REQUEST_HEADERS: Final = (
+    "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
+)
+_CORS_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
 _PATHS_WITHOUT_CALL_LIMIT: Final = (f"{API}/events", "/health", "/health/live", "/metrics")
 """Paths without the limit on calls: event streams count as watches, and monitoring must work under overload."""
-_PREFLIGHT_SECONDS: Final = "600"
+_CORS_MAX_AGE_SECONDS: Final = "600"
 _MIN_COMPRESSED_BYTES: Final = 1_024
 """Smaller answers hardly shrink and fit in one packet anyway."""
 _NO_CREDENTIALS: Final = Credentials()
@@ -138,7 +140,7 @@ class Middleware:
         origin = request.headers.get("Origin")
         if origin is not None and (self._any_origin or origin in self._origins):
             headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
-            headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
+            headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
 
     def _wrap(self, handler: Any, path: str, permission: Permission | None = None) -> Handler:
         """Wrap a handler; one without a permission only rejects requests, which needs no credential."""
@@ -151,8 +153,8 @@ class Middleware:
             REQUEST_CONTEXT.set(context)  # the next request on this connection replaces it
             current_identity.set(UNCHECKED)
             request[REQUEST_ID] = context.request_id
-            with CallSlot(self._guard.in_flight) as call:
-                response = await self._answer(request, handler, permission, call if counted else None)
+            with CallSlot(self._guard.in_flight) as slot:
+                response = await self._answer(request, handler, permission, slot if counted else None)
                 if not response.prepared:
                     await self._finish(request, response)
             seconds = time.perf_counter() - started
@@ -164,22 +166,22 @@ class Middleware:
         return handle if self._tracer is None else _with_span(handle, path, self._tracer)
 
     async def _answer(
-        self, request: web.Request, handler: Any, permission: Permission | None, call: CallSlot | None
+        self, request: web.Request, handler: Any, permission: Permission | None, slot: CallSlot | None
     ) -> web.StreamResponse:
         """Return the handler's answer, or the error that rejects the request."""
         request_id = request[REQUEST_ID]
         try:
             if len(request.raw_path) > MAX_URL_BYTES:
                 raise web.HTTPRequestURITooLong(text=f"the URL is longer than {MAX_URL_BYTES} bytes")  # noqa: TRY301
-            if call is not None:
-                call.acquire(self._body_bytes(request))
+            if slot is not None:
+                slot.acquire(self._body_bytes(request))
             if permission is not None:
                 identity = await self._guard.admit(self.credentials(request), permission, peer_of(request))
                 request[IDENTITY] = identity
                 current_identity.set(identity)
             response: web.StreamResponse = await handler(request)
-            if call is not None and isinstance(response, web.Response):
-                call.hold_bytes(response.content_length or 0)
+            if slot is not None and isinstance(response, web.Response):
+                slot.hold_bytes(response.content_length or 0)
         except ConnectionError:  # the client left; the answer is never sent
             return web.Response(status=HTTPStatus.BAD_REQUEST)
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to answers
@@ -236,9 +238,9 @@ class Middleware:
             headers = {"Allow": ", ".join((*allowed, "OPTIONS"))}
             if self._origins and "Access-Control-Request-Method" in request.headers:
                 headers |= {
-                    "Access-Control-Allow-Methods": _METHODS,
-                    "Access-Control-Allow-Headers": _REQUEST_HEADERS,
-                    "Access-Control-Max-Age": _PREFLIGHT_SECONDS,
+                    "Access-Control-Allow-Methods": _CORS_METHODS,
+                    "Access-Control-Allow-Headers": _CORS_REQUEST_HEADERS,
+                    "Access-Control-Max-Age": _CORS_MAX_AGE_SECONDS,
                 }
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
@@ -294,7 +296,7 @@ async def _not_found(_: web.Request) -> web.Response:
 
 
 def _compress(request: web.Request, response: web.StreamResponse) -> None:
-    # Not aiohttp's own choice, which prefers deflate and accepts "gzip;q=0".
+    # Not left to aiohttp, which prefers deflate and uses gzip even if the client sends "gzip;q=0".
     if not isinstance(response, web.Response) or (response.content_length or 0) < _MIN_COMPRESSED_BYTES:
         return
     accepted = request.headers["Accept-Encoding"].lower()

@@ -53,7 +53,7 @@ class Query:
                 supported = ", ".join((*known, *([f"{LABEL}KEY"] if labels else []))) or "none"
                 self._add_violation(name, f"is not a parameter of this path; supported are {supported}")
             elif name in self._values:
-                self._add_violation(name, "is repeated; pass it once, with the values of a list separated by commas")
+                self._add_violation(name, "is repeated; pass it once, and separate several values with commas")
             elif not value and not name.startswith(LABEL):
                 self._add_violation(name, "is empty; omit it")
             elif not (name + value).isascii() and not _is_unicode(name + value):

@@ -131,7 +131,7 @@ class Api:
         """Renew the lease of a service."""
         reject_parameters(request.query)
         name = request.match_info["name"]
-        await self._registry.get(name)  # reports an invalid name under the name of this parameter
+        await self._registry.get(name)  # rejects an invalid name as ``name``, not as ``names[0]``
         _, unknown = await self._registry.heartbeat([name])
         if unknown:
             raise ServiceNotFound(name)

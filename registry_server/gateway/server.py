@@ -68,7 +68,7 @@ class HttpServer:
             settings: Address and request limits.
             metrics: Returns the metrics of this process.
             metrics_type: Their content type.
-            grace: Seconds that requests in flight have when the server stops.
+            grace: Seconds that requests in flight have to finish when the server stops.
             guard: Admits every request.
             certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.

@@ -34,7 +34,7 @@ def encode_opening(retry_ms: int, *, snapshot: bool) -> bytes:
 
 
 def encode_ending(failure: Failure) -> bytes:
-    """Return the end of a stream that the registry ends."""
+    """Return the last event of a stream that the registry ends."""
     return _event(REGISTRY_ERROR, encode_json({"error": failure.document()}))
 
 
@@ -57,10 +57,10 @@ def _cursors(message: WatchEventsResponse) -> Iterator[str | None]:
     A client may disconnect between any two events, so each has its own cursor. The events of a resync share one
     revision: only the last of them can be resumed after, and earlier revisions may belong to another epoch.
     """
-    here = decode_cursor(message.cursor)
+    end = decode_cursor(message.cursor)
     is_resync = any(event.reason == _RESYNC for event in message.events)
     for event in message.events[:-1]:
-        yield None if is_resync else encode_cursor(here._replace(revision=event.revision))
+        yield None if is_resync else encode_cursor(end._replace(revision=event.revision))
     if message.events:
         yield message.cursor
 

@@ -26,7 +26,7 @@ class RpcMethod:
     def __init__(self, name: str, settings: LogSettings, *, streams: bool) -> None:
         self.name = name
         self.streams = streams
-        """Whether the client decides how long a call lasts."""
+        """Whether calls are streams, whose duration their client decides."""
         self.calls = CallCounters()
         self.in_flight = 0
         """Number of open streams."""

@@ -18,7 +18,7 @@ class Drain:
 
     def __init__(self) -> None:
         self._draining = asyncio.Event()
-        self._idle: asyncio.Event | None = None  # created when waited for, since every call passes here
+        self._idle: asyncio.Event | None = None  # created by wait_idle: until then, call_ended only decrements
         self._calls = 0
 
     def call_started(self) -> None:
@@ -32,7 +32,7 @@ class Drain:
             self._idle.set()
 
     def begin(self) -> None:
-        """End the streams that are waiting for their client."""
+        """End the streams that wait for a message from their client."""
         self._draining.set()
 
     async def wait_idle(self, max_seconds: float) -> bool:

@@ -15,7 +15,7 @@ from registry_server.security.permissions import Permission
 
 _NO_CREDENTIALS: Final = Credentials()
 _MAX_CACHED_ADDRESSES: Final = 4_096
-"""Peers whose parsed address is cached; parsing it for each call would be wasteful."""
+"""Peers whose parsed address is cached, so that it is not parsed again for each call."""
 _CERTIFICATE_NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
 """Keys of the auth context for the names in a client certificate (grpc/grpc_security_constants.h)."""
 
@@ -91,7 +91,7 @@ def _peer_of(context: Context) -> Peer:
 
 @lru_cache(_MAX_CACHED_ADDRESSES)
 def _address(peer: str) -> str:
-    """Return the address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5`` without its port, written as in HTTP.
+    """Return the address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5`` without its port, in the same form as for HTTP.
 
     All clients of a unix socket have the same address.
     """

@@ -43,8 +43,8 @@ REJECTION_HEADROOM: Final = 1_000
 """RPCs that gRPC admits above our limit, so that excess callers receive a detailed error."""
 _MAX_PENDING_CALLS: Final = 3_000
 """Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
-_COUNTED_ANSWER_BYTES: Final = 64 << 10
-"""Size from which an answer is counted until the client has read it; smaller ones fit the network buffers."""
+_MAX_UNCOUNTED_ANSWER_BYTES: Final = 64 << 10
+"""Larger answers are counted until the client has read them; smaller ones fit in the network buffers."""
 
 _Unary: TypeAlias = Callable[[bytes, Context], Awaitable[bytes]]
 _CachedAnswer: TypeAlias = Callable[[bytes], bytes | None]
@@ -74,7 +74,7 @@ class RpcServer:
             registry: The use cases.
             settings: Address and message limits.
             guard: Admits every call.
-            limits: Limits on concurrent calls, for sizing gRPC's own.
+            limits: Limits on concurrent calls, from which gRPC's own limit is computed.
             certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.
             logs: Which calls to log; by default those that end with an error.
@@ -104,7 +104,7 @@ class RpcServer:
         if settings.reflection:
             handlers.append(reflection_handlers((SERVICE, HEALTH, reflection.SERVICE_NAME), gate))
 
-        def server() -> grpc.aio.Server:
+        def make_server() -> grpc.aio.Server:
             return grpc.aio.server(
                 handlers=tuple(handlers),
                 options=_options(settings, shared_port=shared_port),
@@ -113,7 +113,7 @@ class RpcServer:
                 maximum_concurrent_rpcs=limits.calls + 2 * limits.watches + REJECTION_HEADROOM,
             )
 
-        self._listener = Listener(server, self._bind)
+        self._listener = Listener(make_server, self._bind)
 
     async def start(self) -> str:
         """Start serving and return the address with the actual port.
@@ -249,14 +249,14 @@ def _decoding(method: Callable[..., Awaitable[Message]], kind: type[Message]) ->
 
 def _unary_handler(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _CachedAnswer | None) -> Any:
     drain, gate, readers = hooks
-    permission, calls = RPCS[method.name], gate.guard.in_flight
+    permission, in_flight = RPCS[method.name], gate.guard.in_flight
 
     async def handler(wire: bytes, context: Context) -> bytes:
         drain.call_started()
         started, code, request_context = time.perf_counter(), "OK", None
-        in_flight, large = CallSlot(calls), False
+        slot, large = CallSlot(in_flight), False
         try:
-            in_flight.acquire(len(wire))
+            slot.acquire(len(wire))
             if method.logs_all:
                 request_context = request_context_of(context)
                 REQUEST_CONTEXT.set(request_context)
@@ -267,10 +267,10 @@ def _unary_handler(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _
             answer = cached(wire) if cached is not None else None
             if answer is None:
                 answer = await call(wire, context)
-            if len(answer) > _COUNTED_ANSWER_BYTES:
-                in_flight.hold_bytes(len(answer))
+            if len(answer) > _MAX_UNCOUNTED_ANSWER_BYTES:
+                slot.hold_bytes(len(answer))
                 large = True
-                _release_after_read(in_flight, context, readers)
+                _release_after_read(slot, context, readers)
             return answer  # noqa: TRY300 - an else branch would separate it from its comment above
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to status
             answer = b""  # release it before the client has read the error
@@ -283,7 +283,7 @@ def _unary_handler(call: _Unary, hooks: _CallHooks, method: RpcMethod, cached: _
             raise
         finally:
             if not large:
-                in_flight.release()
+                slot.release()
             drain.call_ended()
             method.call_ended(code, started, context, request_context)
 

@@ -96,7 +96,7 @@ class RegistryRpc:
         ) as requests:
             async for wire in requests:
                 request = parse(pb.KeepAliveRequest, wire)
-                current_identity.set(session.identity)  # a reloaded policy may have changed its names
+                current_identity.set(session.identity)  # a reloaded policy may have changed its patterns
                 self._guard.charge(session.identity, session.peer)
                 renewed, unknown = await self._registry.heartbeat(request.names)
                 answer = pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown)

@@ -17,8 +17,8 @@ from registry_server.model.networks import DENIED_NETWORKS, Network
 Address = IPv4Address | IPv6Address
 
 _NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-# Other ranges that embed an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
-_IPV4_ENDINGS: Final = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
+# Ranges that also end with an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
+_IPV4_COMPATIBLE_OR_TRANSLATED: Final = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
 _LAST_32_BITS: Final = 0xFFFF_FFFF
 # Further addresses of a name are ignored: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
@@ -29,11 +29,11 @@ _UNKNOWN_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.E
 
 
 class EndpointRefused(Exception):
-    """The policy denies every address of the endpoint; the message is meant for people."""
+    """The policy denies every address of the endpoint. The message becomes part of the service's health."""
 
 
 class ResolutionFailed(Exception):
-    """The host name has no address, or DNS failed; the message is meant for people."""
+    """The host name has no address, or DNS failed. The message becomes part of the service's health."""
 
 
 class ResolvedAddress(NamedTuple):
@@ -69,15 +69,15 @@ class EgressPolicy:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
     def denial_reason(self, address: str) -> str | None:
-        """Return why probes may not connect to this IP address; ``None`` if they may."""
+        """Return the reason why probes may not connect to an IP address; ``None`` if they may."""
         parsed = _parsed(address)
         permitted = parsed is not None and self._permits_cached(parsed)
         return None if permitted else f"address {address} is not allowed"
 
     def literal_denial_reason(self, host: str) -> str | None:
-        """Return why probes may not connect to a host; ``None`` if they may, or if it is a DNS name."""
-        # A host with a colon cannot be a DNS name, and every other address ends with a digit. Testing for that first
-        # saves parsing most names, which costs as much as all other checks of an endpoint.
+        """Return the reason why probes may not connect to a host; ``None`` if they may, or if it is a DNS name."""
+        # A host with a colon is not a DNS name; every other IP address ends with a digit. This test avoids parsing most
+        # DNS names as addresses, which costs as much as all other checks of an endpoint.
         is_address = ":" in host or (host[-1:].isdigit() and _parsed(host) is not None)
         return self.denial_reason(host) if is_address else None
 
@@ -124,11 +124,11 @@ class EgressPolicy:
 
     def _permits(self, address: Address) -> bool:
         embedded = _embedded_ipv4(address)
-        if any(_within(each, self._denied) for each in (address, *embedded)):
+        if any(_is_in_any(each, self._denied) for each in (address, *embedded)):
             return False
-        if not self._allowed or _within(address, self._allowed):
+        if not self._allowed or _is_in_any(address, self._allowed):
             return True
-        return bool(embedded) and all(_within(each, self._allowed) for each in embedded)
+        return bool(embedded) and all(_is_in_any(each, self._allowed) for each in embedded)
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)
@@ -139,7 +139,7 @@ def _parsed(text: str) -> Address | None:
         return None
 
 
-def _within(address: Address, networks: Sequence[Network]) -> bool:
+def _is_in_any(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 
@@ -156,6 +156,6 @@ def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
             return (embedded,)
     if address.teredo is not None:
         return address.teredo
-    if any(address in network for network in (*_NAT64, *_IPV4_ENDINGS)):
+    if any(address in network for network in (*_NAT64, *_IPV4_COMPATIBLE_OR_TRANSLATED)):
         return (IPv4Address(int(address) & _LAST_32_BITS),)
     return ()

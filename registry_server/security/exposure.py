@@ -27,7 +27,7 @@ def is_local(address: str) -> bool:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Reject settings that expose the server without TLS or authentication; only warn with ``insecure``.
+    """Reject settings that expose the server without TLS or authentication; with ``insecure``, only log a warning.
 
     Raises:
         ConfigurationError: Other machines can reach an address, but TLS or authentication is off.

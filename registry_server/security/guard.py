@@ -35,7 +35,7 @@ _LOG_INTERVAL_SECONDS: Final = 1.0
 log = structlog.get_logger(__name__)
 
 Peer = Callable[[], str]
-"""Returns the client's address without its port."""
+"""Returns the address of the caller, without its port."""
 
 
 class Session:
@@ -105,7 +105,7 @@ class Guard:
         self._buckets = Buckets(monotonic)
         self._verifications = Buckets(monotonic)
         self.in_flight = InFlight(limits.calls, limits.call_bytes)
-        """Calls of all callers in flight."""
+        """Calls in flight, of all callers together."""
         self._streams = {True: Gauge("watches", limits.watches), False: Gauge("keep-alive-streams", limits.watches)}
         self._sessions: set[Session] = set()
         self._log_times: dict[str, tuple[float, int]] = {}
@@ -175,7 +175,7 @@ class Guard:
     def session(
         self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer, *, watches: bool
     ) -> Iterator[Session]:
-        """Register a stream while it is open: it ends when its credential expires or a new policy revokes it.
+        """Track an open stream, and end it when its credential expires or a new policy no longer admits its caller.
 
         Args:
             identity: Identity that was admitted.

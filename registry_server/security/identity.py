@@ -20,9 +20,9 @@ class Role(IntEnum):
     VIEWER = 1
     """Reads everything."""
     AGENT = 2
-    """Registers, updates, renews and removes its own services, whose names match its patterns."""
+    """Also writes and checks its own services, whose names match its patterns."""
     OPERATOR = 3
-    """Does the same with any service, reports health and runs cleanup."""
+    """Also writes and checks the services of all owners, and runs cleanup."""
     ADMIN = 4
     """Everything."""
 

@@ -114,8 +114,8 @@ class _Url:
             if response.status != 200:  # noqa: PLR2004 - HTTP OK
                 raise ValueError(f"HTTP status {response.status}")
             raw = await response.content.read(_MAX_BYTES + 1)
-            while len(raw) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES + 1 - len(raw))):
-                raw += more
+            while len(raw) <= _MAX_BYTES and (chunk := await response.content.read(_MAX_BYTES + 1 - len(raw))):
+                raw += chunk
         if len(raw) > _MAX_BYTES:
             raise ValueError(f"the document is larger than {_MAX_BYTES} bytes")
         return raw

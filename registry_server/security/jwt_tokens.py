@@ -21,7 +21,7 @@ _MAX_KEY_ID_CHARACTERS: Final = 256
 
 
 class CredentialRefused(Unauthenticated):
-    """A credential is refused. ``log_reason`` is for the log; the message, for the client, reveals less."""
+    """The credential is not accepted. ``log_reason`` is logged; the message for the client contains less detail."""
 
     def __init__(self, log_reason: str, message: str = "the credential is not accepted") -> None:
         self.log_reason = log_reason
@@ -109,7 +109,7 @@ def _claim_value(claims: Mapping[str, Any], path: str) -> Any:
 
 
 def _applies(rule: JwtRule, claims: Mapping[str, Any]) -> bool:
-    """Return whether a claim equals the value, contains it as a word (as in ``scope``), or is a list with it."""
+    """Return whether a rule applies: its claim equals the value, or contains it as a word or list item."""
     if rule.claim is None:
         return True
     value = _claim_value(claims, rule.claim)

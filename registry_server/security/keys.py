@@ -21,7 +21,7 @@ def new_key() -> str:
 
 
 def digest_of(credential: str) -> bytes:
-    """Return the SHA-256 of a credential, which is stored and compared instead of the credential."""
+    """Return the SHA-256 of a credential, which is stored and compared in its place."""
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -80,7 +80,7 @@ class Gauge:
         """Count one stream while the context is active.
 
         Raises:
-            LimitExceeded: The caller has reached its ``limit``, or all callers together theirs.
+            LimitExceeded: The caller has reached ``limit``, or all callers together have reached the total limit.
         """
         if self._counts[caller] >= limit:
             raise LimitExceeded(self._name, limit, f"limit of {limit} {self._name} per caller reached")

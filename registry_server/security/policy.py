@@ -24,7 +24,7 @@ Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256
 _PATTERN: Final = re.compile(r"[A-Za-z0-9._*-]{1,128}")
 _CLAIM: Final = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 
-# Replacements for pydantic's messages, which address programmers.
+# Replacements for pydantic's messages, which are written for programmers.
 _MESSAGES: Final = {
     "extra_forbidden": "is not a known key",
     "missing": "is missing",
@@ -44,7 +44,7 @@ def _policy_error(message: str) -> PydanticCustomError:
 
 def _check_hash(text: str) -> str:
     if parse_hash(text) is None:
-        # Never repeated: it may be the key itself.
+        # The message does not repeat the text, which may be the key itself.
         raise _policy_error("must be sha256: and 64 hexadecimal digits, as `ossa-registry keys create` prints it")
     return text
 
@@ -88,7 +88,7 @@ class OwnLimits(_Model):
     watches: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     services: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
-    def completed(self, default_limits: Limits) -> Limits:
+    def with_defaults(self, default_limits: Limits) -> Limits:
         """Return the limits of the entry, with defaults for those that it omits."""
         own = {name: value for name, value in self.model_dump().items() if value is not None}
         return Limits(**{name: own.get(name, getattr(default_limits, name)) for name in Limits.__slots__})
@@ -103,7 +103,7 @@ class Grant(_Model):
 
 
 class ApiKey(Grant):
-    """An identity with an API key; several hashes while one key replaces another."""
+    """An identity with an API key. It has several hashes while one key replaces another."""
 
     name: _Name
     hashes: Annotated[tuple[_Hash, ...], Field(min_length=1, max_length=16)]
@@ -180,9 +180,11 @@ def granted_identity(
         expires: Expiry of the credential, in seconds since the epoch.
     """
     # A subject that is not valid in a name, or contains *, must not become part of a pattern.
-    plain = _PATTERN.fullmatch(subject) and "*" not in subject
-    patterns = tuple(pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or plain)
-    limits = grant.limits.completed(default_limits) if grant.limits else default_limits
+    is_plain = _PATTERN.fullmatch(subject) and "*" not in subject
+    patterns = tuple(
+        pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or is_plain
+    )
+    limits = grant.limits.with_defaults(default_limits) if grant.limits else default_limits
     return Identity(name, role_named(grant.role), method, patterns, limits, expires)
 
 
