@@ -72,8 +72,8 @@ async def call(address: str, method: str, request: bytes) -> bytes:
     """Make one unary call with an encoded request and return the encoded response."""
     options = [("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
-        made: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
-        return await made(request)
+        invoke: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+        return await invoke(request)
 
 
 async def fill(address: str, services: Iterable[tuple[str, bytes]]) -> None:

@@ -17,7 +17,7 @@ from benchmarks.report import Report
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.runtime.tasks import cancel
-from tests.support.deployments import SENTINEL_DOWN_AFTER, cut_off, linked, role_of, watched
+from tests.support.deployments import SENTINEL_DOWN_AFTER_MS, cut_off, role_of, wait_until_linked, watched
 from tests.support.samples import small_service
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def run(report: Report, _: argparse.Namespace) -> None:
 
 
 async def _failovers(report: Report, title: str, *, lag: float) -> None:
-    after = f"down after {SENTINEL_DOWN_AFTER / 1000:g} s"
+    after = f"down after {SENTINEL_DOWN_AFTER_MS / 1000:g} s"
     report.title(f"{_FAILOVERS} kills of a primary under Sentinel, {after}; {title}")
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         folder = Path(name)
@@ -105,7 +105,7 @@ async def _failovers(report: Report, title: str, *, lag: float) -> None:
                     await primary.restart()
                     while await role_of(primary) != "slave":  # noqa: ASYNC110 - as above
                         await asyncio.sleep(0.05)
-                    await linked(primary)
+                    await wait_until_linked(primary)
                     await asyncio.sleep(_PAUSE_SECONDS)
             missing = await _missing(stub, traffic.acknowledged)
     report.line("time without an acknowledged write, each", " ".join(f"{gap:.1f}" for gap in gaps) + " s")

@@ -1,4 +1,4 @@
-"""Time until watchers learn that an endpoint is dead and that a lease has expired; compared with etcd's leases."""
+"""Time until watchers are notified of a dead endpoint and of an expired lease, compared with etcd's leases."""
 
 import argparse
 import asyncio
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
 
 _DYING, _STAYING = 10, 40
-_INTERVAL, _TIMEOUT, _THRESHOLD = 1.0, 0.5, 3
+_PROBE_INTERVAL_SECONDS, _PROBE_TIMEOUT_SECONDS, _FAILURE_THRESHOLD = 1.0, 0.5, 3
 _PROBING = (
     "--health-check.enabled=true",
-    f"--health-check.interval-ms={_INTERVAL * 1000:.0f}",
-    f"--health-check.timeout-ms={_TIMEOUT * 1000:.0f}",
-    f"--health-check.failure-threshold={_THRESHOLD}",
+    f"--health-check.interval-ms={_PROBE_INTERVAL_SECONDS * 1000:.0f}",
+    f"--health-check.timeout-ms={_PROBE_TIMEOUT_SECONDS * 1000:.0f}",
+    f"--health-check.failure-threshold={_FAILURE_THRESHOLD}",
 )
 _LEASES = 20
 _TTL_SECONDS = 5
-_TIMEOUT_SECONDS = 60.0
+_WAIT_TIMEOUT_SECONDS = 60.0
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
 
 async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int) -> None:
     report.title(f"{_DYING} of {_DYING + _STAYING} endpoints die: time until a watcher receives UNHEALTHY")
-    expected_maximum = _INTERVAL * _THRESHOLD + _TIMEOUT
+    expected_maximum = _PROBE_INTERVAL_SECONDS * _FAILURE_THRESHOLD + _PROBE_TIMEOUT_SECONDS
     slowest = []
     async with process(r"([\d,]+)", r"\d", "-m", "benchmarks.endpoints", str(_STAYING)) as staying:
         await _register(stub, "stays", staying.split(","))
@@ -120,7 +120,7 @@ async def _registry_delays(stub: "RegistryServiceAsyncStub", names: list[str]) -
 
 async def _etcd_delays(address: str, i: int, names: list[str]) -> list[float]:
     received: dict[str, float] = {}
-    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_TIMEOUT_SECONDS):
+    async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(_WAIT_TIMEOUT_SECONDS):
         watch: Any = channel.stream_stream(etcd.WATCH)
 
         async def requests() -> AsyncIterator[bytes]:
@@ -131,7 +131,7 @@ async def _etcd_delays(address: str, i: int, names: list[str]) -> list[float]:
             lease = 1 + i * _LEASES + number
             await etcd.grant(address, lease, _TTL_SECONDS)
             await etcd.call(address, etcd.PUT, etcd.put(name, b"x", lease))
-        end = time.perf_counter() + _TTL_SECONDS  # of the last
+        end = time.perf_counter() + _TTL_SECONDS  # end of the last lease
         stream = watch(requests())
         await stream.read()  # confirms that the watch is established: all later events are deletions
         while len(received) < len(names):
@@ -157,7 +157,7 @@ async def _until(stream: Any, names: set[str], status: int | None) -> dict[str, 
         For each service, the ``time.perf_counter()`` at which the event arrived.
     """
     received: dict[str, float] = {}
-    async with asyncio.timeout(_TIMEOUT_SECONDS):
+    async with asyncio.timeout(_WAIT_TIMEOUT_SECONDS):
         while len(received) < len(names):
             for event in (await stream.read()).events:
                 gone = event.type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED

@@ -92,8 +92,8 @@ async def _etcd(folder: Path, address: str, i: int, events: int, flags: tuple[st
     fleet = list(services(events)) * _BURSTS_PER_ROUND
     puts = [etcd.put(one.name, one.SerializeToString() + bytes(8 + i)) for one in fleet]
     changes = replay.requests_file(folder / "etcd-changes", puts)
-    more = (f"-field={etcd.WATCH_EVENTS}", "-keep-open")
-    return await _median(replay.fanout(address, etcd.WATCH, watch, etcd.PUT, changes, *flags, *more))
+    etcd_flags = (f"-field={etcd.WATCH_EVENTS}", "-keep-open")
+    return await _median(replay.fanout(address, etcd.WATCH, watch, etcd.PUT, changes, *flags, *etcd_flags))
 
 
 async def _event(address: str) -> bytes:

@@ -76,7 +76,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         await fill(small, _SMALL)
         filled = 0
         for size in _SIZES:
-            if size > 100_000 and _free() < _REQUIRED_MEMORY_BYTES:
+            if size > 100_000 and _available_memory() < _REQUIRED_MEMORY_BYTES:
                 report.line(f"{size:,} services", "skipped: not enough memory")
                 break
             await _fill(client, filled, size)
@@ -123,7 +123,7 @@ async def _measure(folder: Path, client: Redis, small: str, size: int, rounds: i
         stall.cancel()
         await asyncio.wait([stall])
         query_cost, get_cost = [
-            await _cost(small, one.grpc, method, asked, rounds) for method, asked in _requests(folder, size)
+            await _cost(small, one.grpc, method, requests, rounds) for method, requests in _requests(folder, size)
         ]
         worker = _resident(one.pid)
         memory = await client.info("memory")
@@ -143,7 +143,7 @@ async def _repair_time(client: Redis, size: int) -> float:
 
 def _requests(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
     """Return the requests of the query and of the point read, for a fleet of 1,000 and for one of this size."""
-    asked = replay.requests_file(folder / "asked", (query(i).SerializeToString() for i in range(10)))
+    queries = replay.requests_file(folder / "queries", (query(i).SerializeToString() for i in range(10)))
     points = {
         count: replay.requests_file(
             folder / f"point-{count}",
@@ -151,16 +151,16 @@ def _requests(folder: Path, size: int) -> list[tuple[str, dict[int, Path]]]:
         )
         for count in (_SMALL, size)
     }
-    return [("DiscoverServices", dict.fromkeys(points, asked)), ("GetService", points)]
+    return [("DiscoverServices", dict.fromkeys(points, queries)), ("GetService", points)]
 
 
-async def _cost(small: str, large: str, method: str, asked: dict[int, Path], rounds: int) -> float:
-    """Measure both in alternating rounds. Return the cost of a call on the large fleet relative to the small one."""
+async def _cost(small: str, large: str, method: str, requests: dict[int, Path], rounds: int) -> float:
+    """Return the cost of a call on a large fleet relative to a small one, measured in alternating rounds."""
     ratios = []
     for _ in range(rounds):
         rates = [
-            (await replay.unary(address, f"{_SERVICE}/{method}", requests, *_LOAD)).rate
-            for address, requests in ((small, asked[_SMALL]), (large, [*asked.values()][-1]))
+            (await replay.unary(address, f"{_SERVICE}/{method}", file, *_LOAD)).rate
+            for address, file in ((small, requests[_SMALL]), (large, [*requests.values()][-1]))
         ]
         ratios.append(rates[0] / rates[1])
     return statistics.median(ratios)
@@ -186,9 +186,9 @@ async def _longest_stall(url: str) -> float:
 async def _fill(client: Redis, start: int, end: int) -> None:
     """Write services to Redis in the store's format. Registering them would take a quarter of an hour."""
     now = timestamp(time.time_ns())
-    rest = islice(services(end), start, None)
+    remaining = islice(services(end), start, None)
     revision = start
-    while batch := list(islice(rest, _BATCH)):
+    while batch := list(islice(remaining, _BATCH)):
         records: dict[Any, Any] = {}  # as redis-py types a mapping
         documents = {}
         template = apply_registration(batch[0], None, now)
@@ -213,16 +213,16 @@ async def _fill(client: Redis, start: int, end: int) -> None:
 @asynccontextmanager
 async def _redis(folder: Path) -> AsyncIterator[Redis]:
     """Run a Redis without persistence."""
-    at = folder / "redis.sock"
+    socket_path = folder / "redis.sock"
     child = await asyncio.create_subprocess_exec(
-        *("redis-server", "--port", "0", "--unixsocket", str(at), "--save", "", "--dir", str(folder)),
+        *("redis-server", "--port", "0", "--unixsocket", str(socket_path), "--save", "", "--dir", str(folder)),
         stdout=asyncio.subprocess.DEVNULL,
     )
     try:
         async with asyncio.timeout(20):
-            while not at.exists():  # noqa: ASYNC110 - a file has no event to wait for
+            while not socket_path.exists():  # noqa: ASYNC110 - a file has no event to wait for
                 await asyncio.sleep(0.02)
-        async with Redis.from_url(f"unix://{at}") as client:
+        async with Redis.from_url(f"unix://{socket_path}") as client:
             yield client
     finally:
         child.terminate()
@@ -234,7 +234,8 @@ def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
-def _free() -> int:
+def _available_memory() -> int:
+    """Return the memory that is available on this machine, in bytes."""
     found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
     assert found is not None
     return int(found[1]) * 1024

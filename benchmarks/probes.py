@@ -42,10 +42,15 @@ class _Sample(NamedTuple):
     """Counters of a registry's probes at one time."""
 
     at: float
+    """Time of ``time.perf_counter``."""
     cpu: float
+    """Processor time in seconds."""
     probes: float
-    began: float
+    """Completed probes."""
+    started: float
+    """Started probes."""
     on_time: float
+    """Probes that started at most 0.5 s late."""
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
@@ -60,7 +65,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
 
 
 async def _effect_on_calls(report: Report, folder: Path, ports: list[str], rounds: int) -> None:
-    idle, beside, probing, probes, late, busy = [], [], [], 0.0, 0.0, []
+    idle, during_bare, probing, probes, late, busy = [], [], [], 0.0, 0.0, []
     pace = len(ports) * 1000 / _INTERVAL_MS
     for i in range(rounds):
         async with served(folder) as quiet:
@@ -69,19 +74,19 @@ async def _effect_on_calls(report: Report, folder: Path, ports: list[str], round
             idle.append(await _p99(quiet.grpc))
             bare = asyncio.create_task(_bare(",".join(ports), seconds=15, pace=pace))
             await asyncio.sleep(2)
-            beside.append(await _p99(quiet.grpc))
+            during_bare.append(await _p99(quiet.grpc))
             await bare
         async with served(folder, *_PROBING) as one:
             await asyncio.sleep(_INTERVAL_MS / 1000)  # until every service has been probed once
             before = _sample(one)
             probing.append(await _p99(one.grpc))
             after = _sample(one)
-            probes += after.began - before.began
-            late += (after.began - before.began) - (after.on_time - before.on_time)
+            probes += after.started - before.started
+            late += (after.started - before.started) - (after.on_time - before.on_time)
             busy.append((after.cpu - before.cpu) / (after.at - before.at))
     report.line("probes counted, CPU share of one core", f"{probes:,.0f} {statistics.median(busy):.0%}")
     report.at_most("probes started more than 0.5 s late", 100 * late / probes, 1, "%")
-    medians = [statistics.median(values) for values in (idle, beside, probing)]
+    medians = [statistics.median(values) for values in (idle, during_bare, probing)]
     report.line("GetService p99: idle, during bare GETs, probing (ms)", " ".join(f"{value:.2f}" for value in medians))
     # Agents, client and registry share the processors, so any process that sends the GETs slows down requests.
     report.line("  probing / idle", f"{medians[2] / medians[0]:.2f}")
@@ -158,7 +163,7 @@ def _sample(one: Served) -> _Sample:
         at=time.perf_counter(),
         cpu=sum(map(_processor_time, (one.pid, *_python_children(one.pid)))),
         probes=value(r'probes_total\{outcome="(?:ok|degraded)"\}'),
-        began=value("probe_lateness_seconds_count"),
+        started=value("probe_lateness_seconds_count"),
         on_time=value(r'probe_lateness_seconds_bucket\{le="0.5"\}'),
     )
 

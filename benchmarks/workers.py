@@ -40,8 +40,8 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             (folder / str(workers)).mkdir()
             ours.append(await stack.enter_async_context(registry(folder / str(workers), f"--workers={workers}")))
             await _fill(ours[-1])
-        asked = replay.requests_file(
-            folder / "asked", (GetServiceRequest(name=one.name).SerializeToString() for one in services(_FLEET))
+        requests = replay.requests_file(
+            folder / "requests", (GetServiceRequest(name=one.name).SerializeToString() for one in services(_FLEET))
         )
         bare_gains, gains = [], []
         for _ in range(args.rounds):
@@ -51,7 +51,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 (f"127.0.0.1:{two_echoes}", "/bare/Echo"),
                 *((address, _METHOD) for address in ours),
             ):
-                rates.append((await replay.unary(address, method, asked, *_LOAD)).rate)
+                rates.append((await replay.unary(address, method, requests, *_LOAD)).rate)
             bare_gains.append(rates[1] / rates[0])
             gains.append(rates[3] / rates[2])
             report.line("1 echo, 2 echoes; 1 worker, 2 workers (calls/s)", " ".join(f"{rate:,.0f}" for rate in rates))

@@ -133,9 +133,11 @@ async def _heartbeats(report: Report, servers: _Servers, rounds: int) -> None:
     for _ in range(rounds):
         beat = f"{_SERVICE}/Heartbeat"
         found["one by one"].append((await replay.unary(servers.ours, beat, one_by_one, *_LOAD)).rate)
-        few = (f"-seconds={_SECONDS}", "-in-flight=4")
-        found["batched"].append((await replay.unary(servers.ours, beat, batched, *few)).rate * _NAMES_PER_MESSAGE)
-        stream = await replay.stream(servers.ours, f"{_SERVICE}/KeepAlive", streamed, *few)
+        batch_load = (f"-seconds={_SECONDS}", "-in-flight=4")
+        found["batched"].append(
+            (await replay.unary(servers.ours, beat, batched, *batch_load)).rate * _NAMES_PER_MESSAGE
+        )
+        stream = await replay.stream(servers.ours, f"{_SERVICE}/KeepAlive", streamed, *batch_load)
         found["streamed"].append(stream.rate * _NAMES_PER_MESSAGE)
         if servers.etcd:
             found["etcd"].append((await replay.stream(servers.etcd, etcd.KEEP_ALIVE, kept, *_LOAD)).rate)
@@ -154,7 +156,7 @@ def _file(servers: _Servers, name: str, requests: Iterable[Message]) -> Path:
 
 
 def _renamed(service: Service, name: str) -> Service:
-    """Rename a service and remove its ``ttl``: services of the fleet are permanent, this one has a lease."""
+    """Rename a service and remove its ``ttl``, so that it has a default lease instead of being permanent."""
     service.name = name
     service.ClearField("ttl")
     return service

@@ -216,15 +216,15 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 	return rates{Rate: float64(len(took)) / elapsed, P50: ms(took[len(took)/2]), P99: ms(took[len(took)*99/100])}, nil
 }
 
-type fanned struct {
+type fanoutResult struct {
 	Last []float64 `json:"last"` // ms from the first trigger to the last event on the last stream, per round
 }
 
 // fanout opens streams and sends rounds of triggers. After each round it waits until every stream has every event.
-func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, error) {
+func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanoutResult, error) {
 	triggers, err := read(o.triggers)
 	if err != nil {
-		return fanned{}, err
+		return fanoutResult{}, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -241,7 +241,7 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 			err = s.CloseSend()
 		}
 		if err != nil {
-			return fanned{}, err
+			return fanoutResult{}, err
 		}
 		open.Add(1)
 		go func() {
@@ -264,7 +264,7 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 		}()
 	}
 	open.Wait()
-	var result fanned
+	var result fanoutResult
 	each := len(triggers) / o.rounds
 	for round := range o.rounds {
 		start := time.Now()
@@ -283,14 +283,14 @@ func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanned, err
 			select {
 			case <-received:
 			case err := <-errs:
-				return fanned{}, err
+				return fanoutResult{}, err
 			case <-time.After(2 * time.Minute):
-				return fanned{}, fmt.Errorf("timed out before every stream received every event")
+				return fanoutResult{}, fmt.Errorf("timed out before every stream received every event")
 			}
 		}
 		result.Last = append(result.Last, ms(time.Since(start)))
 		if err := <-sent; err != nil {
-			return fanned{}, err
+			return fanoutResult{}, err
 		}
 	}
 	return result, nil

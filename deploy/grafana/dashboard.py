@@ -21,8 +21,8 @@ class Panel(NamedTuple):
 
 
 def _quantile(metric: str, by: str = "", q: float = 0.99) -> str:
-    more = f", {by}" if by else ""
-    return f"histogram_quantile({q}, sum by (le{more}) (rate({metric}_bucket{{}}[$__rate_interval])))"
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket{{}}[$__rate_interval])))"
 
 
 def _rate(metric: str, by: str, where: str = "") -> str:

@@ -45,7 +45,7 @@ class Greeter(BaseHTTPRequestHandler):
 async def print_states(registration: Registration, endpoint: str) -> None:
     """Print changes of the registration state, until the registry rejects the service.
 
-    The SDK does the rest: a heartbeat every third of the TTL on one stream, registering again, and SIGTERM.
+    The SDK sends a heartbeat every third of the TTL on one stream, registers again if needed, and handles SIGTERM.
     """
     states: asyncio.Queue[RegistrationState] = asyncio.Queue()
     registration.on_change(states.put_nowait)

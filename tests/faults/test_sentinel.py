@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import EventType
-from tests.support.deployments import SERVICE, Watched, client_of, linked, role_of, watched
+from tests.support.deployments import SERVICE, Watched, client_of, role_of, wait_until_linked, watched
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, ServerProcess, connected, running
@@ -57,7 +57,7 @@ async def test_failover_of_a_killed_primary_keeps_confirmed_writes(tmp_path: Pat
             async with asyncio.timeout(TIMEOUT):
                 while await role_of(redis.servers[0]) != "slave":
                     await asyncio.sleep(0.05)
-            await linked(redis.servers[0])
+            await wait_until_linked(redis.servers[0])
             await more_writes(seen)
         seen.report("primary killed")
         assert primary is not redis.servers[0]

@@ -15,11 +15,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from registry_server.store.embedded import GuardedProcess, find_redis_server
 from tests.support.redis_process import PORTS, RedisProcess, free_port, serving_pid
 
-START_TIMEOUT = 60.0
-STOP_GRACE = 5.0
+START_TIMEOUT_SECONDS = 60.0
+STOP_GRACE_SECONDS = 5.0
 SERVICE = "agents"
-# Milliseconds; long enough that a busy machine is not considered down.
-SENTINEL_DOWN_AFTER, NODE_TIMEOUT = 1500, 2500
+# Long enough that a busy machine is not considered down.
+SENTINEL_DOWN_AFTER_MS, NODE_TIMEOUT_MS = 1500, 2500
 # Start a full copy immediately instead of waiting for other replicas.
 REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 SLOTS = 16384
@@ -40,7 +40,7 @@ class SentinelProcess:
         """Start the process and wait until it responds."""
         self._directory.mkdir(parents=True, exist_ok=True)
         fixed = bool(self.port)
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
             while not await self._try_port(self.port or free_port()):
                 if fixed:
                     await asyncio.sleep(0.05)
@@ -49,7 +49,7 @@ class SentinelProcess:
         """Stop the process. Idempotent."""
         process, self._process = self._process, None
         if process is not None:
-            await process.stop(STOP_GRACE)
+            await process.stop(STOP_GRACE_SECONDS)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -66,7 +66,7 @@ class SentinelProcess:
                 "bind 127.0.0.1",
                 f"dir {self._directory.absolute()}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self._primary.port} 2",
-                f"sentinel down-after-milliseconds {SERVICE} {SENTINEL_DOWN_AFTER}",
+                f"sentinel down-after-milliseconds {SERVICE} {SENTINEL_DOWN_AFTER_MS}",
                 f"sentinel failover-timeout {SERVICE} 6000",
                 f"sentinel parallel-syncs {SERVICE} 2",
             ]
@@ -88,7 +88,7 @@ class SentinelProcess:
                 await asyncio.sleep(0.01)
         finally:
             if self._process is not process:
-                await process.stop(STOP_GRACE)
+                await process.stop(STOP_GRACE_SECONDS)
         return False
 
 
@@ -110,8 +110,8 @@ class Watched(NamedTuple):
         return f"redis+sentinel://{user}{hosts}/{SERVICE}{options}"
 
     async def primary(self, other_than: RedisProcess | None = None) -> RedisProcess:
-        """Wait until two Sentinels agree on a primary, other than ``other_than``, whose role is primary; return it."""
-        async with asyncio.timeout(START_TIMEOUT):
+        """Return the primary once two Sentinels name it and it has that role; ignore ``other_than``."""
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
             while True:
                 ports = [port for sentinel in self.sentinels if (port := await self._primary_port(sentinel))]
                 for server in self.servers:
@@ -119,10 +119,10 @@ class Watched(NamedTuple):
                         return server
                 await asyncio.sleep(0.05)
 
-    async def settled(self) -> None:
+    async def wait_until_settled(self) -> None:
         """Wait until every Sentinel has discovered the others and all replicas."""
         for sentinel in self.sentinels:
-            async with asyncio.timeout(START_TIMEOUT):
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 while not await self._has_discovered_all(sentinel):
                     await asyncio.sleep(0.05)
 
@@ -154,16 +154,16 @@ async def watched(
     """Run a primary with replicas and three Sentinels, fully discovered; ``args`` are passed to redis-server."""
     async with AsyncExitStack() as stack:
 
-        async def server(name: str, *more: str) -> RedisProcess:
+        async def server(name: str, *extra_args: str) -> RedisProcess:
             auth = ("--masterauth", password) if password else ()
-            process = RedisProcess(directory / name, *REPLICATION, *auth, *args, *more, password=password)
+            process = RedisProcess(directory / name, *REPLICATION, *auth, *args, *extra_args, password=password)
             return await stack.enter_async_context(process)
 
         servers = [await server("redis-0")]
         following = ("--replicaof", "127.0.0.1", str(servers[0].port))
         servers += [await server(f"redis-{i}", *following) for i in range(1, replicas + 1)]
         for replica in servers[1:]:
-            await linked(replica)
+            await wait_until_linked(replica)
         sentinels = [
             await stack.enter_async_context(
                 SentinelProcess(directory / f"sentinel-{i}", servers[0], password, own_password)
@@ -171,7 +171,7 @@ async def watched(
             for i in range(3)
         ]
         deployment = Watched(servers, sentinels, password, own_password)
-        await deployment.settled()
+        await deployment.wait_until_settled()
         yield deployment
 
 
@@ -184,7 +184,7 @@ class Cluster(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Return the value of the setting ``redis.url``, without the owner of the slot: the registry has to find it."""
+        """Return the value of ``redis.url``, without the owner of the slot, which the registry must discover."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[1:3])
 
 
@@ -193,7 +193,7 @@ async def cluster(directory: Path, key: str, *args: str) -> AsyncIterator[Cluste
     """Run a cluster whose first node owns the slot of a key."""
     slot = key_slot(key.encode())
     async with AsyncExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *REPLICATION, *args)
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS), *REPLICATION, *args)
         nodes = [
             await stack.enter_async_context(RedisProcess(directory / f"node-{i}", *options, ports=CLUSTER_PORTS))
             for i in range(4)
@@ -209,20 +209,20 @@ async def cluster(directory: Path, key: str, *args: str) -> AsyncIterator[Cluste
                 if i:
                     await client.cluster("MEET", "127.0.0.1", nodes[0].port)
         for node in nodes:
-            await agreed(node)
+            await wait_until_agreed(node)
         async with client_of(nodes[0]) as client:
             owner = await client.cluster("MYID")
         async with client_of(nodes[3]) as client:
             await client.cluster("REPLICATE", owner)
-        await linked(nodes[3])
+        await wait_until_linked(nodes[3])
         for node in nodes:  # the others vote for the replica only after they have discovered it
-            await agreed(node, replicas=1)
+            await wait_until_agreed(node, replicas=1)
         yield Cluster(nodes, slot)
 
 
-async def agreed(node: RedisProcess, replicas: int = 0) -> None:
+async def wait_until_agreed(node: RedisProcess, replicas: int = 0) -> None:
     """Wait until a node has discovered the whole cluster."""
-    async with asyncio.timeout(START_TIMEOUT), client_of(node) as client:
+    async with asyncio.timeout(START_TIMEOUT_SECONDS), client_of(node) as client:
         while True:
             info: Any = await client.cluster("INFO")
             known: Any = await client.cluster("NODES")
@@ -232,9 +232,9 @@ async def agreed(node: RedisProcess, replicas: int = 0) -> None:
             await asyncio.sleep(0.05)
 
 
-async def linked(replica: RedisProcess) -> None:
+async def wait_until_linked(replica: RedisProcess) -> None:
     """Wait until a replica is connected to its primary."""
-    async with asyncio.timeout(START_TIMEOUT), client_of(replica) as client:
+    async with asyncio.timeout(START_TIMEOUT_SECONDS), client_of(replica) as client:
         while (await client.info("replication")).get("master_link_status") != "up":
             await asyncio.sleep(0.02)
 
@@ -268,5 +268,5 @@ async def role_of(server: RedisProcess) -> str | None:
 def client_of(server: RedisProcess) -> Redis:
     """Return a client of a Redis server."""
     return Redis(
-        port=server.port, password=server.password or None, decode_responses=True, socket_timeout=START_TIMEOUT
+        port=server.port, password=server.password or None, decode_responses=True, socket_timeout=START_TIMEOUT_SECONDS
     )

@@ -8,8 +8,8 @@ from redis.exceptions import ResponseError
 
 from tests.faults.suite.fault import fault
 from tests.faults.suite.load import Load
-from tests.faults.suite.stage import TIMEOUT, Stage
-from tests.support.deployments import SERVICE, cut_off, linked, role_of
+from tests.faults.suite.stage import RECOVERY_TIMEOUT_SECONDS, Stage
+from tests.support.deployments import SERVICE, cut_off, role_of, wait_until_linked
 from tests.support.redis_process import RedisProcess
 
 _WAIT_FOR_REPLICA = ("--redis.wait-replicas=1", "--redis.timeout-ms=1000")
@@ -21,7 +21,7 @@ _WAIT_FOR_REPLICA = ("--redis.wait-replicas=1", "--redis.timeout-ms=1000")
     deployment="sentinel",
     flags=_WAIT_FOR_REPLICA,
 )
-async def primary_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def primary_killed(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     primary.kill()
     yield
@@ -36,7 +36,7 @@ async def primary_killed(stage: Stage, _load: Load, _chance: random.Random) -> A
     deployment="sentinel",
     flags=_WAIT_FOR_REPLICA,
 )
-async def primary_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def primary_paused(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     primary.pause()
     try:
@@ -53,13 +53,13 @@ async def primary_paused(stage: Stage, _load: Load, _chance: random.Random) -> A
     deployment="sentinel",
     flags=_WAIT_FOR_REPLICA,
 )
-async def replica_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def replica_killed(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     replica = next(server for server in stage.servers if server is not primary)
     replica.kill()
     yield
     await replica.restart()
-    await linked(replica)
+    await wait_until_linked(replica)
 
 
 @fault(
@@ -68,7 +68,7 @@ async def replica_killed(stage: Stage, _load: Load, _chance: random.Random) -> A
     deployment="sentinel",
     flags=_WAIT_FOR_REPLICA,
 )
-async def replica_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def replica_paused(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     replica = next(server for server in stage.servers if server is not primary)
     replica.pause()
@@ -76,7 +76,7 @@ async def replica_paused(stage: Stage, _load: Load, _chance: random.Random) -> A
         yield
     finally:
         replica.resume()
-    await linked(replica)
+    await wait_until_linked(replica)
 
 
 @fault(
@@ -85,10 +85,10 @@ async def replica_paused(stage: Stage, _load: Load, _chance: random.Random) -> A
     deployment="sentinel",
     flags=("--redis.wait-replicas=2",),
 )
-async def failover_planned(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def failover_planned(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     assert stage.sentinel is not None
     primary = await stage.primary()
-    async with asyncio.timeout(TIMEOUT), stage.sentinel.client(stage.sentinel.sentinels[0]) as client:
+    async with asyncio.timeout(RECOVERY_TIMEOUT_SECONDS), stage.sentinel.client(stage.sentinel.sentinels[0]) as client:
         while True:
             try:
                 await client.execute_command("SENTINEL FAILOVER", SERVICE)  # type: ignore[no-untyped-call]
@@ -99,7 +99,7 @@ async def failover_planned(stage: Stage, _load: Load, _chance: random.Random) ->
     await _wait_for_failover(stage, primary)
     for server in stage.servers:
         if await role_of(server) == "slave":
-            await linked(server)
+            await wait_until_linked(server)
 
 
 @fault(
@@ -107,11 +107,11 @@ async def failover_planned(stage: Stage, _load: Load, _chance: random.Random) ->
     "`kill -9` of the primary under Sentinel while its replicas lack the newest writes, with `wait-replicas` 0",
     deployment="sentinel",
 )
-async def failover_lagging(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def failover_lagging(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
     primary = await stage.primary()
     replicas = [server for server in stage.servers if server is not primary]
     async with cut_off(primary, replicas):
-        await asyncio.sleep(chance.uniform(0.1, 0.8))
+        await asyncio.sleep(rng.uniform(0.1, 0.8))
         primary.kill()
     yield
     await _wait_for_failover(stage, primary)
@@ -125,17 +125,17 @@ async def _wait_for_failover(stage: Stage, primary: RedisProcess) -> None:
 
 
 async def _wait_for_replica(server: RedisProcess) -> None:
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout(RECOVERY_TIMEOUT_SECONDS):
         while await role_of(server) != "slave":
             await asyncio.sleep(0.05)
-    await linked(server)
+    await wait_until_linked(server)
 
 
 # A cluster.
 
 
 async def _wait_for_promotion(stage: Stage) -> None:
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout(RECOVERY_TIMEOUT_SECONDS):
         while await role_of(stage.servers[-1]) != "master":
             await asyncio.sleep(0.05)
 
@@ -146,7 +146,7 @@ async def _wait_for_promotion(stage: Stage) -> None:
     deployment="cluster",
     flags=_WAIT_FOR_REPLICA,
 )
-async def slot_owner_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def slot_owner_killed(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     stage.servers[0].kill()
     yield
     await _wait_for_promotion(stage)
@@ -160,7 +160,7 @@ async def slot_owner_killed(stage: Stage, _load: Load, _chance: random.Random) -
     deployment="cluster",
     flags=_WAIT_FOR_REPLICA,
 )
-async def slot_owner_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def slot_owner_paused(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     stage.servers[0].pause()
     try:
         yield

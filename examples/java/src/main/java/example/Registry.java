@@ -89,7 +89,7 @@ final class Registry implements AutoCloseable {
     return FATAL.contains(error.getStatus().getCode());
   }
 
-  /** Returns the registry's reason for an error, such as CURSOR_EXPIRED; empty for errors from elsewhere. */
+  /** Returns the registry's reason for an error, such as CURSOR_EXPIRED; empty if another program caused the error. */
   static String reasonOf(StatusException error) {
     var status = StatusProto.fromThrowable(error);
     if (status != null) {
