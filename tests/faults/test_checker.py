@@ -36,8 +36,10 @@ def call(kind: Kind, name: str, at: float, revision: int = 0, seen: str = "", **
     return Call("client", process, kind, name, at, revision=revision, seen=seen, **fields)  # type: ignore[arg-type]
 
 
-def event(type_: str, name: str, version: str, revision: int, of: int = 0, reason: str = BY_CLIENT) -> ObservedEvent:
-    return ObservedEvent(type_, reason, name, version, revision, of or revision, at=revision + 0.05)
+def event(
+    type_: str, name: str, version: str, revision: int, service_revision: int = 0, reason: str = BY_CLIENT
+) -> ObservedEvent:
+    return ObservedEvent(type_, reason, name, version, revision, service_revision or revision, at=revision + 0.05)
 
 
 def message(*events: ObservedEvent, watcher: str = "one", revision: int = 0, epoch: str = "e", **more: bool) -> Message:
@@ -49,7 +51,7 @@ CHANGES = (
     event(REGISTERED, "a", "1", 1),
     event(UPDATED, "a", "2", 2),
     event(REGISTERED, "b", "3", 3),
-    event(GONE, "b", "3", 4, of=3),
+    event(GONE, "b", "3", 4, service_revision=3),
     event(UPDATED, "a", "5", 5),
 )
 
@@ -132,7 +134,7 @@ def epoch_without_resync(history: History) -> None:
 
 
 def new_epoch(history: History) -> None:
-    end = message(event(GONE, "a", "5", 0, of=5, reason=RESYNC), epoch="f")
+    end = message(event(GONE, "a", "5", 0, service_revision=5, reason=RESYNC), epoch="f")
     end.at, end.events[0].revision = 9, 0
     history.messages.append(end)
 
@@ -267,7 +269,7 @@ def logged_error(history: History) -> None:
 
 
 def _expire(history: History, at: float) -> None:
-    end = message(event(GONE, "a", "5", 6, of=5, reason=EXPIRED))
+    end = message(event(GONE, "a", "5", 6, service_revision=5, reason=EXPIRED))
     end.at = end.events[0].at = at
     history.messages += [end, replace(end, watcher="two")]
     history.followers[0].last = 6
@@ -321,7 +323,7 @@ def test_violation_is_found(corrupt: Callable[[History], None], rule: str, words
     history = valid_history()
     corrupt(history)
     found = check(history)
-    assert [violation for violation in found if violation.rule == rule and words in violation.what], found
+    assert [violation for violation in found if violation.rule == rule and words in violation.description], found
 
 
 def unknown_write_without_effect(history: History) -> None:

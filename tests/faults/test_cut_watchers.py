@@ -66,7 +66,7 @@ class Writer:
 async def test_watcher_disconnected_100_times_receives_every_revision_once(redis: RedisProcess) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     only_c1 = ServiceFilter(capability="c-1", health=WANTED)
     async with (
         running(redis.url) as server,
@@ -84,7 +84,7 @@ async def test_watcher_disconnected_100_times_receives_every_revision_once(redis
                 await writer.change()
 
         async def cut(subscriber: Subscriber) -> None:
-            at = sorted(chance.sample(range(CHANGES), CUTS))
+            at = sorted(rng.sample(range(CHANGES), CUTS))
             for changes in at:
                 while CHANGES - left < changes and left > 0:
                     await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from registry_server.model.tokens import Cursor, encode_cursor
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running
-from tests.support.waiting import TIMEOUT, until
+from tests.support.waiting import TIMEOUT_SECONDS, until
 
 METRICS = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 LABELS = {"method", "code", "route", "status", "cache", "result", "outcome", "script", "pool", "state", "start"} | {
@@ -109,7 +109,7 @@ async def test_rpcs_are_timed_and_counted_by_method_and_code(server: Server) -> 
 async def test_call_of_a_disconnected_client_is_counted_as_cancelled(server: Server) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await server.stub.DiscoverServices(pb.DiscoverServicesRequest(min_revision=1_000), timeout=0.1)
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not (ended := await discovery_calls(server)):
             await asyncio.sleep(0.01)
     assert ended in ({"CANCELLED": 1}, {"DEADLINE_EXCEEDED": 1}), "client and server race at the deadline"

@@ -8,14 +8,14 @@ These fenced blocks are run, in the order of the document:
 - ``bash``: one script. It must succeed, and may print anything.
 - ``python``: one program. It must succeed. A ``text`` block that follows the words "It prints:" is its output.
 
-Every command has its own shell, in the root of the checkout: neither ``cd`` nor a variable lasts.
+Every command runs in a separate shell in the root of the checkout: ``cd`` and variables do not affect later commands.
 
-``...`` in expected output matches any text; on a line of its own it matches any number of lines, also none. Times,
-ages, cursors, revisions in JSON and the spaces after its colons may differ.
+``...`` in expected output matches any text; on a separate line it matches any number of lines, including none. Times,
+ages and cursors may differ, and in JSON also revisions and the spaces after colons.
 
 A comment before a block controls it: ``<!-- test: skip REASON -->`` skips the block; ``<!-- test: background -->``
-marks a command that runs in the background of the others: the caller already runs such a server, and passes its
-addresses in ``Substitutions``.
+marks a command that keeps running, such as a server: the caller has already started it, and passes its addresses in
+``Substitutions``.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from typing import Final, Literal
 
 TIMEOUT_SECONDS: Final = 60.0
 TOOLS: Final = ("curl", "docker", "grpcurl", "jq", "make", "nc", "npm", "python", "python3", "redis-cli", "uv")
-"""A block that calls one of these programs is skipped if the program is missing."""
+"""A block that calls one of these programs is skipped if it is not installed."""
 
 Language = Literal["bash", "console", "python"]
 
@@ -41,7 +41,7 @@ _PRINTS = "It prints:"
 
 _LOOSE: Final = (
     (re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)"), "TIME"),
-    # protojson of Go puts one space or two after a colon, to keep people from comparing its output.
+    # Go's protojson randomly writes one or two spaces after a colon, so that programs do not rely on its output.
     (re.compile(r'(?<=":) +'), " "),
     (re.compile(r'(?<="cursor": )"[^"]*"'), '"CURSOR"'),
     (re.compile(r'(?<="revision": )"\d+"'), '"REVISION"'),
@@ -128,7 +128,7 @@ class Substitutions:
 
 
 def blocks(document: str) -> list[Block]:
-    """Return the blocks of a document that can be run, including skipped ones.
+    """Return the blocks of commands in a document, including skipped ones.
 
     Raises:
         ValueError: The document violates the format; the message contains the line.
@@ -213,7 +213,7 @@ def matches(expected: Iterable[str], printed: Iterable[str]) -> bool:
 
 
 def loosened(lines: Iterable[str]) -> list[str]:
-    """Replace texts that may differ by a word, and strip trailing white space and empty lines."""
+    """Replace each text that may differ by a fixed word, and strip trailing white space and empty lines."""
     text = "\n".join(line.rstrip() for line in lines).rstrip("\n")
     for pattern, word in _LOOSE:
         text = pattern.sub(word, text)

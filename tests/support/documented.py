@@ -32,7 +32,7 @@ async def as_documented() -> AsyncIterator[Substitutions]:
 
 
 def environment(substitutions: Substitutions) -> dict[str, str]:
-    """Return environment variables with which commands find ``ossa-registry``, and that finds the server."""
+    """Return environment variables with which commands find ``ossa-registry``, and ``ossa-registry`` the server."""
     removed = ("OSSA_REGISTRY_", "NO_COLOR", "FORCE_COLOR", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     return kept | {

@@ -1,4 +1,6 @@
-"""Time that passes for leases without waiting for it."""
+"""Expiry of leases without waiting: shifts the times that Redis stores."""
+
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -11,9 +13,9 @@ for i = 1, #leases, 2 do redis.call('ZADD', KEYS[1], leases[i + 1] - ms, leases[
 local swept = redis.call('GET', KEYS[2])
 if swept then redis.call('SET', KEYS[2], string.format('%.0f', swept - ms)) end
 for _, document in ipairs(redis.call('KEYS', ARGV[2] .. '*')) do
-  local left = redis.call('PTTL', document)
-  if left >= 0 and left <= ms then redis.call('DEL', document) end
-  if left > ms then redis.call('PEXPIRE', document, left - ms) end
+  local remaining = redis.call('PTTL', document)
+  if remaining >= 0 and remaining <= ms then redis.call('DEL', document) end
+  if remaining > ms then redis.call('PEXPIRE', document, remaining - ms) end
 end
 """
 
@@ -21,8 +23,9 @@ end
 async def pass_time(client: Redis, seconds: float) -> None:
     """Change Redis as if ``seconds`` had passed without a sweep: move deadlines and the latest sweep into the past.
 
-    Documents whose deadline has passed are deleted, as Redis does. Stop or kill what sweeps next.
+    Documents whose deadline has passed are deleted, as Redis does. First stop or kill every server that sweeps leases.
     """
     keys = Keys.under("ossa:services")
     arguments = (round(seconds * 1000), keys.document_prefix)
-    await client.eval(_SCRIPT, 2, keys.leases, keys.sweep, *arguments)  # type: ignore[misc]
+    evaluation: Any = client.eval(_SCRIPT, 2, keys.leases, keys.sweep, *arguments)  # its type depends on the version
+    await evaluation

@@ -1,4 +1,4 @@
-"""Running processes, from /proc: ps and pgrep are not installed everywhere."""
+"""Running processes, read from /proc because ps and pgrep are not installed everywhere."""
 
 from pathlib import Path
 

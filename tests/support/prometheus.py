@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import yaml
 
-TIMEOUT = 60.0
+TIMEOUT_SECONDS = 60.0
 ALERTS = Path(__file__).parents[2] / "deploy" / "prometheus" / "alerts.yml"
 _WINDOW = "12s"
 
@@ -60,7 +60,7 @@ class Prometheus:
             "--log.level=error",
         )
         self._client = aiohttp.ClientSession(f"http://127.0.0.1:{port}")
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while not await self._ready():
                 assert self._process.returncode is None, "Prometheus exited during its start"
                 await asyncio.sleep(0.05)
@@ -88,15 +88,15 @@ class Prometheus:
         """Wait until each of the alerts has fired."""
         missing = set(alerts)
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 while missing := missing - await self.firing():
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            raise AssertionError(f"did not fire in {TIMEOUT} s: {sorted(missing)}") from None
+            raise AssertionError(f"did not fire in {TIMEOUT_SECONDS} s: {sorted(missing)}") from None
 
     async def scraped(self, times: int = 2) -> None:
         """Wait until every target has been scraped ``times`` times."""
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 counts = [value for _, value in await self.query("count_over_time(ossa_registry_revision[1h])")]
                 if len(counts) == len(self._targets) and min(counts) >= times:

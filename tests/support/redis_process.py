@@ -13,8 +13,8 @@ from typing import Self
 
 from registry_server.store.embedded import GuardedProcess, find_redis_server
 
-START_TIMEOUT = 30.0
-STOP_GRACE = 5.0
+START_TIMEOUT_SECONDS = 30.0
+STOP_GRACE_SECONDS = 5.0
 # Below the ephemeral ports of Linux and macOS: no outgoing connection can take the port during a restart.
 PORTS = range(20_000, 32_000)
 
@@ -58,6 +58,7 @@ class RedisProcess:
 
     @property
     def url(self) -> str:
+        """Return the value of the setting ``redis.url``."""
         return f"redis://127.0.0.1:{self.port}"
 
     @property
@@ -71,7 +72,7 @@ class RedisProcess:
         assert self._process is None, "already running; use restart()"
         self._directory.mkdir(parents=True, exist_ok=True)
         fixed = bool(self._port)
-        async with asyncio.timeout(START_TIMEOUT):
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
             while not await self._try_port(self._port or free_port(self._ports)):
                 if "Address already in use" not in (log := self._log()):
                     raise RuntimeError(f"redis-server failed to start:\n{log}")
@@ -84,7 +85,7 @@ class RedisProcess:
         if process is not None:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
-            await process.stop(STOP_GRACE)
+            await process.stop(STOP_GRACE_SECONDS)
 
     async def restart(self) -> None:
         """Stop the server if it runs, and start it on the same port with the same data."""
@@ -128,7 +129,7 @@ class RedisProcess:
                 await asyncio.sleep(0.01)
         finally:
             if self._process is not process:
-                await process.stop(STOP_GRACE)
+                await process.stop(STOP_GRACE_SECONDS)
         return False
 
     def _log(self) -> str:

@@ -32,7 +32,7 @@ class SharedRedis(RedisProcess):
 
     def __enter__(self) -> Self:
         self._runner.run(super().start())
-        self._client = Redis(port=self.port, decode_responses=True)
+        self._client: Any = Redis(port=self.port, decode_responses=True)  # the types depend on the version
         self._defaults = self._configuration()
         return self
 
@@ -75,7 +75,8 @@ class SharedRedis(RedisProcess):
         _refuse()
 
     def _configuration(self) -> dict[str, Any]:
-        return self._client.config_get("*")
+        configuration: dict[str, Any] = self._client.config_get("*")
+        return configuration
 
 
 def _refuse() -> NoReturn:

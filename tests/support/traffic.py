@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 BEATING = "beats"
 TTL_SECONDS = 5
-PAUSE = 0.02
-TIMEOUT = 30  # seconds
+PAUSE_SECONDS = 0.02
+STOP_TIMEOUT_SECONDS = 30  # seconds
 
 
 class Traffic:
@@ -35,7 +35,7 @@ class Traffic:
         self.acknowledged: dict[str, Service] = {}
         self.refused: list[str] = []
         """Reasons of the failed writes."""
-        self.over = False
+        self.stopping = False
         """Whether the tasks stop after their current call."""
         self._reads = 0
         self._longest_gap = self._last_write = 0.0
@@ -58,7 +58,7 @@ class Traffic:
     async def write(self, number: int) -> None:
         """Register one service after another."""
         count = 0
-        while not self.over:
+        while not self.stopping:
             count += 1
             service = small_service(f"load-{number}-{count}")
             try:
@@ -70,21 +70,21 @@ class Traffic:
                 now = time.monotonic()
                 self._longest_gap = max(self._longest_gap, now - self._last_write)
                 self._last_write = now
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def read(self) -> None:
         """Read continuously, and check that acknowledged services are found."""
-        while not self.over:
+        while not self.stopping:
             await self._stub.GetService(pb.GetServiceRequest(name=BEATING))
             before = len(self.acknowledged)  # writes can be acknowledged after the response was computed
             found = await self._stub.DiscoverServices(pb.DiscoverServicesRequest(page_size=1))
             assert found.total_size > before
             self._reads += 1
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def beat(self) -> None:
         """Renew a short lease, ignoring UNAVAILABLE."""
-        while not self.over:
+        while not self.stopping:
             try:
                 answer = await self._stub.Heartbeat(pb.HeartbeatRequest(names=[BEATING]))
                 assert answer.renewed_count == 1
@@ -120,8 +120,8 @@ async def traffic(server: Server, writers: int = 4) -> AsyncIterator[Traffic]:
     tasks = [asyncio.create_task(each) for each in (*running, subject.read(), subject.beat())]
     try:
         yield subject
-        subject.over = True
-        async with asyncio.timeout(TIMEOUT):
+        subject.stopping = True
+        async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
             await asyncio.gather(*tasks)
     finally:
         await cancel(tasks)

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
-TIMEOUT = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
-async def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT) -> None:
+async def until(condition: Callable[[], object], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Wait until a condition holds."""
     try:
         async with asyncio.timeout(timeout_seconds):

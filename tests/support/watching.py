@@ -37,10 +37,10 @@ class Subscriber:
         self._call: grpc.aio.UnaryStreamCall[WatchEventsRequest, WatchEventsResponse] | None = None
 
     async def follow(self, stub: "RegistryServiceAsyncStub") -> None:
-        """Watch until cancelled. Resume after every error from which a client may resume."""
+        """Watch until cancelled, and resume after every error from which a client may resume."""
         while True:
             request = WatchEventsRequest(cursor=self.cursor, include_snapshot=not self.cursor)
-            # Changes that do not match only appear in the cursors of bookmarks, for which `reached` waits.
+            # Changes that do not match the filter only advance the cursors of bookmarks, for which `reached` waits.
             request.bookmark_interval.FromMilliseconds(200)
             if self.filter is not None:
                 request.filter.CopyFrom(self.filter)

@@ -71,8 +71,8 @@ def _runs(options: argparse.Namespace) -> Iterator[tuple[list[str], int]]:
     names = options.fault or [name for name in CATALOGUE if name != "none"]
     for seed in range(options.seed, options.seed + options.seeds):
         for name in names:
-            if why := reason_to_skip(CATALOGUE[name]):
-                print(f"{name}: skipped, {why}", flush=True)
+            if reason := reason_to_skip(CATALOGUE[name]):
+                print(f"{name}: skipped, {reason}", flush=True)
             else:
                 yield [name], seed
     for seed in range(options.seed, options.seed + options.mix):

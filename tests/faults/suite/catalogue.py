@@ -19,11 +19,11 @@ def reason_to_skip(fault: Fault) -> str:
 
 def mixture(seed: int) -> list[str]:
     """Return two or three faults of a standalone Redis with different targets, chosen by a seed."""
-    chance = random.Random(f"mix {seed}")
+    rng = random.Random(f"mix {seed}")
     groups: dict[str, list[str]] = {}
     for fault in CATALOGUE.values():
         if fault.group and not reason_to_skip(fault):
             groups.setdefault(fault.group, []).append(fault.name)
-    chosen = chance.sample(sorted(groups), chance.choice((2, 3)))
+    chosen = rng.sample(sorted(groups), rng.choice((2, 3)))
     # Faults that send commands to Redis come first: it may be unavailable later.
-    return [chance.choice(groups[group]) for group in sorted(chosen, key=lambda group: group != "data")]
+    return [rng.choice(groups[group]) for group in sorted(chosen, key=lambda group: group != "data")]

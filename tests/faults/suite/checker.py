@@ -13,8 +13,8 @@ from tests.faults.suite.timeline import Span, Timeline, Violation, digest_of
 
 __all__ = ["RULES", "Violation", "check"]
 
-_TOLERANCE = 0.005
-"""Tolerance in seconds, because times are rounded to milliseconds."""
+_TOLERANCE_SECONDS = 0.005
+"""Times are rounded to milliseconds."""
 _NEVER = float("inf")
 
 Found = Iterator[str]
@@ -25,7 +25,7 @@ def check(history: History) -> list[Violation]:
     timeline = Timeline(history)
     violations = list(timeline.violations)
     for name, rule in RULES.items():
-        violations += [Violation(name, what) for what in rule(history, timeline)]
+        violations += [Violation(name, description) for description in rule(history, timeline)]
     return violations
 
 
@@ -108,7 +108,9 @@ def _acknowledged_writes_are_sent(history: History, timeline: Timeline) -> Found
         return
     events = timeline.changes.values()
     written = {event.version for event in events if event.type != GONE}
-    removed = {(event.name, event.of) for event in events if event.type == GONE and event.reason != EXPIRED}
+    removed = {
+        (event.name, event.service_revision) for event in events if event.type == GONE and event.reason != EXPIRED
+    }
     for call in _acknowledged(history):
         sent = (call.name, call.revision) in removed if call.kind == "unregister" else call.version in written
         if not sent:
@@ -163,7 +165,7 @@ def _reads(history: History, timeline: Timeline) -> Found:
         floor = max(local, call.min_revision, acknowledged if call.strong else 0)
         if call.kind == "get":
             seen = [span for span in timeline.spans(call.name) if span.version == call.seen]
-            seen = [span for span in seen if not call.seen or span.of == call.revision]
+            seen = [span for span in seen if not call.seen or span.revision == call.revision]
             if not any(origins.earliest(call.name, span) <= call.end for span in seen):
                 yield f"a read returned a state that never existed: {call}"
             elif max(span.until for span in seen) <= floor:
@@ -179,7 +181,9 @@ def _preconditions(history: History, timeline: Timeline) -> Found:
     if not timeline.complete:
         return
     positions = {event.version: revision for (_, revision), event in timeline.changes.items() if event.type != GONE}
-    removals = {(e.name, e.of): revision for (_, revision), e in timeline.changes.items() if e.type == GONE}
+    removals = {
+        (e.name, e.service_revision): revision for (_, revision), e in timeline.changes.items() if e.type == GONE
+    }
     origins = _Origins(history)
     for call, _, acknowledged in _floors(history):
         if call.kind not in WRITES:
@@ -192,7 +196,7 @@ def _preconditions(history: History, timeline: Timeline) -> Found:
             if (
                 (call.kind == "create" and before.version)
                 or (call.kind in ("update", "unregister") and not before.version)
-                or (call.expected and before.of != call.expected)
+                or (call.expected and before.revision != call.expected)
             ):
                 yield f"a write at revision {at} violated its precondition; the state before it was {before}: {call}"
         elif call.outcome == "refused" and "WRITE_CONFLICT" not in call.code:
@@ -208,11 +212,11 @@ def _refuses(span: Span, call: Call) -> bool:
         case "NOT_FOUND":
             return not span.version
         case _:
-            return bool(span.version) and span.of != call.expected
+            return bool(span.version) and span.revision != call.expected
 
 
 def _leases(history: History, timeline: Timeline) -> Found:
-    """No lease expires within a ttl after the start of an acknowledged heartbeat or registration."""
+    """No lease expires within its length after the start of an acknowledged heartbeat or registration."""
     renewals = _by_name(
         call
         for call in history.calls
@@ -229,9 +233,9 @@ def _leases(history: History, timeline: Timeline) -> Found:
         if history.promises.clock_is_correct:
             at = min(at, event.at)
         for call in renewals.get(event.name, []):
-            left = call.start + ttls[event.name] - at
-            if call.end < at and left > _TOLERANCE:
-                yield f"{event.name} expired at revision {event.revision}, {left:.2f} s too early, after {call}"
+            remaining = call.start + ttls[event.name] - at
+            if call.end < at and remaining > _TOLERANCE_SECONDS:
+                yield f"{event.name} expired at revision {event.revision}, {remaining:.2f} s too early, after {call}"
                 break
 
 
@@ -248,6 +252,7 @@ RULES: dict[str, Callable[[History, Timeline], Found]] = {
     "preconditions": _preconditions,
     "leases": _leases,
 }
+"""Rules by name. The docstring of a rule is the promise that it checks."""
 
 
 class _Origins:
@@ -269,7 +274,7 @@ class _Origins:
             return self._writers.get(span.version, 0)
         if span.change.reason == EXPIRED:
             return 0
-        return self._removers.get((name, span.change.of), self._removers.get((name, 0), 0))
+        return self._removers.get((name, span.change.service_revision), self._removers.get((name, 0), 0))
 
 
 def _acknowledged(history: History) -> list[Call]:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from tests.faults.suite.load import Load
 
 _OWN_NAMES, _SHARED_NAMES, _LEASES = 4, 4, 3
-TTL = 5.0
+TTL_SECONDS = 5.0
 """Length of leases in seconds; the minimum that the registry accepts."""
 _HEARTBEAT_SECONDS = 0.4
 _DEADLINE_SECONDS = 8.0
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
-"""Codes which mean that the call had no effect."""
+"""Codes of calls without an effect."""
 
 
 class Client:
@@ -36,8 +36,8 @@ class Client:
 
     def __init__(self, load: "Load", name: str) -> None:
         self.load, self.name = load, name
-        self.chance = random.Random(load.chance.random())
-        self.process = self.chance.randrange(PROCESSES)
+        self.rng = random.Random(load.rng.random())
+        self.process = self.rng.randrange(PROCESSES)
         channels = [load.channel(process) for process in range(PROCESSES)]
         self._channels = channels
         self.stubs: list[RegistryServiceAsyncStub] = [RegistryServiceStub(channel) for channel in channels]
@@ -64,7 +64,7 @@ class Client:
                 call.outcome = "refused"
                 call.end = time.time()
             else:
-                self.process = self.chance.randrange(PROCESSES)  # like clients with several targets
+                self.process = self.rng.randrange(PROCESSES)  # as a client with several targets does
             return None
         call.end = time.time()
         call.outcome = "ok"
@@ -135,10 +135,8 @@ class Client:
             )
             if answer is None:
                 return call
-            if (
-                request.page_token and answer.revision != call.revision
-            ):  # a page shows the state at the time of its request
-                call.outcome = "unknown"
+            if request.page_token and answer.revision != call.revision:
+                call.outcome = "unknown"  # the pages show the states at different revisions
                 return call
             call.revision = answer.revision
             call.states.update({service.name: (service.version, service.revision) for service in answer.services})
@@ -162,7 +160,7 @@ class Client:
         self.process = process
         while (call := await self.read_all(strong=True)).outcome != "ok":
             await asyncio.sleep(0.05)
-        # Responses do not contain the epoch; the messages of watchers show a different one.
+        # Responses do not contain the epoch; if it differs, the messages of watchers show that.
         return FinalState(f"process {process}", redis.epoch, call.revision, call.states)
 
     def _record_write(self, call: Call, answer: Any) -> None:
@@ -186,8 +184,8 @@ class Worker(Client, ABC):
         """Make calls until the load stops."""
         try:
             while self.load.running:
-                if self.chance.random() < 0.1:
-                    self.process = self.chance.randrange(PROCESSES)
+                if self.rng.random() < 0.1:
+                    self.process = self.rng.randrange(PROCESSES)
                 await self.step()
                 await self.load.pause()
         finally:
@@ -208,12 +206,12 @@ class Owner(Worker):
         self._last: dict[str, int] = {}
 
     async def step(self) -> None:
-        name = self.chance.choice(self._names)
-        match self.chance.random():
+        name = self.rng.choice(self._names)
+        match self.rng.random():
             case x if x < 0.35:
                 call = await self.register(name)
             case x if x < 0.55:
-                call = await self.update(name, self._last.get(name, 0) if self.chance.random() < 0.5 else 0)
+                call = await self.update(name, self._last.get(name, 0) if self.rng.random() < 0.5 else 0)
             case x if x < 0.68:
                 call = await self.unregister(name)
             case x if x < 0.76:
@@ -229,9 +227,9 @@ class Sharer(Worker):
     """Writes names that other clients also write, with and without an expected revision."""
 
     async def step(self) -> None:
-        name = f"shared-{self.chance.randrange(_SHARED_NAMES)}"
+        name = f"shared-{self.rng.randrange(_SHARED_NAMES)}"
         read = await self.get(name)
-        match self.chance.random():
+        match self.rng.random():
             case x if x < 0.4:
                 await self.update(name, read.revision)
             case x if x < 0.6:
@@ -239,16 +237,16 @@ class Sharer(Worker):
             case x if x < 0.8:
                 await self.register(name, create=True)
             case _:
-                await self.unregister(name, read.revision if self.chance.random() < 0.5 else 0)
+                await self.unregister(name, read.revision if self.rng.random() < 0.5 else 0)
 
 
 class Reader(Worker):
     """Reads names of other clients, through any process."""
 
     async def step(self) -> None:
-        self.process = self.chance.randrange(PROCESSES)
-        name = self.chance.choice([*self.load.names, "shared-0", "shared-1"])
-        match self.chance.random():
+        self.process = self.rng.randrange(PROCESSES)
+        name = self.rng.choice([*self.load.names, "shared-0", "shared-1"])
+        match self.rng.random():
             case x if x < 0.2:
                 await self.get(name, self.load.newest[0])
             case x if x < 0.5:
@@ -272,7 +270,7 @@ class Heartbeater(Worker):
 
     async def step(self) -> None:
         for name in sorted(self._unknown):
-            if (await self.register(name, ttl=TTL)).outcome == "ok":
+            if (await self.register(name, ttl=TTL_SECONDS)).outcome == "ok":
                 self._unknown.discard(name)
         self._unknown.update(await self.beat(self._names))
         await self.load.pause(_HEARTBEAT_SECONDS)

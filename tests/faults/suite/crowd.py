@@ -10,7 +10,7 @@ import grpc
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from registry_server.runtime.tasks import cancel
 from tests.faults.suite.history import Follower
-from tests.faults.suite.stage import PROCESSES, TIMEOUT
+from tests.faults.suite.stage import PROCESSES, RECOVERY_TIMEOUT_SECONDS
 
 _WATCHERS_PER_CONNECTION = 100
 _METHOD = "/ossa.registry.v1.RegistryService/WatchEvents"
@@ -56,7 +56,7 @@ class Crowd:
             opened.append(asyncio.Event())
             watch = self._watch(follower, self._channels[-1 - i % len(self._channels)], opened[-1])
             self._tasks.append(asyncio.create_task(watch))
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(RECOVERY_TIMEOUT_SECONDS):
             for each in opened:
                 await each.wait()
 

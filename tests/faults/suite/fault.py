@@ -39,6 +39,6 @@ class Fault:
     group: str = ""
 
 
-def fault(name: str, summary: str, **more: Any) -> Callable[[Body], Fault]:
+def fault(name: str, summary: str, **attributes: Any) -> Callable[[Body], Fault]:
     """Return a decorator that creates a fault from a function."""
-    return lambda body: Fault(name, summary, asynccontextmanager(body), **more)
+    return lambda body: Fault(name, summary, asynccontextmanager(body), **attributes)

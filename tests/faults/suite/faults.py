@@ -17,7 +17,7 @@ from tests.faults.suite.stage import PROCESSES, Stage
 
 
 @fault("none", "no fault: tests the suite itself")
-async def none(_stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def none(_stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     yield
 
 
@@ -32,16 +32,16 @@ _FAILED_READS = Promises(reads_succeed=False)
     group="registry",
     promises=_FAILED_READS,
 )
-async def registry_killed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    process = stage.processes[chance.randrange(PROCESSES)]
+async def registry_killed(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    process = stage.processes[rng.randrange(PROCESSES)]
     await process.kill()
     yield
     await process.start()
 
 
 @fault("registry-paused", "`SIGSTOP` of a registry process", group="registry", promises=_FAILED_READS)
-async def registry_paused(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    process = stage.processes[chance.randrange(PROCESSES)]
+async def registry_paused(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    process = stage.processes[rng.randrange(PROCESSES)]
     process.signal(signal.SIGSTOP)
     try:
         yield
@@ -53,7 +53,7 @@ async def registry_paused(stage: Stage, _load: Load, chance: random.Random) -> A
 
 
 @fault("redis-killed", "`kill -9` of Redis, which is started again with its append-only file", group="redis")
-async def redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def redis_killed(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     stage.servers[0].kill()
     yield
     await stage.servers[0].restart()
@@ -61,11 +61,11 @@ async def redis_killed(stage: Stage, _load: Load, _chance: random.Random) -> Asy
 
 @fault(
     "redis-paused",
-    "`SIGSTOP` of Redis: connections stay open and nothing answers",
+    "`SIGSTOP` of Redis: connections stay open, but Redis does not respond",
     group="redis",
     flags=("--redis.timeout-ms=500",),  # shorter than the fault
 )
-async def redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def redis_paused(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     stage.servers[0].pause()
     try:
         yield
@@ -77,7 +77,7 @@ async def redis_paused(stage: Stage, _load: Load, _chance: random.Random) -> Asy
 
 
 @fault("flushall", "`FLUSHALL`: Redis is emptied, and the registry restores its data", group="data")
-async def flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def flushall(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     await stage.run_redis_command("FLUSHALL")
     yield
 
@@ -88,7 +88,7 @@ async def flushall(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIt
     flags=("--redis.repair=false",),
     promises=Promises(may_lose=True, may_skip=True),
 )
-async def flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def flushall_unrepaired(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     await stage.run_redis_command("FLUSHALL")
     yield
 
@@ -99,25 +99,25 @@ async def flushall_unrepaired(stage: Stage, _load: Load, _chance: random.Random)
     group="data",
     promises=Promises(may_skip=True),
 )
-async def stream_trimmed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def stream_trimmed(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
     async def trim() -> None:
         while True:
-            await stage.run_redis_command("XTRIM", stage.keys.events, "MAXLEN", chance.randrange(2))
-            await asyncio.sleep(chance.uniform(0, 0.1))
+            await stage.run_redis_command("XTRIM", stage.keys.events, "MAXLEN", rng.randrange(2))
+            await asyncio.sleep(rng.uniform(0, 0.1))
 
     async with _during(trim()):
         yield
 
 
 @fault("out-of-memory", "`maxmemory` is reached: Redis returns `OOM`", group="data")
-async def out_of_memory(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def out_of_memory(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     await stage.run_redis_command("CONFIG", "SET", "maxmemory", "1")
     yield
     await stage.run_redis_command("CONFIG", "SET", "maxmemory", "0")
 
 
 @fault("disk-full", "the append-only file cannot grow: Redis returns `MISCONF`", group="redis")
-async def disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def disk_full(stage: Stage, _load: Load, _rng: random.Random) -> AsyncIterator[None]:
     pid = stage.servers[0].pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
@@ -132,8 +132,8 @@ async def disk_full(stage: Stage, _load: Load, _chance: random.Random) -> AsyncI
     needs={"clock": True},
     promises=Promises(clock_is_correct=False),
 )
-async def clock_jump(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    stage.set_clock(chance.choice((-3600, -30, 30, 3600)))
+async def clock_jump(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    stage.set_clock(rng.choice((-3600, -30, 30, 3600)))
     yield
     stage.set_clock(0)
 
@@ -143,8 +143,8 @@ async def clock_jump(stage: Stage, _load: Load, chance: random.Random) -> AsyncI
 _LINKED = {"linked": True}
 
 
-def _some_links(stage: Stage, chance: random.Random) -> list[Proxy]:
-    return stage.links if chance.random() < 0.5 else [chance.choice(stage.links)]
+def _some_links(stage: Stage, rng: random.Random) -> list[Proxy]:
+    return stage.links if rng.random() < 0.5 else [rng.choice(stage.links)]
 
 
 @fault(
@@ -153,8 +153,8 @@ def _some_links(stage: Stage, chance: random.Random) -> list[Proxy]:
     group="link",
     needs=_LINKED,
 )
-async def link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    links = _some_links(stage, chance)
+async def link_cut(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    links = _some_links(stage, rng)
     for link in links:
         link.refuses = True
         link.cut()
@@ -169,10 +169,10 @@ async def link_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIte
     group="link",
     needs=_LINKED,
 )
-async def link_delayed(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    links = _some_links(stage, chance)
+async def link_delayed(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    links = _some_links(stage, rng)
     for link in links:
-        link.delay = chance.uniform(0.02, 0.3)
+        link.delay = rng.uniform(0.02, 0.3)
     yield
     for link in links:
         link.delay = 0
@@ -184,8 +184,8 @@ async def link_delayed(stage: Stage, _load: Load, chance: random.Random) -> Asyn
     group="link",
     needs=_LINKED,
 )
-async def link_half_open(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    links = _some_links(stage, chance)
+async def link_half_open(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    links = _some_links(stage, rng)
     for link in links:
         link.swallows = True
     yield
@@ -200,10 +200,10 @@ async def link_half_open(stage: Stage, _load: Load, chance: random.Random) -> As
     group="link",
     needs=_LINKED,
 )
-async def link_throttled(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
-    links = _some_links(stage, chance)
+async def link_throttled(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
+    links = _some_links(stage, rng)
     for link in links:
-        link.rate = chance.randrange(8, 64) * 1024
+        link.rate = rng.randrange(8, 64) * 1024
     yield
     for link in links:
         link.rate = 0
@@ -216,11 +216,11 @@ async def link_throttled(stage: Stage, _load: Load, chance: random.Random) -> As
     needs={"fronted": True},
     promises=Promises(reads_succeed=False),
 )
-async def clients_cut(stage: Stage, _load: Load, chance: random.Random) -> AsyncIterator[None]:
+async def clients_cut(stage: Stage, _load: Load, rng: random.Random) -> AsyncIterator[None]:
     async def cut() -> None:
         while True:
-            chance.choice(stage.fronts).cut()
-            await asyncio.sleep(chance.uniform(0.05, 0.3))
+            rng.choice(stage.fronts).cut()
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
 
     async with _during(cut()):
         yield
@@ -230,7 +230,7 @@ async def clients_cut(stage: Stage, _load: Load, chance: random.Random) -> Async
 
 
 @fault("crowd", "1,000 services register again at the same time, with 1,000 watchers", promises=_FAILED_READS)
-async def crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def crowd(_stage: Stage, load: Load, _rng: random.Random) -> AsyncIterator[None]:
     load.pace = 10  # each change causes a thousand messages
     names = [f"crowd-{i}" for i in range(1000)]
     await load.register_at_once(names)
@@ -244,7 +244,7 @@ async def crowd(_stage: Stage, load: Load, _chance: random.Random) -> AsyncItera
     "watchers over gRPC and SSE stop reading during a large number of writes, and resume later",
     flags=("--watch.buffer-bytes=131072",),
 )
-async def reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -> AsyncIterator[None]:
+async def reader_never_reads(stage: Stage, load: Load, _rng: random.Random) -> AsyncIterator[None]:
     await load.crowd.join(4, asleep=True)
     async with AsyncExitStack() as stack:
         for process in stage.processes:
@@ -252,7 +252,7 @@ async def reader_never_reads(stage: Stage, load: Load, _chance: random.Random) -
             _, writer = await asyncio.open_connection(host, int(port), limit=1)
             stack.callback(writer.transport.abort)
             writer.write(b"GET /api/v1/registry/events HTTP/1.1\r\nHost: registry\r\n\r\n")
-        async with _during(load.write_much()):
+        async with _during(load.write_large_services()):
             yield
     load.crowd.wake()
 

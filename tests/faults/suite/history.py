@@ -70,7 +70,7 @@ class ObservedEvent:
     name: str
     version: str
     revision: int
-    of: int
+    service_revision: int
     """Revision of the service in the event."""
     at: float
     """Commit time by the clock of the store."""

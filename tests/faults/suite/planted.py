@@ -51,27 +51,27 @@ def repeated_event() -> None:
 
 def lost_write() -> None:
     """A write is acknowledged but never sent to Redis."""
-    put = StoreWriter.write_service
+    write = StoreWriter.write_service
 
-    async def put_some(self: StoreWriter, service: Service, **more: Any) -> Any:
-        if more["expected"] and _is_faulty_call():
-            return more["expected"]  # a revision that every process has reached
-        return await put(self, service, **more)
+    async def write_some(self: StoreWriter, service: Service, **fields: Any) -> Any:
+        if fields["expected"] and _is_faulty_call():
+            return fields["expected"]  # a revision that every process has reached
+        return await write(self, service, **fields)
 
-    StoreWriter.write_service = put_some  # type: ignore[method-assign]
+    StoreWriter.write_service = write_some  # type: ignore[method-assign]
 
 
 def repeated_revision() -> None:
     """A write returns the revision of the previous change."""
-    put = Writes.write_service
+    write = Writes.write_service
 
-    async def put_back(self: Writes, *args: Any, **more: Any) -> Any:
-        outcome = await put(self, *args, **more)
+    async def write_and_decrement(self: Writes, *args: Any, **fields: Any) -> Any:
+        outcome = await write(self, *args, **fields)
         if isinstance(outcome, Service) and _is_faulty_call():
             outcome.revision -= 1
         return outcome
 
-    Writes.write_service = put_back  # type: ignore[method-assign]
+    Writes.write_service = write_and_decrement  # type: ignore[method-assign]
 
 
 def early_expiry() -> None:

@@ -19,9 +19,9 @@ from tests.faults.suite.load import Load, load
 from tests.faults.suite.stage import Stage, staged
 
 _MAX_PRINTED_VIOLATIONS = 10
-BEFORE, AFTER = 50, 30
+WRITES_BEFORE_FAULTS, WRITES_AFTER_FAULTS = 50, 30
 """Acknowledged writes before the first fault and after the last one; independent of the speed of the machine."""
-HOLD = 0.3, 2.0
+FAULT_SECONDS = 0.3, 2.0
 """Range of the duration of a fault in seconds."""
 
 
@@ -104,9 +104,9 @@ async def run_once(
     flags = [flag for fault in faults for flag in fault.flags]
     async with staged(faults[0].deployment, directory, flags=flags, module=module, **needs) as stage:
         async with load(stage, random.Random(seed), history) as subject:
-            await subject.more_writes(BEFORE)
+            await subject.more_writes(WRITES_BEFORE_FAULTS)
             await _inject_faults(faults, stage, subject, random.Random(f"faults {seed}"))
-            await subject.more_writes(AFTER)
+            await subject.more_writes(WRITES_AFTER_FAULTS)
             await subject.stop()
             await subject.settle()
         for number, process in enumerate(stage.processes):
@@ -118,7 +118,7 @@ async def run_once(
 
 
 def run_in_new_loop(names: list[str], seed: int) -> Result:
-    """Make one run in a new event loop. Keep its directory if there are violations."""
+    """Make one run in a new event loop, and keep its directory if there are violations."""
     directory = Path(tempfile.mkdtemp(prefix="ossa-faults-"))
     try:
         result, _ = asyncio.run(run_once(names, seed, directory))
@@ -132,9 +132,9 @@ def run_in_new_loop(names: list[str], seed: int) -> Result:
     return result
 
 
-async def _inject_faults(faults: Sequence[Fault], stage: Stage, subject: Load, chance: random.Random) -> None:
+async def _inject_faults(faults: Sequence[Fault], stage: Stage, subject: Load, rng: random.Random) -> None:
     """Inject one fault after the other, then remove all of them."""
     async with AsyncExitStack() as stack:
         for fault in faults:
-            await stack.enter_async_context(fault.inject(stage, subject, chance))
-            await asyncio.sleep(chance.uniform(*HOLD) / len(faults))
+            await stack.enter_async_context(fault.inject(stage, subject, rng))
+            await asyncio.sleep(rng.uniform(*FAULT_SECONDS) / len(faults))

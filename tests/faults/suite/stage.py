@@ -22,10 +22,10 @@ from tests.support.server import ServerProcess
 Deployment = Literal["alone", "sentinel", "cluster"]
 
 PROCESSES = 2
-TIMEOUT = 60.0
+RECOVERY_TIMEOUT_SECONDS = 60.0
 """Time limit for recovery, in seconds."""
 _CLUSTER_PREFIX = "{ossa}:services"
-# Ignore SIGXFSZ, so that the file size limit is an error of write(), like a full disk.
+# SIGXFSZ is ignored, so that write() fails at the file size limit, as it does on a full disk.
 _REDIS = """#!/bin/sh
 trap '' XFSZ
 {preload}
@@ -66,7 +66,7 @@ class Stage:
         """Return the current primary; wait until there is one."""
         if self.sentinel is not None:
             return await self.sentinel.primary()
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(RECOVERY_TIMEOUT_SECONDS):
             while True:
                 for server in (self.servers[0], self.servers[-1]):
                     if await role_of(server) == "master":

@@ -21,10 +21,10 @@ class Violation(NamedTuple):
     """A violated promise."""
 
     rule: str
-    what: str
+    description: str
 
     def __str__(self) -> str:
-        return f"{self.rule}: {self.what}"
+        return f"{self.rule}: {self.description}"
 
 
 class Span(NamedTuple):
@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
     version: str
     """Version of the service; empty if it was not registered."""
-    of: int
+    revision: int
     """Revision of the service, or of its removal if it was not registered."""
     until: float
     """Revision of the next change; infinite if there was none."""
@@ -69,16 +69,16 @@ class Walk:
         for event in changes:
             epoch, last = self.position
             if message.epoch != epoch:
-                yield self._broken(f"received {event} in epoch {message.epoch} after epoch {epoch} without a resync")
+                yield self._violation(f"received {event} in epoch {message.epoch} after epoch {epoch} without a resync")
             elif event.revision != last + 1:
                 kind = "a gap" if event.revision > last else "a repetition"
-                yield self._broken(f"received {kind}: revision {event.revision} ({event}) after {last}")
+                yield self._violation(f"received {kind}: revision {event.revision} ({event}) after {last}")
             self.position = (message.epoch, event.revision)
             yield from self._apply(event)
             yield self.position
         if self.position != (message.epoch, message.revision):
             if not message.events or message.revision != self.position[1]:
-                yield self._broken(
+                yield self._violation(
                     f"moved from {self.position} to {(message.epoch, message.revision)} without the events in between"
                 )
             self.position = (message.epoch, message.revision)
@@ -86,8 +86,8 @@ class Walk:
     def _apply_snapshot(self, message: Message) -> Iterator[Position | Violation]:
         for event in message.events:
             if event.type != SNAPSHOT or event.name in self._snapshot:
-                yield self._broken(f"received {event} within its snapshot")
-            self._snapshot[event.name] = (event.version, event.of)
+                yield self._violation(f"received {event} within its snapshot")
+            self._snapshot[event.name] = (event.version, event.service_revision)
         if message.complete:
             self._within_snapshot = False
             self.state, self.position = self._snapshot, (message.epoch, message.revision)
@@ -100,15 +100,17 @@ class Walk:
         before = self.state.get(event.name)
         consistent = (event.type == REGISTERED) == (before is None)
         if not consistent:
-            yield self._broken(f"received {event} at revision {event.revision}, but its state was {before or 'absent'}")
+            yield self._violation(
+                f"received {event} at revision {event.revision}, but its state was {before or 'absent'}"
+            )
         if before is not None:
             self.digest ^= hash((event.name, self.state.pop(event.name)))
         if event.type != GONE:
-            self.state[event.name] = (event.version, event.of)
+            self.state[event.name] = (event.version, event.service_revision)
             self.digest ^= hash((event.name, self.state[event.name]))
 
-    def _broken(self, what: str) -> Violation:
-        return Violation("watch", f"{self.watcher} {what}")
+    def _violation(self, description: str) -> Violation:
+        return Violation("watch", f"{self.watcher} {description}")
 
 
 class Timeline:
@@ -161,7 +163,7 @@ class Timeline:
     def span_before(self, name: str, revision: int) -> Span:
         """Return the state of a name before a revision."""
         spans = self.spans(name)
-        return spans[bisect_right([span.of for span in spans], revision - 1) - 1]
+        return spans[bisect_right([span.revision for span in spans], revision - 1) - 1]
 
     def _collect(self, message: Message) -> None:
         for event in message.events:
@@ -174,16 +176,16 @@ class Timeline:
             known = self.changes.setdefault(position, event)
             self.seen.setdefault(position, message.at)
             if known != event:
-                what = f"revision {event.revision} is {known}, but {event} for {message.watcher}"
-                self.violations.append(Violation("revisions", what))
+                description = f"revision {event.revision} is {known}, but {event} for {message.watcher}"
+                self.violations.append(Violation("revisions", description))
 
     def _compare(self, position: Position, digest: int, owner: str) -> None:
         known, first = self._states.setdefault(position, (digest, owner))
         if known != digest:
             one, other = self._rebuild(first, position), self._rebuild(owner, position)
             names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-            what = "; ".join(f"{name} is {one.get(name)} and {other.get(name)}" for name in names[:3])
-            self.violations.append(Violation("agreement", f"at {position}, for {first} and for {owner}: {what}"))
+            changes = "; ".join(f"{name} is {one.get(name)} and {other.get(name)}" for name in names[:3])
+            self.violations.append(Violation("agreement", f"at {position}, for {first} and for {owner}: {changes}"))
 
     def state_at(self, revision: int) -> int | None:
         """Return the digest of the state at a revision of the only epoch, or ``None`` if it was not observed."""

@@ -24,7 +24,7 @@ class Watcher:
 
     def __init__(self, load: "Load", name: str, process: int | None) -> None:
         self._load, self.name, self._pinned = load, name, process
-        self._chance = random.Random(load.chance.random())
+        self._rng = random.Random(load.rng.random())
         self._cursor = ""
         self.position: tuple[str, int] | None = None
         """Epoch and revision; ``None`` until the first snapshot is complete."""
@@ -34,7 +34,7 @@ class Watcher:
         process = self._pinned or 0
         while True:
             channel = self._load.channel(process)
-            timeout = 3600.0 if self._pinned is not None else self._chance.uniform(0.2, 1.0)
+            timeout = 3600.0 if self._pinned is not None else self._rng.uniform(0.2, 1.0)
             try:
                 async with asyncio.timeout(timeout):
                     await self._watch(RegistryServiceStub(channel), process)
