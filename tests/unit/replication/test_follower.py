@@ -9,9 +9,12 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import HealthStatus
+from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired
 from registry_server.model.tokens import Cursor
-from registry_server.store import Position, StoreLimits
+from registry_server.replication.follower import Follower
+from registry_server.runtime.clock import system_clock
+from registry_server.store import Position, RedisStore, StoreLimits
 from tests.support.followers import (
     CLIENT_REQUEST,
     QUICK,
@@ -612,3 +615,51 @@ async def test_process_that_missed_trimmed_events_resyncs_alone(
         assert second.replica.position == Position(writer.epoch, 4)
         assert (second.follower.resyncs, process.follower.resyncs) == (1, 0)
         assert len(process.replica.history.since(1) or ()) == 3
+
+
+# Retries, with the clock, the sleep and the jitter of the test.
+
+
+class OfflineFollower:
+    """A follower whose store is unreachable, and whose time passes only while it sleeps."""
+
+    def __init__(self, attempts: int) -> None:
+        self.now, self.delays, self._attempts = 1000.0, list[float](), attempts
+        self.follower = Follower(
+            RedisStore("redis://127.0.0.1:1"),
+            Replica(10),
+            clock=system_clock,
+            on_connection=self._on_connection,
+            on_resync_too_large=lambda: None,
+            fits_one_message=lambda _: True,
+            monotonic=lambda: self.now,
+            sleep=self._sleep,
+            jitter=lambda low, high: (low + high) / 2,
+        )
+
+    async def run(self) -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await self.follower.run()
+
+    async def _sleep(self, seconds: float) -> None:
+        self.delays.append(seconds)
+        self.now += seconds
+        if len(self.delays) == self._attempts:
+            raise asyncio.CancelledError
+
+    def _on_connection(self, *, connected: bool) -> None:
+        assert not connected
+
+
+async def test_retry_delay_doubles_up_to_one_second_with_jitter() -> None:
+    offline = OfflineFollower(attempts=7)
+    await offline.run()
+    assert offline.delays == [0.75 * delay for delay in (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
+
+
+async def test_lag_is_the_time_since_the_last_contact() -> None:
+    offline = OfflineFollower(attempts=3)
+    await offline.run()
+    assert offline.follower.lag == pytest.approx(sum(offline.delays))
+    offline.now += 7
+    assert offline.follower.lag == pytest.approx(sum(offline.delays) + 7)
