@@ -112,7 +112,7 @@ class Plan(NamedTuple):
 def _split(endpoint: str) -> SplitResult:
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port, parts.hostname  # parsed on access
+        _ = parts.port, parts.hostname  # parsed, and thus validated, on access
     except ValueError:
         return SplitResult("", "", "", "", "")
     return parts

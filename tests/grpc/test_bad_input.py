@@ -183,7 +183,7 @@ async def send_all_rows(directory: Path) -> Results:
 
 
 async def collect_tokens(stocked: Server, empty: Server) -> IssuedTokens:
-    """Collect page tokens and cursors as clients of these registries may hold."""
+    """Collect page tokens and cursors that clients of these registries may hold."""
     page = pb.DiscoverServicesRequest(filter=STOCK_FILTER, page_size=1)
     capabilities = pb.ListCapabilitiesRequest(page_size=1)
     snapshot = [message async for message in read_snapshot(stocked)]
