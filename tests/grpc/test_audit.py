@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus
+from tests.grpc.calls import redis_client, set_remaining_lease
 from tests.support.auditing import audit_lines
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -143,6 +144,8 @@ async def test_refused_change_is_audited_with_its_reason(redis: RedisProcess) ->
 async def test_expired_lease_is_audited_as_a_change_by_the_registry(redis: RedisProcess) -> None:
     async with audited(redis, lease={"sweep_interval_ms": 20}) as (server, changes):
         await register(server, "a", ttl={"seconds": 5})
+        async with redis_client(redis) as client:
+            await set_remaining_lease(client, "a", 0)
         await until(lambda: len(changes) > 1)
         line = changes[1]
     assert line["operation"] == "expire"

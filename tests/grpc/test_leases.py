@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from redis.asyncio import Redis
 
@@ -151,6 +152,7 @@ async def test_heartbeat_renews_an_expired_lease_that_is_not_swept_yet(redis: Re
 # Expiry.
 
 
+@pytest.mark.slow
 async def test_service_without_heartbeats_is_removed_when_its_lease_ends(server: Server, redis: RedisProcess) -> None:
     await register(server, small_service("remains"))
     last = await register(server, small_service("a", ttl=FIVE_SECONDS, health=Health(status=DEGRADED)))
@@ -177,6 +179,7 @@ async def test_service_without_heartbeats_is_removed_when_its_lease_ends(server:
         assert kind_and_name(await watch.event()) == ("REGISTERED", "next"), "the removal is reported once"
 
 
+@pytest.mark.slow
 async def test_heartbeats_keep_services_alive_beyond_their_ttl(server: Server) -> None:
     for name in ("by-heartbeat", "by-stream", "by-registering", "not-renewed"):
         await register(server, small_service(name, ttl=FIVE_SECONDS))

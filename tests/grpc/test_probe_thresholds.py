@@ -94,6 +94,7 @@ async def test_first_result_replaces_unknown(
     assert len(agent.requests) == 1
 
 
+@pytest.mark.slow
 async def test_scheduled_checks_change_the_status_at_the_threshold(redis: RedisProcess, agent: Agent) -> None:
     agent.script = [ANSWERS[each] for each in "oxoxxoxoo"]
     every_second = {"interval": "1s", "timeout": "1s", "failureThreshold": 2, "successThreshold": 2}
@@ -150,6 +151,7 @@ async def test_scheduled_checks_are_visible_on_another_server(redis: RedisProces
 # Leases.
 
 
+@pytest.mark.slow
 async def test_healthy_service_stays_registered_without_heartbeats(redis: RedisProcess, agent: Agent) -> None:
     async with probing_with(redis, **OFTEN) as server:
         await register(server, service("silent", agent.endpoint(), {"none": {}}, ttl={"seconds": 5}))
@@ -187,6 +189,7 @@ async def test_only_successful_checks_renew_the_lease(probing: Server, redis: Re
         assert await lease_end_ns(probing, "a") >= renewed, "succeeded, with a transition"
 
 
+@pytest.mark.slow
 async def test_lease_of_a_failing_service_expires(redis: RedisProcess, agent: Agent) -> None:
     agent.response = BROKEN
     async with probing_with(redis, **OFTEN) as server, watching(server) as watch:
@@ -298,6 +301,7 @@ async def test_service_whose_probe_was_removed_is_no_longer_probed(redis: RedisP
         assert len(agent.requests) == requests
 
 
+@pytest.mark.slow
 async def test_interval_of_a_service_overrides_the_default(redis: RedisProcess) -> None:
     async with agents(3) as [rare, frequent, usual]:
         async with probing_with(redis, **ON_DEMAND) as server:

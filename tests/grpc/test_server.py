@@ -223,6 +223,7 @@ async def test_response_may_exceed_the_request_size_limit(redis: RedisProcess) -
 # Connections.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("min_ping_interval_ms", "stays"), [(900, True), (5_000, False)])
 async def test_idle_clients_may_ping_at_the_configured_interval(
     redis: RedisProcess, min_ping_interval_ms: int, *, stays: bool
