@@ -33,11 +33,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         policy = Path(folder) / "policy.yaml"
         policy.write_text(f"api_keys:\n- {{name: bench, role: admin, hashes: ['{hash_text(key)}']}}\n")
         async with (
-            registry(Path(folder) / "open") as ours,
+            registry(Path(folder) / "open") as unguarded,
             registry(Path(folder) / "guarded", f"--security.policy-file={policy}") as guarded,
         ):
             request = query(3).SerializeToString()
-            answer = await _register_fleet(ours, request)
+            answer = await _register_fleet(unguarded, request)
             await _register_fleet(guarded, request, key)
             (Path(folder) / "answer").write_bytes(answer)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(Path(folder) / "answer")) as port:
@@ -45,7 +45,7 @@ async def run(report: Report, args: argparse.Namespace) -> None:
                 ratios, with_key = [], []
                 for _ in range(args.rounds):
                     bare = await rate(echo, "/bare/Echo", request, _SECONDS)
-                    cached = await rate(ours, _METHOD, request, _SECONDS)
+                    cached = await rate(unguarded, _METHOD, request, _SECONDS)
                     authenticated = await rate(guarded, _METHOD, request, _SECONDS, key)
                     ratios.append(cached / bare)
                     with_key.append(authenticated / bare)

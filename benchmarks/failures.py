@@ -47,12 +47,12 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as name:
         async with AsyncExitStack() as stack:
             folder = Path(name)
-            ours = await stack.enter_async_context(registry(folder, *_PROBING))
-            peer = await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else ""
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(ours))
+            address = await stack.enter_async_context(registry(folder, *_PROBING))
+            etcd_address = await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else ""
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             stub = RegistryServiceStub(channel)
             await _deaths(report, stub, args.rounds)
-            await _leases(report, stub, peer, args.rounds)
+            await _leases(report, stub, etcd_address, args.rounds)
 
 
 async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int) -> None:
@@ -76,30 +76,30 @@ async def _deaths(report: Report, stub: "RegistryServiceAsyncStub", rounds: int)
                 stream.cancel()
                 for name in names:  # too many dead services would activate self-preservation
                     await stub.UnregisterService(UnregisterServiceRequest(name=name))
-            took = [at - killed_at for at in received.values()]
-            slowest.append(max(took))
-            report.line("median, slowest", f"{statistics.median(took):.2f} s {max(took):.2f} s")
+            delays = [at - killed_at for at in received.values()]
+            slowest.append(max(delays))
+            report.line("median, slowest", f"{statistics.median(delays):.2f} s {max(delays):.2f} s")
     report.line("expected maximum: interval x threshold + timeout", f"{expected_maximum:.2f} s")
     report.at_most("slowest, beyond the expected maximum", max(slowest) - expected_maximum, 0.5, "s")
 
 
-async def _leases(report: Report, stub: "RegistryServiceAsyncStub", peer: str, rounds: int) -> None:
+async def _leases(report: Report, stub: "RegistryServiceAsyncStub", etcd_address: str, rounds: int) -> None:
     report.title(f"{_LEASES} leases of {_TTL_SECONDS} s expire: delay until a watcher receives the event")
-    ours: list[float] = []
-    theirs: list[float] = []
+    registry_delays: list[float] = []
+    etcd_delays: list[float] = []
     for i in range(rounds):
         names = [f"lease{i}-{number}" for number in range(_LEASES)]
         measurements = [_registry_delays(stub, names)]
-        if peer:
-            measurements.append(_etcd_delays(peer, i, names))
+        if etcd_address:
+            measurements.append(_etcd_delays(etcd_address, i, names))
         measured = await asyncio.gather(*measurements)
-        ours += measured[0]
-        theirs += measured[1] if peer else ()
+        registry_delays += measured[0]
+        etcd_delays += measured[1] if etcd_address else ()
         text = ", ".join(f"{statistics.median(each):.2f} s {max(each):.2f} s" for each in measured)
-        report.line("delay, median and maximum: registry, etcd" if peer else "delay, median and maximum", text)
-    report.at_most("delay, median", statistics.median(ours), 0.5, "s")
-    if theirs:
-        report.line("delay of etcd, median", f"{statistics.median(theirs):.2f} s")
+        report.line("delay, median and maximum: registry, etcd" if etcd_address else "delay, median and maximum", text)
+    report.at_most("delay, median", statistics.median(registry_delays), 0.5, "s")
+    if etcd_delays:
+        report.line("delay of etcd, median", f"{statistics.median(etcd_delays):.2f} s")
 
 
 async def _registry_delays(stub: "RegistryServiceAsyncStub", names: list[str]) -> list[float]:

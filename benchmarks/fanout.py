@@ -35,35 +35,35 @@ async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) 
     report.title(f"{events:,} event{'s' * (events > 1)} to {watchers:,} watchers")
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
-        ours = await stack.enter_async_context(registry(folder))
-        peer = await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else ""
-        (folder / "event").write_bytes(await _event(ours))
+        address = await stack.enter_async_context(registry(folder))
+        etcd_address = await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else ""
+        (folder / "event").write_bytes(await _event(address))
         arguments = ("-m", "benchmarks.bare_watch", str(folder / "event"), str(events))
         port = await stack.enter_async_context(process(r"(\d+)", r"\d", *arguments))
         watch = replay.requests_file(folder / "watch", [WatchEventsRequest().SerializeToString()])
         empty = replay.requests_file(folder / "empty", [b""] * _BURSTS_PER_ROUND)
         flags = (f"-watchers={watchers}", f"-events={events}", f"-rounds={_BURSTS_PER_ROUND}", "-connections=4")
-        bare, own, peers = [], [], []
+        bare_ms, own_ms, etcd_ms = [], [], []
         for i in range(rounds):
-            bare.append(
+            bare_ms.append(
                 await _median(replay.fanout(f"127.0.0.1:{port}", "/bare/Watch", watch, "/bare/Trigger", empty, *flags))
             )
             changes = _changes(folder, i, events)
-            own.append(await _median(replay.fanout(ours, f"{_SERVICE}/WatchEvents", watch, *changes, *flags)))
-            text = f"{bare[-1]:,.0f} ms {own[-1]:,.0f} ms"
-            if peer:
-                peers.append(await _etcd(folder, peer, i, events, flags))
-                text += f" {peers[-1]:,.0f} ms"
+            own_ms.append(await _median(replay.fanout(address, f"{_SERVICE}/WatchEvents", watch, *changes, *flags)))
+            text = f"{bare_ms[-1]:,.0f} ms {own_ms[-1]:,.0f} ms"
+            if etcd_address:
+                etcd_ms.append(await _etcd(folder, etcd_address, i, events, flags))
+                text += f" {etcd_ms[-1]:,.0f} ms"
             report.line("last delivery: bare loop, registry, etcd", text)
-        ratios = [mine / floor for mine, floor in zip(own, bare, strict=True)]
+        ratios = [own / bare for own, bare in zip(own_ms, bare_ms, strict=True)]
         if events == 1:
             report.at_most("ratio of the last delivery to the bare loop, median", statistics.median(ratios), 1.5, "")
         else:
-            deliveries = watchers * events / statistics.median(own) * 1000
+            deliveries = watchers * events / statistics.median(own_ms) * 1000
             report.line("deliveries per second, median", f"{deliveries:,.0f}/s")
             report.at_least("ratio of deliveries/s to the bare loop, median", 1 / statistics.median(ratios), 5)
-        if peers:
-            ratio = statistics.median(theirs / mine for theirs, mine in zip(peers, own, strict=True))
+        if etcd_ms:
+            ratio = statistics.median(other / own for other, own in zip(etcd_ms, own_ms, strict=True))
             report.line("delivery time of etcd relative to the registry, median", f"{ratio:.2f}")
 
 

@@ -94,7 +94,7 @@ async def _effect_on_calls(report: Report, folder: Path, ports: list[str], round
 
 
 async def _rate(report: Report, folder: Path, ports: str, rounds: int) -> None:
-    ratios, by_wall, ours = [], [], []
+    ratios, by_wall, own_rates = [], [], []
     for _ in range(rounds):
         wall, core = await _bare(ports, seconds=_SECONDS)
         async with served(folder, *_SATURATED) as one:
@@ -103,11 +103,11 @@ async def _rate(report: Report, folder: Path, ports: str, rounds: int) -> None:
             await asyncio.sleep(_SECONDS)
             after = _sample(one)
         probes = after.probes - before.probes
-        ours.append(probes / (after.cpu - before.cpu))
-        ratios.append(ours[-1] / core)
+        own_rates.append(probes / (after.cpu - before.cpu))
+        ratios.append(own_rates[-1] / core)
         by_wall.append(probes / (after.at - before.at) / wall)
-        report.line("probes/s per core: bare aiohttp, registry", f"{core:,.0f} {ours[-1]:,.0f}")
-    report.line("probes per second and core, median", f"{statistics.median(ours):,.0f}/s")
+        report.line("probes/s per core: bare aiohttp, registry", f"{core:,.0f} {own_rates[-1]:,.0f}")
+    report.line("probes per second and core, median", f"{statistics.median(own_rates):,.0f}/s")
     report.line("ratio to the bare loop by wall-clock time, median", f"{statistics.median(by_wall):.2f}")
     report.at_least("ratio to the bare loop per core, median", statistics.median(ratios), 0.6)
 
@@ -125,16 +125,16 @@ async def _register(address: str, ports: list[str]) -> None:
 
 async def _p99(address: str) -> float:
     """Call ``GetService`` at a steady rate and return the 99th percentile of its latency in milliseconds."""
-    took = []
+    latencies_ms = []
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RegistryServiceStub(channel)
         request = GetServiceRequest(name="agent-0")
         for _ in range(_CALLS):
             start = time.perf_counter()
             await stub.GetService(request)
-            took.append((time.perf_counter() - start) * 1000)
+            latencies_ms.append((time.perf_counter() - start) * 1000)
             await asyncio.sleep(_CALL_INTERVAL_SECONDS)
-    return statistics.quantiles(took, n=100)[98]
+    return statistics.quantiles(latencies_ms, n=100)[98]
 
 
 async def _bare(ports: str, *, seconds: float, pace: float = 0) -> tuple[float, float]:

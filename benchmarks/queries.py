@@ -40,11 +40,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     await replay.build()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
-        ours = {}
+        registries = {}
         for size in _SIZES:
             (folder / str(size)).mkdir()
-            ours[size] = await stack.enter_async_context(registry(folder / str(size)))
-            await fill(ours[size], size)
+            registries[size] = await stack.enter_async_context(registry(folder / str(size)))
+            await fill(registries[size], size)
         point = replay.requests_file(
             folder / "point",
             (GetServiceRequest(name=one.name).SerializeToString() for one in services(_SIZES[0])),
@@ -55,46 +55,48 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         port = await stack.enter_async_context(
             process(r"(\d+)", r"\d", "-m", "benchmarks.echo", str(folder / "answer"))
         )
-        await _point(report, f"127.0.0.1:{port}", ours[_SIZES[0]], point, args.rounds)
-        await _sizes(report, ours, queries, args.rounds)
-        await _under_changes(report, ours[_COMPARED_SIZE], queries, args.rounds)
+        await _point(report, f"127.0.0.1:{port}", registries[_SIZES[0]], point, args.rounds)
+        await _sizes(report, registries, queries, args.rounds)
+        await _under_changes(report, registries[_COMPARED_SIZE], queries, args.rounds)
         if etcd.is_available():
-            peer = await stack.enter_async_context(etcd.etcd())
-            await etcd.fill(peer, ((one.name, one.SerializeToString()) for one in services(_COMPARED_SIZE)))
-            await _compared_with_etcd(report, folder, ours[_COMPARED_SIZE], peer, queries, point, args.rounds)
+            etcd_address = await stack.enter_async_context(etcd.etcd())
+            await etcd.fill(etcd_address, ((one.name, one.SerializeToString()) for one in services(_COMPARED_SIZE)))
+            await _compared_with_etcd(
+                report, folder, registries[_COMPARED_SIZE], etcd_address, queries, point, args.rounds
+            )
 
 
-async def _point(report: Report, echo: str, ours: str, point: Path, rounds: int) -> None:
+async def _point(report: Report, echo: str, address: str, point: Path, rounds: int) -> None:
     report.title("GetService, 32 in flight, compared with a bare echo of the same size")
     ratios = []
     for _ in range(rounds):
         bare = await replay.unary(echo, "/bare/Echo", point, *_LOAD)
-        mine = await replay.unary(ours, f"{_SERVICE}/GetService", point, *_LOAD)
-        ratios.append(mine.rate / bare.rate)
-        report.line("echo, registry (calls/s)", f"{bare.rate:,.0f} {mine.rate:,.0f}")
+        own = await replay.unary(address, f"{_SERVICE}/GetService", point, *_LOAD)
+        ratios.append(own.rate / bare.rate)
+        report.line("echo, registry (calls/s)", f"{bare.rate:,.0f} {own.rate:,.0f}")
     report.at_least("ratio to the bare echo, median", statistics.median(ratios), 0.9)
 
 
-async def _sizes(report: Report, ours: dict[int, str], queries: Path, rounds: int) -> None:
+async def _sizes(report: Report, registries: dict[int, str], queries: Path, rounds: int) -> None:
     report.title(f"DiscoverServices, {MATCHES} services of {', '.join(f'{size:,}' for size in _SIZES)}")
     rates: dict[int, list[float]] = {size: [] for size in _SIZES}
     for _ in range(rounds):
-        for size, address in ours.items():
+        for size, address in registries.items():
             rates[size].append((await replay.unary(address, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)).rate)
         report.line("calls/s", " ".join(f"{each[-1]:,.0f}" for each in rates.values()))
     costs = (small / large for small, large in zip(rates[_SIZES[0]], rates[_SIZES[-1]], strict=True))
     report.at_most("cost at 100,000 relative to 1,000, median", statistics.median(costs), 1.2, "")
 
 
-async def _under_changes(report: Report, ours: str, queries: Path, rounds: int) -> None:
+async def _under_changes(report: Report, address: str, queries: Path, rounds: int) -> None:
     report.title(
         f"DiscoverServices, {MATCHES} services of {_COMPARED_SIZE:,}, under {_CHANGES_PER_SECOND} changes per second"
     )
     ratios = []
     for _ in range(rounds):
-        idle = await replay.unary(ours, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
-        changing = asyncio.create_task(_change(ours))
-        busy = await replay.unary(ours, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
+        idle = await replay.unary(address, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
+        changing = asyncio.create_task(_change(address))
+        busy = await replay.unary(address, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
         changing.cancel()
         await asyncio.wait([changing])
         ratios.append(busy.rate / idle.rate)
@@ -103,7 +105,7 @@ async def _under_changes(report: Report, ours: str, queries: Path, rounds: int) 
 
 
 async def _compared_with_etcd(
-    report: Report, folder: Path, ours: str, peer: str, queries: Path, point: Path, rounds: int
+    report: Report, folder: Path, address: str, etcd_address: str, queries: Path, point: Path, rounds: int
 ) -> None:
     report.title(f"Comparison with etcd, {_COMPARED_SIZE:,} services")
     everything = replay.requests_file(folder / "everything", [etcd.everything()])
@@ -111,15 +113,15 @@ async def _compared_with_etcd(
     query_ratios, point_ratios = [], []
     for _ in range(rounds):
         # Counts only the transfer of all keys, not the filtering in the client.
-        theirs = await replay.unary(peer, etcd.RANGE, everything, "-seconds=3", "-in-flight=8")
-        mine = await replay.unary(ours, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
-        query_ratios.append(mine.rate / theirs.rate)
-        their_point = await replay.unary(peer, etcd.RANGE, key, *_LOAD)
-        my_point = await replay.unary(ours, f"{_SERVICE}/GetService", point, *_LOAD)
-        point_ratios.append(my_point.rate / their_point.rate)
+        etcd_query = await replay.unary(etcd_address, etcd.RANGE, everything, "-seconds=3", "-in-flight=8")
+        own_query = await replay.unary(address, f"{_SERVICE}/DiscoverServices", queries, *_LOAD)
+        query_ratios.append(own_query.rate / etcd_query.rate)
+        etcd_point = await replay.unary(etcd_address, etcd.RANGE, key, *_LOAD)
+        own_point = await replay.unary(address, f"{_SERVICE}/GetService", point, *_LOAD)
+        point_ratios.append(own_point.rate / etcd_point.rate)
         report.line(
             "capability query: etcd, registry; point read: etcd, registry",
-            f"{theirs.rate:,.0f} {mine.rate:,.0f}; {their_point.rate:,.0f} {my_point.rate:,.0f}",
+            f"{etcd_query.rate:,.0f} {own_query.rate:,.0f}; {etcd_point.rate:,.0f} {own_point.rate:,.0f}",
         )
     report.at_least("capability query: ratio to etcd, median", statistics.median(query_ratios), 20)
     report.line("point read: ratio to etcd, median", f"{statistics.median(point_ratios):.2f}")

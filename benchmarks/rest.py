@@ -35,14 +35,14 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             f"--data-dir={folder}/data",
         )
         address_pattern = r'"event": "HTTP listening", "address": "([^"]+)"'
-        async with process(address_pattern, "ossa-registry serves", "-m", "registry_server", *flags) as ours:
-            response = await _register_fleet(ours)
+        async with process(address_pattern, "ossa-registry serves", "-m", "registry_server", *flags) as address:
+            response = await _register_fleet(address)
             (Path(folder) / "answer").write_bytes(response)
             async with process(r"(\d+)", r"\d", "-m", "benchmarks.bare_http", str(Path(folder) / "answer")) as port:
                 ratios = []
                 for _ in range(args.rounds):
                     bare = await _rate(f"127.0.0.1:{port}")
-                    cached = await _rate(ours)
+                    cached = await _rate(address)
                     ratios.append(cached / bare)
                     report.line(f"{len(response):,} bytes: bare handler, registry", f"{bare:,.0f}/s {cached:,.0f}/s")
     report.at_least("ratio to the bare handler, median", statistics.median(ratios), 0.7)

@@ -43,14 +43,14 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             assert fleet.stdin is not None
             fleet.stdin.write(b"\n")
             assert fleet.stdout is not None
-            found: dict[str, Any] = json.loads(await fleet.stdout.readline())
-    report.line("leases renewed", f"{found['beats']:,}")
-    report.line("changes received by watchers", f"{found['events']:,}")
-    report.line("UNAVAILABLE calls and streams, retried", f"{sum(found['refused'].values()):,}")
-    report.line("calls and streams reset by gRPC during a stop", f"{found['reset']:,}")
-    report.at_most("leases lost", found["lost"], 0, "")
-    report.at_most("changes missed or received twice by a watcher", found["holes"], 0, "")
-    report.at_least("watchers that resumed from their cursor", found["resumed"], _WATCHERS)
+            counters: dict[str, Any] = json.loads(await fleet.stdout.readline())
+    report.line("leases renewed", f"{counters['renewed']:,}")
+    report.line("changes received by watchers", f"{counters['events']:,}")
+    report.line("UNAVAILABLE calls and streams, retried", f"{sum(counters['unavailable'].values()):,}")
+    report.line("calls and streams reset by gRPC during a stop", f"{counters['reset']:,}")
+    report.at_most("leases lost", counters["lost"], 0, "")
+    report.at_most("changes missed or received twice by a watcher", counters["missed_or_repeated"], 0, "")
+    report.at_least("watchers that resumed from their cursor", counters["resumed"], _WATCHERS)
 
 
 async def _memory(report: Report, registry: Served, seconds: float) -> None:

@@ -39,19 +39,19 @@ class Fleet:
         self._address = address
         self._changes_every = changes_every
         self._names: list[str] = []
-        self._head = 0  # highest revision in a response
+        self._max_revision = 0  # highest revision in a response
         self._revisions: dict[int, int] = {}  # of each watcher, by its number
-        self.beats = 0
+        self.renewed = 0
         """Number of renewed leases."""
         self.lost = 0
         """Number of leases that the server no longer knew."""
-        self.holes = 0
+        self.missed_or_repeated = 0
         """Number of changes that a watcher missed or received twice."""
         self.events = 0
         """Number of changes that watchers received."""
         self.resumed: set[int] = set()
         """Numbers of the watchers that resumed from their cursor."""
-        self.refused: Counter[str] = Counter()
+        self.unavailable: Counter[str] = Counter()
         """Calls and streams that ended with UNAVAILABLE, counted by error message."""
         self.reset = 0
         """Calls and streams that reached a server while it stopped: gRPC resets them (CANCELLED, without a reason)."""
@@ -78,7 +78,7 @@ class Fleet:
             await stop.wait()
             await changing
             async with asyncio.timeout(60):
-                while min(self._revisions.values(), default=self._head) < self._head:  # noqa: ASYNC110 - as above
+                while min(self._revisions.values(), default=self._max_revision) < self._max_revision:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(0.05)
             for task in tasks:
                 task.cancel()
@@ -86,12 +86,12 @@ class Fleet:
     def counters(self) -> dict[str, object]:
         """Return the counters as a JSON-compatible dict."""
         return {
-            "beats": self.beats,
+            "renewed": self.renewed,
             "lost": self.lost,
-            "holes": self.holes,
+            "missed_or_repeated": self.missed_or_repeated,
             "events": self.events,
             "resumed": len(self.resumed),
-            "refused": self.refused,
+            "unavailable": self.unavailable,
             "reset": self.reset,
         }
 
@@ -106,7 +106,7 @@ class Fleet:
             for result in answer.results:
                 if not result.HasField("service"):
                     raise RuntimeError(f"registration failed: {result.status.message}")
-                self._head = max(self._head, result.service.revision)
+                self._max_revision = max(self._max_revision, result.service.revision)
 
     async def _beat(self, stub: "RegistryServiceAsyncStub", names: Sequence[str]) -> None:
         async def messages() -> AsyncIterator[pb.KeepAliveRequest]:
@@ -117,7 +117,7 @@ class Fleet:
         while True:
             try:
                 async for answer in stub.KeepAlive(messages()):
-                    self.beats += answer.renewed_count
+                    self.renewed += answer.renewed_count
                     self.lost += len(answer.unknown_names)
             except grpc.aio.AioRpcError as error:
                 await self._pause(error)
@@ -129,9 +129,10 @@ class Fleet:
                 async for message in stub.WatchEvents(pb.WatchEventsRequest(cursor=cursor)):
                     last = self._revisions.get(number, message.revision - len(message.events))
                     for event in message.events:
-                        self.holes += event.revision != last + 1  # the watch has no filter: revisions are consecutive
+                        # The watch has no filter, so revisions are consecutive.
+                        self.missed_or_repeated += event.revision != last + 1
                         last = event.revision
-                    self.holes += message.revision != last
+                    self.missed_or_repeated += message.revision != last
                     self.events += len(message.events)
                     cursor, self._revisions[number] = message.cursor, last
             except grpc.aio.AioRpcError as error:
@@ -148,7 +149,7 @@ class Fleet:
             request.service.name = self._names[count % len(self._names)]
             request.service.metadata.description = f"change {count}"
             try:
-                self._head = max(self._head, (await stub.UpdateService(request)).service.revision)
+                self._max_revision = max(self._max_revision, (await stub.UpdateService(request)).service.revision)
             except grpc.aio.AioRpcError as error:
                 await self._pause(error)
                 count -= 1
@@ -159,7 +160,7 @@ class Fleet:
         if error.code() == grpc.StatusCode.CANCELLED:  # by the server: this process cancels no call
             self.reset += 1
         elif error.code() == grpc.StatusCode.UNAVAILABLE:
-            self.refused[error.details() or ""] += 1
+            self.unavailable[error.details() or ""] += 1
         else:
             raise error
         await asyncio.sleep(random.uniform(0.05, 0.5))

@@ -35,11 +35,11 @@ async def run(report: Report, args: argparse.Namespace) -> None:
         one_echo = await stack.enter_async_context(process(r"(\d+)", r"\d", *echo))
         two_echoes = await stack.enter_async_context(process(r"(\d+)", r"\d", *echo))
         await stack.enter_async_context(process(r"(\d+)", r"\d", *echo, two_echoes))
-        ours = []
+        registries = []
         for workers in (1, 2):
             (folder / str(workers)).mkdir()
-            ours.append(await stack.enter_async_context(registry(folder / str(workers), f"--workers={workers}")))
-            await _fill(ours[-1])
+            registries.append(await stack.enter_async_context(registry(folder / str(workers), f"--workers={workers}")))
+            await _fill(registries[-1])
         requests = replay.requests_file(
             folder / "requests", (GetServiceRequest(name=one.name).SerializeToString() for one in services(_FLEET))
         )
@@ -49,14 +49,14 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             for address, method in (
                 (f"127.0.0.1:{one_echo}", "/bare/Echo"),
                 (f"127.0.0.1:{two_echoes}", "/bare/Echo"),
-                *((address, _METHOD) for address in ours),
+                *((address, _METHOD) for address in registries),
             ):
                 rates.append((await replay.unary(address, method, requests, *_LOAD)).rate)
             bare_gains.append(rates[1] / rates[0])
             gains.append(rates[3] / rates[2])
             report.line("1 echo, 2 echoes; 1 worker, 2 workers (calls/s)", " ".join(f"{rate:,.0f}" for rate in rates))
     report.line("gain from a second echo, a second worker, median", f"{_median(bare_gains):.2f} {_median(gains):.2f}")
-    ratio = _median([mine / bare for mine, bare in zip(gains, bare_gains, strict=True)])
+    ratio = _median([own / bare for own, bare in zip(gains, bare_gains, strict=True)])
     report.at_least("ratio of the gains, median", ratio, 0.9)
 
 

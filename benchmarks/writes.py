@@ -37,7 +37,7 @@ _ONCE = ("-once", "-in-flight=64")
 
 class _Servers(NamedTuple):
     folder: Path
-    ours: str
+    registry: str
     echo: str
     etcd: str
     """Address; empty if etcd is not installed."""
@@ -70,39 +70,41 @@ async def _register(report: Report, servers: _Servers, rounds: int) -> None:
     report.title("RegisterService, 64 in flight, compared with a bare echo and etcd's Put with a lease")
     count = 5_000
     kinds: dict[str, list[float]] = {"new": [], "changed": [], "unchanged": []}
-    bare, peer = [], []
+    bare_rates, etcd_rates = [], []
     for i in range(rounds):
         fleet = [_renamed(one, f"r{i}-{one.name}") for one in services(count)]
         changed = [_changed(one, "9.9.9") for one in fleet]
         same = _file(servers, "same", (RegisterServiceRequest(service=one) for one in changed))
         echo = await replay.unary(servers.echo, "/bare/Echo", same, *_LOAD)
-        bare.append(echo.rate)
+        bare_rates.append(echo.rate)
         for kind, content in (("new", fleet), ("changed", changed)):
             requests = _file(servers, kind, (RegisterServiceRequest(service=one) for one in content))
-            found = await replay.unary(servers.ours, f"{_SERVICE}/RegisterService", requests, *_ONCE)
+            found = await replay.unary(servers.registry, f"{_SERVICE}/RegisterService", requests, *_ONCE)
             kinds[kind].append(found.rate)
-        kinds["unchanged"].append((await replay.unary(servers.ours, f"{_SERVICE}/RegisterService", same, *_LOAD)).rate)
-        text = f"{bare[-1]:,.0f} {' '.join(f'{rates[-1]:,.0f}' for rates in kinds.values())}"
+        kinds["unchanged"].append(
+            (await replay.unary(servers.registry, f"{_SERVICE}/RegisterService", same, *_LOAD)).rate
+        )
+        text = f"{bare_rates[-1]:,.0f} {' '.join(f'{rates[-1]:,.0f}' for rates in kinds.values())}"
         if servers.etcd:
             lease = i + 1
             await etcd.grant(servers.etcd, lease, _LEASE_SECONDS)
             puts = (etcd.put(one.name, one.SerializeToString(), lease) for one in fleet)
             requests = replay.requests_file(servers.folder / "puts", puts)
-            peer.append((await replay.unary(servers.etcd, etcd.PUT, requests, *_ONCE)).rate)
-            text += f" {peer[-1]:,.0f}"
+            etcd_rates.append((await replay.unary(servers.etcd, etcd.PUT, requests, *_ONCE)).rate)
+            text += f" {etcd_rates[-1]:,.0f}"
         report.line("echo, new, changed, unchanged, etcd (calls/s)", text)
     for kind, rates in kinds.items():
-        ratio = statistics.median(mine / floor for mine, floor in zip(rates, bare, strict=True))
+        ratio = statistics.median(own / bare for own, bare in zip(rates, bare_rates, strict=True))
         report.at_least(f"{kind}: ratio to the bare echo, median", ratio, 0.5)
-    if peer:
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(kinds["new"], peer, strict=True))
+    if etcd_rates:
+        ratio = statistics.median(own / other for own, other in zip(kinds["new"], etcd_rates, strict=True))
         report.line("new: ratio to etcd's Put, median", f"{ratio:.2f}")
 
 
 async def _batches(report: Report, servers: _Servers, rounds: int) -> None:
     report.title(f"BatchRegisterServices of {_FLEET:,} services in batches of {_BATCH}")
     rates = []
-    async with grpc.aio.insecure_channel(servers.ours) as channel:
+    async with grpc.aio.insecure_channel(servers.registry) as channel:
         stub = RegistryServiceStub(channel)
         for i in range(rounds):
             fleet = [_renamed(one, f"b{i}-{one.name}") for one in services(_FLEET)]
@@ -132,12 +134,12 @@ async def _heartbeats(report: Report, servers: _Servers, rounds: int) -> None:
     found: dict[str, list[float]] = {"one by one": [], "batched": [], "streamed": [], "etcd": []}
     for _ in range(rounds):
         beat = f"{_SERVICE}/Heartbeat"
-        found["one by one"].append((await replay.unary(servers.ours, beat, one_by_one, *_LOAD)).rate)
+        found["one by one"].append((await replay.unary(servers.registry, beat, one_by_one, *_LOAD)).rate)
         batch_load = (f"-seconds={_SECONDS}", "-in-flight=4")
         found["batched"].append(
-            (await replay.unary(servers.ours, beat, batched, *batch_load)).rate * _NAMES_PER_MESSAGE
+            (await replay.unary(servers.registry, beat, batched, *batch_load)).rate * _NAMES_PER_MESSAGE
         )
-        stream = await replay.stream(servers.ours, f"{_SERVICE}/KeepAlive", streamed, *batch_load)
+        stream = await replay.stream(servers.registry, f"{_SERVICE}/KeepAlive", streamed, *batch_load)
         found["streamed"].append(stream.rate * _NAMES_PER_MESSAGE)
         if servers.etcd:
             found["etcd"].append((await replay.stream(servers.etcd, etcd.KEEP_ALIVE, kept, *_LOAD)).rate)
@@ -147,7 +149,7 @@ async def _heartbeats(report: Report, servers: _Servers, rounds: int) -> None:
         )
     report.at_least("streamed, median", statistics.median(found["streamed"]), 100_000, "/s")
     if found["etcd"]:
-        ratios = (mine / theirs for mine, theirs in zip(found["streamed"], found["etcd"], strict=True))
+        ratios = (own / other for own, other in zip(found["streamed"], found["etcd"], strict=True))
         report.line("streamed: ratio to etcd's LeaseKeepAlive, median", f"{statistics.median(ratios):.1f}")
 
 

@@ -133,7 +133,7 @@ type rates struct {
 func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error) {
 	var next, failed, done atomic.Int64
 	var first atomic.Value
-	took := make([][]time.Duration, o.inFlight)
+	latencies := make([][]time.Duration, o.inFlight)
 	warm := time.Now()
 	if !o.once {
 		warm = warm.Add(time.Second)
@@ -159,14 +159,14 @@ func unary(conns []*grpc.ClientConn, requests [][]byte, o options) (rates, error
 					first.CompareAndSwap(nil, err.Error())
 				} else if start.After(warm) {
 					done.Add(1)
-					took[i] = append(took[i], time.Since(start))
+					latencies[i] = append(latencies[i], time.Since(start))
 				}
 			}
 		})
 	}
 	group.Wait()
 	elapsed := time.Since(warm).Seconds()
-	all := slices.Concat(took...)
+	all := slices.Concat(latencies...)
 	slices.Sort(all)
 	result := rates{Rate: float64(done.Load()) / elapsed, Failed: failed.Load()}
 	if len(all) > 0 {
@@ -199,7 +199,7 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 		}
 		s.CloseSend()
 	}()
-	var took []time.Duration
+	var latencies []time.Duration
 	for {
 		var response []byte
 		if err := s.RecvMsg(&response); err == io.EOF {
@@ -208,12 +208,12 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 			return rates{}, err
 		}
 		if sent := <-slots; sent.After(warm) {
-			took = append(took, time.Since(sent))
+			latencies = append(latencies, time.Since(sent))
 		}
 	}
 	elapsed := time.Since(warm).Seconds()
-	slices.Sort(took)
-	return rates{Rate: float64(len(took)) / elapsed, P50: ms(took[len(took)/2]), P99: ms(took[len(took)*99/100])}, nil
+	slices.Sort(latencies)
+	return rates{Rate: float64(len(latencies)) / elapsed, P50: ms(latencies[len(latencies)/2]), P99: ms(latencies[len(latencies)*99/100])}, nil
 }
 
 type fanoutResult struct {

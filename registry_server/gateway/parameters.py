@@ -94,9 +94,9 @@ class Query:
         for name, value in self._values.items():
             if name.startswith(LABEL):
                 filter_.labels[name.removeprefix(LABEL)] = value
-        found: list[Violation] = []
-        compile_filter(filter_, "filter", found)
-        self.violations += renamed(found)
+        filter_violations: list[Violation] = []
+        compile_filter(filter_, "filter", filter_violations)
+        self.violations += renamed(filter_violations)
         return filter_
 
     def echo(self) -> dict[str, Any]:

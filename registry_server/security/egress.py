@@ -100,8 +100,8 @@ class EgressPolicy:
             if reason is not None:
                 raise EndpointRefused(reason)
             return [ResolvedAddress(_family(literal), host, port)]
-        found = await self._look_up(host, port)
-        permitted = [address for address in found if self.denial_reason(address.address) is None]
+        resolved = await self._look_up(host, port)
+        permitted = [address for address in resolved if self.denial_reason(address.address) is None]
         if not permitted:
             # The message omits the address, which could reveal internal DNS entries.
             raise EndpointRefused("host name has no allowed address")

@@ -221,8 +221,8 @@ def read_policy(file: Path) -> Policy:
 
 
 def _format_problems(file: Path, document: Document, problems: list[Problem]) -> Iterator[str]:
-    found = sorted((document.line_of(place), place, description) for place, description in problems)
-    for line, place, description in found:
+    sorted_problems = sorted((document.line_of(place), place, description) for place, description in problems)
+    for line, place, description in sorted_problems:
         yield f"{file}:{line}: {_place_prefix(place)}{description}"
 
 

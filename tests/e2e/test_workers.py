@@ -196,10 +196,10 @@ async def test_rolling_restart_loses_no_change_and_no_lease(tmp_path: Path) -> N
             await fleet_task  # ends once every watcher has received every change
         assert len(now) == 2
         assert not set(now) & set(before)
-        assert (fleet.lost, fleet.holes) == (0, 0)
+        assert (fleet.lost, fleet.missed_or_repeated) == (0, 0)
         assert len(fleet.resumed) == 50
-        assert fleet.beats >= 400, "every agent sent heartbeats before and after the restart"
-        assert set(fleet.refused) > set(), fleet.counters()
+        assert fleet.renewed >= 400, "every agent sent heartbeats before and after the restart"
+        assert set(fleet.unavailable) > set(), fleet.counters()
 
 
 async def test_rolling_restart_stops_at_a_worker_that_fails_to_start(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ def main() -> int:
     """Run the suite. Return 0 if no promise was violated."""
     options = _parser().parse_args()
     if options.check:
-        found = check(History.read(options.check))
-        print(*found, f"{len(found)} violations", sep="\n")
-        return bool(found)
+        violations = check(History.read(options.check))
+        print(*violations, f"{len(violations)} violations", sep="\n")
+        return bool(violations)
     done = _read(options.json) if options.json else []
     completed = {(result.fault, result.seed) for result in done}
     runs = ((names, seed) for names, seed in _runs(options) if ("+".join(names), seed) not in completed)
