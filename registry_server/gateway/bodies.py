@@ -143,8 +143,8 @@ def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _not_json(why: str) -> InvalidRequest:
-    return InvalidRequest([Violation("body", why)])
+def _not_json(reason: str) -> InvalidRequest:
+    return InvalidRequest([Violation("body", reason)])
 
 
 def _is_within(field: str, reported: set[str]) -> bool:

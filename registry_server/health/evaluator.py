@@ -169,7 +169,7 @@ class HealthEvaluator:
             try:
                 await self._writes.publish_notice(notice, EventReason.EVENT_REASON_HEALTH_CHECK)
             except RegistryError as error:
-                log.warning("self-preservation notice not published", why=str(error))
+                log.warning("self-preservation notice not published", reason=str(error))
 
     def _update_self_preservation(self) -> None:
         match self.self_preservation.update(time.monotonic()):

@@ -77,7 +77,7 @@ class Transitions:
             try:
                 await self._commit(verdict)
             except RegistryError as error:  # the store became unavailable
-                log.debug("status change not committed", service=name, why=str(error))
+                log.debug("status change not committed", service=name, reason=str(error))
             except Exception:
                 # A bug must cost one result, not all of them.
                 log.exception("status change not committed", service=name)

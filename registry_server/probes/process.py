@@ -229,7 +229,7 @@ class ProbeProcess:
                         first = False
                         await self._listen(reader, on_result)
             except* OSError as errors:
-                log.warning("probe process connection failed", why=str(errors.exceptions[0]))
+                log.warning("probe process connection failed", reason=str(errors.exceptions[0]))
             except* Exception:
                 log.exception("probe process sent an unexpected message")
             finally:

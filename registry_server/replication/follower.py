@@ -134,9 +134,9 @@ class Follower:
             return "disconnected"
         return "following" if self._broken is None else "resyncing"
 
-    def report_inconsistency(self, why: str) -> None:
+    def report_inconsistency(self, reason: str) -> None:
         """Report a possible break in the history that another part has detected; the follower then reconciles."""
-        self._broken = why
+        self._broken = reason
         self._consistent.clear()
 
     async def wait_consistent(self) -> None:
@@ -160,7 +160,7 @@ class Follower:
                     delay = self._first_retry
                     await self._follow_once()
             except StoreUnavailable as error:
-                self._set_connected(connected=False, why=str(error.__cause__ or error))
+                self._set_connected(connected=False, reason=str(error.__cause__ or error))
                 await self._sleep(delay * self._jitter(0.5, 1.0))
                 delay = min(delay * 2, self._last_retry)
 
@@ -196,15 +196,15 @@ class Follower:
             self._broken, self._rewritten = None, False
             self._consistent.set()
 
-    async def _recover(self, why: str) -> None:
+    async def _recover(self, reason: str) -> None:
         certain = True
         if self.repairer is not None:
             if await self.repairer.find_divergence():
-                self._set_connected(connected=False, why="the store lost state or is being repaired")
+                self._set_connected(connected=False, reason="the store lost state or is being repaired")
                 certain = await self.repairer.repair_store()
             if await self._continues_history():
                 return
-        await self._resync(why)
+        await self._resync(reason)
         if not certain:
             await self._store.writer.publish_notice(
                 "the store returned with another history: unregistered services may have reappeared",
@@ -270,14 +270,14 @@ class Follower:
         self.loaded = True
         log.info("catalog loaded", services=len(records), revision=position.revision, epoch=position.epoch)
 
-    async def _resync(self, why: str) -> None:
+    async def _resync(self, reason: str) -> None:
         before = self._replica.position
         records, _, position, owners = await self._read_state()
         changes = resync_changes(self._replica.records, records, position, self._clock() // 1_000_000)
         fits = self._fits_one_message(changes)
         log.warning(
             "resynchronised with the store",
-            why=why,
+            reason=reason,
             before=before.revision,
             after=position.revision,
             same_epoch=before.epoch == position.epoch,
@@ -330,12 +330,12 @@ class Follower:
             self._newest = None
         return past
 
-    def _set_connected(self, *, connected: bool, why: str = "") -> None:
+    def _set_connected(self, *, connected: bool, reason: str = "") -> None:
         if connected:
             self._last_contact = self._monotonic()
-        elif not self.loaded and why != self._reported_failure:
-            self._reported_failure = why
-            log.warning("store not reachable: calls fail until the catalog is loaded", why=why)
+        elif not self.loaded and reason != self._reported_failure:
+            self._reported_failure = reason
+            log.warning("store not reachable", reason=reason)
         if connected == self.connected:
             return
         self.connected = connected
@@ -344,5 +344,5 @@ class Follower:
             self._connected_at = self._last_contact
             log.info("store connected", revision=self._replica.revision)
         else:
-            log.warning("store disconnected: reads continue from memory, writes are refused", why=why)
+            log.warning("store disconnected", reason=reason)
         self._on_connection(connected=connected)

@@ -32,20 +32,20 @@ def as_unavailable(error: BaseException) -> StoreUnavailable | None:
 
 def _refusal(error: redis_errors.ResponseError) -> StoreUnavailable | None:
     code = _code(error)
-    why = ""
+    reason = ""
     if is_moved(error):
-        why = "another server of the store is the primary now"
+        reason = "another server of the store is the primary now"
     elif isinstance(error, redis_errors.OutOfMemoryError) or code == "OOM":
-        why = "the store is out of memory"
+        reason = "the store is out of memory"
     elif code == "NOREPLICAS":
-        why = "the store has too few replicas to accept writes"
+        reason = "the store has too few replicas to accept writes"
     elif isinstance(error, redis_errors.ClusterDownError):  # includes MasterDownError
-        why = "the store is electing another server for its keys"
+        reason = "the store is electing another server for its keys"
     elif isinstance(error, redis_errors.AskError | redis_errors.TryAgainError):
-        why = "the store is moving its keys to another server"
+        reason = "the store is moving its keys to another server"
     elif isinstance(error, _REFUSALS) or code in _REFUSAL_CODES:
-        why = "the store cannot accept commands now"
-    return StoreUnavailable(why) if why else None
+        reason = "the store cannot accept commands now"
+    return StoreUnavailable(reason) if reason else None
 
 
 def _code(error: redis_errors.ResponseError) -> str:

@@ -30,9 +30,9 @@ class RedisTls(NamedTuple):
             if self.certificate is not None:
                 context.load_cert_chain(self.certificate, self.key, password="")  # no prompt on the terminal
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or "no PEM"
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "no PEM"
             names = "redis.tls_ca_file, redis.tls_cert_file, redis.tls_key_file"
-            raise ConfigurationError(f"{names}: cannot be used: {why}") from None
+            raise ConfigurationError(f"{names}: cannot be used: {reason}") from None
 
     def options(self) -> dict[str, Any]:
         """Return redis-py's connection options: names are verified unless the URL's query overrides that."""

@@ -287,7 +287,7 @@ class _Worker:
                 case messages.CONFIGURATION_ERROR if not self.ready.is_set():
                     raise ConfigurationError(message["error"])
                 case messages.CONFIGURATION_ERROR:
-                    log.error("worker cannot start with these settings", worker=self.number, why=message["error"])
+                    log.error("worker cannot start with these settings", worker=self.number, reason=message["error"])
                 case messages.GET_ALL_METRICS:
                     group.create_task(self._send_all_metrics(message["id"]))
                 case messages.METRICS if (answer := self._pending.get(message["id"])) and not answer.done():
