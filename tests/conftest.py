@@ -27,6 +27,35 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Folders whose tests wait for processes, leases and failovers most of the time.
+WAITING = ("faults", "examples", "deploy", "e2e", "client", "cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each process of pytest-xdist start with tests that wait, so that they overlap with tests that compute.
+
+    xdist gives each process a contiguous part of the list, and moves tests from the end of one part to idle processes.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waiting: dict[tuple[int, Path], list[pytest.Item]] = {}
+    computing: list[pytest.Item] = []
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in WAITING:
+            waiting.setdefault((WAITING.index(folder), item.path), []).append(item)
+        else:
+            computing.append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for number, module in enumerate(sorted(waiting)):
+        parts[number % processes].extend(waiting[module])
+    length = -(-len(items) // processes)
+    for part in parts:
+        missing = max(length - len(part), 0)
+        part.extend(computing[:missing])
+        del computing[:missing]
+    items[:] = [item for part in (*parts, computing) for item in part]
+
+
 @pytest.fixture(scope="session")
 def shared_redis_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRedis]:
     """One redis-server for the whole run; see ``redis``."""
