@@ -201,8 +201,10 @@ async def call_greeter(service: Service) -> str:
 
 
 def delete_data(registry: RegistryProcess) -> None:
-    """Delete the data of a stopped registry."""
-    shutil.rmtree(Path(registry._directory.name) / "data")
+    """Delete the data of a killed registry, whose Redis may still be removing its socket."""
+    data = Path(registry._directory.name) / "data"
+    while data.exists():
+        shutil.rmtree(data, ignore_errors=True)
 
 
 @asynccontextmanager

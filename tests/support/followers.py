@@ -2,11 +2,13 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
@@ -226,7 +228,15 @@ class Backup:
         self._process, self._directory, self._copy = process, directory, copy
 
     def copy_files(self) -> None:
-        """Copy the data directory. It contains every acknowledged write: Redis writes its file before it responds."""
+        """Copy the data directory once it contains every acknowledged write.
+
+        Redis usually writes its append-only file before it responds, but not while an earlier fsync is still running.
+        """
+        with SyncRedis(port=self._process.port, decode_responses=True) as client:
+            info: Any = client.info("persistence")
+            while info["aof_buffer_length"]:
+                time.sleep(0.001)
+                info = client.info("persistence")
         shutil.copytree(self._directory, self._copy)
 
     @asynccontextmanager
