@@ -124,7 +124,7 @@ async def test_updated_content_is_used_for_re_registration(client: RegistryClien
         assert (updated.name, updated.group, updated.version) == (me.name, "team", "2.0.0")
         await client.unregister_service(me.name)
         trigger_heartbeat(me)
-        await until(lambda: me._lease.due > 0 and me.state is REGISTERED)
+        await until(lambda: me.service.revision > updated.revision)  # registered again
         assert (await client.get_service(me.name)).version == "2.0.0"
 
 
