@@ -104,11 +104,10 @@ class EmbeddedRegistry(ServiceRegistry):
         await self.close()
 
     async def _run_until_closed(self) -> None:
-        callbacks = asyncio.create_task(self._listeners.run(), name="listeners")
-        try:
+        async with asyncio.TaskGroup() as group:  # an error of the listeners ends the registry
+            listeners = group.create_task(self._listeners.run(), name="listeners")
             await self._closing.wait()
-        finally:
-            await cancel([callbacks])
+            listeners.cancel()
 
 
 async def open_registry(settings: Settings | None = None) -> EmbeddedRegistry:

@@ -14,6 +14,7 @@ import registry_server
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
 from registry_server import EmbeddedRegistry, open_registry, registry
 from registry_server.config import HealthCheckSettings, RedisSettings, RedisUrl, Settings
+from registry_server.embedding.listeners import Listeners
 from registry_server.errors import ConfigurationError, WatcherTooSlow
 from tests.support.processes import children_of
 from tests.support.redis_process import RedisProcess
@@ -174,3 +175,14 @@ async def test_logs_go_through_the_logging_of_the_program(
             pass
     assert [record.message for record in caplog.records].count("catalog loaded") == 1
     assert "".join(capsys.readouterr()) == ""
+
+
+async def test_failed_listeners_end_the_registry(redis: RedisProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: Listeners) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Listeners, "run", fail)
+    registry = await open_registry(settings(redis.url))
+    async with asyncio.timeout(TIMEOUT):
+        with pytest.raises(ExceptionGroup):
+            await registry.close()
