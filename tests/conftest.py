@@ -14,7 +14,8 @@ from tests.support.redis_process import RedisProcess
 from tests.support.server import Server, running
 from tests.support.shared_redis import SharedRedis
 
-# No deadline: a busy machine must not fail a test. CI always runs the same examples, so that its result is reproducible.
+# No deadline: a busy machine must not fail a test.
+# CI always runs the same examples, so that its result is reproducible.
 settings.register_profile("any machine", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("quick", settings.get_profile("any machine"), max_examples=20)
 settings.load_profile("any machine")
