@@ -96,7 +96,9 @@ async def test_rpcs_are_timed_and_counted_by_method_and_code(server: Server) -> 
         await server.stub.DiscoverServices(request)
     with pytest.raises(grpc.aio.AioRpcError):
         await server.stub.GetService(pb.GetServiceRequest(name="unknown"))
-    values = await samples(server)
+    async with asyncio.timeout(TIMEOUT_SECONDS):  # a call is counted after its client has received the status
+        while "grpc_requests_total code=NOT_FOUND method=GetService" not in (values := await samples(server)):
+            await asyncio.sleep(0.01)
     assert values["grpc_requests_total code=OK method=DiscoverServices"] == 3
     assert values["grpc_requests_total code=NOT_FOUND method=GetService"] == 1
     assert values["grpc_requests_total code=OK method=GetService"] == 0
