@@ -3,9 +3,8 @@
 import asyncio
 import gc
 import signal
-import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -15,9 +14,7 @@ from registry_server.config import Settings
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
 from registry_server.runtime.scheduling import adapt_scheduling
-from registry_server.runtime.tasks import cancel, first_error
-
-T = TypeVar("T")
+from registry_server.runtime.tasks import cancel, first_error, run_loop
 
 ROLL_SIGNAL: Final = signal.SIGUSR2
 """Restarts the workers one by one, as in HAProxy. SIGHUP only reloads the policy, which closes no connection."""
@@ -36,16 +33,6 @@ def run(settings: Settings) -> None:
     """
     configure_logging(settings.log)
     run_loop(_serve(settings))
-
-
-def run_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a new event loop, uvloop's on CPython, and return its result."""
-    gc.set_threshold(*_GC_THRESHOLDS)
-    if sys.implementation.name == "cpython":
-        import uvloop  # noqa: PLC0415 - installed on CPython only
-
-        return uvloop.run(main)
-    return asyncio.run(main)
 
 
 def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:
@@ -81,24 +68,23 @@ async def serve_until(
     Raises:
         ConfigurationError: The server cannot start with these settings.
     """
-    failure: BaseException | None = None
+    gc.set_threshold(*_GC_THRESHOLDS)
     scheduling = asyncio.create_task(adapt_scheduling(), name="scheduling")
     try:
-        async with serving(settings, worker=worker) as server:
-            # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.
-            if settings.security.policy_file is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
-            if await _wait_either(server.parts.loaded, stop):
-                on_ready()
-            await stop.wait()
-            log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
+        with first_error(ConfigurationError):  # raised by any of the tasks
+            async with serving(settings, worker=worker) as server:
+                # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.
+                if settings.security.policy_file is not None:
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
+                ready = asyncio.create_task(_call_after(server.parts.loaded, on_ready), name="ready")
+                try:
+                    await stop.wait()
+                finally:
+                    ready.cancel()
+                log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
         log.info("stopped")
-    except* ConfigurationError as group:  # raised by any of the tasks
-        failure = first_error(group)
     finally:
         await cancel([scheduling])
-    if failure is not None:
-        raise failure
 
 
 async def _serve(settings: Settings) -> None:
@@ -112,12 +98,6 @@ async def _serve(settings: Settings) -> None:
     await serve_until(stop_on_signals(signal.SIGTERM, signal.SIGINT), settings, on_ready=announce)
 
 
-async def _wait_either(event: asyncio.Event, stop: asyncio.Event) -> bool:
-    """Wait for one of two events; return whether the first is set."""
-    waits = [asyncio.create_task(event.wait()), asyncio.create_task(stop.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    return event.is_set()
+async def _call_after(event: asyncio.Event, function: Callable[[], None]) -> None:
+    await event.wait()
+    function()

@@ -57,13 +57,8 @@ class EmbeddedRegistry(ServiceRegistry):
             await cancel([running])
             raise
         if not opened.done():
-            failure: BaseException | None = None
-            try:
+            with first_error(ConfigurationError):
                 await running
-            except* ConfigurationError as group:
-                failure = first_error(group)
-            if failure is not None:
-                raise failure
         registry = await opened
         registry._running = running  # noqa: SLF001
         return registry

@@ -108,7 +108,6 @@ class HealthMonitor:
         """Start probing this process's share; do nothing if already running. The catalog must be loaded first."""
         async with self._lifecycle:
             if self._session is None:
-                self._prober.start(self._on_result)
                 self._session = asyncio.create_task(self._run(), name="health-monitor")
                 self._session.add_done_callback(self._on_end)
 
@@ -117,7 +116,6 @@ class HealthMonitor:
         async with self._lifecycle:
             if self._session is not None:
                 await cancel([self._session])
-                await self._prober.close()
                 self._session = None
 
     async def supervise(self) -> None:
@@ -160,6 +158,7 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                group.create_task(self._prober.run(self._on_result), name="probes")
                 group.create_task(self._membership.run(self._assignment_changed.set), name="membership")
                 group.create_task(self._results.run(), name="probe-results")
                 group.create_task(self._assign_services(), name="probe-assignment")

@@ -82,16 +82,7 @@ class GrpcProber:
         self._credentials = grpc.ssl_channel_credentials(authorities)
 
     async def send_grpc_probe(self, plan: Plan, deadline: float) -> Answer:
-        """Check the health of the service of a plan.
-
-        Args:
-            plan: Plan of the probe.
-            deadline: Event loop time at which to give up.
-
-        Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached or is not SERVING.
-            TimeoutError: The service did not answer in time.
-        """
+        """Check the health of the service of a plan; see ``Prober``."""
         request = HealthCheckRequest(service=plan.grpc_service).SerializeToString()
         try:
             async with asyncio.timeout_at(deadline):

@@ -100,16 +100,7 @@ class HttpProber:
         await self._session.close()
 
     async def send_http_probe(self, plan: Plan, deadline: float) -> Answer:
-        """Send the request of a plan and evaluate the answer.
-
-        Args:
-            plan: Plan of the probe.
-            deadline: Event loop time at which to give up.
-
-        Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached, or it failed the probe.
-            TimeoutError: The service did not answer in time.
-        """
+        """Send the request of a plan and evaluate the answer; see ``Prober``."""
         response: aiohttp.ClientResponse | None = None
         body = b""
         try:

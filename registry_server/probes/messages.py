@@ -13,7 +13,7 @@ from registry_server.probes.plan import Plan
 
 
 class WorkerLogSettings(NamedTuple):
-    """Log settings of a worker; see ``LogSettings``."""
+    """Log settings of a worker; loading ``LogSettings`` would delay its start by half a second."""
 
     level: str
     format: str
@@ -32,7 +32,7 @@ class WorkerSetup(NamedTuple):
 
 
 class WorkerCommands(NamedTuple):
-    """Commands to a worker. Each number is used for one service or probe only, and never again."""
+    """Commands to a worker. The number of a service or of a probe on demand is never used again."""
 
     assign: list[tuple[int, Plan, float]]
     """Services to probe periodically, with the due time of the first probe in monotonic seconds, valid machine-wide."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from types import TracebackType
 from typing import Self
 
 import structlog
@@ -26,43 +25,29 @@ log = structlog.get_logger(__name__)
 
 
 class Prober:
-    """Sends any number of concurrent probes.
-
-    Start it before the first probe and close it after the last, or use it as a context manager.
-    """
+    """Sends any number of concurrent probes while it is entered as a context manager."""
 
     def __init__(self, policy: EgressPolicy, *, authorities: bytes | None = None) -> None:
-        """Create a prober, not yet started.
+        """Create a prober.
 
         Args:
-            policy: Addresses that probes may connect to.
+            policy: Addresses that probes may connect to; closed on exit.
             authorities: Trusted certificate authorities, as PEM; ``None`` = those of the system.
         """
         self._policy = policy
         self._authorities = authorities
-        self._http: HttpProber | None = None
-        self._grpc: GrpcProber | None = None
-
-    async def start(self) -> None:
-        """Create the resources that all probes share."""
-        authorities = self._authorities
-        self._http = HttpProber(self._policy, None if authorities is None else authorities.decode())
-        self._grpc = GrpcProber(self._policy, authorities or await asyncio.to_thread(system_authorities))
-
-    async def close(self) -> None:
-        """Release the shared resources; probes in flight fail."""
-        if self._http is not None:
-            await self._http.close()
-        self._policy.close()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        """Create the resources that all probes share."""
+        authorities = self._authorities
+        self._grpc = GrpcProber(self._policy, authorities or await asyncio.to_thread(system_authorities))
+        self._http = HttpProber(self._policy, None if authorities is None else authorities.decode())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+    async def __aexit__(self, *_: object) -> None:
+        """Release the shared resources; probes in flight fail."""
+        await self._http.close()
+        self._policy.close()
 
     async def send_probe(self, plan: Plan) -> Outcome:
         """Probe a service once within ``plan.timeout`` seconds; raise nothing but ``CancelledError``."""
@@ -91,8 +76,12 @@ class Prober:
         return Outcome(OutcomeKind.DEGRADED if degraded else OutcomeKind.OK, elapsed, degraded, answer.details)
 
     async def _dispatch(self, plan: Plan, deadline: float) -> Answer:
-        if self._http is None or self._grpc is None:
-            raise RuntimeError("the prober is not started")
+        """Send a probe of the plan's kind until the deadline, in event loop time.
+
+        Raises:
+            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached, or it failed the probe.
+            TimeoutError: The service did not answer in time.
+        """
         if not plan.host:
             raise ProbeFailed("the endpoint is not a URL with a host")
         denial = self._policy.literal_denial_reason(plan.host)

@@ -8,35 +8,26 @@ response times are also independent of the load of the registry.
 import asyncio
 import itertools
 import json
-import pickle
-import random
-import socket
-import sys
+import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import structlog
 from google.protobuf.struct_pb2 import Struct
 
-from registry_server.model.networks import Network
-from registry_server.probes.messages import WorkerCommands, WorkerLogSettings, WorkerSetup
+from registry_server.probes.messages import WorkerCommands, WorkerSetup
 from registry_server.probes.outcome import LOST_ANSWER, NOT_READY, Outcome, OutcomeKind
 from registry_server.probes.plan import Plan
-from registry_server.runtime.frames import encode_frame, read_frame
-from registry_server.runtime.tasks import cancel
+from registry_server.probes.rounds import jitter
+from registry_server.runtime.child import Child, RestartBackoff, SilenceWatch, running_child
+from registry_server.runtime.connection import Connection, PendingAnswers
+from registry_server.runtime.tasks import raise_if_cancelled
 
-if TYPE_CHECKING:  # the worker imports this package; loading the settings would delay its start by half a second
-    from registry_server.config import LogSettings
-
-_WORKER: Final = "registry_server.probes.worker"
 _START_TIMEOUT_SECONDS: Final = 30.0
 """How long a worker may take to become ready, and how long a probe on demand waits for it."""
 _ANSWER_GRACE_SECONDS: Final = 2.0
 """How long after its timeout a probe on demand waits for its answer."""
-_CHECK_INTERVAL_SECONDS: Final = 1.0
-"""How often to check that the worker sends messages, which it does every second."""
 _SILENT_CHECKS: Final = 3
 """Checks without a message after which due services get INCONCLUSIVE results."""
 _DEAD_CHECKS: Final = 10
@@ -45,8 +36,6 @@ _RESULTS_PER_SLICE: Final = 4
 """Results processed without yielding to the event loop, so that results do not delay calls."""
 _SERVICES_PER_SLICE: Final = 200
 """Services sent to a worker without yielding to the event loop: about 2 ms."""
-_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
-"""Delays before a worker is replaced; they double while workers end within the maximum."""
 
 log = structlog.get_logger(__name__)
 
@@ -82,70 +71,56 @@ class _AssignedService:
 
 
 class ProbeProcess:
-    """Probes services periodically and on demand, with a worker process between ``start`` and ``close``.
+    """Probes services periodically and on demand, with a worker process while ``run`` runs.
 
     A worker that dies is replaced. While no worker responds, due services get the result ``INCONCLUSIVE``.
     """
 
     def __init__(
         self,
-        allowed: Sequence[Network],
-        denied: Sequence[Network],
+        setup: WorkerSetup,
         *,
-        concurrency: int,
-        logs: "LogSettings",
-        check_interval_seconds: float = _CHECK_INTERVAL_SECONDS,
+        check_interval_seconds: float = 1.0,
         dead_checks: int = _DEAD_CHECKS,
         answer_grace_seconds: float = _ANSWER_GRACE_SECONDS,
-        worker_module: str = _WORKER,
+        worker_module: str = "registry_server.probes.worker",
     ) -> None:
-        """Configure the worker, which ``start`` starts.
+        """Configure the worker, which ``run`` starts.
 
         Args:
-            allowed: See ``EgressPolicy``.
-            denied: See ``EgressPolicy``.
-            concurrency: Maximum number of concurrent due probes.
-            logs: Log settings of the worker.
-            check_interval_seconds: How often to check that the worker sends messages.
+            setup: Configuration of the worker.
+            check_interval_seconds: How often to check that the worker sends messages, which it does every second.
             dead_checks: Checks without a message after which the worker is replaced.
             answer_grace_seconds: How long after its timeout a probe on demand waits for its answer.
             worker_module: Module that the worker runs.
         """
-        self._check_interval_seconds = check_interval_seconds
+        self._setup = setup
+        self._silence = SilenceWatch(check_interval_seconds)
         self._dead_checks = dead_checks
         self._answer_grace_seconds = answer_grace_seconds
         self._worker_module = worker_module
-        self._setup = WorkerSetup(
-            tuple(allowed), tuple(denied), concurrency, WorkerLogSettings(logs.level, logs.format)
-        )
         self._numbers = itertools.count()
         self._assigned: dict[int, _AssignedService] = {}
         self._number_of: dict[str, int] = {}
-        self._on_demand: dict[int, asyncio.Future[Outcome]] = {}
+        self._on_demand = PendingAnswers[Outcome]()
         self._commands = WorkerCommands([], [], [])
-        self._writer: asyncio.StreamWriter | None = None
+        self._child: Child | None = None  # once it is ready
         self._running = asyncio.Event()
-        self._silent_checks = 0  # since the worker's last message
-        self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, on_result: ResultListener) -> None:
-        """Start a worker and keep one running.
+    async def run(self, on_result: ResultListener) -> None:
+        """Keep a worker running until cancelled; then abandon probes in flight and forget all services.
 
         Args:
             on_result: Receives the results of due probes.
         """
-        self._silent_checks = 0
-        self._tasks = [
-            asyncio.create_task(self._supervise(on_result), name="probe-process"),
-            asyncio.create_task(self._watch_worker(on_result), name="probe-process-watch"),
-        ]
-
-    async def close(self) -> None:
-        """Stop the worker, abandon probes in flight and forget all services."""
-        tasks, self._tasks = self._tasks, []
-        await cancel(tasks)
-        self._assigned.clear()
-        self._number_of.clear()
+        self._silence.reset()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._supervise(on_result), name="probe-process")
+                group.create_task(self._watch_worker(on_result), name="probe-process-watch")
+        finally:
+            self._assigned.clear()
+            self._number_of.clear()
 
     def assign_service(self, name: str, plan: Plan, due: float) -> None:
         """Probe a service periodically from now on, or change its plan.
@@ -158,93 +133,77 @@ class ProbeProcess:
         self.drop_service(name)
         number = self._number_of[name] = next(self._numbers)
         self._assigned[number] = _AssignedService(name, plan, due)
-        if self._writer is not None:
-            self._schedule_flush()
-            self._commands.assign.append((number, plan, due))
+        if self._child is not None:
+            self._next_commands().assign.append((number, plan, due))
 
     def drop_service(self, name: str) -> None:
         """Stop probing a service."""
         number = self._number_of.pop(name, None)
         if number is not None:
             del self._assigned[number]
-            if self._writer is not None:
-                self._schedule_flush()
-                self._commands.drop.append(number)
+            if self._child is not None:
+                self._next_commands().drop.append(number)
 
     async def probe_now(self, plan: Plan) -> Outcome:
         """Probe a service once, on demand; raise nothing but ``CancelledError``.
 
         If the answer is late, the outcome is ``INCONCLUSIVE``.
         """
-        if not self._running.is_set() and not await self._wait_running():
-            return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
-        number = next(self._numbers)
-        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._on_demand[number] = answer
-        self._schedule_flush()
-        self._commands.once.append((number, plan))
-        try:
-            async with asyncio.timeout(plan.timeout + self._answer_grace_seconds):
-                return await answer
-        except TimeoutError:
-            return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
-        finally:
-            del self._on_demand[number]
-
-    async def _wait_running(self) -> bool:
         try:
             async with asyncio.timeout(_START_TIMEOUT_SECONDS):
                 await self._running.wait()
         except TimeoutError:
-            return False
-        return True
+            return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
+        answer = await self._on_demand.request(
+            lambda number: self._next_commands().once.append((number, plan)),
+            plan.timeout + self._answer_grace_seconds,
+        )
+        return answer or Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
 
-    def _schedule_flush(self) -> None:
-        """Send pending commands together at the end of this turn of the event loop."""
+    def _next_commands(self) -> WorkerCommands:
+        """Return the commands to add to: all of one turn of the event loop are sent at its end."""
         if not any(self._commands):
             asyncio.get_running_loop().call_soon(self._flush)
+        return self._commands
 
     def _flush(self) -> None:
         commands, self._commands = self._commands, WorkerCommands([], [], [])
         # The write buffer is bounded by the changes that occur until a stalled worker is replaced.
-        if self._writer is not None:
-            self._writer.write(encode_frame(pickle.dumps(commands)))
+        if self._child is not None:
+            self._child.connection.send_pickle(commands)
 
     async def _supervise(self, on_result: ResultListener) -> None:
         """Run a worker, and replace it when it ends."""
-        delay = _MIN_RETRY_SECONDS
+        backoff = RestartBackoff()
         first = True
         while True:
-            started = time.monotonic()
+            backoff.start()
             try:
-                async with self._worker() as (reader, writer), asyncio.TaskGroup() as group:
-                    writer.write(encode_frame(pickle.dumps(self._setup)))
+                async with running_child(self._worker_module, self._setup) as child, asyncio.TaskGroup() as group:
                     async with asyncio.timeout(_START_TIMEOUT_SECONDS):
-                        ready = await read_frame(reader) is not None
+                        ready = await anext(child.connection, None) is not None
                     if ready:
-                        self._silent_checks = 0
-                        self._writer = writer
+                        self._silence.observe(child.connection)
+                        self._child = child
                         self._running.set()
                         group.create_task(self._send_services(dict(self._assigned), spread=not first))
                         first = False
-                        await self._listen(reader, on_result)
+                        await self._listen(child.connection, on_result)
             except* OSError as errors:
                 log.warning("probe process connection failed", reason=str(errors.exceptions[0]))
             except* Exception:
                 log.exception("probe process sent an unexpected message")
             finally:
-                self._writer = None
-                self._running.clear()
-                for answer in self._on_demand.values():
-                    if not answer.done():
-                        answer.set_result(Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER))
-            delay = (
-                _MIN_RETRY_SECONDS
-                if time.monotonic() - started > _MAX_RETRY_SECONDS
-                else min(2 * delay, _MAX_RETRY_SECONDS)
-            )
+                self._lose_worker()
+                self._on_demand.abandon()
+            raise_if_cancelled()  # an error of the worker may have replaced the cancellation
+            delay = backoff.next_delay()
             log.error("probe process ended; restarting", delay_seconds=delay)
             await asyncio.sleep(delay)
+
+    def _lose_worker(self) -> None:
+        self._child = None
+        self._running.clear()
 
     async def _send_services(self, services: dict[int, _AssignedService], *, spread: bool) -> None:
         """Send the existing services to a new worker; later ones are sent as they are assigned.
@@ -255,43 +214,36 @@ class ProbeProcess:
         """
         now = time.monotonic()
         for part in _slices(services.items()):
-            self._schedule_flush()
             for number, service in part:
                 if number in self._assigned:
-                    interval = service.plan.interval
-                    due = now + random.uniform(0, interval) if spread else service.last_result  # noqa: S311 - jitter, not a secret
-                    self._commands.assign.append((number, service.plan, due))
+                    due = now + jitter(service.plan.interval) if spread else service.last_result
+                    self._next_commands().assign.append((number, service.plan, due))
             await asyncio.sleep(0)
 
-    async def _listen(self, reader: asyncio.StreamReader, on_result: ResultListener) -> None:
-        while (frame := await read_frame(reader)) is not None:
+    async def _listen(self, connection: Connection, on_result: ResultListener) -> None:
+        async for frame in connection:
             for i, (number, *outcome, started, late) in enumerate(json.loads(frame)):
                 if i % _RESULTS_PER_SLICE == _RESULTS_PER_SLICE - 1:
                     await asyncio.sleep(0)
                 if late is None:
-                    answer = self._on_demand.get(number)
-                    if answer is not None and not answer.done():
-                        answer.set_result(_outcome(*outcome))
+                    self._on_demand.resolve(number, _outcome(*outcome))
                 elif (service := self._assigned.get(number)) is not None:
                     service.last_result = started
                     on_result(Result(service.name, service.plan, _outcome(*outcome), started, late))
                 else:
                     on_result(Result(None, None, _outcome(*outcome), started, late))
-            self._silent_checks = 0
 
     async def _watch_worker(self, on_result: ResultListener) -> None:
         """Report INCONCLUSIVE for due services of a silent worker, which renews their leases; replace a dead one."""
         while True:
-            await asyncio.sleep(self._check_interval_seconds)
-            self._silent_checks += 1  # counted, not timed: a pause of this process must not count
-            if self._silent_checks < _SILENT_CHECKS:
+            silent_checks = await self._silence.next_check()
+            if silent_checks < _SILENT_CHECKS:
                 continue
-            if self._silent_checks >= self._dead_checks and self._writer is not None:
+            if silent_checks >= self._dead_checks and self._child is not None:
                 log.error("probe process not responding")
-                self._writer.transport.abort()
-                self._writer = None
-                self._running.clear()
-            lost = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER if self._writer is not None else NOT_READY)
+                self._child.send_signal(signal.SIGKILL)
+                self._lose_worker()
+            lost = Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY if self._child is None else LOST_ANSWER)
             now = time.monotonic()
             for part in _slices(self._assigned.items()):
                 for number, service in part:
@@ -299,26 +251,6 @@ class ProbeProcess:
                         service.last_result = now
                         on_result(Result(service.name, service.plan, lost, now, None))
                 await asyncio.sleep(0)
-
-    @asynccontextmanager
-    async def _worker(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Run a worker, which exits when its connection closes."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                # -P: do not import modules from the directory in which the registry was started.
-                *(sys.executable, "-P", "-m", self._worker_module, str(theirs.fileno())),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
-            with suppress(ProcessLookupError):
-                process.kill()  # the worker holds no state
-            await process.wait()
 
 
 def _slices(services: Iterable[tuple[int, _AssignedService]]) -> Iterator[list[tuple[int, _AssignedService]]]:

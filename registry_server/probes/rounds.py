@@ -4,9 +4,9 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final
 
 from registry_server.probes.outcome import Outcome, OutcomeKind
 from registry_server.probes.pause_detector import PauseDetector
@@ -23,11 +23,8 @@ _SPREAD_AFTER_SECONDS: Final = 0.5
 """After a pause of this length, overdue probes are spread over time instead of being sent at once."""
 
 
-class ProbeSender(Protocol):
-    """Sends probes, such as ``Prober``."""
-
-    async def send_probe(self, plan: Plan) -> Outcome:
-        """Probe a service once within the timeout of its plan; raise nothing but ``CancelledError``."""
+SendProbe = Callable[[Plan], Coroutine[Any, Any, Outcome]]
+"""Probes a service once within the timeout of its plan, like ``Prober.send_probe``."""
 
 
 class Rounds:
@@ -38,17 +35,17 @@ class Rounds:
     """
 
     def __init__(
-        self, prober: ProbeSender, *, concurrency: int, on_result: Callable[[int, Outcome, float, float], None]
+        self, send_probe: SendProbe, *, concurrency: int, on_result: Callable[[int, Outcome, float, float], None]
     ) -> None:
         """Create an empty schedule.
 
         Args:
-            prober: Sends the probes.
+            send_probe: Sends a probe; raises nothing but ``CancelledError``.
             concurrency: Maximum number of concurrent due probes.
             on_result: Called with the number of the service, the outcome, the start of the probe (monotonic seconds)
                 and the seconds between its due time and its start.
         """
-        self._prober = prober
+        self._send_probe = send_probe
         self._on_result = on_result
         self._slots = asyncio.Semaphore(concurrency)
         self._schedule = Schedule()
@@ -106,7 +103,7 @@ class Rounds:
         """Probe a service once, independently of the schedule."""
         pauses = self._pauses.check()
         started = time.monotonic()
-        outcome = await self._prober.send_probe(plan)
+        outcome = await self._send_probe(plan)
         delayed = self._pauses.check() != pauses or time.monotonic() - started > plan.timeout + _TIMEOUT_SLACK_SECONDS
         if delayed and outcome.kind is not OutcomeKind.OK:
             return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # this process caused the delay

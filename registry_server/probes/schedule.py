@@ -15,12 +15,6 @@ class Schedule:
         self._current: dict[int, int] = {}
         self._order = count()
 
-    def __len__(self) -> int:
-        return len(self._current)
-
-    def __contains__(self, number: int) -> bool:
-        return number in self._current
-
     def set_due(self, number: int, due: float) -> None:
         """Set the due time of a number, replacing an earlier one."""
         order = next(self._order)

@@ -9,17 +9,7 @@ from registry_server.security.egress import EgressPolicy, ResolvedAddress
 
 
 async def send_tcp_probe(plan: Plan, policy: EgressPolicy, deadline: float) -> Answer:
-    """Connect to the first address of the endpoint that accepts a connection.
-
-    Args:
-        plan: Plan of the probe.
-        policy: Addresses that probes may connect to.
-        deadline: Event loop time at which to give up.
-
-    Raises:
-        EndpointRefused, ResolutionFailed, ProbeFailed: No address accepted a connection.
-        TimeoutError: No address answered in time.
-    """
+    """Connect to the first address of the endpoint that accepts a connection; see ``Prober``."""
     async with asyncio.timeout_at(deadline):
         addresses = await policy.resolve(plan.host, plan.port)
     now = asyncio.get_running_loop().time

@@ -1,14 +1,27 @@
-"""Helpers for cancelling tasks and for waiting until the event loop is idle."""
+"""Helpers for event loops and tasks."""
 
 import asyncio
+import sys
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 _CANCEL_RETRY_SECONDS: Final = 0.1
 # A pass of the event loop in which nothing runs takes 10 to 30 µs (measured).
 _IDLE_PASS_SECONDS: Final = 0.00005
 _IDLE_PASSES: Final = 2
+
+_T = TypeVar("_T")
+
+
+def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine in a new event loop, uvloop's on CPython, and return its result."""
+    if sys.implementation.name == "cpython":
+        import uvloop  # noqa: PLC0415 - installed on CPython only
+
+        return uvloop.run(main)
+    return asyncio.run(main)
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -48,9 +61,15 @@ async def wait_until_idle(max_seconds: float) -> None:
         before = now
 
 
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error of a group, searching nested groups too."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+@contextmanager
+def first_error(kind: type[Exception]) -> Iterator[None]:
+    """Raise the first error of a kind itself instead of the group of a ``TaskGroup`` that contains it."""
+    error: BaseException | None = None
+    try:
+        yield
+    except* kind as group:
+        error = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    if error is not None:
+        raise error

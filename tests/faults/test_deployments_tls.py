@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.errors import StoreUnavailable
+from registry_server.runtime.guarded_process import GuardedProcess
 from registry_server.store import RedisStore
-from registry_server.store.embedded import GuardedProcess, find_redis_server
 from tests.support.deployments import CLUSTER_PORTS, UNREACHABLE
-from tests.support.redis_process import free_port
+from tests.support.redis_process import find_redis_server, free_port
 from tests.support.samples import small_service
 from tests.support.server import running
 

@@ -12,8 +12,8 @@ from redis.crc import key_slot
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from registry_server.store.embedded import GuardedProcess, find_redis_server
-from tests.support.redis_process import PORTS, RedisProcess, free_port, serving_pid
+from registry_server.runtime.guarded_process import GuardedProcess
+from tests.support.redis_process import PORTS, RedisProcess, find_redis_server, free_port, serving_pid
 
 START_TIMEOUT_SECONDS = 60.0
 STOP_GRACE_SECONDS = 5.0

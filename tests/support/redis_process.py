@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from registry_server.store.embedded import GuardedProcess, find_redis_server
+from registry_server.runtime.guarded_process import GuardedProcess
+from registry_server.store.redis_binary import find_redis_servers
 
 START_TIMEOUT_SECONDS = 30.0
 STOP_GRACE_SECONDS = 5.0
@@ -134,6 +135,11 @@ class RedisProcess:
 
     def _log(self) -> str:
         return (self._directory / "redis.log").read_text(errors="replace")
+
+
+def find_redis_server() -> Path:
+    """Return the redis-server that an embedded Redis prefers."""
+    return next(find_redis_servers())
 
 
 def free_port(ports: Sequence[int] = PORTS) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from registry_server.store.embedded import find_redis_server
 from tests.faults.suite.catalogue import CATALOGUE
 from tests.faults.suite.run import Result
+from tests.support.redis_process import find_redis_server
 
 BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 

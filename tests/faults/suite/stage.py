@@ -11,12 +11,11 @@ from typing import Any, Literal
 from redis.asyncio import Redis
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.store.embedded import find_redis_server
 from registry_server.store.keys import Keys
 from tests.faults.suite.history import FinalState, States
 from tests.faults.suite.proxy import Proxy
 from tests.support.deployments import Cluster, Watched, client_of, cluster, role_of, watched
-from tests.support.redis_process import RedisProcess, free_port
+from tests.support.redis_process import RedisProcess, find_redis_server, free_port
 from tests.support.server import ServerProcess
 
 Deployment = Literal["alone", "sentinel", "cluster"]

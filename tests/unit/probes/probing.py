@@ -11,7 +11,8 @@ from google.protobuf.json_format import ParseDict
 
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings
-from registry_server.probes import Outcome, OutcomeKind, Plan, Prober
+from registry_server.probes import Outcome, OutcomeKind, Plan
+from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 
 OK, DEGRADED, FAILED = OutcomeKind.OK, OutcomeKind.DEGRADED, OutcomeKind.FAILED

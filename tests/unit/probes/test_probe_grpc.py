@@ -10,7 +10,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from registry_server import __version__
-from registry_server.probes import OutcomeKind, Prober
+from registry_server.probes import OutcomeKind
+from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import Target, closed_port, grpc_server, listening
 from tests.unit.probes.probe_tables import GRPC, UNKNOWN_SERVICE

@@ -8,7 +8,8 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from registry_server import __version__
-from registry_server.probes import Outcome, Prober
+from registry_server.probes import Outcome
+from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, listening, request, respond
 from tests.unit.probes.probe_tables import HTTP, Http

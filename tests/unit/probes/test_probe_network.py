@@ -6,8 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from registry_server.probes import Outcome, Prober
+from registry_server.probes import Outcome
 from registry_server.probes.outcome import format_seconds
+from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import serving

@@ -4,21 +4,21 @@ import asyncio
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.config import HealthCheckSettings, LogSettings
+from registry_server.config import HealthCheckSettings
 from registry_server.model.networks import DENIED_NETWORKS, Network
-from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result
+from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, WorkerLogSettings, WorkerSetup
 from registry_server.probes.process import ResultListener
+from registry_server.runtime.tasks import cancel
 from tests.support.endpoints import answer, listening, respond
-from tests.support.processes import children_of, command_of
+from tests.support.processes import children_of, command_of, runs
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -35,14 +35,36 @@ def agent() -> AbstractAsyncContextManager[int]:
     return listening(respond(answer(b'{"load": 1}')), backlog=1_000)
 
 
-def silent_agent() -> AbstractAsyncContextManager[int]:
-    """Accept requests without ever responding."""
-    return listening(respond(after=3_600))
+class SilentAgent(NamedTuple):
+    """An agent that answers no request before it is released."""
+
+    port: int
+    requested: asyncio.Event
+    """Set by the first request."""
+    released: asyncio.Event
+
+
+@asynccontextmanager
+async def silent_agent() -> AsyncIterator[SilentAgent]:
+    requested, released = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requested.set()
+        await released.wait()
+        await respond(answer())(reader, writer)
+
+    async with listening(handle) as port:
+        yield SilentAgent(port, requested, released)
+
+
+def worker_pids() -> list[int]:
+    """Return the process ids of the workers of this process."""
+    return [pid for pid in children_of(os.getpid()) if "probes.worker" in command_of(pid)]
 
 
 def worker_pid() -> int:
     """Return the process id of the only worker of this process."""
-    (found,) = (pid for pid in children_of(os.getpid()) if "probes.worker" in command_of(pid))
+    (found,) = worker_pids()
     return found
 
 
@@ -50,21 +72,22 @@ def worker_pid() -> int:
 async def probe_process(
     denied: tuple[Network, ...] = DENIED_NETWORKS, on_result: ResultListener = lambda _: None, **options: Any
 ) -> AsyncIterator[ProbeProcess]:
-    subject = ProbeProcess((), denied, concurrency=100, logs=LogSettings(), **options)
-    subject.start(on_result)
+    subject = ProbeProcess(WorkerSetup((), denied, 100, WorkerLogSettings("info", "json")), **options)
+    running = asyncio.create_task(subject.run(on_result))
     try:
         yield subject
     finally:
-        await subject.close()
+        await cancel([running])
 
 
 async def test_outcome_is_returned_complete() -> None:
     async with agent() as port, probe_process() as subject:
+        started = time.monotonic()
         outcome = await subject.probe_now(plan(port))
         assert (outcome.kind, outcome.error) == (OutcomeKind.OK, "")
         assert outcome.details is not None
         assert outcome.details["load"] == 1
-        assert 0 < outcome.response_time < 1
+        assert 0 < outcome.response_time < time.monotonic() - started
         assert (await subject.probe_now(plan(1))).error == "connection refused"
 
 
@@ -92,18 +115,18 @@ async def test_worker_imports_nothing_from_the_working_directory(
 async def test_killed_worker_is_replaced_and_its_probes_are_inconclusive() -> None:
     async with silent_agent() as slow, agent() as port, probe_process() as subject:
         await subject.probe_now(plan(port))
-        waiting = asyncio.create_task(subject.probe_now(plan(slow)._replace(timeout=60.0)))
-        await asyncio.sleep(0)
+        waiting = asyncio.create_task(subject.probe_now(plan(slow.port)._replace(timeout=60.0)))
         first = worker_pid()
-        os.kill(first, signal.SIGKILL)
         async with asyncio.timeout(TIMEOUT):
+            await slow.requested.wait()
+            os.kill(first, signal.SIGKILL)
             outcome = await waiting
             assert (outcome.kind, outcome.error) == (
                 OutcomeKind.INCONCLUSIVE,
                 "the registry lost the answer to its probe",
             )
             assert (await subject.probe_now(plan(port))).kind is OutcomeKind.OK
-        assert worker_pid() != first
+        assert first not in worker_pids()
 
 
 async def test_stopped_worker_is_replaced_and_its_probes_are_inconclusive() -> None:
@@ -116,18 +139,18 @@ async def test_stopped_worker_is_replaced_and_its_probes_are_inconclusive() -> N
             assert (await subject.probe_now(plan(port)._replace(timeout=0.1))).kind is OutcomeKind.INCONCLUSIVE
             while (await subject.probe_now(plan(port))).kind is not OutcomeKind.OK:
                 pass
-        assert worker_pid() != first
+        assert first not in worker_pids()
 
 
 async def test_timeout_during_a_pause_of_the_worker_is_inconclusive() -> None:
     async with silent_agent() as slow, agent() as port, probe_process() as subject:
         await subject.probe_now(plan(port))
-        waiting = asyncio.create_task(subject.probe_now(plan(slow)._replace(timeout=0.5)))
-        await asyncio.sleep(0.1)
-        os.kill(worker_pid(), signal.SIGSTOP)
-        await asyncio.sleep(1.2)
-        os.kill(worker_pid(), signal.SIGCONT)
+        waiting = asyncio.create_task(subject.probe_now(plan(slow.port)._replace(timeout=2.0)))
         async with asyncio.timeout(TIMEOUT):
+            await slow.requested.wait()
+            os.kill(worker_pid(), signal.SIGSTOP)
+            await asyncio.sleep(2.2)
+            os.kill(worker_pid(), signal.SIGCONT)
             assert (await waiting).kind is OutcomeKind.INCONCLUSIVE
 
 
@@ -139,8 +162,7 @@ async def test_worker_ignores_terminal_signals_and_exits_on_close() -> None:
         os.kill(pid, signal.SIGTERM)
         assert (await subject.probe_now(plan(port))).kind is OutcomeKind.OK
         assert worker_pid() == pid
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    await until(lambda: not runs(pid))
 
 
 # Periodic probes.
@@ -183,15 +205,16 @@ async def test_assigned_service_is_probed_at_its_interval_until_dropped() -> Non
 async def test_result_of_a_replaced_plan_has_no_name() -> None:
     recorder = ResultRecorder()
     async with silent_agent() as slow, agent() as port, probe_process(on_result=recorder) as subject:
-        subject.assign_service("a", plan(slow)._replace(timeout=0.5), time.monotonic())
-        await subject.probe_now(plan(port))  # when it returns, the probe of "a" is in flight
-        await asyncio.sleep(0.1)
+        subject.assign_service("a", plan(slow.port), time.monotonic())
+        await until(slow.requested.is_set)
         subject.assign_service("a", plan(port)._replace(interval=3600), time.monotonic())
+        await until(lambda: len(recorder.results) == 1)
+        slow.released.set()
         await until(lambda: len(recorder.results) == 2)
-    assert Counter((result.name, result.outcome.kind) for result in recorder.results) == {
-        ("a", OutcomeKind.OK): 1,
-        (None, OutcomeKind.FAILED): 1,
-    }
+    assert [(result.name, result.plan) for result in recorder.results] == [
+        ("a", plan(port)._replace(interval=3600)),
+        (None, None),
+    ]
 
 
 async def test_new_worker_probes_all_services_within_an_interval() -> None:
@@ -228,10 +251,10 @@ async def test_due_services_get_inconclusive_results_without_a_worker(fault: str
         subject.assign_service("often", plan(port)._replace(interval=0.3), started)
         subject.assign_service("rarely", plan(port)._replace(interval=3600), started)
         await until(lambda: len(recorder.of("often")) >= 5)
-        elapsed = time.monotonic() - started
         if fault == "is stopped":
             os.kill(first, signal.SIGCONT)
             await until(lambda: recorder.results[-1].outcome.kind is OutcomeKind.OK)
+    elapsed = time.monotonic() - started
     lost = [result for result in recorder.results if result.outcome.kind is OutcomeKind.INCONCLUSIVE]
     assert {result.name for result in lost} == {"often"}
     assert {result.late for result in lost} == {None}

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import pickle
 import socket
 import time
 
@@ -12,7 +11,7 @@ from registry_server.config import HealthCheckSettings
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.probes.messages import WorkerCommands
 from registry_server.probes.worker import Worker
-from registry_server.runtime.frames import encode_frame, read_frame
+from registry_server.runtime.connection import Connection
 from registry_server.runtime.tasks import cancel
 from tests.support.samples import small_service
 
@@ -36,17 +35,15 @@ class FailingProber:
 async def test_worker_pauses_probing_while_its_results_are_not_read() -> None:
     """While the registry is paused, the number of results that wait for it is bounded."""
     ours, theirs = socket.socketpair()
-    _, writer = await asyncio.open_unix_connection(sock=theirs)
-    reader, commands = await asyncio.open_unix_connection(sock=ours, limit=1)  # reads ahead as little as possible
-    worker_reader = asyncio.StreamReader()
+    # It reads ahead as little as possible.
+    registry = Connection(*await asyncio.open_unix_connection(sock=ours, limit=1))
+    connection = await Connection.open(theirs)
     prober = FailingProber()
-    worker = asyncio.create_task(Worker(prober, writer, concurrency=100).run(worker_reader))
+    worker = asyncio.create_task(Worker(prober.send_probe, connection, concurrency=100).run())
     try:
         plan = Plan.of(small_service("a"), HealthCheckSettings())._replace(interval=0.001)
         now = time.monotonic()
-        worker_reader.feed_data(
-            encode_frame(pickle.dumps(WorkerCommands([(i, plan, now) for i in range(100)], [], [])))
-        )
+        registry.send_pickle(WorkerCommands([(i, plan, now) for i in range(100)], [], []))
         async with asyncio.timeout(TIMEOUT):
             before = -1
             while prober.probes != before or not before:
@@ -54,11 +51,9 @@ async def test_worker_pauses_probing_while_its_results_are_not_read() -> None:
                 await asyncio.sleep(0.3)
             received = 0
             while received < 2 * before:
-                frame = await read_frame(reader)
-                assert frame is not None
-                received += len(json.loads(frame))
+                received += len(json.loads(await anext(registry)))
         assert prober.probes > before
     finally:
         await cancel([worker])
-        writer.close()
-        commands.close()
+        connection.close()
+        registry.close()

@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from registry_server.probes import Outcome, OutcomeKind, Prober
-from registry_server.probes.outcome import INTERNAL_FAILURE
+from registry_server.probes import Outcome, OutcomeKind
+from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
@@ -45,13 +45,6 @@ async def test_internal_error_is_logged_and_inconclusive(kind: str, capsys: pyte
         outcome = await prober.send_probe(target_plan)
     assert (outcome.kind, outcome.error) == (INCONCLUSIVE, "the probe failed within the registry")
     assert "probe failed unexpectedly" in "".join(capsys.readouterr())
-
-
-async def test_probe_before_the_start_is_inconclusive() -> None:
-    prober = Prober(EgressPolicy())
-    await prober.close()
-    outcome = await prober.send_probe(plan("http://127.0.0.1:1"))
-    assert (outcome.kind, outcome.error) == (INCONCLUSIVE, INTERNAL_FAILURE)
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "tcp"])

