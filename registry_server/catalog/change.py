@@ -1,4 +1,6 @@
-"""``Change``: one revision of the history, which the catalog applies and watchers receive as an event."""
+"""``Change``: one revision of the history, which the catalog applies; ``WatchEvent``: how watchers receive it."""
+
+from dataclasses import dataclass, field
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from registry_server.model.record import Record
@@ -9,39 +11,50 @@ _SERVICE_TAG = b"\x12"  # Event.service: field 2, length-delimited
 _EVENTS_FIELD = 1  # WatchEventsResponse.events
 
 
+class WatchEvent:
+    """An event of a watch, serialised once for all watchers."""
+
+    __slots__ = ("at_ms", "error", "frame", "previous_health", "reason", "record", "revision", "type")
+
+    def __init__(self, head: Event, record: Record | None) -> None:
+        """Serialise an event.
+
+        Args:
+            head: The event without its service.
+            record: The service after the change, or before its removal; ``None`` for a notice.
+        """
+        self.type, self.reason, self.revision = head.type, head.reason, head.revision
+        self.previous_health, self.error = head.previous_health, head.error
+        self.at_ms = head.occurred_at.ToMilliseconds()
+        """Time of the change, in milliseconds since the epoch."""
+        self.record = record
+        service = record.framed_as(_SERVICE_TAG) if record else b""
+        self.frame = bytes_field(_EVENTS_FIELD, head.SerializeToString() + service)
+        """The ``Event`` as a field of ``WatchEventsResponse``."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Change:
-    """A change to one service at one revision. Its event is serialised once for all watchers.
+    """A change to one service at one revision.
 
     A notice concerns no service: it carries an ``error`` of the registry itself and goes to every watcher.
     """
 
-    __slots__ = ("_event", "_unmatched", "after", "at_ms", "before", "error", "owner", "reason", "revision", "type")
+    revision: int
+    type: EventType.ValueType
+    reason: EventReason.ValueType
+    at_ms: int
+    before: Record | None
+    after: Record | None
+    error: str = ""
+    owner: str = ""
+    """Owner of the service after the change; empty if it has none."""
+    _event: WatchEvent | None = field(default=None, init=False)
+    _unmatched: WatchEvent | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        *,
-        revision: int,
-        type: EventType.ValueType,  # noqa: A002 - the field's name in the contract
-        reason: EventReason.ValueType,
-        at_ms: int,
-        before: Record | None,
-        after: Record | None,
-        error: str = "",
-        owner: str = "",
-    ) -> None:
-        if before is None and after is None and not error:
+    def __post_init__(self) -> None:
+        if self.is_notice and not self.error:
             raise ValueError("a change has a state before, a state after or an error")
-        self.revision = revision
-        self.type = type
-        self.reason = reason
-        self.at_ms = at_ms
-        self.before = before
-        self.after = after
-        self.error = error
-        self.owner = owner
-        """Owner of the service after the change; empty if it has none."""
-        self._event: bytes | None = None
-        self._unmatched: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -59,19 +72,15 @@ class Change:
         """Approximate memory use in bytes."""
         return 400 + len(self.error) + sum(len(record.framed) for record in (self.before, self.after) if record)
 
-    def event_frame(self) -> bytes:
-        """Return the ``Event``, framed as a field of ``WatchEventsResponse``."""
-        if self._event is None:
-            self._event = self._frame(self.type)
+    def event(self, *, matches: bool) -> WatchEvent:
+        """Return the event for watchers whose filter matches the service after the change, or does not."""
+        if not matches and self.after is not None:
+            self._unmatched = self._unmatched or self._make_event(EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+            return self._unmatched
+        self._event = self._event or self._make_event(self.type)
         return self._event
 
-    def unmatched_frame(self) -> bytes:
-        """Return the framed event for watchers whose filter no longer matches the service."""
-        if self._unmatched is None:
-            self._unmatched = self._frame(EventType.EVENT_TYPE_SERVICE_UNMATCHED)
-        return self._unmatched
-
-    def _frame(self, type_: EventType.ValueType) -> bytes:
+    def _make_event(self, type_: EventType.ValueType) -> WatchEvent:
         head = Event(
             type=type_,
             previous_health=self.before.status if self.before else 0,  # type: ignore[arg-type]
@@ -80,13 +89,10 @@ class Change:
             reason=self.reason,
             error=self.error,
         )
-        record = self.after or self.before
-        service = record.framed_as(_SERVICE_TAG) if record else b""
-        return bytes_field(_EVENTS_FIELD, head.SerializeToString() + service)
+        return WatchEvent(head, self.after or self.before)
 
 
-def snapshot_frame(record: Record) -> bytes:
-    """Return the snapshot event of a service, framed as a field of ``WatchEventsResponse``."""
-    service = record.message()
-    head = Event(type=EventType.EVENT_TYPE_SERVICE_SNAPSHOT, revision=record.revision, occurred_at=service.updated_at)
-    return bytes_field(_EVENTS_FIELD, head.SerializeToString() + record.framed_as(_SERVICE_TAG))
+def snapshot_event(record: Record) -> WatchEvent:
+    """Return the event that reports a service in a snapshot."""
+    type_, updated_at = EventType.EVENT_TYPE_SERVICE_SNAPSHOT, record.message().updated_at
+    return WatchEvent(Event(type=type_, revision=record.revision, occurred_at=updated_at), record)

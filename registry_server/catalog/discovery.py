@@ -1,26 +1,29 @@
-"""``Discovery``: query answers joined from serialised records, cached until a change affects them."""
+"""``Discovery``: finds services, and caches answers until a change affects them."""
 
 import asyncio
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import accumulate
-from typing import Final, NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias
 
-from registry_server.catalog.change import Change
+from cachetools import LRUCache
+
+from registry_server.catalog.query import Page, Query, freshness_at
 from registry_server.catalog.replica import Replica
 from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import encode_page_token
-from registry_server.model.wire import bytes_field, integer_field
 
-# Fields of DiscoverServicesResponse; `services` (1) is how a record is framed.
-_NEXT_PAGE_TOKEN, _TOTAL_SIZE, _REVISION, _STALE = 2, 3, 4, 5
+PageKey: TypeAlias = bytes | str
+"""What a page answers: a serialised ``DiscoverServicesRequest``, or the query string of a REST request."""
 
 MAX_PAGE_BYTES: Final = 3 << 20
 """Clients accept messages of 4 MiB by default."""
-_ENTRY_BYTES: Final = 400
-"""Overhead of a cached page or request in addition to its bytes."""
+_ENTRY_BYTES: Final = 600
+"""Overhead of a cached page in addition to its bytes."""
 
 
 class DiscoveryLimits(NamedTuple):
@@ -31,7 +34,7 @@ class DiscoveryLimits(NamedTuple):
     names: int = 4_000_000
     """Maximum number of names that all kept queries list together; each costs 8 bytes."""
     cached_bytes: int = 64 << 20
-    """Maximum size of the cached pages and of the requests that they answer."""
+    """Maximum size of the cached pages, current or outdated, and of their keys."""
     page_bytes: int = MAX_PAGE_BYTES
     """Size at which a page ends early."""
     scan_slice_records: int = 500
@@ -41,147 +44,73 @@ class DiscoveryLimits(NamedTuple):
 DEFAULT_LIMITS: Final = DiscoveryLimits()
 
 
-class Query:
-    """The names of the services that match one filter, updated by every change, and the pages built from them."""
-
-    def __init__(self, filter_: Filter, names: list[str], owner: "Discovery") -> None:
-        self.filter = filter_
-        self.names = names
-        self._owner = owner
-        self.pages: dict[tuple[int, str], tuple[str, str, bytes]] = {}
-        """(size, after) to the page's first and last name and its bytes without the revision."""
-        self.requests: dict[bytes, tuple[int, str]] = {}
-        """Serialised request to the key of the page that answers it."""
-
-    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        """Apply a change and drop the pages that it affects."""
-        if matched and matches:  # the list of names is the same: only the page that shows this service changes
-            for page, (first, last, _) in list(self.pages.items()):
-                if first <= change.name <= last:
-                    self._owner.drop_page(self, page)
-            return
-        self.set_match(change.name, present=matches)
-        self._owner.drop_pages(self)
-
-    def set_match(self, name: str, *, present: bool) -> None:
-        """Add a name to the list, or remove it."""
-        at = bisect_left(self.names, name)
-        listed = at < len(self.names) and self.names[at] == name
-        if present and not listed:
-            self.names.insert(at, name)
-        elif listed and not present:
-            del self.names[at]
-
-
 class Discovery:
-    """Finds services in the replica.
+    """Finds services in the replica, and caches answers until a change affects them.
 
-    ``cached_answer`` looks up complete answers by the bytes of the request; on a miss, ``find_page`` answers from a
-    kept query or runs a new one.
+    A cached page carries its query and the version of it. A change increments the version, and so makes any number of
+    pages outdated at once; a page is compared with its query when it is looked up.
     """
 
     def __init__(self, replica: Replica, limits: DiscoveryLimits = DEFAULT_LIMITS) -> None:
         self._replica = replica
         self._limits = limits
-        self._cached: dict[bytes, bytes] = {}
+        self._pages: LRUCache[PageKey, Page] = LRUCache(limits.cached_bytes, getsizeof=attrgetter("size"))
         self._queries: OrderedDict[bytes, Query] = OrderedDict()
-        self._kept_bytes = 0
-        self._suffix = b""
         self._stale = True
+        self._refresh()
         self._scans = asyncio.Lock()
         self.counters = CacheCounters()
-        replica.on_position_changed.append(self._refresh_suffix)
+        """Lookups of cached pages that succeeded, and pages built."""
+        replica.on_position_changed.append(self._refresh)
 
     def set_stale(self, *, stale: bool) -> None:
         """Set whether answers may be behind the store."""
         self._stale = stale
-        self._refresh_suffix()
+        self._refresh()
 
-    def cached_answer(self, request: bytes) -> bytes | None:
-        """Return the cached answer to a request, if there is one.
-
-        Args:
-            request: A serialised ``DiscoverServicesRequest``.
-
-        Returns:
-            A serialised ``DiscoverServicesResponse``.
-        """
-        page = self._cached.get(request)
-        if page is None:
+    def cached_page(self, key: PageKey) -> Page | None:
+        """Return the page kept under a key, unless a change has affected it since."""
+        page = self._pages.get(key)
+        if page is None or page.version != page.query.version:
             return None
         self.counters.hits += 1
-        return page + self._suffix
+        self._queries.move_to_end(page.query.filter.key)
+        page.revision, page.stale, page.freshness_wire = self._freshness
+        return page
 
-    def cached_page(self, request: bytes) -> bytes | None:
-        """Return the cached answer without its revision and ``stale`` fields, which change with every revision.
+    def keep_page(self, key: PageKey, page: Page) -> None:
+        """Let ``cached_page`` return a page until a change affects it."""
+        # Records count once: the wire form is a copy of them, and outdated ones are no longer shared with the replica.
+        page.size = _ENTRY_BYTES + len(key) + sum(len(record.framed) for record in page.records) + len(page.json)
+        with suppress(ValueError):  # larger than the cache
+            self._pages[key] = page
 
-        Until a change affects the answer, the same object is returned: a caller that caches a value derived from it
-        can check with ``is`` that the value is still valid.
-        """
-        return self._cached.get(request)
-
-    async def find_page(self, filter_: Filter, size: int, after: str, request: bytes | None = None) -> bytes:
+    async def find_page(self, filter_: Filter, size: int, after: str) -> Page:
         """Return a page of the services that match.
 
         Args:
             filter_: Services to find.
             size: Maximum number of services.
             after: Name after which the page begins; empty for the first page.
-            request: The serialised request, if ``cached_answer`` may answer identical requests from now on.
-
-        Returns:
-            A serialised ``DiscoverServicesResponse``.
         """
-        query = self._queries.get(filter_.key)
-        if query is None:
-            query = await self._add_query(filter_)
+        query = self._queries.get(filter_.key) or await self._add_query(filter_)
         self._queries.move_to_end(filter_.key)
-        page = query.pages.get((size, after))
-        if page is not None:
-            self.counters.hits += 1
-        else:
-            self.counters.misses += 1
-            page = query.pages[size, after] = self._build_page(query, size, after)
-            self._kept_bytes += len(page[2]) + _ENTRY_BYTES
-        if request is not None and request not in query.requests:
-            query.requests[request] = (size, after)
-            self._cached[request] = page[2]
-            self._kept_bytes += len(request) + _ENTRY_BYTES
-        if self._kept_bytes > self._limits.cached_bytes:
-            self._evict(query)
-        return page[2] + self._suffix
+        self.counters.misses += 1
+        return self._build_page(query, size, after)
 
     async def matching_names(self, filter_: Filter) -> list[str]:
         """Return the names that match at the replica's revision on return: a new sorted list."""
         query = self._queries.get(filter_.key)
         return list(query.names) if query else (await self._find_names(filter_))
 
-    def drop_page(self, query: Query, page: tuple[int, str]) -> None:
-        """Drop one page of a query and the cached answers that return it."""
-        self._kept_bytes -= len(query.pages.pop(page)[2]) + _ENTRY_BYTES
-        for request, answered_by in list(query.requests.items()):
-            if answered_by == page:
-                del query.requests[request], self._cached[request]
-                self._kept_bytes -= len(request) + _ENTRY_BYTES
-
-    def drop_pages(self, query: Query) -> None:
-        """Drop all pages of a query and the cached answers that return them."""
-        for _, _, page in query.pages.values():
-            self._kept_bytes -= len(page) + _ENTRY_BYTES
-        for request in query.requests:
-            del self._cached[request]
-            self._kept_bytes -= len(request) + _ENTRY_BYTES
-        query.pages.clear()
-        query.requests.clear()
-
     async def _add_query(self, filter_: Filter) -> Query:
         names = await self._find_names(filter_)
         # A concurrent call may have added the same query. No await from here on.
         query = self._queries.get(filter_.key)
         if query is None:
-            query = self._queries[filter_.key] = Query(filter_, names, self)
+            query = self._queries[filter_.key] = Query(filter_, names)
             self._replica.interests.add_interest(query)
-            self._evict(query)
+            self._evict_queries()
         return query
 
     async def _find_names(self, filter_: Filter) -> list[str]:
@@ -206,7 +135,7 @@ class Discovery:
                 await asyncio.sleep(0)
             missed = self._replica.history.since(position.revision)
             if missed is not None and self._replica.position.epoch == position.epoch:
-                query = Query(filter_, sorted(found), self)
+                query = Query(filter_, sorted(found))
                 for change in missed:
                     query.set_match(change.name, present=change.after is not None and filter_.matches(change.after))
                 return query.names
@@ -215,34 +144,25 @@ class Discovery:
         candidates = self._replica.index.candidates(filter_)
         return self._replica.records if candidates is None else candidates
 
-    def _build_page(self, query: Query, size: int, after: str) -> tuple[str, str, bytes]:
-        records = self._replica.records
+    def _build_page(self, query: Query, size: int, after: str) -> Page:
         start = bisect_right(query.names, after) if after else 0
-        names = query.names[start : start + size]
-        parts = [records[name].framed for name in names]
-        max_bytes = self._limits.page_bytes
-        if sum(map(len, parts)) > max_bytes:
-            fitting = sum(total <= max_bytes for total in accumulate(map(len, parts)))
-            names, parts = names[: fitting or 1], parts[: fitting or 1]
-        if start + len(names) < len(query.names):
-            token = encode_page_token(query.filter.key, names[-1])
-            parts.append(bytes_field(_NEXT_PAGE_TOKEN, token.encode()))
-        parts.append(integer_field(_TOTAL_SIZE, len(query.names)))
-        return (names[0], names[-1], b"".join(parts)) if names else ("", "", b"".join(parts))
+        records = [self._replica.records[name] for name in query.names[start : start + size]]
+        sizes = [len(record.framed) for record in records]
+        if sum(sizes) > self._limits.page_bytes:
+            fitting = sum(end <= self._limits.page_bytes for end in accumulate(sizes))
+            records = records[: fitting or 1]
+        has_more = start + len(records) < len(query.names)
+        token = encode_page_token(query.filter.key, records[-1].name) if has_more else ""
+        return Page(query, records, token, *self._freshness)
 
-    def _evict(self, newest: Query) -> None:
+    def _evict_queries(self) -> None:
         """Drop the least recently used queries until the limits hold."""
         names = sum(len(query.names) for query in self._queries.values())
-        limits = self._limits
-        while len(self._queries) > 1 and (
-            len(self._queries) > limits.queries or names > limits.names or self._kept_bytes > limits.cached_bytes
-        ):
+        while len(self._queries) > 1 and (len(self._queries) > self._limits.queries or names > self._limits.names):
             query = self._queries.popitem(last=False)[1]
             names -= len(query.names)
-            self.drop_pages(query)
+            query.end()
             self._replica.interests.remove_interest(query)
-        if self._kept_bytes > limits.cached_bytes:
-            self.drop_pages(newest)
 
-    def _refresh_suffix(self) -> None:
-        self._suffix = integer_field(_REVISION, self._replica.revision) + integer_field(_STALE, int(self._stale))
+    def _refresh(self) -> None:
+        self._freshness = freshness_at(self._replica.revision, stale=self._stale)

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
+from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable, Violation
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
@@ -21,7 +21,7 @@ from registry_server.gateway.parameters import EVENTS, FILTERS, Query
 from registry_server.registry import ServiceRegistry
 from registry_server.security.guard import Guard
 from registry_server.security.permissions import API, ROUTES
-from registry_server.watch import Watcher
+from registry_server.watch import EventBatch, Watcher
 
 _RETRY_MS: Final = (1_000, 3_000)
 """Reconnect delay sent to clients, randomised so that they do not all reconnect at once after a restart."""
@@ -82,15 +82,15 @@ class EventStream:
         ):
             try:
                 watcher, snapshot = await self._open_watch(watch)
-                messages: AsyncIterator[bytes] = stack.enter_context(watcher)
+                batches: AsyncIterator[EventBatch] = stack.enter_context(watcher)
                 session.on_end(partial(watcher.end, immediately=True))
             except (StoreUnavailable, ShuttingDown) as error:
                 # A browser's EventSource never reconnects after a status other than 200, and this error is temporary.
                 if "text/event-stream" not in request.headers.get("Accept", ""):
                     raise
-                messages, snapshot = _failed_watch(error), False
+                batches, snapshot = _failed_watch(error), False
             if request.method != "HEAD":
-                await self._send_events(messages, request, response, snapshot=snapshot)
+                await self._send_events(batches, request, response, snapshot=snapshot)
         return response
 
     def _watch_request(self, request: web.Request) -> WatchEventsRequest:
@@ -118,18 +118,16 @@ class EventStream:
         return await self._registry.watch(watch), True
 
     async def _send_events(
-        self, messages: AsyncIterator[bytes], request: web.Request, response: web.StreamResponse, *, snapshot: bool
+        self, batches: AsyncIterator[EventBatch], request: web.Request, response: web.StreamResponse, *, snapshot: bool
     ) -> None:
-        """Send the messages of a watch, then the error that ended it."""
+        """Send the events of a watch, then the error that ended it."""
         await response.prepare(request)
         try:
             retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
             await self._write_text(response, sse.encode_opening(retry, snapshot=snapshot))
             try:
-                async for message in messages:
-                    await self._write_text(
-                        response, sse.encode_watch_message(WatchEventsResponse.FromString(message), self._documents)
-                    )
+                async for batch in batches:
+                    await self._write_text(response, sse.encode_batch(batch, self._documents))
             except (TimeoutError, ConnectionError):
                 raise
             except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
@@ -154,7 +152,9 @@ class EventStream:
                 await response.write(text[start : start + CHUNK_BYTES])
 
 
-async def _failed_watch(error: RegistryError) -> AsyncGenerator[bytes, None]:
+async def _failed_watch(error: RegistryError) -> AsyncGenerator[EventBatch, None]:
     """Return a watch that fails immediately."""
+    nothing: tuple[EventBatch, ...] = ()
+    for batch in nothing:
+        yield batch  # makes this function a generator
     raise error
-    yield b""  # makes this function a generator

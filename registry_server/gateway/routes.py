@@ -95,7 +95,7 @@ class Api:
         headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
         if preconditions.is_current(request, record.revision):
             return web.Response(status=304, headers=headers)
-        return self._envelope.success(self._documents.encoded(record.wire), request[REQUEST_ID], headers=headers)
+        return self._envelope.success(self._documents.encoded(record), request[REQUEST_ID], headers=headers)
 
     async def update(self, request: web.Request) -> web.Response:
         """Update the fields in the body."""

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ossa.registry.v1.event_pb2 import Event, EventReason
-from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
+from ossa.registry.v1.event_pb2 import EventReason
+from registry_server.catalog import WatchEvent
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Failure, encode_json
 from registry_server.model.document import STATUS_WORDS, time_text
 from registry_server.model.event_names import EVENT_NAMES, REGISTRY_ERROR
-from registry_server.model.tokens import decode_cursor, encode_cursor
+from registry_server.model.tokens import encode_cursor
+from registry_server.runtime.clock import timestamp
+from registry_server.watch import EventBatch
 
 SNAPSHOT_STARTED: Final = "registry:snapshot:started"
 SNAPSHOT_COMPLETE: Final = "registry:snapshot:complete"
@@ -38,46 +40,50 @@ def encode_ending(failure: Failure) -> bytes:
     return _event(REGISTRY_ERROR, encode_json({"error": failure.document()}))
 
 
-def encode_watch_message(message: WatchEventsResponse, documents: Documents) -> bytes:
-    """Return a watch message as text; without events, a comment that advances the cursor."""
-    if not decode_cursor(message.cursor).resumable:  # within a snapshot
-        return b"".join(_event(EVENT_NAMES[event.type], _data(event, documents)) for event in message.events)
+def encode_batch(batch: EventBatch, documents: Documents) -> bytes:
+    """Return a batch as text; without events, a comment that advances the cursor. All streams share the text."""
+    if not batch.sse:
+        batch.sse = _encode_batch(batch, documents)
+    return batch.sse
+
+
+def _encode_batch(batch: EventBatch, documents: Documents) -> bytes:
+    if not batch.resumable:  # within a snapshot
+        return b"".join(_event(EVENT_NAMES[event.type], _data(event, documents)) for event in batch.events)
     parts = [
         _event(EVENT_NAMES[event.type], _data(event, documents), cursor)
-        for event, cursor in zip(message.events, _cursors(message), strict=True)
+        for event, cursor in zip(batch.events, _cursors(batch), strict=True)
     ]
-    if message.snapshot_complete:
-        parts.append(_event(SNAPSHOT_COMPLETE, encode_json({"revision": message.revision}), message.cursor))
-    return b"".join(parts) or f": keep-alive\nid: {message.cursor}\n\n".encode()
+    end = encode_cursor(batch.cursor)
+    if batch.snapshot_complete:
+        parts.append(_event(SNAPSHOT_COMPLETE, encode_json({"revision": batch.revision}), end))
+    return b"".join(parts) or f": keep-alive\nid: {end}\n\n".encode()
 
 
-def _cursors(message: WatchEventsResponse) -> Iterator[str | None]:
+def _cursors(batch: EventBatch) -> Iterator[str | None]:
     """Yield the cursor that follows each event; ``None`` if it cannot be resumed after.
 
     A client may disconnect between any two events, so each has its own cursor. The events of a resync share one
     revision: only the last of them can be resumed after, and earlier revisions may belong to another epoch.
     """
-    end = decode_cursor(message.cursor)
-    is_resync = any(event.reason == _RESYNC for event in message.events)
-    for event in message.events[:-1]:
-        yield None if is_resync else encode_cursor(end._replace(revision=event.revision))
-    if message.events:
-        yield message.cursor
+    is_resync = any(event.reason == _RESYNC for event in batch.events)
+    for event in batch.events[:-1]:
+        yield None if is_resync else encode_cursor(batch.cursor._replace(revision=event.revision))
+    if batch.events:
+        yield encode_cursor(batch.cursor)
 
 
-def _data(event: Event, documents: Documents) -> bytes:
-    fields: dict[str, Any] = {"revision": event.revision, "occurredAt": time_text(event.occurred_at)}
+def _data(event: WatchEvent, documents: Documents) -> bytes:
+    fields: dict[str, Any] = {"revision": event.revision, "occurredAt": time_text(timestamp(event.at_ms * 1_000_000))}
     if event.reason in REASONS:
         fields["reason"] = REASONS[event.reason]
     if event.previous_health:
         fields["previousHealth"] = STATUS_WORDS.get(event.previous_health, "unknown")
     if event.error:
         fields["error"] = {"code": "REGISTRY_ERROR", "message": event.error, "details": {}}
-    if not event.HasField("service"):
+    if event.record is None:
         return encode_json(fields)
-    return b"".join(
-        (b'{"service":', documents.encoded(event.service.SerializeToString()), b",", encode_json(fields)[1:])
-    )
+    return b"".join((b'{"service":', documents.encoded(event.record), b",", encode_json(fields)[1:]))
 
 
 def _event(name: str, data: bytes, cursor: str | None = None) -> bytes:

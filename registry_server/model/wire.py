@@ -46,30 +46,3 @@ def only_field(message: bytes, tag: int) -> bytes | None:
     if len(message) > _HEADER_BYTES and message[0] == tag and message[1] == len(message) - _HEADER_BYTES <= _LOW_BITS:
         return message[_HEADER_BYTES:]
     return None
-
-
-def split_leading_fields(message: bytes, tag: int) -> tuple[list[bytes], bytes]:
-    """Split the leading length-delimited fields with one tag from an encoded message.
-
-    Args:
-        message: An encoded message whose repeated field comes first, as in the responses of this registry.
-        tag: One-byte tag of the repeated field.
-
-    Returns:
-        The payloads of these fields, and the remaining bytes.
-    """
-    payloads: list[bytes] = []
-    at, end = 0, len(message)
-    while at < end and message[at] == tag:
-        at += 1
-        length = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            length |= (byte & _LOW_BITS) << shift
-            if byte <= _LOW_BITS:
-                break
-            shift += 7
-        payloads.append(message[at : at + length])
-        at += length
-    return payloads, message[at:]

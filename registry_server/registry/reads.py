@@ -13,7 +13,7 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
-from registry_server.catalog import Capabilities, Discovery, Replica, registry_stats
+from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
 from registry_server.errors import Overloaded, Violation
 from registry_server.model import requests
 from registry_server.model.filters import compile_filter
@@ -67,7 +67,7 @@ class RegistryReads:
             RevisionNotReached: ``min_revision`` was not applied in time.
         """
         record = self._replica.records.get(name)
-        if record is not None and 0 <= min_revision <= self._replica.revision:
+        if record is not None and self._follower.loaded and 0 <= min_revision <= self._replica.revision:
             return record
         violations = name_violations(name, "name")
         requests.check_not_negative(min_revision, "min_revision", violations)
@@ -76,35 +76,37 @@ class RegistryReads:
         await self._wait_for_revision(min_revision, wait_seconds)
         return require_existing(name, self._replica.records.get(name))
 
-    def cached_service(self, request: bytes) -> bytes | None:
-        """Return the serialised answer to a ``GetServiceRequest`` with only a known name; ``None`` for any other."""
+    def cached_service(self, request: bytes) -> Record | None:
+        """Return the service of a serialised ``GetServiceRequest`` with only a known name; ``None`` for any other."""
         name = only_field(request, _GET_SERVICE_NAME_TAG)
+        if not name or not self._follower.loaded:
+            return None
         try:
-            record = self._replica.records.get(name.decode()) if name else None
+            return self._replica.records.get(name.decode())
         except UnicodeDecodeError:
             return None
-        return record.framed if record else None
 
-    def cached_answer(self, request: bytes) -> bytes | None:
-        """Return the cached answer to a serialised ``DiscoverServicesRequest``, if there is one."""
-        return self._discovery.cached_answer(request)
+    def cached_page(self, key: PageKey) -> Page | None:
+        """Return the page kept under a key, unless a change has affected it since."""
+        return self._discovery.cached_page(key)
 
-    def cached_page(self, request: bytes) -> bytes | None:
-        """Return the answer of ``cached_answer`` without its revision and ``stale``; see ``Discovery.cached_page``."""
-        return self._discovery.cached_page(request)
+    def keep_page(self, key: PageKey, page: Page) -> None:
+        """Let ``cached_page`` return a page until a change affects it."""
+        self._discovery.keep_page(key, page)
 
-    async def discover_page(
-        self, request: DiscoverServicesRequest, *, wire: bytes | None = None, wait_seconds: float = REPLICA_WAIT_SECONDS
-    ) -> bytes:
+    async def find_page(
+        self,
+        request: DiscoverServicesRequest,
+        *,
+        wire: bytes | None = None,
+        wait_seconds: float = REPLICA_WAIT_SECONDS,
+    ) -> Page:
         """Return a page of matching services.
 
         Args:
             request: Filter, page and consistency.
-            wire: The serialised ``request``, if ``cached_answer`` may answer identical requests from now on.
+            wire: The serialised ``request``, if ``cached_page`` may answer identical requests from now on.
             wait_seconds: Seconds to wait for the requested revision.
-
-        Returns:
-            A serialised ``DiscoverServicesResponse``.
 
         Raises:
             RevisionNotReached: The requested revision was not applied in time.
@@ -118,11 +120,14 @@ class RegistryReads:
             violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        if request.consistency == Consistency.CONSISTENCY_STRONG:
+        strong = request.consistency == Consistency.CONSISTENCY_STRONG
+        if strong:
             await self._wait_for_revision(await self._writes.read_head(), wait_seconds)
         await self._wait_for_revision(request.min_revision, wait_seconds)
-        cacheable = not request.min_revision and request.consistency != Consistency.CONSISTENCY_STRONG
-        return await self._discovery.find_page(filter_, size, after, wire if cacheable else None)
+        page = await self._discovery.find_page(filter_, size, after)
+        if wire is not None and not request.min_revision and not strong:
+            self._discovery.keep_page(wire, page)
+        return page
 
     async def discover(self, filter_: ServiceFilter | None = None) -> list[Service]:
         """Return all matching services, ordered by name."""

@@ -97,7 +97,7 @@ class RpcServer:
         gate = RpcGate(guard, certificates=verifies_clients)
         handlers = [
             grpc.method_handlers_generic_handler(
-                SERVICE, _handlers(rpc, registry, _CallHooks(self._drain, gate, self.readers), self.methods, tracer)
+                SERVICE, _handlers(rpc, _CallHooks(self._drain, gate, self.readers), self.methods, tracer)
             ),
             health_handlers(self._health, gate),
         ]
@@ -199,15 +199,14 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
 
 def _handlers(
     rpc: RegistryRpc,
-    registry: ServiceRegistry,
     hooks: _CallHooks,
     counters: Mapping[str, RpcMethod],
     tracer: Tracer | None,
 ) -> "dict[str, grpc.RpcMethodHandler[bytes, bytes]]":
     raw: dict[str, _Unary] = {"GetService": rpc.get_service, "DiscoverServices": rpc.discover_services}
     cached: dict[str, _CachedAnswer] = {
-        "GetService": registry.cached_service,
-        "DiscoverServices": registry.cached_answer,
+        "GetService": rpc.cached_service,
+        "DiscoverServices": rpc.cached_page,
     }
     decoded: dict[str, tuple[Callable[..., Awaitable[Message]], type[Message]]] = {
         "RegisterService": (rpc.register_service, pb.RegisterServiceRequest),

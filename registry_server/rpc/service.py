@@ -54,9 +54,18 @@ class RegistryRpc:
         record = await self._registry.get(request.name, min_revision=request.min_revision, wait_seconds=wait)
         return record.framed
 
+    def cached_service(self, wire: bytes) -> bytes | None:
+        record = self._registry.cached_service(wire)
+        return None if record is None else record.framed
+
     async def discover_services(self, wire: bytes, context: Context) -> bytes:
         request = parse(pb.DiscoverServicesRequest, wire)
-        return await self._registry.discover_page(request, wire=wire, wait_seconds=_wait_seconds(context))
+        page = await self._registry.find_page(request, wire=wire, wait_seconds=_wait_seconds(context))
+        return page.wire()
+
+    def cached_page(self, wire: bytes) -> bytes | None:
+        page = self._registry.cached_page(wire)
+        return None if page is None else page.wire()
 
     async def update_service(self, request: pb.UpdateServiceRequest, _: Context) -> pb.UpdateServiceResponse:
         service = await self._registry.update_service(
@@ -105,8 +114,8 @@ class RegistryRpc:
     async def watch_events(self, wire: bytes, context: Context, session: Session) -> None:
         with await self._registry.watch(parse(pb.WatchEventsRequest, wire)) as watcher:
             session.on_end(partial(watcher.end, immediately=True))
-            async for message in watcher:
-                await self._readers.write_message(message, context)
+            async for batch in watcher:
+                await self._readers.write_message(batch.wire, context)
 
     async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: Context) -> pb.ListCapabilitiesResponse:
         return self._registry.list_capabilities(request.page_size, request.page_token)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from cachetools import LRUCache
+
 from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
 from registry_server.security.jwt_tokens import CredentialRefused, JwtVerifier
 from registry_server.security.keys import digest_of, parse_hash
@@ -12,7 +14,7 @@ from registry_server.security.patterns import matches
 from registry_server.security.policy import ApiKey, Policy, granted_identity, role_named
 
 MAX_CACHED_CREDENTIALS: Final = 10_000
-"""Verified credentials to keep; the oldest are evicted first."""
+"""Verified credentials to keep; the least recently used are evicted first."""
 _MAX_KEY_CHARACTERS: Final = 512
 
 CertificateNames = tuple[tuple[str, str], ...]
@@ -53,7 +55,7 @@ class Authenticator:
         }
         self._jwt = JwtVerifier(policy.jwt, default_limits, monotonic=monotonic)
         self._certificates = policy.certificates
-        self._cache: dict[object, Identity] = {}
+        self._cache: LRUCache[object, Identity] = LRUCache(MAX_CACHED_CREDENTIALS)
 
     def cached_identity(self, credentials: Credentials) -> Identity | None:
         """Return the cached identity of credentials that were verified and have not expired."""
@@ -87,8 +89,6 @@ class Authenticator:
             identity = self._anonymous
         if identity.expires is not None and identity.expires <= time.time():
             raise CredentialRefused("expired", "the credential has expired")
-        while len(self._cache) >= MAX_CACHED_CREDENTIALS:
-            del self._cache[next(iter(self._cache))]
         self._cache[_cache_key(credentials)] = identity
         return identity
 

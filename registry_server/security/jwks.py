@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import aiohttp
 import jwt
@@ -26,17 +26,13 @@ _MAX_BYTES: Final = 1 << 20
 log = structlog.get_logger(__name__)
 
 
-class _Source(Protocol):
-    async def read(self) -> bytes: ...
-
-
 class KeySet:
     """The keys of one issuer by their id."""
 
     def __init__(self, issuer: JwtIssuer, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._name = issuer.name
-        self._source: _Source = _Url(issuer.jwks_url) if issuer.jwks_url else _File(Path(issuer.jwks_file or ""))
+        self._url, self._file = issuer.jwks_url, Path(issuer.jwks_file or "")
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._loaded_at = self._tried_at = float("-inf")
         self._reload_lock = asyncio.Lock()
@@ -67,7 +63,8 @@ class KeySet:
                 return
             self._tried_at = now
             try:
-                self._keys = _parse_jwks(await self._source.read())
+                raw = await (_fetch(self._url) if self._url else asyncio.to_thread(self._file.read_bytes))
+                self._keys = _parse_jwks(raw)
             except (OSError, aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
                 log.warning("loading issuer keys failed", issuer=self._name, error=str(error)[:300])
             else:
@@ -93,29 +90,17 @@ def _parse_jwks(raw: bytes) -> dict[str | None, jwt.PyJWK]:
     return keys
 
 
-class _File:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def read(self) -> bytes:
-        return await asyncio.to_thread(self._path.read_bytes)
-
-
-class _Url:
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    async def read(self) -> bytes:
-        async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            # A redirect could lead to a URL that the setting would not allow.
-            session.get(self._url, allow_redirects=False) as response,
-        ):
-            if response.status != 200:  # noqa: PLR2004 - HTTP OK
-                raise ValueError(f"HTTP status {response.status}")
-            raw = await response.content.read(_MAX_BYTES + 1)
-            while len(raw) <= _MAX_BYTES and (chunk := await response.content.read(_MAX_BYTES + 1 - len(raw))):
-                raw += chunk
-        if len(raw) > _MAX_BYTES:
-            raise ValueError(f"the document is larger than {_MAX_BYTES} bytes")
-        return raw
+async def _fetch(url: str) -> bytes:
+    async with (
+        aiohttp.ClientSession(timeout=_TIMEOUT) as session,
+        # A redirect could lead to a URL that the setting would not allow.
+        session.get(url, allow_redirects=False) as response,
+    ):
+        if response.status != 200:  # noqa: PLR2004 - HTTP OK
+            raise ValueError(f"HTTP status {response.status}")
+        raw = await response.content.read(_MAX_BYTES + 1)
+        while len(raw) <= _MAX_BYTES and (chunk := await response.content.read(_MAX_BYTES + 1 - len(raw))):
+            raw += chunk
+    if len(raw) > _MAX_BYTES:
+        raise ValueError(f"the document is larger than {_MAX_BYTES} bytes")
+    return raw

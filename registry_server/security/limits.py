@@ -6,10 +6,12 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
 
+from cachetools import LRUCache
+
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited
 
 MAX_BUCKETS: Final = 10_000
-"""Callers whose rate is tracked; beyond it, full buckets and then the oldest are dropped."""
+"""Callers whose rate is tracked; beyond it, the bucket that was not used for the longest time is dropped."""
 SMALL_REQUEST_BYTES: Final = 16 << 10
 """Requests up to this size do not count towards the byte limit: large requests must not block small ones."""
 
@@ -23,7 +25,7 @@ class Buckets:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._full_at: dict[Hashable, float] = {}
+        self._full_at: LRUCache[Hashable, float] = LRUCache(MAX_BUCKETS)
 
     def __len__(self) -> int:
         return len(self._full_at)
@@ -40,24 +42,11 @@ class Buckets:
             RateLimited: The bucket is empty.
         """
         now = self._monotonic()
-        full_at = self._full_at.get(caller)
-        if full_at is None:
-            if len(self._full_at) >= MAX_BUCKETS:
-                self._make_room(now)
-            full_at = now
-        elif full_at < now:
-            full_at = now
-        full_at += 1 / rate
+        full_at = max(self._full_at.get(caller, now), now) + 1 / rate
         excess = full_at - now - burst / rate
         if excess > 1e-9:  # noqa: PLR2004 - rounding error of float addition
             raise RateLimited(retry_after=excess)
         self._full_at[caller] = full_at
-
-    def _make_room(self, now: float) -> None:
-        """Drop full buckets, which are equal to new ones; if there are none, drop the oldest tenth."""
-        full = [caller for caller, full_at in self._full_at.items() if full_at <= now]
-        for caller in full or list(self._full_at)[: MAX_BUCKETS // 10]:
-            del self._full_at[caller]
 
 
 class Gauge:

@@ -1,13 +1,14 @@
 """Watches: every change that matches a filter, delivered to each watcher in revision order."""
 
-from registry_server.watch.hub import WATCH_STARTS, WatchCounters, WatchHub
-from registry_server.watch.messages import WatchLimits, fits_one_message
-from registry_server.watch.watcher import CLIENT_LEFT, WATCH_ENDS, Watcher
+from registry_server.watch.hub import WatchHub
+from registry_server.watch.messages import EventBatch, WatchLimits, fits_one_message
+from registry_server.watch.watcher import CLIENT_LEFT, WATCH_ENDS, WATCH_STARTS, WatchCounters, Watcher
 
 __all__ = [
     "CLIENT_LEFT",
     "WATCH_ENDS",
     "WATCH_STARTS",
+    "EventBatch",
     "WatchCounters",
     "WatchHub",
     "WatchLimits",

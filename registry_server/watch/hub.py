@@ -1,36 +1,18 @@
 """``WatchHub``: opens watches, publishes changes to them and ends them."""
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import Final, Literal, get_args
 from weakref import WeakValueDictionary
 
-from registry_server.catalog.change import Change
+from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired, Overloaded, RevisionNotReached, ShuttingDown
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import Cursor
 from registry_server.store import Position
-from registry_server.watch.messages import Snapshot, WatchLimits, encode_message, framed_event
-from registry_server.watch.watcher import Watcher
-
-WatchStart = Literal["now", "cursor", "snapshot"]
-WATCH_STARTS: Final[tuple[WatchStart, ...]] = get_args(WatchStart)
-
-
-class WatchCounters:
-    """Counters of a hub."""
-
-    def __init__(self) -> None:
-        self.started: Counter[WatchStart] = Counter()
-        self.ended: Counter[str] = Counter()
-        """By the ``reason`` of the error that ended the watch, or ``CLIENT_LEFT``."""
-        self.events = 0
-        """Changes handed to streams, without snapshots and events replayed from a cursor."""
-        self.cursors_expired = 0
-        """Watches refused because their cursor could not be resumed."""
+from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits
+from registry_server.watch.watcher import WatchCounters, Watcher
 
 
 class WatchGroup:
@@ -43,21 +25,18 @@ class WatchGroup:
 
     def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
         """Offer a change to every watcher."""
-        type_, frame = framed_event(change, matched=matched, matches=matches)
+        del matched  # true unless it matches now: only such changes and notices are published
+        event = change.event(matches=matches)
         position = self._replica.position
         for watcher in list(self.watchers):  # a copy: a watcher that is too slow removes itself
-            watcher.offer(position, type_, frame)
+            watcher.offer(position, event)
 
-    def events_of(self, changes: Sequence[Change]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield revision, type and frame of each change that concerns this group."""
+    def events_of(self, changes: Sequence[Change]) -> Iterator[WatchEvent]:
+        """Yield the event of each change that concerns this group."""
         for change in changes:
-            if change.is_notice:
-                yield change.revision, change.type, change.event_frame()
-                continue
-            matched = change.before is not None and self.filter.matches(change.before)
             matches = change.after is not None and self.filter.matches(change.after)
-            if matched or matches:
-                yield change.revision, *framed_event(change, matched=matched, matches=matches)
+            if matches or change.is_notice or (change.before is not None and self.filter.matches(change.before)):
+                yield change.event(matches=matches)
 
 
 class WatchHub:
@@ -70,7 +49,7 @@ class WatchHub:
         self._groups: dict[bytes, WatchGroup] = {}
         self._group_of: dict[Watcher, WatchGroup] = {}
         self._snapshots: WeakValueDictionary[tuple[bytes, Position], Snapshot] = WeakValueDictionary()
-        self._last_message: tuple[list[bytes], Position, bytes] | None = None
+        self._last_batch: EventBatch | None = None
         self._draining = False
         self.counters = WatchCounters()
         replica.on_applied.append(self._on_applied)
@@ -151,20 +130,12 @@ class WatchHub:
             del self._groups[group.filter.key]
             self.replica.interests.remove_interest(group)
 
-    def shared_message(self, frames: list[bytes], position: Position) -> bytes:
-        """Return a serialised message, built once for all watchers that send the same events."""
-        last = self._last_message
-        if last is None or last[1] != position or last[0] != frames:
-            last = self._last_message = frames, position, encode_message(frames, position)
-        return last[2]
-
-    def count_sent(self, events: int) -> None:
-        """Count events that a watcher has handed to its stream."""
-        self.counters.events += events
-
-    def count_end(self, reason: str) -> None:
-        """Count a watch that has ended."""
-        self.counters.ended[reason] += 1
+    def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
+        """Return a batch, built once for all watchers that send the same events."""
+        last = self._last_batch
+        if last is None or last.position != position or last.events != events:
+            last = self._last_batch = EventBatch(events, position)
+        return last
 
     def expire_all(self) -> None:
         """End every watch with ``CursorExpired``: a resync changed more than one message can carry."""

@@ -1,18 +1,17 @@
-"""Serialised ``WatchEventsResponse`` messages, and the limits on them."""
+"""``EventBatch``: the events that a watch sends in one message, and the limits on them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from ossa.registry.v1.event_pb2 import EventType
-from registry_server.catalog.change import Change, snapshot_frame
+from registry_server.catalog.change import Change, WatchEvent, snapshot_event
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, encode_cursor
 from registry_server.model.wire import bytes_field, integer_field
 from registry_server.store import Position
 
-# Field numbers of WatchEventsResponse; changes are already framed as `events` (1).
+# Field numbers of WatchEventsResponse; events are already framed as `events` (1).
 _CURSOR, _REVISION, _SNAPSHOT_COMPLETE = 2, 3, 4
-_UNMATCHED: Final = EventType.EVENT_TYPE_SERVICE_UNMATCHED
 
 MAX_RESYNC_MESSAGE_BYTES: Final = 2 << 20
 """A resync's difference is one revision and therefore one message. Beyond this size watchers reload a snapshot."""
@@ -43,49 +42,63 @@ class Snapshot:
         self.position = position
 
 
-def encode_message(
-    frames: Collection[bytes], position: Position, *, resumable: bool = True, snapshot_complete: bool = False
-) -> bytes:
-    """Return a serialised message.
+@dataclass(slots=True, eq=False)
+class EventBatch:
+    """A message of a watch. All watchers that send the same events share it."""
 
-    Args:
-        frames: Events, each framed as the field ``events``.
-        position: Position that the message's cursor points to.
-        resumable: False while a snapshot is incomplete: its cursor cannot be resumed from.
-        snapshot_complete: Whether this message ends the snapshot.
-    """
-    cursor = encode_cursor(Cursor(position.epoch, position.revision, resumable=resumable))
-    return b"".join(
-        (
-            *frames,
-            bytes_field(_CURSOR, cursor.encode()),
-            integer_field(_REVISION, position.revision),
-            integer_field(_SNAPSHOT_COMPLETE, int(snapshot_complete)),
+    events: Sequence[WatchEvent]
+    """No events: a bookmark."""
+    position: Position
+    """Position that the cursor points to."""
+    resumable: bool = field(default=True, kw_only=True)
+    """False while a snapshot is incomplete: the cursor cannot be resumed from."""
+    snapshot_complete: bool = field(default=False, kw_only=True)
+    """Whether this batch ends the snapshot."""
+    wire: bytes = field(init=False)
+    """The serialised ``WatchEventsResponse``."""
+    sse: bytes = field(default=b"", init=False)
+    """The batch as Server-Sent Events; empty until the gateway has encoded it."""
+
+    def __post_init__(self) -> None:
+        self.wire = b"".join(
+            (
+                *(event.frame for event in self.events),
+                bytes_field(_CURSOR, encode_cursor(self.cursor).encode()),
+                integer_field(_REVISION, self.revision),
+                integer_field(_SNAPSHOT_COMPLETE, int(self.snapshot_complete)),
+            )
         )
-    )
+
+    @property
+    def revision(self) -> int:
+        """Revision that a client has reached with this batch."""
+        return self.position.revision
+
+    @property
+    def cursor(self) -> Cursor:
+        """Cursor that follows the batch."""
+        return Cursor(self.position.epoch, self.position.revision, resumable=self.resumable)
 
 
-def snapshot_messages(snapshot: Snapshot, message_bytes: int) -> Iterator[bytes]:
-    """Yield the messages of a snapshot; the last one completes it."""
-    start = snapshot.position
-    frames: list[bytes] = []
+def split_events(events: Iterable[WatchEvent], max_bytes: int) -> Iterator[list[WatchEvent]]:
+    """Yield lists of events of at least ``max_bytes``; the last one is smaller, and may be empty."""
+    part: list[WatchEvent] = []
     size = 0
-    for record in snapshot.records:
-        frames.append(snapshot_frame(record))
-        size += len(frames[-1])
-        if size >= message_bytes:
-            yield encode_message(frames, start, resumable=False)
-            frames, size = [], 0
-    if frames:
-        yield encode_message(frames, start, resumable=False)
-    yield encode_message((), start, snapshot_complete=True)
+    for event in events:
+        part.append(event)
+        size += len(event.frame)
+        if size >= max_bytes:
+            yield part
+            part, size = [], 0
+    yield part
 
 
-def framed_event(change: Change, *, matched: bool, matches: bool) -> tuple[int, bytes]:
-    """Return the event type and the framed event of a change, for a filter that matched before or matches now."""
-    if matched and not matches and change.after is not None:
-        return _UNMATCHED, change.unmatched_frame()
-    return change.type, change.event_frame()
+def snapshot_batches(snapshot: Snapshot, max_bytes: int) -> Iterator[EventBatch]:
+    """Yield the batches of a snapshot; the last one completes it."""
+    for events in split_events(map(snapshot_event, snapshot.records), max_bytes):
+        if events:
+            yield EventBatch(events, snapshot.position, resumable=False)
+    yield EventBatch((), snapshot.position, snapshot_complete=True)
 
 
 def fits_one_message(changes: Sequence[Change], max_bytes: int = MAX_RESYNC_MESSAGE_BYTES) -> bool:

@@ -1,43 +1,54 @@
 """``Watcher``: one stream of events, with a bounded buffer."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
-from typing import Final, Protocol, Self
+from typing import Final, Literal, Protocol, Self, get_args
 
+from registry_server.catalog.change import WatchEvent
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
 from registry_server.store import Position
-from registry_server.watch.messages import Snapshot, WatchLimits, encode_message, snapshot_messages
+from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits, snapshot_batches, split_events
 
 CLIENT_LEFT: Final = "CLIENT_LEFT"
 """End reason of a watch that its client closed."""
 WATCH_ENDS: Final = (CLIENT_LEFT, WatcherTooSlow.reason, CursorExpired.reason, ShuttingDown.reason)
+WatchStart = Literal["now", "cursor", "snapshot"]
+WATCH_STARTS: Final[tuple[WatchStart, ...]] = get_args(WatchStart)
+
+
+class WatchCounters:
+    """Counters of a hub."""
+
+    def __init__(self) -> None:
+        self.started: Counter[WatchStart] = Counter()
+        self.ended: Counter[str] = Counter()
+        """By the ``reason`` of the error that ended the watch, or ``CLIENT_LEFT``."""
+        self.events = 0
+        """Changes handed to streams, without snapshots and events replayed from a cursor."""
+        self.cursors_expired = 0
+        """Watches refused because their cursor could not be resumed."""
 
 
 class WatcherHost(Protocol):
     """What a watcher needs from the hub."""
 
     limits: WatchLimits
+    counters: WatchCounters
 
     @property
     def position(self) -> Position:
         """Newest position that this process has applied."""
 
-    def shared_message(self, frames: list[bytes], position: Position) -> bytes:
-        """Return a serialised message, built once for all watchers that send the same events."""
-
-    def count_sent(self, events: int) -> None:
-        """Count events that a watcher has handed to its stream."""
-
-    def count_end(self, reason: str) -> None:
-        """Count a watch that has ended."""
+    def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
+        """Return a batch, built once for all watchers that send the same events."""
 
     def remove_watcher(self, watcher: "Watcher") -> None:
         """Stop offering events to a watcher."""
 
 
 class Watcher:
-    """One stream of serialised ``WatchEventsResponse`` messages: an async iterator and a context manager.
+    """One stream of batches of events: an async iterator and a context manager.
 
     ``offer`` never waits, so a stalled reader costs its bounded buffer and nothing else.
     """
@@ -47,8 +58,8 @@ class Watcher:
         self._limits = host.limits
         self._types = frozenset(types)
         self._bookmark_interval = bookmark_interval
-        self._opening: Iterator[bytes] = iter(())
-        self._buffer: deque[tuple[Position, bytes]] = deque()
+        self._opening: Iterator[EventBatch] = iter(())
+        self._buffer: deque[tuple[Position, WatchEvent]] = deque()
         self._buffer_bytes = 0
         self._waiter: asyncio.Future[None] | None = None  # asyncio.Event would allocate a future for each wait, too
         self._end: RegistryError | None = None
@@ -65,21 +76,21 @@ class Watcher:
             self._timer.cancel()
         self._host.remove_watcher(self)
         if self._end is None:
-            self._host.count_end(CLIENT_LEFT)
+            self._host.counters.ended[CLIENT_LEFT] += 1
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes:
-        """Return the next message.
+    async def __anext__(self) -> EventBatch:
+        """Return the next batch.
 
         Raises:
             RegistryError: The watch has ended; the error is the reason.
         """
         if self._end is not None and self._end_immediately:
             raise self._end
-        if (message := next(self._opening, None)) is not None:
-            return message
+        if (batch := next(self._opening, None)) is not None:
+            return batch
         self._bookmark_due = False
         if not self._is_ready():
             self._start_quiet_period()
@@ -89,27 +100,27 @@ class Watcher:
         # An event that arrived in the same turn of the loop as the bookmark timer must be sent, not skipped.
         if self._end is not None and not self._buffer:
             raise self._end
-        return self._next_message()
+        return self._next_batch()
 
     def open_with_snapshot(self, snapshot: Snapshot) -> None:
         """Send a snapshot first."""
-        self._opening = snapshot_messages(snapshot, self._limits.snapshot_message_bytes)
+        self._opening = snapshot_batches(snapshot, self._limits.snapshot_message_bytes)
 
-    def open_with_events(self, events: Iterator[tuple[int, int, bytes]], start: Position) -> None:
+    def open_with_events(self, events: Iterator[WatchEvent], start: Position) -> None:
         """Send earlier events first.
 
         Args:
-            events: Revision, type and frame of each event.
+            events: The events.
             start: Position of the replica now, which follows the last of them.
         """
-        self._opening = self._event_messages(events, start)
+        self._opening = self._event_batches(events, start)
 
-    def offer(self, position: Position, type_: int, frame: bytes) -> None:
+    def offer(self, position: Position, event: WatchEvent) -> None:
         """Buffer an event; end the watch if the buffer is full."""
-        if self._end is not None or (self._types and type_ not in self._types):
+        if self._end is not None or (self._types and event.type not in self._types):
             return
-        self._buffer.append((position, frame))
-        self._buffer_bytes += len(frame)
+        self._buffer.append((position, event))
+        self._buffer_bytes += len(event.frame)
         if len(self._buffer) > self._limits.buffer_events or self._buffer_bytes > self._limits.buffer_bytes:
             self.end(WatcherTooSlow(len(self._buffer)), immediately=True)
         self._wake()
@@ -118,7 +129,7 @@ class Watcher:
         """End the watch, after its buffer was sent or ``immediately``."""
         if self._end is None:
             self._end, self._end_immediately = reason, immediately
-            self._host.count_end(reason.reason)
+            self._host.counters.ended[reason.reason] += 1
         if immediately:
             self._buffer.clear()
             self._buffer_bytes = 0
@@ -151,32 +162,28 @@ class Watcher:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _next_message(self) -> bytes:
+    def _next_batch(self) -> EventBatch:
         """Return the buffered events up to the message size, always whole revisions; without events, a bookmark."""
-        frames: list[bytes] = []
+        events: list[WatchEvent] = []
         size, position = 0, self._host.position
         max_bytes = self._limits.message_bytes
         while self._buffer and (size < max_bytes or self._buffer[0][0] == position):
-            position, frame = self._buffer.popleft()
-            frames.append(frame)
-            size += len(frame)
+            position, event = self._buffer.popleft()
+            events.append(event)
+            size += len(event.frame)
         self._buffer_bytes -= size
-        self._host.count_sent(len(frames))
+        self._host.counters.events += len(events)
         # A watcher with an empty buffer has received everything applied so far, including changes that do not match:
         # its cursor advances with them and does not age. A watch that has ended receives nothing more.
         caught_up = not self._buffer and self._end is None
-        return self._host.shared_message(frames, self._host.position if caught_up else position)
+        return self._host.shared_batch(events, self._host.position if caught_up else position)
 
-    def _event_messages(self, events: Iterator[tuple[int, int, bytes]], start: Position) -> Iterator[bytes]:
-        frames: list[bytes] = []
-        size = 0
-        for revision, type_, frame in events:
-            if self._types and type_ not in self._types:
-                continue
-            frames.append(frame)
-            size += len(frame)
-            if size >= self._limits.message_bytes:
-                yield encode_message(frames, Position(start.epoch, revision))
-                frames, size = [], 0
+    def _event_batches(self, past: Iterator[WatchEvent], start: Position) -> Iterator[EventBatch]:
+        wanted = (event for event in past if not self._types or event.type in self._types)
+        reached: list[WatchEvent] = []
+        for events in split_events(wanted, self._limits.message_bytes):
+            if reached:
+                yield EventBatch(reached, Position(start.epoch, reached[-1].revision))
+            reached = events
         # Sent even without events: the client learns immediately that the watch is open, and receives its first cursor.
-        yield encode_message(frames, start)
+        yield EventBatch(reached, start)

@@ -324,7 +324,7 @@ async def test_unexpected_error_in_a_stream_is_reported_without_details(
 
     async with streaming(server.http) as stream:
         await stream.read_until_id()
-        monkeypatch.setattr(sse, "encode_watch_message", bug)
+        monkeypatch.setattr(sse, "encode_batch", bug)
         await rest.post("/services", service())
         events = await stream.remaining_events()
     assert [(event.name, event.data["error"]["code"]) for event in events] == [("registry:error", "INTERNAL")]

@@ -111,8 +111,8 @@ class Observer:
     async def _watch(self, hub: WatchHub, cursor: Cursor | None) -> None:
         try:
             with await hub.open_watch(EVERYTHING, cursor=cursor, snapshot=True) as watcher:
-                async for wire in watcher:
-                    message = WatchEventsResponse.FromString(wire)
+                async for batch in watcher:
+                    message = WatchEventsResponse.FromString(batch.wire)
                     for event in message.events:
                         self._apply(event)
                     if message.snapshot_complete or cursor is not None:

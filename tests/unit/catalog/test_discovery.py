@@ -1,8 +1,10 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
+from cachetools import LRUCache
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,8 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
 from registry_server.catalog.change import Change
-from registry_server.catalog.discovery import _ENTRY_BYTES, DEFAULT_LIMITS, Discovery, DiscoveryLimits
+from registry_server.catalog.discovery import _ENTRY_BYTES, DEFAULT_LIMITS, Discovery, DiscoveryLimits, PageKey
+from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
 from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
@@ -57,12 +60,13 @@ class Catalog:
         self.replica.apply_change(change(revision, before, after))
 
     async def answer(self, query: DiscoverServicesRequest, after: str = "") -> DiscoverServicesResponse:
-        wire = await self.discovery.find_page(compiled(query), query.page_size, after, query.SerializeToString())
-        return DiscoverServicesResponse.FromString(wire)
+        page = await self.discovery.find_page(compiled(query), query.page_size, after)
+        self.discovery.keep_page(query.SerializeToString(), page)
+        return parsed(page)
 
     def cached_answer(self, query: DiscoverServicesRequest) -> DiscoverServicesResponse | None:
-        wire = self.discovery.cached_answer(query.SerializeToString())
-        return None if wire is None else DiscoverServicesResponse.FromString(wire)
+        page = self.discovery.cached_page(query.SerializeToString())
+        return None if page is None else parsed(page)
 
     def expected_answer(self, query: DiscoverServicesRequest, after: str = "") -> DiscoverServicesResponse:
         """Return the answer computed by filtering every service."""
@@ -79,13 +83,24 @@ class Catalog:
         )
 
     def assert_accounting_is_exact(self) -> None:
-        """Assert that byte counts match the cache, and that every cached answer belongs to a kept query."""
-        queries = self.discovery._queries.values()
-        pages = [page for query in queries for _, _, page in query.pages.values()]
-        requests = [request for query in queries for request in query.requests]
-        assert self.discovery._kept_bytes == sum(len(kept) + _ENTRY_BYTES for kept in pages + requests)
-        assert self.discovery._cached.keys() == set(requests)
-        assert len(self.replica.interests) == len(queries)
+        """Assert that byte counts match the cache, and that every current page belongs to a kept query."""
+        pages = self.discovery._pages
+        for key, page in pages.items():
+            records = sum(len(record.framed) for record in page.records)
+            assert page.size == _ENTRY_BYTES + len(key) + records + len(page.json)
+            if page.version == page.query.version:
+                assert self.discovery._queries[page.query.filter.key] is page.query
+        assert pages.currsize == sum(page.size for page in pages.values())
+        assert len(self.replica.interests) == len(self.discovery._queries)
+
+
+def parsed(page: Page) -> DiscoverServicesResponse:
+    """Return the message of a page, after checking that the page's values equal it."""
+    message = DiscoverServicesResponse.FromString(page.wire())
+    assert [record.message() for record in page.records] == list(message.services)
+    assert (page.total_size, page.next_page_token) == (message.total_size, message.next_page_token)
+    assert (page.revision, page.stale) == (message.revision, message.stale)
+    return message
 
 
 def change(revision: int, before: Record | None, after: Record | None) -> Change:
@@ -176,7 +191,7 @@ async def test_answers_are_correct_with_any_limits(steps: list[Step], queries: i
         step(catalog)
         await check_all_queries(catalog)
         assert len(catalog.discovery._queries) <= queries
-        assert catalog.discovery._kept_bytes <= size
+        assert catalog.discovery._pages.currsize <= size
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 3)), max_size=12), st.integers(1, 8))
@@ -248,7 +263,7 @@ async def test_concurrent_identical_requests_share_one_query() -> None:
     catalog.assert_accounting_is_exact()
 
 
-async def test_answer_is_cached_under_the_exact_request_bytes() -> None:
+async def test_page_is_cached_under_the_exact_request_bytes() -> None:
     catalog = Catalog()
     catalog.put_service("a", metadata={"tags": ["x"]})
     request = request_for(tags=["x"])
@@ -261,13 +276,52 @@ async def test_answer_is_cached_under_the_exact_request_bytes() -> None:
     assert catalog.cached_answer(request_for(99, tags=["x"])) is None
 
 
-async def test_answer_without_request_bytes_is_not_cached() -> None:
+async def test_request_bytes_and_an_equal_query_string_are_different_keys() -> None:
     catalog = Catalog()
-    request = request_for()
+    pages = dict[PageKey, Page]()
+    for key in (b"tags=x", "tags=x"):
+        pages[key] = await catalog.discovery.find_page(compiled(request_for(tags=["x"])), 100, "")
+        catalog.discovery.keep_page(key, pages[key])
 
-    await catalog.discovery.find_page(compiled(request), 100, "")
+    assert [catalog.discovery.cached_page(key) is page for key, page in pages.items()] == [True, True]
 
-    assert not catalog.discovery._cached
+
+async def test_json_of_a_page_counts_towards_the_limit() -> None:
+    catalog = Catalog(cached_bytes=5_000)
+    first, second = [await catalog.discovery.find_page(compiled(request_for()), 100, "") for _ in range(2)]
+    for key, page in (("first", first), ("second", second)):
+        page.json = b"x" * 3_000
+        catalog.discovery.keep_page(key, page)
+
+    assert catalog.discovery.cached_page("first") is None
+    assert catalog.discovery.cached_page("second") is second
+    catalog.assert_accounting_is_exact()
+
+
+async def test_page_of_a_query_that_changed_before_it_was_kept_is_not_returned() -> None:
+    catalog = Catalog()
+    page = await catalog.discovery.find_page(compiled(request_for()), 100, "")
+    catalog.put_service("a")
+
+    catalog.discovery.keep_page("late", page)
+
+    assert catalog.discovery.cached_page("late") is None
+    assert page.revision == 0
+
+
+async def test_page_is_as_fresh_as_its_last_lookup() -> None:
+    catalog = Catalog()
+    request = request_for(tags=["x"])
+    await catalog.answer(request)
+    catalog.put_service("unrelated")
+    page = catalog.discovery.cached_page(request.SerializeToString())
+    assert page is not None
+    assert page.revision == 1
+
+    catalog.put_service("a", metadata={"tags": ["x"]})
+
+    assert catalog.discovery.cached_page(request.SerializeToString()) is None
+    assert (page.revision, page.total_size) == (1, 0)
 
 
 async def paged_catalog() -> tuple[Catalog, list[DiscoverServicesRequest]]:
@@ -297,12 +351,12 @@ async def test_change_of_an_unmatched_service_keeps_all_pages() -> None:
         assert catalog.cached_answer(page) == catalog.expected_answer(page, last)  # with the new revision
 
 
-async def test_change_of_a_matching_service_drops_only_its_page() -> None:
+async def test_change_of_a_matching_service_makes_the_pages_of_its_query_outdated() -> None:
     catalog, pages = await paged_catalog()
 
     catalog.put_service("c", metadata={"tags": ["x"], "description": "new"})
 
-    assert [catalog.cached_answer(page) is not None for page in pages] == [True, False, True]
+    assert not any(map(catalog.cached_answer, pages))
     assert await catalog.answer(pages[1], "b") == catalog.expected_answer(pages[1], "b")
     assert catalog.cached_answer(pages[1]) is not None
 
@@ -317,7 +371,7 @@ async def test_change_of_a_matching_service_drops_only_its_page() -> None:
     ],
     ids=["no longer matches", "removed", "added", "removed by a resync"],
 )
-async def test_added_or_removed_match_drops_all_pages(step: Step) -> None:
+async def test_added_or_removed_match_makes_all_pages_outdated(step: Step) -> None:
     catalog, pages = await paged_catalog()
     unrelated = request_for(tags=["y"])
     await catalog.answer(unrelated)
@@ -358,12 +412,13 @@ async def test_least_recently_used_query_is_dropped_first() -> None:
     requests = [request_for(group=name) for name in "abcd"]
     for request in requests[:3]:
         await catalog.answer(request)
-    await catalog.answer(requests[0])
+    assert catalog.cached_answer(requests[0]) is not None  # a hit is a use
 
     await catalog.answer(requests[3])
 
     assert [catalog.cached_answer(request) is not None for request in requests] == [True, False, True, True]
     assert len(catalog.replica.interests) == 3
+    catalog.assert_accounting_is_exact()
 
 
 async def test_queries_with_too_many_names_are_dropped() -> None:
@@ -378,7 +433,7 @@ async def test_queries_with_too_many_names_are_dropped() -> None:
     assert [catalog.cached_answer(request) is not None for request in requests] == [False, True, True]
 
 
-async def test_oldest_query_is_dropped_when_its_pages_exceed_the_byte_limit() -> None:
+async def test_least_recently_used_page_is_dropped_at_the_byte_limit() -> None:
     catalog = Catalog(cached_bytes=7000)
     for tag in "xyz":
         catalog.put_service(tag, metadata={"tags": [tag], "description": "d" * 2000})
@@ -399,7 +454,7 @@ async def test_answer_larger_than_the_limit_is_returned_but_not_cached() -> None
     assert await catalog.answer(request) == catalog.expected_answer(request)
 
     assert catalog.cached_answer(request) is None
-    assert catalog.discovery._kept_bytes == 0
+    assert catalog.discovery._pages.currsize == 0
 
 
 @given(st.lists(st.integers(0, 300), max_size=8), st.integers(0, 1000), st.integers(1, 8))
@@ -432,10 +487,69 @@ async def test_many_page_sizes_of_one_query_stay_within_the_limit() -> None:
 
     for size in range(1, 200):
         await catalog.answer(request_for(size))
-        assert catalog.discovery._kept_bytes <= 5000
+        assert catalog.discovery._pages.currsize <= 5000
 
     assert len(catalog.discovery._queries) == 1
     catalog.assert_accounting_is_exact()
+
+
+class ObservedPages(LRUCache[PageKey, Page]):
+    """Counts accesses to cached pages."""
+
+    accesses = 0
+
+    def __getitem__(self, key: PageKey) -> Page:
+        self.accesses += 1
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: PageKey, page: Page) -> None:
+        self.accesses += 1
+        super().__setitem__(key, page)
+
+    def __delitem__(self, key: PageKey) -> None:
+        self.accesses += 1
+        super().__delitem__(key)
+
+    def __iter__(self) -> Iterator[PageKey]:
+        raise AssertionError("a change must not iterate over the cached pages")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda catalog: catalog.put_service("a", version="2.0.0"),
+        lambda catalog: catalog.put_service("b"),
+        lambda catalog: catalog.delete_service("a"),
+        lambda catalog: catalog.resync(50, "a"),
+    ],
+    ids=["updated", "added", "removed", "removed by a resync"],
+)
+async def test_change_touches_none_of_the_pages_that_it_makes_outdated(step: Step) -> None:
+    catalog = Catalog()
+    catalog.put_service("a")
+    pages = catalog.discovery._pages = ObservedPages(DEFAULT_LIMITS.cached_bytes, getsizeof=attrgetter("size"))
+    filter_, keys = compiled(request_for()), [f"page {i}" for i in range(20_000)]
+    for key in keys:
+        catalog.discovery.keep_page(key, await catalog.discovery.find_page(filter_, 1, ""))
+    assert (len(pages), pages.accesses) == (len(keys), len(keys))
+
+    step(catalog)
+
+    assert pages.accesses == len(keys)
+    assert not any(map(catalog.discovery.cached_page, keys))
+
+
+async def test_evicting_a_query_touches_none_of_its_pages() -> None:
+    catalog = Catalog(queries=1)
+    pages = catalog.discovery._pages = ObservedPages(DEFAULT_LIMITS.cached_bytes, getsizeof=attrgetter("size"))
+    filter_ = compiled(request_for(tags=["x"]))
+    for i in range(100):
+        catalog.discovery.keep_page(f"page {i}", await catalog.discovery.find_page(filter_, 1, ""))
+
+    await catalog.discovery.find_page(compiled(request_for(tags=["y"])), 1, "")
+
+    assert pages.accesses == 100
+    assert catalog.discovery.cached_page("page 0") is None
 
 
 async def test_matching_names_returns_a_new_list() -> None:

@@ -4,29 +4,38 @@ import json
 
 from registry_server.gateway.documents import Documents
 from registry_server.model.document import service_document
+from registry_server.model.record import Record
 from tests.support.samples import example_service, small_service
+
+
+def record(name: str) -> Record:
+    return Record(small_service(name, revision=1).SerializeToString())
 
 
 def test_json_is_encoded_once() -> None:
     service = example_service()
     service.revision = 7
+    subject = Record(service.SerializeToString())
     documents = Documents()
-    first = documents.encoded(service.SerializeToString())
+    first = documents.encoded(subject)
     assert json.loads(first) == service_document(service)
-    assert documents.encoded(service.SerializeToString()) is first
+    assert documents.encoded(subject) is first
 
 
-def test_cache_is_bounded_and_evicts_the_oldest_entries() -> None:
-    documents = Documents(max_bytes=2_000)
-    wires = [small_service(f"agent-{i:03}").SerializeToString() for i in range(100)]
-    encoded = [documents.encoded(wire) for wire in wires]
-    assert documents._bytes <= 2_000
-    assert documents._bytes == sum(len(wire) + len(document) + 200 for wire, document in documents._entries.items())
-    assert list(documents._entries) == wires[-len(documents._entries) :]
-    assert [documents.encoded(wire) for wire in wires] == encoded
+def test_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
+    documents = Documents(max_bytes=10_000)
+    hot, *cold = [record(f"agent-{i:03}") for i in range(100)]
+    first = documents.encoded(hot)
+    for each in cold:
+        documents.encoded(each)
+        assert documents.encoded(hot) is first
+        assert documents._documents.currsize <= 10_000
+    kept = len(documents._documents)
+    assert 2 < kept < 20
+    assert list(documents._documents) == [hot, *cold[-(kept - 1) :]]
 
 
 def test_document_larger_than_the_cache_is_not_cached() -> None:
     documents = Documents(max_bytes=100)
-    assert json.loads(documents.encoded(example_service().SerializeToString()))["name"] == "ai-text-processor"
-    assert documents._bytes == 0
+    assert json.loads(documents.encoded(Record(example_service().SerializeToString())))["name"] == "ai-text-processor"
+    assert not documents._documents

@@ -51,8 +51,8 @@ class Harness:
 
     async def watch(self) -> None:
         with await self.registry.watch(WatchEventsRequest()) as watcher:
-            async for message in watcher:
-                self.events += WatchEventsResponse.FromString(message).events
+            async for batch in watcher:
+                self.events += WatchEventsResponse.FromString(batch.wire).events
 
     async def register(self, name: str = "a", *, tracked: bool = True, **fields: Any) -> Record:
         await self.registry.register(small_service(name, **fields))

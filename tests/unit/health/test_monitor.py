@@ -64,8 +64,8 @@ class Process:
 
     async def watch(self) -> None:
         with await self.registry.watch(WatchEventsRequest()) as watcher:
-            async for message in watcher:
-                self.events += WatchEventsResponse.FromString(message).events
+            async for batch in watcher:
+                self.events += WatchEventsResponse.FromString(batch.wire).events
 
     @property
     def statuses(self) -> list[HealthStatus.ValueType]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse, GetServiceRequest
 from ossa.registry.v1.service_pb2 import Health, Service
-from registry_server.model.wire import bytes_field, integer_field, only_field, split_leading_fields, varint
+from registry_server.model.wire import bytes_field, integer_field, only_field, varint
 
 # Values at which a varint needs another byte.
 EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
@@ -80,13 +80,6 @@ def test_concatenated_fields_are_the_message_with_all_of_them(names: list[str], 
     assert DiscoverServicesResponse.FromString(wire) == DiscoverServicesResponse(
         services=services, revision=revision, stale=stale
     )
-
-
-@given(st.lists(PAYLOADS), INT64)
-def test_joined_fields_are_split_into_the_same_payloads(payloads: list[bytes], number: int) -> None:
-    rest = integer_field(3, number)
-    joined = b"".join(bytes_field(1, payload) for payload in payloads) + rest
-    assert split_leading_fields(joined, 0x0A) == (payloads, rest)
 
 
 GET = GetServiceRequest

@@ -22,7 +22,8 @@ async def test_verified_identity_is_cached_until_it_expires(policy: Policy) -> N
     expiring = bearer_credentials(policy.keys["agent"])
     await authenticator.verify(expiring)
     expired = time.time() - 1
-    authenticator._cache = {k: dataclasses.replace(each, expires=expired) for k, each in authenticator._cache.items()}
+    for cache_key, identity in list(authenticator._cache.items()):
+        authenticator._cache[cache_key] = dataclasses.replace(identity, expires=expired)
     assert authenticator.cached_identity(expiring) is None
 
 
@@ -35,6 +36,29 @@ async def test_cache_is_bounded_and_contains_no_credential(policy: Policy) -> No
     credentials = bearer_credentials(policy.keys["admin"])
     await authenticator.verify(credentials)
     assert policy.keys["admin"] not in repr(vars(authenticator)) + repr(credentials)
+
+
+async def test_credential_in_use_is_not_evicted_by_cold_ones(policy: Policy) -> None:
+    policy.document["anonymous"] = "viewer"
+    authenticator = authenticator_of(policy)
+    hot = bearer_credentials(policy.keys["agent"])
+    identity = await authenticator.verify(hot)
+    for i in range(MAX_CACHED_CREDENTIALS + 50):
+        await authenticator.verify(Credentials(certificate=(("dns", f"{i}.test"),)))
+        if i % 1_000 == 0:
+            assert authenticator.cached_identity(hot) is identity
+    assert authenticator.cached_identity(hot) is identity
+
+
+async def test_refused_credentials_are_not_cached(policy: Policy) -> None:
+    authenticator = authenticator_of(policy)
+    known = bearer_credentials(policy.keys["agent"])
+    identity = await authenticator.verify(known)
+    for i in range(MAX_CACHED_CREDENTIALS + 50):
+        with pytest.raises(CredentialRefused):
+            await authenticator.verify(Credentials(api_key=f"unknown-{i}"))
+    assert len(authenticator._cache) == 1
+    assert authenticator.cached_identity(known) is identity
 
 
 async def test_missing_credential_is_anonymous(policy: Policy) -> None:

@@ -128,7 +128,7 @@ def tagged(*tags: str, **fields: Any) -> dict[str, Any]:
 
 async def read_message(watcher: Watcher) -> WatchEventsResponse:
     async with asyncio.timeout(TIMEOUT):
-        return WatchEventsResponse.FromString(await anext(watcher))
+        return WatchEventsResponse.FromString((await anext(watcher)).wire)
 
 
 def types_and_names(message: WatchEventsResponse) -> list[tuple[int, str]]:
@@ -629,6 +629,37 @@ async def test_bookmark_never_skips_events_that_arrive_when_it_is_due(buffer_eve
     async with catalog.watching(cursor=cursor) as watcher:
         seen += types_and_names(await read_message(watcher))
     assert seen == [(REGISTERED, "a"), (REGISTERED, "b")]
+
+
+async def test_batch_has_the_values_of_its_message() -> None:
+    catalog = Catalog(snapshot_message_bytes=1)
+    catalog.put_service("a")
+    async with catalog.watching(snapshot=True) as watcher:
+        batches = [await anext(watcher) for _ in range(2)]
+        catalog.publish_notice("trouble")
+        batches.append(await anext(watcher))
+
+    for batch in batches:
+        message = WatchEventsResponse.FromString(batch.wire)
+        assert [event.type for event in batch.events] == [event.type for event in message.events]
+        assert (batch.cursor, batch.revision) == (cursor_of(message), message.revision)
+        assert batch.snapshot_complete == message.snapshot_complete
+    assert [batch.resumable for batch in batches] == [False, True, True]
+    assert [batch.snapshot_complete for batch in batches] == [False, True, False]
+
+
+async def test_watchers_that_send_the_same_events_share_a_batch() -> None:
+    catalog = Catalog()
+    async with (
+        catalog.following() as first,
+        catalog.following(compiled(tags=["x"])) as second,
+        catalog.following(types=[UNREGISTERED], bookmark_interval=0) as third,
+    ):
+        catalog.put_service("a", **tagged("x"))
+        batches = [await anext(watcher) for watcher in (first, second, third)]
+
+    assert batches[0] is batches[1]
+    assert batches[2] is not batches[0]
 
 
 # Limits and ends.

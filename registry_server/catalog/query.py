@@ -1,0 +1,91 @@
+"""``Query`` and ``Page``: the names that match a filter, and a part of them as an answer."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from registry_server.catalog.change import Change
+from registry_server.model.filters import Filter
+from registry_server.model.record import Record
+from registry_server.model.wire import bytes_field, integer_field
+
+# Fields of DiscoverServicesResponse; `services` (1) is how a record is framed.
+_NEXT_PAGE_TOKEN, _TOTAL_SIZE, _REVISION, _STALE = 2, 3, 4, 5
+
+Freshness: TypeAlias = tuple[int, bool, bytes]
+"""Revision, staleness, and both as fields of ``DiscoverServicesResponse``."""
+
+
+def freshness_at(revision: int, *, stale: bool) -> Freshness:
+    """Return the freshness of answers at a revision."""
+    return revision, stale, integer_field(_REVISION, revision) + integer_field(_STALE, int(stale))
+
+
+class Query:
+    """The names of the services that match one filter, updated by every change."""
+
+    def __init__(self, filter_: Filter, names: list[str]) -> None:
+        self.filter = filter_
+        self.names = names
+        self.version = 0
+        """Incremented by every change that affects an answer. Pages of an earlier version are outdated."""
+
+    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
+        """Apply a change."""
+        self.version += 1
+        if matched != matches:
+            self.set_match(change.name, present=matches)
+
+    def set_match(self, name: str, *, present: bool) -> None:
+        """Add a name to the list, or remove it."""
+        at = bisect_left(self.names, name)
+        listed = at < len(self.names) and self.names[at] == name
+        if present and not listed:
+            self.names.insert(at, name)
+        elif listed and not present:
+            del self.names[at]
+
+    def end(self) -> None:
+        """Make all pages outdated, and release the names: outdated pages refer to the query until they are evicted."""
+        self.version += 1
+        self.names = []
+
+
+@dataclass(slots=True, eq=False)
+class Page:
+    """Some of the services that match a query, ordered by name.
+
+    A cached page is shared by its callers. Only its freshness changes, whenever a look-up finds that it is current.
+    """
+
+    query: Query
+    records: Sequence[Record]
+    next_page_token: str
+    revision: int
+    """Newest revision at which the page is known to be current."""
+    stale: bool
+    """Whether the page may be behind the store."""
+    freshness_wire: bytes
+    """``revision`` and ``stale`` as fields of ``DiscoverServicesResponse``."""
+    json: bytes = field(default=b"", init=False)
+    """The answer of the REST API; empty until that has encoded it."""
+    size: int = field(default=0, init=False)
+    """Memory that the page may use while it is cached, in bytes."""
+    total_size: int = field(init=False)
+    version: int = field(init=False)
+    """Version of the query that the page answers."""
+    _body: bytes = field(default=b"", init=False)
+
+    def __post_init__(self) -> None:
+        self.total_size, self.version = len(self.query.names), self.query.version
+
+    def wire(self) -> bytes:
+        """Return the page as a serialised ``DiscoverServicesResponse``."""
+        if not self._body:
+            parts = [record.framed for record in self.records]
+            if self.next_page_token:
+                parts.append(bytes_field(_NEXT_PAGE_TOKEN, self.next_page_token.encode()))
+            parts.append(integer_field(_TOTAL_SIZE, self.total_size))
+            self._body = b"".join(parts)
+        return self._body + self.freshness_wire
