@@ -81,7 +81,8 @@ proto-check: $(STAMP) ## Fail if generated/ does not match protos/
 	$(call protoc,build/proto)
 	diff --recursive --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ build/proto generated
 
-docs: $(STAMP) ## Record the output of the commands in docs/cli.md
+docs: $(STAMP) ## Write the generated tables in docs/ and record the output of the commands in docs/cli.md
+	$(BIN)/python -m docs.tables
 	$(BIN)/python -m docs.record
 
 build: $(STAMP) ## Build both distributions into dist/: ossa-registry and ossa-registry-client

@@ -119,14 +119,14 @@ Command: TypeAlias = Callable[..., Awaitable[Exit | None]]
 """Receives a ``CommandContext`` and the parameters of the command; returns the exit code, or None for 0."""
 
 
-def registry_command(*formats: Format) -> Callable[[Command], Callable[..., None]]:
-    """Return a decorator that turns a coroutine function into a click callback with the common options.
+def registry_command(*formats: Format) -> Callable[[Command], click.Command]:
+    """Return a decorator that turns a coroutine function with its own options into a command with all options.
 
     Args:
         *formats: The values that ``-o`` accepts, the default first.
     """
 
-    def decorate(command: Command) -> Callable[..., None]:
+    def decorate(command: Command) -> click.Command:
         @click.pass_context
         @functools.wraps(command)
         def run(context: click.Context, /, **parameters: Any) -> None:
@@ -135,11 +135,10 @@ def registry_command(*formats: Format) -> Callable[[Command], Callable[..., None
             own_parameters = {name: value for name, value in parameters.items() if name not in _COMMON_NAMES}
             context.exit(asyncio.run(_run(command, connection, out, own_parameters)) or Exit.OK)
 
-        output = click.option(
-            "-o", "--output", type=click.Choice(formats), default=formats[0], show_default=True, help="Output format."
+        output = click.Option(
+            ("-o", "--output"), type=click.Choice(formats), default=formats[0], show_default=True, help="Output format."
         )
-        options: Sequence[Callable[[Any], Any]] = (output, *_COMMON_OPTIONS)
-        return functools.reduce(lambda function, option: option(function), reversed(options), run)
+        return click.command(cls=RegistryCommand, params=[output, *_COMMON_OPTIONS])(run)
 
     return decorate
 
@@ -167,11 +166,16 @@ def _split_targets(_context: click.Context, _parameter: click.Parameter, values:
     return tuple(target for value in values for target in re.split(r"[,\s]+", value) if target)
 
 
+def _file_option(flag: str, help_: str) -> click.Option:
+    variable = "OSSA_REGISTRY" + flag.upper().replace("--", "_").replace("-", "_")
+    return click.Option((flag,), type=_FILE_PATH, envvar=variable, show_envvar=True, help=help_)
+
+
 _DEFAULT_TIMEOUT: Final = 10.0
 
 _COMMON_OPTIONS: Final = (
-    click.option(
-        *("-t", "--target", "targets"),
+    click.Option(
+        ("-t", "--target", "targets"),
         metavar="HOST:PORT",
         multiple=True,
         callback=_split_targets,
@@ -179,8 +183,8 @@ _COMMON_OPTIONS: Final = (
         show_envvar=True,
         help=f"Address of the registry; several are tried in order.  [default: {DEFAULT_TARGET}]",
     ),
-    click.option(
-        "--timeout",
+    click.Option(
+        ("--timeout",),
         type=click.FloatRange(0, _MAX_TIMEOUT_SECONDS, min_open=True),
         metavar="SECONDS",
         default=_DEFAULT_TIMEOUT,
@@ -189,49 +193,26 @@ _COMMON_OPTIONS: Final = (
         show_default=True,
         help="Timeout of a call.",
     ),
-    click.option("--retry", is_flag=True, help="Retry until --timeout while the registry is unavailable."),
-    click.option(
-        "--tls", is_flag=True, envvar="OSSA_REGISTRY_USE_TLS", show_envvar=True, help="Encrypt the connection with TLS."
-    ),
-    click.option(
-        "--ca-file",
-        type=_FILE_PATH,
-        envvar="OSSA_REGISTRY_CA_FILE",
+    click.Option(("--retry",), is_flag=True, help="Retry until --timeout while the registry is unavailable."),
+    click.Option(
+        ("--tls",),
+        is_flag=True,
+        envvar="OSSA_REGISTRY_USE_TLS",
         show_envvar=True,
-        help="Certificate authorities to trust, PEM; implies --tls.",
+        help="Encrypt the connection with TLS.",
     ),
-    click.option(
-        "--cert-file",
-        type=_FILE_PATH,
-        envvar="OSSA_REGISTRY_CERT_FILE",
-        show_envvar=True,
-        help="Client certificate, PEM.",
-    ),
-    click.option(
-        "--key-file",
-        type=_FILE_PATH,
-        envvar="OSSA_REGISTRY_KEY_FILE",
-        show_envvar=True,
-        help="Private key of the client certificate, PEM.",
-    ),
-    click.option("--server-name", help="Host name in the server certificate, if it differs from --target."),
-    click.option(
-        "--token-file",
-        type=_FILE_PATH,
-        envvar="OSSA_REGISTRY_TOKEN_FILE",
-        show_envvar=True,
-        help=f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself.",
-    ),
-    click.option(
-        "--color",
+    _file_option("--ca-file", "Certificate authorities to trust, PEM; implies --tls."),
+    _file_option("--cert-file", "Client certificate, PEM."),
+    _file_option("--key-file", "Private key of the client certificate, PEM."),
+    click.Option(("--server-name",), help="Host name in the server certificate, if it differs from --target."),
+    _file_option("--token-file", f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself."),
+    click.Option(
+        ("--color",),
         type=click.Choice(("auto", "always", "never")),
         default="auto",
         help="When to use colours; auto: on a terminal, unless NO_COLOR is set.",
     ),
-    click.option("--no-color", is_flag=True, help="Same as --color never."),
-    click.option("-q", "--quiet", is_flag=True, help="Suppress informational messages; errors are still printed."),
+    click.Option(("--no-color",), is_flag=True, help="Same as --color never."),
+    click.Option(("-q", "--quiet"), is_flag=True, help="Suppress informational messages; errors are still printed."),
 )
-_COMMON_NAMES: Final = frozenset(
-    {"targets", "timeout", "retry", "tls", "ca_file", "cert_file", "key_file", "server_name", "token_file"}
-    | {"color", "no_color", "quiet", "output"}
-)
+_COMMON_NAMES: Final = frozenset({"output"} | {option.name for option in _COMMON_OPTIONS})

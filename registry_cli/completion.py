@@ -6,7 +6,7 @@ no completions.
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import click
@@ -24,48 +24,37 @@ class _RegistryName(click.ParamType[str]):
 
     name = "text"
 
-    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """Return the names that begin with a text."""
-        raise NotImplementedError
+    def __init__(self, find_names: Callable[[RegistryClient, str], Awaitable[Iterable[str]]]) -> None:
+        self._find_names = find_names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the completions for an incomplete name."""
 
-        async def query() -> Sequence[str]:
+        async def query() -> Iterable[str]:
             async with (
                 asyncio.timeout(_TIMEOUT_SECONDS),
                 Connection.from_parameters(ctx.params).create_client() as client,
             ):
-                return await self.find_names(client, incomplete)
+                return await self._find_names(client, incomplete)
 
         try:
             names = asyncio.run(query())
         except Exception:  # noqa: BLE001 - an error message would garble the command line that is being typed
             return []
         entered = ctx.params.get(param.name or "") or ()
-        return [CompletionItem(name) for name in names if name not in entered]
+        matching = [name for name in names if name.startswith(incomplete) and name not in entered]
+        return [CompletionItem(name) for name in matching[:_MAX_COMPLETIONS]]
 
 
-class ServiceNames(_RegistryName):
-    """A service name."""
-
-    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """Return the names that begin with a text."""
-        pattern = f"^{re.escape(incomplete)}"
-        page = await client.discover_services(
-            name_pattern=pattern, page_size=_MAX_COMPLETIONS, timeout=_TIMEOUT_SECONDS
-        )
-        return [service.name for service in page.services if service.name.startswith(incomplete)]
+async def _service_names(client: RegistryClient, incomplete: str) -> Iterable[str]:
+    pattern = f"^{re.escape(incomplete)}"
+    page = await client.discover_services(name_pattern=pattern, page_size=_MAX_COMPLETIONS, timeout=_TIMEOUT_SECONDS)
+    return [service.name for service in page.services]
 
 
-class CapabilityNames(_RegistryName):
-    """A capability name."""
-
-    async def find_names(self, client: RegistryClient, incomplete: str) -> Sequence[str]:
-        """Return the names that begin with a text."""
-        summaries = await client.list_capabilities(timeout=_TIMEOUT_SECONDS)
-        return [each.name for each in summaries if each.name.startswith(incomplete)][:_MAX_COMPLETIONS]
+async def _capability_names(client: RegistryClient, _: str) -> Iterable[str]:
+    return [each.name for each in await client.list_capabilities(timeout=_TIMEOUT_SECONDS)]
 
 
-SERVICE_NAME: Final = ServiceNames()
-CAPABILITY_NAME: Final = CapabilityNames()
+SERVICE_NAME: Final = _RegistryName(_service_names)
+CAPABILITY_NAME: Final = _RegistryName(_capability_names)

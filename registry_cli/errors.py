@@ -55,11 +55,6 @@ _CONNECTION_FAILURES: Final = (
 )
 
 
-def exit_code(error: RegistryError) -> Exit:
-    """Return the exit code of an error."""
-    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), Exit.FAILED)
-
-
 def failure_from_error(error: RegistryError, target: str) -> Failure:
     """Convert an error into a failure of the command.
 
@@ -67,7 +62,8 @@ def failure_from_error(error: RegistryError, target: str) -> Failure:
         error: The error that a call raised.
         target: The target of the call, for errors about the connection.
     """
-    return Failure(error_text(error, target), exit_code(error))
+    code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), Exit.FAILED)
+    return Failure(error_text(error, target), code)
 
 
 def error_text(error: RegistryError, target: str) -> str:

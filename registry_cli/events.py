@@ -9,13 +9,7 @@ from registry_cli.services import health_cell, status_text
 from registry_client import Event, EventReason, EventType
 
 EVENT_NAMES: Final = {
-    EventType.EVENT_TYPE_SERVICE_REGISTERED: "service:registered",
-    EventType.EVENT_TYPE_SERVICE_UPDATED: "service:updated",
-    EventType.EVENT_TYPE_SERVICE_UNREGISTERED: "service:unregistered",
-    EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED: "service:health:changed",
-    EventType.EVENT_TYPE_REGISTRY_ERROR: "registry:error",
-    EventType.EVENT_TYPE_SERVICE_SNAPSHOT: "service:snapshot",
-    EventType.EVENT_TYPE_SERVICE_UNMATCHED: "service:unmatched",
+    number: name.removeprefix("EVENT_TYPE_").lower().replace("_", ":") for name, number in EventType.items() if number
 }
 """Event names of the REST API."""
 EVENT_TYPES: Final = {

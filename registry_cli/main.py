@@ -14,25 +14,25 @@ from registry_cli.exits import Exit, Failure
 
 _COMPLETE_VARIABLE: Final = "_OSSA_REGISTRY_COMPLETE"
 
-COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "serve": ("serve", "Run a registry server; `serve --help` lists its settings."),
-    "register": ("register", "Register services from flags or files."),
-    "list": ("list", "List services that match a filter."),
-    "get": ("get", "Show services by name."),
-    "health": ("health", "Show the health of services or of the registry."),
-    "check": ("check", "Probe services now."),
-    "heartbeat": ("heartbeat", "Renew the leases of services."),
-    "watch": ("watch", "Show every change as it happens, until Ctrl-C."),
-    "unregister": ("unregister", "Unregister services."),
-    "capabilities": ("capabilities", "List the capabilities of all services."),
-    "stats": ("stats", "Show counts of services, capabilities, versions and tags."),
-    "maintenance": ("maintenance", "Start or end maintenance of services."),
-    "cleanup": ("cleanup", "Remove services whose lease has expired."),
-    "keys": ("keys", "Create and hash API keys."),
-    "completion": ("completion", "Print a shell completion script."),
-    "version": ("version", "Show the versions of ossa-registry, Python and grpcio."),
+COMMANDS: Final[Mapping[str, str]] = {
+    "serve": "Run a registry server; `serve --help` lists its settings.",
+    "register": "Register services from flags or files.",
+    "list": "List services that match a filter.",
+    "get": "Show services by name.",
+    "health": "Show the health of services or of the registry.",
+    "check": "Probe services now.",
+    "heartbeat": "Renew the leases of services.",
+    "watch": "Show every change as it happens, until Ctrl-C.",
+    "unregister": "Unregister services.",
+    "capabilities": "List the capabilities of all services.",
+    "stats": "Show counts of services, capabilities, versions and tags.",
+    "maintenance": "Start or end maintenance of services.",
+    "cleanup": "Remove services whose lease has expired.",
+    "keys": "Create and hash API keys.",
+    "completion": "Print a shell completion script.",
+    "version": "Show the versions of ossa-registry, Python and grpcio.",
 }
-"""Module in ``registry_cli.commands`` and summary of each command, in the order of the help."""
+"""Summary of each command, in the order of the help; the modules in ``registry_cli.commands`` have the same names."""
 
 
 class Program(click.Group):
@@ -48,7 +48,7 @@ class Program(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"registry_cli.commands.{COMMANDS[cmd_name][0]}")
+        module = importlib.import_module(f"registry_cli.commands.{cmd_name}")
         command: click.Command = module.command
         return command
 
@@ -65,7 +65,7 @@ class Program(click.Group):
         """Write the summaries without loading the commands."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the program and end the process."""

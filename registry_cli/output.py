@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import click
 
+from registry_cli.exits import Failure
 from registry_cli.text import column_width, escape, escape_json
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
@@ -62,32 +63,32 @@ class Output:
         """Print one JSON or YAML document."""
         self._print(escape_json(_json(value, indent=2)) if self.format == "json" else yaml_text(value).rstrip("\n"))
 
+    def print_documents(self, values: Sequence[Any], *, single: bool) -> None:
+        """Print an array or, if ``single``, only its item; nothing if it then has none."""
+        if not single:
+            self.print_document(list(values))
+        elif values:
+            self.print_document(values[0])
+
     def print_record(self, value: Any) -> None:
         """Print one document of a stream: a line of JSON, or a YAML document."""
         self._print(escape_json(_json(value)) if self.format == "json" else f"---\n{yaml_text(value)}".rstrip("\n"))
 
-    def print_names(self, names: Iterable[str]) -> None:
-        """Print names, one per line."""
-        for name in names:
-            self.print_line(name)
+    def print_lines(self, lines: Iterable[str]) -> None:
+        """Print lines."""
+        for line in lines:
+            self.print_line(line)
 
     def print_table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
         """Print a table without borders; each column is as wide as its longest cell."""
+        self.print_rows([[Cell(header, "bold") for header in headers], *rows])
+
+    def print_rows(self, rows: Iterable[Sequence[str | Cell]]) -> None:
+        """Print rows without headers, such as names and values; each column is as wide as its longest cell."""
         cells = [[_cell(value) for value in row] for row in rows]
-        widths = [
-            max(map(column_width, (header, *(row[index].text for row in cells)))) + _COLUMN_GAP
-            for index, header in enumerate(headers)
-        ]
-        self._print(self._format_row([Cell(header, "bold") for header in headers], widths))
+        widths = [max(column_width(cell.text) for cell in column) + _COLUMN_GAP for column in zip(*cells, strict=True)]
         for row in cells:
             self._print(self._format_row(row, widths))
-
-    def print_pairs(self, pairs: Iterable[tuple[str, str | Cell]]) -> None:
-        """Print names and values, one pair per line."""
-        cells = [(name, _cell(value)) for name, value in pairs]
-        widths = [max(column_width(name) for name, _ in cells) + _COLUMN_GAP, 0]
-        for name, cell in cells:
-            self._print(self._format_row([Cell(name), cell], widths))
 
     def print_row(self, cells: Sequence[tuple[str | Cell, int]]) -> None:
         """Print one row of a table with fixed column widths, for tables of unknown length."""
@@ -106,8 +107,7 @@ class Output:
 
     def print_error(self, text: str) -> None:
         """Print an error to standard error; the command continues."""
-        for line in text.splitlines():
-            click.echo(f"ossa-registry: {escape(line)}", err=True)
+        Failure(text).show()
 
     def _format_row(self, cells: Sequence[Cell], widths: Sequence[int]) -> str:
         return "".join(

@@ -1,13 +1,19 @@
 """Commands that take several names: each name is processed independently of the others."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
+
+import click
 
 from registry_cli.calls import CommandContext
+from registry_cli.completion import SERVICE_NAME
 from registry_cli.exits import Exit
 from registry_client import RegistryError, RegistryUnavailable
 
 T = TypeVar("T")
+
+NAMES: Final = click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
+"""The argument of commands that take one or several names."""
 
 
 class Outcome(NamedTuple, Generic[T]):

@@ -13,14 +13,29 @@ _WIDE_HEADERS: Final = (*_HEADERS, "GROUP", "ENVIRONMENT", "TAGS", "LABELS", "RE
 _MAX_CAPABILITIES: Final = 3
 
 
-def show_services(out: Output, services: Sequence[Service]) -> None:
-    """Print services as a table, as an array, or only their names."""
-    if out.is_table:
-        out.print_table(_WIDE_HEADERS if out.wide else _HEADERS, [_row(service, wide=out.wide) for service in services])
-    elif out.format == "name":
-        out.print_names(service.name for service in services)
+def show_services(
+    out: Output, services: Sequence[Service], *, single: bool = False, lines: Iterable[str] | None = None
+) -> None:
+    """Print services.
+
+    Args:
+        out: Where to print them, and in which format.
+        services: The services.
+        single: Whether JSON and YAML output is an object instead of an array.
+        lines: Lines to print instead of a table.
+    """
+    if out.format == "name":
+        out.print_lines(service.name for service in services)
+    elif not out.is_table:
+        documents = [document(service) for service in services]
+        for each in documents:
+            if not each["revision"]:  # not registered yet
+                del each["revision"]
+        out.print_documents(documents, single=single)
+    elif lines is not None:
+        out.print_lines(lines)
     else:
-        out.print_document([document(service) for service in services])
+        out.print_table(_WIDE_HEADERS if out.wide else _HEADERS, [_row(service, wide=out.wide) for service in services])
 
 
 def health_cell(health: Health) -> Cell:

@@ -10,6 +10,25 @@
 ``registry_client.errors`` lists the errors; messages are those of ``ossa.registry.v1``.
 """
 
+from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.registry_service_pb2 import (
+    CapabilitySummary,
+    Consistency,
+    DiscoverServicesResponse,
+    GetRegistryHealthResponse,
+    HeartbeatResponse,
+    RegistryStats,
+)
+from ossa.registry.v1.service_pb2 import (
+    Capability,
+    Health,
+    HealthCheck,
+    HealthStatus,
+    Metadata,
+    Service,
+    ServiceFilter,
+    TagMatch,
+)
 from registry_client.cache import ServiceCache
 from registry_client.channel import Tls
 from registry_client.client import RegistryClient
@@ -40,25 +59,6 @@ from registry_client.errors import (
     WriteConflict,
 )
 from registry_client.leases import RegistrationState
-from registry_client.messages import (
-    Capability,
-    CapabilitySummary,
-    Consistency,
-    DiscoverServicesResponse,
-    Event,
-    EventReason,
-    EventType,
-    GetRegistryHealthResponse,
-    Health,
-    HealthCheck,
-    HealthStatus,
-    HeartbeatResponse,
-    Metadata,
-    RegistryStats,
-    Service,
-    ServiceFilter,
-    TagMatch,
-)
 from registry_client.registration import Registration
 from registry_client.resolve import Policy
 from registry_client.retry import Backoff

@@ -4,19 +4,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Self
 
+from ossa.registry.v1.event_pb2 import Event
+from ossa.registry.v1.service_pb2 import HealthStatus, Service
 from registry_client.errors import RegistryError, RegistryUnavailable
-from registry_client.messages import Event, EventType, HealthStatus, Service
 from registry_client.resolve import Policy, Pool, Query, ResponseTimes, query_matcher
-from registry_client.retry import Backoff
 from registry_client.tasks import Listeners, cancel_and_wait
-from registry_client.watch import Watch
+from registry_client.watch import REMOVAL_TYPES, Watch
 
 _MAX_CACHED_QUERIES: Final = 1_000
 """Bounds memory if a program queries with labels that change constantly."""
-_REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
 _NO_LABELS: Final[frozenset[tuple[str, str]]] = frozenset()
 
 log = logging.getLogger(__name__)
@@ -33,21 +32,15 @@ class ServiceCache:
     def __init__(
         self,
         watch: Watch,
-        backoff: Backoff,
         *,
         policy: Policy,
         fallback: tuple[HealthStatus.ValueType, ...],
         snapshot_timeout: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._watch = watch
-        self._backoff = backoff
         self._policy = policy
         self._fallback = fallback
         self._snapshot_timeout = snapshot_timeout  # 0 = do not wait
-        self._clock = clock
-        self._sleep = sleep
         # Protects the following collections while they change and while pools are built. A cached picker is called
         # without the lock.
         self._lock = threading.Lock()
@@ -108,7 +101,7 @@ class ServiceCache:
         Infinite before the first snapshot. While ``connected``, it stays below the bookmark interval (10 s by default),
         apart from delays on a busy machine.
         """
-        return self._clock() - self._watch.last_heard if self.ready else float("inf")
+        return time.monotonic() - self._watch.last_heard if self.ready else float("inf")
 
     @property
     def last_error(self) -> RegistryError | None:
@@ -264,7 +257,6 @@ class ServiceCache:
             raise RegistryUnavailable(f"no snapshot arrived within {self._snapshot_timeout:g} s: {self.last_error}")
 
     async def _follow_watch(self) -> None:
-        failures = 0
         while True:
             try:
                 events = await self._watch.next_events()
@@ -273,19 +265,17 @@ class ServiceCache:
                     raise  # __aenter__ waits for this task and raises the error
                 log.warning("watch rejected by the registry, retrying: %s", error)
                 self._last_error = error
-                failures += 1
-                await self._sleep(self._backoff.delay(failures))
-                continue
-            failures = 0
-            self._last_error = None
-            self._apply_events(events)
+                await self._watch.back_off(error)
+            else:
+                self._last_error = None
+                self._apply_events(events)
 
     def _apply_events(self, events: Iterable[Event]) -> None:
         batch = list(events)
         affected = {""}
         with self._lock:
             for event in batch:
-                if event.type in _REMOVAL_TYPES:
+                if event.type in REMOVAL_TYPES:
                     affected |= self._set_service(event.service.name, None)
                 elif event.HasField("service"):
                     affected |= self._set_service(event.service.name, event.service)

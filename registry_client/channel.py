@@ -18,6 +18,7 @@ import grpc
 
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_client.errors import Unauthenticated
+from registry_client.retry import Backoff
 
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
@@ -68,12 +69,16 @@ class Channels:
     Channels are created on first use, in the event loop that uses them.
     """
 
-    def __init__(self, targets: Sequence[str], tls: Tls | None, token: str | Callable[[], str] | None) -> None:
+    def __init__(
+        self, targets: Sequence[str], tls: Tls | None, token: str | Callable[[], str] | None, backoff: Backoff
+    ) -> None:
         if not targets or not all(targets):
             raise ValueError("at least one target is needed, such as localhost:50051")
         self._targets = tuple(dict.fromkeys(targets))
         self._tls = tls
         self._token = token
+        self.backoff = backoff
+        """How long to wait between attempts."""
         self._open: dict[str, tuple[grpc.aio.Channel, RegistryServiceAsyncStub]] = {}
         self._current = 0
         self._closed = False
@@ -100,15 +105,20 @@ class Channels:
             self._open[self.target] = channel, RegistryServiceStub(channel)
         return self._open[self.target][1]
 
-    def fail_over(self, failed_target: str) -> bool:
+    def fail_over(self, failed_target: str, failures: int = 1, at_least: float = 0.0) -> float:
         """Switch to the next target, unless another task has done so already.
 
+        Args:
+            failed_target: Target of the attempt that failed.
+            failures: Number of consecutive failures, including this one.
+            at_least: Seconds that the registry requested before the next attempt.
+
         Returns:
-            Whether the current target now differs from the failed one.
+            The seconds to wait before the next attempt; 0 until every target has failed.
         """
         if failed_target == self.target:
             self._current = (self._current + 1) % len(self._targets)
-        return failed_target != self.target
+        return 0.0 if failures < len(self._targets) else self.backoff.delay(failures, at_least)
 
     @property
     def has_token_source(self) -> bool:

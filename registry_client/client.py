@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, Unpack
 
+from ossa.registry.v1.event_pb2 import EventType
+from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from registry_client import values
 from registry_client.cache import ServiceCache
 from registry_client.calls import Caller, Session
 from registry_client.channel import Channels, Tls
 from registry_client.leases import LeaseKeeper
-from registry_client.messages import EventType, HealthStatus, Service, ServiceFilter
 from registry_client.registration import Registration
 from registry_client.resolve import Policy
 from registry_client.retry import Backoff
@@ -53,10 +54,10 @@ class RegistryClient(UnaryCalls):
         session: bool = True,
         backoff: Backoff | None = None,
     ) -> None:
-        self._channels = Channels([target] if isinstance(target, str) else target, tls, token)
-        self._backoff = backoff or Backoff()
-        super().__init__(Caller(self._channels, self._backoff, timeout), Session(enabled=session), timeout)
-        self._leases = LeaseKeeper(self._channels, self._backoff, self.batch_register_services)
+        targets = [target] if isinstance(target, str) else target
+        self._channels = Channels(targets, tls, token, backoff or Backoff())
+        super().__init__(Caller(self._channels, timeout), Session(enabled=session))
+        self._leases = LeaseKeeper(self._channels, self.batch_register_services)
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,10 +146,9 @@ class RegistryClient(UnaryCalls):
         """
         return Watch(
             self._channels,
-            self._backoff,
             self._session,
             values.make_filter(filter, fields),
-            types=frozenset(map(values.event_type, types)),
+            types=frozenset(values.enum_value(EventType, each) for each in types),
             include_snapshot=include_snapshot,
             cursor=cursor,
             bookmark_interval=bookmark_interval,
@@ -180,8 +180,7 @@ class RegistryClient(UnaryCalls):
         watch = self.watch(filter, include_snapshot=True, bookmark_interval=bookmark_interval, **fields)
         return ServiceCache(
             watch,
-            self._backoff,
             policy=policy,
-            fallback=tuple(map(values.status, fallback)),
+            fallback=tuple(values.enum_value(HealthStatus, each) for each in fallback),
             snapshot_timeout=self._timeout if wait else 0.0,
         )

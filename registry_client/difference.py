@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from registry_client.messages import Event, EventReason, EventType, HealthStatus, Service
+from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.service_pb2 import HealthStatus, Service
 
 
 def snapshot_events(services: Mapping[str, Service]) -> list[Event]:

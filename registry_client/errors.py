@@ -30,6 +30,7 @@ A gRPC error carries a canonical code and, if it comes from the registry, a ``go
 more specific. ``_BY_REASON`` and ``_BY_CODE`` map both to these classes.
 """
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Final, NamedTuple
 
@@ -217,38 +218,16 @@ class NoEndpoint(RegistryError):
 
 
 _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
-    "INVALID_REQUEST": InvalidRequest,
-    "SERVICE_NOT_FOUND": ServiceNotFound,
-    "SERVICE_EXISTS": ServiceExists,
-    "REVISION_MISMATCH": RevisionMismatch,
-    "WRITE_CONFLICT": WriteConflict,
-    "REVISION_NOT_REACHED": RevisionNotReached,
-    "CURSOR_EXPIRED": CursorExpired,
-    "WATCHER_TOO_SLOW": WatcherTooSlow,
-    "STORE_UNAVAILABLE": StoreUnavailable,
-    "NOT_REPLICATED": NotReplicated,
-    "SHUTTING_DOWN": ShuttingDown,
-    "OVERLOADED": Overloaded,
-    "PROBING_DISABLED": ProbingDisabled,
-    "UNAUTHENTICATED": Unauthenticated,
-    "ISSUER_UNAVAILABLE": IssuerUnavailable,
-    "PERMISSION_DENIED": PermissionDenied,
-    "RATE_LIMITED": RateLimited,
-    "LIMIT_EXCEEDED": LimitExceeded,
-    "INTERNAL": InternalError,
+    re.sub(r"\B([A-Z])", r"_\1", name).upper(): kind
+    for name, kind in list(globals().items())
+    if isinstance(kind, type) and issubclass(kind, RegistryError)
 }
-# For reasons that this version does not know, and for errors of gRPC or a proxy, which have none.
+"""Each class has the name of its reason: the reason of ``ServiceNotFound`` is ``SERVICE_NOT_FOUND``."""
+_GENERAL: Final = (InvalidRequest, ServiceNotFound, ServiceExists, Unauthenticated, PermissionDenied, LimitExceeded)
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RegistryError]]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: ServiceNotFound,
-    grpc.StatusCode.ALREADY_EXISTS: ServiceExists,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.UNAVAILABLE: RegistryUnavailable,
-    grpc.StatusCode.INTERNAL: InternalError,
+    kind.default_code: kind for kind in (*_GENERAL, DeadlineExceeded, RegistryUnavailable, InternalError)
 }
+"""For reasons without a class of their own, and for errors of gRPC or a proxy, which have no reason."""
 # Every error of the registry has a reason. Without one, these codes mean that the connection broke during the call
 # (reset, killed server, proxy).
 _BROKEN_CONNECTION_CODES: Final = frozenset(

@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
-import grpc
-
 from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, KeepAliveResponse
-from registry_client.calls import is_being_cancelled
+from ossa.registry.v1.service_pb2 import Service
+from registry_client.calls import next_message
 from registry_client.channel import Channels
 from registry_client.errors import (
     DeadlineExceeded,
@@ -19,13 +18,12 @@ from registry_client.errors import (
     RegistryError,
     RegistryUnavailable,
     Unauthenticated,
-    error_from_rpc,
 )
-from registry_client.messages import Service
-from registry_client.retry import Backoff
 from registry_client.tasks import Listeners, cancel_and_wait
 
 if TYPE_CHECKING:
+    import grpc
+
     _KeepAliveCall: TypeAlias = grpc.aio.StreamStreamCall[KeepAliveRequest, KeepAliveResponse]
 
 RegisterBatch: TypeAlias = Callable[[Sequence[Service]], Awaitable[Sequence[Service | RegistryError]]]
@@ -108,7 +106,6 @@ class LeaseKeeper:
 
     Args:
         channels: The connections.
-        backoff: How long to wait between attempts.
         register_batch: Registers services that the registry does not hold.
         clock: Monotonic time in seconds.
         sleep: Waits for a number of seconds.
@@ -119,7 +116,6 @@ class LeaseKeeper:
     def __init__(
         self,
         channels: Channels,
-        backoff: Backoff,
         register_batch: RegisterBatch,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -128,7 +124,6 @@ class LeaseKeeper:
         min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT_SECONDS,
     ) -> None:
         self._channels = channels
-        self._backoff = backoff
         self._register_batch = register_batch
         self._clock = clock
         self._sleep = sleep
@@ -206,16 +201,15 @@ class LeaseKeeper:
                 else:
                     was_registered = lease.state is RegistrationState.REGISTERED
                     lease.set_state(RegistrationState.AWAY if was_registered else lease.state, failure)
-            has_other_target = self._channels.fail_over(target)
-            if not (has_other_target and self._failures < len(self._channels)):
-                await self._sleep(self._retry_delay(self._failures))
+            delay = self._channels.fail_over(target, self._failures)
+            await self._sleep(min(delay, self._max_retry_delay()))
 
-    def _retry_delay(self, failures: int) -> float:
-        """Return the seconds to wait after failures, so that all leases are renewed within one heartbeat interval.
+    def _max_retry_delay(self) -> float:
+        """Return the limit of delays, with which all leases are renewed within one heartbeat interval.
 
         gRPC waits up to another second before it reconnects.
         """
-        return min(self._backoff.delay(failures), self._shortest_interval() * _MAX_BACKOFF_SHARE)
+        return self._shortest_interval() * _MAX_BACKOFF_SHARE
 
     def _shortest_interval(self) -> float:
         return min((lease.heartbeat_interval for lease in self._leases.values()), default=_PERMANENT_HEARTBEAT_SECONDS)
@@ -239,7 +233,7 @@ class LeaseKeeper:
                 renewing = [lease for lease in due if lease.known]
                 # Detects a stream that has broken while no heartbeat is due.
                 if call.done() and not renewing:
-                    await self._exchange(call)
+                    await next_message(call, KeepAliveResponse, self._heartbeat_timeout())
                 for start in range(0, len(renewing), _MAX_NAMES_PER_HEARTBEAT):
                     await self._send_heartbeat(call, renewing[start : start + _MAX_NAMES_PER_HEARTBEAT])
                 await self._wait_until_due()
@@ -248,11 +242,7 @@ class LeaseKeeper:
 
     async def _send_heartbeat(self, call: "_KeepAliveCall", leases: Sequence[Lease]) -> None:
         request = KeepAliveRequest(names=[lease.name for lease in leases])
-        try:
-            async with asyncio.timeout(max(self._min_heartbeat_timeout, self._shortest_interval() / 2)):
-                response = await self._exchange(call, request)
-        except TimeoutError:
-            raise DeadlineExceeded("the registry did not respond to a heartbeat in time") from None
+        response = await next_message(call, KeepAliveResponse, self._heartbeat_timeout(), request)
         self._failures = 0
         unknown = set(response.unknown_names)
         for lease in leases:
@@ -263,23 +253,8 @@ class LeaseKeeper:
             else:
                 self._mark_renewed(lease)
 
-    async def _exchange(self, call: "_KeepAliveCall", request: KeepAliveRequest | None = None) -> KeepAliveResponse:
-        """Send a request, if there is one, and return the next response."""
-        try:
-            if request is not None:
-                await call.write(request)
-            response = await call.read()
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        except asyncio.InvalidStateError as error:  # raised by gRPC for a stream that has ended
-            raise RegistryUnavailable("the KeepAlive stream has ended") from error
-        except asyncio.CancelledError:
-            if is_being_cancelled():
-                raise
-            raise RegistryUnavailable("the KeepAlive stream was closed") from None
-        if isinstance(response, KeepAliveResponse):
-            return response
-        raise RegistryUnavailable("the registry ended the KeepAlive stream")
+    def _heartbeat_timeout(self) -> float:
+        return max(self._min_heartbeat_timeout, self._shortest_interval() / 2)
 
     async def _register_lost(self, leases: Sequence[Lease]) -> None:
         """Register the services that the registry does not hold."""
@@ -296,7 +271,9 @@ class LeaseKeeper:
                         continue
                     unavailable = isinstance(result, RegistryUnavailable | DeadlineExceeded)
                     lease.refusals += 1
-                    delay = self._retry_delay(lease.refusals) if unavailable else lease.heartbeat_interval
+                    delay = lease.heartbeat_interval
+                    if unavailable:
+                        delay = min(self._channels.backoff.delay(lease.refusals), self._max_retry_delay())
                     lease.due = self._clock() + delay
                     lease.set_state(RegistrationState.AWAY if unavailable else RegistrationState.REFUSED, result)
             self._failures = 0

@@ -3,17 +3,18 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
+from ossa.registry.v1.service_pb2 import HealthStatus, Service
 from registry_client.errors import RegistryError, ServiceNotFound
 from registry_client.leases import Lease, LeaseKeeper, RegistrationState
-from registry_client.messages import HealthStatus, Service
 from registry_client.rpcs import UnaryCalls
 from registry_client.signals import sigterm_blocks
+from registry_client.values import status_after_maintenance
 
-LEAVE_TIMEOUT_SECONDS: Final = 5.0
+_LEAVE_TIMEOUT_SECONDS: Final = 5.0
 """Limit for maintenance and unregistration together. If the registry is unavailable for longer, the lease expires."""
 _LEAVING_REASON: Final = "the agent is leaving"
 """Reason of the maintenance status that a leaving agent reports. It distinguishes it from an operator's maintenance."""
@@ -36,8 +37,6 @@ class Registration:
         wait: bool,
         drain: float,
         sigterm: bool,
-        leave_timeout: float = LEAVE_TIMEOUT_SECONDS,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         if replicas:
             service.group = service.group or service.name
@@ -48,8 +47,6 @@ class Registration:
         self._wait = wait
         self._drain = drain
         self._sigterm = sigterm
-        self._leave_timeout = leave_timeout
-        self._sleep = sleep
         self._terminated = False
         self._removed = False
 
@@ -166,8 +163,7 @@ class Registration:
         health = self.service.health
         if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING_REASON:
             return
-        by_heartbeat = self._lease.service.health_check.WhichOneof("probe") == "heartbeat"
-        await self._client.report_service_health(self.name, "healthy" if by_heartbeat else "unknown")
+        await self._client.report_service_health(self.name, status_after_maintenance(self._lease.service))
         self._leases.mark_registered(self._lease, await self._client.get_service(self.name))
 
     async def _is_own_service(self) -> bool:
@@ -195,11 +191,11 @@ class Registration:
     async def _leave(self) -> None:
         known = self._lease.known
         try:
-            async with asyncio.timeout(self._leave_timeout + self._drain):
+            async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS + self._drain):
                 if known and await self._is_own_service():
                     maintenance = HealthStatus.HEALTH_STATUS_MAINTENANCE
                     await self._client.report_service_health(self.name, maintenance, error=_LEAVING_REASON)
-                    await self._sleep(self._drain)
+                    await asyncio.sleep(self._drain)
                 await self._leases.remove_lease(self._lease)
                 if known and await self._is_own_service():
                     await self._client.unregister_service(self.name)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
+from ossa.registry.v1.service_pb2 import HealthStatus, Service
 from registry_client.errors import NoEndpoint
-from registry_client.messages import HealthStatus, Service
 from registry_client.versions import matcher
 
 WEIGHT_LABEL: Final = "weight"

@@ -1,44 +1,35 @@
 """``UnaryCalls``: every unary RPC as a method."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar, Unpack
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
 from registry_client import values
 from registry_client.calls import Caller, Session
 from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_from_status
-from registry_client.messages import (
-    CapabilitySummary,
-    Consistency,
-    DiscoverServicesResponse,
-    GetRegistryHealthResponse,
-    Health,
-    HealthStatus,
-    HeartbeatResponse,
-    RegistryStats,
-    Service,
-    ServiceFilter,
-)
 
 _REVISION_WAIT_SECONDS: Final = 1.0
 """How long a read waits for the session's revision before it checks whether the store was replaced."""
 _MAX_PAGE_SIZE: Final = 1_000
 
-_Response = TypeVar("_Response")
+_Response = TypeVar("_Response", bound=Message)
+_Seen = TypeVar("_Seen", Service, pb.DiscoverServicesResponse)
 
 
 class UnaryCalls:
     """One method for each unary RPC; every ``timeout`` is in seconds, for a call with all its attempts."""
 
-    def __init__(self, caller: Caller, session: Session, timeout: float) -> None:
+    def __init__(self, caller: Caller, session: Session) -> None:
         self._call = caller.call
+        self._timeout = caller.timeout
         self._session = session
-        self._timeout = timeout
 
     @property
     def revision(self) -> int:
@@ -62,10 +53,7 @@ class UnaryCalls:
             ServiceExists: ``create_only`` is set and the name is registered already.
         """
         request = pb.RegisterServiceRequest(service=service, create_only=create_only)
-        response = await self._call(
-            lambda stub: stub.RegisterService, request, timeout=timeout, repeatable=not create_only
-        )
-        return self._observe_written(response.service)
+        return self._observe((await self._call(request, pb.RegisterServiceResponse, timeout)).service)
 
     async def batch_register_services(
         self, services: Iterable[Service], *, timeout: float | None = None
@@ -76,9 +64,9 @@ class UnaryCalls:
             One result for each service, in order: the service as it is registered now, or its error.
         """
         request = pb.BatchRegisterServicesRequest(services=services)
-        response = await self._call(lambda stub: stub.BatchRegisterServices, request, timeout=timeout)
+        response = await self._call(request, pb.BatchRegisterServicesResponse, timeout)
         return [
-            self._observe_written(result.service) if result.HasField("service") else error_from_status(result.status)
+            self._observe(result.service) if result.HasField("service") else error_from_status(result.status)
             for result in response.results
         ]
 
@@ -106,10 +94,7 @@ class UnaryCalls:
         request = pb.UpdateServiceRequest(
             service=service, update_mask=FieldMask(paths=update_mask), expected_revision=expected_revision
         )
-        response = await self._call(
-            lambda stub: stub.UpdateService, request, timeout=timeout, repeatable=not expected_revision
-        )
-        return self._observe_written(response.service)
+        return self._observe((await self._call(request, pb.UpdateServiceResponse, timeout)).service)
 
     async def unregister_service(
         self, name: str, *, expected_revision: int = 0, timeout: float | None = None
@@ -124,24 +109,19 @@ class UnaryCalls:
             RevisionMismatch: The service is not at ``expected_revision``.
         """
         request = pb.UnregisterServiceRequest(name=name, expected_revision=expected_revision)
-        response = await self._call(
-            lambda stub: stub.UnregisterService, request, timeout=timeout, repeatable=not expected_revision
-        )
-        return self._observe_written(response.service)
+        return self._observe((await self._call(request, pb.UnregisterServiceResponse, timeout)).service)
 
-    async def heartbeat(self, names: Iterable[str], *, timeout: float | None = None) -> HeartbeatResponse:
+    async def heartbeat(self, names: Iterable[str], *, timeout: float | None = None) -> pb.HeartbeatResponse:
         """Renew the leases of 1 to 10,000 services.
 
         Returns:
             The number of renewed leases, and ``unknown_names``: services that must be registered again.
         """
-        request = pb.HeartbeatRequest(names=names)
-        return await self._call(lambda stub: stub.Heartbeat, request, timeout=timeout)
+        return await self._call(pb.HeartbeatRequest(names=names), pb.HeartbeatResponse, timeout)
 
     async def cleanup(self, *, timeout: float | None = None) -> list[str]:
         """Remove services with an expired lease now, instead of at the next sweep; return their names."""
-        response = await self._call(lambda stub: stub.Cleanup, pb.CleanupRequest(), timeout=timeout)
-        return list(response.names)
+        return list((await self._call(pb.CleanupRequest(), pb.CleanupResponse, timeout)).names)
 
     # Health.
 
@@ -155,8 +135,7 @@ class UnaryCalls:
         Raises:
             ServiceNotFound: The service is not registered.
         """
-        request = pb.GetServiceHealthRequest(name=name)
-        response = await self._call(lambda stub: stub.GetServiceHealth, request, timeout=timeout)
+        response = await self._call(pb.GetServiceHealthRequest(name=name), pb.GetServiceHealthResponse, timeout)
         return response.health, response.lease_expires_at if response.HasField("lease_expires_at") else None
 
     async def report_service_health(
@@ -181,10 +160,10 @@ class UnaryCalls:
             InvalidRequest: The report violates the contract.
             ServiceNotFound: The service is not registered.
         """
-        request = pb.ReportServiceHealthRequest(name=name, status=values.status(status), error=error)
+        request = pb.ReportServiceHealthRequest(name=name, status=values.enum_value(HealthStatus, status), error=error)
         if details is not None:
             request.details.update(details)
-        return (await self._call(lambda stub: stub.ReportServiceHealth, request, timeout=timeout)).health
+        return (await self._call(request, pb.ReportServiceHealthResponse, timeout)).health
 
     async def check_service_health(self, name: str, *, timeout: float | None = None) -> Health:
         """Probe a service now; return its health after the probe.
@@ -194,7 +173,7 @@ class UnaryCalls:
             ProbingDisabled: This server does not probe services.
         """
         request = pb.CheckServiceHealthRequest(name=name)
-        return (await self._call(lambda stub: stub.CheckServiceHealth, request, timeout=timeout)).health
+        return (await self._call(request, pb.CheckServiceHealthResponse, timeout)).health
 
     # Reads.
 
@@ -210,14 +189,9 @@ class UnaryCalls:
             ServiceNotFound: The service is not registered.
             DeadlineExceeded: The revision was not reached, or no response arrived, in time.
         """
-
-        async def read(revision: int, timeout: float) -> pb.GetServiceResponse:
-            request = pb.GetServiceRequest(name=name, min_revision=revision)
-            return await self._call(lambda stub: stub.GetService, request, timeout=timeout)
-
-        service = (await self._read_at_session_revision(read, min_revision, timeout)).service
-        self._session.observe_revision(service.revision)
-        return service
+        request = pb.GetServiceRequest(name=name)
+        response = await self._read_at_revision(request, pb.GetServiceResponse, min_revision, timeout)
+        return self._observe(response.service)
 
     async def discover_services(
         self,
@@ -226,10 +200,10 @@ class UnaryCalls:
         page_size: int = 0,
         page_token: str = "",
         min_revision: int | None = None,
-        consistency: Consistency.ValueType | str = Consistency.CONSISTENCY_UNSPECIFIED,
+        consistency: pb.Consistency.ValueType | str = pb.Consistency.CONSISTENCY_UNSPECIFIED,
         timeout: float | None = None,
         **fields: Unpack[values.FilterFields],
-    ) -> DiscoverServicesResponse:
+    ) -> pb.DiscoverServicesResponse:
         """Return one page of the matching services, ordered by name; ``find_services`` returns all.
 
         Args:
@@ -245,27 +219,19 @@ class UnaryCalls:
             InvalidRequest: The filter, page size or token violates the contract.
             DeadlineExceeded: The revision was not reached, or no response arrived, in time.
         """
-        merged_filter = values.make_filter(filter, fields)
-
-        async def read(revision: int, timeout: float) -> DiscoverServicesResponse:
-            request = pb.DiscoverServicesRequest(
-                filter=merged_filter,
-                page_size=page_size,
-                page_token=page_token,
-                min_revision=revision,
-                consistency=values.consistency(consistency),
-            )
-            return await self._call(lambda stub: stub.DiscoverServices, request, timeout=timeout)
-
-        response = await self._read_at_session_revision(read, min_revision, timeout)
-        self._session.observe_revision(response.revision)
-        return response
+        request = pb.DiscoverServicesRequest(
+            filter=values.make_filter(filter, fields),
+            page_size=page_size,
+            page_token=page_token,
+            consistency=values.enum_value(pb.Consistency, consistency),
+        )
+        return self._observe(await self._read_at_revision(request, pb.DiscoverServicesResponse, min_revision, timeout))
 
     async def find_services(
         self,
         filter: ServiceFilter | None = None,  # noqa: A002 - the field's name in the contract
         *,
-        consistency: Consistency.ValueType | str = Consistency.CONSISTENCY_UNSPECIFIED,
+        consistency: pb.Consistency.ValueType | str = pb.Consistency.CONSISTENCY_UNSPECIFIED,
         timeout: float | None = None,
         **fields: Unpack[values.FilterFields],
     ) -> list[Service]:
@@ -285,44 +251,47 @@ class UnaryCalls:
             if not token:
                 return found
 
-    async def list_capabilities(self, *, timeout: float | None = None) -> list[CapabilitySummary]:
+    async def list_capabilities(self, *, timeout: float | None = None) -> list[pb.CapabilitySummary]:
         """List the distinct capabilities of all services, ordered by name; ``timeout`` applies to each page."""
-        found: list[CapabilitySummary] = []
+        found: list[pb.CapabilitySummary] = []
         request = pb.ListCapabilitiesRequest(page_size=_MAX_PAGE_SIZE)
         while True:
-            page = await self._call(lambda stub: stub.ListCapabilities, request, timeout=timeout)
+            page = await self._call(request, pb.ListCapabilitiesResponse, timeout)
             found += page.capabilities
             request.page_token = page.next_page_token
             if not request.page_token:
                 return found
 
-    async def get_stats(self, *, timeout: float | None = None) -> RegistryStats:
+    async def get_stats(self, *, timeout: float | None = None) -> pb.RegistryStats:
         """Return counts of services, capabilities, versions and tags."""
-        return (await self._call(lambda stub: stub.GetStats, pb.GetStatsRequest(), timeout=timeout)).stats
+        return (await self._call(pb.GetStatsRequest(), pb.GetStatsResponse, timeout)).stats
 
-    async def get_registry_health(self, *, timeout: float | None = None) -> GetRegistryHealthResponse:
+    async def get_registry_health(self, *, timeout: float | None = None) -> pb.GetRegistryHealthResponse:
         """Return the health of the registry itself."""
-        request = pb.GetRegistryHealthRequest()
-        return await self._call(lambda stub: stub.GetRegistryHealth, request, timeout=timeout)
+        return await self._call(pb.GetRegistryHealthRequest(), pb.GetRegistryHealthResponse, timeout)
 
-    def _observe_written(self, service: Service) -> Service:
-        self._session.observe_revision(service.revision)
-        return service
+    def _observe(self, seen: _Seen) -> _Seen:
+        """Record the revision of a service or of a page in the session."""
+        self._session.observe_revision(seen.revision)
+        return seen
 
-    async def _read_at_session_revision(
+    async def _read_at_revision(
         self,
-        read: Callable[[int, float], Awaitable[_Response]],
+        request: pb.GetServiceRequest | pb.DiscoverServicesRequest,
+        response: type[_Response],
         min_revision: int | None,
         timeout: float | None,
     ) -> _Response:
         """Read at ``min_revision`` or, if it is unset, at the revision of the session."""
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         if min_revision is not None or not self._session.revision:
-            return await read(min_revision or 0, deadline - time.monotonic())
+            request.min_revision = min_revision or 0
+            return await self._call(request, response, timeout)
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         while True:
             remaining = deadline - time.monotonic()
+            request.min_revision = self._session.revision
             try:
-                return await read(self._session.revision, min(_REVISION_WAIT_SECONDS, remaining))
+                return await self._call(request, response, min(_REVISION_WAIT_SECONDS, remaining))
             except RegistryUnavailable:
                 if remaining <= _REVISION_WAIT_SECONDS:
                     raise

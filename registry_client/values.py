@@ -1,14 +1,12 @@
 """Helpers that build messages from keyword arguments, and enum values from their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypeAlias, TypedDict, TypeVar, Unpack
 
 from google.protobuf.duration_pb2 import Duration
 
-from registry_client.messages import (
+from ossa.registry.v1.service_pb2 import (
     Capability,
-    Consistency,
-    EventType,
     HealthCheck,
     HealthStatus,
     Metadata,
@@ -16,6 +14,11 @@ from registry_client.messages import (
     ServiceFilter,
     TagMatch,
 )
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper  # only in the type stubs
+
+_Value = TypeVar("_Value", bound=int)
 
 Status: TypeAlias = HealthStatus.ValueType | str
 """A ``HealthStatus`` or its name; ``"healthy"`` and ``"HEALTH_STATUS_HEALTHY"`` are equivalent."""
@@ -96,40 +99,32 @@ def make_filter(base: ServiceFilter | None, fields: FilterFields) -> ServiceFilt
         merged.CopyFrom(base)
     if "health" in fields:
         statuses = fields["health"]
-        merged.health[:] = [status(each) for each in ([statuses] if isinstance(statuses, str | int) else statuses)]
+        statuses = [statuses] if isinstance(statuses, str | int) else statuses
+        merged.health[:] = [enum_value(HealthStatus, each) for each in statuses]
     if "tag_match" in fields:
-        match = fields["tag_match"]
-        merged.tag_match = TagMatch.Value(_full_name("TAG_MATCH", match)) if isinstance(match, str) else match
+        merged.tag_match = enum_value(TagMatch, fields["tag_match"])
     remaining = {key: value for key, value in fields.items() if key not in {"health", "tag_match"}}
     merged.MergeFrom(ServiceFilter(**remaining))  # type: ignore[arg-type] # TypedDicts lose the types of their values
     return merged
 
 
-def status(value: Status) -> HealthStatus.ValueType:
-    """Return the ``HealthStatus`` of a name.
+def enum_value(enum: "_EnumTypeWrapper[_Value]", value: _Value | str) -> _Value:
+    """Return the value of an enum by its name, with or without the prefix: ``"healthy"``, ``"HEALTH_STATUS_HEALTHY"``.
 
     Raises:
-        ValueError: The name is not a status.
+        ValueError: The enum has no such value.
     """
-    return HealthStatus.Value(_full_name("HEALTH_STATUS", value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    prefix = enum.DESCRIPTOR.values[0].name.removesuffix("UNSPECIFIED")
+    return enum.Value(prefix + value.upper().removeprefix(prefix))
 
 
-def consistency(value: Consistency.ValueType | str) -> Consistency.ValueType:
-    """Return the ``Consistency`` of a name such as ``"strong"``.
-
-    Raises:
-        ValueError: The name is not a consistency level.
-    """
-    return Consistency.Value(_full_name("CONSISTENCY", value)) if isinstance(value, str) else value
-
-
-def event_type(value: EventType.ValueType | str) -> EventType.ValueType:
-    """Return the ``EventType`` of a name such as ``"service_registered"``.
-
-    Raises:
-        ValueError: The name is not an event type.
-    """
-    return EventType.Value(_full_name("EVENT_TYPE", value)) if isinstance(value, str) else value
+def status_after_maintenance(service: Service) -> HealthStatus.ValueType:
+    """Return the status with which a service leaves maintenance: unknown until its next probe, if it is probed."""
+    if service.health_check.WhichOneof("probe") == "heartbeat":
+        return HealthStatus.HEALTH_STATUS_HEALTHY
+    return HealthStatus.HEALTH_STATUS_UNKNOWN
 
 
 def duration(seconds: float) -> Duration:
@@ -137,11 +132,6 @@ def duration(seconds: float) -> Duration:
     message = Duration()
     message.FromMilliseconds(round(seconds * 1000))
     return message
-
-
-def _full_name(prefix: str, name: str) -> str:
-    upper = name.upper()
-    return upper if upper.startswith(f"{prefix}_") else f"{prefix}_{upper}"
 
 
 def _parse_capability(text: str) -> Capability:

@@ -3,33 +3,27 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
-import grpc
-
+from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
+from ossa.registry.v1.service_pb2 import Service, ServiceFilter
 from registry_client import difference
-from registry_client.calls import Session, is_being_cancelled
+from registry_client.calls import Session, next_message
 from registry_client.channel import Channels
-from registry_client.errors import (
-    CursorExpired,
-    DeadlineExceeded,
-    RegistryError,
-    RegistryUnavailable,
-    Unauthenticated,
-    WatcherTooSlow,
-    error_from_rpc,
-)
-from registry_client.messages import Event, EventReason, EventType, Service, ServiceFilter
-from registry_client.retry import Backoff, is_resumable
+from registry_client.errors import CursorExpired, RegistryError, Unauthenticated, WatcherTooSlow
+from registry_client.retry import is_resumable
 from registry_client.values import duration
 
 if TYPE_CHECKING:
+    import grpc
+
     _WatchCall: TypeAlias = grpc.aio.UnaryStreamCall[WatchEventsRequest, WatchEventsResponse]
 
-_REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+REMOVAL_TYPES: Final = (EventType.EVENT_TYPE_SERVICE_UNREGISTERED, EventType.EVENT_TYPE_SERVICE_UNMATCHED)
+"""Types of the events after which a service does not match any more."""
 _MAX_MISSED_BOOKMARKS: Final = 3
 """Bookmark intervals without a message after which a stream counts as broken. One may be late on a busy machine."""
 _CONNECT_SECONDS: Final = 5.0
@@ -59,7 +53,6 @@ class Watch:
     def __init__(
         self,
         channels: Channels,
-        backoff: Backoff,
         session: Session,
         filter_: ServiceFilter,
         *,
@@ -67,18 +60,13 @@ class Watch:
         include_snapshot: bool,
         cursor: str,
         bookmark_interval: float,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._channels = channels
-        self._backoff = backoff
         self._session = session
         self._filter = filter_
         self._types = types
         self._include_snapshot = include_snapshot
         self._bookmark_interval = bookmark_interval
-        self._clock = clock
-        self._sleep = sleep
         self._call: _WatchCall | None = None
         self._target = ""
         self._failures = 0
@@ -152,7 +140,7 @@ class Watch:
                     raise
                 self.last_error = error
                 if not self._resume_cursor:  # during a snapshot: the store was replaced meanwhile
-                    await self._back_off(error)
+                    await self.back_off(error)
                 self._resume_cursor = ""
             except RegistryError as error:
                 self._cancel_stream()
@@ -161,12 +149,19 @@ class Watch:
                 if not is_resumable(error) and not self._is_token_expiry(error):
                     raise
                 self.last_error = error
-                await self._back_off(error)
+                await self.back_off(error)
             else:
-                self.last_heard = self._clock()
+                self.last_heard = time.monotonic()
                 self.last_error = None
                 self._failures = 0
                 return self._apply_message(message)
+
+    async def back_off(self, error: RegistryError) -> None:
+        """Switch to the next target, and wait before the stream is opened again."""
+        if isinstance(error, WatcherTooSlow):
+            return  # the missed events are available now
+        self._failures += 1
+        await asyncio.sleep(self._channels.fail_over(self._target, self._failures))
 
     def _is_token_expiry(self, error: RegistryError) -> bool:
         """Return whether the token expired on an open stream, and the token function may return a new one."""
@@ -183,21 +178,11 @@ class Watch:
             self._call = self._open_stream()
             timeout += _CONNECT_SECONDS
         try:
-            async with asyncio.timeout(timeout):
-                message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
-        except TimeoutError:
-            raise DeadlineExceeded(f"no message from the registry for {timeout:g} s") from None
+            return await next_message(self._call, WatchEventsResponse, timeout)
         except asyncio.CancelledError:
             # gRPC cancels a stream together with the task that reads from it. The next stream resumes at the cursor.
             self._call = None
-            if is_being_cancelled():
-                raise
-            raise RegistryUnavailable("the watch stream was closed") from None
-        if isinstance(message, WatchEventsResponse):
-            return message
-        raise RegistryUnavailable("the registry ended the watch stream")
+            raise
 
     def _open_stream(self) -> "_WatchCall":
         request = WatchEventsRequest(
@@ -215,14 +200,6 @@ class Watch:
             self._call.cancel()
             self._call = None
 
-    async def _back_off(self, error: RegistryError) -> None:
-        if isinstance(error, WatcherTooSlow):
-            return  # the missed events are available now
-        self._failures += 1
-        has_other_target = self._channels.fail_over(self._target)
-        if not (has_other_target and self._failures < len(self._channels)):
-            await self._sleep(self._backoff.delay(self._failures))
-
     def _apply_message(self, message: WatchEventsResponse) -> list[Event]:
         if self._incoming is not None:
             for event in message.events:
@@ -236,7 +213,7 @@ class Watch:
             if event.reason == EventReason.EVENT_REASON_RESYNC:
                 self._session.reset_revision(event.revision)
             self._session.observe_revision(event.revision)
-            if event.type in _REMOVAL_TYPES:
+            if event.type in REMOVAL_TYPES:
                 self._services.pop(event.service.name, None)
             elif event.HasField("service"):
                 self._services[event.service.name] = event.service

@@ -1,15 +1,12 @@
 """The command ``capabilities``."""
 
-import click
-
-from registry_cli.calls import ALL_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import ALL_FORMATS, CommandContext, registry_command
 from registry_cli.documents import document
 from registry_cli.output import shorten_list
 
 _MAX_SHOWN = 3
 
 
-@click.command(cls=RegistryCommand)
 @registry_command(*ALL_FORMATS)
 async def command(context: CommandContext) -> None:
     """List the capabilities of all services."""
@@ -30,6 +27,6 @@ async def command(context: CommandContext) -> None:
             ],
         )
     elif context.out.format == "name":
-        context.out.print_names(each.name for each in capabilities)
+        context.out.print_lines(each.name for each in capabilities)
     else:
         context.out.print_document([document(each) for each in capabilities])

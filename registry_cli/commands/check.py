@@ -1,17 +1,13 @@
 """The command ``check``."""
 
-import click
-
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.commands.health import exit_code_of, show_health
-from registry_cli.completion import SERVICE_NAME
 from registry_cli.exits import Exit
-from registry_cli.per_name import call_for_each_name
+from registry_cli.per_name import NAMES, call_for_each_name
 
 
-@click.command(cls=RegistryCommand)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
 @registry_command(*DATA_FORMATS)
+@NAMES
 async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
     """Probe services now.
 

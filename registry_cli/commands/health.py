@@ -1,12 +1,12 @@
 """The command ``health``."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.completion import SERVICE_NAME
 from registry_cli.documents import document, milliseconds, time_text
 from registry_cli.exits import Exit
@@ -18,9 +18,8 @@ from registry_client import Health, HealthStatus
 _PASSING = (HealthStatus.HEALTH_STATUS_HEALTHY, HealthStatus.HEALTH_STATUS_DEGRADED)
 
 
-@click.command(cls=RegistryCommand)
-@click.argument("names", metavar="[NAME]...", nargs=-1, type=SERVICE_NAME)
 @registry_command(*DATA_FORMATS)
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=SERVICE_NAME)
 async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
     """Show the health of services or of the registry.
 
@@ -68,26 +67,19 @@ def show_health(
         {"name": name, **document(health)} | ({"leaseExpiresAt": time_text(lease)} if lease else {})
         for name, health, lease in results
     ]
-    if len(names) > 1:
-        context.out.print_document(documents)
-    elif documents:
-        context.out.print_document(documents[0])
+    context.out.print_documents(documents, single=len(names) == 1)
 
 
 def _remaining_time(lease: Timestamp | None) -> str:
     """Return the remaining time of a lease. It is inaccurate if the local clock differs from that of Redis."""
-    if lease is None:
-        return ""
-    now = Timestamp()
-    now.GetCurrentTime()
-    return format_age(now.ToDatetime(UTC), lease.ToDatetime(UTC))
+    return format_age(datetime.now(UTC), lease.ToDatetime(UTC)) if lease else ""
 
 
 async def _show_registry_health(context: CommandContext) -> Exit:
     health = await context.client.get_registry_health()
     if context.out.is_table:
         lag = milliseconds(health.replication_lag)
-        context.out.print_pairs(
+        context.out.print_rows(
             (
                 ("registry", context.client.target),
                 ("status", status_cell(status_text(health.status))),

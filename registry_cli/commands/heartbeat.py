@@ -1,15 +1,12 @@
 """The command ``heartbeat``."""
 
-import click
-
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
-from registry_cli.completion import SERVICE_NAME
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit
+from registry_cli.per_name import NAMES
 
 
-@click.command(cls=RegistryCommand)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
 @registry_command(*DATA_FORMATS)
+@NAMES
 async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
     """Renew the leases of services.
 
@@ -18,9 +15,7 @@ async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
     response = await context.client.heartbeat(names)
     unknown = list(response.unknown_names)
     if context.out.is_table:
-        for name in dict.fromkeys(names):
-            if name not in unknown:
-                context.out.print_line(f"{name} renewed")
+        context.out.print_lines(f"{name} renewed" for name in dict.fromkeys(names) if name not in unknown)
     else:
         context.out.print_document({"renewedCount": response.renewed_count, "unknownNames": unknown})
     for name in unknown:

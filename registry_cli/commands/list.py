@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from registry_cli.calls import ALL_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import ALL_FORMATS, CommandContext, registry_command
 from registry_cli.filters import filter_options, pop_filter
 from registry_cli.services import show_services
 from registry_client import Consistency, Service
@@ -12,11 +12,10 @@ from registry_client import Consistency, Service
 _MAX_PAGE_SIZE = 1_000
 
 
-@click.command(cls=RegistryCommand)
+@registry_command(*ALL_FORMATS)
 @filter_options
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N by name; default: all.")
 @click.option("--strong", is_flag=True, help="Wait until all writes committed before this call are visible.")
-@registry_command(*ALL_FORMATS)
 async def command(context: CommandContext, *, limit: int | None, strong: bool, **filters: Any) -> None:
     """List services that match a filter."""
     service_filter = pop_filter(filters)

@@ -4,22 +4,21 @@ from typing import Literal
 
 import click
 
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
-from registry_cli.completion import SERVICE_NAME
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.documents import document
 from registry_cli.exits import Exit
-from registry_cli.per_name import call_for_each_name
+from registry_cli.per_name import NAMES, call_for_each_name
 from registry_cli.services import status_text
 from registry_client import Health, HealthStatus
+from registry_client.values import status_after_maintenance
 
 _MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 
 
-@click.command(cls=RegistryCommand)
-@click.argument("state", type=click.Choice(("on", "off")))
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
-@click.option("--reason", default="", help="Reason for the maintenance; only with 'on'.")
 @registry_command(*DATA_FORMATS)
+@click.argument("state", type=click.Choice(("on", "off")))
+@NAMES
+@click.option("--reason", default="", help="Reason for the maintenance; only with 'on'.")
 async def command(context: CommandContext, *, state: Literal["on", "off"], names: tuple[str, ...], reason: str) -> Exit:
     """Start or end maintenance of services.
 
@@ -36,17 +35,15 @@ async def command(context: CommandContext, *, state: Literal["on", "off"], names
         if service.health.status != _MAINTENANCE:  # keeps the status that probes have determined
             context.out.print_notice(f"{name} is not in maintenance")
             return service.health
-        by_heartbeat = service.health_check.WhichOneof("probe") == "heartbeat"
-        return await context.client.report_service_health(name, "healthy" if by_heartbeat else "unknown")
+        return await context.client.report_service_health(name, status_after_maintenance(service))
 
     outcome = await call_for_each_name(context, names, switch)
     if context.out.is_table:
-        for name, health in outcome.results:
-            context.out.print_line(f"{name} is {_state_text(health)}")
+        context.out.print_lines(f"{name} is {_state_text(health)}" for name, health in outcome.results)
     else:
         documents = [{"name": name, **document(health)} for name, health in outcome.results]
         if documents:
-            context.out.print_document(documents if len(names) > 1 else documents[0])
+            context.out.print_documents(documents, single=len(names) == 1)
     return outcome.code
 
 

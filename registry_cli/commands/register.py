@@ -6,19 +6,19 @@ from typing import Any, Final
 import click
 
 from registry_cli.bulk import Result, register_all
-from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, RegistryCommand, registry_command
-from registry_cli.documents import document
+from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit
 from registry_cli.files import ServiceInput, read_services
 from registry_cli.filters import parse_labels
 from registry_cli.keep_alive import keep_registered
+from registry_cli.services import show_services
 from registry_client import HealthCheck, RegistryError, RegistryUnavailable, Service, make_service
 
 _PROBE_TYPES: Final = tuple(field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields)
 _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
 
 
-@click.command(cls=RegistryCommand)
+@registry_command(*DATA_AND_NAME_FORMATS)
 @click.argument("name", required=False)
 @click.argument("endpoint", required=False)
 @click.option(
@@ -45,7 +45,6 @@ _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
     metavar="SECONDS",
     help="Time in maintenance before unregistration; with --keep-alive.",
 )
-@registry_command(*DATA_AND_NAME_FORMATS)
 async def command(
     context: CommandContext, *, name: str | None, endpoint: str | None, files: Sequence[str], **options: Any
 ) -> Exit:
@@ -67,7 +66,9 @@ async def command(
     invalid = _print_invalid(context, inputs)
     valid = [each for each in inputs if id(each) not in invalid]
     if modes["dry_run"]:
-        _print_services(context, [each.service for each in valid], single=not files, verb="would be registered")
+        services = [each.service for each in valid]
+        lines = [f"{service.name} would be registered" for service in services]
+        show_services(context.out, services, single=not files, lines=lines)
         context.out.print_notice("only the structure was checked; the registry validates the values")
         return Exit.USAGE if invalid else Exit.OK
     if modes["keep_alive"]:
@@ -76,9 +77,9 @@ async def command(
         return await keep_registered(context, valid, replicas=modes["replicas"], drain=modes["drain"] or 0.0)
     results = await register_all(context, valid, create_only=modes["create_only"]) if valid else []
     code = _print_failures(context, results, len(valid), single=not files)
-    _print_services(
-        context, [result for _, result in results if isinstance(result, Service)], single=not files, verb="registered"
-    )
+    registered = [result for _, result in results if isinstance(result, Service)]
+    lines = [f"{service.name} registered, revision {service.revision}" for service in registered]
+    show_services(context.out, registered, single=not files, lines=lines)
     return code or (Exit.FAILED if invalid else Exit.OK)
 
 
@@ -135,20 +136,3 @@ def _print_failures(
     errors = [error for _, error in failures]
     unavailable = [error for error in errors if isinstance(error, RegistryUnavailable)]
     return context.failure(unavailable[0] if unavailable else errors[0]).code if single or unavailable else Exit.FAILED
-
-
-def _print_services(context: CommandContext, services: Sequence[Service], *, single: bool, verb: str) -> None:
-    if context.out.format == "name":
-        context.out.print_names(service.name for service in services)
-    elif not context.out.is_table:
-        documents = [document(service) for service in services]
-        for each in documents:
-            if not each["revision"]:  # not registered yet
-                del each["revision"]
-        if documents or not single:
-            context.out.print_document(documents[0] if single else documents)
-    else:
-        for service in services:
-            context.out.print_line(
-                f"{service.name} {verb}" + (f", revision {service.revision}" if service.revision else "")
-            )

@@ -1,12 +1,9 @@
 """The command ``stats``."""
 
-import click
-
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.documents import document
 
 
-@click.command(cls=RegistryCommand)
 @registry_command(*DATA_FORMATS)
 async def command(context: CommandContext) -> None:
     """Show counts of services, capabilities, versions and tags."""
@@ -14,7 +11,7 @@ async def command(context: CommandContext) -> None:
     if not context.out.is_table:
         context.out.print_document(document(stats))
         return
-    context.out.print_pairs(
+    context.out.print_rows(
         (
             ("services", str(stats.total_services)),
             ("  healthy", str(stats.healthy_services)),

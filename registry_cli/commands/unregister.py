@@ -2,21 +2,19 @@
 
 import click
 
-from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, RegistryCommand, registry_command
-from registry_cli.completion import SERVICE_NAME
-from registry_cli.documents import document
+from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit
-from registry_cli.per_name import call_for_each_name
+from registry_cli.per_name import NAMES, call_for_each_name
+from registry_cli.services import show_services
 from registry_client import Service, ServiceNotFound
 
 
-@click.command(cls=RegistryCommand)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE_NAME)
+@registry_command(*DATA_AND_NAME_FORMATS)
+@NAMES
 @click.option(
     "--if-revision", type=click.IntRange(1), metavar="N", help="Only at this revision; requires a single NAME."
 )
 @click.option("--ignore-not-found", is_flag=True, help="Do not fail for names that are not registered.")
-@registry_command(*DATA_AND_NAME_FORMATS)
 async def command(
     context: CommandContext, *, names: tuple[str, ...], if_revision: int | None, ignore_not_found: bool
 ) -> Exit:
@@ -37,13 +35,6 @@ async def command(
 
     outcome = await call_for_each_name(context, names, remove)
     removed = [service for _, service in outcome.results if service is not None]
-    if context.out.is_table:
-        for service in removed:
-            context.out.print_line(f"{service.name} unregistered")
-    elif context.out.format == "name":
-        context.out.print_names(service.name for service in removed)
-    elif len(names) > 1:
-        context.out.print_document([document(service) for service in removed])
-    elif removed:
-        context.out.print_document(document(removed[0]))
+    lines = [f"{service.name} unregistered" for service in removed]
+    show_services(context.out, removed, single=len(names) == 1, lines=lines)
     return outcome.code

@@ -19,6 +19,6 @@ def command(*, output: str) -> None:
         "grpcio": version("grpcio"),
     }
     if out.is_table:
-        out.print_pairs(versions.items())
+        out.print_rows(versions.items())
     else:
         out.print_document(versions)

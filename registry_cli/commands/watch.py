@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from registry_cli.calls import DATA_FORMATS, CommandContext, RegistryCommand, registry_command
+from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.errors import error_text
 from registry_cli.events import COLUMNS, EVENT_TYPES, event_cells, event_document
 from registry_cli.filters import filter_options, pop_filter
@@ -15,7 +15,7 @@ from registry_client import Watch
 _CONNECTION_POLL_SECONDS: Final = 0.2
 
 
-@click.command(cls=RegistryCommand)
+@registry_command(*DATA_FORMATS)
 @filter_options
 @click.option(
     "--type",
@@ -27,7 +27,6 @@ _CONNECTION_POLL_SECONDS: Final = 0.2
 @click.option("--snapshot", is_flag=True, help="Show the existing services first.")
 @click.option("--cursor", default="", help="Resume where an earlier watch with the same filter ended.")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Exit after N events, with code 0.")
-@registry_command(*DATA_FORMATS)
 async def command(
     context: CommandContext, *, types: tuple[str, ...], snapshot: bool, cursor: str, count: int | None, **filters: Any
 ) -> None:

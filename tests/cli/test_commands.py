@@ -23,7 +23,7 @@ def register(program: Program, name: str, *flags: str) -> None:
 
 def test_help_and_command_table_have_the_same_summaries(program: Program) -> None:
     table = program.run_ok("--help").out
-    for name, (_, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", table, re.MULTILINE)
         assert name == "serve" or f"\n  {summary}\n" in program.run_ok(name, "--help").out
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_client import RegistryClient, RegistryUnavailable, Tls, Unauthenticated
+from registry_client import Backoff, RegistryClient, RegistryUnavailable, Tls, Unauthenticated
 from registry_client.channel import Channels
 from registry_client.errors import DeadlineExceeded
 
@@ -107,12 +107,18 @@ def test_repr_of_tls_omits_keys() -> None:
 
 
 def test_several_failures_on_one_target_fail_over_once() -> None:
-    channels = Channels(["a", "b", "a", "c"], None, None)
+    channels = Channels(["a", "b", "a", "c"], None, None, Backoff())
     assert (len(channels), channels.target) == (3, "a")
-    assert channels.fail_over("a")
-    assert channels.fail_over("a")
+    channels.fail_over("a")
+    channels.fail_over("a")
     assert channels.target == "b"
     channels.fail_over("b")
     channels.fail_over("c")
     assert channels.target == "a"
-    assert not Channels(["a"], None, None).fail_over("a")
+
+
+def test_every_other_target_is_tried_once_without_a_delay() -> None:
+    channels = Channels(["a", "b", "c"], None, None, Backoff(first=0.1, uniform=max))
+    delays = [channels.fail_over(channels.target, failures, at_least=1.0) for failures in (1, 2, 3, 4)]
+    assert delays == [0, 0, pytest.approx(1.4), pytest.approx(1.8)]
+    assert Channels(["a"], None, None, Backoff(first=0.1, uniform=max)).fail_over("a", 1) == pytest.approx(0.1)

@@ -56,12 +56,10 @@ class FakeChannels:
     """Channels of one target, whose ``KeepAlive`` returns a stream or raises an error."""
 
     target = "registry.test:50051"
+    backoff = Backoff(uniform=max)
 
     def __init__(self, stream: FakeStream | None) -> None:
         self.stream = stream
-
-    def __len__(self) -> int:
-        return 1
 
     @property
     def stub(self) -> "FakeChannels":
@@ -75,8 +73,8 @@ class FakeChannels:
     def call_metadata(self) -> tuple[()]:
         return ()
 
-    def fail_over(self, _: str) -> bool:
-        return False
+    def fail_over(self, _: str, failures: int) -> float:
+        return self.backoff.delay(failures)
 
 
 async def accept_all(services: Sequence[Service]) -> Sequence[Service | RegistryError]:
@@ -89,7 +87,7 @@ def lease(ttl: float) -> Lease:
 
 def keeper(stream: FakeStream | None, **options: Any) -> LeaseKeeper:
     channels: Any = FakeChannels(stream)
-    return LeaseKeeper(channels, Backoff(uniform=max), accept_all, **options)
+    return LeaseKeeper(channels, accept_all, **options)
 
 
 async def test_heartbeat_is_sent_when_the_jittered_interval_has_passed() -> None:

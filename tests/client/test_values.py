@@ -10,9 +10,8 @@ from registry_client import (
     HealthStatus,
     ServiceFilter,
     TagMatch,
-    values,
 )
-from registry_client.values import FilterFields, make_filter, make_service
+from registry_client.values import FilterFields, enum_value, make_filter, make_service
 
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
@@ -61,7 +60,7 @@ def test_unknown_probe_types_fields_and_statuses_raise() -> None:
     with pytest.raises(TypeError, match="colour"):
         make_service("a", "http://a.test", version="1", colour="red")  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="JOLLY"):
-        values.status("jolly")
+        enum_value(HealthStatus, "jolly")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +78,10 @@ def test_make_filter_accepts_keyword_arguments(fields: FilterFields, expected: S
     assert make_filter(None, fields) == expected
 
 
+def test_every_field_of_a_filter_is_a_keyword_argument() -> None:
+    assert list(FilterFields.__annotations__) == [field.name for field in ServiceFilter.DESCRIPTOR.fields]
+
+
 def test_keyword_arguments_override_a_copy_of_the_filter() -> None:
     base = ServiceFilter(capability="x", health=[HEALTHY])
     merged = make_filter(base, {"health": "degraded", "environment": "test"})
@@ -87,7 +90,7 @@ def test_keyword_arguments_override_a_copy_of_the_filter() -> None:
 
 
 def test_enums_accept_names_and_values() -> None:
-    assert values.status("maintenance") == values.status(MAINTENANCE) == MAINTENANCE
-    assert values.consistency("strong") == values.consistency(STRONG) == STRONG
+    assert enum_value(HealthStatus, "maintenance") == enum_value(HealthStatus, MAINTENANCE) == MAINTENANCE
+    assert enum_value(Consistency, "strong") == enum_value(Consistency, "CONSISTENCY_STRONG") == STRONG
     snapshot = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
-    assert values.event_type("service_snapshot") == values.event_type(snapshot) == snapshot
+    assert enum_value(EventType, "service_snapshot") == enum_value(EventType, snapshot) == snapshot

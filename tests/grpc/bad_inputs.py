@@ -298,11 +298,7 @@ COSTLY_PATTERNS: Final[Mapping[str, str]] = {
     "nul": "\0",
     "line-break": "a\nb",
 }
-RPCS: Final = (
-    "RegisterService", "BatchRegisterServices", "GetService", "DiscoverServices", "UpdateService", "UnregisterService",
-    "GetServiceHealth", "ReportServiceHealth", "CheckServiceHealth", "Heartbeat", "KeepAlive", "WatchEvents",
-    "ListCapabilities", "GetStats", "GetRegistryHealth", "Cleanup",
-)  # fmt: skip
+RPCS: Final = tuple(method.name for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods)
 
 
 def seconds(value: int, nanos: int = 0) -> Duration:

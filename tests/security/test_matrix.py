@@ -9,6 +9,8 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -125,26 +127,26 @@ def update_request(name: str) -> pb.UpdateServiceRequest:
     return request
 
 
+def simple_request(kind: type[Message]) -> Callable[[str], Message]:
+    """Return a function that builds a request for a name; the name is in the field that requests have for it."""
+    fields: dict[str, Callable[[str], Any]] = {"name": str, "names": lambda name: [name], "service": service}
+    known = [field for field in fields if field in kind.DESCRIPTOR.fields_by_name]
+    return lambda name: kind(**{field: fields[field](name) for field in known})
+
+
 RPC_CALLS: dict[str, Call] = {
-    "RegisterService": unary("RegisterService", lambda name: pb.RegisterServiceRequest(service=service(name))),
+    **{
+        method.name: unary(method.name, simple_request(GetMessageClass(method.input_type)))
+        for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+    },
     "BatchRegisterServices": batch,
-    "GetService": unary("GetService", lambda name: pb.GetServiceRequest(name=name)),
-    "DiscoverServices": unary("DiscoverServices", lambda _: pb.DiscoverServicesRequest()),
     "UpdateService": unary("UpdateService", update_request),
-    "UnregisterService": unary("UnregisterService", lambda name: pb.UnregisterServiceRequest(name=name)),
-    "GetServiceHealth": unary("GetServiceHealth", lambda name: pb.GetServiceHealthRequest(name=name)),
     "ReportServiceHealth": unary(
         "ReportServiceHealth",
         lambda name: pb.ReportServiceHealthRequest(name=name, status=HealthStatus.HEALTH_STATUS_MAINTENANCE),
     ),
-    "CheckServiceHealth": unary("CheckServiceHealth", lambda name: pb.CheckServiceHealthRequest(name=name)),
-    "Heartbeat": unary("Heartbeat", lambda name: pb.HeartbeatRequest(names=[name])),
     "KeepAlive": keep_alive,
     "WatchEvents": watch,
-    "ListCapabilities": unary("ListCapabilities", lambda _: pb.ListCapabilitiesRequest()),
-    "GetStats": unary("GetStats", lambda _: pb.GetStatsRequest()),
-    "GetRegistryHealth": unary("GetRegistryHealth", lambda _: pb.GetRegistryHealthRequest()),
-    "Cleanup": unary("Cleanup", lambda _: pb.CleanupRequest()),
     "grpc.health.v1.Health/Check": lambda channel, _, metadata: health_stub(channel).Check(
         health_pb2.HealthCheckRequest(), metadata=metadata
     ),

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+import registry_client
+from docs import tables
 from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
 from ossa.registry.v1.service_pb2 import ServiceFilter
 from registry_cli.exits import Exit
@@ -94,6 +96,13 @@ def test_every_setting_that_a_document_names_exists(document: Path) -> None:
 # RPCs, errors, keys.
 
 
+@pytest.mark.parametrize("document", tables.DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_generated_tables_are_current(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert text.splitlines() == tables.with_tables(text).splitlines(), "run `make docs`"
+
+
 def test_every_rpc_is_in_the_reference_once() -> None:
     assert [bare(row[0]) for row in table(text_of("docs/reference/api.md"), "RPC")] == RPCS
 
@@ -104,6 +113,13 @@ def test_every_rpc_has_a_grpcurl_example_and_every_filter_a_row() -> None:
     assert called == set(RPCS)
     documented = [bare(row[0]) for row in table(document, "Field")]
     assert documented == [field.name for field in ServiceFilter.DESCRIPTOR.fields]
+
+
+def test_every_error_of_the_sdk_is_documented() -> None:
+    documented = [name for row in table(text_of("docs/sdk.md"), "Error") for name in re.findall(r"`(\w+)`", row[0])]
+    exported = [getattr(registry_client, name) for name in registry_client.__all__]
+    errors = {each.__name__ for each in exported if isinstance(each, type) and issubclass(each, Exception)}
+    assert sorted(documented) == sorted(errors - {"RegistryError"})
 
 
 def test_every_error_is_in_the_reference_with_its_code() -> None:

@@ -25,7 +25,7 @@ def exported_names(path: Path) -> Iterator[str]:
     """Yield the names that a module binds at its top level, without imports from libraries."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
-            case ast.ImportFrom(module=str(module), names=aliases) if module.startswith(PACKAGES):
+            case ast.ImportFrom(module=str(module), names=aliases) if module.startswith((*PACKAGES, "ossa")):
                 yield from (alias.asname or alias.name for alias in aliases)
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name

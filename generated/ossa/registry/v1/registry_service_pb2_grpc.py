@@ -28,6 +28,9 @@ if _version_not_supported:
 class RegistryServiceStub:
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
+
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
@@ -134,6 +137,9 @@ class RegistryServiceStub:
 
 class RegistryServiceServicer:
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
+
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
 
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
@@ -378,6 +384,9 @@ def add_RegistryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
+
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
 
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.

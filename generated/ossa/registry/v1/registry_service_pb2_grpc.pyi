@@ -29,6 +29,9 @@ GRPC_VERSION: str
 class RegistryServiceStub:
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
+
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
@@ -122,6 +125,9 @@ class RegistryServiceStub:
 class RegistryServiceAsyncStub(RegistryServiceStub):
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
 
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
+
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
 
@@ -210,6 +216,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registers agents, maintains their leases, finds them by their properties and streams every change.
+
+    The option `idempotency_level` of an RPC states whether a call may be repeated after a lost response. With `create_only`
+    or `expected_revision` a repetition of a successful write fails, so a client must not repeat it blindly.
 
     Errors carry canonical codes and `google.rpc` details: always `ErrorInfo` (domain `registry.ossa`); `BadRequest` with
     every invalid field on INVALID_ARGUMENT; `RetryInfo` on UNAVAILABLE and when a limit is exceeded.
