@@ -23,7 +23,7 @@ from registry_server.health import (
 )
 from registry_server.instrumentation.audit import Audit
 from registry_server.instrumentation.tracing import Tracer
-from registry_server.probes import ProbeProcess, WorkerLogSettings, WorkerSetup
+from registry_server.probes import ProbeProcess, WorkerSetup
 from registry_server.registry import ServiceRegistry
 from registry_server.replication import Follower, Repairer, Writes
 from registry_server.rpc import RpcServer
@@ -272,7 +272,8 @@ def _build(
                 checks.allowed_networks,
                 checks.denied_networks,
                 checks.concurrency,
-                WorkerLogSettings(settings.log.level, settings.log.format),
+                settings.log.level,
+                settings.log.format,
             )
         ),
         membership=Membership(store, period=checks.member_period_ms / 1000),

@@ -1,6 +1,6 @@
 """Probes: one request to a service within a time limit, their schedule, and the process that sends them."""
 
-from registry_server.probes.messages import WorkerLogSettings, WorkerSetup
+from registry_server.probes.messages import WorkerSetup
 from registry_server.probes.outcome import Outcome, OutcomeKind
 from registry_server.probes.pause_detector import PauseDetector
 from registry_server.probes.plan import Plan
@@ -14,7 +14,6 @@ __all__ = [
     "Plan",
     "ProbeProcess",
     "Result",
-    "WorkerLogSettings",
     "WorkerSetup",
     "jitter",
 ]

@@ -12,23 +12,19 @@ from registry_server.model.networks import Network
 from registry_server.probes.plan import Plan
 
 
-class WorkerLogSettings(NamedTuple):
-    """Log settings of a worker; loading ``LogSettings`` would delay its start by half a second."""
-
-    level: str
-    format: str
-    audit: str = "off"
-    """A worker makes no changes to audit."""
-
-
 class WorkerSetup(NamedTuple):
-    """The first message to a worker: its configuration."""
+    """The first message to a worker: its configuration. Loading ``Settings`` would delay its start by half a second."""
 
     allowed: tuple[Network, ...]
     denied: tuple[Network, ...]
     concurrency: int
     """Maximum number of concurrent due probes."""
-    logs: WorkerLogSettings
+    level: str
+    """Minimum level of log lines."""
+    format: str
+    """Format of log lines."""
+    audit: str = "off"
+    """A worker makes no changes to audit."""
 
 
 class WorkerCommands(NamedTuple):

@@ -82,7 +82,6 @@ class ProbeProcess:
         *,
         check_interval_seconds: float = 1.0,
         dead_checks: int = _DEAD_CHECKS,
-        answer_grace_seconds: float = _ANSWER_GRACE_SECONDS,
         worker_module: str = "registry_server.probes.worker",
     ) -> None:
         """Configure the worker, which ``run`` starts.
@@ -91,13 +90,11 @@ class ProbeProcess:
             setup: Configuration of the worker.
             check_interval_seconds: How often to check that the worker sends messages, which it does every second.
             dead_checks: Checks without a message after which the worker is replaced.
-            answer_grace_seconds: How long after its timeout a probe on demand waits for its answer.
             worker_module: Module that the worker runs.
         """
         self._setup = setup
         self._silence = SilenceWatch(check_interval_seconds)
         self._dead_checks = dead_checks
-        self._answer_grace_seconds = answer_grace_seconds
         self._worker_module = worker_module
         self._numbers = itertools.count()
         self._assigned: dict[int, _AssignedService] = {}
@@ -156,7 +153,7 @@ class ProbeProcess:
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
         answer = await self._on_demand.request(
             lambda number: self._next_commands().once.append((number, plan)),
-            plan.timeout + self._answer_grace_seconds,
+            plan.timeout + _ANSWER_GRACE_SECONDS,
         )
         return answer or Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
 

@@ -14,7 +14,7 @@ import pytest
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.config import HealthCheckSettings
 from registry_server.model.networks import DENIED_NETWORKS, Network
-from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, WorkerLogSettings, WorkerSetup
+from registry_server.probes import OutcomeKind, Plan, ProbeProcess, Result, WorkerSetup
 from registry_server.probes.process import ResultListener
 from registry_server.runtime.tasks import cancel
 from tests.support.endpoints import answer, listening, respond
@@ -72,7 +72,7 @@ def worker_pid() -> int:
 async def probe_process(
     denied: tuple[Network, ...] = DENIED_NETWORKS, on_result: ResultListener = lambda _: None, **options: Any
 ) -> AsyncIterator[ProbeProcess]:
-    subject = ProbeProcess(WorkerSetup((), denied, 100, WorkerLogSettings("info", "json")), **options)
+    subject = ProbeProcess(WorkerSetup((), denied, 100, "info", "json"), **options)
     running = asyncio.create_task(subject.run(on_result))
     try:
         yield subject
@@ -130,7 +130,7 @@ async def test_killed_worker_is_replaced_and_its_probes_are_inconclusive() -> No
 
 
 async def test_stopped_worker_is_replaced_and_its_probes_are_inconclusive() -> None:
-    options: dict[str, Any] = {"check_interval_seconds": 0.05, "dead_checks": 60, "answer_grace_seconds": 0.2}
+    options: dict[str, Any] = {"check_interval_seconds": 0.05, "dead_checks": 60}
     async with agent() as port, probe_process(**options) as subject:
         await subject.probe_now(plan(port))
         first = worker_pid()
