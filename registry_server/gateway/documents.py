@@ -13,9 +13,10 @@ _ENTRY_OVERHEAD_BYTES: Final = 600
 
 
 class Documents:
-    """Caches the JSON of records.
+    """Caches the JSON of records, for pages, single services and event streams.
 
-    Encoding takes about 50 µs, a hit 0.5 µs: a page of 50 services of which one has changed is assembled in 100 µs.
+    Encoding takes about 50 µs, a hit 0.3 µs: a page of 50 services of which one has changed is assembled in 0.1 ms
+    instead of 2.5 ms.
     """
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:

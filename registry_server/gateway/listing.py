@@ -17,7 +17,11 @@ _SERVICES_PER_SLICE: Final = 50  # encoded without yielding to the event loop: a
 
 
 class Listing:
-    """Answers ``GET /services``; the registry caches the JSON with the page that it was encoded from."""
+    """Answers ``GET /services``.
+
+    The registry caches the JSON with the page that it was encoded from. Assembling 50 cached documents would add 0.1 ms
+    to a request of 0.3 ms.
+    """
 
     def __init__(self, registry: ServiceRegistry, documents: Documents) -> None:
         self._registry = registry
