@@ -71,12 +71,7 @@ class GrpcProber:
     """Sends gRPC probes."""
 
     def __init__(self, policy: EgressPolicy, authorities: bytes | None) -> None:
-        """Create a prober.
-
-        Args:
-            policy: Addresses that probes may connect to.
-            authorities: Trusted certificate authorities, as PEM; ``None`` = those that gRPC ships.
-        """
+        """Create the credentials; without ``authorities``, channels trust those that gRPC ships."""
         self._policy = policy
         # Created once: parsing the authorities of a system takes milliseconds.
         self._credentials = grpc.ssl_channel_credentials(authorities)

@@ -66,12 +66,7 @@ class HttpProber:
     """Sends HTTP probes, with one shared session and a separate connection for each."""
 
     def __init__(self, policy: EgressPolicy, authorities: str | None) -> None:
-        """Create a prober; requires a running event loop.
-
-        Args:
-            policy: Addresses that probes may connect to.
-            authorities: Trusted certificate authorities, as PEM; ``None`` = those of the system.
-        """
+        """Create the session, in a running event loop; the arguments are those of ``Prober``."""
         self._policy = policy
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(

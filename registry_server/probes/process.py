@@ -105,11 +105,7 @@ class ProbeProcess:
         self._running = asyncio.Event()
 
     async def run(self, on_result: ResultListener) -> None:
-        """Keep a worker running until cancelled; then abandon probes in flight and forget all services.
-
-        Args:
-            on_result: Receives the results of due probes.
-        """
+        """Probe due services until cancelled; then abandon probes in flight and forget all services."""
         self._silence.reset()
         try:
             async with asyncio.TaskGroup() as group:
@@ -120,13 +116,7 @@ class ProbeProcess:
             self._number_of.clear()
 
     def assign_service(self, name: str, plan: Plan, due: float) -> None:
-        """Probe a service periodically from now on, or change its plan.
-
-        Args:
-            name: Name of the service.
-            plan: Plan of its probes.
-            due: Due time of the first probe, in monotonic seconds.
-        """
+        """Probe a service periodically, first at ``due`` in monotonic seconds, or change its plan."""
         self.drop_service(name)
         number = self._number_of[name] = next(self._numbers)
         self._assigned[number] = _AssignedService(name, plan, due)
@@ -203,11 +193,9 @@ class ProbeProcess:
         self._running.clear()
 
     async def _send_services(self, services: dict[int, _AssignedService], *, spread: bool) -> None:
-        """Send the existing services to a new worker; later ones are sent as they are assigned.
+        """Send the existing services to a new worker, and spread those of an earlier worker over one interval.
 
-        Args:
-            services: Services by number.
-            spread: Whether they were probed before. If so, their probes are spread over one interval.
+        Later services are sent as they are assigned.
         """
         now = time.monotonic()
         for part in _slices(services.items()):

@@ -1,6 +1,7 @@
 """``Rounds``: probes many services periodically."""
 
 import asyncio
+import itertools
 import math
 import random
 import time
@@ -58,13 +59,7 @@ class Rounds:
         self._paused_at = 0.0
 
     def assign_service(self, number: int, plan: Plan, due: float) -> None:
-        """Probe a service periodically under a number that was never used before.
-
-        Args:
-            number: Identifies the service in results.
-            plan: Plan of its probes.
-            due: Due time of its first probe, in monotonic seconds.
-        """
+        """Probe a service periodically, first at ``due`` in monotonic seconds, under a number that was never used."""
         self._plans[number] = plan
         self._schedule_probe(number, due)
 
@@ -90,11 +85,9 @@ class Rounds:
         self._pauses.reset()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pauses.run(), name="pause-detector")
-            started_probes = 0
-            while True:
+            for started_probes in itertools.count(1):
                 await self._slots.acquire()
                 number, plan, due = await self._next_due()
-                started_probes += 1
                 if started_probes % _PROBES_PER_SLICE == 0:
                     await asyncio.sleep(0)
                 group.create_task(self._probe_due(number, plan, due))
@@ -137,9 +130,7 @@ class Rounds:
             now = time.monotonic()
             # After a large delay the rhythm restarts: otherwise the next probe would follow immediately.
             again = max((due if started - due < plan.interval / 2 else started) + plan.interval, now)
-            if (
-                self._pauses.count != pauses
-            ):  # otherwise all probes in flight during the pause would be repeated at once
+            if self._pauses.count != pauses:  # otherwise all probes in flight during it would be repeated at once
                 again = now + jitter(plan.interval)
             self._schedule_probe(number, again)
         self._on_result(number, outcome, started, started - due)

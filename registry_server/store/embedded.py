@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote
@@ -163,17 +163,12 @@ class EmbeddedRedis:
             raise self._failure(f"did not answer within {self._start_timeout_seconds:.0f} s") from None
 
     async def _is_loaded(self) -> bool:
-        try:
+        with suppress(OSError):
             reader, writer = await asyncio.open_unix_connection(self._socket)
-        except OSError:
-            return False
-        try:
-            writer.write(b"PING\r\n")
-            return await reader.readline() == b"+PONG\r\n"  # -LOADING until the append-only file has been read
-        except OSError:
-            return False
-        finally:
-            writer.close()
+            with closing(writer):
+                writer.write(b"PING\r\n")
+                return await reader.readline() == b"+PONG\r\n"  # -LOADING until the append-only file has been read
+        return False
 
     def _failure(self, reason: str) -> ConfigurationError:
         with self._log_path.open(errors="replace") as lines:
