@@ -1,6 +1,7 @@
 """Conversion of SDK errors into one-line messages and exit codes."""
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from registry_cli.exits import Exit, Failure
@@ -21,18 +22,13 @@ from registry_client import (
     WriteConflict,
 )
 
-_EXIT_CODES: Final[tuple[tuple[type[RegistryError], Exit], ...]] = (
-    (InvalidRequest, Exit.USAGE),
-    (ServiceNotFound, Exit.NOT_FOUND),
-    (CursorExpired, Exit.NOT_FOUND),
-    (RegistryUnavailable, Exit.UNAVAILABLE),
-    (DeadlineExceeded, Exit.UNAVAILABLE),
-    (ServiceExists, Exit.CONFLICT),
-    (RevisionMismatch, Exit.CONFLICT),
-    (WriteConflict, Exit.CONFLICT),
-    (Unauthenticated, Exit.DENIED),
-    (PermissionDenied, Exit.DENIED),
-)
+_EXIT_CODES: Final[Mapping[Exit, tuple[type[RegistryError], ...]]] = {
+    Exit.USAGE: (InvalidRequest,),
+    Exit.NOT_FOUND: (ServiceNotFound, CursorExpired),
+    Exit.UNAVAILABLE: (RegistryUnavailable, DeadlineExceeded),
+    Exit.CONFLICT: (ServiceExists, RevisionMismatch, WriteConflict),
+    Exit.DENIED: (Unauthenticated, PermissionDenied),
+}
 
 # gRPC's messages about connections are long and vary; these patterns cover the common causes.
 _CONNECTION_FAILURES: Final = (
@@ -62,7 +58,7 @@ def failure_from_error(error: RegistryError, target: str) -> Failure:
         error: The error that a call raised.
         target: The target of the call, for errors about the connection.
     """
-    code = next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), Exit.FAILED)
+    code = next((code for code, kinds in _EXIT_CODES.items() if isinstance(error, kinds)), Exit.FAILED)
     return Failure(error_text(error, target), code)
 
 

@@ -4,9 +4,6 @@ import re
 import unicodedata
 from typing import Final
 
-_SHORT_ESCAPES: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
-_MAX_LATIN_1: Final = 0xFF
-_MAX_BASIC_PLANE: Final = 0xFFFF
 _DOUBLE_WIDTH_CLASSES: Final = ("W", "F")
 
 
@@ -32,14 +29,7 @@ def column_width(text: str) -> int:
 
 
 def _escape_character(character: str) -> str:
-    if character.isprintable():
-        return character
-    code = ord(character)
-    if short := _SHORT_ESCAPES.get(character):
-        return short
-    if code <= _MAX_LATIN_1:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= _MAX_BASIC_PLANE else f"\\U{code:08x}"
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def _escape_json_character(character: str) -> str:

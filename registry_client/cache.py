@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 from ossa.registry.v1.event_pb2 import Event
@@ -270,8 +270,7 @@ class ServiceCache:
                 self._last_error = None
                 self._apply_events(events)
 
-    def _apply_events(self, events: Iterable[Event]) -> None:
-        batch = list(events)
+    def _apply_events(self, batch: Sequence[Event]) -> None:
         affected = {""}
         with self._lock:
             for event in batch:
