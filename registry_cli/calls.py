@@ -16,6 +16,7 @@ from registry_cli.errors import failure_from_error
 from registry_cli.exits import Exit, Failure
 from registry_cli.output import Format, Output
 from registry_client import Backoff, RegistryClient, RegistryError, Tls, Unauthenticated
+from registry_client.client import DEFAULT_TIMEOUT
 
 TOKEN_VARIABLE: Final = "OSSA_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
 DEFAULT_TARGET: Final = "localhost:50051"
@@ -53,7 +54,7 @@ class Connection:
         secure = parameters.get("tls") or any(files.values()) or server_name
         return cls(
             targets=parameters.get("targets") or (DEFAULT_TARGET,),
-            timeout=parameters.get("timeout") or _DEFAULT_TIMEOUT,
+            timeout=parameters.get("timeout") or DEFAULT_TIMEOUT,
             retry=bool(parameters.get("retry")),
             tls=Tls(files["ca"], files["cert"], files["key"], server_name) if secure else None,
             token_file=parameters.get("token_file"),
@@ -171,8 +172,6 @@ def _file_option(flag: str, help_: str) -> click.Option:
     return click.Option((flag,), type=_FILE_PATH, envvar=variable, show_envvar=True, help=help_)
 
 
-_DEFAULT_TIMEOUT: Final = 10.0
-
 _COMMON_OPTIONS: Final = (
     click.Option(
         ("-t", "--target", "targets"),
@@ -187,7 +186,7 @@ _COMMON_OPTIONS: Final = (
         ("--timeout",),
         type=click.FloatRange(0, _MAX_TIMEOUT_SECONDS, min_open=True),
         metavar="SECONDS",
-        default=_DEFAULT_TIMEOUT,
+        default=DEFAULT_TIMEOUT,
         envvar="OSSA_REGISTRY_TIMEOUT",
         show_envvar=True,
         show_default=True,

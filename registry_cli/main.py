@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import click
 
@@ -84,11 +84,11 @@ class Program(click.Group):
                 raise error.__cause__ from None
             raise
         except KeyboardInterrupt:
-            _exit(Exit.INTERRUPTED)
+            raise click.exceptions.Exit(Exit.INTERRUPTED) from None
         except BrokenPipeError:
             # Otherwise Python would fail again when it flushes the remaining buffer at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            _exit(Exit.BROKEN_PIPE)
+            raise click.exceptions.Exit(Exit.BROKEN_PIPE) from None
         except OSError as error:
             if ctx.params.get("debug"):
                 raise
@@ -106,10 +106,6 @@ def _configure_process() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # unencodable characters must not fail the command
-
-
-def _exit(code: Exit) -> NoReturn:
-    raise click.exceptions.Exit(code)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,7 +1,6 @@
 """``RegistryClient``: every unary RPC as a method, and registrations, watches and caches built on the streams."""
 
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Final, Self, Unpack
 
 from ossa.registry.v1.event_pb2 import EventType
@@ -62,9 +61,7 @@ class RegistryClient(UnaryCalls):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -41,7 +41,7 @@ _REGISTRATION_BATCH_SIZE: Final = 50
 """Services in one ``BatchRegisterServices`` call: up to 64 KiB each, in a message of up to 4 MiB."""
 _MAX_BACKOFF_SHARE: Final = 0.25
 """Maximum delay before the next attempt, as a share of the shortest heartbeat interval."""
-MIN_HEARTBEAT_TIMEOUT_SECONDS: Final = 2.0
+_MIN_HEARTBEAT_TIMEOUT_SECONDS: Final = 2.0
 """A heartbeat response may take half of the shortest interval, but at least this time. An unresponsive registry is thus
 detected, and another target used, before a lease expires."""
 
@@ -121,7 +121,7 @@ class LeaseKeeper:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
-        min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT_SECONDS,
+        min_heartbeat_timeout: float = _MIN_HEARTBEAT_TIMEOUT_SECONDS,
     ) -> None:
         self._channels = channels
         self._register_batch = register_batch
@@ -167,17 +167,9 @@ class LeaseKeeper:
         for lease in leases.values():
             lease.set_state(RegistrationState.ENDED)
 
-    def mark_registered(self, lease: Lease, service: Service) -> None:
-        """Record that the registry has accepted a service.
-
-        Args:
-            lease: The lease of the service.
-            service: The service as the registry returned it.
-        """
-        lease.registered = service
-        self._mark_renewed(lease)
-
-    def _mark_renewed(self, lease: Lease) -> None:
+    def mark_registered(self, lease: Lease, service: Service | None = None) -> None:
+        """Record that the registry holds a service, which it returned if it has just been registered."""
+        lease.registered = service or lease.registered
         lease.known = True
         lease.refusals = 0
         lease.due = self._clock() + lease.heartbeat_interval * self._uniform(_MIN_JITTER, _MAX_JITTER)
@@ -251,7 +243,7 @@ class LeaseKeeper:
                 lease.due = 0.0
                 lease.set_state(RegistrationState.PENDING)
             else:
-                self._mark_renewed(lease)
+                self.mark_registered(lease)
 
     def _heartbeat_timeout(self) -> float:
         return max(self._min_heartbeat_timeout, self._shortest_interval() / 2)
