@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from ossa_common.json_shape import TEXT_FILTERS, json_path
 from registry_cli.exits import Exit, Failure
-from registry_cli.field_names import document_name
 from registry_client import (
     CursorExpired,
     DeadlineExceeded,
@@ -29,6 +29,9 @@ _EXIT_CODES: Final[Mapping[Exit, tuple[type[RegistryError], ...]]] = {
     Exit.CONFLICT: (ServiceExists, RevisionMismatch, WriteConflict),
     Exit.DENIED: (Unauthenticated, PermissionDenied),
 }
+
+_SERVICE: Final = re.compile(r"^services?(?:\[[0-9]+\])?\.")
+_FLAGS: Final = {"tags": "--tag", "tag_match": "--all-tags", "labels": "--label"}
 
 # gRPC's messages about connections are long and vary; these patterns cover the common causes.
 _CONNECTION_FAILURES: Final = (
@@ -67,7 +70,7 @@ def error_text(error: RegistryError, target: str) -> str:
     text = str(error)
     match error:
         case InvalidRequest() if error.violations:
-            text = "\n".join(f"{document_name(field)}: {problem}" for field, problem in error.violations)
+            text = "\n".join(f"{field_name(field)}: {problem}" for field, problem in error.violations)
         case StoreUnavailable() | ShuttingDown():
             text = f"the registry at {target} is temporarily unavailable: {error}"
         case RegistryUnavailable():
@@ -85,6 +88,18 @@ def error_text(error: RegistryError, target: str) -> str:
         case _:
             pass
     return text
+
+
+def field_name(path: str) -> str:
+    """Return the flag of a filter field, or the JSON and YAML path of any other field."""
+    if not path.startswith("filter."):
+        return json_path(_SERVICE.sub("", path))
+    return filter_flag(path.removeprefix("filter.").partition("[")[0])
+
+
+def filter_flag(field: str) -> str:
+    """Return the flag of a field of ``ServiceFilter``."""
+    return _FLAGS.get(field) or "--" + TEXT_FILTERS.get(field, field).replace("_", "-")
 
 
 def _connection_failure(text: str) -> str:

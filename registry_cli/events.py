@@ -3,15 +3,13 @@
 from datetime import UTC
 from typing import Any, Final
 
-from registry_cli.documents import document, enum_text, time_text
+from ossa_common.event_names import EVENT_NAMES
+from ossa_common.json_shape import enum_word
+from ossa_common.json_writer import message_document, time_text
 from registry_cli.output import Cell
 from registry_cli.services import health_cell, status_text
 from registry_client import Event, EventReason, EventType
 
-EVENT_NAMES: Final = {
-    number: name.removeprefix("EVENT_TYPE_").lower().replace("_", ":") for name, number in EventType.items() if number
-}
-"""Event names of the REST API."""
 EVENT_TYPES: Final = {
     name.removeprefix("service:").replace("registry:", "").replace(":", "-"): number
     for number, name in EVENT_NAMES.items()
@@ -35,10 +33,10 @@ def event_document(event: Event, cursor: str) -> dict[str, Any]:
     """Return the JSON of an event: the data that the REST API sends, with its event name and cursor."""
     fields: dict[str, Any] = {"event": EVENT_NAMES.get(event.type, "unknown")}
     if event.HasField("service"):
-        fields["service"] = document(event.service)
+        fields["service"] = message_document(event.service)
     fields |= {"revision": event.revision, "occurredAt": time_text(event.occurred_at)}
     if event.reason:
-        fields["reason"] = enum_text(EventReason.DESCRIPTOR, event.reason)
+        fields["reason"] = enum_word(EventReason.DESCRIPTOR, event.reason)
     if event.previous_health:
         fields["previousHealth"] = status_text(event.previous_health)
     if event.error:
@@ -55,7 +53,7 @@ def event_cells(event: Event) -> list[str | Cell]:
         Cell(_TYPE_TEXTS.get(event.type, "unknown"), _COLORS.get(event.type)),
         event.service.name,
         health_cell(event.service.health) if has_service else "",
-        enum_text(EventReason.DESCRIPTOR, event.reason).replace("_", " ") if event.reason else "",
+        enum_word(EventReason.DESCRIPTOR, event.reason).replace("_", " ") if event.reason else "",
         _details(event),
     ]
 

@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from registry_cli.documents import read_service
+from ossa_common.json_reader import read_service
+from ossa_common.violations import Violation
 from registry_cli.exits import Exit, Failure
-from registry_client import Service, Violation
+from registry_client import Service
 
 STDIN: Final = "-"
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -43,7 +44,7 @@ def read_services(path: str) -> Iterator[ServiceInput]:
         return
     name = "standard input" if path == STDIN else path
     for location, value in _parse_values(name, _read_text(path, name)):
-        yield ServiceInput(location, *read_service(value))
+        yield ServiceInput(location, *read_service(value, number_hint="; put it in quotes"))
 
 
 def _read_text(path: str, name: str) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC
 from typing import Final
 
-from registry_cli.documents import document, enum_text, milliseconds
+from ossa_common.json_shape import STATUS_WORDS
+from ossa_common.json_writer import duration_number, message_document
 from registry_cli.output import Cell, Output, format_age, shorten_list, status_cell
 from registry_client import Health, HealthStatus, Service
 
@@ -27,7 +28,7 @@ def show_services(
     if out.format == "name":
         out.print_lines(service.name for service in services)
     elif not out.is_table:
-        documents = [document(service) for service in services]
+        documents = [message_document(service) for service in services]
         for each in documents:
             if not each["revision"]:  # not registered yet
                 del each["revision"]
@@ -45,12 +46,12 @@ def health_cell(health: Health) -> Cell:
 
 def status_text(value: HealthStatus.ValueType) -> str:
     """Return a status in lower case, as in JSON."""
-    return enum_text(HealthStatus.DESCRIPTOR, value)
+    return STATUS_WORDS.get(value, "unknown")
 
 
 def response_time(health: Health) -> str:
     """Return the response time of the last probe; empty if there was none."""
-    return f"{milliseconds(health.response_time):.1f} ms" if health.HasField("response_time") else ""
+    return f"{duration_number(health.response_time):.1f} ms" if health.HasField("response_time") else ""
 
 
 def capability_list(service: Service, limit: int) -> str:

@@ -29,6 +29,7 @@ from ossa.registry.v1.service_pb2 import (
     ServiceFilter,
     TagMatch,
 )
+from ossa_common.violations import Violation
 from registry_client.cache import ServiceCache
 from registry_client.channel import Tls
 from registry_client.client import RegistryClient
@@ -54,7 +55,6 @@ from registry_client.errors import (
     ShuttingDown,
     StoreUnavailable,
     Unauthenticated,
-    Violation,
     WatcherTooSlow,
     WriteConflict,
 )

@@ -149,7 +149,7 @@ class ServiceCache:
         Args:
             capability: Capability that the service must have.
             version: Version or range (``^1.4``, ``>=1.2 <2``) of that capability; without ``capability``, of the
-                service. ``registry_client.versions`` describes the supported ranges.
+                service. ``ossa_common.versions`` describes the supported ranges.
             group: Group that the service must belong to.
             environment: Environment that the service must run in.
             labels: Labels that the service must all have.

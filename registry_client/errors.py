@@ -32,21 +32,16 @@ more specific. ``_BY_REASON`` and ``_BY_CODE`` map both to these classes.
 
 import re
 from collections.abc import Mapping
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from ossa_common.violations import Violation
+
 _DETAILS_KEY: Final = "grpc-status-details-bin"
-
-
-class Violation(NamedTuple):
-    """One invalid field: its path in the request, such as ``service.capabilities[1].name``, and the problem."""
-
-    field: str
-    description: str
 
 
 class RegistryError(Exception):

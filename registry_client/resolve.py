@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
+from ossa_common.versions import parse_version_filter
 from registry_client.errors import NoEndpoint
-from registry_client.versions import matcher
 
 WEIGHT_LABEL: Final = "weight"
 """Label with the weight of a service for ``Policy.WEIGHTED_RANDOM``: a number of at least 0. The default is 1."""
@@ -152,7 +152,7 @@ def query_matcher(query: Query) -> Callable[[Service], bool]:
         ValueError: ``version`` is neither a version nor a range that this client supports.
     """
     capability, version, group, environment, labels = query
-    version_matches = matcher(version) if version else None
+    version_matches = parse_version_filter(version).matches if version else None
 
     def matches(service: Service) -> bool:
         if group and (service.group or service.name) != group:

@@ -27,14 +27,9 @@
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, TypeAlias
 
-
-class Violation(NamedTuple):
-    """An invalid field: its path in the request, such as ``service.capabilities[1].name``, and the reason."""
-
-    field: str
-    description: str
+from ossa_common.violations import Violation
 
 
 class RegistryError(Exception):

@@ -1,7 +1,7 @@
 """The command ``capabilities``."""
 
+from ossa_common.json_writer import message_document
 from registry_cli.calls import ALL_FORMATS, CommandContext, registry_command
-from registry_cli.documents import document
 from registry_cli.output import shorten_list
 
 _MAX_SHOWN = 3
@@ -29,4 +29,4 @@ async def command(context: CommandContext) -> None:
     elif context.out.format == "name":
         context.out.print_lines(each.name for each in capabilities)
     else:
-        context.out.print_document([document(each) for each in capabilities])
+        context.out.print_document([message_document(each) for each in capabilities])

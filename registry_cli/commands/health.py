@@ -6,9 +6,9 @@ from typing import Any
 import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from ossa_common.json_writer import duration_number, message_document, time_text
 from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
 from registry_cli.completion import SERVICE_NAME
-from registry_cli.documents import document, milliseconds, time_text
 from registry_cli.exits import Exit
 from registry_cli.output import format_age, status_cell
 from registry_cli.per_name import call_for_each_name
@@ -64,7 +64,7 @@ def show_health(
             )
         return
     documents = [
-        {"name": name, **document(health)} | ({"leaseExpiresAt": time_text(lease)} if lease else {})
+        {"name": name, **message_document(health)} | ({"leaseExpiresAt": time_text(lease)} if lease else {})
         for name, health, lease in results
     ]
     context.out.print_documents(documents, single=len(names) == 1)
@@ -78,7 +78,7 @@ def _remaining_time(lease: Timestamp | None) -> str:
 async def _show_registry_health(context: CommandContext) -> Exit:
     health = await context.client.get_registry_health()
     if context.out.is_table:
-        lag = milliseconds(health.replication_lag)
+        lag = duration_number(health.replication_lag)
         context.out.print_rows(
             (
                 ("registry", context.client.target),
@@ -90,7 +90,7 @@ async def _show_registry_health(context: CommandContext) -> Exit:
             )
         )
     else:
-        fields = document(health)
+        fields = message_document(health)
         fields["timestamp"], fields["statistics"] = fields.pop("checkedAt"), fields.pop("stats")
         context.out.print_document(fields)
     return exit_code_of([health])

@@ -4,8 +4,8 @@ from typing import Literal
 
 import click
 
+from ossa_common.json_writer import message_document
 from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
-from registry_cli.documents import document
 from registry_cli.exits import Exit
 from registry_cli.per_name import NAMES, call_for_each_name
 from registry_cli.services import status_text
@@ -41,7 +41,7 @@ async def command(context: CommandContext, *, state: Literal["on", "off"], names
     if context.out.is_table:
         context.out.print_lines(f"{name} is {_state_text(health)}" for name, health in outcome.results)
     else:
-        documents = [{"name": name, **document(health)} for name, health in outcome.results]
+        documents = [{"name": name, **message_document(health)} for name, health in outcome.results]
         if documents:
             context.out.print_documents(documents, single=len(names) == 1)
     return outcome.code

@@ -1,7 +1,7 @@
 """The command ``stats``."""
 
+from ossa_common.json_writer import message_document
 from registry_cli.calls import DATA_FORMATS, CommandContext, registry_command
-from registry_cli.documents import document
 
 
 @registry_command(*DATA_FORMATS)
@@ -9,7 +9,7 @@ async def command(context: CommandContext) -> None:
     """Show counts of services, capabilities, versions and tags."""
     stats = await context.client.get_stats()
     if not context.out.is_table:
-        context.out.print_document(document(stats))
+        context.out.print_document(message_document(stats))
         return
     context.out.print_rows(
         (

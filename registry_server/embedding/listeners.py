@@ -9,9 +9,9 @@ from typing import Any, Final
 import structlog
 
 from ossa.registry.v1.event_pb2 import EventType
+from ossa_common.event_names import EVENT_NAMES, REGISTRY_ERROR
 from registry_server.catalog import Change, Replica
 from registry_server.errors import WatcherTooSlow
-from registry_server.model.event_names import EVENT_NAMES, REGISTRY_ERROR
 
 LISTENER_EVENTS: Final = (
     "service:registered",

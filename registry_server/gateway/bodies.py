@@ -10,25 +10,19 @@ from aiohttp.http_exceptions import HttpProcessingError
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import InvalidRequest, Violation
+from ossa_common.json_reader import read_service
+from ossa_common.json_shape import OUTPUT_ONLY, json_key
+from ossa_common.violations import Violation, quoted
+from registry_server.errors import InvalidRequest
 from registry_server.gateway.names import renamed
-from registry_server.model.document_reader import read_service
 from registry_server.model.requests import raise_if_invalid
-from registry_server.model.rules import quoted
 from registry_server.model.validation import service_violations
 
 BODY_TIMEOUT_SECONDS: Final = 30.0
 """Default time limit for receiving a body."""
 
 _MASK_PATHS: Final[Mapping[str, str]] = {
-    "endpoint": "endpoint",
-    "capabilities": "capabilities",
-    "version": "version",
-    "health": "health",
-    "metadata": "metadata",
-    "group": "group",
-    "healthCheck": "health_check",
-    "ttlSeconds": "ttl",
+    json_key(field): field.name for field in Service.DESCRIPTOR.fields if field.name not in OUTPUT_ONLY | {"name"}
 }
 """JSON members that an update can change, with their paths in a field mask."""
 
@@ -93,10 +87,9 @@ def parse_registration(document: object) -> Service:
     Raises:
         InvalidRequest: The document is not a valid registration; the error contains all violations.
     """
-    violations: list[Violation] = []
+    service, violations = read_service(document)
     if isinstance(document, dict) and document.get("capabilities") is None:
-        violations.append(Violation("capabilities", "is required: an array, which may be empty"))
-    service = read_service(document, violations)
+        violations.insert(0, Violation("capabilities", "is required: an array, which may be empty"))
     if violations and isinstance(document, dict):
         # Also report violations of the rules, so that the client sees all at once, but only one per field.
         reported = {field for field, _ in violations}
@@ -115,16 +108,15 @@ def parse_update(document: object, name: str) -> tuple[Service, FieldMask]:
     Raises:
         InvalidRequest: A member is unknown or of the wrong type, or the name differs from the path.
     """
-    violations: list[Violation] = []
     if not isinstance(document, dict):
-        read_service(document, violations)
-        raise InvalidRequest(violations)
+        raise InvalidRequest(read_service(document)[1])
+    violations: list[Violation] = []
     if document.get("name", name) != name:
         violations.append(Violation("name", f"cannot change: the name in the path is {quoted(name)}"))
     if "capabilities" in document and document["capabilities"] is None:
         violations.append(Violation("capabilities", "must be an array, not null"))
-    service = read_service({**document, "name": name}, violations)
-    raise_if_invalid(violations)
+    service, misshapen = read_service({**document, "name": name})
+    raise_if_invalid(violations + misshapen)
     # An empty mask would update every field that is set. The name is always set and never changes.
     paths = [path for key, path in _MASK_PATHS.items() if key in document] or ["name"]
     return service, FieldMask(paths=paths)

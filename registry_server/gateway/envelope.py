@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from aiohttp import web
 
+from ossa_common.violations import Violation
 from registry_server import __version__, errors
 from registry_server.runtime.clock import Clock
 
@@ -153,7 +154,7 @@ def _http_error_message(error: web.HTTPException) -> str:
             return error.text or error.reason
 
 
-def _summary(violations: tuple[errors.Violation, ...]) -> str:
+def _summary(violations: tuple[Violation, ...]) -> str:
     first = violations[:_MAX_SUMMARISED_VIOLATIONS]
     summary = "; ".join(f"{field}: {description}" for field, description in first)
     omitted = len(violations) - len(first)

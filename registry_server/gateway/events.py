@@ -11,7 +11,8 @@ import structlog
 from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest
-from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable, Violation
+from ossa_common.violations import Violation
+from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, StoreUnavailable
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import failure_of

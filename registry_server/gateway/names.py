@@ -1,22 +1,15 @@
 """Field names in violations: translates paths in gRPC messages to names in REST bodies, queries and headers."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from registry_server.errors import InvalidRequest, Violation
+from ossa_common.json_shape import TEXT_FILTERS, camel_case, json_path
+from ossa_common.violations import Violation
+from registry_server.errors import InvalidRequest
 
-_SPECIAL: Final = (
-    (re.compile(r"^health_check\.(?:http|grpc)(?=\.)"), "health_check"),
-    (re.compile(r"^ttl$"), "ttlSeconds"),
-    (re.compile(r"^(health_check\.(?:interval|timeout|degraded_after))$"), r"\1_ms"),
-)
 _HEADERS: Final = {"cursor": "Last-Event-ID", "expected_revision": "If-Match"}
-_PARAMETERS: Final = {"name_pattern": "name"}
-_INDEX = re.compile(r"\[[0-9]+\]$")
-_UNDERSCORE = re.compile(r"_([a-z])")
 
 
 @contextmanager
@@ -39,19 +32,11 @@ def renamed(violations: tuple[Violation, ...] | list[Violation]) -> list[Violati
 
 def _renamed(path: str) -> str:
     root, _, rest = path.partition(".")
-    # A quoted map key is always last in a path, and is kept as the client wrote it.
-    head, bracket, key = rest.partition('["')
     if root == "service" and rest:
-        return _camel(head) + bracket + key
-    if root == "filter" and head == "labels":
-        return "label." + str(json.loads('"' + key.removesuffix("]"))) if bracket else "label"
+        return json_path(rest)
     if root == "filter":
-        name = _INDEX.sub("", head)
-        return _camel(_PARAMETERS.get(name, name))
-    return _HEADERS.get(root) or _camel(path)
-
-
-def _camel(path: str) -> str:
-    for pattern, replacement in _SPECIAL:
-        path = pattern.sub(replacement, path)
-    return _UNDERSCORE.sub(lambda match: match[1].upper(), path)
+        name, bracket, key = rest.partition("[")  # the key of a label, or the index of an item
+        if name == "labels":
+            return "label." + str(json.loads(key.removesuffix("]"))) if bracket else "label"
+        return camel_case(TEXT_FILTERS.get(name, name))
+    return _HEADERS.get(root) or camel_case(path)

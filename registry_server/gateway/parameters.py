@@ -4,26 +4,18 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
-from registry_server.errors import Violation
+from ossa_common.json_shape import STATUS_BY_WORD, TEXT_FILTERS, camel_case
+from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 from registry_server.gateway.names import renamed
-from registry_server.model.document import STATUS_BY_WORD
 from registry_server.model.filters import compile_filter
 from registry_server.model.requests import MAX_PAGE_SIZE, raise_if_invalid
-from registry_server.model.rules import quoted
 
 LABEL: Final = "label."
 """Prefix of parameters that filter by a label."""
 
 TAG_MATCHES: Final[Mapping[str, TagMatch.ValueType]] = {"any": TagMatch.TAG_MATCH_ANY, "all": TagMatch.TAG_MATCH_ALL}
 
-_TEXTS: Final[Mapping[str, str]] = {
-    "name": "name_pattern",
-    "capability": "capability",
-    "capabilityVersion": "capability_version",
-    "version": "version",
-    "environment": "environment",
-    "group": "group",
-}
+_TEXTS: Final = {camel_case(name): field for field, name in TEXT_FILTERS.items()}
 """Parameters that are text fields of ``ServiceFilter``."""
 
 FILTERS: Final = (*_TEXTS, "health", "tags", "tagMatch")
@@ -32,7 +24,6 @@ PAGE: Final = ("pageSize", "pageToken")
 EVENTS: Final = ("snapshot", "lastEventId")
 
 _MAX_DIGITS = 9
-_MAX_REPORTED_VIOLATIONS = 100
 
 
 class Query:
@@ -126,7 +117,7 @@ class Query:
         return choices.get(text)
 
     def _add_violation(self, name: str, description: str) -> None:
-        if len(self.violations) < _MAX_REPORTED_VIOLATIONS:
+        if len(self.violations) < MAX_VIOLATIONS:
             self.violations.append(Violation(name, description))
 
 

@@ -5,7 +5,8 @@ from typing import Final
 
 from aiohttp import web
 
-from registry_server.errors import InvalidRequest, RevisionMismatch, Violation
+from ossa_common.violations import Violation
+from registry_server.errors import InvalidRequest, RevisionMismatch
 from registry_server.registry import ServiceRegistry
 
 _TAG: Final = re.compile(r'(?P<weak>W/)?"(?P<opaque>[\x21\x23-\x7e\x80-\uffff]*)"')

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
+from ossa_common.json_shape import STATUS_WORDS
+from ossa_common.json_writer import message_document, time_text
 from registry_server.errors import ServiceNotFound
 from registry_server.gateway import bodies, preconditions
 from registry_server.gateway.documents import Documents
@@ -15,14 +16,11 @@ from registry_server.gateway.middleware import REQUEST_ID
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import PAGE, Query, reject_parameters
 from registry_server.instrumentation.counters import CacheCounters
-from registry_server.model.document import STATUS_WORDS, health_document, service_document, time_text
+from registry_server.model.document import health_document, service_document
 from registry_server.registry import ServiceRegistry
 from registry_server.security import permissions
 
 BASE: Final = permissions.API
-
-_DECIMALS: Final = 2
-"""Decimals of the average in statistics, as in the OSSA reference implementation."""
 
 
 class Api:
@@ -144,14 +142,14 @@ class Api:
         document = {
             "status": STATUS_WORDS.get(health.status, "unknown"),
             "timestamp": time_text(health.checked_at),
-            "statistics": stats_document(health.stats),
+            "statistics": message_document(health.stats),
         }
         return self._success(request, document)
 
     async def stats(self, request: web.Request) -> web.Response:
         """Return counts of the registered services."""
         reject_parameters(request.query)
-        return self._success(request, stats_document(self._registry.get_stats()))
+        return self._success(request, message_document(self._registry.get_stats()))
 
     async def capabilities(self, request: web.Request) -> web.Response:
         """Return a page of the distinct capabilities."""
@@ -161,7 +159,7 @@ class Api:
         with rest_names():
             page = self._registry.list_capabilities(size, query.text("pageToken"))
         document = {
-            "capabilities": [capability_document(summary) for summary in page.capabilities],
+            "capabilities": [message_document(summary) for summary in page.capabilities],
             "count": len(page.capabilities),
             "nextPageToken": page.next_page_token or None,
         }
@@ -177,33 +175,3 @@ class Api:
         self, request: web.Request, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
     ) -> web.Response:
         return self._envelope.success(encode_json(document), request[REQUEST_ID], status, headers)
-
-
-def stats_document(stats: RegistryStats) -> dict[str, Any]:
-    """Return statistics in the JSON shape of OSSA."""
-    return {
-        "totalServices": stats.total_services,
-        "healthyServices": stats.healthy_services,
-        "unhealthyServices": stats.unhealthy_services,
-        "degradedServices": stats.degraded_services,
-        "unknownServices": stats.unknown_services,
-        "servicesInMaintenance": stats.services_in_maintenance,
-        "uniqueCapabilities": stats.unique_capabilities,
-        "totalCapabilities": stats.total_capabilities,
-        "uniqueVersions": stats.unique_versions,
-        "uniqueTags": stats.unique_tags,
-        "averageCapabilitiesPerService": round(stats.average_capabilities_per_service, _DECIMALS),
-    }
-
-
-def capability_document(summary: CapabilitySummary) -> dict[str, Any]:
-    """Return the summary of a capability as JSON."""
-    document: dict[str, Any] = {
-        "name": summary.name,
-        "versions": list(summary.versions),
-        "serviceNames": list(summary.service_names),
-        "serviceCount": summary.service_count,
-    }
-    if summary.description:
-        document["description"] = summary.description
-    return document

@@ -8,6 +8,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ossa.registry.v1.service_pb2 import HealthStatus
+from ossa_common.json_shape import STATUS_WORDS
 from registry_server.config import HttpSettings, LogSettings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway.bodies import BODY_TIMEOUT_SECONDS
@@ -20,7 +21,6 @@ from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import BASE, Api
 from registry_server.instrumentation.counters import CacheCounters
 from registry_server.instrumentation.tracing import Tracer
-from registry_server.model.document import STATUS_WORDS
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.clock import Clock, system_clock
 from registry_server.security.guard import Guard

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ossa.registry.v1.event_pb2 import EventReason
+from ossa_common.event_names import EVENT_NAMES, REGISTRY_ERROR
+from ossa_common.json_shape import STATUS_WORDS, enum_word
+from ossa_common.json_writer import time_text
 from registry_server.catalog import WatchEvent
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Failure, encode_json
-from registry_server.model.document import STATUS_WORDS, time_text
-from registry_server.model.event_names import EVENT_NAMES, REGISTRY_ERROR
 from registry_server.model.tokens import encode_cursor
 from registry_server.runtime.clock import timestamp
 from registry_server.watch import EventBatch
@@ -17,7 +18,7 @@ SNAPSHOT_STARTED: Final = "registry:snapshot:started"
 SNAPSHOT_COMPLETE: Final = "registry:snapshot:complete"
 
 REASONS: Final[Mapping[int, str]] = {
-    number: name.removeprefix("EVENT_REASON_").lower() for name, number in EventReason.items() if number
+    number: enum_word(EventReason.DESCRIPTOR, number) for number in EventReason.values() if number
 }
 
 _RESYNC = EventReason.EVENT_REASON_RESYNC

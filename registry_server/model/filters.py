@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import re2
 
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
-from registry_server.errors import Violation
+from ossa_common.versions import VersionFilter, parse_version_filter
+from ossa_common.violations import Violation, keyed
 from registry_server.model.record import (
     Record,
     capability_term,
@@ -17,8 +18,7 @@ from registry_server.model.record import (
     tag_term,
     version_term,
 )
-from registry_server.model.rules import LABEL_KEY, keyed
-from registry_server.model.versions import VersionFilter, parse_version_filter
+from registry_server.model.rules import LABEL_KEY
 
 MAX_PATTERN_LENGTH = 512
 MAX_VALUE_LENGTH = 128

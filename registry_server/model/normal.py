@@ -6,9 +6,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from ossa_common.json_shape import OUTPUT_ONLY
 
 _NO_STATUS = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS_UNKNOWN)
-_OUTPUT_ONLY = ("registered_at", "updated_at", "revision")
 
 
 def ttl_seconds(service: Service, default: float) -> float:
@@ -50,7 +50,7 @@ def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestam
     service = Service()
     paths = list(mask.paths)
     if not paths:
-        paths = [field.name for field, _ in sent.ListFields() if field.name not in _OUTPUT_ONLY]
+        paths = [field.name for field, _ in sent.ListFields() if field.name not in OUTPUT_ONLY]
         if sent.health.status == current.health.status:
             paths = [path for path in paths if path != "health"]  # the client sent back the health that it read
     if paths == ["*"]:

@@ -6,8 +6,8 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
-from registry_server.errors import InvalidRequest, Violation
-from registry_server.model.rules import MAX_VIOLATIONS
+from ossa_common.violations import MAX_VIOLATIONS, Violation
+from registry_server.errors import InvalidRequest
 from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token
 from registry_server.model.validation import duration_violations, name_violations
 

@@ -4,7 +4,6 @@ Every function appends its violations to ``found``. Registration is a hot path, 
 """
 
 import ipaddress
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from registry_server.errors import Violation
+from ossa_common.json_shape import MAX_DURATION_SECONDS, MAX_STRUCT_DEPTH
+from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 
 # Used with ``fullmatch`` only: ``$`` would accept a trailing line break.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -28,20 +28,13 @@ ENDPOINT_SCHEMES: Final = ("http", "https", "grpc", "grpcs", "tcp", "ws", "wss")
 MAX_ENDPOINT_LENGTH: Final = 2_048
 MAX_ERROR_LENGTH: Final = 1_024
 MAX_DETAILS_BYTES: Final = 4_096
-# The top struct is the first level. The limit cannot be raised: protobuf parsers reject more than 100 nested messages,
-# each struct level takes three, and a struct in a watch response is four messages deep.
-MAX_STRUCT_DEPTH: Final = 32
-# Keeps the response to a hostile request small.
-MAX_VIOLATIONS: Final = 100
 
-_MAX_QUOTED = 64
 _NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit"
 _CAPABILITY_NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : / -, starting with a letter or digit"
 _LABEL_KEY_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ / -, starting with a letter or digit"
 
 _NANOS = 1_000_000_000
-# Ranges of the well-known types: https://protobuf.dev/reference/protobuf/google.protobuf
-MAX_DURATION_SECONDS: Final = 315_576_000_000
+# Range of the well-known type: https://protobuf.dev/reference/protobuf/google.protobuf
 _MIN_TIMESTAMP_SECONDS, _MAX_TIMESTAMP_SECONDS = -62_135_596_800, 253_402_300_799
 
 _NOT_VISIBLE_ASCII = re.compile(r"[^\x21-\x7e]|\\")
@@ -57,16 +50,6 @@ _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
 # Tags of ``Value.struct_value`` and ``Value.list_value``. Each level below the first has one of them on the wire.
 _LEVEL_TAGS = (b"\x2a", b"\x32")
-
-
-def quoted(value: str) -> str:
-    """Return the value as a literal, truncated to about 64 characters."""
-    return repr(value) if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]!r}..."
-
-
-def keyed(at: str, key: str) -> str:
-    """Return the path of a map entry, such as ``service.metadata.labels["team"]``; a long key is truncated."""
-    return f"{at}[{json.dumps(key[:_MAX_QUOTED])}]"
 
 
 def check_name(name: str, at: str, found: list[Violation]) -> None:

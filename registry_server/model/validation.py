@@ -15,7 +15,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
-from registry_server.errors import Violation
+from ossa_common.json_shape import MAX_STRUCT_DEPTH, OUTPUT_ONLY
+from ossa_common.violations import MAX_VIOLATIONS, Violation, keyed, quoted
 from registry_server.model import rules
 from registry_server.model.rules import (
     CAPABILITY_NAME,
@@ -24,8 +25,6 @@ from registry_server.model.rules import (
     MAX_DETAILS_BYTES,
     MAX_ENDPOINT_LENGTH,
     MAX_ERROR_LENGTH,
-    MAX_STRUCT_DEPTH,
-    MAX_VIOLATIONS,
     NAME,
 )
 
@@ -244,18 +243,18 @@ def _check_tags(tags: MutableSequence[str], at: str, found: list[Violation]) -> 
         if not tag:
             found.append(Violation(here, "is empty; a tag must have 1 to 128 characters"))
         elif "," in tag:
-            found.append(Violation(here, f"{rules.quoted(tag)} contains a comma; use two tags"))
+            found.append(Violation(here, f"{quoted(tag)} contains a comma; use two tags"))
         rules.check_printable(tag, here, MAX_TAG_LENGTH, found)
         first = seen.setdefault(tag, index)
         if first != index:
-            found.append(Violation(here, f"{rules.quoted(tag)} is a duplicate of tags[{first}]; list each tag once"))
+            found.append(Violation(here, f"{quoted(tag)} is a duplicate of tags[{first}]; list each tag once"))
 
 
 def _check_labels(labels: Mapping[str, str], at: str, found: list[Violation]) -> None:
     rules.check_count(len(labels), at, MAX_LABELS, "labels", found)
     # Sorted, because a protobuf map is unordered and responses should be deterministic.
     for key in sorted(islice(labels, MAX_LABELS)):
-        here = rules.keyed(at, key)
+        here = keyed(at, key)
         rules.check_label_key(key, here, found)
         rules.check_length(labels[key], here, MAX_LABEL_VALUE_LENGTH, found)
 
@@ -317,10 +316,10 @@ def _check_http_probe(probe: HealthCheck.HttpProbe, at: str, found: list[Violati
     if probe.path:
         rules.check_path(probe.path, f"{at}.path", _MAX_PATH_LENGTH, found)
     if probe.method and probe.method not in _METHODS:
-        found.append(Violation(f"{at}.method", f"{rules.quoted(probe.method)} is not one of {', '.join(_METHODS)}"))
+        found.append(Violation(f"{at}.method", f"{quoted(probe.method)} is not one of {', '.join(_METHODS)}"))
     rules.check_count(len(probe.headers), f"{at}.headers", _MAX_HEADERS, "headers", found)
     for name in sorted(islice(probe.headers, _MAX_HEADERS)):
-        here = rules.keyed(f"{at}.headers", name)
+        here = keyed(f"{at}.headers", name)
         rules.check_header(name, probe.headers[name], here, _MAX_HEADER_VALUE_LENGTH, found)
     statuses = probe.expected_statuses
     rules.check_count(len(statuses), f"{at}.expected_statuses", _MAX_EXPECTED_STATUSES, "status codes", found)
@@ -332,9 +331,6 @@ def _check_http_probe(probe: HealthCheck.HttpProbe, at: str, found: list[Violati
                     f"{status} is not an HTTP status code: {_LOWEST_STATUS} to {_HIGHEST_STATUS}",
                 )
             )
-
-
-_OUTPUT_ONLY = frozenset({"registered_at", "updated_at", "revision", "health.status_changed_at"})
 
 
 def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
@@ -364,14 +360,18 @@ _MAX_PATH_DEPTH: Final = max(path.count(".") for path in _PATHS) + 1
 def _path_fault(path: str, *, alone: bool) -> str | None:
     if path == "*":
         return None if alone else "`*` means every field and must be the only path"
-    if path in _PATHS and path not in _OUTPUT_ONLY:
+    if path in _PATHS and not _is_output_only(path):
         return None
     # The longest valid prefix determines the error.
     parts = path.split(".", _MAX_PATH_DEPTH)[:_MAX_PATH_DEPTH]
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     known = next((prefix for prefix in prefixes if prefix in _PATHS), "")
-    if known in _OUTPUT_ONLY:
-        return f"{rules.quoted(path)} is output only; only the registry sets it"
+    if _is_output_only(known):
+        return f"{quoted(path)} is output only; only the registry sets it"
     if known and not _PATHS[known]:
-        return f"{rules.quoted(path)} is inside {known!r}, which can only be replaced as a whole; use {known!r}"
-    return f"{rules.quoted(path)} is not a field of a service"
+        return f"{quoted(path)} is inside {known!r}, which can only be replaced as a whole; use {known!r}"
+    return f"{quoted(path)} is not a field of a service"
+
+
+def _is_output_only(path: str) -> bool:
+    return path.rpartition(".")[2] in OUTPUT_ONLY

@@ -14,8 +14,8 @@ from aiohttp.http_exceptions import LineTooLong
 from google.protobuf.struct_pb2 import Struct
 from yarl import URL
 
+from ossa_common.json_values import ValueReader
 from registry_server import __version__
-from registry_server.model.json_reader import JsonReader
 from registry_server.model.validation import MAX_DETAILS_BYTES, details_violations
 from registry_server.probes import outcome
 from registry_server.probes.outcome import Answer, ProbeFailed
@@ -190,8 +190,8 @@ def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
     except (ValueError, RecursionError):
         return {}, None
     details = Struct()
-    reader = JsonReader("details")
-    reader.struct(members, "", details)
+    reader = ValueReader("details")
+    reader.read_struct(members, "", details)
     return members, None if reader.violations or details_violations(details) else details
 
 

@@ -13,8 +13,9 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
+from ossa_common.violations import Violation
 from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
-from registry_server.errors import Overloaded, Violation
+from registry_server.errors import Overloaded
 from registry_server.model import requests
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from ossa_common.violations import Violation
 from registry_server.catalog import Discovery, Replica
 from registry_server.errors import (
     InvalidRequest,
@@ -18,7 +19,6 @@ from registry_server.errors import (
     RegistryError,
     ServiceExists,
     StoreUnavailable,
-    Violation,
 )
 from registry_server.health import HealthMonitor, HealthReports
 from registry_server.instrumentation.audit import Audit, AuditEntry, batch_log_lines

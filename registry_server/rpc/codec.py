@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from registry_server.errors import InvalidRequest, Violation
+from ossa_common.violations import Violation
+from registry_server.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import grpc

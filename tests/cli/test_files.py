@@ -128,11 +128,11 @@ healthcheck: {{type: tcp}}
     )
     assert f"{second}version: must be text, not the number 1.1; put it in quotes" in errors
     assert any(line.startswith(f"{second}colour: is not a field; the fields are name, ") for line in errors)
-    assert f"{second}healthcheck: is not a field; did you mean healthCheck?" in errors
+    assert any(line.startswith(f"{second}healthcheck: is not a field; the fields are name, ") for line in errors)
     assert any(line.startswith(f"{c}endpoint: ") for line in errors)
     assert any(line.startswith(f"{c}ttlSeconds: ") for line in errors)
     assert f"{d}healthCheck.intervalMs: must be a number, not text" in errors
-    assert f"{d}healthCheck.path: belongs to another probe type" in errors
+    assert f'{d}healthCheck.path: is only allowed with "type":"http"' in errors
     assert f"{duplicate}name: duplicate of 'a' in agents.yaml, document 1 (line 1)" in errors
     assert f"{number}service: must be an object, not the number 7" in errors
     assert len(errors) == 9

@@ -5,6 +5,7 @@ import pytest
 from google.rpc.status_pb2 import Status
 
 import registry_client
+from ossa_common.violations import Violation
 from registry_client import errors
 from registry_client.errors import RegistryError, error_from_rpc, error_from_status
 from registry_client.retry import Backoff, is_resumable, is_retryable
@@ -12,7 +13,7 @@ from registry_server import errors as server_errors
 from registry_server.rpc.status import CODES, status_of, trailers_of
 
 SAMPLES: dict[type[server_errors.RegistryError], server_errors.RegistryError] = {
-    server_errors.InvalidRequest: server_errors.InvalidRequest([server_errors.Violation("name", "is empty")]),
+    server_errors.InvalidRequest: server_errors.InvalidRequest([Violation("name", "is empty")]),
     server_errors.ServiceNotFound: server_errors.ServiceNotFound("a"),
     server_errors.ServiceExists: server_errors.ServiceExists("a"),
     server_errors.RevisionMismatch: server_errors.RevisionMismatch("a", 1, 2),
@@ -58,7 +59,7 @@ def test_server_error_arrives_as_the_class_of_the_same_name(kind: type[server_er
 def test_violations_are_preserved() -> None:
     error = error_from_status(status_of(SAMPLES[server_errors.InvalidRequest]))
     assert isinstance(error, errors.InvalidRequest)
-    assert error.violations == (errors.Violation("name", "is empty"),)
+    assert error.violations == (Violation("name", "is empty"),)
 
 
 def test_unexpected_server_exception_arrives_as_internal_error() -> None:

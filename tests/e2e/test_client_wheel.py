@@ -16,7 +16,11 @@ from tests.support.wheels import Installed, build_wheel, install
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "packaging" / "client"
-PACKAGES = {"ossa": ROOT / "generated" / "ossa", "registry_client": ROOT / "registry_client"}
+PACKAGES = {
+    "ossa": ROOT / "generated" / "ossa",
+    "ossa_common": ROOT / "ossa_common",
+    "registry_client": ROOT / "registry_client",
+}
 
 # A typical agent: registers, discovers and watches services.
 AGENT = textwrap.dedent("""

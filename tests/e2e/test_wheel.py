@@ -18,9 +18,7 @@ from registry_server import __version__
 from tests.support.wheels import Installed, build_wheel, environ, install
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {
-    path.parent.name: path.parent for path in ROOT.glob("registry_*/py.typed")
-}
+PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {path.parent.name: path.parent for path in ROOT.glob("*/py.typed")}
 SERVE = ("serve", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", "--log.format=json")
 
 # A client that imports only the stubs, none of the server.

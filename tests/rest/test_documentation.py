@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
+from ossa_common.event_names import EVENT_NAMES
 from registry_server.errors import RegistryError
 from registry_server.gateway import sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.parameters import FILTERS, PAGE
 from registry_server.gateway.routes import BASE
-from registry_server.model.event_names import EVENT_NAMES
 from tests.rest.spec import operations
 from tests.rest.test_openapi import LABEL, NOT_IN_REST
 

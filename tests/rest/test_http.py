@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from yarl import URL
 
+from ossa_common.violations import Violation
 from registry_server.errors import (
     CursorExpired,
     InvalidRequest,
@@ -24,7 +25,6 @@ from registry_server.errors import (
     ServiceNotFound,
     ShuttingDown,
     StoreUnavailable,
-    Violation,
     WatcherTooSlow,
     WriteConflict,
 )

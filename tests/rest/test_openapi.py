@@ -7,13 +7,16 @@ import pytest
 import yaml
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, Metadata, Service
+from ossa_common.event_names import EVENT_NAMES
+from ossa_common.json_shape import PROBE_TYPES, STATUS_BY_WORD, json_keys
+from ossa_common.violations import MAX_VIOLATIONS
 from registry_server import errors
 from registry_server.gateway import sse
 from registry_server.gateway.envelope import HTTP_CODES, STATUSES
 from registry_server.gateway.middleware import MAX_URL_BYTES
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
-from registry_server.model import document, document_reader, filters, requests, rules, validation
-from registry_server.model.event_names import EVENT_NAMES
+from registry_server.model import filters, requests, rules, validation
 from registry_server.rpc.status import CODES
 from tests.rest import spec
 from tests.rest.client import BASE, Rest, service
@@ -122,13 +125,13 @@ def test_codes_in_descriptions_match_the_schemas() -> None:
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        ("Service", document_reader._SERVICE_KEYS),
-        ("ServiceRegistration", document_reader._SERVICE_KEYS),
-        ("ServiceUpdate", document_reader._SERVICE_KEYS),
-        ("Capability", document_reader._CAPABILITY_KEYS),
-        ("Health", document_reader._HEALTH_KEYS),
-        ("Metadata", document_reader._METADATA_KEYS),
-        ("HealthCheck", document_reader._CHECK_KEYS),
+        ("Service", json_keys(Service.DESCRIPTOR)),
+        ("ServiceRegistration", json_keys(Service.DESCRIPTOR)),
+        ("ServiceUpdate", json_keys(Service.DESCRIPTOR)),
+        ("Capability", json_keys(Capability.DESCRIPTOR)),
+        ("Health", json_keys(Health.DESCRIPTOR)),
+        ("Metadata", json_keys(Metadata.DESCRIPTOR)),
+        ("HealthCheck", json_keys(HealthCheck.DESCRIPTOR)),
     ],
 )
 def test_schema_has_exactly_the_keys_of_the_code(name: str, keys: tuple[str, ...]) -> None:
@@ -152,7 +155,7 @@ def limits() -> list[tuple[Any, Any]]:
         (of["Endpoint"]["maxLength"], rules.MAX_ENDPOINT_LENGTH),
         (of["Endpoint"]["pattern"], f"^({'|'.join(rules.ENDPOINT_SCHEMES)})://[!-~]+$"),
         (of["Health"]["properties"]["error"]["maxLength"], rules.MAX_ERROR_LENGTH),
-        (of["Status"]["enum"], list(document.STATUS_BY_WORD)),
+        (of["Status"]["enum"], list(STATUS_BY_WORD)),
         (metadata["description"]["maxLength"], validation.MAX_DESCRIPTION_LENGTH),
         (metadata["author"]["maxLength"], validation.MAX_AUTHOR_LENGTH),
         (metadata["documentation"]["maxLength"], validation.MAX_DOCUMENTATION_LENGTH),
@@ -162,7 +165,7 @@ def limits() -> list[tuple[Any, Any]]:
         (metadata["labels"]["maxProperties"], validation.MAX_LABELS),
         (metadata["labels"]["propertyNames"]["pattern"], f"^{rules.LABEL_KEY.pattern}$"),
         (metadata["labels"]["additionalProperties"]["maxLength"], validation.MAX_LABEL_VALUE_LENGTH),
-        (check["type"]["enum"], list(document_reader._PROBE_TYPES)),
+        (check["type"]["enum"], list(PROBE_TYPES)),
         (check["method"]["enum"], list(validation._METHODS)),
         (check["path"]["maxLength"], validation._MAX_PATH_LENGTH),
         (check["headers"]["maxProperties"], validation._MAX_HEADERS),
@@ -189,7 +192,7 @@ def limits() -> list[tuple[Any, Any]]:
         (query["TagMatch"]["enum"], list(TAG_MATCHES)),
         (query["PageSize"]["maximum"], requests.MAX_PAGE_SIZE),
         (query["PageSize"]["default"], requests.DEFAULT_PAGE_SIZE),
-        (of["Error"]["properties"]["details"]["properties"]["violations"]["maxItems"], rules.MAX_VIOLATIONS),
+        (of["Error"]["properties"]["details"]["properties"]["violations"]["maxItems"], MAX_VIOLATIONS),
         (of["Change"]["properties"]["reason"]["enum"], list(sse.REASONS.values())),
         (f"{MAX_URL_BYTES:,} bytes" in DOCUMENT["components"]["responses"]["UrlTooLong"]["description"], True),
         (

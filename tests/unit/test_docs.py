@@ -198,7 +198,7 @@ def test_every_connection_flag_is_documented_with_its_variable() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_path_in_a_code_span_exists(document: Path) -> None:
     paths = re.findall(
-        r"`((?:registry_server|registry_cli|registry_client|protos|tests|docs|deploy)/[\w./-]*\w\.\w+)`",
+        r"`((?:registry_server|registry_cli|registry_client|ossa_common|protos|tests|docs|deploy)/[\w./-]*\w\.\w+)`",
         prose(document.read_text("utf-8")),
     )
     assert [path for path in paths if not (ROOT / path).exists() and "NNNN" not in path] == []

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from ossa_common.violations import Violation
 from registry_server import errors
-from registry_server.errors import InvalidRequest, RegistryError, Violation
+from registry_server.errors import InvalidRequest, RegistryError
 from registry_server.rpc.status import CODES, DETAILS_KEY, code_of, status_of, trailers_of
 
 _M = TypeVar("_M", bound=Message)

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("registry_server", "registry_client", "registry_cli")
+PACKAGES: Final = ("registry_server", "registry_client", "registry_cli", "ossa_common")
 
 
 def modules_of(pattern: str) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 MAX_MODULE_LINES: Final = 400
+PACKAGES: Final = ("registry_server", "registry_client", "registry_cli", "ossa_common")
 
 LAYERS: Final = (
     # Plumbing and types that are independent of Redis.
@@ -123,7 +124,7 @@ def layer_of(module: str) -> str:
 
 
 def all_imports() -> list[Import]:
-    return [each for package in ("registry_server", "registry_client", "registry_cli") for each in imports(package)]
+    return [each for package in PACKAGES for each in imports(package)]
 
 
 def import_graph(package: str) -> dict[str, set[str]]:
@@ -177,12 +178,12 @@ def test_package_itself_imports_the_server_lazily() -> None:
     assert eager == []
 
 
-@pytest.mark.parametrize("package", ["registry_server", "registry_client", "registry_cli"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_package_has_no_import_cycle(package: str) -> None:
     TopologicalSorter(import_graph(package)).prepare()  # raises CycleError
 
 
-@pytest.mark.parametrize("package", ["registry_server", "registry_client", "registry_cli"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_is_longer_than_400_lines(package: str) -> None:
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules(package)}
 
@@ -211,6 +212,12 @@ def test_library_is_imported_only_by_its_owners(library: str) -> None:
 )
 def test_client_server_and_command_line_are_independent(package: str, other: str) -> None:
     assert [str(each) for each in imports(package) if is_within(each.target, other)] == []
+
+
+def test_common_code_imports_only_the_messages_protobuf_and_the_standard_library() -> None:
+    allowed = {"ossa", "ossa_common", "google", *sys.stdlib_module_names}
+
+    assert [str(each) for each in imports("ossa_common") if each.target.partition(".")[0] not in allowed] == []
 
 
 def test_command_line_imports_the_server_lazily() -> None:

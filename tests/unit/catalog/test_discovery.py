@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
+from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import _ENTRY_BYTES, DEFAULT_LIMITS, Discovery, DiscoveryLimits, PageKey
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
-from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import encode_page_token

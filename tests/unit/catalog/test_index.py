@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
+from ossa_common.violations import Violation
 from registry_server.catalog.index import Index
-from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record, capability_term, group_term, tag_term
 from tests.support.samples import small_service

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import ServiceFilter
+from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.index import Index
 from registry_server.catalog.interests import InterestTable
-from registry_server.errors import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from tests.support.samples import small_service

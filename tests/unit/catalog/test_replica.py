@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import ServiceFilter
+from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.errors import RevisionNotReached, Violation
+from registry_server.errors import RevisionNotReached
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record, tag_term
 from registry_server.store import Position

@@ -2,7 +2,8 @@
 
 import pytest
 
-from registry_server.errors import InvalidRequest, Violation
+from ossa_common.violations import Violation
+from registry_server.errors import InvalidRequest
 from registry_server.gateway.names import rest_names
 
 NAMES = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter, TagMatch
-from registry_server.errors import Violation
+from ossa_common.violations import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from tests.support.samples import example_service, small_service

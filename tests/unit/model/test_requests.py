@@ -5,7 +5,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
-from registry_server.errors import InvalidRequest, Violation
+from ossa_common.violations import Violation
+from registry_server.errors import InvalidRequest
 from registry_server.model import requests
 from registry_server.model.tokens import Cursor, encode_cursor, encode_page_token
 

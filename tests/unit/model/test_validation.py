@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import Event
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
-from registry_server.errors import Violation
+from ossa_common.violations import Violation
 from registry_server.model import rules
 from registry_server.model.validation import (
     MAX_STRUCT_DEPTH,

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
+from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import Discovery, DiscoveryLimits
 from registry_server.catalog.replica import Replica
-from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, Violation, WatcherTooSlow
+from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, decode_cursor

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.model.versions import MAX_FILTER_LENGTH, VersionFilter, parse_version_filter
+from ossa_common.versions import MAX_FILTER_LENGTH, VersionFilter, parse_version_filter
 
 # Results of node-semver 7, which defines the notation. Other libraries are wrong for pre-releases.
 RANGES = [
