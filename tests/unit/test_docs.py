@@ -11,7 +11,7 @@ import pytest
 import registry_client
 from docs import tables
 from ossa.registry.v1.registry_service_pb2 import DESCRIPTOR
-from ossa.registry.v1.service_pb2 import ServiceFilter
+from ossa.registry.v1.service_pb2 import HealthCheck, ServiceFilter
 from registry_cli.exits import Exit
 from registry_cli.main import main
 from registry_server.config import load_settings, usage
@@ -141,6 +141,11 @@ def test_every_key_in_redis_is_documented(document: str) -> None:
     keys = Keys.under("ossa:services")
     documented = [bare(row[0]) for row in table(text_of(document), "Key")]
     assert sorted(documented) == sorted({*keys, keys.document_prefix + "{name}"} - {keys.document_prefix})
+
+
+def test_every_type_of_probe_is_documented() -> None:
+    documented = [bare(row[0]) for row in table(text_of("docs/health.md"), "`health_check`")]
+    assert documented == [field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields]
 
 
 def texts_in(module: str) -> set[str]:
