@@ -1,8 +1,9 @@
 """Settings of health checks and leases."""
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated
+from contextlib import suppress
+from ipaddress import ip_network
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -10,24 +11,22 @@ from registry_server.config.addresses import bad_setting, split_list
 from registry_server.config.fields import DAY_MS, Metavar, Milliseconds, Number, SettingsGroup
 from registry_server.model.networks import DENIED_NETWORKS, Network
 
-_DEFAULT_TIMEOUT_MS = 5_000
+_DEFAULT_INTERVAL_MS = 30_000
+
+
+def _default_timeout(group: dict[str, Any]) -> int:
+    # A short interval alone must not be an error.
+    interval: int = group.get("interval_ms", _DEFAULT_INTERVAL_MS)
+    return min(5_000, interval)
 
 
 def _parse_networks(value: object) -> object:
     parts = split_list(value)
-    if not isinstance(parts, Sequence):
-        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'")
-    return tuple(_parse_network(part) for part in parts)
-
-
-def _parse_network(part: object) -> Network:
-    if isinstance(part, IPv4Network | IPv6Network):
-        return part
-    try:
-        return ip_network(part if isinstance(part, str) else "")
-    except ValueError:
-        # Includes networks with host bits, such as 10.1.0.0/8: it is unclear which network is meant.
-        raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'") from None
+    if isinstance(parts, Sequence):
+        # Not valid are also networks with host bits, such as 10.1.0.0/8: it is unclear which network is meant.
+        with suppress(ValueError):
+            return tuple(ip_network(str(part)) for part in parts)
+    raise bad_setting("must be networks such as 10.0.0.0/8, separated by commas, or 'none'")
 
 
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_parse_networks), Metavar("NETWORKS")]
@@ -38,9 +37,9 @@ class HealthCheckSettings(SettingsGroup):
 
     enabled: bool = True
     """Whether this process probes services. Health reports and heartbeats are accepted in any case."""
-    interval_ms: Annotated[Number, Field(ge=10, le=DAY_MS)] = 30_000
+    interval_ms: Annotated[Number, Field(ge=10, le=DAY_MS)] = _DEFAULT_INTERVAL_MS
     """Time between two probes of a service, in milliseconds."""
-    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = _DEFAULT_TIMEOUT_MS
+    timeout_ms: Annotated[Number, Field(ge=10, le=5 * 60 * 1000)] = Field(default_factory=_default_timeout)
     """Maximum duration of one probe, in milliseconds. Must be at most health_check.interval_ms. The default is reduced
     to that interval if it is less."""
     failure_threshold: Annotated[Number, Field(ge=1, le=100)] = 3
@@ -70,8 +69,6 @@ class HealthCheckSettings(SettingsGroup):
     @classmethod
     def _check_timeout(cls, timeout: int, info: ValidationInfo) -> int:
         interval: int = info.data.get("interval_ms", timeout)
-        if timeout == _DEFAULT_TIMEOUT_MS:  # a short interval alone must not be an error
-            return min(timeout, interval)
         if timeout > interval:
             raise bad_setting("must be at most {other} ({limit})", other="health_check.interval_ms", limit=interval)
         return timeout

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from registry_server.config.addresses import redact
 from registry_server.config.settings import Settings
-from registry_server.config.sources import EnvironmentSource, FlagSource, SettingPath, TomlSource
+from registry_server.config.sources import Given, SettingPath, read_environment, read_file, read_flags
 from registry_server.errors import ConfigurationError
 
 _MAX_SHOWN_LENGTH = 80
@@ -40,23 +41,36 @@ def load_settings(args: Sequence[str] = (), environ: Mapping[str, str] | None = 
         ConfigurationError: Settings are unknown or not valid. The message has one line for each of them, which starts
             with the name that the user wrote. Passwords are masked.
     """
-    flags = FlagSource(args)
-    environment = EnvironmentSource(os.environ if environ is None else environ)
-    file = TomlSource(flags.config_file or environment.config_file)
-    sources = (flags, environment, file)
-    problems = [problem for source in sources for problem in source.problems]
+    flags = read_flags(args)
+    environment = read_environment(os.environ if environ is None else environ)
+    file = read_file(flags.config_file or environment.config_file)
+    problems = [*flags.problems, *environment.problems, *file.problems]
+    given = file.given | environment.given | flags.given
     try:
-        settings = Settings.from_sources(sources)
+        settings = Settings.model_validate(_nested(given))
     except ValidationError as error:
-        names = {path: given.name for source in reversed(sources) for path, given in source.given.items()}
-        problems += [_describe(detail, names) for detail in error.errors(include_url=False)]
+        # A default that depends on a setting with an error is not an error of its own.
+        details = [each for each in error.errors(include_url=False) if each["type"] != "default_factory_not_called"]
+        problems += [_describe(detail, given) for detail in details]
     else:
         if not problems:
             return settings
     raise ConfigurationError("\n".join(problems)) from None
 
 
-def _describe(detail: ErrorDetails, names: Mapping[SettingPath, str]) -> str:
+def _nested(given: Mapping[SettingPath, Given]) -> dict[str, Any]:
+    """Return the values, nested like the model."""
+    values: dict[str, Any] = {}
+    for path, each in given.items():
+        group = values
+        for name in path[:-1]:
+            group = group.setdefault(name, {})
+        group[path[-1]] = each.value
+    return values
+
+
+def _describe(detail: ErrorDetails, given: Mapping[SettingPath, Given]) -> str:
+    names = {path: each.name for path, each in given.items()}
     path = tuple(map(str, detail["loc"]))
     context = detail.get("ctx", {})
     rule = _MESSAGES.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")

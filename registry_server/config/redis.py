@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -11,7 +11,13 @@ from registry_server.config.fields import Metavar, Milliseconds, Number, Optiona
 
 _KEY_PREFIX = re.compile(r"[A-Za-z0-9{}._:/-]{1,128}")
 _ONE_HASH_TAG = re.compile(r"[^{}]*\{[^{}]+\}[^{}]*")
-_DEFAULT_WAIT_TIMEOUT_MS = 1_000
+_DEFAULT_TIMEOUT_MS = 2_000
+
+
+def _default_wait_timeout(group: dict[str, Any]) -> int:
+    # A short redis.timeout_ms alone must not be an error.
+    timeout: int = group.get("timeout_ms", _DEFAULT_TIMEOUT_MS)
+    return min(1_000, max(timeout // 2, 1))
 
 
 class RedisSettings(SettingsGroup):
@@ -31,12 +37,12 @@ class RedisSettings(SettingsGroup):
     """Client certificate for a Redis that requires one, as PEM."""
     tls_key_file: OptionalFile = None
     """Private key of the client certificate, as unencrypted PEM."""
-    timeout_ms: Milliseconds = 2_000
+    timeout_ms: Milliseconds = _DEFAULT_TIMEOUT_MS
     """Maximum time to wait for a response from Redis, in milliseconds."""
     wait_replicas: Annotated[Number, Field(ge=0, le=100)] = 0
     """Number of Redis replicas that must confirm a change before it is answered. If fewer confirm it, the call fails
     with UNAVAILABLE and the reason NOT_REPLICATED. 0 disables the wait."""
-    wait_timeout_ms: Milliseconds = _DEFAULT_WAIT_TIMEOUT_MS
+    wait_timeout_ms: Milliseconds = Field(default_factory=_default_wait_timeout)
     """Maximum time to wait for these replicas, in milliseconds. Must be less than redis.timeout_ms. The default is
     reduced to half of redis.timeout_ms if that is less."""
     repair: bool = True
@@ -82,8 +88,6 @@ class RedisSettings(SettingsGroup):
     @classmethod
     def _check_wait_timeout(cls, wait_timeout: int, info: ValidationInfo) -> int:
         timeout: int = info.data.get("timeout_ms", wait_timeout + 1)
-        if wait_timeout == _DEFAULT_WAIT_TIMEOUT_MS:  # a short redis.timeout_ms alone must not be an error
-            return min(wait_timeout, max(timeout // 2, 1))
-        if wait_timeout >= timeout:
+        if wait_timeout >= timeout > 1:  # half of 1 is not a time
             raise bad_setting("must be less than {other} ({limit})", other="redis.timeout_ms", limit=timeout)
         return wait_timeout

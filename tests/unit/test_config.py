@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from registry_server.config import RedisUrl, Settings, load_settings, usage
+from registry_server.config import RedisSettings, RedisUrl, Settings, load_settings, usage
 from registry_server.config.sources import SETTINGS, Setting
 from registry_server.errors import ConfigurationError
 from registry_server.model.networks import DENIED_NETWORKS
@@ -393,6 +393,23 @@ def test_short_redis_timeout_reduces_the_default_wait_timeout() -> None:
 def test_wait_timeout_above_the_redis_timeout_is_an_error_with_both_names() -> None:
     given = ["--redis.timeout-ms", "300", "--redis.wait-timeout-ms", "300"]
     assert errors_of(given) == ["--redis.wait-timeout-ms: must be less than --redis.timeout-ms (300), not '300'"]
+
+
+def test_timeouts_that_equal_their_default_are_honoured() -> None:
+    wait = ["--redis.wait-timeout-ms", "1000"]
+    assert load_settings(["--redis.timeout-ms", "1500", *wait], {}).redis.wait_timeout_ms == 1000
+    assert errors_of(["--redis.timeout-ms", "500", *wait]) == [
+        "--redis.wait-timeout-ms: must be less than --redis.timeout-ms (500), not '1000'"
+    ]
+    assert errors_of(["--health-check.interval-ms", "2000", "--health-check.timeout-ms", "5000"]) == [
+        "--health-check.timeout-ms: must be at most --health-check.interval-ms (2000), not '5000'"
+    ]
+    with pytest.raises(ValidationError):
+        RedisSettings(timeout_ms=500, wait_timeout_ms=1000)
+
+
+def test_shortest_redis_timeout_is_valid() -> None:
+    assert load_settings(["--redis.timeout-ms", "1"], {}).redis.wait_timeout_ms == 1
 
 
 def test_waiting_for_replicas_of_the_embedded_redis_is_an_error() -> None:

@@ -57,7 +57,6 @@ OWNERS: Final = {
     "jwt": ("registry_server.security",),
     "yaml": ("registry_server.security", "registry_cli"),
     "pydantic": ("registry_server.config", "registry_server.security.policy"),
-    "pydantic_settings": ("registry_server.config",),
     "click": ("registry_cli",),
     "opentelemetry": ("registry_server.telemetry",),
 }
