@@ -1,12 +1,14 @@
 """Compiled service filters. A filter is compiled once and then matched against many records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import re2
 
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter, TagMatch
 from ossa_common.versions import VersionFilter, parse_version_filter
 from ossa_common.violations import Violation, keyed
+from registry_server.model import rules
 from registry_server.model.record import (
     Record,
     capability_term,
@@ -19,12 +21,10 @@ from registry_server.model.record import (
     version_term,
 )
 from registry_server.model.rules import LABEL_KEY
+from registry_server.model.validation import MAX_LABEL_VALUE_LENGTH, MAX_LABELS, MAX_TAGS
 
 MAX_PATTERN_LENGTH = 512
 MAX_VALUE_LENGTH = 128
-MAX_LABEL_VALUE_LENGTH = 256
-MAX_TAGS = 64
-MAX_LABELS = 64
 MAX_HEALTH = 8
 
 # RE2 matches in linear time and rejects patterns that need backtracking. The memory limit rejects patterns that compile
@@ -36,10 +36,9 @@ _RE2_OPTIONS.log_errors = False
 _RE2_OPTIONS.max_mem = 1 << 20
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class Filter:
     """A compiled ``ServiceFilter``."""
-
-    __slots__ = ("_capability", "_capability_version", "_pattern", "_version", "any_of", "key", "required")
 
     key: bytes
     """Canonical form: equivalent filters have the same key."""
@@ -47,30 +46,15 @@ class Filter:
     """Index terms that a record must have."""
     any_of: tuple[tuple[str, ...], ...]
     """Groups of index terms; a record must have at least one term of each group."""
-
-    def __init__(
-        self,
-        *,
-        key: bytes,
-        required: tuple[str, ...],
-        any_of: tuple[tuple[str, ...], ...],
-        pattern: "re2._Regexp[str] | None",
-        version: VersionFilter | None,
-        capability: str,
-        capability_version: VersionFilter | None,
-    ) -> None:
-        self.key = key
-        self.required = required
-        self.any_of = any_of
-        self._pattern = pattern
-        self._version = version
-        self._capability = capability
-        self._capability_version = capability_version
+    pattern: "re2._Regexp[str] | None"
+    version: VersionFilter | None
+    capability: str
+    capability_version: VersionFilter | None
 
     @property
     def terms_only(self) -> bool:
         """Whether ``required`` and ``any_of`` express the whole filter."""
-        return self._pattern is None and self._version is None and self._capability_version is None
+        return self.pattern is None and self.version is None and self.capability_version is None
 
     def matches(self, record: Record) -> bool:
         """Return whether the record matches; takes about 1 µs."""
@@ -88,13 +72,13 @@ class Filter:
 
     def matches_beyond_terms(self, record: Record) -> bool:
         """Return whether a record that has the terms also matches the conditions that terms cannot express."""
-        if self._version is not None and not self._version.matches(record.version()):
+        if self.version is not None and not self.version.matches(record.version()):
             return False
-        if self._capability_version is not None and not any(
-            map(self._capability_version.matches, record.capability_versions(self._capability))
+        if self.capability_version is not None and not any(
+            map(self.capability_version.matches, record.capability_versions(self.capability))
         ):
             return False
-        return self._pattern is None or self._pattern.search(record.name) is not None
+        return self.pattern is None or self.pattern.search(record.name) is not None
 
 
 def compile_filter(message: ServiceFilter, at: str, violations: list[Violation]) -> Filter:
@@ -109,19 +93,21 @@ def compile_filter(message: ServiceFilter, at: str, violations: list[Violation])
         The compiled filter. It must not be used if violations were added.
     """
     terms = _Terms(at, violations)
-    terms.add_capability(message.capability)
-    capability_version = _version_filter(message.capability_version, f"{at}.capability_version", violations)
+    terms.add_text("capability", message.capability, capability_term)
+    capability_version = rules.parse_optional(
+        parse_version_filter, message.capability_version, f"{at}.capability_version", violations
+    )
     if capability_version is not None and not message.capability:
         violations.append(Violation(f"{at}.capability_version", "requires `capability`"))
     if capability_version is not None and capability_version.exact is not None:
         terms.required.append(capability_version_term(message.capability, capability_version.exact))
         capability_version = None
-    version = _version_filter(message.version, f"{at}.version", violations)
+    version = rules.parse_optional(parse_version_filter, message.version, f"{at}.version", violations)
     if version is not None and version.exact is not None:
         terms.required.append(version_term(version.exact))
         version = None
-    terms.add_environment(message.environment)
-    terms.add_group(message.group)
+    terms.add_text("environment", message.environment, environment_term)
+    terms.add_text("group", message.group, group_term)
     terms.add_labels(message.labels)
     terms.add_tags(message.tags, message.tag_match)
     terms.add_health(message.health)
@@ -145,24 +131,16 @@ class _Terms:
         self.required: list[str] = []
         self.any_of: list[tuple[str, ...]] = []
 
-    def add_capability(self, name: str) -> None:
-        if self._check_text(name, "capability"):
-            self.required.append(capability_term(name))
-
-    def add_environment(self, environment: str) -> None:
-        if self._check_text(environment, "environment"):
-            self.required.append(environment_term(environment))
-
-    def add_group(self, group: str) -> None:
-        if self._check_text(group, "group"):
-            self.required.append(group_term(group))
+    def add_text(self, field: str, value: str, term: Callable[[str], str]) -> None:
+        if self._check_text(value, field):
+            self.required.append(term(value))
 
     def add_labels(self, labels: Mapping[str, str]) -> None:
         self._check_count(len(labels), "labels", MAX_LABELS)
         for key, value in sorted(labels.items())[:MAX_LABELS]:
             field = keyed("labels", key)
-            if not LABEL_KEY.fullmatch(key):
-                self._add_violation(field, f"key must match {LABEL_KEY.pattern}")
+            if not LABEL_KEY.regex.fullmatch(key):
+                self._add_violation(field, f"key must match {LABEL_KEY.regex.pattern}")
             if len(value) > MAX_LABEL_VALUE_LENGTH:
                 self._add_violation(field, f"must have at most {MAX_LABEL_VALUE_LENGTH} characters")
             self.required.append(label_term(key, value))
@@ -203,28 +181,17 @@ class _Terms:
         return bool(value)
 
     def _check_count(self, count: int, field: str, limit: int) -> None:
-        if count > limit:
-            self._add_violation(field, f"has {count} entries; at most {limit} are allowed")
+        rules.check_count(count, f"{self._at}.{field}", limit, "entries", self._violations)
 
     def _add_violation(self, field: str, description: str) -> None:
         self._violations.append(Violation(f"{self._at}.{field}", description))
-
-
-def _version_filter(text: str, at: str, violations: list[Violation]) -> VersionFilter | None:
-    if not text:
-        return None
-    try:
-        return parse_version_filter(text)
-    except ValueError as error:
-        violations.append(Violation(at, str(error)))
-        return None
 
 
 def _pattern(text: str, at: str, violations: list[Violation]) -> "re2._Regexp[str] | None":
     if not text:
         return None
     if len(text) > MAX_PATTERN_LENGTH:
-        violations.append(Violation(at, f"has {len(text)} characters; at most {MAX_PATTERN_LENGTH} are allowed"))
+        rules.check_length(text, at, MAX_PATTERN_LENGTH, violations)
         return None
     try:
         return re2.compile(text, _RE2_OPTIONS)

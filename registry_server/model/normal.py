@@ -90,7 +90,7 @@ def update_type(before: Service, after: Service) -> EventType.ValueType:
         content = Service()
         content.CopyFrom(service)
         content.ClearField("health")
-        _clear_output_only(content)
+        clear_output_only(content)
         contents.append(content)
     if contents[0] == contents[1] and before.health.status != after.health.status:
         return EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
@@ -120,10 +120,9 @@ def _copy_field(path: str, source: Message, target: Message) -> None:
 
 
 def _normalise(service: Service, current: Service | None, now: Timestamp, *, keep_health: bool) -> Service:
-    _clear_output_only(service)
+    clear_output_only(service)
     service.group = service.group or service.name
     health = service.health
-    health.ClearField("status_changed_at")
     if current is None:
         health.status = health.status or HealthStatus.HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)
@@ -156,7 +155,10 @@ def _mark_heartbeating_healthy(service: Service, current: Service | None, now: T
     return service
 
 
-def _clear_output_only(service: Service) -> None:
+def clear_output_only(service: Service) -> None:
+    """Clear the fields that only the registry sets, in place."""
     service.ClearField("registered_at")
     service.ClearField("updated_at")
     service.ClearField("revision")
+    if service.HasField("health"):
+        service.health.ClearField("status_changed_at")

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa_common.violations import MAX_VIOLATIONS, Violation
 from registry_server.errors import InvalidRequest
+from registry_server.model import rules
 from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token
-from registry_server.model.validation import duration_violations, name_violations
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
@@ -37,7 +38,10 @@ def check_names(names: Sequence[str]) -> None:
         raise InvalidRequest([Violation("names", "is empty; name at least one service")])
     if len(names) > MAX_NAMES:
         raise InvalidRequest([Violation("names", f"has {len(names)} names; at most {MAX_NAMES} are allowed")])
-    raise_if_invalid([violation for i, name in enumerate(names) for violation in name_violations(name, f"names[{i}]")])
+    violations: list[Violation] = []
+    for i, name in enumerate(names):
+        rules.NAME.check(name, f"names[{i}]", violations)
+    raise_if_invalid(violations)
 
 
 def page_size(requested: int, violations: list[Violation]) -> int:
@@ -48,24 +52,12 @@ def page_size(requested: int, violations: list[Violation]) -> int:
 
 def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
     """Return the last name of the previous page, or an empty string for the first page."""
-    if not token:
-        return ""
-    try:
-        return decode_page_token(scope, token)
-    except ValueError as error:
-        violations.append(Violation("page_token", str(error)))
-        return ""
+    return rules.parse_optional(partial(decode_page_token, scope), token, "page_token", violations) or ""
 
 
 def parse_cursor(text: str, violations: list[Violation]) -> Cursor | None:
     """Decode a cursor; return ``None`` for empty text."""
-    if not text:
-        return None
-    try:
-        return decode_cursor(text)
-    except ValueError as error:
-        violations.append(Violation("cursor", str(error)))
-        return None
+    return rules.parse_optional(decode_cursor, text, "cursor", violations)
 
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:
@@ -83,6 +75,7 @@ def bookmark_interval(requested: Duration | None, violations: list[Violation]) -
     """Return the interval between bookmarks in seconds."""
     if requested is None:
         return DEFAULT_BOOKMARK_SECONDS
-    found = duration_violations(requested, "bookmark_interval", *_BOOKMARK_INTERVAL_RANGE)
-    violations.extend(found)
+    found: list[Violation] = []
+    rules.check_duration(requested, "bookmark_interval", *_BOOKMARK_INTERVAL_RANGE, found)
+    violations += found
     return DEFAULT_BOOKMARK_SECONDS if found else requested.seconds + requested.nanos / 1e9

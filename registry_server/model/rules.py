@@ -6,9 +6,9 @@ Every function appends its violations to ``found``. Registration is a hot path, 
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,10 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa_common.json_shape import MAX_DURATION_SECONDS, MAX_STRUCT_DEPTH
 from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 
-# Used with ``fullmatch`` only: ``$`` would accept a trailing line break.
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-CAPABILITY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
-LABEL_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+T = TypeVar("T")
+
 HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 ENDPOINT_SCHEMES: Final = ("http", "https", "grpc", "grpcs", "tcp", "ws", "wss")
@@ -29,9 +27,6 @@ MAX_ENDPOINT_LENGTH: Final = 2_048
 MAX_ERROR_LENGTH: Final = 1_024
 MAX_DETAILS_BYTES: Final = 4_096
 
-_NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, starting with a letter or digit"
-_CAPABILITY_NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ : / -, starting with a letter or digit"
-_LABEL_KEY_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ / -, starting with a letter or digit"
 
 _NANOS = 1_000_000_000
 # Range of the well-known type: https://protobuf.dev/reference/protobuf/google.protobuf
@@ -52,28 +47,25 @@ _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 _LEVEL_TAGS = (b"\x2a", b"\x32")
 
 
-def check_name(name: str, at: str, found: list[Violation]) -> None:
-    """Check a required service or group name."""
-    if not NAME.fullmatch(name):
-        found.append(_not_a(name, at, "name", _NAME_RULE))
+class Identifier:
+    """A kind of identifier: 1 to 128 letters, digits and certain other characters."""
+
+    def __init__(self, noun: str, others: str) -> None:
+        self._noun = noun
+        self._rule = f"1 to 128 characters of A-Z a-z 0-9 {' '.join(others)}, starting with a letter or digit"
+        self.regex = re.compile(rf"[A-Za-z0-9][A-Za-z0-9{others}]{{0,127}}")
+        """Used with ``fullmatch`` only: ``$`` would accept a trailing line break."""
+
+    def check(self, value: str, at: str, found: list[Violation]) -> None:
+        """Check a required identifier."""
+        if not self.regex.fullmatch(value):
+            fault = f"{quoted(value)} is not a {self._noun}" if value else "is required"
+            found.append(Violation(at, f"{fault}: {self._rule}"))
 
 
-def check_capability_name(name: str, at: str, found: list[Violation]) -> None:
-    """Check the name of a capability."""
-    if not CAPABILITY_NAME.fullmatch(name):
-        found.append(_not_a(name, at, "capability name", _CAPABILITY_NAME_RULE))
-
-
-def check_label_key(key: str, at: str, found: list[Violation]) -> None:
-    """Check the key of a label."""
-    if not LABEL_KEY.fullmatch(key):
-        found.append(_not_a(key, at, "label key", _LABEL_KEY_RULE))
-
-
-def _not_a(value: str, at: str, kind: str, rule: str) -> Violation:
-    if not value:
-        return Violation(at, f"is required: {rule}")
-    return Violation(at, f"{quoted(value)} is not a {kind}: {rule}")
+NAME: Final = Identifier("name", "._-")
+CAPABILITY_NAME: Final = Identifier("capability name", "._:/-")
+LABEL_KEY: Final = Identifier("label key", "._/-")
 
 
 def check_length(value: str, at: str, limit: int, found: list[Violation]) -> None:
@@ -90,12 +82,19 @@ def check_printable(value: str, at: str, limit: int, found: list[Violation]) -> 
         found.append(Violation(at, f"{quoted(value)} contains control or other unprintable characters; remove them"))
 
 
-def check_count(count: int, at: str, limit: int, noun: str, found: list[Violation]) -> bool:
-    """Check that there are at most ``limit`` items, and return whether that holds."""
-    if count <= limit:
-        return True
-    found.append(Violation(at, f"has {count} {noun}; at most {limit} are allowed"))
-    return False
+def check_count(count: int, at: str, limit: int, noun: str, found: list[Violation]) -> None:
+    """Check that there are at most ``limit`` items."""
+    if count > limit:
+        found.append(Violation(at, f"has {count} {noun}; at most {limit} are allowed"))
+
+
+def parse_optional(parse: Callable[[str], T], text: str, at: str, found: list[Violation]) -> T | None:
+    """Return the parsed text; ``None`` if it is empty or not valid. ``parse`` raises ``ValueError`` with the reason."""
+    try:
+        return parse(text) if text else None
+    except ValueError as error:
+        found.append(Violation(at, str(error)))
+        return None
 
 
 def check_header(name: str, value: str, at: str, limit: int, found: list[Violation]) -> None:
@@ -275,7 +274,7 @@ def _url_fault(endpoint: str) -> str | None:
 def _authority_fault(authority: str, *, port_required: bool) -> str | None:
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
-        if not bracket or not _is_ipv6(host):
+        if not bracket or not _is_ip(ipaddress.IPv6Address, host):
             return f"{quoted(authority)} does not hold an IPv6 address in brackets"
         if rest and not rest.startswith(":"):
             return f"{quoted(rest)} after the brackets is not a port"
@@ -294,23 +293,12 @@ def _authority_fault(authority: str, *, port_required: bool) -> str | None:
 def _is_host(host: str) -> bool:
     if len(host) - host.endswith(".") > _MAX_HOST_LENGTH or not _HOST.fullmatch(host):
         return False
-    return not _NUMERIC_HOST.fullmatch(host) or _is_ipv4(host)
+    return not _NUMERIC_HOST.fullmatch(host) or _is_ip(ipaddress.IPv4Address, host)
 
 
-def _is_ipv4(host: str) -> bool:
+def _is_ip(family: type[ipaddress.IPv4Address | ipaddress.IPv6Address], host: str) -> bool:
     try:
-        ipaddress.IPv4Address(host)
+        family(host)
     except ValueError:
         return False
-    return True
-
-
-def _is_ipv6(host: str) -> bool:
-    # A zone (``fe80::1%eth0``) is meaningful on one host only.
-    if "%" in host:
-        return False
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
+    return "%" not in host  # a zone (``fe80::1%eth0``) is meaningful on one host only

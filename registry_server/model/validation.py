@@ -10,55 +10,13 @@ from itertools import islice
 from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.struct_pb2 import Struct
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
-from ossa_common.json_shape import MAX_STRUCT_DEPTH, OUTPUT_ONLY
+from ossa_common.json_shape import OUTPUT_ONLY
 from ossa_common.violations import MAX_VIOLATIONS, Violation, keyed, quoted
-from registry_server.model import rules
-from registry_server.model.rules import (
-    CAPABILITY_NAME,
-    ENDPOINT_SCHEMES,
-    LABEL_KEY,
-    MAX_DETAILS_BYTES,
-    MAX_ENDPOINT_LENGTH,
-    MAX_ERROR_LENGTH,
-    NAME,
-)
-
-__all__ = [
-    "CAPABILITY_NAME",
-    "ENDPOINT_SCHEMES",
-    "LABEL_KEY",
-    "MAX_AUTHOR_LENGTH",
-    "MAX_CAPABILITIES",
-    "MAX_DESCRIPTION_LENGTH",
-    "MAX_DETAILS_BYTES",
-    "MAX_DOCUMENTATION_LENGTH",
-    "MAX_ENDPOINT_LENGTH",
-    "MAX_ENVIRONMENT_LENGTH",
-    "MAX_ERROR_LENGTH",
-    "MAX_LABELS",
-    "MAX_LABEL_VALUE_LENGTH",
-    "MAX_SERVICE_BYTES",
-    "MAX_STRUCT_DEPTH",
-    "MAX_TAGS",
-    "MAX_TAG_LENGTH",
-    "MAX_TTL",
-    "MAX_VERSION_LENGTH",
-    "MAX_VIOLATIONS",
-    "MIN_TTL",
-    "NAME",
-    "details_violations",
-    "duration_violations",
-    "error_text_violations",
-    "name_violations",
-    "service_violations",
-    "status_violations",
-    "update_mask_violations",
-]
+from registry_server.model import normal, rules
+from registry_server.model.rules import MAX_ERROR_LENGTH
 
 MAX_SERVICE_BYTES: Final = 65_536
 MAX_CAPABILITIES: Final = 64
@@ -102,13 +60,13 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
     found: list[Violation] = []
     # Structs of an oversized service are not checked: a request may be far larger than a service.
     check_structs = _check_size(service, at, found)
-    rules.check_name(service.name, f"{at}.name", found)
+    rules.NAME.check(service.name, f"{at}.name", found)
     rules.check_endpoint(service.endpoint, f"{at}.endpoint", found)
     if not service.version:
         found.append(Violation(f"{at}.version", "is required: SemVer such as 1.4.2 is recommended"))
     rules.check_printable(service.version, f"{at}.version", MAX_VERSION_LENGTH, found)
     if service.group:
-        rules.check_name(service.group, f"{at}.group", found)
+        rules.NAME.check(service.group, f"{at}.group", found)
     if service.capabilities:
         _check_capabilities(service.capabilities, f"{at}.capabilities", found, check_structs=check_structs)
     if service.HasField("metadata"):
@@ -125,7 +83,7 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
 def name_violations(name: str, at: str) -> list[Violation]:
     """Check the name of a service or group; an empty name is a violation."""
     found: list[Violation] = []
-    rules.check_name(name, at, found)
+    rules.NAME.check(name, at, found)
     return found
 
 
@@ -135,29 +93,6 @@ def status_violations(status: int, at: str) -> list[Violation]:
     if status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
         found.append(Violation(at, f"is required: one of {_known_statuses()}"))
     _check_status(status, at, found)
-    return found
-
-
-def details_violations(details: Struct, at: str = "details") -> list[Violation]:
-    """Check the details of a health status: their size, nesting and numbers."""
-    found: list[Violation] = []
-    rules.check_details(details, at, found)
-    return found[:MAX_VIOLATIONS]
-
-
-def error_text_violations(error: str, at: str = "error") -> list[Violation]:
-    """Check the text that explains why a status is not HEALTHY."""
-    found: list[Violation] = []
-    rules.check_length(error, at, MAX_ERROR_LENGTH, found)
-    return found
-
-
-def duration_violations(
-    duration: Duration, at: str, minimum: timedelta, maximum: timedelta | None = None
-) -> list[Violation]:
-    """Check that a duration is valid and in an inclusive range; a ``maximum`` of ``None`` means unlimited."""
-    found: list[Violation] = []
-    rules.check_duration(duration, at, minimum, maximum, found)
     return found
 
 
@@ -187,10 +122,7 @@ def _check_size(service: Service, at: str, found: list[Violation]) -> bool:
     if size > MAX_SERVICE_BYTES:
         content = Service()
         content.CopyFrom(service)
-        for field in ("registered_at", "updated_at", "revision"):
-            content.ClearField(field)
-        if content.HasField("health"):
-            content.health.ClearField("status_changed_at")
+        normal.clear_output_only(content)
         size = content.ByteSize()
     if size <= MAX_SERVICE_BYTES:
         return True
@@ -207,7 +139,7 @@ def _check_capabilities(
     for index, capability in enumerate(islice(capabilities, MAX_CAPABILITIES)):
         here = f"{at}[{index}]"
         name, version = capability.name, capability.version
-        rules.check_capability_name(name, f"{here}.name", found)
+        rules.CAPABILITY_NAME.check(name, f"{here}.name", found)
         if version:
             rules.check_printable(version, f"{here}.version", MAX_VERSION_LENGTH, found)
         rules.check_length(capability.description, f"{here}.description", MAX_DESCRIPTION_LENGTH, found)
@@ -255,7 +187,7 @@ def _check_labels(labels: Mapping[str, str], at: str, found: list[Violation]) ->
     # Sorted, because a protobuf map is unordered and responses should be deterministic.
     for key in sorted(islice(labels, MAX_LABELS)):
         here = keyed(at, key)
-        rules.check_label_key(key, here, found)
+        rules.LABEL_KEY.check(key, here, found)
         rules.check_length(labels[key], here, MAX_LABEL_VALUE_LENGTH, found)
 
 
@@ -293,7 +225,7 @@ def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> 
         check.HasField("interval")
         and check.HasField("timeout")
         and len(found) == before
-        and _sort_key(check.timeout) > _sort_key(check.interval)
+        and check.timeout.ToNanoseconds() > check.interval.ToNanoseconds()
     ):
         found.append(
             Violation(f"{at}.timeout", "is longer than `interval`; a probe must end before the next one starts")
@@ -306,10 +238,6 @@ def _check_health_check(check: HealthCheck, at: str, found: list[Violation]) -> 
     ):
         if not 0 <= threshold <= _MAX_THRESHOLD:
             found.append(Violation(f"{at}.{field}", f"is {threshold}; must be 1 to {_MAX_THRESHOLD}, 0 = the default"))
-
-
-def _sort_key(duration: Duration) -> tuple[int, int]:
-    return duration.seconds, duration.nanos
 
 
 def _check_http_probe(probe: HealthCheck.HttpProbe, at: str, found: list[Violation]) -> None:

@@ -16,7 +16,7 @@ from yarl import URL
 
 from ossa_common.json_values import ValueReader
 from registry_server import __version__
-from registry_server.model.validation import MAX_DETAILS_BYTES, details_violations
+from registry_server.model.rules import MAX_DETAILS_BYTES, check_details
 from registry_server.probes import outcome
 from registry_server.probes.outcome import Answer, ProbeFailed
 from registry_server.probes.plan import Plan
@@ -192,7 +192,8 @@ def _details(body: bytes) -> tuple[Mapping[str, object], Struct | None]:
     details = Struct()
     reader = ValueReader("details")
     reader.read_struct(members, "", details)
-    return members, None if reader.violations or details_violations(details) else details
+    check_details(details, "details", reader.violations)
+    return members, None if reader.violations else details
 
 
 def _failure_reason(error: aiohttp.ClientError) -> str:

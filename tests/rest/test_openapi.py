@@ -146,8 +146,8 @@ def limits() -> list[tuple[Any, Any]]:
     query = {name: node["schema"] for name, node in DOCUMENT["components"]["parameters"].items()}
     capability = of["Capability"]["properties"]
     return [
-        (of["Name"]["pattern"], f"^{rules.NAME.pattern}$"),
-        (capability["name"]["pattern"], f"^{rules.CAPABILITY_NAME.pattern}$"),
+        (of["Name"]["pattern"], f"^{rules.NAME.regex.pattern}$"),
+        (capability["name"]["pattern"], f"^{rules.CAPABILITY_NAME.regex.pattern}$"),
         (capability["description"]["maxLength"], validation.MAX_DESCRIPTION_LENGTH),
         (capability["version"]["maxLength"], validation.MAX_VERSION_LENGTH),
         (of["Capabilities"]["maxItems"], validation.MAX_CAPABILITIES),
@@ -163,7 +163,7 @@ def limits() -> list[tuple[Any, Any]]:
         (metadata["tags"]["maxItems"], validation.MAX_TAGS),
         (metadata["tags"]["items"]["maxLength"], validation.MAX_TAG_LENGTH),
         (metadata["labels"]["maxProperties"], validation.MAX_LABELS),
-        (metadata["labels"]["propertyNames"]["pattern"], f"^{rules.LABEL_KEY.pattern}$"),
+        (metadata["labels"]["propertyNames"]["pattern"], f"^{rules.LABEL_KEY.regex.pattern}$"),
         (metadata["labels"]["additionalProperties"]["maxLength"], validation.MAX_LABEL_VALUE_LENGTH),
         (check["type"]["enum"], list(PROBE_TYPES)),
         (check["method"]["enum"], list(validation._METHODS)),
@@ -188,7 +188,7 @@ def limits() -> list[tuple[Any, Any]]:
         ),
         (query["NamePattern"]["maxLength"], filters.MAX_PATTERN_LENGTH),
         (query["Capability"]["maxLength"], filters.MAX_VALUE_LENGTH),
-        (query["Label"]["maxLength"], filters.MAX_LABEL_VALUE_LENGTH),
+        (query["Label"]["maxLength"], validation.MAX_LABEL_VALUE_LENGTH),
         (query["TagMatch"]["enum"], list(TAG_MATCHES)),
         (query["PageSize"]["maximum"], requests.MAX_PAGE_SIZE),
         (query["PageSize"]["default"], requests.DEFAULT_PAGE_SIZE),

@@ -15,12 +15,8 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
 from ossa_common.violations import Violation
 from registry_server.model import rules
+from registry_server.model.rules import MAX_STRUCT_DEPTH, MAX_VIOLATIONS
 from registry_server.model.validation import (
-    MAX_STRUCT_DEPTH,
-    MAX_VIOLATIONS,
-    details_violations,
-    duration_violations,
-    error_text_violations,
     name_violations,
     service_violations,
     status_violations,
@@ -494,6 +490,12 @@ def has_infinite(value: object) -> bool:
             return False
 
 
+def details_violations(details: Struct) -> list[Violation]:
+    violations: list[Violation] = []
+    rules.check_details(details, "details", violations)
+    return violations
+
+
 @given(st.dictionaries(st.text(max_size=3), json_values, max_size=4))
 def test_infinite_number_is_found_anywhere_in_a_struct(content: dict[str, Any]) -> None:
     struct = Struct()
@@ -560,9 +562,12 @@ def test_reported_status_must_be_set_and_known(status: int, reason: str) -> None
     assert status_violations(1, "status") == []
 
 
-def test_error_text_violations() -> None:
-    assert error_text_violations("e" * 1_024) == []
-    assert error_text_violations("e" * 1_025) == [Violation("error", "has 1025 characters; at most 1024 are allowed")]
+def test_text_must_be_within_its_limit() -> None:
+    violations: list[Violation] = []
+    rules.check_length("e" * 1_024, "error", 1_024, violations)
+    assert violations == []
+    rules.check_length("e" * 1_025, "error", 1_024, violations)
+    assert violations == [Violation("error", "has 1025 characters; at most 1024 are allowed")]
 
 
 @pytest.mark.parametrize(
@@ -578,7 +583,9 @@ def test_error_text_violations() -> None:
     ids=repr,
 )
 def test_duration_must_be_within_its_limits(duration: Duration, valid: bool) -> None:  # noqa: FBT001
-    violations = duration_violations(duration, "bookmark_interval", timedelta(milliseconds=100), timedelta(hours=1))
+    violations: list[Violation] = []
+    limits = timedelta(milliseconds=100), timedelta(hours=1)
+    rules.check_duration(duration, "bookmark_interval", *limits, violations)
     assert [violation.field for violation in violations] == ([] if valid else ["bookmark_interval"])
 
 
