@@ -1,6 +1,6 @@
 """Health checks: lease expiry, and probes of each service by the process that it is assigned to."""
 
-from registry_server.health.counters import LATENESS_BOUNDS, ProbeCounters
+from registry_server.health.counters import ProbeCounters
 from registry_server.health.evaluator import HealthEvaluator
 from registry_server.health.leases import LeaseSweeper
 from registry_server.health.members import Membership
@@ -10,7 +10,6 @@ from registry_server.health.results import ResultWriter
 from registry_server.health.self_preservation import SelfPreservation
 
 __all__ = [
-    "LATENESS_BOUNDS",
     "HealthEvaluator",
     "HealthMonitor",
     "HealthReports",

@@ -11,7 +11,7 @@ from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
 from registry_server.security.jwt_tokens import CredentialRefused, JwtVerifier
 from registry_server.security.keys import digest_of, parse_hash
 from registry_server.security.patterns import matches
-from registry_server.security.policy import ApiKey, Policy, granted_identity, role_named
+from registry_server.security.policy import ApiKey, Policy, granted_identity
 
 MAX_CACHED_CREDENTIALS: Final = 10_000
 """Verified credentials to keep; the least recently used are evicted first."""
@@ -49,7 +49,7 @@ class Authenticator:
             monotonic: Clock for the age of the issuers' keys, in seconds.
         """
         self._default_limits = default_limits
-        self._anonymous = Identity(ANONYMOUS, role_named(policy.anonymous), limits=default_limits)
+        self._anonymous = Identity(ANONYMOUS, Role[policy.anonymous.upper()], limits=default_limits)
         self._keys: dict[bytes, tuple[bytes, ApiKey | None]] = {
             digest: (digest, key) for key in policy.api_keys for text in key.hashes if (digest := parse_hash(text))
         }

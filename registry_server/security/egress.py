@@ -16,9 +16,8 @@ from registry_server.model.networks import DENIED_NETWORKS, Network
 
 Address = IPv4Address | IPv6Address
 
-_NAT64: Final = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-# Ranges that also end with an IPv4 address: compatible (RFC 4291, 2.5.5.1) and translated (RFC 2765, 2.1).
-_IPV4_COMPATIBLE_OR_TRANSLATED: Final = (IPv6Network("::/96"), IPv6Network("::ffff:0:0:0/96"))
+# Ranges whose addresses end with an IPv4 address: NAT64, compatible (RFC 4291, 2.5.5.1), translated (RFC 2765, 2.1).
+_ENDS_WITH_IPV4: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
 _LAST_32_BITS: Final = 0xFFFF_FFFF
 # Further addresses of a name are ignored: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
@@ -156,6 +155,6 @@ def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
             return (embedded,)
     if address.teredo is not None:
         return address.teredo
-    if any(address in network for network in (*_NAT64, *_IPV4_COMPATIBLE_OR_TRANSLATED)):
+    if _is_in_any(address, _ENDS_WITH_IPV4):
         return (IPv4Address(int(address) & _LAST_32_BITS),)
     return ()

@@ -35,7 +35,6 @@ _MESSAGES: Final = {
     "string_pattern_mismatch": "must be 1 to 128 letters, digits and . _ - and begin with a letter or digit",
     "datetime": "must be a time with its zone, such as 2027-01-31T00:00:00Z",
 }
-_ROLES: Final = {role.word: role for role in Role}
 
 
 def _policy_error(message: str) -> PydanticCustomError:
@@ -161,11 +160,6 @@ class Problem(NamedTuple):
     description: str
 
 
-def role_named(word: str) -> Role:
-    """Return the role that a policy file names."""
-    return _ROLES[word]
-
-
 def granted_identity(
     grant: Grant, name: str, method: str, subject: str, default_limits: Limits, expires: float | None
 ) -> Identity:
@@ -185,7 +179,7 @@ def granted_identity(
         pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or is_plain
     )
     limits = grant.limits.with_defaults(default_limits) if grant.limits else default_limits
-    return Identity(name, role_named(grant.role), method, patterns, limits, expires)
+    return Identity(name, Role[grant.role.upper()], method, patterns, limits, expires)
 
 
 def read_policy(file: Path) -> Policy:

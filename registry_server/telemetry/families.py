@@ -3,9 +3,9 @@
 Labels have few distinct values; text from clients never becomes a label.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -19,10 +19,11 @@ from registry_server.replication import FOLLOWER_STATES, REPAIR_OUTCOMES, Follow
 from registry_server.rpc.calls import RpcMethod
 from registry_server.rpc.readers import SlowReaders
 from registry_server.security.limits import InFlight
-from registry_server.store import RedisStore
+from registry_server.store import COMMIT_OUTCOMES, EXPIRIES, RedisStore
 from registry_server.telemetry.samples import Samples
 from registry_server.watch import WATCH_ENDS, WATCH_STARTS, WatchHub
 
+_Value = TypeVar("_Value", bound=str)
 PREFIX: Final = "ossa_registry_"
 # Reported as 0 before the first call: Prometheus cannot see the increase of a series that starts at its first error.
 _INITIAL_CODES: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
@@ -53,7 +54,7 @@ def rpc_metrics(methods: Mapping[str, RpcMethod]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         PREFIX + "grpc_requests", "Finished RPCs, by method and status", labels=["method", "code"]
     )
-    seconds = _histogram("grpc_request_duration_seconds", "Duration of RPCs, without streams", ["method"])
+    seconds = _histograms("grpc_request_duration_seconds", "Duration of RPCs, without streams", ["method"])
     open_ = GaugeMetricFamily(PREFIX + "grpc_streams", "Open streams, by method", labels=["method"])
     for name, method in methods.items():
         for code, count in {**_INITIAL_CODES, **method.calls.ended}.items():
@@ -72,7 +73,9 @@ def http_metrics(routes: Mapping[str, Route]) -> Iterator[Metric]:
         "Answered HTTP requests, by method, route and status",
         labels=["method", "route", "status"],
     )
-    seconds = _histogram("http_request_duration_seconds", "Duration of HTTP requests, without event streams", ["route"])
+    seconds = _histograms(
+        "http_request_duration_seconds", "Duration of HTTP requests, without event streams", ["route"]
+    )
     for path, route in routes.items():
         for (method, status), count in route.answers.items():
             requests.add_metric([method, path, str(status)], count)
@@ -97,28 +100,25 @@ def store_metrics(store: RedisStore, follower: Follower) -> Iterator[Metric]:
         "store_connections", "Successful connections to Redis: the first one and reconnections", follower.connections
     )
     yield _gauge("store_waiting_commands", "Commands that wait for their round trip", store.waiting_commands)
-    commits = CounterMetricFamily(PREFIX + "commits", "Attempts to commit a change, by outcome", labels=["outcome"])
-    for outcome in ("committed", "conflict", "epoch_changed", "refused", "failed"):
-        commits.add_metric([outcome], counters.commits[outcome])
-    yield commits
+    commits = {outcome: counters.commits[outcome] for outcome in COMMIT_OUTCOMES}
+    yield _counters("commits", "Attempts to commit a change, by outcome", "outcome", commits)
     calls = CounterMetricFamily(
         PREFIX + "store_calls", "Redis scripts, by script and outcome", labels=["script", "outcome"]
     )
-    seconds = _histogram("store_call_duration_seconds", "Duration of Redis scripts, including queueing", ["script"])
+    seconds = _histograms("store_call_duration_seconds", "Duration of Redis scripts, including queueing", ["script"])
     for name, script in counters.scripts.items():
         for outcome in ("ok", "failed"):
             calls.add_metric([name, outcome], script.ended[outcome])
         _add_histogram(seconds, [name], script.seconds)
     yield from (calls, seconds)
     connections = GaugeMetricFamily(PREFIX + "redis_connections", "Connections to Redis", labels=["pool", "state"])
-    limits = GaugeMetricFamily(
-        PREFIX + "redis_connections_max", "Maximum number of connections to Redis", labels=["pool"]
-    )
-    for name, pool in store.pool_stats().items():
+    pools = store.pool_stats()
+    for name, pool in pools.items():
         connections.add_metric([name, "in_use"], pool.in_use)
         connections.add_metric([name, "idle"], pool.idle)
-        limits.add_metric([name], pool.max_connections)
-    yield from (connections, limits)
+    yield connections
+    limits = {name: pool.max_connections for name, pool in pools.items()}
+    yield _gauges("redis_connections_max", "Maximum number of connections to Redis", "pool", limits)
     memory = counters.memory
     yield _gauge("redis_memory_bytes", "Memory that Redis uses", memory.used_bytes if memory else None)
     yield _gauge(
@@ -135,10 +135,8 @@ def store_metrics(store: RedisStore, follower: Follower) -> Iterator[Metric]:
 
 def follower_metrics(follower: Follower, replica: Replica) -> Iterator[Metric]:
     """Yield the metrics of replication from the store."""
-    state = GaugeMetricFamily(PREFIX + "follower_state", "1 for the current state of the follower", labels=["state"])
-    for name in FOLLOWER_STATES:
-        state.add_metric([name], follower.state == name)
-    yield state
+    states = {state: follower.state == state for state in FOLLOWER_STATES}
+    yield _gauges("follower_state", "1 for the current state of the follower", "state", states)
     yield _gauge("follower_lag_seconds", "Time since this process was last caught up with Redis", follower.lag)
     yield _gauge("revision", "Newest revision that this process has applied", replica.revision)
     yield _counter("resyncs", "Full reloads of the state because the history was broken", follower.resyncs)
@@ -146,30 +144,24 @@ def follower_metrics(follower: Follower, replica: Replica) -> Iterator[Metric]:
         "epoch_changes", "New epochs of the store: Redis was emptied, restored or lost writes", follower.epoch_changes
     )
     if (repairer := follower.repairer) is not None:
-        repairs = CounterMetricFamily(PREFIX + "repairs", "Repairs of Redis, by outcome", labels=["outcome"])
-        for outcome in REPAIR_OUTCOMES:
-            repairs.add_metric([outcome], repairer.counters.repairs[outcome])
-        services = CounterMetricFamily(
-            PREFIX + "repaired_services", "Services that repairs restored in or removed from Redis", labels=["result"]
-        )
-        services.add_metric(["restored"], repairer.counters.restored)
-        services.add_metric(["removed"], repairer.counters.removed)
-        yield from (repairs, services)
-    lag = _histogram("event_lag_seconds", "Time from the commit of a change until it was applied here", [])
-    _add_histogram(lag, [], follower.event_lag)
-    yield lag
+        counters = repairer.counters
+        repairs = {outcome: counters.repairs[outcome] for outcome in REPAIR_OUTCOMES}
+        yield _counters("repairs", "Repairs of Redis, by outcome", "outcome", repairs)
+        services = {"restored": counters.restored, "removed": counters.removed}
+        help_ = "Services that repairs restored in or removed from Redis"
+        yield _counters("repaired_services", help_, "result", services)
+    yield _histogram(
+        "event_lag_seconds", "Time from the commit of a change until it was applied here", follower.event_lag
+    )
 
 
 def watch_metrics(hub: WatchHub) -> Iterator[Metric]:
     """Yield the metrics of watches of both transports."""
     yield _gauge("watchers", "Open watches", hub.watchers)
-    started = CounterMetricFamily(PREFIX + "watches_started", "Started watches, by start position", labels=["start"])
-    for start in WATCH_STARTS:
-        started.add_metric([start], hub.counters.started[start])
-    ended = CounterMetricFamily(PREFIX + "watches_ended", "Ended watches, by reason", labels=["reason"])
-    for reason in WATCH_ENDS:
-        ended.add_metric([reason.lower()], hub.counters.ended[reason])
-    yield from (started, ended)
+    started = {start: hub.counters.started[start] for start in WATCH_STARTS}
+    yield _counters("watches_started", "Started watches, by start position", "start", started)
+    ended = {reason.lower(): hub.counters.ended[reason] for reason in WATCH_ENDS}
+    yield _counters("watches_ended", "Ended watches, by reason", "reason", ended)
     yield _counter(
         "watch_cursors_expired", "Watches that could not resume from their cursor", hub.counters.cursors_expired
     )
@@ -178,42 +170,29 @@ def watch_metrics(hub: WatchHub) -> Iterator[Metric]:
 
 def service_metrics(replica: Replica, *, loaded: bool) -> Iterator[Metric]:
     """Yield the number of services by status; no sample before the state is loaded."""
-    services = GaugeMetricFamily(PREFIX + "services", "Registered services, by status", labels=["status"])
-    if loaded:
-        for status, count in _statuses(registry_stats(replica)).items():
-            services.add_metric([status], count)
-    yield services
+    services = _statuses(registry_stats(replica)) if loaded else {}
+    yield _gauges("services", "Registered services, by status", "status", services)
 
 
 def lease_metrics(store: RedisStore) -> Iterator[Metric]:
     """Yield the metrics of leases and heartbeats."""
     counters = store.counters
     yield _gauge("leases", "Services with a lease that can expire, at the last sweep", counters.active_leases)
-    expired = CounterMetricFamily(
-        PREFIX + "leases_expired", "Services that this process removed because their lease expired", labels=["reason"]
-    )
-    for reason in ("lease_expired", "cleanup"):
-        expired.add_metric([reason], counters.expired_services[reason])
-    yield expired
-    heartbeats = CounterMetricFamily(
-        PREFIX + "heartbeats", "Lease renewals by heartbeats, by whether the service is registered", labels=["result"]
-    )
-    heartbeats.add_metric(["renewed"], counters.renewed_leases)
-    heartbeats.add_metric(["unknown"], counters.unknown_leases)
-    yield heartbeats
+    expired = {reason: counters.expired_services[reason] for reason in EXPIRIES}
+    help_ = "Services that this process removed because their lease expired"
+    yield _counters("leases_expired", help_, "reason", expired)
+    heartbeats = {"renewed": counters.renewed_leases, "unknown": counters.unknown_leases}
+    help_ = "Lease renewals by heartbeats, by whether the service is registered"
+    yield _counters("heartbeats", help_, "result", heartbeats)
 
 
 def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:
     """Yield the metrics of health monitoring."""
     counters = monitor.counters
-    outcomes = CounterMetricFamily(PREFIX + "probes", "Finished probes, by outcome", labels=["outcome"])
-    for kind in OutcomeKind:
-        outcomes.add_metric([kind.value], counters.outcomes[kind])
-    yield outcomes
+    outcomes = {kind.value: counters.outcomes[kind] for kind in OutcomeKind}
+    yield _counters("probes", "Finished probes, by outcome", "outcome", outcomes)
     yield _counter("probes_late", "Probes that started more than a second late", counters.late)
-    lateness = _histogram("probe_lateness_seconds", "Delay between the due time of a probe and its start", [])
-    _add_histogram(lateness, [], counters.lateness)
-    yield lateness
+    yield _histogram("probe_lateness_seconds", "Delay between the due time of a probe and its start", counters.lateness)
     yield _gauge("probed_services", "Services that this process probes", monitor.probed_services)
     yield _gauge("members", "Live processes that share the probing", monitor.members)
     yield _gauge(
@@ -230,9 +209,7 @@ def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:
 
 def event_loop_metrics(samples: Samples) -> Iterator[Metric]:
     """Yield the lag of the event loop."""
-    lag = _histogram("event_loop_lag_seconds", "Delay until a scheduled task ran", [])
-    _add_histogram(lag, [], samples.loop_lag)
-    yield lag
+    yield _histogram("event_loop_lag_seconds", "Delay until a scheduled task ran", samples.loop_lag)
 
 
 def _statuses(counts: RegistryStats) -> dict[str, int]:
@@ -249,6 +226,20 @@ def _counter(name: str, help_: str, value: float) -> Metric:
     return CounterMetricFamily(PREFIX + name, help_, value=value)
 
 
+def _counters(name: str, help_: str, label: str, values: Mapping[_Value, float]) -> Metric:
+    return _labelled(CounterMetricFamily(PREFIX + name, help_, labels=[label]), values)
+
+
+def _gauges(name: str, help_: str, label: str, values: Mapping[_Value, float]) -> Metric:
+    return _labelled(GaugeMetricFamily(PREFIX + name, help_, labels=[label]), values)
+
+
+def _labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[_Value, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
 def _gauge(name: str, help_: str, value: float | None) -> Metric:
     """Return a gauge, without a sample if the value is unknown."""
     family = GaugeMetricFamily(PREFIX + name, help_, labels=())
@@ -257,10 +248,16 @@ def _gauge(name: str, help_: str, value: float | None) -> Metric:
     return family
 
 
-def _histogram(name: str, help_: str, labels: list[str]) -> HistogramMetricFamily:
+def _histogram(name: str, help_: str, histogram: Histogram) -> Metric:
+    family = _histograms(name, help_, ())
+    _add_histogram(family, (), histogram)
+    return family
+
+
+def _histograms(name: str, help_: str, labels: Sequence[str]) -> HistogramMetricFamily:
     return HistogramMetricFamily(PREFIX + name, help_, labels=labels)
 
 
-def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: Histogram) -> None:
+def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], histogram: Histogram) -> None:
     bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
     family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.health import LATENESS_BOUNDS, ProbeCounters
+from registry_server.health.counters import LATENESS_BOUNDS, ProbeCounters
 from registry_server.probes import Outcome, OutcomeKind
 
 OK = Outcome(OutcomeKind.OK, 0.1)
