@@ -29,7 +29,9 @@ class Replica:
     def __init__(self, history_length: int) -> None:
         self.records: dict[str, Record] = {}
         self.owners: dict[str, str] = {}
-        """Service name to owner, as far as this process has seen it; a repair writes it back to the store."""
+        """Service name to owner, as in the store at ``position``: an owner changes only with a change of its service.
+        Written by the methods below. A write reads it to decide whether its caller becomes the owner, and a repair
+        writes it back to the store; the store's scripts authorise writes."""
         self.index = Index()
         self.interests = InterestTable(self.index)
         self.history = History(history_length, MAX_HISTORY_BYTES)

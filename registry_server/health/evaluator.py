@@ -7,14 +7,13 @@ from typing import NamedTuple, cast
 
 import structlog
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.catalog import Replica
 from registry_server.errors import RegistryError
 from registry_server.health.results import ResultWriter
 from registry_server.health.self_preservation import SelfPreservation
 from registry_server.health.thresholds import Streak
-from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.replication import Writes
@@ -204,13 +203,9 @@ class HealthEvaluator:
                 await self._writes.read_head()
             if self._connection_since(verdict.started) != verdict.connection:
                 return False
-            after = normal.set_change_time(normal.replace_health(before, health, health.last_check), health.last_check)
-            outcome = await self._writes.write_service(
-                before,
-                after,
-                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
-                reason=EventReason.EVENT_REASON_HEALTH_CHECK,
-                renew=verdict.renew,
+            reason = EventReason.EVENT_REASON_HEALTH_CHECK
+            outcome = await self._writes.replace_health(
+                before, health, health.last_check, reason=reason, renew=verdict.renew
             )
             return True if isinstance(outcome, Service) else outcome
 

@@ -2,7 +2,7 @@
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.health.results import ResultWriter
@@ -45,7 +45,7 @@ class HealthReports:
             # A check written just before a status change is outdated by it. The check time of that change is no
             # reference, because a registration may set it to any value.
             since = health.status_changed_at
-            if check.status == health.status and _nanoseconds(check.last_check) >= _nanoseconds(since):
+            if check.status == health.status and check.last_check.ToNanoseconds() >= since.ToNanoseconds():
                 check.status_changed_at.CopyFrom(since)
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
@@ -71,20 +71,14 @@ class HealthReports:
             entry.before = entry.after = before.revision
             now = timestamp(self._clock())
             reported.last_check.CopyFrom(now)
-            after = normal.replace_health(before, reported, now)
-            if after.health.status == before.health.status:
+            if reported.status == before.health.status:
                 await self.require_owner(name, claim)
                 self._results.discard_result(name)  # a pending probe result is older
-                check = after.health.SerializeToString()
-                return await self._store.writer.write_check(name, check, expected=before.revision) or after.health
-            outcome = await self._writes.write_service(
-                before,
-                normal.set_change_time(after, now),
-                EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED,
-                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
-                renew=False,
-                claim=claim,
-            )
+                health = normal.replace_health(before, reported, now).health
+                check = health.SerializeToString()
+                return await self._store.writer.write_check(name, check, expected=before.revision) or health
+            reason = EventReason.EVENT_REASON_HEALTH_REPORT
+            outcome = await self._writes.replace_health(before, reported, now, reason=reason, renew=False, claim=claim)
             if not isinstance(outcome, Service):
                 return outcome
             entry.after = outcome.revision
@@ -100,7 +94,3 @@ class HealthReports:
         """
         if claim.exclusive and await self._store.reader.read_owner(name) not in {None, claim.owner}:
             raise PermissionDenied(owned_by_another(name))
-
-
-def _nanoseconds(time: Timestamp) -> int:
-    return time.seconds * 1_000_000_000 + time.nanos

@@ -9,7 +9,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from ossa_common.violations import Violation
 from registry_server.catalog import Discovery, Replica
@@ -22,11 +22,9 @@ from registry_server.errors import (
 )
 from registry_server.health import HealthMonitor, HealthReports
 from registry_server.instrumentation.audit import Audit, AuditEntry, batch_log_lines
-from registry_server.model import normal, requests
+from registry_server.model import normal, requests, rules
 from registry_server.model.record import Record
 from registry_server.model.validation import (
-    details_violations,
-    error_text_violations,
     name_violations,
     service_violations,
     status_violations,
@@ -107,12 +105,7 @@ class ServiceRegistry(RegistryReads):
             before = current.message() if current else None
             now = self._now()
             after = normal.apply_registration(service, before, now)
-            if before is not None and after == before:
-                return await self._writes.touch_service(before, renew=True, claim=claim)
-            type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
-            return await self._writes.write_service(
-                before, normal.set_change_time(after, now), type_, renew=True, claim=claim
-            )
+            return await self._writes.put_service(before, after, now, renew=True, claim=claim)
 
         claim = _claim_on(service.name)
         registered = await self._writes.change_service(service.name, attempt)
@@ -177,12 +170,7 @@ class ServiceRegistry(RegistryReads):
             if after.endpoint != before.endpoint:
                 violations += self._endpoint_violations(after, violations)
             requests.raise_if_invalid(violations)
-            if after == before:  # still checked by the store, since this replica may be stale
-                return await self._writes.touch_service(before, renew=False, claim=claim)
-            type_ = normal.update_type(before, after)
-            return await self._writes.write_service(
-                before, normal.set_change_time(after, now), type_, renew=False, claim=claim
-            )
+            return await self._writes.put_service(before, after, now, renew=False, claim=claim)
 
         with self._audit.record_change("update", service.name) as entry:
             violations = name_violations(service.name, "service.name") + update_mask_violations(mask)
@@ -265,10 +253,10 @@ class ServiceRegistry(RegistryReads):
             WriteConflict: Other processes kept changing it.
         """
         with self._audit.record_change("report_health", name) as entry:
-            violations = name_violations(name, "name") + error_text_violations(error, "error")
-            violations += status_violations(status, "status")
+            violations = name_violations(name, "name") + status_violations(status, "status")
+            rules.check_length(error, "error", rules.MAX_ERROR_LENGTH, violations)
             if details is not None:
-                violations += details_violations(details, "details")
+                rules.check_details(details, "details", violations)
             requests.raise_if_invalid(violations)
             claim = _claim_on(name)
             health = Health(status=status, details=details, error=error)

@@ -44,26 +44,16 @@ def resync_changes(
 ) -> list[Change]:
     """Return the differences between the current records and newly read ones, as changes at one position."""
     removed = dict(current)
-    changes: list[Change] = []
-
-    def add(type_: EventType.ValueType, before: Record | None, after: Record | None) -> None:
-        changes.append(
-            Change(
-                revision=position.revision,
-                type=type_,
-                reason=EventReason.EVENT_REASON_RESYNC,
-                at_ms=at_ms,
-                before=before,
-                after=after,
-            )
-        )
-
+    found: list[tuple[EventType.ValueType, Record | None, Record | None]] = []
     for record in records:
         before = removed.pop(record.name, None)
         if before is None:
-            add(EventType.EVENT_TYPE_SERVICE_REGISTERED, None, record)
+            found.append((EventType.EVENT_TYPE_SERVICE_REGISTERED, None, record))
         elif before.framed != record.framed:
-            add(update_type(before.message(), record.message()), before, record)
-    for before in removed.values():
-        add(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, before, None)
-    return changes
+            found.append((update_type(before.message(), record.message()), before, record))
+    found += [(EventType.EVENT_TYPE_SERVICE_UNREGISTERED, before, None) for before in removed.values()]
+    reason = EventReason.EVENT_REASON_RESYNC
+    return [
+        Change(revision=position.revision, type=type_, reason=reason, at_ms=at_ms, before=before, after=after)
+        for type_, before, after in found
+    ]

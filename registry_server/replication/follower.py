@@ -208,7 +208,7 @@ class Follower:
         if not certain:
             await self._store.writer.publish_notice(
                 "the store returned with another history: unregistered services may have reappeared",
-                epoch=self._replica.position.epoch,
+                seen=Position(self._replica.position.epoch, 0),
                 reason=EventReason.EVENT_REASON_RESYNC,
             )
 
@@ -300,12 +300,12 @@ class Follower:
                 raise StoreUnavailable("the store is being repaired")
             records: dict[str, Record] = {}
             async for page in self._store.reader.scan_records():
-                for wire in page:
+                for wire in page.values():
                     record = Record(wire)
                     if (earlier := records.get(record.name)) is None or earlier.revision < record.revision:
                         records[record.name] = record
                 await asyncio.sleep(0)
-            owners = await self._store.repairs.read_owners()
+            owners = await self._store.reader.read_owners()
             high = await self._store.reader.read_position()
             past = await self._read_past(high)
             first = past[0].revision if past else high.revision + 1

@@ -189,7 +189,7 @@ class Repairer:
         oldest = history.oldest
         if oldest is None:
             return None
-        async for page in self._store.repairs.scan_events_backwards(revision):
+        async for page in self._store.reader.scan_events(revision, newest_first=True):
             for event in page:
                 local = history.at(event.revision)
                 if local is not None and event == _stored_event(local, epoch):
@@ -204,10 +204,11 @@ class Repairer:
     async def _compare(self, agreement: _Agreement) -> _Difference:
         """Return the services in which the store and the replica differ, and how to resolve each."""
         difference = _Difference()
-        owners = await self._store.repairs.read_owners()
+        owners = await self._store.reader.read_owners()
         seen: set[str] = set()
-        async for page in self._store.repairs.scan_records_by_name():
-            for name, wire in page.items():
+        async for page in self._store.reader.scan_records():
+            for encoded_name, wire in page.items():
+                name = encoded_name.decode()
                 if name in seen:
                     continue
                 seen.add(name)
@@ -237,7 +238,7 @@ class Repairer:
         local_owner = self._replica.owners.get(local.name)
         if local_owner is not None and local_owner != stored_owner:
             return True  # an emptied store must not let another caller take over the service
-        return _updated_at(local) > _updated_at(stored)
+        return local.message().updated_at.ToNanoseconds() > stored.message().updated_at.ToNanoseconds()
 
     async def _write_services(self, difference: _Difference, plan: str) -> None:
         def lost_services() -> Iterator[RestoredService]:
@@ -270,7 +271,7 @@ class Repairer:
             raise_if_cancelled()
 
     async def _stream_ends_at(self, revision: int) -> bool:
-        async for page in self._store.repairs.scan_events_backwards(2**53):
+        async for page in self._store.reader.scan_events(2**53, newest_first=True):
             return page[0].revision == revision
         return False
 
@@ -287,11 +288,6 @@ def _batches(items: Iterator[T], size: Callable[[T], int], length: int) -> Itera
             batch, total = [], 0
     if batch:
         yield batch
-
-
-def _updated_at(record: Record) -> tuple[int, int]:
-    time = record.message().updated_at
-    return time.seconds, time.nanos
 
 
 def _stored_event(change: Change, epoch: str) -> StoredEvent:

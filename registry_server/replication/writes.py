@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from ossa.registry.v1.event_pb2 import EventReason, EventType
-from ossa.registry.v1.service_pb2 import Service
+from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.catalog import Replica
 from registry_server.errors import (
     Overloaded,
@@ -21,7 +23,7 @@ from registry_server.errors import (
     StoreUnavailable,
     WriteConflict,
 )
-from registry_server.model.normal import ttl_seconds
+from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.replication.follower import Follower
 from registry_server.security.identity import NO_CLAIM, Claim
@@ -31,7 +33,7 @@ REPLICA_WAIT_SECONDS: Final = 5.0
 """How long a call waits for this replica to reach a committed revision, and a write retries after conflicts."""
 
 MAX_IN_FLIGHT_WRITES: Final = 5_000
-"""Below the limit on calls, so that reads are still admitted while Redis hangs."""
+"""The only limit on writes that wait. Below the limit on calls, so that reads are still admitted while Redis hangs."""
 
 _T = TypeVar("_T")
 
@@ -39,11 +41,29 @@ _T = TypeVar("_T")
 class Writes:
     """Commits changes; writes of this process to one service run one at a time, in order of arrival."""
 
-    def __init__(self, store: RedisStore, replica: Replica, follower: Follower, *, default_ttl: float) -> None:
+    def __init__(
+        self,
+        store: RedisStore,
+        replica: Replica,
+        follower: Follower,
+        *,
+        default_ttl: float,
+        max_in_flight: int = MAX_IN_FLIGHT_WRITES,
+    ) -> None:
+        """Start without writes.
+
+        Args:
+            store: Store to write to.
+            replica: Source of the current state.
+            follower: Applies committed changes to the replica.
+            default_ttl: Lease duration in seconds of services that do not set one.
+            max_in_flight: Maximum number of writes in flight.
+        """
         self._store = store
         self._replica = replica
         self._follower = follower
         self._default_ttl = default_ttl
+        self._max_in_flight = max_in_flight
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.in_flight = 0
         """Writes that are waiting for another write to the same service or for the store."""
@@ -106,6 +126,24 @@ class Writes:
             if asyncio.get_running_loop().time() > deadline:
                 raise WriteConflict(name)
 
+    async def put_service(
+        self, before: Service | None, after: Service, now: Timestamp, *, renew: bool, claim: Claim
+    ) -> Service | Conflict | EpochChanged:
+        """Write what a client sent: replace the service, or touch it if neither its content nor its owner changes.
+
+        Args:
+            before: The service in this replica; ``None`` if there is none.
+            after: The new state in normal form. Equal to ``before`` if the content does not change.
+            now: Time of the change.
+            renew: Whether to renew the lease.
+            claim: Ownership that the caller claims.
+        """
+        becomes_owner = claim.exclusive and after.name not in self._replica.owners
+        if before is not None and after == before and not becomes_owner:
+            return await self.touch_service(before, renew=renew, claim=claim)  # the replica may be stale
+        type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
+        return await self.write_service(before, normal.set_change_time(after, now), type_, renew=renew, claim=claim)
+
     async def write_service(
         self,
         before: Service | None,
@@ -119,12 +157,11 @@ class Writes:
         """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change."""
         outcome = await self._store.writer.write_service(
             after,
-            epoch=self._replica.position.epoch,
-            applied_revision=self._replica.revision,
+            seen=self._replica.position,
             expected=before.revision if before else 0,
             type=type_,
             reason=reason,
-            ttl=ttl_seconds(after, self._default_ttl),
+            ttl=normal.ttl_seconds(after, self._default_ttl),
             renew=renew,
             # The newest probe result no longer describes the service.
             forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
@@ -136,6 +173,21 @@ class Writes:
         after.revision = outcome
         return after
 
+    async def replace_health(
+        self,
+        before: Service,
+        health: Health,
+        now: Timestamp,
+        *,
+        reason: EventReason.ValueType,
+        renew: bool,
+        claim: Claim = NO_CLAIM,
+    ) -> Service | Conflict | EpochChanged:
+        """Replace the health of a service with one of another status; see ``write_service``."""
+        after = normal.set_change_time(normal.replace_health(before, health, now), now)
+        type_ = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+        return await self.write_service(before, after, type_, reason=reason, renew=renew, claim=claim)
+
     async def touch_service(
         self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM, confirm: bool = True
     ) -> Service | Conflict | EpochChanged:
@@ -146,26 +198,20 @@ class Writes:
         """
         outcome = await self._store.writer.touch_service(
             service,
-            epoch=self._replica.position.epoch,
-            applied_revision=self._replica.revision,
+            seen=self._replica.position,
             expected=service.revision,
-            ttl=ttl_seconds(service, self._default_ttl),
+            ttl=normal.ttl_seconds(service, self._default_ttl),
             renew=renew,
             claim=claim,
             confirm=confirm,
         )
-        if not isinstance(outcome, int):
-            return outcome
-        if claim.exclusive:  # the caller may have become the owner, which is not an event
-            self._replica.owners[service.name] = claim.owner
-        return service
+        return service if isinstance(outcome, int) else outcome
 
     async def delete_service(self, record: Record, claim: Claim = NO_CLAIM) -> Service | Conflict | EpochChanged:
         """Remove a service, wait until this replica has removed it, and return its last state."""
         outcome = await self._store.writer.delete_service(
             record.name,
-            epoch=self._replica.position.epoch,
-            applied_revision=self._replica.revision,
+            seen=self._replica.position,
             expected=record.revision,
             reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
             claim=claim,
@@ -181,8 +227,7 @@ class Writes:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        epoch, revision = self._replica.position
-        await self._store.writer.publish_notice(error, epoch=epoch, reason=reason, applied_revision=revision)
+        await self._store.writer.publish_notice(error, seen=self._replica.position, reason=reason)
 
     async def wait_applied(self, revision: int) -> None:
         """Wait until this replica has applied a committed revision.
@@ -249,8 +294,8 @@ class Writes:
         Raises:
             Overloaded: Too many writes are in flight.
         """
-        if self.in_flight + count > MAX_IN_FLIGHT_WRITES:
-            raise Overloaded("writes", MAX_IN_FLIGHT_WRITES, f"{self.in_flight} writes are waiting for the store")
+        if self.in_flight + count > self._max_in_flight:
+            raise Overloaded("writes", self._max_in_flight, f"{self.in_flight} writes are waiting for the store")
 
 
 def require_existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:

@@ -1,6 +1,6 @@
 """The registry's data in Redis; the only package that talks to Redis."""
 
-from registry_server.store.counters import PoolStats, StoreCounters
+from registry_server.store.counters import COMMIT_OUTCOMES, EXPIRIES, PoolStats, StoreCounters
 from registry_server.store.groups import MAX_COMMITS_PER_GROUP
 from registry_server.store.limits import StoreLimits
 from registry_server.store.reader import StoreReader
@@ -11,6 +11,8 @@ from registry_server.store.values import Conflict, EpochChanged, Position, Probe
 from registry_server.store.writer import StoreWriter
 
 __all__ = [
+    "COMMIT_OUTCOMES",
+    "EXPIRIES",
     "MAX_COMMITS_PER_GROUP",
     "Conflict",
     "EpochChanged",

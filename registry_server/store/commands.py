@@ -1,17 +1,20 @@
-"""``Commands``: commands that arrive during a round trip to Redis share the next one."""
+"""``Commands``: the pipeline through which the tasks of this process send commands to Redis."""
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.tracing import TRACE_ID, Tracer
+from registry_server.store.batches import Batches
 from registry_server.store.counters import StoreCounters
 from registry_server.store.failures import as_unavailable, is_moved, translate_errors
+from registry_server.store.keys import Keys
 from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.values import Unconfirmed
@@ -22,6 +25,9 @@ _STALL_SECONDS: Final = 1.0
 _STALL_AFTER_FAILURE_SECONDS: Final = 0.1
 _UNTRACED: Final = nullcontext()
 
+Command = tuple[Any, ...]
+"""Name and arguments, as for redis-cli."""
+
 
 class Confirmation(NamedTuple):
     """Arguments of the ``WAIT`` that ends every round trip."""
@@ -31,7 +37,7 @@ class Confirmation(NamedTuple):
     timeout_ms: int
 
 
-class Commands:
+class Commands(Batches[Command]):
     """Pipelines the commands of many tasks over one connection, in the order in which they arrive.
 
     It repeats no command that may have been executed, because only the caller knows whether a repetition is safe.
@@ -41,6 +47,7 @@ class Commands:
         self,
         client: Redis,
         scripts: Scripts,
+        keys: Keys,
         counters: StoreCounters,
         *,
         confirmation: Confirmation | None = None,
@@ -52,21 +59,20 @@ class Commands:
         Args:
             client: Client to send the commands with.
             scripts: Scripts that ``run_script`` runs.
+            keys: Keys of the registry.
             counters: Counters of script calls.
             confirmation: Replicas to wait for after each round trip. If too few acknowledge in time, answers are
                 ``Unconfirmed``.
             tracer: Records spans of scripts that traced calls wait for.
-            limits: Number of commands in a round trip and in the queue.
+            limits: Number of commands in a round trip.
         """
+        super().__init__("store-commands", limits.commands_batch)
         self._counters = counters
         self._client = client
         self._confirmation = confirmation
         self._scripts = scripts
+        self._shared_keys = keys.shared
         self._tracer = tracer
-        self._batch_size = limits.commands_batch
-        self._max_waiting = limits.max_waiting_commands
-        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
-        self._sender: asyncio.Task[None] | None = None
         self._sent_at = 0.0  # event loop time
         self._failed = False  # whether the last round trip failed
         self._confirmation_seconds = 0.0 if confirmation is None else confirmation.timeout_ms / 1000
@@ -81,22 +87,23 @@ class Commands:
             StoreUnavailable: Redis did not answer; the command may or may not have been executed.
             redis.exceptions.ResponseError: Redis refused the command because of a bug in the registry.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise StoreUnavailable("too many writes are waiting for the store")
-        loop = asyncio.get_running_loop()
         self.raise_if_stalled()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, future))
         if self._sender is None:
-            self._sent_at = loop.time()
-            self._sender = asyncio.create_task(self._send_all(), name="store-commands")
-        return await future
+            self._sent_at = asyncio.get_running_loop().time()
+        return await self.submit(command)
 
-    async def run_script(self, name: str, keys: tuple[str, ...], *args: Any) -> Any:
-        """Run a Lua script by its name and return its answer; errors as in ``run_command``."""
+    async def run_script(self, name: str, *args: Any, keys: Sequence[str] = ()) -> Any:
+        """Run a Lua script by its name and return its answer; errors as in ``run_command``.
+
+        Args:
+            name: File name of the script.
+            args: Arguments of the script.
+            keys: Keys that the script takes after those that all scripts share.
+        """
         began, outcome = time.perf_counter(), "failed"
         try:
             with self.trace_script(name):
+                keys = (*self._shared_keys, *keys)
                 answer = await self.run_command("EVALSHA", self._scripts.digests[name], len(keys), *keys, *args)
             outcome = "ok"
         finally:
@@ -107,11 +114,6 @@ class Commands:
         """Return a context that records a script's span in the trace of the current call, if there is one."""
         return _UNTRACED if self._tracer is None or not TRACE_ID.get() else self._tracer.trace_script(name)
 
-    @property
-    def waiting(self) -> int:
-        """Number of commands that wait for a round trip."""
-        return len(self._waiting)
-
     async def load_scripts(self) -> None:
         """Load the scripts into Redis, which forgets them at each restart."""
         with translate_errors():
@@ -119,11 +121,6 @@ class Commands:
             for source in self._scripts.sources.values():
                 pipeline.script_load(source)
             await pipeline.execute()
-
-    async def close(self) -> None:
-        """Wait for the commands submitted so far."""
-        if self._sender is not None:
-            await self._sender
 
     def raise_if_stalled(self) -> None:
         """Fail fast while Redis does not answer: further commands would hold memory and time out.
@@ -137,18 +134,10 @@ class Commands:
         if asyncio.get_running_loop().time() - self._sent_at > limit:
             raise StoreUnavailable("the store takes too long to answer earlier commands")
 
-    async def _send_all(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-                await self._send_batch(batch)
-        finally:
-            self._sender = None
-
-    async def _send_batch(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+    async def _send(self, batch: list[Command]) -> list[Any]:
         self._sent_at = asyncio.get_running_loop().time()
         try:
-            results = await self._round_trip([command for command, _ in batch])
+            results = await self._round_trip(batch)
             self._failed = False
             # These commands were not executed, so it is safe to repeat them.
             missing = [i for i, result in enumerate(results) if isinstance(result, NoScriptError)]
@@ -158,25 +147,16 @@ class Commands:
             if missing or moved:  # Redis was restarted, or another server became the primary
                 await self.load_scripts()
                 refused = sorted(missing + moved)
-                repeated = await self._round_trip([batch[i][0] for i in refused])
+                repeated = await self._round_trip([batch[i] for i in refused])
                 for i, result in zip(refused, repeated, strict=True):
                     results[i] = result
-        except Exception as error:  # noqa: BLE001 - every waiting caller must receive it, whatever it is
-            failure = error if isinstance(error, StoreUnavailable) else as_unavailable(error) or error
+        except (StoreUnavailable, RedisError, OSError) as error:
+            failure = as_unavailable(error) or error
             self._failed = isinstance(failure, StoreUnavailable)
-            if self._failed:
-                # The batches behind this one would each wait for the same timeout, one after another.
-                batch, self._waiting = batch + self._waiting, []
-            results = [failure] * len(batch)
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():  # its caller was cancelled
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(as_unavailable(result) or result)
-            else:
-                future.set_result(result)
+            raise failure from None
+        return [as_unavailable(each) or each if isinstance(each, Exception) else each for each in results]
 
-    async def _round_trip(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    async def _round_trip(self, commands: list[Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)

@@ -1,13 +1,15 @@
 """``StoreCounters``: counters of scripts, commits and leases, read at scrape time."""
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from registry_server.instrumentation.counters import CallCounters
 from registry_server.store.lua import SCRIPT_NAMES
 
 CommitOutcome = Literal["committed", "conflict", "epoch_changed", "refused", "failed"]
+COMMIT_OUTCOMES: Final[tuple[CommitOutcome, ...]] = get_args(CommitOutcome)
 Expiry = Literal["lease_expired", "cleanup"]
+EXPIRIES: Final[tuple[Expiry, ...]] = get_args(Expiry)
 
 
 class PoolStats(NamedTuple):

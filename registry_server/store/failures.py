@@ -8,8 +8,6 @@ from redis import exceptions as redis_errors
 
 from registry_server.errors import StoreUnavailable
 
-_CONNECTION_ERRORS = (redis_errors.ConnectionError, OSError)  # the first includes BusyLoadingError
-_REFUSALS = (redis_errors.NoScriptError,)  # the script was lost again, right after it was loaded
 _REFUSAL_CODES = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "UNBLOCKED")
 # redis-py maps some codes to exception classes and strips them. Redis before version 7 wraps errors within a script:
 # "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
@@ -25,7 +23,7 @@ def as_unavailable(error: BaseException) -> StoreUnavailable | None:
             return StoreUnavailable("the store refuses our credentials")
         case redis_errors.ResponseError():
             return _refusal(error)
-        case _ if isinstance(error, _CONNECTION_ERRORS):
+        case redis_errors.ConnectionError() | OSError():  # the first includes BusyLoadingError
             return StoreUnavailable()
     return None
 
@@ -43,7 +41,8 @@ def _refusal(error: redis_errors.ResponseError) -> StoreUnavailable | None:
         reason = "the store is electing another server for its keys"
     elif isinstance(error, redis_errors.AskError | redis_errors.TryAgainError):
         reason = "the store is moving its keys to another server"
-    elif isinstance(error, _REFUSALS) or code in _REFUSAL_CODES:
+    # NoScriptError: the script was lost again, right after it was loaded.
+    elif isinstance(error, redis_errors.NoScriptError) or code in _REFUSAL_CODES:
         reason = "the store cannot accept commands now"
     return StoreUnavailable(reason) if reason else None
 

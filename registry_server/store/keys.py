@@ -24,14 +24,14 @@ class Keys(NamedTuple):
     """hash: name to the newest serialised ``Health``; not part of the service's revision."""
     sweep: str
     """string: time of the latest sweep, ms by Redis ``TIME``."""
-    members: str
-    """zset: id of each live process, scored by its latest announcement, ms by Redis ``TIME``."""
+    bare: str
+    """set: names whose document expired before their lease was renewed; each sweep reports them until rewritten."""
     owners: str
     """hash: name to the identity that owns the service; services without an owner are absent."""
     owned: str
     """hash: identity to the number of services it owns."""
-    bare: str
-    """set: names whose document expired before their lease was renewed; each sweep reports them until rewritten."""
+    members: str
+    """zset: id of each live process, scored by its latest announcement, ms by Redis ``TIME``."""
     repair: str
     """hash: the repair in progress (process, deadline, state that was found); deleted when the repair ends."""
     merged: str
@@ -45,20 +45,9 @@ class Keys(NamedTuple):
         colon, so documents and registry keys never collide, whatever the prefix.
         """
         own = prefix.removesuffix(":services") + ":registry:"
-        return cls(
-            document_prefix=prefix + ":",
-            revision=own + "revision",
-            epoch=own + "epoch",
-            records=own + "records",
-            leases=own + "leases",
-            ttls=own + "ttls",
-            events=own + "events",
-            checks=own + "checks",
-            sweep=own + "sweep",
-            members=own + "members",
-            owners=own + "owners",
-            owned=own + "owned",
-            bare=own + "bare",
-            repair=own + "repair",
-            merged=own + "merged",
-        )
+        return cls(prefix + ":", *(own + field for field in cls._fields[1:]))
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The keys that every script takes first, as ``lib.lua`` names them: from ``revision`` to ``owned``."""
+        return self[1 : self.index(self.owned) + 1]

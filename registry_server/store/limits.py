@@ -10,8 +10,6 @@ class StoreLimits:
 
     commands_batch: int = 256
     """Commands per round trip. Limits it to a few milliseconds, during which Redis serves no other client."""
-    max_waiting_commands: int = 20_000
-    """Queue limit; bounds memory if clients write faster than Redis commits."""
     commit_gather_seconds: float = 0.01
     """How long a busy process collects commits before it sends them as one group."""
     page: int = 1000
@@ -32,8 +30,6 @@ class StoreLimits:
     """A process whose repair writes nothing for this long loses its turn."""
     repair_batch: int = 250
     """Services or events restored by one script, which keeps Redis busy for a few milliseconds."""
-    repair_page: int = 500
-    """Records or events per read during a repair."""
 
 
 DEFAULT_LIMITS: Final = StoreLimits()

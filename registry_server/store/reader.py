@@ -23,17 +23,9 @@ class StoreReader:
         stream_client: Client for scans and for blocking reads of the stream, which occupy their connection.
     """
 
-    def __init__(
-        self,
-        commands: Commands,
-        connections: Connections,
-        keys: Keys,
-        script_keys: tuple[str, ...],
-        limits: StoreLimits,
-    ) -> None:
+    def __init__(self, commands: Commands, connections: Connections, keys: Keys, limits: StoreLimits) -> None:
         self._commands = commands
         self._keys = keys
-        self._script_keys = script_keys
         self._limits = limits
         self.stream_client = connections.client(
             extra_timeout=limits.tail_block_seconds, on_open=self._count_stream_connection
@@ -65,16 +57,16 @@ class StoreReader:
         """
         epoch, revision = await self._commands.run_script(
             "head",
-            (*self._script_keys, self._keys.repair),
             secrets.token_hex(8),
             known.epoch if known else "",
             known.revision if known else 0,
             int(rewritten),
+            keys=(self._keys.repair,),
         )
         return Position(epoch.decode(), revision)
 
-    async def scan_records(self) -> AsyncIterator[list[bytes]]:
-        """Yield pages of all serialised records.
+    async def scan_records(self) -> AsyncIterator[dict[bytes, bytes]]:
+        """Yield pages of all serialised records by the name of their service.
 
         A scan is not a snapshot: it may miss concurrent changes and return a name twice.
         """
@@ -83,18 +75,19 @@ class StoreReader:
             with translate_errors():
                 answer: Any = await self.stream_client.hscan(self._keys.records, cursor, count=self._limits.page)
             cursor, page = answer
-            yield list(page.values())
+            yield page
             if cursor == 0:
                 return
 
-    async def scan_events(self, until: int) -> AsyncIterator[list[StoredEvent]]:
-        """Yield pages of the events in the stream up to a revision, oldest first."""
-        start = "-"
+    async def scan_events(self, until: int, *, newest_first: bool = False) -> AsyncIterator[list[StoredEvent]]:
+        """Yield pages of the events in the stream up to a revision, oldest first by default."""
+        read: Any = self.stream_client.xrange
+        start, end = "-", f"{until}-0"
+        if newest_first:
+            read, start, end = self.stream_client.xrevrange, end, start
         while True:
             with translate_errors():
-                page: Any = await self.stream_client.xrange(
-                    self._keys.events, start, f"{until}-0", count=self._limits.page
-                )
+                page: Any = await read(self._keys.events, start, end, count=self._limits.page)
             if not page:
                 return
             yield [parse_event(entry_id, fields) for entry_id, fields in page]
@@ -141,6 +134,12 @@ class StoreReader:
         """Return the owner of a service, or ``None`` if it has no owner."""
         owner = await self._commands.run_command("HGET", self._keys.owners, name)
         return None if owner is None else str(owner.decode())
+
+    async def read_owners(self) -> dict[str, str]:
+        """Return the owner of every service that has one."""
+        with translate_errors():
+            answer: Any = await self.stream_client.hgetall(self._keys.owners)
+        return {name.decode(): owner.decode() for name, owner in answer.items()}
 
     def _count_stream_connection(self) -> None:
         self._opened_connections += 1

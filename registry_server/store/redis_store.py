@@ -66,62 +66,44 @@ class RedisStore:
             ConfigurationError: The URL or the TLS files are invalid.
         """
         self.keys = Keys.under(key_prefix)
-        script_keys = (
-            self.keys.revision,
-            self.keys.epoch,
-            self.keys.records,
-            self.keys.leases,
-            self.keys.ttls,
-            self.keys.events,
-            self.keys.checks,
-            self.keys.sweep,
-            self.keys.bare,
-            self.keys.owners,
-            self.keys.owned,
-        )
         self._wait_replicas = wait_replicas
         self._connections = Connections(url, timeout=timeout, key=self.keys.revision, tls=tls)
         self._client = self._connections.client()
         self.counters = StoreCounters()
         scripts = Scripts()
 
-        def commit_groups(commands: Commands) -> CommitGroups:
-            return CommitGroups(commands, script_keys, self.keys.document_prefix, events_max_length, limits=limits)
+        def pipeline(confirmation: Confirmation | None = None) -> tuple[Commands, CommitGroups]:
+            commands = Commands(
+                self._client,
+                scripts,
+                self.keys,
+                self.counters,
+                confirmation=confirmation,
+                tracer=tracer,
+                limits=limits,
+            )
+            return commands, CommitGroups(commands, self.keys.document_prefix, events_max_length, limits=limits)
 
-        commands = confirmed = Commands(self._client, scripts, self.counters, tracer=tracer, limits=limits)
-        commits = unconfirmed_commits = commit_groups(commands)
+        commands, unconfirmed_commits = confirmed, commits = pipeline()
         if wait_replicas:
             # A separate pipeline, so that heartbeats and reads do not wait for replicas.
-            confirmation = Confirmation(wait_replicas, round(wait_timeout * 1000))
-            confirmed = Commands(
-                self._client, scripts, self.counters, confirmation=confirmation, tracer=tracer, limits=limits
-            )
-            commits = commit_groups(confirmed)
+            confirmed, commits = pipeline(Confirmation(wait_replicas, round(wait_timeout * 1000)))
         self._commands = commands
         # Groups precede the pipelines that they send to, because ``close`` follows this order.
         self._senders: list[CommitGroups | Commands] = [*{commits, unconfirmed_commits}, *{commands, confirmed}]
-        self.reader = StoreReader(commands, self._connections, self.keys, script_keys, limits)
+        self.reader = StoreReader(commands, self._connections, self.keys, limits)
         self.writer = StoreWriter(
             commands,
             commits,
             unconfirmed_commits,
             self.keys,
-            script_keys,
             self.counters,
             events_max_length=events_max_length,
             sweep_interval=sweep_interval,
             wait_replicas=wait_replicas,
             limits=limits,
         )
-        self.repairs = Repairs(
-            commands,
-            confirmed,
-            self.reader.stream_client,
-            self.keys,
-            script_keys,
-            events_max_length=events_max_length,
-            limits=limits,
-        )
+        self.repairs = Repairs(commands, confirmed, self.keys, events_max_length=events_max_length, limits=limits)
 
     @property
     def waiting_commands(self) -> int:

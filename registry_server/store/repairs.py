@@ -1,16 +1,13 @@
 """``Repairs``: restores lost data to the store from a process's replica, one process at a time."""
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis.asyncio import Redis
-
 from registry_server.store.commands import Commands
-from registry_server.store.failures import translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
-from registry_server.store.values import Position, StoredEvent, Unconfirmed, parse_event
+from registry_server.store.values import Position, StoredEvent, Unconfirmed
 
 
 class Turn(NamedTuple):
@@ -31,7 +28,7 @@ class RestoredService(NamedTuple):
     ttl: float
     """Length of the lease in seconds; 0 = permanent."""
     owner: str
-    """Owner of the service; empty if it has none or the replica does not contain it."""
+    """Owner of the service; empty if it has none."""
 
 
 class TurnLost(Exception):
@@ -51,9 +48,7 @@ class Repairs:
         self,
         commands: Commands,
         confirmed: Commands,
-        stream_client: Redis,
         keys: Keys,
-        script_keys: tuple[str, ...],
         *,
         events_max_length: int,
         limits: StoreLimits,
@@ -61,13 +56,10 @@ class Repairs:
         self._id = secrets.token_hex(8)
         self._commands = commands
         self._confirmed = confirmed
-        self._stream_client = stream_client
         self._keys = keys
-        self._script_keys = (*script_keys, keys.repair)
         self._events_max_length = events_max_length
         self._gather_ms = round(limits.repair_gather_seconds * 1000)
         self._turn_ms = round(limits.repair_turn_seconds * 1000)
-        self._page_size = limits.repair_page
         self.batch_size = limits.repair_batch
 
     async def request_turn(self, known: Position, found_epoch: str) -> Turn | float:
@@ -80,7 +72,8 @@ class Repairs:
         Returns:
             The turn, or the seconds after which to request it again.
         """
-        answer = await self._run_script("repair_turn", *known, self._gather_ms, self._turn_ms, found_epoch)
+        terms = self._id, *known, self._gather_ms, self._turn_ms, found_epoch
+        answer = await self._commands.run_script("repair_turn", *terms, keys=(self._keys.repair,))
         if answer[0] == b"wait":
             return int(answer[1]) / 1000
         return Turn(Position(answer[1].decode(), answer[2]), answer[3].decode())
@@ -88,9 +81,7 @@ class Repairs:
     async def restore_services(self, services: Sequence[RestoredService], plan: str) -> None:
         """Restore or remove up to ``batch_size`` services; keep the plan for a process that must finish it."""
         flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
-        _raise_if_lost(
-            await self._run_script("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat)
-        )
+        await self._write("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat)
 
     async def restore_events(self, events: Sequence[StoredEvent], *, restart: bool) -> None:
         """Append up to ``batch_size`` events to the stream; with ``restart``, clear the stream first."""
@@ -99,9 +90,7 @@ class Repairs:
             for e in events
             for value in (e.revision, e.epoch, e.type, e.reason, e.at_ms, e.name, e.after, e.before, e.error, e.owner)
         ]
-        _raise_if_lost(
-            await self._run_script("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat)
-        )
+        await self._write("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat)
 
     async def finish_repair(self, position: Position, *, restart: bool, known: Position, common: int) -> None:
         """End the repair, and wait for the same number of replicas as a commit does.
@@ -112,9 +101,9 @@ class Repairs:
             known: Position of the replica that was restored.
             common: Newest revision up to which that replica and the store had the same history.
         """
-        keys = (*self._script_keys, self._keys.merged)
+        keys = self._keys.repair, self._keys.merged
         answer = await self._confirmed.run_script(
-            "repair_end", keys, self._id, *position, int(restart), known.epoch, common, known.revision
+            "repair_end", self._id, *position, int(restart), known.epoch, common, known.revision, keys=keys
         )
         _raise_if_lost(answer.answer if isinstance(answer, Unconfirmed) else answer)
 
@@ -129,36 +118,8 @@ class Repairs:
         common, newest = answer.split() if answer else (0, 0)
         return int(common), int(newest)
 
-    async def scan_records_by_name(self) -> AsyncIterator[dict[str, bytes]]:
-        """Yield pages of all serialised records by name; a name may occur twice."""
-        cursor = 0
-        while True:
-            with translate_errors():
-                answer: Any = await self._stream_client.hscan(self._keys.records, cursor, count=self._page_size)
-            cursor, page = answer
-            yield {name.decode(): record for name, record in page.items()}
-            if cursor == 0:
-                return
-
-    async def read_owners(self) -> dict[str, str]:
-        """Return the owner of every service that has one."""
-        with translate_errors():
-            answer: Any = await self._stream_client.hgetall(self._keys.owners)
-        return {name.decode(): owner.decode() for name, owner in answer.items()}
-
-    async def scan_events_backwards(self, revision: int) -> AsyncIterator[list[StoredEvent]]:
-        """Yield pages of the events in the stream up to a revision, newest first."""
-        start = f"{revision}-0"
-        while True:
-            with translate_errors():
-                page: Any = await self._stream_client.xrevrange(self._keys.events, start, "-", count=self._page_size)
-            if not page:
-                return
-            yield [parse_event(entry_id, fields) for entry_id, fields in page]
-            start = f"({page[-1][0].decode()}"
-
-    async def _run_script(self, script: str, *args: Any) -> Any:
-        return await self._commands.run_script(script, self._script_keys, self._id, *args)
+    async def _write(self, script: str, *args: Any) -> None:
+        _raise_if_lost(await self._commands.run_script(script, self._id, *args, keys=(self._keys.repair,)))
 
 
 def _raise_if_lost(answer: int) -> None:

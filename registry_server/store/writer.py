@@ -29,7 +29,6 @@ class StoreWriter:
         commits: CommitGroups,
         unconfirmed_commits: CommitGroups,
         keys: Keys,
-        script_keys: tuple[str, ...],
         counters: StoreCounters,
         *,
         events_max_length: int,
@@ -44,7 +43,6 @@ class StoreWriter:
             commits: Groups of commits that wait for replicas, if that is configured.
             unconfirmed_commits: Groups of commits that do not wait for replicas.
             keys: The registry's keys.
-            script_keys: Keys that every script takes.
             counters: Counters of commits and leases.
             events_max_length: Number of events that the stream keeps at least.
             sweep_interval: Seconds between two sweeps.
@@ -55,7 +53,6 @@ class StoreWriter:
         self._commits = commits
         self._unconfirmed_commits = unconfirmed_commits
         self._keys = keys
-        self._script_keys = script_keys
         self._counters = counters
         self._events_max_length = events_max_length
         self._sweep_ms = round(sweep_interval * 1000)
@@ -66,7 +63,7 @@ class StoreWriter:
         self,
         service: Service,
         *,
-        epoch: str,
+        seen: Position,
         expected: int,
         type: EventType.ValueType,  # noqa: A002 - the field's name in the contract
         reason: EventReason.ValueType,
@@ -74,13 +71,13 @@ class StoreWriter:
         renew: bool,
         forget_check: bool = False,
         claim: Claim = NO_CLAIM,
-        applied_revision: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Commit a service's new state and wait for the configured number of replicas.
 
         Args:
             service: The new state; its ``revision`` is cleared.
-            epoch: Epoch of the state that the caller has seen.
+            seen: Position that the caller has applied. A store that is in another epoch or behind it refuses the
+                change.
             expected: Revision of the service to replace; 0 = the service must not exist.
             type: Event type of the change.
             reason: Event reason of the change.
@@ -88,8 +85,6 @@ class StoreWriter:
             renew: Start a new lease; otherwise the lease continues unless ``ttl`` changes.
             forget_check: Delete the newest probe result, because it belongs to another endpoint.
             claim: Identity on whose behalf the service is written.
-            applied_revision: Newest revision of ``epoch`` that the caller has applied. A store that is behind it is
-                treated like one in another epoch.
 
         Returns:
             The revision of the change, or the reason for refusing it.
@@ -101,10 +96,13 @@ class StoreWriter:
         """
         service.ClearField("revision")
         commit = Commit(
-            epoch=epoch,
-            name=service.name,
-            expected_revision=expected,
-            operation="put",
+            *seen,
+            service.name,
+            expected,
+            "put",
+            owner=claim.owner,
+            exclusive=int(claim.exclusive),
+            max_services=claim.max_services,
             event_type=type,
             event_reason=reason,
             record=service.SerializeToString(),
@@ -112,10 +110,6 @@ class StoreWriter:
             ttl_ms=round(ttl * 1000),
             renew_lease=int(renew),
             forget_check=int(forget_check),
-            owner=claim.owner,
-            exclusive=int(claim.exclusive),
-            max_services=claim.max_services,
-            applied_revision=applied_revision,
         )
         return await self._commit(commit, self._commits)
 
@@ -123,64 +117,45 @@ class StoreWriter:
         self,
         service: Service,
         *,
-        epoch: str,
+        seen: Position,
         expected: int,
         ttl: float,
         renew: bool,
         claim: Claim = NO_CLAIM,
         confirm: bool = True,
-        applied_revision: int = 0,
     ) -> int | Conflict | EpochChanged:
         """Write an unchanged service's document again and, with ``renew``, renew its lease.
 
         With ``confirm``, wait for replicas as ``write_service`` does: they then hold the service's state, too.
         """
         commit = Commit(
-            epoch=epoch,
-            name=service.name,
-            expected_revision=expected,
-            operation="touch",
-            event_type=0,
-            event_reason=0,
-            record=b"",
-            document=encode_document_prefix(service),
-            ttl_ms=round(ttl * 1000),
-            renew_lease=int(renew),
-            forget_check=0,
+            *seen,
+            service.name,
+            expected,
+            "touch",
             owner=claim.owner,
             exclusive=int(claim.exclusive),
             max_services=claim.max_services,
-            applied_revision=applied_revision,
+            document=encode_document_prefix(service),
+            ttl_ms=round(ttl * 1000),
+            renew_lease=int(renew),
         )
         return await self._commit(commit, self._commits if confirm else self._unconfirmed_commits)
 
     async def delete_service(
-        self,
-        name: str,
-        *,
-        epoch: str,
-        expected: int,
-        reason: EventReason.ValueType,
-        claim: Claim = NO_CLAIM,
-        applied_revision: int = 0,
+        self, name: str, *, seen: Position, expected: int, reason: EventReason.ValueType, claim: Claim = NO_CLAIM
     ) -> int | Conflict | EpochChanged:
         """Delete a service; see ``write_service`` for arguments, result and errors."""
         commit = Commit(
-            epoch=epoch,
-            name=name,
-            expected_revision=expected,
-            operation="delete",
-            event_type=EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
-            event_reason=reason,
-            record=b"",
-            document=b"",
-            ttl_ms=0,
-            renew_lease=0,
-            forget_check=0,
+            *seen,
+            name,
+            expected,
+            "delete",
             owner=claim.owner,
             exclusive=int(claim.exclusive),
             max_services=claim.max_services,
-            applied_revision=applied_revision,
+            event_type=EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
+            event_reason=reason,
         )
         return await self._commit(commit, self._commits)
 
@@ -194,10 +169,7 @@ class StoreWriter:
         size = self._limits.renew_batch
         batches = [names[i : i + size] for i in range(0, len(names), size)]
         answers = await asyncio.gather(
-            *(
-                self._commands.run_script("renew", self._script_keys, self._keys.document_prefix, owner, *batch)
-                for batch in batches
-            )
+            *(self._commands.run_script("renew", self._keys.document_prefix, owner, *batch) for batch in batches)
         )
         for answer in answers:
             if answer and answer[0] == b"owner":
@@ -216,7 +188,6 @@ class StoreWriter:
         """
         answer = await self._commands.run_script(
             "sweep",
-            self._script_keys,
             self._keys.document_prefix,
             self._sweep_ms,
             self._limits.sweep_batch,
@@ -240,7 +211,7 @@ class StoreWriter:
 
     async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
         """Store the newest probe result of a service at revision ``expected``, without an event."""
-        answer = await self._commands.run_script("check", self._script_keys, name, health, expected)
+        answer = await self._commands.run_script("check", name, health, expected)
         return Conflict(answer[1]) if answer[0] == b"conflict" else None
 
     async def write_checks(self, results: Sequence[ProbeResult]) -> None:
@@ -255,7 +226,6 @@ class StoreWriter:
             *(
                 self._commands.run_script(
                     "checks",
-                    self._script_keys,
                     prefix,
                     *(value for name, health, renew in batch for value in (name, health, int(renew))),
                 )
@@ -263,19 +233,15 @@ class StoreWriter:
             )
         )
 
-    async def publish_notice(
-        self, error: str, *, epoch: str, reason: EventReason.ValueType, applied_revision: int = 0
-    ) -> int | EpochChanged:
+    async def publish_notice(self, error: str, *, seen: Position, reason: EventReason.ValueType) -> int | EpochChanged:
         """Commit an event about an error of the registry itself and return its revision."""
         answer = await self._commands.run_script(
             "notice",
-            self._script_keys,
-            epoch,
+            *seen,
             EventType.EVENT_TYPE_REGISTRY_ERROR,
             reason,
             error,
             self._events_max_length,
-            applied_revision,
         )
         return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
 
@@ -288,8 +254,8 @@ class StoreWriter:
         await self._update_members(member, period, "leave")
 
     async def _update_members(self, member: str, period: float, operation: str) -> Any:
-        keys = (*self._script_keys, self._keys.members)
-        return await self._commands.run_script("members", keys, member, round(period * 1000), operation)
+        keys = (self._keys.members,)
+        return await self._commands.run_script("members", member, round(period * 1000), operation, keys=keys)
 
     async def _commit(self, commit: Commit, groups: CommitGroups) -> int | Conflict | EpochChanged:
         confirmed = self._wait_replicas

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_server.runtime.tasks import cancel
-from registry_server.store import RedisStore
+from registry_server.store import Position, RedisStore
 from tests.support.followers import CLIENT_REQUEST, REGISTERED, RESYNC, writing
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -271,7 +271,7 @@ async def fill(redis: RedisProcess) -> None:
         *(
             store.writer.write_service(
                 small_service(f"many-{i}", group="many"),
-                epoch=epoch,
+                seen=Position(epoch, 0),
                 expected=0,
                 type=REGISTERED,
                 reason=CLIENT_REQUEST,

@@ -74,7 +74,7 @@ async def test_first_agent_to_write_an_unowned_service_owns_it(redis: RedisProce
     async with running(redis.url, security=policy.section) as server:
         # A change by an operator does not make the operator its owner.
         assert await register(server, policy, "operator", "fleet-1", version="2.0.0") is OK
-        # The content is unchanged, so this renews only the lease.
+        # The content is unchanged, but the owner is not.
         assert await register(server, policy, "agent", "fleet-1", version="2.0.0") is OK
         assert await register(server, policy, "other", "fleet-1") is DENIED
         assert await register(server, policy, "agent", "theirs") is DENIED
@@ -82,6 +82,25 @@ async def test_first_agent_to_write_an_unowned_service_owns_it(redis: RedisProce
         assert await heartbeat.code() is OK
         assert await register(server, policy, "agent", "fleet-2") is OK, "a heartbeat does not claim a service"
     assert await owners(redis) == ({"fleet-1": "agent", "fleet-2": "agent"}, {"agent": 2})
+
+
+async def test_new_owner_of_an_unchanged_service_is_a_change_that_every_process_learns(
+    redis: RedisProcess, policy: Policy
+) -> None:
+    async with running(redis.url) as server:
+        await server.stub.RegisterService(pb.RegisterServiceRequest(service=small_service("fleet-1")))
+    async with running(redis.url, security=policy.section) as one, running(redis.url, security=policy.section) as two:
+        for revision in (2, 2):  # the second registration changes nothing
+            call = one.stub.RegisterService(
+                pb.RegisterServiceRequest(service=small_service("fleet-1")), metadata=policy.metadata("agent")
+            )
+            assert (await call).service.revision == revision
+        got = await two.stub.GetService(
+            pb.GetServiceRequest(name="fleet-1", min_revision=2), metadata=policy.metadata("viewer")
+        )
+        assert got.service.revision == 2
+        for server in (one, two):
+            assert server.parts.replica.owners == {"fleet-1": "agent"}
 
 
 async def test_owner_is_removed_with_a_service_whose_lease_expires(redis: RedisProcess, policy: Policy) -> None:
@@ -175,7 +194,7 @@ async def test_random_writes_keep_owners_and_counts_consistent(redis: RedisProce
     rng = random.Random(seed)
     store = RedisStore(redis.url)
     await store.open()
-    epoch = (await store.reader.resolve_head()).epoch
+    head = await store.reader.resolve_head()
     revisions: dict[str, int] = {}
     model: dict[str, str] = {}
     for _ in range(400):
@@ -187,7 +206,7 @@ async def test_random_writes_keep_owners_and_counts_consistent(redis: RedisProce
             if delete:
                 await store.writer.delete_service(
                     name,
-                    epoch=epoch,
+                    seen=head,
                     expected=revisions[name],
                     reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
                     claim=claim,
@@ -198,7 +217,7 @@ async def test_random_writes_keep_owners_and_counts_consistent(redis: RedisProce
                 continue
             revision = await store.writer.write_service(
                 small_service(name),
-                epoch=epoch,
+                seen=head,
                 expected=revisions.get(name, 0),
                 type=EventType.EVENT_TYPE_SERVICE_UPDATED,
                 reason=EventReason.EVENT_REASON_CLIENT_REQUEST,

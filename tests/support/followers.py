@@ -60,7 +60,8 @@ class Writer:
         """Load epoch and revisions from the store, which may have been replaced."""
         await self.store.reconnect()
         self.epoch = (await self.store.reader.resolve_head()).epoch
-        services = [Service.FromString(wire) async for page in self.store.reader.scan_records() for wire in page]
+        pages = [page async for page in self.store.reader.scan_records()]
+        services = [Service.FromString(wire) for page in pages for wire in page.values()]
         self.revisions = {service.name: service.revision for service in services}
 
     async def trim_stream(self) -> None:
@@ -71,7 +72,7 @@ class Writer:
         for name in names:
             outcome = await self.store.writer.write_service(
                 small_service(name, **{"group": name, **fields}),
-                epoch=self.epoch,
+                seen=Position(self.epoch, 0),
                 expected=self.revisions.get(name, 0),
                 type=UPDATED if name in self.revisions else REGISTERED,
                 reason=CLIENT_REQUEST,
@@ -85,7 +86,7 @@ class Writer:
     async def remove_services(self, *names: str) -> None:
         for name in names:
             outcome = await self.store.writer.delete_service(
-                name, epoch=self.epoch, expected=self.revisions.pop(name), reason=CLIENT_REQUEST
+                name, seen=Position(self.epoch, 0), expected=self.revisions.pop(name), reason=CLIENT_REQUEST
             )
             assert isinstance(outcome, int)
 

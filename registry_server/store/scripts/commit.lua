@@ -2,26 +2,28 @@
 -- its event.
 -- KEYS[12...] documents of the services
 -- ARGV     1 maximum stream length, then 15 for each service (the fields of Commit in groups.py):
---          1 epoch  2 name  3 expected revision (0 = must not exist)  4 put | touch | delete  5 event type  6 reason
---          7 record without its revision  8 document up to its revision  9 ttl in ms (0 = permanent)
---          10 1 = start a new lease, 0 = keep the lease unless its ttl changes  11 1 = delete the newest probe result
---          12 identity that becomes the owner of a new service, or ''
---          13 1 = refuse a service of another owner, and become the owner of a service without one
---          14 maximum number of services of that owner (0 = no limit)  15 newest revision that the caller has applied
+--          1 epoch  2 newest revision that the caller has applied in it  3 name
+--          4 expected revision (0 = must not exist)  5 put | touch | delete
+--          6 identity that becomes the owner of a new service, or ''
+--          7 1 = refuse a service of another owner, and with put own a service without one
+--          8 maximum number of services of that owner (0 = no limit)  9 event type  10 reason
+--          11 record without its revision  12 document up to its revision  13 ttl in ms (0 = permanent)
+--          14 1 = start a new lease, 0 = keep the lease unless its ttl changes  15 1 = delete the newest probe result
 -- Returns  for each {'ok', revision} or {'conflict', newest revision} or {'epoch'} or {'owner'} or {'limit'}
 local FIRST, EACH = 2, 15
 local max_length = ARGV[1]
 local now = now_ms()
 local start = lease_start(now)
 
-local function commit(document, epoch, name, expected, operation, event_type, reason, record, json, ttl_text, renew,
-    forget_check, owner, exclusive, max_services, applied)
+local function commit(document, epoch, applied, name, expected, operation, owner, exclusive, max_services, event_type,
+    reason, record, json, ttl_text, renew, forget_check)
   if not continues(epoch, applied) then return {'epoch'} end
   local before = redis.call('HGET', RECORDS, name)
   local current = before and revision_of(before) or 0
   if current ~= tonumber(expected) then return {'conflict', head()} end
   if exclusive == '1' and has_other_owner(name, owner) then return {'owner'} end
-  local adopts = owner ~= '' and operation ~= 'delete' and (current == 0 or exclusive == '1') and
+  -- Only put changes the owner, because only the event of a change reaches the other processes.
+  local adopts = owner ~= '' and operation == 'put' and (current == 0 or exclusive == '1') and
     redis.call('HEXISTS', OWNERS, name) == 0
   if adopts and max_services ~= '0' and
       tonumber(redis.call('HGET', OWNED, owner) or '0') >= tonumber(max_services) then
@@ -40,10 +42,7 @@ local function commit(document, epoch, name, expected, operation, event_type, re
     revision, stored = publish(max_length, now, event_type, reason, name, record, before, nil, owner_after)
     redis.call('HSET', RECORDS, name, stored)
   end
-  if adopts then
-    redis.call('HSET', OWNERS, name, owner)
-    redis.call('HINCRBY', OWNED, owner, 1)
-  end
+  if adopts then add_owner(name, owner) end
   if forget_check == '1' then redis.call('HDEL', CHECKS, name) end
 
   local ttl = tonumber(ttl_text)

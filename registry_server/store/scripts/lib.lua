@@ -61,15 +61,20 @@ local function revision_of(record)
   return revision
 end
 
+-- Appends an entry to the event stream; the reader expects these names of fields.
+local function append_event(max_length, revision, epoch, event_type, reason, ms, name, after, before, error_text, owner)
+  redis.call('XADD', EVENTS, 'MAXLEN', '~', max_length, revision .. '-0', 'e', epoch, 'k', event_type, 'r', reason,
+    't', ms, 'n', name, 's', after, 'b', before, 'x', error_text, 'o', owner)
+end
+
 -- Publishes the event of the next revision and increments the revision; returns it, and the record with it. This is the
 -- first write of every change: if Redis is out of memory, it refuses this write, before anything else is written.
 -- `owner` is the owner after the change.
 local function publish(max_length, now, event_type, reason, name, record, before, error_text, owner)
   local revision = head() + 1
   if record then record = with_revision(record, revision) end
-  redis.call('XADD', EVENTS, 'MAXLEN', '~', max_length, int(revision) .. '-0', 'e', current_epoch(), 'k', event_type,
-    'r', reason, 't', int(now), 'n', name, 's', record or '', 'b', before or '', 'x', error_text or '',
-    'o', owner or '')
+  append_event(max_length, int(revision), current_epoch(), event_type, reason, int(now), name, record or '',
+    before or '', error_text or '', owner or '')
   redis.call('SET', REVISION, int(revision))
   cached_revision = revision
   return revision, record
@@ -91,6 +96,12 @@ end
 local function has_other_owner(name, owner)
   local current = redis.call('HGET', OWNERS, name)
   return current and current ~= owner
+end
+
+-- Sets the owner of a service without one.
+local function add_owner(name, owner)
+  redis.call('HSET', OWNERS, name, owner)
+  redis.call('HINCRBY', OWNED, owner, 1)
 end
 
 local function remove_owner(name)

@@ -15,11 +15,8 @@ for i = 5, #ARGV, 4 do
     redis.call('HSET', RECORDS, name, record)
     redis.call('HSET', TTLS, name, int(ttl))
     redis.call('ZADD', LEASES, ttl == 0 and '+inf' or int(now + ttl), name)
-    if owner ~= '' and redis.call('HGET', OWNERS, name) ~= owner then
-      remove_owner(name)
-      redis.call('HSET', OWNERS, name, owner)
-      redis.call('HINCRBY', OWNED, owner, 1)
-    end
+    remove_owner(name)
+    if owner ~= '' then add_owner(name, owner) end
     redis.call('SADD', BARE, name) -- the next sweeps report it, so that a process writes its document
   end
 end

@@ -58,7 +58,7 @@ class Registry:
             *(
                 self.store.writer.write_service(
                     small_service(name),
-                    epoch=self._epoch,
+                    seen=Position(self._epoch, 0),
                     expected=0,
                     type=EventType.EVENT_TYPE_SERVICE_REGISTERED,
                     reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
@@ -79,7 +79,7 @@ class Registry:
             service = small_service(name)
             service.MergeFromString(wire)
             await self.store.writer.touch_service(
-                service, epoch=self._epoch, expected=service.revision, ttl=LONG, renew=False
+                service, seen=Position(self._epoch, 0), expected=service.revision, ttl=LONG, renew=False
             )
 
     async def lease_end(self, name: str) -> float:

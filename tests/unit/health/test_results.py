@@ -27,11 +27,11 @@ class Store(RedisStore):
         self.writer.write_checks = self._write_and_record  # type: ignore[method-assign]
 
     async def register(self, *names: str, ttl: float = 60) -> None:
-        epoch = (await self.reader.resolve_head()).epoch
+        head = await self.reader.resolve_head()
         for name in names:
             outcome = await self.writer.write_service(
                 small_service(name),
-                epoch=epoch,
+                seen=head,
                 expected=0,
                 type=EventType.EVENT_TYPE_SERVICE_REGISTERED,
                 reason=EventReason.EVENT_REASON_CLIENT_REQUEST,

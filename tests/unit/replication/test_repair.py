@@ -358,7 +358,8 @@ async def test_process_started_during_a_repair_waits_for_it(
     async with FollowerProcess(redis.url, limits=limits, repair=True).running() as fresh:
         await asyncio.sleep(0.2)
         assert not fresh.follower.loaded
-        refused = await writer.store.writer.delete_service("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
+        seen = Position(writer.epoch, 0)
+        refused = await writer.store.writer.delete_service("a", seen=seen, expected=1, reason=CLIENT_REQUEST)
         assert isinstance(refused, EpochChanged)
         await wait_repaired(process)
         await fresh.catch_up()

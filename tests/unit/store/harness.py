@@ -7,7 +7,7 @@ import redis.asyncio
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.store import Conflict, EpochChanged, RedisStore, StoredEvent
+from registry_server.store import Conflict, EpochChanged, Position, RedisStore, StoredEvent
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -30,6 +30,10 @@ class StoreHarness(NamedTuple):
     client: "redis.asyncio.Redis"
     epoch: str
 
+    def position(self, epoch: str | None) -> Position:
+        """Return a position that the store is not behind."""
+        return Position(self.epoch if epoch is None else epoch, 0)
+
     async def write_service(
         self,
         service: Service | str,
@@ -42,7 +46,7 @@ class StoreHarness(NamedTuple):
     ) -> Outcome:
         return await self.store.writer.write_service(
             small_service(service) if isinstance(service, str) else service,
-            epoch=self.epoch if epoch is None else epoch,
+            seen=self.position(epoch),
             expected=expected,
             type=UPDATED if expected else REGISTERED,
             reason=CLIENT_REQUEST,
@@ -56,7 +60,7 @@ class StoreHarness(NamedTuple):
     ) -> Outcome:
         return await self.store.writer.touch_service(
             small_service(name),
-            epoch=self.epoch if epoch is None else epoch,
+            seen=self.position(epoch),
             expected=expected,
             ttl=ttl,
             renew=renew,
@@ -64,13 +68,11 @@ class StoreHarness(NamedTuple):
 
     async def delete_service(self, name: str, expected: int, *, epoch: str | None = None) -> Outcome:
         return await self.store.writer.delete_service(
-            name, epoch=self.epoch if epoch is None else epoch, expected=expected, reason=CLIENT_REQUEST
+            name, seen=self.position(epoch), expected=expected, reason=CLIENT_REQUEST
         )
 
     async def publish_notice(self, error: str, *, epoch: str | None = None) -> int | EpochChanged:
-        return await self.store.writer.publish_notice(
-            error, epoch=self.epoch if epoch is None else epoch, reason=HEALTH_CHECK
-        )
+        return await self.store.writer.publish_notice(error, seen=self.position(epoch), reason=HEALTH_CHECK)
 
     async def read_members(self) -> set[str]:
         listed: Any = await self.client.zrange(self.store.keys.members, 0, -1)

@@ -11,11 +11,13 @@ from registry_server.errors import StoreUnavailable
 from registry_server.store import StoreLimits
 from registry_server.store.commands import Commands
 from registry_server.store.counters import StoreCounters
+from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
 
 REDIS_TIMEOUT = 1.0
 TIMEOUT = 20.0
+KEYS = Keys.under("test")
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def commands(client: Redis, limits: StoreLimits) -> AsyncIterator[Commands]:
-    sent = Commands(client, Scripts(), StoreCounters(), limits=limits)
+    sent = Commands(client, Scripts(), KEYS, StoreCounters(), limits=limits)
     await sent.load_scripts()
     yield sent
     async with asyncio.timeout(TIMEOUT):
@@ -121,18 +123,6 @@ async def test_caller_cancelled_in_flight_does_not_affect_others(commands: Comma
 
     assert isinstance(results.pop(3), asyncio.CancelledError)
     assert results == [str(i).encode() for i in range(10) if i != 3]
-
-
-@pytest.mark.store_limits(max_waiting_commands=5)
-async def test_commands_beyond_the_queue_limit_are_refused(commands: Commands) -> None:
-
-    results = await outcomes(*(asyncio.create_task(commands.run_command("ECHO", i)) for i in range(8)))
-
-    assert results[:5] == [b"0", b"1", b"2", b"3", b"4"]
-    for result in results[5:]:
-        assert isinstance(result, StoreUnavailable)
-        assert "too many writes" in str(result)
-    assert await commands.run_command("ECHO", "later") == b"later"
 
 
 async def test_refused_command_fails_only_its_caller(commands: Commands) -> None:
@@ -229,18 +219,17 @@ async def test_no_command_is_repeated(commands: Commands, redis: RedisProcess) -
 
 async def test_lost_scripts_are_reloaded(commands: Commands, client: Redis) -> None:
     await client.script_flush()
-    keys = tuple("abcdefghijkl")
 
     answers = await asyncio.gather(
         *(commands.run_command("ECHO", i) for i in range(3)),
-        *(commands.run_script("head", keys, "epoch", "", 0) for _ in range(3)),
+        *(commands.run_script("head", "epoch", "", 0, keys=["repair"]) for _ in range(3)),
     )
 
     assert answers == [b"0", b"1", b"2", *[[b"epoch", 0]] * 3]
 
 
 async def test_close_waits_for_submitted_commands(client: Redis) -> None:
-    commands = Commands(client, Scripts(), StoreCounters())
+    commands = Commands(client, Scripts(), KEYS, StoreCounters())
     tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
 

@@ -11,7 +11,7 @@ import pytest
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.runtime.tasks import cancel
-from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, RedisStore, StoreLimits
+from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, Position, RedisStore, StoreLimits
 from registry_server.store.groups import Commit
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
@@ -31,7 +31,7 @@ async def store(redis: RedisProcess, limits: StoreLimits) -> AsyncIterator[Redis
 async def write_service(store: RedisStore, epoch: str, name: str, *, expected: int = 0) -> Any:
     return await store.writer.write_service(
         small_service(name),
-        epoch=epoch,
+        seen=Position(epoch, 0),
         expected=expected,
         type=EventType.EVENT_TYPE_SERVICE_REGISTERED,
         reason=EventReason.EVENT_REASON_CLIENT_REQUEST,

@@ -85,12 +85,12 @@ async def test_scan_returns_all_records_in_pages(harness: StoreHarness) -> None:
 
     pages = [page async for page in harness.store.reader.scan_records()]
 
-    assert {Service.FromString(wire).name for page in pages for wire in page} == names
+    assert {Service.FromString(wire).name for page in pages for wire in page.values()} == names
     assert len(pages) > 1
 
 
 async def test_empty_store_has_no_records_and_no_events(harness: StoreHarness) -> None:
-    assert [wire async for page in harness.store.reader.scan_records() for wire in page] == []
+    assert [page async for page in harness.store.reader.scan_records()] == [{}]
     assert await harness.read_events() == []
     assert await harness.store.reader.read_event(1) is None
 
@@ -104,6 +104,8 @@ async def test_scan_returns_events_in_order_up_to_a_revision(harness: StoreHarne
 
     assert [event.revision for event in everything] == list(range(1, 11))
     assert earlier == everything[:7]
+    backwards = [event async for page in harness.store.reader.scan_events(7, newest_first=True) for event in page]
+    assert backwards == earlier[::-1]
     assert await harness.store.reader.read_event(7) == everything[6]
     assert await harness.store.reader.read_event(11) is None
 

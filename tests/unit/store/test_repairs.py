@@ -57,26 +57,25 @@ async def test_changes_are_refused_if_the_store_is_behind_the_caller(writer: Wri
     await writer.write_services("a")
     store, epoch = writer.store, writer.epoch
     service = small_service("a", version="2.0.0")
+    seen = Position(epoch, 2)
     outcomes = [
         await store.writer.write_service(
             service,
-            epoch=epoch,
+            seen=seen,
             expected=1,
             type=REGISTERED,
             reason=CLIENT_REQUEST,
             ttl=9,
             renew=True,
-            applied_revision=2,
         ),
-        await store.writer.touch_service(service, epoch=epoch, expected=1, ttl=9, renew=True, applied_revision=2),
-        await store.writer.delete_service("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, applied_revision=2),
-        await store.writer.publish_notice("trouble", epoch=epoch, reason=LEASE_EXPIRED, applied_revision=2),
+        await store.writer.touch_service(service, seen=seen, expected=1, ttl=9, renew=True),
+        await store.writer.delete_service("a", seen=seen, expected=1, reason=CLIENT_REQUEST),
+        await store.writer.publish_notice("trouble", seen=seen, reason=LEASE_EXPIRED),
     ]
     assert [type(outcome) for outcome in outcomes] == [EpochChanged] * 4
     assert await store.reader.read_position() == Position(epoch, 1)
-    assert (
-        await store.writer.delete_service("a", epoch=epoch, expected=1, reason=CLIENT_REQUEST, applied_revision=1) == 2
-    )
+    seen = Position(epoch, 1)
+    assert await store.writer.delete_service("a", seen=seen, expected=1, reason=CLIENT_REQUEST) == 2
 
 
 @pytest.mark.parametrize("ahead", [Position("another", 1), None], ids=["epoch", "revision"])
@@ -100,7 +99,8 @@ async def test_process_with_the_newest_revision_receives_the_turn(writer: Writer
     with pytest.raises(TurnLost):
         await writer.store.repairs.restore_services([RestoredService("b", b"x", 0, "")], "plan")
     assert await writer.store.reader.resolve_head() == Position("", 1), "no epoch may start during a repair"
-    refused = await writer.store.writer.delete_service("a", epoch=writer.epoch, expected=1, reason=CLIENT_REQUEST)
+    seen = Position(writer.epoch, 0)
+    refused = await writer.store.writer.delete_service("a", seen=seen, expected=1, reason=CLIENT_REQUEST)
     assert isinstance(refused, EpochChanged)
     known = Position(writer.epoch, 7)
     await other.repairs.finish_repair(known, restart=False, known=known, common=1)
