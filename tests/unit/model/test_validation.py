@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import Event
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
-from ossa_common.violations import Violation
+from ossa_common.json_shape import MAX_STRUCT_DEPTH
+from ossa_common.violations import MAX_VIOLATIONS, Violation
 from registry_server.model import rules
-from registry_server.model.rules import MAX_STRUCT_DEPTH, MAX_VIOLATIONS
 from registry_server.model.validation import (
     name_violations,
     service_violations,
