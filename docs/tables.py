@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from registry_server.gateway.routes import ROUTES
+from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
+from registry_server.rpc.methods import declarations
+from registry_server.rpc.service import RPCS
 from registry_server.security.identity import Role
-from registry_server.security.permissions import HEALTH_RPCS, REFLECTION_RPCS, ROUTES, RPCS, Permission
+from registry_server.security.permissions import Permission
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENTS: Final = tuple(ROOT / "docs" / name for name in ("reference/api.md", "grpcurl.md", "security.md"))
@@ -20,9 +24,9 @@ _RPC: Final = re.compile(r"((?:  // .*\n)+)  rpc (\w+)\(")
 _FIELD: Final = re.compile(r"((?:  // .*\n)+)  .* (\w+) = [0-9]+;")
 _TABLE: Final = re.compile(r"(?<=^<!-- table: )(\w+)( -->\n\n).*?(?=\n<!-- end -->$)", re.MULTILINE | re.DOTALL)
 _OTHER_RPCS: Final = {
-    "grpc.health.v1.Health/Check": HEALTH_RPCS,
-    "grpc.health.v1.Health/Watch": HEALTH_RPCS,
-    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION_RPCS,
+    f"{service.full_name}/{name}": declared
+    for service, servicer in ((HEALTH_SERVICE, HealthRpc), (REFLECTION_SERVICE, ReflectionRpc))
+    for name, declared in declarations(service, servicer, complete=False).items()
 }
 _CREATED: Final = ("POST", "/api/v1/registry/services")
 """The route that answers with 201 instead of 200."""
@@ -64,10 +68,11 @@ def permissions() -> Iterator[str]:
         "operator",
         "admin",
     )
-    for rpc, permission in {**RPCS, **_OTHER_RPCS}.items():
-        yield _row(f"`{rpc}`", *_answers(permission, "OK", "UNAUTHENTICATED", "PERMISSION_DENIED"))
-    for route, permission in ROUTES.items():
-        yield _row(f"`{' '.join(route)}`", *_answers(permission, "201" if route == _CREATED else "200", "401", "403"))
+    for rpc, declared in {**RPCS, **_OTHER_RPCS}.items():
+        yield _row(f"`{rpc}`", *_answers(declared.permission, "OK", "UNAUTHENTICATED", "PERMISSION_DENIED"))
+    for route in ROUTES:
+        success = "201" if (route.method, route.path) == _CREATED else "200"
+        yield _row(f"`{route.method} {route.path}`", *_answers(route.permission, success, "401", "403"))
 
 
 TABLES: Final[Mapping[str, Callable[[], Iterator[str]]]] = {

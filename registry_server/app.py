@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
+from registry_server.admission import Admission, Transport
 from registry_server.catalog import Discovery, Replica
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
@@ -22,7 +23,9 @@ from registry_server.health import (
     SelfPreservation,
 )
 from registry_server.instrumentation.audit import Audit
+from registry_server.instrumentation.samples import Samples
 from registry_server.instrumentation.tracing import Tracer
+from registry_server.parts import Parts
 from registry_server.probes import ProbeProcess, WorkerSetup
 from registry_server.registry import ServiceRegistry
 from registry_server.replication import Follower, Repairer, Writes
@@ -36,8 +39,7 @@ from registry_server.security.identity import current_identity
 from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
-from registry_server.telemetry.metrics import CONTENT_TYPE, Metrics
-from registry_server.telemetry.samples import Samples
+from registry_server.telemetry.metrics import Metrics
 from registry_server.watch import WatchHub, WatchLimits, fits_one_message
 
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
@@ -53,23 +55,6 @@ class WorkerContext(NamedTuple):
     """Number of this worker, counted from 1."""
     join_metrics: Callable[[MetricsText], MetricsText]
     """Turns the metrics of this worker into those of all workers."""
-
-
-class Parts(NamedTuple):
-    """The parts that run in one process."""
-
-    registry: ServiceRegistry
-    hub: WatchHub
-    follower: Follower
-    monitor: HealthMonitor
-    store: RedisStore
-    discovery: Discovery
-    replica: Replica
-    writes: Writes
-    samples: Samples
-    tracer: Tracer | None
-    loaded: asyncio.Event
-    """Set once the catalog holds the state of the store."""
 
 
 class Serving(NamedTuple):
@@ -106,52 +91,35 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
         rpc = RpcServer(
             parts.registry,
             settings.grpc,
-            guard=guard,
+            admission=Admission(guard, settings.log, parts.tracer),
             limits=settings.limits,
+            grace=settings.shutdown.grace_seconds,
             certificates=Certificates(settings.tls) if tls else None,
             shared_port=shared,
-            logs=settings.log,
-            tracer=parts.tracer,
         )
-        metrics = Metrics(
-            store=parts.store,
-            replica=parts.replica,
-            discovery=parts.discovery,
-            hub=parts.hub,
-            follower=parts.follower,
-            monitor=parts.monitor,
-            samples=parts.samples,
-            writes=parts.writes,
-            in_flight=guard.in_flight,
-            labels={"worker": str(worker.number)} if worker else {},
-        )
+        metrics = Metrics(parts, guard.in_flight, {"worker": str(worker.number)} if worker else {})
         http = HttpServer(
             parts.registry,
             settings.http,
             metrics=worker.join_metrics(metrics.text) if worker else metrics.text,
-            metrics_type=CONTENT_TYPE,
+            admission=Admission(guard, settings.log, parts.tracer),
             grace=settings.shutdown.grace_seconds,
-            guard=guard,
             certificates=Certificates(settings.tls, optional=optional) if tls else None,
             shared_port=shared,
-            logs=settings.log,
-            tracer=parts.tracer,
         )
         metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
+        transports: list[Transport] = [rpc, http]
         try:
-            grpc_address = await rpc.start()
-            log.info("gRPC listening", address=grpc_address, reflection=settings.grpc.reflection, tls=tls)
-            http_address = await http.start()
-            log.info("HTTP listening", address=http_address, health=f"http{'s' if tls else ''}://{http_address}/health")
+            grpc_address, http_address = [await each.start() for each in transports]
             yield Serving(parts, guard, grpc_address, http_address)
         finally:
             ready.cancel()
-            http.begin_drain()
-            await rpc.begin_drain(settings.shutdown.grace_seconds)
+            for transport in reversed(transports):
+                await transport.begin_drain()
             parts.hub.drain()
-            await rpc.drain(settings.shutdown.grace_seconds)
-            await http.stop()
+            for transport in transports:
+                await transport.drain()
             await guard.close()
 
 
@@ -301,7 +269,8 @@ def _build(
         audit=audit,
         clock=system_clock,
     )
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, Samples(store), tracer, loaded)
+    samples = Samples(store.sample_memory)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, samples, tracer, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -1,20 +1,14 @@
 """``/openapi.yaml``, and ``/docs``, which shows it in a browser without external resources."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
 from typing import Final
 
 from aiohttp import web
 
-_ASSETS: Final = {
-    "/openapi.yaml": ("openapi.yaml", "application/yaml"),
-    "/docs": ("assets/index.html", "text/html"),
-    "/docs/start.js": ("assets/start.js", "text/javascript"),
-    "/docs/swagger-ui.css": ("assets/swagger-ui.css", "text/css"),
-    "/docs/swagger-ui-bundle.js": ("assets/swagger-ui-bundle.js", "text/javascript"),
-}
-"""Path to file and media type."""
+from registry_server.gateway.middleware import HttpCall
+
 _HEADERS: Final = {
     "Cache-Control": "max-age=300",
     # Swagger UI sets inline styles from its scripts and uses data: URLs for images; everything else is same-origin.
@@ -25,13 +19,10 @@ _HEADERS: Final = {
 }
 
 
-def docs_routes() -> Sequence[web.RouteDef]:
-    """Return the route table."""
-    return [web.get(path, _serve_asset(file, media_type)) for path, (file, media_type) in _ASSETS.items()]
+def asset(file: str, media_type: str) -> Callable[[object, HttpCall], Awaitable[web.Response]]:
+    """Return the handler that serves a file of this package."""
 
-
-def _serve_asset(file: str, media_type: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def serve(_: web.Request) -> web.Response:
+    async def serve(_: object, __: HttpCall) -> web.Response:
         return web.Response(body=_content(file), content_type=media_type, charset="utf-8", headers=_HEADERS)
 
     return serve

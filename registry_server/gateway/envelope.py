@@ -1,4 +1,4 @@
-"""The JSON envelope of answers, and the table that maps errors to HTTP status codes."""
+"""The JSON envelope of answers, and errors as HTTP answers."""
 
 import json
 import math
@@ -8,33 +8,12 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-import structlog
 from aiohttp import web
 
 from ossa_common.violations import Violation
 from registry_server import __version__, errors
+from registry_server.admission import disclosed, outcome_of
 from registry_server.runtime.clock import Clock
-
-STATUSES: Final[Mapping[type[errors.RegistryError], HTTPStatus]] = {
-    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
-    errors.ServiceNotFound: HTTPStatus.NOT_FOUND,
-    errors.ServiceExists: HTTPStatus.CONFLICT,
-    errors.RevisionMismatch: HTTPStatus.PRECONDITION_FAILED,
-    errors.WriteConflict: HTTPStatus.CONFLICT,
-    errors.RevisionNotReached: HTTPStatus.GATEWAY_TIMEOUT,
-    errors.CursorExpired: HTTPStatus.GONE,
-    errors.WatcherTooSlow: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.NotReplicated: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.ShuttingDown: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.ProbingDisabled: HTTPStatus.NOT_IMPLEMENTED,
-    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
-    errors.IssuerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.PermissionDenied: HTTPStatus.FORBIDDEN,
-    errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.LimitExceeded: HTTPStatus.TOO_MANY_REQUESTS,
-}
 
 HTTP_CODES: Final[Mapping[int, str]] = {
     HTTPStatus.NOT_FOUND: "NOT_FOUND",
@@ -53,8 +32,6 @@ _JSON = "application/json"
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 # Errors may quote invalid Unicode sent by a client, which only ASCII escapes can represent.
 _encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
-
-log = structlog.get_logger(__name__)
 
 
 class Failure(NamedTuple):
@@ -119,29 +96,23 @@ class Envelope:
         return meta.encode()
 
 
-def failure_of(error: Exception, request_id: str) -> Failure:
-    """Return the answer to an error.
-
-    An error that is in neither table is a bug: it is logged in full, and the client learns nothing about it.
-    """
+def failure_of(error: Exception) -> Failure:
+    """Return the answer to an error."""
     if isinstance(error, web.HTTPException) and error.status in HTTP_CODES:
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return Failure(error.status, HTTP_CODES[error.status], _http_error_message(error), {}, headers)
-    if not isinstance(error, errors.RegistryError) or type(error) not in STATUSES:
-        log.error("unexpected error", request_id=request_id, exc_info=error)
-        status, code = HTTPStatus.INTERNAL_SERVER_ERROR, errors.RegistryError.reason
-        return Failure(status, code, "internal error; see the server's log", {}, {})
-    details: dict[str, Any] = dict(error.metadata)
-    message = str(error)
-    if isinstance(error, errors.InvalidRequest):
-        details["violations"] = [violation._asdict() for violation in error.violations]
-        message = _summary(error.violations)
+    shown = disclosed(error)
+    details: dict[str, Any] = dict(shown.metadata)
+    message = str(shown)
+    if isinstance(shown, errors.InvalidRequest):
+        details["violations"] = [violation._asdict() for violation in shown.violations]
+        message = _summary(shown.violations)
     headers = {}
-    if isinstance(error, errors.RetryableError):
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
-    if isinstance(error, errors.Unauthenticated):  # required by RFC 9110, 11.6.1
+    if isinstance(shown, errors.RetryableError):
+        headers["Retry-After"] = str(math.ceil(shown.retry_after))
+    if isinstance(shown, errors.Unauthenticated):  # required by RFC 9110, 11.6.1
         headers["WWW-Authenticate"] = 'Bearer realm="ossa-registry"'
-    return Failure(STATUSES[type(error)], error.reason, message, details, headers)
+    return Failure(outcome_of(shown).status, shown.reason, message, details, headers)
 
 
 def _http_error_message(error: web.HTTPException) -> str:

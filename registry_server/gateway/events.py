@@ -1,13 +1,11 @@
 """``GET /events``: a watch as Server-Sent Events."""
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
-import structlog
 from aiohttp import web
 
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest
@@ -16,12 +14,10 @@ from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, S
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import failure_of
-from registry_server.gateway.middleware import CHUNK_BYTES, IDENTITY, REQUEST_ID, Middleware, peer_of
+from registry_server.gateway.middleware import HttpCall
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import EVENTS, FILTERS, Query
 from registry_server.registry import ServiceRegistry
-from registry_server.security.guard import Guard
-from registry_server.security.permissions import API, ROUTES
 from registry_server.watch import EventBatch, Watcher
 
 _RETRY_MS: Final = (1_000, 3_000)
@@ -32,66 +28,45 @@ _HEADERS: Final = {
     "X-Accel-Buffering": "no",  # otherwise nginx delays events until its buffer is full
 }
 
-log = structlog.get_logger(__name__)
-
 
 class EventStream:
     """Serves event streams."""
 
-    def __init__(
-        self,
-        registry: ServiceRegistry,
-        documents: Documents,
-        middleware: Middleware,
-        guard: Guard,
-        *,
-        keep_alive: float,
-        write_timeout: float,
-    ) -> None:
+    def __init__(self, registry: ServiceRegistry, documents: Documents, *, keep_alive: float) -> None:
         """Create the handler.
 
         Args:
             registry: The use cases.
             documents: JSON of services.
-            middleware: Adds the headers of every answer.
-            guard: Tracks open streams.
             keep_alive: Seconds without events after which a comment is sent.
-            write_timeout: Seconds within which a client must read 64 KiB.
         """
         self._registry = registry
         self._documents = documents
-        self._middleware = middleware
-        self._guard = guard
         self._keep_alive = keep_alive
-        self._write_timeout = write_timeout
 
-    async def stream(self, request: web.Request) -> web.StreamResponse:
+    async def stream(self, call: HttpCall) -> web.StreamResponse:
         """Stream events until the client leaves or the watch ends.
 
         Raises:
             InvalidRequest: A parameter or the cursor is not valid.
             CursorExpired: Some changes after the cursor are no longer available, and no snapshot was requested.
         """
-        watch = self._watch_request(request)
-        credentials = self._middleware.credentials(request)
-        permission = ROUTES["GET", f"{API}/events"]
+        watch = self._watch_request(call.request)
         response = web.StreamResponse(headers=_HEADERS)
-        self._middleware.add_headers(request, response.headers)
-        with (
-            ExitStack() as stack,
-            self._guard.session(request[IDENTITY], credentials, permission, peer_of(request), watches=True) as session,
-        ):
+        call.middleware.add_headers(call, response.headers)
+        with ExitStack() as stack:
             try:
                 watcher, snapshot = await self._open_watch(watch)
                 batches: AsyncIterator[EventBatch] = stack.enter_context(watcher)
-                session.on_end(partial(watcher.end, immediately=True))
+                call.on_revoked(partial(watcher.end, immediately=True))
             except (StoreUnavailable, ShuttingDown) as error:
                 # A browser's EventSource never reconnects after a status other than 200, and this error is temporary.
-                if "text/event-stream" not in request.headers.get("Accept", ""):
+                if "text/event-stream" not in call.request.headers.get("Accept", ""):
                     raise
                 batches, snapshot = _failed_watch(error), False
-            if request.method != "HEAD":
-                await self._send_events(batches, request, response, snapshot=snapshot)
+            if call.request.method != "HEAD":
+                with call.disconnecting():
+                    await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 
     def _watch_request(self, request: web.Request) -> WatchEventsRequest:
@@ -119,38 +94,21 @@ class EventStream:
         return await self._registry.watch(watch), True
 
     async def _send_events(
-        self, batches: AsyncIterator[EventBatch], request: web.Request, response: web.StreamResponse, *, snapshot: bool
+        self, batches: AsyncIterator[EventBatch], call: HttpCall, response: web.StreamResponse, *, snapshot: bool
     ) -> None:
         """Send the events of a watch, then the error that ended it."""
-        await response.prepare(request)
+        write = partial(call.middleware.write, response)
+        await response.prepare(call.request)
+        retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
+        await write(sse.encode_opening(retry, snapshot=snapshot))
         try:
-            retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
-            await self._write_text(response, sse.encode_opening(retry, snapshot=snapshot))
-            try:
-                async for batch in batches:
-                    await self._write_text(response, sse.encode_batch(batch, self._documents))
-            except (TimeoutError, ConnectionError):
-                raise
-            except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
-                await self._write_text(response, sse.encode_ending(failure_of(error, request[REQUEST_ID])))
-            await response.write_eof()
-        except TimeoutError:
-            log.info("slow reader disconnected", request_id=request[REQUEST_ID])
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            pass  # the client has left
-
-    async def _write_text(self, response: web.StreamResponse, text: bytes) -> None:
-        """Write in chunks, each within the write timeout.
-
-        Raises:
-            TimeoutError: The client did not read in time.
-            ConnectionError: The client left.
-        """
-        for start in range(0, len(text), CHUNK_BYTES):
-            async with asyncio.timeout(self._write_timeout):
-                await response.write(text[start : start + CHUNK_BYTES])
+            async for batch in batches:
+                await write(sse.encode_batch(batch, self._documents))
+        except (TimeoutError, ConnectionError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
+            await write(sse.encode_ending(failure_of(error)))
+        await response.write_eof()
 
 
 async def _failed_watch(error: RegistryError) -> AsyncGenerator[EventBatch, None]:

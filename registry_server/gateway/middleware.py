@@ -1,39 +1,34 @@
-"""Middleware of every request: request id, admission, errors, CORS, compression and request log."""
+"""``HttpCall``: one HTTP request; ``Middleware``: routes, CORS, compression and sending, the same for all requests."""
 
 import asyncio
 import logging
 import re
-import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
-from registry_server.config import LogSettings
+from registry_server.admission import Admission, CallScope, Endpoint
+from registry_server.config import HttpSettings
 from registry_server.errors import Unauthenticated
 from registry_server.gateway.envelope import Envelope, failure_of
-from registry_server.instrumentation.counters import Histogram
-from registry_server.instrumentation.request_context import REQUEST_CONTEXT, RequestContext
-from registry_server.instrumentation.tracing import Attributes, Tracer
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT
+from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
-from registry_server.security.guard import Guard, Peer
-from registry_server.security.identity import UNCHECKED, Identity, caller_fields, current_identity
-from registry_server.security.limits import CallSlot
-from registry_server.security.permissions import API, ROUTES, Permission
+from registry_server.security.guard import Streams
+from registry_server.security.identity import UNCHECKED, current_identity
+from registry_server.security.permissions import Permission
 from registry_server.security.tls import certificate_names
 
 MAX_URL_BYTES: Final = 8_192
 """Maximum length of path and query."""
 CHUNK_BYTES: Final = 64 << 10
 """Bytes that a client must read within the write timeout."""
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-IDENTITY: Final = web.RequestKey("identity", Identity)
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 _CORS_METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
@@ -41,95 +36,77 @@ _CORS_REQUEST_HEADERS: Final = (
     "Content-Type, If-Match, If-None-Match, Last-Event-ID, X-Request-Id, Authorization, X-Api-Key"
 )
 _CORS_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
-_PATHS_WITHOUT_CALL_LIMIT: Final = (f"{API}/events", "/health", "/health/live", "/metrics")
-"""Paths without the limit on calls: event streams count as watches, and monitoring must work under overload."""
 _CORS_MAX_AGE_SECONDS: Final = "600"
 _MIN_COMPRESSED_BYTES: Final = 1_024
 """Smaller answers hardly shrink and fit in one packet anyway."""
-_NO_CREDENTIALS: Final = Credentials()
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
+Handler: TypeAlias = Callable[[Any, "HttpCall"], Awaitable[web.StreamResponse]]
 
-class Route:
-    """Counters of the requests for one path, or for all unknown paths."""
 
-    def __init__(self) -> None:
-        self.answers: Counter[tuple[str, int]] = Counter()
-        """By method and status; unknown methods are ``OTHER``."""
-        self.seconds = Histogram()
-        """Durations, without event streams, whose length their client decides."""
+class Route(NamedTuple):
+    """A row of the route table (``gateway/routes.py``)."""
 
-    def count_request(self, method: str, response: web.StreamResponse, seconds: float) -> None:
-        """Count an answered request."""
-        self.answers[method if method in _KNOWN_METHODS else "OTHER", response.status] += 1
-        if isinstance(response, web.Response):  # not an event stream
-            self.seconds.observe(seconds)
+    method: str
+    path: str
+    handler: Handler
+    """Called with the object that serves the API, and the call."""
+    permission: Permission
+    """Required of callers; HEAD requires the same as GET."""
+    limited: bool = True
+    """Whether its requests count towards the limit on calls in flight."""
+    streams: Streams | None = None
+    """Kind of stream; ``None`` = no stream."""
 
 
 class Middleware:
-    """Wraps every handler as it is added to the router.
+    """Wraps every handler as it is added to the router, and completes every answer.
 
     aiohttp's own middleware would add 8 µs to each request.
     """
 
-    def __init__(
-        self,
-        envelope: Envelope,
-        guard: Guard,
-        cors_origins: Collection[str],
-        logs: LogSettings,
-        *,
-        write_timeout: float,
-        max_body_bytes: int,
-        tracer: Tracer | None = None,
-    ) -> None:
-        """Create the middleware.
+    def __init__(self, envelope: Envelope, admission: Admission, settings: HttpSettings) -> None:
+        self.envelope = envelope
+        self.admission = admission
+        self.max_body_bytes = settings.max_body_bytes
+        self._write_timeout = settings.write_timeout_ms / 1000
+        """Seconds within which a client must read 64 KiB."""
+        self._any_origin = "*" in settings.cors_origins
+        self._origins = frozenset(settings.cors_origins)
 
-        Args:
-            envelope: Builds error answers.
-            guard: Admits every request.
-            cors_origins: Origins whose pages may call, or ``*``.
-            logs: Which requests to log.
-            write_timeout: Seconds within which a client must read 64 KiB.
-            max_body_bytes: Maximum size of a body.
-            tracer: Records a span for each request; ``None`` = no tracing.
-        """
-        self._tracer = tracer
-        self._envelope = envelope
-        self._guard = guard
-        self._write_timeout = write_timeout
-        self._max_body_bytes = max_body_bytes
-        self._any_origin = "*" in cors_origins
-        self._origins = frozenset(cors_origins)
-        self._routes: dict[str, Route] = {}
-        self._log = structlog.get_logger(__name__).bind()
-        self._logs_all = logs.requests == "all"
-        self._logs_errors = logs.requests != "off"
-
-    @property
-    def routes(self) -> Mapping[str, Route]:
-        """Counters by path template; ``OTHER`` counts requests for unknown paths."""
-        return self._routes
-
-    def add_routes(self, router: web.UrlDispatcher, routes: Iterable[web.RouteDef]) -> None:
+    def add_routes(self, router: web.UrlDispatcher, routes: Iterable[Route], api: Any) -> None:
         """Route the requests of the table to its handlers, and reject all others.
 
         Args:
             router: A router without routes.
             routes: The complete table.
+            api: Object that the handlers belong to.
         """
         for route in routes:
-            wrapped = self._wrap(route.handler, route.path, ROUTES[route.method, route.path])
-            web.RouteDef(route.method, route.path, wrapped, route.kwargs).register(router)
+            counters = self.admission.counters_of(route.path)
+            endpoint = Endpoint(route.permission, counters, limited=route.limited, streams=route.streams)
+            wrapped = self._wrap(partial(route.handler, api), route.path, endpoint)
+            web.RouteDef(route.method, route.path, wrapped, {}).register(router)
         for resource in list(router.resources()):
             allowed = sorted(route.method for route in resource)
             if isinstance(resource, web.Resource):
-                resource.add_route("*", self._wrap(self._method_not_allowed(allowed), resource.canonical))
-        router.add_route("*", "/{path:.*}", self._wrap(_not_found, "OTHER"))
+                resource.add_route("*", self._reject(partial(self._reject_method, allowed), resource.canonical))
+        router.add_route("*", "/{path:.*}", self._reject(_not_found, "OTHER"))
 
-    def add_headers(self, request: web.Request, headers: CIMultiDict[str]) -> None:
+    def _reject(self, handler: Any, path: str) -> Any:
+        """Wrap a handler that only rejects requests, which needs no credential."""
+        return self._wrap(handler, path, Endpoint(None, self.admission.counters_of(path), limited=False))
+
+    def _wrap(self, handler: Any, path: str, endpoint: Endpoint) -> Any:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            response: web.StreamResponse = await HttpCall(self, endpoint, path, handler, request).run()
+            return response
+
+        return handle
+
+    def add_headers(self, call: "HttpCall", headers: CIMultiDict[str]) -> None:
         """Add the headers of every answer; handlers that stream their answer call it themselves."""
-        headers["X-Request-Id"] = request[REQUEST_ID]
+        headers["X-Request-Id"] = call.request_id
         headers["X-Content-Type-Options"] = "nosniff"
         headers["Server"] = "ossa-registry"  # hides the versions of aiohttp and Python
         headers["Vary"] = "Accept-Encoding"
@@ -137,161 +114,169 @@ class Middleware:
             return
         if not self._any_origin:
             headers["Vary"] = "Accept-Encoding, Origin"
-        origin = request.headers.get("Origin")
+        origin = call.request.headers.get("Origin")
         if origin is not None and (self._any_origin or origin in self._origins):
             headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
             headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
 
-    def _wrap(self, handler: Any, path: str, permission: Permission | None = None) -> Handler:
-        """Wrap a handler; one without a permission only rejects requests, which needs no credential."""
-        route = self._routes.setdefault(path, Route())
-        counted = permission is not None and path not in _PATHS_WITHOUT_CALL_LIMIT
+    async def send(self, call: "HttpCall", response: web.Response) -> None:
+        """Send an answer that may exceed the network buffers, to a client that may never read it."""
+        chunks = 1 + (response.content_length or 0) // CHUNK_BYTES
+        with call.disconnecting():
+            async with asyncio.timeout(self._write_timeout * chunks):
+                await response.prepare(call.request)
+                await response.write_eof()
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            started = time.perf_counter()
-            context = RequestContext("http", request.headers.get, partial(_peer, request))
-            REQUEST_CONTEXT.set(context)  # the next request on this connection replaces it
-            current_identity.set(UNCHECKED)
-            request[REQUEST_ID] = context.request_id
-            with CallSlot(self._guard.in_flight) as slot:
-                response = await self._answer(request, handler, permission, slot if counted else None)
-                if not response.prepared:
-                    await self._finish(request, response)
-            seconds = time.perf_counter() - started
-            route.count_request(request.method, response, seconds)
-            if self._logs_all or (self._logs_errors and response.status >= HTTPStatus.BAD_REQUEST):
-                self._log_request(request, response.status, seconds, context)
-            return response
+    async def write(self, response: web.StreamResponse, text: bytes) -> None:
+        """Write to a stream in chunks, each within the write timeout.
 
-        return handle if self._tracer is None else _with_span(handle, path, self._tracer)
+        Raises:
+            TimeoutError: The client did not read in time.
+            ConnectionError: The client left.
+        """
+        for start in range(0, len(text), CHUNK_BYTES):
+            async with asyncio.timeout(self._write_timeout):
+                await response.write(text[start : start + CHUNK_BYTES])
 
-    async def _answer(
-        self, request: web.Request, handler: Any, permission: Permission | None, slot: CallSlot | None
-    ) -> web.StreamResponse:
-        """Return the handler's answer, or the error that rejects the request."""
-        request_id = request[REQUEST_ID]
-        try:
-            if len(request.raw_path) > MAX_URL_BYTES:
-                raise web.HTTPRequestURITooLong(text=f"the URL is longer than {MAX_URL_BYTES} bytes")  # noqa: TRY301
-            if slot is not None:
-                slot.acquire(self._body_bytes(request))
-            if permission is not None:
-                identity = await self._guard.admit(self.credentials(request), permission, peer_of(request))
-                request[IDENTITY] = identity
-                current_identity.set(identity)
-            response: web.StreamResponse = await handler(request)
-            if slot is not None and isinstance(response, web.Response):
-                slot.hold_bytes(response.content_length or 0)
-        except ConnectionError:  # the client left; the answer is never sent
-            return web.Response(status=HTTPStatus.BAD_REQUEST)
-        except Exception as error:  # noqa: BLE001 - the one place that maps errors to answers
-            return self._envelope.failure(failure_of(error, request_id), request_id)
-        return response
+    async def _reject_method(self, allowed: Sequence[str], call: "HttpCall") -> web.Response:
+        """Answer a request with a method that its path does not support."""
+        if call.request.method != "OPTIONS":
+            raise web.HTTPMethodNotAllowed(call.request.method, allowed)
+        headers = {"Allow": ", ".join((*allowed, "OPTIONS"))}
+        if self._origins and "Access-Control-Request-Method" in call.request.headers:
+            headers |= {
+                "Access-Control-Allow-Methods": _CORS_METHODS,
+                "Access-Control-Allow-Headers": _CORS_REQUEST_HEADERS,
+                "Access-Control-Max-Age": _CORS_MAX_AGE_SECONDS,
+            }
+        return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
-    def _body_bytes(self, request: web.Request) -> int:
-        """Return the maximum number of bytes to read from a request's body."""
-        if not request.body_exists:
-            return 0
-        declared = request.content_length
-        return self._max_body_bytes if declared is None else min(declared, self._max_body_bytes)
 
-    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Add common headers and compression; send a large answer with a timeout."""
-        self.add_headers(request, response.headers)
-        if "Accept-Encoding" in request.headers:
-            _compress(request, response)
-        if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
-            await self._send(request, response)
+class HttpCall(CallScope):
+    """One HTTP request."""
 
-    def credentials(self, request: web.Request) -> Credentials:
-        """Return the credentials of a request.
+    transport = "http"
+    log: ClassVar[Any] = structlog.get_logger(__name__)
+
+    _status = 0
+
+    def __init__(
+        self, middleware: Middleware, endpoint: Endpoint, path: str, handler: Any, request: web.Request
+    ) -> None:
+        """Create the scope of a request to a path, given as template."""
+        super().__init__(middleware.admission, endpoint)
+        self.middleware, self.path, self.request = middleware, path, request
+        self._handler = handler
+
+    # Reading the request.
+
+    def header(self, name: str) -> str | None:
+        """Return a header."""
+        return self.request.headers.get(name)
+
+    @property
+    def peer(self) -> str:
+        """Address of the client with its port."""
+        transport = self.request.transport
+        name: Any = transport.get_extra_info("peername") if transport else None
+        return f"{name[0]}:{name[1]}" if name else ""
+
+    def address(self) -> str:
+        """Return the address of the client."""
+        return self.request.remote or ""
+
+    def credentials(self) -> Credentials:
+        """Return the credentials in the headers and on the connection.
 
         Raises:
             Unauthenticated: A header is repeated; a proxy in front may have verified the other value.
         """
-        if not self._guard.authenticates:
-            return _NO_CREDENTIALS
-        authorization, api_key = _single_header(request, "Authorization"), _single_header(request, "X-Api-Key")
-        certificate = certificate_names(request.get_extra_info("peercert")) if request.secure else ()
+        authorization, api_key = self._single_header("Authorization"), self._single_header("X-Api-Key")
+        certificate = certificate_names(self.request.get_extra_info("peercert")) if self.request.secure else ()
         return Credentials(authorization, api_key, certificate)
 
-    async def _send(self, request: web.Request, response: web.Response) -> None:
-        """Send an answer that may exceed the network buffers, to a client that may never read it."""
-        chunks = 1 + (response.content_length or 0) // CHUNK_BYTES
-        try:
-            async with asyncio.timeout(self._write_timeout * chunks):
-                await response.prepare(request)
-                await response.write_eof()
-        except TimeoutError:
-            self._log.info("slow reader disconnected", request_id=request[REQUEST_ID])
-            if request.transport is not None:
-                request.transport.abort()
-        except ConnectionError:
-            pass  # the client has left
+    def _single_header(self, name: str) -> str:
+        values = self.request.headers.getall(name, ())
+        if len(values) > 1:
+            raise Unauthenticated("send one credential, not two")
+        return values[0] if values else ""
 
-    def _method_not_allowed(self, allowed: Sequence[str]) -> Handler:
-        """Return a handler for the methods that a path does not support."""
+    # Handling the request.
 
-        async def reject(request: web.Request) -> web.Response:
-            if request.method != "OPTIONS":
-                raise web.HTTPMethodNotAllowed(request.method, allowed)
-            headers = {"Allow": ", ".join((*allowed, "OPTIONS"))}
-            if self._origins and "Access-Control-Request-Method" in request.headers:
-                headers |= {
-                    "Access-Control-Allow-Methods": _CORS_METHODS,
-                    "Access-Control-Allow-Headers": _CORS_REQUEST_HEADERS,
-                    "Access-Control-Max-Age": _CORS_MAX_AGE_SECONDS,
-                }
-            return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+    def _request_bytes(self) -> int:
+        if not self.request.body_exists:
+            return 0
+        declared, limit = self.request.content_length, self.middleware.max_body_bytes
+        return limit if declared is None else min(declared, limit)
 
-        return reject
+    def _begin(self) -> None:
+        REQUEST_CONTEXT.set(self)
+        current_identity.set(UNCHECKED)
+        if len(self.request.raw_path) > MAX_URL_BYTES:
+            raise web.HTTPRequestURITooLong(text=f"the URL is longer than {MAX_URL_BYTES} bytes")
 
-    def _log_request(self, request: web.Request, status: int, seconds: float, context: RequestContext) -> None:
-        # The path may contain arbitrary bytes.
-        path = request.raw_path[:MAX_URL_BYTES].encode("ascii", "backslashreplace").decode()
-        self._log.log(
-            logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO,
-            "request",
-            method=request.method,
-            path=path,
-            status=status,
-            milliseconds=round(seconds * 1000, 3),
-            **context.log_fields(),
-            **caller_fields(),
-        )
+    async def _handle(self) -> web.StreamResponse:
+        response: web.StreamResponse = await self._handler(self)
+        if self.slot is not None and isinstance(response, web.Response):
+            self.slot.hold_bytes(response.content_length or 0)
+        return await self._finish(response)
 
+    async def _fail(self, error: Exception) -> web.StreamResponse:
+        if isinstance(error, ConnectionError):  # the client left; the answer is never sent
+            return await self._finish(web.Response(status=HTTPStatus.BAD_REQUEST))
+        return await self._finish(self.middleware.envelope.failure(failure_of(error), self.request_id))
 
-def _single_header(request: web.Request, name: str) -> str:
-    values = request.headers.getall(name, ())
-    if len(values) > 1:
-        raise Unauthenticated("send one credential, not two")
-    return values[0] if values else ""
-
-
-def peer_of(request: web.Request) -> Peer:
-    """Return a function that returns the client's address."""
-    return lambda: request.remote or ""
-
-
-def _with_span(handler: Handler, path: str, tracer: Tracer) -> Handler:
-    async def traced(request: web.Request) -> web.StreamResponse:
-        method = request.method if request.method in _KNOWN_METHODS else "_OTHER"
-        attributes: Attributes = {"http.request.method": method, "http.route": path}
-        with tracer.trace_call(f"{method} {path}", attributes, request.headers.get) as span:
-            response = await handler(request)
-            status = response.status
-            span.set_result({"http.response.status_code": status}, failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+    async def _finish(self, response: web.StreamResponse) -> web.StreamResponse:
+        """Add common headers and compression, unless the answer was sent; send a large one with a timeout."""
+        self._status = response.status
+        self.timed = isinstance(response, web.Response)  # not an event stream
+        self.result = f"{self._method('OTHER')} {response.status}"
+        if response.prepared:
+            return response
+        self.middleware.add_headers(self, response.headers)
+        if "Accept-Encoding" in self.request.headers:
+            _compress(self.request, response)
+        if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
+            await self.middleware.send(self, response)
         return response
 
-    return traced
+    @contextmanager
+    def disconnecting(self) -> Iterator[None]:
+        """Disconnect the client if it does not read in time, and ignore that it has left."""
+        try:
+            yield
+        except TimeoutError:
+            self.log.info("slow reader disconnected", request_id=self.request_id)
+            if self.request.transport is not None:
+                self.request.transport.abort()
+        except ConnectionError:
+            pass
+
+    # Reporting the request.
+
+    def _failure_level(self) -> int:
+        if self._status < HTTPStatus.BAD_REQUEST:
+            return 0
+        return logging.INFO if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.WARNING
+
+    def _result_fields(self) -> dict[str, Any]:
+        # The path may contain arbitrary bytes.
+        path = self.request.raw_path[:MAX_URL_BYTES].encode("ascii", "backslashreplace").decode()
+        return {"method": self.request.method, "path": path, "status": self._status}
+
+    def _span_start(self) -> tuple[str, Attributes]:
+        method = self._method("_OTHER")
+        return f"{method} {self.path}", {"http.request.method": method, "http.route": self.path}
+
+    def _span_end(self) -> tuple[Attributes, bool]:
+        return {"http.response.status_code": self._status}, self._status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def _method(self, other: str) -> str:
+        """Return the method, or ``other`` if it is unknown."""
+        return self.request.method if self.request.method in _KNOWN_METHODS else other
 
 
-def _peer(request: web.Request) -> str:
-    name: Any = request.transport.get_extra_info("peername") if request.transport else None
-    return f"{name[0]}:{name[1]}" if name else ""
-
-
-async def _not_found(_: web.Request) -> web.Response:
+async def _not_found(_: HttpCall) -> web.Response:
     raise web.HTTPNotFound
 
 

@@ -1,74 +1,71 @@
-"""The REST API: decode, call, encode."""
+"""The HTTP API: the table of routes, and their handlers: decode, call, encode."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
 
+from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
+from registry_server.config import HttpSettings
 from registry_server.errors import ServiceNotFound
 from registry_server.gateway import bodies, preconditions
+from registry_server.gateway.docs import asset
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope, encode_json
+from registry_server.gateway.events import EventStream
 from registry_server.gateway.listing import Listing
-from registry_server.gateway.middleware import REQUEST_ID
+from registry_server.gateway.middleware import HttpCall, Route
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import PAGE, Query, reject_parameters
-from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.document import health_document, service_document
 from registry_server.registry import ServiceRegistry
-from registry_server.security import permissions
+from registry_server.security.permissions import DOCS, HEALTH, METRICS, OPERATE, READ, WRITE_OWN
 
-BASE: Final = permissions.API
+BASE: Final = "/api/v1/registry"
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Media type of the text format of Prometheus."""
 
 
 class Api:
-    """One handler for each route below ``BASE``, except the event stream."""
+    """One handler for each route, and the state that the handlers share."""
 
     def __init__(
         self,
         registry: ServiceRegistry,
         envelope: Envelope,
-        documents: Documents,
-        *,
-        max_body_bytes: int,
+        settings: HttpSettings,
+        metrics: Callable[[], Awaitable[bytes]],
         body_timeout: float,
     ) -> None:
+        """Create the handlers.
+
+        Args:
+            registry: The use cases.
+            envelope: Builds answers.
+            settings: Limits of requests.
+            metrics: Returns the metrics of this process.
+            body_timeout: Seconds within which a body must arrive.
+        """
         self._registry = registry
         self._envelope = envelope
-        self._documents = documents
-        self._listing = Listing(registry, documents)
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
         self._body_timeout = body_timeout
+        self._metrics = metrics
+        self._documents = Documents()
+        self.listing = Listing(registry, self._documents)
+        self._events = EventStream(registry, self._documents, keep_alive=settings.events_keep_alive_ms / 1000)
+        self.draining = False
+        """Whether readiness fails, so that load balancers stop sending requests."""
 
-    @property
-    def cache(self) -> CacheCounters:
-        """Hits and misses of cached listings."""
-        return self._listing.counters
-
-    def routes(self) -> Sequence[web.RouteDef]:
-        """Return the route table."""
-        return [
-            web.post(f"{BASE}/services", self.register),
-            web.get(f"{BASE}/services", self.discover),
-            web.get(f"{BASE}/services/{{name}}", self.get),
-            web.put(f"{BASE}/services/{{name}}", self.update),
-            web.delete(f"{BASE}/services/{{name}}", self.unregister),
-            web.get(f"{BASE}/services/{{name}}/health", self.service_health),
-            web.post(f"{BASE}/services/{{name}}/heartbeat", self.heartbeat),
-            web.get(f"{BASE}/health", self.registry_health),
-            web.get(f"{BASE}/stats", self.stats),
-            web.get(f"{BASE}/capabilities", self.capabilities),
-            web.post(f"{BASE}/cleanup", self.cleanup),
-        ]
-
-    async def register(self, request: web.Request) -> web.Response:
+    async def register(self, call: HttpCall) -> web.Response:
         """Register a service, or replace its content."""
-        query = Query(request.query, ("createOnly",))
+        query = Query(call.request.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
-        document = await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
+        document = await bodies.read_json(call.request, self._max_body_bytes, self._body_timeout)
         service = bodies.parse_registration(document)
         with rest_names():
             registered = await self._registry.register(service, create_only=create_only)
@@ -76,84 +73,84 @@ class Api:
             "ETag": preconditions.etag(registered.revision),
             "Location": f"{BASE}/services/{registered.name}",
         }
-        return self._success(request, service_document(registered), status=201, headers=headers)
+        return self._success(call, service_document(registered), status=201, headers=headers)
 
-    async def discover(self, request: web.Request) -> web.Response:
+    async def discover(self, call: HttpCall) -> web.Response:
         """Return the services that match the query."""
-        query_string = request.rel_url.raw_query_string
-        data = self._listing.cached_answer(query_string)
+        query_string = call.request.rel_url.raw_query_string
+        data = self.listing.cached_answer(query_string)
         if data is None:
-            data = await self._listing.list_services(query_string, request.query)
-        return self._envelope.success(data, request[REQUEST_ID])
+            data = await self.listing.list_services(query_string, call.request.query)
+        return self._envelope.success(data, call.request_id)
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, call: HttpCall) -> web.Response:
         """Return a service."""
-        reject_parameters(request.query)
-        record = await self._registry.get(request.match_info["name"])
+        reject_parameters(call.request.query)
+        record = await self._registry.get(call.request.match_info["name"])
         headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
-        if preconditions.is_current(request, record.revision):
+        if preconditions.is_current(call.request, record.revision):
             return web.Response(status=304, headers=headers)
-        return self._envelope.success(self._documents.encoded(record), request[REQUEST_ID], headers=headers)
+        return self._envelope.success(self._documents.encoded(record), call.request_id, headers=headers)
 
-    async def update(self, request: web.Request) -> web.Response:
+    async def update(self, call: HttpCall) -> web.Response:
         """Update the fields in the body."""
-        reject_parameters(request.query)
-        name = request.match_info["name"]
-        document = await bodies.read_json(request, self._max_body_bytes, self._body_timeout)
+        reject_parameters(call.request.query)
+        name = call.request.match_info["name"]
+        document = await bodies.read_json(call.request, self._max_body_bytes, self._body_timeout)
         service, mask = bodies.parse_update(document, name)
-        expected = await preconditions.expected_revision(request, self._registry, name)
+        expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
             updated = await self._registry.update_service(service, mask, expected_revision=expected)
         headers = {"ETag": preconditions.etag(updated.revision)}
-        return self._success(request, service_document(updated), headers=headers)
+        return self._success(call, service_document(updated), headers=headers)
 
-    async def unregister(self, request: web.Request) -> web.Response:
+    async def unregister(self, call: HttpCall) -> web.Response:
         """Remove a service."""
-        reject_parameters(request.query)
-        name = request.match_info["name"]
-        expected = await preconditions.expected_revision(request, self._registry, name)
+        reject_parameters(call.request.query)
+        name = call.request.match_info["name"]
+        expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
             await self._registry.unregister(name, expected_revision=expected)
-        return self._success(request, {"message": f"Service {name} unregistered"})
+        return self._success(call, {"message": f"Service {name} unregistered"})
 
-    async def service_health(self, request: web.Request) -> web.Response:
+    async def service_health(self, call: HttpCall) -> web.Response:
         """Return the newest health of a service and the end of its lease."""
-        reject_parameters(request.query)
-        health, lease_ends = await self._registry.health(request.match_info["name"])
+        reject_parameters(call.request.query)
+        health, lease_ends = await self._registry.health(call.request.match_info["name"])
         document = health_document(health)
         if lease_ends is not None:
             document["leaseExpiresAt"] = time_text(lease_ends)
-        return self._success(request, document)
+        return self._success(call, document)
 
-    async def heartbeat(self, request: web.Request) -> web.Response:
+    async def heartbeat(self, call: HttpCall) -> web.Response:
         """Renew the lease of a service."""
-        reject_parameters(request.query)
-        name = request.match_info["name"]
+        reject_parameters(call.request.query)
+        name = call.request.match_info["name"]
         await self._registry.get(name)  # rejects an invalid name as ``name``, not as ``names[0]``
         _, unknown = await self._registry.heartbeat([name])
         if unknown:
             raise ServiceNotFound(name)
-        return self._success(request, {"message": f"Lease of service {name} renewed"})
+        return self._success(call, {"message": f"Lease of service {name} renewed"})
 
-    async def registry_health(self, request: web.Request) -> web.Response:
+    async def registry_health(self, call: HttpCall) -> web.Response:
         """Return the health of the registry."""
-        reject_parameters(request.query)
+        reject_parameters(call.request.query)
         health = self._registry.registry_health()
         document = {
             "status": STATUS_WORDS.get(health.status, "unknown"),
             "timestamp": time_text(health.checked_at),
             "statistics": message_document(health.stats),
         }
-        return self._success(request, document)
+        return self._success(call, document)
 
-    async def stats(self, request: web.Request) -> web.Response:
+    async def stats(self, call: HttpCall) -> web.Response:
         """Return counts of the registered services."""
-        reject_parameters(request.query)
-        return self._success(request, message_document(self._registry.get_stats()))
+        reject_parameters(call.request.query)
+        return self._success(call, message_document(self._registry.get_stats()))
 
-    async def capabilities(self, request: web.Request) -> web.Response:
+    async def capabilities(self, call: HttpCall) -> web.Response:
         """Return a page of the distinct capabilities."""
-        query = Query(request.query, PAGE)
+        query = Query(call.request.query, PAGE)
         size = query.page_size()
         query.check()
         with rest_names():
@@ -163,15 +160,61 @@ class Api:
             "count": len(page.capabilities),
             "nextPageToken": page.next_page_token or None,
         }
-        return self._success(request, document)
+        return self._success(call, document)
 
-    async def cleanup(self, request: web.Request) -> web.Response:
+    async def cleanup(self, call: HttpCall) -> web.Response:
         """Remove services whose lease has expired."""
-        reject_parameters(request.query)
+        reject_parameters(call.request.query)
         names = await self._registry.cleanup()
-        return self._success(request, {"message": "Cleanup completed", "servicesRemoved": len(names)})
+        return self._success(call, {"message": "Cleanup completed", "servicesRemoved": len(names)})
+
+    async def events(self, call: HttpCall) -> web.StreamResponse:
+        """Stream changes as Server-Sent Events."""
+        return await self._events.stream(call)
+
+    async def ready(self, _: HttpCall) -> web.Response:
+        """Report whether this process can serve."""
+        health = self._registry.registry_health()
+        ready = health.status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
+        status = STATUS_WORDS.get(health.status, "unknown")
+        return web.json_response({"status": status if ready else "unhealthy"}, status=200 if ready else 503)
+
+    async def live(self, _: HttpCall) -> web.Response:
+        """Report that this process responds."""
+        return web.json_response({"status": "alive"})
+
+    async def metrics(self, _: HttpCall) -> web.Response:
+        """Return the metrics."""
+        return web.Response(body=await self._metrics(), headers={"Content-Type": METRICS_TYPE})
 
     def _success(
-        self, request: web.Request, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
+        self, call: HttpCall, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
     ) -> web.Response:
-        return self._envelope.success(encode_json(document), request[REQUEST_ID], status, headers)
+        return self._envelope.success(encode_json(document), call.request_id, status, headers)
+
+
+ROUTES: Final = (
+    Route("POST", f"{BASE}/services", Api.register, WRITE_OWN),
+    Route("GET", f"{BASE}/services", Api.discover, READ),
+    Route("GET", f"{BASE}/services/{{name}}", Api.get, READ),
+    Route("PUT", f"{BASE}/services/{{name}}", Api.update, WRITE_OWN),
+    Route("DELETE", f"{BASE}/services/{{name}}", Api.unregister, WRITE_OWN),
+    Route("GET", f"{BASE}/services/{{name}}/health", Api.service_health, READ),
+    Route("POST", f"{BASE}/services/{{name}}/heartbeat", Api.heartbeat, WRITE_OWN),
+    Route("GET", f"{BASE}/health", Api.registry_health, READ),
+    Route("GET", f"{BASE}/stats", Api.stats, READ),
+    Route("GET", f"{BASE}/capabilities", Api.capabilities, READ),
+    Route("POST", f"{BASE}/cleanup", Api.cleanup, OPERATE),
+    # Event streams count as watches.
+    Route("GET", f"{BASE}/events", Api.events, READ, limited=False, streams="watches"),
+    # Monitoring must work under overload.
+    Route("GET", "/health", Api.ready, HEALTH, limited=False),
+    Route("GET", "/health/live", Api.live, HEALTH, limited=False),
+    Route("GET", "/metrics", Api.metrics, METRICS, limited=False),
+    Route("GET", "/openapi.yaml", asset("openapi.yaml", "application/yaml"), DOCS),
+    Route("GET", "/docs", asset("assets/index.html", "text/html"), DOCS),
+    Route("GET", "/docs/start.js", asset("assets/start.js", "text/javascript"), DOCS),
+    Route("GET", "/docs/swagger-ui.css", asset("assets/swagger-ui.css", "text/css"), DOCS),
+    Route("GET", "/docs/swagger-ui-bundle.js", asset("assets/swagger-ui-bundle.js", "text/javascript"), DOCS),
+)
+"""All routes of the HTTP server; HEAD is routed like GET."""

@@ -33,17 +33,20 @@ class Histogram:
 class CallCounters:
     """Calls of one kind: their number by result, and their durations."""
 
-    __slots__ = ("ended", "seconds")
+    __slots__ = ("ended", "in_flight", "seconds")
 
     def __init__(self) -> None:
+        self.in_flight = 0
+        """Number of calls that have not ended."""
         self.ended: Counter[str] = Counter()
         """Number of calls that ended, by result."""
         self.seconds = Histogram()
 
-    def count(self, result: str, seconds: float) -> None:
-        """Count a call that has ended."""
+    def count(self, result: str, seconds: float | None) -> None:
+        """Count a call that has ended; ``None`` = do not count its duration."""
         self.ended[result] += 1
-        self.seconds.observe(seconds)
+        if seconds is not None:
+            self.seconds.observe(seconds)
 
 
 class CacheCounters:
@@ -54,3 +57,17 @@ class CacheCounters:
     def __init__(self) -> None:
         self.hits = 0
         self.misses = 0
+
+
+class TransportCounters:
+    """Counters of one transport."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, CallCounters] = {}
+        """By name of the RPC or route."""
+        self.streams: set[str] = set()
+        """Names in ``calls`` whose calls are streams."""
+        self.caches: dict[str, CacheCounters] = {}
+        """Caches of answers, by name."""
+        self.slow_readers = 0
+        """Number of calls that were ended because their client did not read."""

@@ -2,14 +2,12 @@
 
 import re
 import secrets
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from itertools import count
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal
 
 from registry_server.instrumentation.tracing import TRACE_ID
-
-Transport: TypeAlias = Literal["grpc", "http"]
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 TRACE_HEADER: Final = "traceparent"
@@ -23,34 +21,32 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!
 _MAX_TRACEPARENT_LENGTH: Final = 512
 
 
-class RequestContext:
-    """Transport, peer, request id and trace of one call.
+class RequestContext(ABC):
+    """Transport, peer, request id and trace of one call; each transport has a subclass.
 
     Values that a client sends are used only if they have a known format, so all of them are safe to log.
     """
 
+    transport: ClassVar[Literal["grpc", "http"]]
+
     # Not functools.cached_property: on Python 3.11 it takes a lock, 1 µs for each value that is computed.
-    __slots__ = ("_header", "_peer", "_request_id", "_trace_id", "transport")
+    _request_id: str = ""
+    _trace_id: str | None = None
 
-    def __init__(self, transport: Transport, header: Callable[[str], str | None], peer: Callable[[], str]) -> None:
-        """Store the accessors; nothing is read yet.
+    @abstractmethod
+    def header(self, name: str) -> str | None:
+        """Return a header of the call by its lower-case name."""
 
-        Args:
-            transport: Transport of the call.
-            header: Returns a header of the call by its lower-case name.
-            peer: Returns the remote address of the connection.
-        """
-        self.transport = transport
-        self._header = header
-        self._peer = peer
-        self._request_id = ""
-        self._trace_id: str | None = None
+    @property
+    @abstractmethod
+    def peer(self) -> str:
+        """Remote address of the connection."""
 
     @property
     def request_id(self) -> str:
         """The client's ``x-request-id`` if it has 1 to 128 safe characters, otherwise a generated id."""
         if not self._request_id:
-            sent = self._header(REQUEST_ID_HEADER)
+            sent = self.header(REQUEST_ID_HEADER)
             valid = sent and _REQUEST_ID.fullmatch(sent)
             self._request_id = sent if sent and valid else f"{_PROCESS_PREFIX}-{next(_NUMBERS):x}"
         return self._request_id
@@ -59,13 +55,8 @@ class RequestContext:
     def trace_id(self) -> str:
         """The W3C trace id of the call, 32 hexadecimal digits; empty if the call belongs to no trace."""
         if self._trace_id is None:
-            self._trace_id = TRACE_ID.get() or parse_trace_id(self._header(TRACE_HEADER))
+            self._trace_id = TRACE_ID.get() or parse_trace_id(self.header(TRACE_HEADER))
         return self._trace_id
-
-    @property
-    def peer(self) -> str:
-        """Remote address of the connection."""
-        return self._peer()
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields for a log line about the call."""

@@ -1,70 +1,260 @@
-"""``RpcMethod``: counts and logs the calls of one RPC."""
+"""``RpcCall``: one RPC, read from its gRPC context."""
 
+import asyncio
 import logging
-import time
-from functools import partial
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Final, cast
+from urllib.parse import unquote
 
+import grpc
 import structlog
+from google.protobuf.message import Message
 
-from registry_server.config import LogSettings
-from registry_server.instrumentation.counters import CallCounters
-from registry_server.instrumentation.request_context import RequestContext
-from registry_server.rpc.codec import Context
-from registry_server.security.identity import caller_fields
+from registry_server.admission import Admission, CallScope, Endpoint
+from registry_server.errors import LimitExceeded, Overloaded, ShuttingDown, Unauthenticated
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQUEST_ID_HEADER
+from registry_server.instrumentation.tracing import Attributes
+from registry_server.rpc.codec import Context, parse, serialized
+from registry_server.rpc.readers import SlowReaders, current_call
+from registry_server.rpc.status import code_of, status_of, trailers_of
+from registry_server.security.authenticator import CertificateNames, Credentials
+from registry_server.security.identity import current_identity
+from registry_server.security.limits import CallSlot
 
+MAX_WAIT_SECONDS: Final = 30.0
+"""How long a call without a deadline waits for a revision."""
+
+_FIRST_MESSAGE_SECONDS: Final = 60.0
+"""Time limit for the first message of a stream."""
+_MAX_UNCOUNTED_ANSWER_BYTES: Final = 64 << 10
+"""Larger answers are counted until the client has read them; smaller ones fit in the network buffers."""
+_MAX_CACHED_ADDRESSES: Final = 4_096
+"""Peers whose parsed address is cached, so that it is not parsed again for each call."""
+_CERTIFICATE_NAMES: Final = {"peer_uri": "uri", "peer_dns": "dns", "x509_common_name": "common_name"}
+"""Keys of the auth context for the names in a client certificate (grpc/grpc_security_constants.h)."""
+_NO_ERROR: Final = frozenset({"OK", "CANCELLED"})
 _SERVER_ERRORS: Final = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
 """Codes caused by this server rather than by its client; logged as warnings."""
-_NO_ERROR: Final = frozenset({"OK", "CANCELLED"})
+_FAILED_SPANS: Final = _SERVER_ERRORS | {"DEADLINE_EXCEEDED", "UNIMPLEMENTED", "DATA_LOSS"}
+"""Codes that OpenTelemetry's conventions for gRPC classify as errors of the server."""
 
-log = structlog.get_logger("registry_server.rpc")
+
+@dataclass(frozen=True, slots=True)
+class RpcTransport:
+    """What all calls of the gRPC server share."""
+
+    admission: Admission
+    readers: SlowReaders
+    verifies_clients: bool
+    """Whether connections carry client certificates."""
+    draining: asyncio.Event
+    """Set when streams that wait for a message from their client must end."""
 
 
+@dataclass(frozen=True, slots=True)
 class RpcMethod:
-    """Counters and log level of one RPC."""
+    """One RPC of a service."""
 
-    def __init__(self, name: str, settings: LogSettings, *, streams: bool) -> None:
-        self.name = name
-        self.streams = streams
-        """Whether calls are streams, whose duration their client decides."""
-        self.calls = CallCounters()
-        self.in_flight = 0
-        """Number of open streams."""
-        self._logs_errors = settings.requests != "off"
-        self.logs_all = settings.requests == "all"
+    service: str
+    name: str
+    request: type[Message]
+    handle: Callable[[Any, Any], Awaitable[Any]]
+    """Called with the request, or an iterator of requests, and the ``RpcCall``."""
+    cached: Callable[[bytes], bytes | None] | None
+    """Returns the cached answer to a serialised request, if there is one."""
+    endpoint: Endpoint
+    transport: RpcTransport
 
-    def call_ended(
-        self, code: str, started: float, context: Context, request_context: RequestContext | None = None
-    ) -> None:
-        """Count a call that has ended, and log it if configured.
 
-        Args:
-            code: Name of its status.
-            started: Start time, from ``time.perf_counter``.
-            context: The call.
-            request_context: Its request context, if one was already created.
+class RpcCall(CallScope):
+    """A unary call."""
+
+    transport = "grpc"
+    log: ClassVar[Any] = structlog.get_logger("registry_server.rpc")
+    result = "OK"
+    cancelled_result = "CANCELLED"  # the client left, or its deadline passed
+
+    def __init__(self, method: RpcMethod, request: Any, context: Context) -> None:
+        """Create the scope of a call; ``request`` is a serialised message, or an iterator of them."""
+        super().__init__(method.transport.admission, method.endpoint)
+        self.method, self.request, self.context = method, request, context
+
+    # Reading the call.
+
+    def header(self, name: str) -> str | None:
+        """Return the first text value of a metadata key."""
+        metadata: Any = self.context.invocation_metadata()
+        value = next((value for key, value in metadata or () if key == name), None)
+        return value if isinstance(value, str) else None
+
+    @property
+    def peer(self) -> str:
+        """Address of the client in gRPC's form."""
+        return self.context.peer()
+
+    def address(self) -> str:
+        """Return the address of the client without its port."""
+        return _address(self.context.peer())
+
+    def credentials(self) -> Credentials:
+        """Return the credentials in the metadata and on the connection."""
+        values = {"authorization": "", "x-api-key": ""}
+        for key, value in self.context.invocation_metadata() or ():
+            if key in values:
+                if values[key]:
+                    raise Unauthenticated("send one credential, not two")
+                values[key] = value if isinstance(value, str) else value.decode("ascii", "replace")
+        certificate = _certificate_names(self.context) if self.method.transport.verifies_clients else ()
+        return Credentials(values["authorization"], values["x-api-key"], certificate)
+
+    def wait_seconds(self) -> float:
+        """Return the time left until the deadline of the call."""
+        remaining: float | None = self.context.time_remaining()  # None without a deadline, which the stubs omit
+        return MAX_WAIT_SECONDS if remaining is None else remaining
+
+    # Handling the call.
+
+    def _request_bytes(self) -> int:
+        return len(self.request)
+
+    def _begin(self) -> None:
+        if self.admission.logs_all:
+            self.context.set_trailing_metadata(((REQUEST_ID_HEADER, self.request_id),))
+
+    async def _handle(self) -> bytes:
+        method, wire = self.method, self.request
+        answer = method.cached(wire) if method.cached is not None else None
+        if answer is None:
+            REQUEST_CONTEXT.set(self)  # each call runs in its own task, so the variable needs no reset
+            answer = serialized(await method.handle(parse(method.request, wire), self))
+        if len(answer) > _MAX_UNCOUNTED_ANSWER_BYTES and self.slot is not None:
+            try:
+                self.slot.hold_bytes(len(answer))
+            except Overloaded:
+                answer = b""  # released before the client has read the error
+                raise
+            self._release_after_read(self.slot)
+            self.slot = None
+        return answer
+
+    def _release_after_read(self, slot: CallSlot) -> None:
+        """Release the slot once the client has read its answer; start the time limit for that."""
+        sending, readers = current_call(), self.method.transport.readers
+        readers.write_started(sending)
+
+        def sent(_: Context) -> None:
+            readers.write_finished(sending)
+            slot.release()
+
+        self.context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
+
+    async def _fail(self, error: Exception) -> None:
+        if isinstance(error, grpc.aio.AbortError):  # the handler has ended it
+            raise error
+        REQUEST_CONTEXT.set(self)
+        status = status_of(error)
+        self.result = code_of(status).name
+        request_id = (REQUEST_ID_HEADER, self.request_id)
+        trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), request_id)
+        await self.context.abort(code_of(status), status.message, trailers)
+
+    # Reporting the call.
+
+    def _failure_level(self) -> int:
+        if self.result in _NO_ERROR:
+            return 0
+        return logging.WARNING if self.result in _SERVER_ERRORS else logging.INFO
+
+    def _result_fields(self) -> dict[str, Any]:
+        return {"method": self.method.name, "code": self.result}
+
+    def _span_start(self) -> tuple[str, Attributes]:
+        service, name = self.method.service, self.method.name
+        return f"{service}/{name}", {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+
+    def _span_end(self) -> tuple[Attributes, bool]:
+        return {"rpc.grpc.status_code": grpc.StatusCode[self.result].value[0]}, self.result in _FAILED_SPANS
+
+
+class RpcStream(RpcCall):
+    """A streaming call. Its handler writes the messages: generators would add several hops to each message."""
+
+    timed = False
+
+    async def _handle(self) -> None:  # type: ignore[override]  # the handler has sent the answers
+        if isinstance(self.request, bytes):
+            await self.method.handle(parse(self.method.request, self.request), self)
+            return
+        async with aclosing(self._requests()) as requests:
+            await self.method.handle(requests, self)
+
+    async def _requests(self) -> AsyncGenerator[Message, None]:
+        """Yield the messages that the client streams.
+
+        Raises:
+            ShuttingDown: The server is shutting down and no message is pending.
+            LimitExceeded: No message arrived in time.
+            RateLimited: The caller sent too many messages.
+            RegistryError: The session has ended.
         """
-        seconds = time.perf_counter() - started
-        self.calls.count(code, seconds)
-        if self.logs_all or (self._logs_errors and code not in _NO_ERROR):
-            log.log(
-                logging.WARNING if code in _SERVER_ERRORS else logging.INFO,
-                "request",
-                method=self.name,
-                code=code,
-                milliseconds=round(seconds * 1000, 3),
-                **(request_context or request_context_of(context)).log_fields(),
-                **caller_fields(),
-            )
+        wires, kind, guard, session = self.request, self.method.request, self.admission.guard, self.session
+        if session is None:
+            async for wire in wires:
+                yield parse(kind, wire)
+            return
+        idle_seconds = guard.stream_idle_seconds
+        timeout = min(idle_seconds, _FIRST_MESSAGE_SECONDS)
+        draining = asyncio.create_task(self.method.transport.draining.wait())
+        next_message: asyncio.Future[bytes] | None = None
+        try:
+            while True:
+                next_message = asyncio.ensure_future(anext(wires))
+                await asyncio.wait(
+                    (next_message, draining, session.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                timeout = idle_seconds
+                if session.ended.done():
+                    raise session.ended.result()
+                if not next_message.done():
+                    if draining.done():
+                        raise ShuttingDown
+                    reason = "the client sent no message on this stream in time"
+                    raise LimitExceeded("stream_idle_seconds", round(idle_seconds), reason)
+                try:
+                    request = parse(kind, next_message.result())
+                except StopAsyncIteration:
+                    return
+                current_identity.set(session.identity)  # a reloaded policy may have changed its patterns
+                guard.charge(session.identity, self)
+                yield request
+        finally:
+            draining.cancel()
+            if next_message is not None:
+                next_message.cancel()
+
+    async def write(self, message: Message | bytes) -> None:
+        """Send a message, which the client must read within the write timeout."""
+        await self.method.transport.readers.write_message(message, self.context)
 
 
-def request_context_of(context: Context) -> RequestContext:
-    """Return the request context of a call."""
-    return RequestContext("grpc", partial(header_of, context), context.peer)
+@lru_cache(_MAX_CACHED_ADDRESSES)
+def _address(peer: str) -> str:
+    """Return the address in ``ipv4:1.2.3.4:5`` or ``ipv6:%5B::1%5D:5`` without its port, in the same form as for HTTP.
+
+    All clients of a unix socket have the same address.
+    """
+    kind, _, rest = peer.partition(":")
+    return unquote(rest.rpartition(":")[0]).strip("[]") if kind in {"ipv4", "ipv6"} else kind
 
 
-def header_of(context: Context, name: str) -> str | None:
-    """Return the first text value of a metadata key."""
-    metadata: Any = context.invocation_metadata()
-    value = next((value for key, value in metadata or () if key == name), None)
-    return value if isinstance(value, str) else None
+def _certificate_names(context: Context) -> CertificateNames:
+    """Return the names in the connection's certificate, which gRPC has verified."""
+    properties = context.auth_context()
+    return tuple(
+        (kind, name.decode("utf-8", "replace"))
+        for key, kind in _CERTIFICATE_NAMES.items()
+        for name in properties.get(key, ())
+    )

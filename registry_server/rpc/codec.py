@@ -1,4 +1,4 @@
-"""Decoding of requests, done here because grpc answers INTERNAL to malformed messages."""
+"""Decoding of requests and encoding of answers, done here because grpc answers INTERNAL to malformed messages."""
 
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -26,3 +26,8 @@ def parse(kind: type[M], wire: bytes) -> M:
         return kind.FromString(wire)
     except DecodeError:
         raise InvalidRequest([Violation("(request)", f"is not a serialised {kind.DESCRIPTOR.full_name}")]) from None
+
+
+def serialized(answer: Message | bytes) -> bytes:
+    """Return an answer in wire format; the most frequent ones are in that format already."""
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()

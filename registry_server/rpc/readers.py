@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import structlog
 
+from registry_server.instrumentation.counters import TransportCounters
 from registry_server.rpc.codec import Context
 
 _CHECKS_PER_TIMEOUT: Final = 4
@@ -28,12 +29,11 @@ class SlowReaders:
     A client that answers pings but never reads would pin a buffer, a watch slot and a task.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, counters: TransportCounters) -> None:
         """Set the time, in seconds, within which a client must read one message."""
         self._timeout = timeout
+        self._counters = counters
         self._since: dict[asyncio.Task[Any], float] = {}  # oldest first
-        self.disconnected = 0
-        """Number of calls that were cancelled."""
 
     def write_started(self, call: "asyncio.Task[Any]") -> None:
         """Start the timeout of a message."""
@@ -43,12 +43,14 @@ class SlowReaders:
         """Stop the timeout: the message was read, or the call is over."""
         self._since.pop(call, None)
 
-    async def write_message(self, message: bytes, context: Context) -> None:
+    async def write_message(self, message: Any, context: Context) -> None:
         """Write a message of a stream."""
         call = current_call()
         self.write_started(call)
-        await context.write(message)
-        self.write_finished(call)  # if the write fails, the handler does this
+        try:
+            await context.write(message)
+        finally:
+            self.write_finished(call)
 
     async def run(self) -> None:
         """Disconnect slow readers until cancelled."""
@@ -64,5 +66,5 @@ class SlowReaders:
                 self.write_finished(call)
                 call.cancel()  # resets the stream: a status would queue behind the unread messages
             if late:
-                self.disconnected += len(late)
+                self._counters.slow_readers += len(late)
                 log.info("slow readers disconnected", calls=len(late))

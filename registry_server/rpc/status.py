@@ -1,41 +1,17 @@
-"""The table that maps errors to gRPC status codes, with their details."""
+"""Errors as gRPC statuses with details."""
 
-from collections.abc import Mapping
-from typing import Final, NoReturn
+from typing import Final
 
 import grpc
-import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from registry_server import errors
-from registry_server.rpc.codec import Context
+from registry_server.admission import disclosed, outcome_of
 
 DOMAIN: Final = "registry.ossa"
 DETAILS_KEY: Final = "grpc-status-details-bin"
-
-CODES: Final[Mapping[type[errors.RegistryError], grpc.StatusCode]] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.ServiceNotFound: grpc.StatusCode.NOT_FOUND,
-    errors.ServiceExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.RevisionMismatch: grpc.StatusCode.ABORTED,
-    errors.WriteConflict: grpc.StatusCode.ABORTED,
-    errors.RevisionNotReached: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.CursorExpired: grpc.StatusCode.OUT_OF_RANGE,
-    errors.WatcherTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.NotReplicated: grpc.StatusCode.UNAVAILABLE,
-    errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
-    errors.ProbingDisabled: grpc.StatusCode.UNIMPLEMENTED,
-    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    errors.IssuerUnavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 
 # By default clients reject trailers above 8 KiB on the wire, where details are base64 and the message appears twice:
 # percent-encoded (three bytes for each non-ASCII one) and in the details. These limits leave 200 bytes unused.
@@ -43,32 +19,25 @@ _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATION_BYTES = 3_800
 _VIOLATION_OVERHEAD_BYTES = 8
 
-log = structlog.get_logger(__name__)
-
 
 def status_of(error: Exception) -> Status:
-    """Return an error as a ``google.rpc.Status`` with details.
-
-    An error that is not in the table is a bug: it is logged in full, and the client learns nothing about it.
-    """
-    if not isinstance(error, errors.RegistryError) or type(error) not in CODES:
-        log.error("unexpected error", exc_info=error)
-        internal = ErrorInfo(reason=errors.RegistryError.reason, domain=DOMAIN)
-        return _status(grpc.StatusCode.INTERNAL, "internal error; see the server's log", [internal])
-    details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if isinstance(error, errors.InvalidRequest):
-        details.append(_bad_request(error))
-    if isinstance(error, errors.RetryableError):
+    """Return an error as a ``google.rpc.Status`` with details."""
+    shown = disclosed(error)
+    details: list[BadRequest | ErrorInfo | RetryInfo] = [
+        ErrorInfo(reason=shown.reason, domain=DOMAIN, metadata=shown.metadata)
+    ]
+    if isinstance(shown, errors.InvalidRequest):
+        details.append(_bad_request(shown))
+    if isinstance(shown, errors.RetryableError):
         retry = RetryInfo()
-        retry.retry_delay.FromMilliseconds(round(error.retry_after * 1000))
+        retry.retry_delay.FromMilliseconds(round(shown.retry_after * 1000))
         details.append(retry)
-    return _status(CODES[type(error)], str(error), details)
-
-
-async def abort(context: Context, error: Exception) -> NoReturn:
-    """End a call with the status of an error."""
-    status = status_of(error)
-    await context.abort(code_of(status), status.message, trailers_of(status))
+    status = Status(code=grpc.StatusCode[outcome_of(shown).code].value[0], message=_truncate(str(shown)))
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
 
 
 def trailers_of(status: Status) -> tuple[tuple[str, bytes], ...]:
@@ -100,15 +69,6 @@ def _bad_request(error: errors.InvalidRequest) -> BadRequest:
             violation.description = description
             room -= size
     return details
-
-
-def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> Status:
-    status = Status(code=code.value[0], message=_truncate(message))
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
 
 
 def _truncate(message: str) -> str:

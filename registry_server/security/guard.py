@@ -2,10 +2,11 @@
 
 import asyncio
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, Protocol, TypeAlias, get_args
 
 import structlog
 
@@ -34,26 +35,39 @@ _LOG_INTERVAL_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
-Peer = Callable[[], str]
-"""Returns the address of the caller, without its port."""
+Streams: TypeAlias = Literal["watches", "keep-alive-streams"]
+"""Kind of stream; the limit on open streams applies to each kind separately."""
+
+
+class Caller(Protocol):
+    """A call, as far as admission needs to know."""
+
+    @abstractmethod
+    def address(self) -> str:
+        """Return the address of the caller, without its port."""
+
+    @abstractmethod
+    def credentials(self) -> Credentials:
+        """Return what the caller presented.
+
+        Raises:
+            Unauthenticated: It presented several credentials.
+        """
 
 
 class Session:
     """An open stream with its current identity; the guard ends it when that identity is no longer authorised."""
 
-    def __init__(self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer) -> None:
-        self.identity = identity
-        self.credentials, self.permission, self.peer = credentials, permission, peer
-        self.end_reason: RegistryError | None = None
-        """Why the stream must end; ``None`` while it may continue."""
-        self._end: Callable[[RegistryError], object] | None = None
+    def __init__(self, caller: Caller, permission: Permission) -> None:
+        self.identity = UNCHECKED
+        self.caller, self.permission = caller, permission
+        self.ended: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
+        """Its result is the reason why the stream must end."""
         self._timer: asyncio.TimerHandle | None = None
 
     def on_end(self, end: Callable[[RegistryError], object]) -> None:
-        """Set the function that ends the stream; call it now if the session has already ended."""
-        self._end = end
-        if self.end_reason is not None:
-            end(self.end_reason)
+        """Call a function that ends the stream once the session has ended."""
+        self.ended.add_done_callback(lambda ended: end(ended.result()))
 
     def set_identity(self, identity: Identity) -> None:
         """Set the identity, and end the session when its credential expires."""
@@ -72,10 +86,8 @@ class Session:
 
     def end(self, reason: RegistryError) -> None:
         """End the stream."""
-        if self.end_reason is None:
-            self.end_reason = reason
-            if self._end is not None:
-                self._end(reason)
+        if not self.ended.done():
+            self.ended.set_result(reason)
 
 
 class Guard:
@@ -106,7 +118,7 @@ class Guard:
         self._verifications = Buckets(monotonic)
         self.in_flight = InFlight(limits.calls, limits.call_bytes)
         """Calls in flight, of all callers together."""
-        self._streams = {True: Gauge("watches", limits.watches), False: Gauge("keep-alive-streams", limits.watches)}
+        self._streams: dict[Streams, Gauge] = {kind: Gauge(kind, limits.watches) for kind in get_args(Streams)}
         self._sessions: set[Session] = set()
         self._log_times: dict[str, tuple[float, int]] = {}
         self._rechecking: asyncio.Task[None] | None = None
@@ -117,13 +129,8 @@ class Guard:
         """Whether callers must authenticate."""
         return self._authenticator is not None
 
-    async def admit(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity:
-        """Admit a call.
-
-        Args:
-            credentials: Credentials of the caller.
-            permission: Permission that the call needs.
-            peer: Address of the caller.
+    async def admit(self, caller: Caller, permission: Permission) -> Identity:
+        """Admit a call that needs a permission.
 
         Returns:
             The caller's identity; ``UNCHECKED`` without authentication.
@@ -134,13 +141,13 @@ class Guard:
             RateLimited: The caller exceeded its rate.
             IssuerUnavailable: The keys of the token's issuer are not available.
         """
-        identity = self.admit_known(credentials, permission, peer)
+        identity = self.admit_known(caller, permission)
         if identity is None:
-            identity = await self._identity(credentials, permission, peer)
-            self.charge(identity, peer)
+            identity = await self._identity(caller, permission)
+            self.charge(identity, caller)
         return identity
 
-    def admit_known(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity | None:
+    def admit_known(self, caller: Caller, permission: Permission) -> Identity | None:
         """Admit a call whose credentials are cached, as for almost every call; costs microseconds.
 
         Returns:
@@ -151,57 +158,52 @@ class Guard:
         """
         authenticator = self._authenticator
         if authenticator is None:
-            if permission.part != HEALTH:
-                self.charge(UNCHECKED, peer)
+            if permission is not HEALTH:
+                self.charge(UNCHECKED, caller)
             return UNCHECKED
+        credentials = caller.credentials()
         if permission.part in self._public:
             return _PUBLIC
         identity = authenticator.cached_identity(credentials)
         if identity is None or identity.role < permission.min_role:
             return None
-        self.charge(identity, peer)
+        self.charge(identity, caller)
         return identity
 
-    def charge(self, identity: Identity, peer: Peer) -> None:
+    def charge(self, identity: Identity, caller: Caller) -> None:
         """Charge a call to its caller.
 
         Raises:
             RateLimited: The caller exceeded its rate.
         """
         limits = identity.limits or self._default_limits
-        self._buckets.take_token(_caller(identity, peer), limits.requests_per_second, limits.burst)
+        self._buckets.take_token(_key(identity, caller), limits.requests_per_second, limits.burst)
 
     @contextmanager
     def session(
-        self, identity: Identity, credentials: Credentials, permission: Permission, peer: Peer, *, watches: bool
+        self, caller: Caller, identity: Identity, permission: Permission, streams: Streams
     ) -> Iterator[Session]:
         """Track an open stream, and end it when its credential expires or a new policy no longer admits its caller.
 
         Args:
-            identity: Identity that was admitted.
-            credentials: Its credentials.
-            permission: Permission that the stream needs.
-            peer: Address of the caller.
-            watches: Whether it counts as a watch; otherwise it counts as a stream of heartbeats.
+            caller: The call, which was admitted.
+            identity: Its identity.
+            permission: Permission that it needs.
+            streams: Kind of the stream.
 
         Raises:
-            LimitExceeded: The caller, or the server, has too many open streams.
+            LimitExceeded: The caller, or the server, has too many open streams of this kind.
         """
-        session = Session(identity, credentials, permission, peer)
+        session = Session(caller, permission)
         limits = identity.limits or self._default_limits
-        streams = self._streams[watches]
-        with streams.count(_caller(identity, peer), limits.watches), self._registered(session):
-            yield session
-
-    @contextmanager
-    def _registered(self, session: Session) -> Iterator[None]:
-        self._sessions.add(session)
-        session.set_identity(session.identity)
-        try:
-            yield
-        finally:
-            self._sessions.discard(session)
-            session.cancel_expiry()
+        with self._streams[streams].count(_key(identity, caller), limits.watches):
+            self._sessions.add(session)
+            session.set_identity(identity)
+            try:
+                yield session
+            finally:
+                self._sessions.discard(session)
+                session.cancel_expiry()
 
     def reload(self) -> None:
         """Reload the policy; on failure, log the problems and keep the current policy.
@@ -230,7 +232,7 @@ class Guard:
             await cancel([previous])
         for session in list(self._sessions):
             try:
-                identity = await self._identity(session.credentials, session.permission, session.peer)
+                identity = await self._identity(session.caller, session.permission)
                 if session in self._sessions:  # it may have been closed in the meantime
                     session.set_identity(identity)
             except RateLimited:
@@ -241,17 +243,18 @@ class Guard:
                 log.exception("stream authorisation recheck failed")
                 session.end(Unauthenticated("the credential could not be verified against the new policy"))
 
-    async def _identity(self, credentials: Credentials, permission: Permission, peer: Peer) -> Identity:
+    async def _identity(self, caller: Caller, permission: Permission) -> Identity:
         authenticator = self._authenticator
         if authenticator is None:
             return UNCHECKED
+        credentials = caller.credentials()
         identity = authenticator.cached_identity(credentials)
         if identity is None:
             try:
-                self._verifications.take_token(peer(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
+                self._verifications.take_token(caller.address(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
                 identity = await authenticator.verify(credentials)
             except CredentialRefused as error:
-                self._log_refusal(error.log_reason, peer())
+                self._log_refusal(error.log_reason, caller.address())
                 raise Unauthenticated(str(error)) from None
         if identity.role < permission.min_role:
             if identity.method == "none":
@@ -278,6 +281,6 @@ _PUBLIC: Final = Identity(ANONYMOUS, Role.NONE)
 """Caller of a public endpoint, whose credentials are not verified."""
 
 
-def _caller(identity: Identity, peer: Peer) -> tuple[str, str]:
+def _key(identity: Identity, caller: Caller) -> tuple[str, str]:
     """Return the key for a caller's limits; callers without a credential are distinguished by address."""
-    return (identity.method, peer() if identity.method == "none" else identity.name)
+    return (identity.method, caller.address() if identity.method == "none" else identity.name)

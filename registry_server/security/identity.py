@@ -1,7 +1,7 @@
 """``Identity``: the authenticated caller, and the context variable that holds it.
 
-Both transports set ``current_identity`` before a handler runs (``rpc/gate.py``, ``gateway/middleware.py``). Background
-work of the registry runs with its default.
+``admission/scope.py`` sets ``current_identity`` before a handler runs. Background work of the registry runs with its
+default.
 """
 
 from contextvars import ContextVar

@@ -5,7 +5,7 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from registry_server.errors import ConfigurationError
+from registry_server.errors import ConfigurationError, StoreUnavailable
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
@@ -115,17 +115,13 @@ class RedisStore:
         return {"commands": _pool_stats(self._client), "follower": _pool_stats(self.reader.stream_client)}
 
     async def sample_memory(self) -> None:
-        """Read memory usage and persistence status of Redis into ``counters``.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        with translate_errors():
-            try:
+        """Read memory usage and persistence status of Redis into ``counters``; ``None`` if they are not available."""
+        try:
+            with translate_errors():
                 info = {**await self._client.info("memory"), **await self._client.info("persistence")}
-            except NoPermissionError:
-                self.counters.memory = None
-                return
+        except (StoreUnavailable, NoPermissionError):  # the follower logs the former
+            self.counters.memory = None
+            return
         persistence_ok = info.get("rdb_last_bgsave_status") == "ok" and info.get("aof_last_write_status", "ok") == "ok"
         self.counters.memory = RedisMemory(
             int(info["used_memory"]), int(info.get("maxmemory", 0)), persistence_ok=persistence_ok

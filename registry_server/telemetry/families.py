@@ -11,16 +11,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from ossa.registry.v1.registry_service_pb2 import RegistryStats
 from registry_server.catalog import Replica, registry_stats
-from registry_server.gateway.middleware import Route
 from registry_server.health import HealthMonitor
-from registry_server.instrumentation.counters import CacheCounters, Histogram
+from registry_server.instrumentation.counters import CacheCounters, Histogram, TransportCounters
+from registry_server.instrumentation.samples import Samples
 from registry_server.probes import OutcomeKind
 from registry_server.replication import FOLLOWER_STATES, REPAIR_OUTCOMES, Follower, Writes
-from registry_server.rpc.calls import RpcMethod
-from registry_server.rpc.readers import SlowReaders
 from registry_server.security.limits import InFlight
 from registry_server.store import COMMIT_OUTCOMES, EXPIRIES, RedisStore
-from registry_server.telemetry.samples import Samples
 from registry_server.watch import WATCH_ENDS, WATCH_STARTS, WatchHub
 
 _Value = TypeVar("_Value", bound=str)
@@ -29,7 +26,7 @@ PREFIX: Final = "ossa_registry_"
 _INITIAL_CODES: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 
-def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: SlowReaders) -> Iterator[Metric]:
+def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, grpc: TransportCounters) -> Iterator[Metric]:
     """Yield the current use of bounded resources."""
     yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", in_flight.calls)
     yield _gauge(
@@ -43,30 +40,30 @@ def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, readers: Sl
     yield _counter(
         "slow_readers_disconnected",
         "gRPC calls and streams ended because their client did not read",
-        readers.disconnected,
+        grpc.slow_readers,
     )
     yield _gauge("writes_in_flight", "Writes that wait for their turn or for Redis", writes.in_flight)
     yield _gauge("snapshot_services", "Services in the snapshots that are being sent to watchers", hub.snapshot_records)
 
 
-def rpc_metrics(methods: Mapping[str, RpcMethod]) -> Iterator[Metric]:
+def rpc_metrics(counters: TransportCounters) -> Iterator[Metric]:
     """Yield the metrics of gRPC."""
     requests = CounterMetricFamily(
         PREFIX + "grpc_requests", "Finished RPCs, by method and status", labels=["method", "code"]
     )
     seconds = _histograms("grpc_request_duration_seconds", "Duration of RPCs, without streams", ["method"])
     open_ = GaugeMetricFamily(PREFIX + "grpc_streams", "Open streams, by method", labels=["method"])
-    for name, method in methods.items():
-        for code, count in {**_INITIAL_CODES, **method.calls.ended}.items():
+    for name, calls in counters.calls.items():
+        for code, count in {**_INITIAL_CODES, **calls.ended}.items():
             requests.add_metric([name, code], count)
-        if method.streams:
-            open_.add_metric([name], method.in_flight)
+        if name in counters.streams:
+            open_.add_metric([name], calls.in_flight)
         else:
-            _add_histogram(seconds, [name], method.calls.seconds)
+            _add_histogram(seconds, [name], calls.seconds)
     yield from (requests, seconds, open_)
 
 
-def http_metrics(routes: Mapping[str, Route]) -> Iterator[Metric]:
+def http_metrics(counters: TransportCounters) -> Iterator[Metric]:
     """Yield the metrics of HTTP."""
     requests = CounterMetricFamily(
         PREFIX + "http_requests",
@@ -76,17 +73,18 @@ def http_metrics(routes: Mapping[str, Route]) -> Iterator[Metric]:
     seconds = _histograms(
         "http_request_duration_seconds", "Duration of HTTP requests, without event streams", ["route"]
     )
-    for path, route in routes.items():
-        for (method, status), count in route.answers.items():
-            requests.add_metric([method, path, str(status)], count)
-        _add_histogram(seconds, [path], route.seconds)
+    for path, calls in counters.calls.items():
+        for result, count in calls.ended.items():
+            method, status = result.split()
+            requests.add_metric([method, path, status], count)
+        _add_histogram(seconds, [path], calls.seconds)
     yield from (requests, seconds)
 
 
-def cache_metrics(discovery: CacheCounters, listing: CacheCounters) -> Iterator[Metric]:
+def cache_metrics(caches: Mapping[str, CacheCounters]) -> Iterator[Metric]:
     """Yield the hits and misses of the caches."""
     family = CounterMetricFamily(PREFIX + "cache_requests", "Queries, by cache and result", labels=["cache", "result"])
-    for name, counters in (("discovery", discovery), ("listing", listing)):
+    for name, counters in caches.items():
         family.add_metric([name, "hit"], counters.hits)
         family.add_metric([name, "miss"], counters.misses)
     yield family

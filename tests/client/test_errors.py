@@ -10,7 +10,8 @@ from registry_client import errors
 from registry_client.errors import RegistryError, error_from_rpc, error_from_status
 from registry_client.retry import Backoff, is_resumable, is_retryable
 from registry_server import errors as server_errors
-from registry_server.rpc.status import CODES, status_of, trailers_of
+from registry_server.admission import OUTCOMES
+from registry_server.rpc.status import status_of, trailers_of
 
 SAMPLES: dict[type[server_errors.RegistryError], server_errors.RegistryError] = {
     server_errors.InvalidRequest: server_errors.InvalidRequest([Violation("name", "is empty")]),
@@ -42,16 +43,16 @@ def client_error(
 
 
 def test_every_server_error_has_a_sample() -> None:
-    assert SAMPLES.keys() == CODES.keys()
+    assert SAMPLES.keys() == OUTCOMES.keys()
 
 
 @pytest.mark.parametrize("kind", SAMPLES, ids=lambda kind: kind.__name__)
 def test_server_error_arrives_as_the_class_of_the_same_name(kind: type[server_errors.RegistryError]) -> None:
     sample = SAMPLES[kind]
-    status = status_of(sample)
-    for error in (client_error(CODES[kind], str(sample), trailers_of(status)), error_from_status(status)):
+    status, code = status_of(sample), grpc.StatusCode[OUTCOMES[kind].code]
+    for error in (client_error(code, str(sample), trailers_of(status)), error_from_status(status)):
         assert type(error).__name__ == kind.__name__
-        assert (str(error), error.reason, error.code) == (str(sample), sample.reason, CODES[kind])
+        assert (str(error), error.reason, error.code) == (str(sample), sample.reason, code)
         assert error.metadata == sample.metadata
         assert error.retry_after == getattr(sample, "retry_after", 0)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from registry_server.admission import Admission
 from registry_server.config import HttpSettings, LimitSettings, SecuritySettings
 from registry_server.gateway import HttpServer
 from registry_server.registry import ServiceRegistry
@@ -18,9 +19,8 @@ def http_server(registry: ServiceRegistry, **arguments: Any) -> HttpServer:
         registry,
         HttpSettings(address="127.0.0.1:0"),
         metrics=no_metrics,
-        metrics_type="",
         grace=0,
-        guard=Guard(SecuritySettings(), LimitSettings()),
+        admission=Admission(Guard(SecuritySettings(), LimitSettings())),
         certificates=None,
         **arguments,
     )

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from ossa_common.event_names import EVENT_NAMES
+from registry_server.admission import OUTCOMES
 from registry_server.errors import RegistryError
 from registry_server.gateway import sse
-from registry_server.gateway.envelope import HTTP_CODES, STATUSES
+from registry_server.gateway.envelope import HTTP_CODES
 from registry_server.gateway.parameters import FILTERS, PAGE
 from registry_server.gateway.routes import BASE
 from tests.rest.spec import operations
@@ -35,7 +36,7 @@ def test_every_filter_is_documented() -> None:
 
 def test_every_error_is_documented_with_its_status() -> None:
     documented = {(int(status), *codes(code)) for status, code, _ in table("| Status | Code | What to do |")}
-    expected = {(int(status), error.reason) for error, status in STATUSES.items() if error not in NOT_IN_REST}
+    expected = {(int(each.status), error.reason) for error, each in OUTCOMES.items() if error not in NOT_IN_REST}
     assert documented == expected | {(int(n), code) for n, code in HTTP_CODES.items()} | {(500, RegistryError.reason)}
 
 

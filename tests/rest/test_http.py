@@ -289,7 +289,7 @@ async def test_body_that_does_not_arrive_in_time_is_answered_with_408(server: Se
         headers = (b"Content-Type: application/json", b"Content-Length: 99")
         status, _, body = await exchange(f"http://{address}", head, *headers)
     finally:
-        await http.stop()
+        await http.drain()
     assert status == 408
     assert json.loads(body)["error"]["code"] == "REQUEST_TIMEOUT"
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import grpc
 
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from registry_server.app import Parts, serving
+from registry_server.app import serving
 from registry_server.config import GrpcSettings, HttpSettings, RedisSettings, RedisUrl, Settings
+from registry_server.parts import Parts
 
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs

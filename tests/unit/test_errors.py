@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from ossa_common.violations import Violation
 from registry_server import errors
+from registry_server.admission import OUTCOMES
 from registry_server.errors import InvalidRequest, RegistryError
-from registry_server.rpc.status import CODES, DETAILS_KEY, code_of, status_of, trailers_of
+from registry_server.rpc.status import DETAILS_KEY, code_of, status_of, trailers_of
 
 _M = TypeVar("_M", bound=Message)
 
@@ -122,8 +123,12 @@ def test_every_error_is_in_the_tree_of_the_module_docstring(kind: type[RegistryE
     assert re.search(rf"── {kind.__name__}\b", errors.__doc__ or "")
 
 
-def test_every_error_has_a_status_code_and_a_test_row() -> None:
-    assert CODES.keys() == set(CLASSES) == {type(error) for error, *_ in TABLE}
+def test_every_error_has_an_outcome_and_a_test_row() -> None:
+    assert OUTCOMES.keys() == set(CLASSES) == {type(error) for error, *_ in TABLE}
+
+
+def test_every_outcome_has_a_grpc_code() -> None:
+    assert {outcome.code for outcome in OUTCOMES.values()} <= set(grpc.StatusCode.__members__)
 
 
 def test_invalid_request_contains_its_violations() -> None:

@@ -24,6 +24,8 @@ LAYERS: Final = (
     "instrumentation",
     # Authentication, authorisation and limits, for the use cases and the transports.
     "security",
+    # What surrounds each call of every transport.
+    "admission",
     # Redis, the replica in memory, and the replication between them.
     "store",
     "catalog",
@@ -32,6 +34,7 @@ LAYERS: Final = (
     "probes",
     "health",
     "registry",
+    "parts",
     # Transports do not import each other.
     ("rpc", "gateway"),
     "telemetry",

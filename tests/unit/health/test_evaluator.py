@@ -12,10 +12,11 @@ from google.protobuf.struct_pb2 import Struct
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Health, HealthStatus
-from registry_server.app import Parts, open_parts
+from registry_server.app import open_parts
 from registry_server.config import HealthCheckSettings
 from registry_server.errors import StoreUnavailable
 from registry_server.model.record import Record
+from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.runtime.tasks import cancel
 from tests.support.redis_process import RedisProcess

@@ -11,9 +11,10 @@ import pytest
 from ossa.registry.v1.event_pb2 import Event, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
-from registry_server.app import Parts, open_parts
+from registry_server.app import open_parts
 from registry_server.errors import ServiceNotFound
 from registry_server.health.evaluator import Verdict
+from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind
 from registry_server.runtime.tasks import cancel
 from tests.support.endpoints import BROKEN, FINE, Agent, agents

@@ -8,8 +8,19 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
 
 
+class Context(RequestContext):
+    transport = "grpc"
+    peer = "peer"
+
+    def __init__(self, headers: dict[str, str]) -> None:
+        self._headers = headers
+
+    def header(self, name: str) -> str | None:
+        return self._headers.get(name)
+
+
 def context_with(**headers: str) -> RequestContext:
-    return RequestContext("grpc", {key.replace("_", "-"): value for key, value in headers.items()}.get, lambda: "peer")
+    return Context({key.replace("_", "-"): value for key, value in headers.items()})
 
 
 @pytest.mark.parametrize("sent", ["a", "req-1.a:b/c=d", "x" * 128, "6f1c4d2e-0d0a-4c3e-9a55-6f0e3a0f7b11"])

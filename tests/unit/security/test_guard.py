@@ -1,5 +1,7 @@
 """``Guard``: limits on unknown credentials."""
 
+from typing import NamedTuple
+
 from structlog.testing import capture_logs
 
 from registry_server.config import LimitSettings, SecuritySettings
@@ -12,10 +14,21 @@ from tests.unit.security.credentials import bearer_credentials
 from tests.unit.security.manual_clock import ManualClock
 
 
+class Call(NamedTuple):
+    presented: Credentials
+    origin: str
+
+    def credentials(self) -> Credentials:
+        return self.presented
+
+    def address(self) -> str:
+        return self.origin
+
+
 async def outcome(guard: Guard, credentials: Credentials, address: str = "192.0.2.1") -> type[RegistryError] | None:
     """Return the type of the error that rejects a call, or ``None``."""
     try:
-        await guard.admit(credentials, READ, lambda: address)
+        await guard.admit(Call(credentials, address), READ)
     except RegistryError as error:
         return Unauthenticated if isinstance(error, Unauthenticated) else type(error)
     return None

@@ -2,12 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.counters import Histogram
 from registry_server.runtime.tasks import raise_if_cancelled
-from registry_server.store import RedisStore
 
 _LAG_SAMPLE_SECONDS: Final = 0.1
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -18,10 +17,11 @@ _MEMORY_SAMPLE_SECONDS: Final = 5.0
 class Samples:
     """Samples the lag of the event loop and the memory of Redis."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, sample_store: Callable[[], Awaitable[None]]) -> None:
+        """Initialise the samples; ``sample_store`` reads the memory usage of Redis into its counters."""
         self.loop_lag = Histogram(_LAG_BOUNDS)
         """Delay in seconds until a scheduled task ran; every call was delayed by as much."""
-        self._store = store
+        self._sample_store = sample_store
 
     async def run(self) -> None:
         """Take samples until cancelled."""
@@ -37,9 +37,6 @@ class Samples:
 
     async def _sample_store_memory(self) -> None:
         while True:
-            try:
-                await self._store.sample_memory()
-            except StoreUnavailable:  # logged by the follower
-                self._store.counters.memory = None
+            await self._sample_store()
             raise_if_cancelled()
             await asyncio.sleep(_MEMORY_SAMPLE_SECONDS)

@@ -1,0 +1,115 @@
+"""Tables of RPCs, derived from the descriptor of a service and the declarations at its handlers."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from registry_server.admission import Endpoint
+from registry_server.rpc.calls import RpcCall, RpcMethod, RpcStream, RpcTransport
+from registry_server.rpc.codec import Context, serialized
+from registry_server.security.guard import Streams
+from registry_server.security.permissions import Permission
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+
+
+class Declaration(NamedTuple):
+    """What the handler of an RPC declares."""
+
+    permission: Permission
+    """Required of callers."""
+    cached: Callable[[Any, bytes], bytes | None] | None
+    """Method of the same class that returns the cached answer to a serialised request."""
+    streams: Streams | None
+    """Kind of stream; ``None`` = no stream, or one without limits."""
+
+
+_DECLARATIONS: dict[Callable[..., Any], Declaration] = {}
+
+
+def rpc(
+    permission: Permission,
+    *,
+    cached: Callable[[Any, bytes], bytes | None] | None = None,
+    streams: Streams | None = None,
+) -> Callable[[_Handler], _Handler]:
+    """Declare a method as handler of the RPC of the same name; see ``Declaration``."""
+
+    def declare(handler: _Handler) -> _Handler:
+        _DECLARATIONS[handler] = Declaration(permission, cached, streams)
+        return handler
+
+    return declare
+
+
+def declarations(service: ServiceDescriptor, servicer: type, *, complete: bool = True) -> Mapping[str, Declaration]:
+    """Return the declarations of the RPCs of a service by name.
+
+    Raises:
+        TypeError: An RPC has no handler, unless the table need not be complete, or its handler declares no permission.
+    """
+    table = {}
+    for method in service.methods:
+        handler = getattr(servicer, _snake_case(method.name), None)
+        if handler is None and not complete:
+            continue
+        if handler not in _DECLARATIONS:
+            raise TypeError(f"{servicer.__name__}.{_snake_case(method.name)} must exist and declare @rpc(permission)")
+        table[method.name] = _DECLARATIONS[handler]
+    return table
+
+
+def method_handlers(
+    service: ServiceDescriptor, servicer: Any, transport: RpcTransport, *, counted: bool = True
+) -> grpc.GenericRpcHandler:
+    """Return gRPC's handlers for all RPCs of a service.
+
+    Args:
+        service: The descriptor.
+        servicer: Object with one method for each RPC.
+        transport: What all calls share.
+        counted: Whether calls are limited, counted, logged and traced.
+    """
+    handlers: dict[str, Any] = {}
+    for name, declared in declarations(service, type(servicer), complete=counted).items():
+        descriptor = service.methods_by_name[name]
+        is_stream = descriptor.client_streaming or descriptor.server_streaming
+        method = RpcMethod(
+            service.full_name,
+            name,
+            GetMessageClass(descriptor.input_type),
+            getattr(servicer, _snake_case(name)),
+            declared.cached and declared.cached.__get__(servicer),
+            Endpoint(
+                declared.permission,
+                transport.admission.counters_of(name) if counted else None,
+                limited=counted and not is_stream,
+                streams=declared.streams,
+            ),
+            transport,
+        )
+        if is_stream and counted:
+            transport.admission.counters.streams.add(name)
+        handlers[name] = _method_handler(method, descriptor)
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _method_handler(method: RpcMethod, descriptor: MethodDescriptor) -> Any:
+    scope = RpcStream if descriptor.client_streaming or descriptor.server_streaming else RpcCall
+
+    async def handle(request: Any, context: Context) -> Any:
+        return await scope(method, request, context).run()
+
+    if scope is RpcCall:
+        return grpc.unary_unary_rpc_method_handler(handle)
+    if descriptor.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
+    return grpc.unary_stream_rpc_method_handler(handle, response_serializer=serialized)
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
