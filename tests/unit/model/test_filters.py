@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter, TagMatch
+from ossa_common.json_shape import TEXT_FILTERS
 from ossa_common.violations import Violation
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
@@ -103,6 +104,12 @@ def test_service_matches_if_every_field_matches(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fields", NOT_MATCHING.values(), ids=NOT_MATCHING)
 def test_service_does_not_match_if_one_field_does_not(fields: dict[str, Any]) -> None:
     assert not compiled(filtering(**fields)).matches(record(example()))
+
+
+@pytest.mark.parametrize("field", TEXT_FILTERS)
+def test_no_text_field_is_ignored(field: str) -> None:
+    filter_ = compiled(filtering(**{"capability": "translate", field: "no-such-value"}))
+    assert not filter_.matches(record(example()))
 
 
 def test_version_that_looks_like_a_range_matches_itself() -> None:
