@@ -73,7 +73,6 @@ class HealthMonitor:
         self._transitions = Transitions(evaluator.commit)
         # After a pause, the other processes may have considered this one dead.
         self._pauses = PauseDetector(lambda _: membership.refresh())
-        self._plans: dict[str, Plan] = {}  # of the services that this process probes
         self._changed_unassigned: set[str] = set()  # changed before the first assignment was read
         self._assignment_changed = asyncio.Event()
         self._on_demand_slots = asyncio.Semaphore(_MAX_CONCURRENT_ON_DEMAND)
@@ -87,7 +86,7 @@ class HealthMonitor:
     @property
     def probed_services(self) -> int:
         """Number of services that this process probes."""
-        return len(self._plans)
+        return len(self._prober.services)
 
     @property
     def members(self) -> int:
@@ -171,7 +170,7 @@ class HealthMonitor:
         finally:
             self._changed_unassigned.clear()
             self._replica.on_applied.remove(self._on_change)
-            for name in list(self._plans):
+            for name in list(self._prober.services):
                 self._release(name)
             for answer in self._on_demand.values():
                 if not answer.done():
@@ -266,7 +265,7 @@ class HealthMonitor:
                     continue  # changed in the meantime; _on_change has assigned or released it
                 if not self._membership.owns(record.name):
                     self._release(record.name)
-                elif record.name not in self._plans:
+                elif record.name not in self._prober.services:
                     self._assign(
                         record, self._first_probe_seconds if record.name in self._changed_unassigned else math.inf
                     )
@@ -278,13 +277,11 @@ class HealthMonitor:
         if not plan.probed:
             self._release(record.name)
             return
-        self._plans[record.name] = plan
         self._evaluator.track_service(record)
         self._prober.assign_service(record.name, plan, time.monotonic() + jitter(min(max_delay, plan.interval)))
 
     def _release(self, name: str) -> None:
-        if self._plans.pop(name, None) is not None:
-            self._prober.drop_service(name)
+        if self._prober.drop_service(name):
             self._transitions.discard_transition(name)
             self._evaluator.forget_service(name)
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import structlog
@@ -105,15 +105,16 @@ class ProbeProcess:
         self._running = asyncio.Event()
 
     async def run(self, on_result: ResultListener) -> None:
-        """Probe due services until cancelled; then abandon probes in flight and forget all services."""
+        """Probe due services until cancelled; then abandon probes in flight."""
         self._silence.reset()
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._supervise(on_result), name="probe-process")
-                group.create_task(self._watch_worker(on_result), name="probe-process-watch")
-        finally:
-            self._assigned.clear()
-            self._number_of.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._supervise(on_result), name="probe-process")
+            group.create_task(self._watch_worker(on_result), name="probe-process-watch")
+
+    @property
+    def services(self) -> Collection[str]:
+        """Names of the services that are probed periodically."""
+        return self._number_of.keys()
 
     def assign_service(self, name: str, plan: Plan, due: float) -> None:
         """Probe a service periodically, first at ``due`` in monotonic seconds, or change its plan."""
@@ -123,13 +124,15 @@ class ProbeProcess:
         if self._child is not None:
             self._next_commands().assign.append((number, plan, due))
 
-    def drop_service(self, name: str) -> None:
-        """Stop probing a service."""
+    def drop_service(self, name: str) -> bool:
+        """Stop probing a service; return whether it was probed."""
         number = self._number_of.pop(name, None)
-        if number is not None:
-            del self._assigned[number]
-            if self._child is not None:
-                self._next_commands().drop.append(number)
+        if number is None:
+            return False
+        del self._assigned[number]
+        if self._child is not None:
+            self._next_commands().drop.append(number)
+        return True
 
     async def probe_now(self, plan: Plan) -> Outcome:
         """Probe a service once, on demand; raise nothing but ``CancelledError``.

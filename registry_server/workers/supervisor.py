@@ -96,21 +96,15 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGHUP, self._signal_all, signal.SIGHUP)
         loop.add_signal_handler(ROLL_SIGNAL, restart_requested.set)
         async with asyncio.TaskGroup() as group:
-            running = [
-                group.create_task(worker.keep_running(), name=f"worker-{worker.number}") for worker in self._workers
-            ]
+            for worker in self._workers:
+                group.create_task(worker.keep_running(), name=f"worker-{worker.number}")
             announcing = group.create_task(self._announce(), name="announce")
             rolling = group.create_task(self._restart_one_by_one(restart_requested), name="rolling-restart")
             await stop.wait()
             announcing.cancel()
             rolling.cancel()
-            grace = self._settings.shutdown.grace_seconds
-            log.info("draining", grace_seconds=grace)
-            for worker in self._workers:
-                worker.drain()
-            await asyncio.wait(running, timeout=grace + _EXIT_SECONDS)
-            for worker in self._workers:
-                worker.kill()
+            log.info("draining", grace_seconds=self._settings.shutdown.grace_seconds)
+            await asyncio.gather(*(worker.drain() for worker in self._workers))
 
     async def _collect_metrics(self) -> list[str]:
         """Return the metrics of all workers that answer in time."""
@@ -128,7 +122,7 @@ class Supervisor:
             requested.clear()  # a request during the restart starts another one afterwards
             log.info("restarting workers one by one", workers=len(self._workers))
             for worker in self._workers:
-                await worker.restart(self._settings.shutdown.grace_seconds + _EXIT_SECONDS)
+                await worker.restart()
             log.info("all workers restarted", workers=len(self._workers))
 
     async def _announce(self) -> None:
@@ -187,29 +181,29 @@ class _Worker:
             lambda number: connection.send_json([messages.GET_METRICS, number]), _METRICS_TIMEOUT_SECONDS
         )
 
-    def drain(self) -> None:
-        """Let the process finish its calls and exit; it is not replaced."""
+    async def drain(self) -> None:
+        """Stop the process; it is not replaced."""
         self._draining = True
-        self.send_signal(signal.SIGTERM)
+        await self._stop_process()
 
-    async def restart(self, exit_seconds: float) -> None:
-        """Drain the process and wait until its successor serves; kill it if it does not exit in ``exit_seconds``."""
-        child = self._child
+    async def restart(self) -> None:
+        """Stop the process, and wait until its successor serves."""
         replaced = self._replaced = asyncio.get_running_loop().create_future()
-        self.send_signal(signal.SIGTERM)
-        if child is not None:
-            try:
-                async with asyncio.timeout(exit_seconds):
-                    await child.process.wait()
-            except TimeoutError:
-                self.kill()
+        await self._stop_process()
         await replaced
 
-    def kill(self) -> None:
-        """Kill the process if it is still running."""
-        if self._child is not None and self._child.process.returncode is None:
+    async def _stop_process(self) -> None:
+        """Let the process finish its calls and exit; kill it if it does not exit in time."""
+        child = self._child
+        if child is None:
+            return
+        child.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._setup.settings.shutdown.grace_seconds + _EXIT_SECONDS):
+                await child.process.wait()
+        except TimeoutError:
             log.warning("killing worker that did not exit in time", worker=self.number)
-            self.send_signal(signal.SIGKILL)
+            child.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process, if one is running."""
@@ -222,7 +216,7 @@ class _Worker:
             self._child, replaced = child, self._replaced
             try:
                 if self._draining:  # drain() was called before the process existed
-                    self.send_signal(signal.SIGTERM)
+                    child.send_signal(signal.SIGTERM)
                 async with asyncio.TaskGroup() as group:
                     watching = group.create_task(self._kill_if_silent(child))
                     await self._handle_messages(child.connection, group, replaced)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -88,7 +87,6 @@ async def _main(connection: Connection, setup: "Setup") -> int:
 
 def main() -> int | None:
     """Serve as configured by the supervisor."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # The supervisor forwards what a worker must handle.
     return serve_child(_main, ignored_signals=(signal.SIGINT, signal.SIGHUP, ROLL_SIGNAL))
 

@@ -291,7 +291,7 @@ async def test_each_service_is_probed_by_one_process_as_members_change(redis: Re
     names = {f"s{i}" for i in range(60)}
 
     def assignments(*processes: Process) -> list[set[str]]:
-        return [set(process.monitor._plans) for process in processes]
+        return [set(process.monitor._prober.services) for process in processes]
 
     def each_assigned_once(*processes: Process) -> bool:
         assigned = assignments(*processes)
@@ -327,7 +327,7 @@ async def test_services_of_other_processes_can_be_checked_on_demand(redis: Redis
         for process in (first, second):
             for i in range(10):
                 assert (await process.registry.check_health(f"s{i}")).status == HEALTHY
-        assigned = [set(process.monitor._plans) for process in (first, second)]
+        assigned = [set(process.monitor._prober.services) for process in (first, second)]
         assert not assigned[0] & assigned[1]
 
 
