@@ -3,11 +3,11 @@
 ``registry_server.model.document`` writes services, the hot path, by hand; a test compares the two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from math import copysign
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -20,6 +20,7 @@ from ossa_common.json_shape import (
     NANOS_PER_MS,
     NANOS_PER_SECOND,
     PROBE_TYPE_KEY,
+    AnyDescriptor,
     AnyFieldDescriptor,
     enum_word,
     json_key,
@@ -38,20 +39,69 @@ _MAX_SAFE_INTEGER = 2**53
 _MAX_CACHED_TIMES = 256  # a changed service contains the time of the change up to three times
 
 
+class _Field(NamedTuple):
+    """How a field of one type of message is written."""
+
+    name: str
+    key: str
+    """JSON key; empty for a probe, whose fields are in the object of the health check."""
+    has_presence: bool
+    """Whether the field is omitted if it is not set."""
+    omitted_if_empty: bool
+    convert: Callable[[Any], Any] | None
+    """Converts the value; ``None`` if it is plain."""
+
+
 def message_document(message: Message) -> dict[str, Any]:
     """Return the JSON form of a message as plain values for ``json.dumps``; unset fields are omitted."""
     document: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is None or field.is_repeated:
-            if value or not _is_omitted_if_empty(field):
-                document[json_key(field)] = _field_value(field, value)
-        elif message.HasField(field.name):
-            if field.containing_oneof is not None:  # the probe of a health check
-                document |= {PROBE_TYPE_KEY: field.name, **message_document(value)}
-            else:
-                document[json_key(field)] = _message_value(field, value)
+    for name, key, has_presence, omitted_if_empty, convert in _fields_of(message.DESCRIPTOR):
+        if has_presence and not message.HasField(name):
+            continue
+        value = getattr(message, name)
+        if omitted_if_empty and not value:
+            continue
+        content = value if convert is None else convert(value)
+        if key:
+            document[key] = content
+        else:
+            document |= {PROBE_TYPE_KEY: name, **content}
     return document
+
+
+@cache
+def _fields_of(kind: AnyDescriptor) -> tuple[_Field, ...]:
+    return tuple(
+        _Field(
+            field.name,
+            "" if field.containing_oneof else json_key(field),
+            has_presence=field.message_type is not None and not field.is_repeated,
+            omitted_if_empty=field.name in _OMITTED_IF_EMPTY
+            or (
+                field.type == FieldDescriptor.TYPE_STRING
+                and not field.is_repeated
+                and field.name not in _ALWAYS_PRESENT
+            ),
+            convert=_converter_of(field),
+        )
+        for field in kind.fields
+    )
+
+
+def _converter_of(field: AnyFieldDescriptor) -> Callable[[Any], Any] | None:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return lambda texts: {key: texts[key] for key in sorted(texts)}
+    if field.is_repeated:
+        return list if kind is None else lambda items: [message_document(item) for item in items]
+    if field.enum_type is not None:
+        return partial(enum_word, field.enum_type)
+    if kind is None:
+        return partial(round, ndigits=_DECIMALS) if field.type == FieldDescriptor.TYPE_DOUBLE else None
+    if field.name in DURATIONS:
+        return partial(duration_number, nanos_per_unit=DURATIONS[field.name][1])
+    converter: Callable[[Any], Any] = _CONVERTERS.get(kind.full_name, message_document)
+    return converter
 
 
 def time_text(timestamp: Timestamp) -> str:
@@ -99,30 +149,7 @@ def _plain_number(number: float) -> int | float:
     return int(number) if whole and (number or copysign(1, number) > 0) else number
 
 
-def _is_omitted_if_empty(field: AnyFieldDescriptor) -> bool:
-    if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
-        return field.name not in _ALWAYS_PRESENT
-    return field.name in _OMITTED_IF_EMPTY
-
-
-def _field_value(field: AnyFieldDescriptor, value: Any) -> Any:
-    """Return the value of a repeated or scalar field."""
-    if isinstance(value, Mapping):
-        return {key: value[key] for key in sorted(value)}
-    if field.is_repeated:
-        return list(value) if field.message_type is None else [message_document(item) for item in value]
-    if field.enum_type is not None:
-        return enum_word(field.enum_type, value)
-    return round(value, _DECIMALS) if isinstance(value, float) else value
-
-
-def _message_value(field: AnyFieldDescriptor, value: Message) -> Any:
-    match value:
-        case Duration():
-            return duration_number(value, DURATIONS[field.name][1])
-        case Timestamp():
-            return time_text(value)
-        case Struct():
-            return plain_struct(value)
-        case _:
-            return message_document(value)
+_CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    Timestamp.DESCRIPTOR.full_name: time_text,
+    Struct.DESCRIPTOR.full_name: plain_struct,
+}

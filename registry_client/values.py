@@ -14,6 +14,7 @@ from ossa.registry.v1.service_pb2 import (
     ServiceFilter,
     TagMatch,
 )
+from ossa_common.json_shape import PROBE_TYPES
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper  # only in the type stubs
@@ -141,8 +142,8 @@ def _parse_capability(text: str) -> Capability:
 
 
 def _default_health_check(kind: str) -> HealthCheck:
-    if kind not in {field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields}:
-        raise ValueError(f"{kind!r} is not a probe type; use http, grpc, tcp, heartbeat or none")
+    if kind not in PROBE_TYPES:
+        raise ValueError(f"{kind!r} is not a probe type; use one of {', '.join(PROBE_TYPES)}")
     check = HealthCheck()
     getattr(check, kind).SetInParent()
     return check
