@@ -31,8 +31,8 @@ class LeaseSweeper:
         *,
         interval: float,
         restore: Callable[[Sequence[str]], Awaitable[None]],
-        applied_position: Callable[[], Position | None] = lambda: None,
-        audit: Audit | None = None,
+        applied_position: Callable[[], Position | None],
+        audit: Audit,
     ) -> None:
         """Create the sweeper.
 
@@ -48,7 +48,7 @@ class LeaseSweeper:
         self._interval = interval
         self._restore = restore
         self._applied_position = applied_position
-        self._audit = audit or Audit()
+        self._audit = audit
 
     async def run(self) -> None:
         """Sweep until cancelled."""

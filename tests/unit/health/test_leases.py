@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.errors import StoreUnavailable
 from registry_server.health.leases import LeaseSweeper
+from registry_server.instrumentation.audit import Audit
 from registry_server.runtime.tasks import cancel
 from registry_server.store import Position, RedisStore, StoredEvent, StoreLimits, SweepResult
 from registry_server.store.limits import DEFAULT_LIMITS
@@ -96,7 +97,13 @@ class Registry:
 
     @asynccontextmanager
     async def sweeping(self) -> AsyncIterator[asyncio.Task[None]]:
-        sweeper = LeaseSweeper(self.store, interval=self.store.interval, restore=self.restore)
+        sweeper = LeaseSweeper(
+            self.store,
+            interval=self.store.interval,
+            restore=self.restore,
+            applied_position=lambda: None,
+            audit=Audit(),
+        )
         task = asyncio.create_task(sweeper.run())
         yield task
         await cancel([task])
