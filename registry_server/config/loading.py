@@ -14,16 +14,12 @@ from registry_server.errors import ConfigurationError
 
 _MAX_SHOWN_LENGTH = 80
 
-# Replacements for messages of pydantic that use terms of Python.
+# Replacements for messages of pydantic that use terms of Python, by the type in the first word of their identifier.
 _MESSAGES = {
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number",
-    "int_type": "must be a whole number",
-    "string_type": "must be text",
-    "path_type": "must be the path of a directory",
+    "bool": "must be true or false",
+    "int": "must be a whole number",
+    "string": "must be text",
+    "path": "must be the path of a directory",
 }
 
 
@@ -73,7 +69,7 @@ def _describe(detail: ErrorDetails, given: Mapping[SettingPath, Given]) -> str:
     names = {path: each.name for path, each in given.items()}
     path = tuple(map(str, detail["loc"]))
     context = detail.get("ctx", {})
-    rule = _MESSAGES.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
+    rule = _MESSAGES.get(detail["type"].partition("_")[0]) or detail["msg"].replace("Input should be", "must be")
     rule = rule.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     if other := context.get("other"):
         rule = rule.replace(other, names.get(tuple(other.split(".")), other))

@@ -151,7 +151,7 @@ class HealthEvaluator:
             RegistryError: A status change could not be committed.
         """
         record = self._replica.records.get(probed.name)
-        if record is None or (record is not probed and not _same(record.message(), probed.message())):
+        if record is None or (record is not probed and not same_check(record.message(), probed.message())):
             return None
         verdict = self.evaluate(record, plan, outcome, started)
         await self.review()
@@ -196,7 +196,7 @@ class HealthEvaluator:
 
         async def attempt(current: Record | None) -> bool | Conflict | EpochChanged:
             before = current.message() if current else None
-            if before is None or not _same(before, probed) or before.health.status != status:
+            if before is None or not same_check(before, probed) or before.health.status != status:
                 return False
             if health.status not in UP:
                 # A store that hangs would execute the commit when it resumes. This read detects it beforehand.
@@ -212,6 +212,6 @@ class HealthEvaluator:
         return await self._writes.change_service(verdict.record.name, attempt)
 
 
-def _same(service: Service, probed: Service) -> bool:
+def same_check(service: Service, probed: Service) -> bool:
     """Return whether endpoint and checks of a service are still those that were probed."""
     return service.endpoint == probed.endpoint and service.health_check == probed.health_check

@@ -14,7 +14,7 @@ from registry_server.catalog import Change, Replica
 from registry_server.config import HealthCheckSettings
 from registry_server.errors import Overloaded, ProbingDisabled, RegistryError, StoreUnavailable
 from registry_server.health.counters import ProbeCounters
-from registry_server.health.evaluator import HealthEvaluator
+from registry_server.health.evaluator import HealthEvaluator, same_check
 from registry_server.health.members import Membership
 from registry_server.health.results import ResultWriter
 from registry_server.health.transitions import Transitions
@@ -248,7 +248,7 @@ class HealthMonitor:
             self._changed_unassigned.add(after.name)
         elif not self._membership.owns(after.name):
             return
-        elif before is None or _check_differs(before, after):
+        elif before is None or not same_check(before.message(), after.message()):
             self._assign(after, self._first_probe_seconds)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
             self._evaluator.track_service(after)  # the new status comes from a report or an update
@@ -284,8 +284,3 @@ class HealthMonitor:
         if self._prober.drop_service(name):
             self._transitions.discard_transition(name)
             self._evaluator.forget_service(name)
-
-
-def _check_differs(before: Record, after: Record) -> bool:
-    old, new = before.message(), after.message()
-    return old.endpoint != new.endpoint or old.health_check != new.health_check

@@ -10,7 +10,7 @@ from ossa.registry.v1.event_pb2 import EventType
 from ossa_common.violations import MAX_VIOLATIONS, Violation
 from registry_server.errors import InvalidRequest
 from registry_server.model import rules
-from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token
+from registry_server.model.tokens import decode_page_token
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
@@ -53,11 +53,6 @@ def page_size(requested: int, violations: list[Violation]) -> int:
 def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
     """Return the last name of the previous page, or an empty string for the first page."""
     return rules.parse_optional(partial(decode_page_token, scope), token, "page_token", violations) or ""
-
-
-def parse_cursor(text: str, violations: list[Violation]) -> Cursor | None:
-    """Decode a cursor; return ``None`` for empty text."""
-    return rules.parse_optional(decode_cursor, text, "cursor", violations)
 
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:

@@ -16,10 +16,10 @@ from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from ossa_common.violations import Violation
 from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
 from registry_server.errors import Overloaded
-from registry_server.model import requests
+from registry_server.model import requests, rules
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
-from registry_server.model.tokens import encode_page_token
+from registry_server.model.tokens import decode_cursor, encode_page_token
 from registry_server.model.validation import name_violations
 from registry_server.model.wire import only_field
 from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, require_existing
@@ -149,7 +149,7 @@ class RegistryReads:
         violations: list[Violation] = []
         filter_ = compile_filter(request.filter, "filter", violations)
         requests.check_types(request.types, violations)
-        cursor = requests.parse_cursor(request.cursor, violations)
+        cursor = rules.parse_optional(decode_cursor, request.cursor, "cursor", violations)
         wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
         interval = requests.bookmark_interval(wanted, violations)
         requests.raise_if_invalid(violations)

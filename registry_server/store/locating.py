@@ -7,8 +7,9 @@ the previous one.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
@@ -21,23 +22,6 @@ from registry_server.runtime.tasks import cancel
 ClientFactory = Callable[[HostPort], Redis]
 
 
-class Locator(Protocol):
-    """Locates the server that accepts the writes."""
-
-    checks_role: bool
-    """Whether a new connection must verify that its server is a primary."""
-
-    async def locate_primary(self) -> HostPort:
-        """Return the primary's address.
-
-        Raises:
-            redis.exceptions.ConnectionError: None of the servers returned a usable answer.
-        """
-
-    async def close(self) -> None:
-        """Close all connections."""
-
-
 class _Answer(NamedTuple):
     """The primary as reported by one server."""
 
@@ -47,29 +31,64 @@ class _Answer(NamedTuple):
     """All servers that hold the same keys."""
 
 
-class Sentinels:
+class Locator(ABC):
+    """Locates the server that accepts the writes, by querying the servers in the URL and those that they report."""
+
+    checks_role: ClassVar[bool]
+    """Whether a new connection must verify that its server is a primary."""
+
+    def __init__(self, initial: Sequence[HostPort], client_at: ClientFactory, failure: str) -> None:
+        """Start without connections.
+
+        Args:
+            initial: The servers in the URL.
+            client_at: Creates a client of one server.
+            failure: Text of the error if no server returns a usable answer.
+        """
+        self._initial = tuple(initial)
+        self._client_at = client_at
+        self._failure = failure
+        self._epoch = 0
+        self._shard: tuple[HostPort, ...] = ()
+        self._clients: dict[HostPort, Redis] = {}
+
+    async def locate_primary(self) -> HostPort:
+        """Return the primary's address.
+
+        Raises:
+            redis.exceptions.ConnectionError: None of the servers returned a usable answer.
+        """
+        servers = dict.fromkeys((*self._initial, *self._shard))
+        for address in servers:
+            if address not in self._clients:
+                self._clients[address] = self._client_at(address)
+        queries = [self._query(address, self._clients[address]) for address in servers]
+        answer = await _newest_answer(queries, self._epoch, self._failure)
+        self._epoch, self._shard = answer.epoch, answer.shard
+        for address in self._clients.keys() - {*self._initial, *self._shard}:
+            await self._clients.pop(address).aclose()
+        return answer.address
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    @abstractmethod
+    async def _query(self, queried: HostPort, client: Redis) -> _Answer:
+        """Return the answer of one server."""
+
+
+class Sentinels(Locator):
     """Queries Sentinels for the primary that they monitor under a name."""
 
     checks_role = True  # the server at the address may have been demoted, or not been promoted yet
 
     def __init__(self, sentinels: Sequence[HostPort], service: str, client_at: ClientFactory) -> None:
+        super().__init__(sentinels, client_at, f"no Sentinel returned the primary of {service!r}")
         self._service = service
-        self._epoch = 0
-        self._clients = [client_at(sentinel) for sentinel in sentinels]
 
-    async def locate_primary(self) -> HostPort:
-        """Return the primary's address; errors as for ``Locator``."""
-        failure = f"no Sentinel returned the primary of {self._service!r}"
-        answer = await _newest_answer([self._query(client) for client in self._clients], self._epoch, failure)
-        self._epoch = answer.epoch
-        return answer.address
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for client in self._clients:
-            await client.aclose()
-
-    async def _query(self, client: Redis) -> _Answer:
+    async def _query(self, _: HostPort, client: Redis) -> _Answer:
         state: Any = await client.sentinel_master(self._service, return_responses=True)
         # During a failover, this command returns the new primary seconds before the state above does. It comes second,
         # because an older epoch with a newer address does no harm.
@@ -80,37 +99,14 @@ class Sentinels:
         return _Answer(int(state["config-epoch"]), HostPort(_text(host), int(port)))
 
 
-class ClusterSlot:
+class ClusterSlot(Locator):
     """Queries cluster nodes for the owner of a key's slot: the nodes in the URL, and those that hold the slot."""
 
     checks_role = False  # a node that does not own the slot answers every command with MOVED
 
     def __init__(self, initial_nodes: Sequence[HostPort], key: str, client_at: ClientFactory) -> None:
-        self._initial_nodes = tuple(initial_nodes)
         self._slot = key_slot(key.encode())
-        self._client_at = client_at
-        self._epoch = 0
-        self._shard: tuple[HostPort, ...] = ()
-        self._clients: dict[HostPort, Redis] = {}
-
-    async def locate_primary(self) -> HostPort:
-        """Return the slot owner's address; errors as for ``Locator``."""
-        nodes = dict.fromkeys((*self._initial_nodes, *self._shard))
-        for address in nodes:
-            if address not in self._clients:
-                self._clients[address] = self._client_at(address)
-        failure = f"no cluster node returned the owner of slot {self._slot}"
-        queries = [self._query(address, self._clients[address]) for address in nodes]
-        answer = await _newest_answer(queries, self._epoch, failure)
-        self._epoch, self._shard = answer.epoch, answer.shard
-        for address in self._clients.keys() - {*self._initial_nodes, *self._shard}:
-            await self._clients.pop(address).aclose()
-        return answer.address
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for client in self._clients.values():
-            await client.aclose()
+        super().__init__(initial_nodes, client_at, f"no cluster node returned the owner of slot {self._slot}")
 
     async def _query(self, queried: HostPort, client: Redis) -> _Answer:
         nodes: dict[str, Any] = await client.cluster("NODES")

@@ -7,8 +7,8 @@ from google.protobuf.duration_pb2 import Duration
 from ossa.registry.v1.event_pb2 import EventType
 from ossa_common.violations import Violation
 from registry_server.errors import InvalidRequest
-from registry_server.model import requests
-from registry_server.model.tokens import Cursor, encode_cursor, encode_page_token
+from registry_server.model import requests, rules
+from registry_server.model.tokens import Cursor, decode_cursor, encode_cursor, encode_page_token
 
 
 def fields_of(check: Callable[[list[Violation]], Any]) -> list[str]:
@@ -86,13 +86,13 @@ def test_cursor_is_decoded_if_present() -> None:
     violations = list[Violation]()
     cursor = Cursor("abc", 7, resumable=False)
 
-    assert requests.parse_cursor("", violations) is None
-    assert requests.parse_cursor(encode_cursor(cursor), violations) == cursor
+    assert rules.parse_optional(decode_cursor, "", "cursor", violations) is None
+    assert rules.parse_optional(decode_cursor, encode_cursor(cursor), "cursor", violations) == cursor
     assert violations == []
 
 
 def test_malformed_cursor_is_refused() -> None:
-    assert fields_of(lambda violations: requests.parse_cursor("junk", violations)) == ["cursor"]
+    assert fields_of(lambda violations: rules.parse_optional(decode_cursor, "junk", "cursor", violations)) == ["cursor"]
 
 
 def test_event_types_that_are_sent_are_accepted() -> None:

@@ -18,6 +18,9 @@ class RecordingConnections(Connections):
     def __init__(self, url: str) -> None:
         self.created: list[tuple[HostPort, dict[str, Any]]] = []
         super().__init__(url, timeout=1.0, key=KEY)
+        if self.locator is not None:  # it would create the clients when it needs them
+            for address in self.locator._initial:
+                self.locator._client_at(address)
 
     def _client_at(self, address: HostPort, options: dict[str, Any]) -> Any:
         self.created.append((address, options))
