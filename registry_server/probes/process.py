@@ -11,6 +11,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import structlog
@@ -58,16 +59,14 @@ ResultListener = Callable[[Result], None]
 """Receives results; must not raise."""
 
 
+@dataclass(slots=True)
 class _AssignedService:
     """A service that is probed periodically."""
 
-    __slots__ = ("last_result", "name", "plan")
-
-    def __init__(self, name: str, plan: Plan, last_result: float) -> None:
-        self.name = name
-        self.plan = plan
-        self.last_result = last_result
-        """Time of its last result, or before that the due time of its first probe, in monotonic seconds."""
+    name: str
+    plan: Plan
+    last_result: float
+    """Time of its last result, or before that the due time of its first probe, in monotonic seconds."""
 
 
 class ProbeProcess:

@@ -420,42 +420,6 @@ async def test_wheel_is_used_without_redis_in_path(data_dir: Path) -> None:
         assert await get_value(server) == "from the wheel"
 
 
-async def test_valkey_in_path_is_used(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "valkey-server").symlink_to(find_redis_server())
-    monkeypatch.setenv("PATH", str(tmp_path))
-    async with EmbeddedRedis(data_dir) as server:
-        assert server.binary == tmp_path / "valkey-server"
-
-
-@pytest.mark.usefixtures("wheel_only")
-async def test_start_fails_without_any_redis(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ConfigurationError, match=r"redis\.url: .* Install Redis"):
-        await start_and_stop(data_dir)
-
-
-@pytest.mark.parametrize("script", ["echo Redis server v=5.0.7 sha=0", "echo surprise", "exit 1", "not a script"])
-async def test_outdated_or_broken_server_is_skipped(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
-) -> None:
-    fake = tmp_path / "redis-server"
-    fake.write_text(script if script == "not a script" else f"#!/bin/sh\n{script}\n")
-    fake.chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    async with EmbeddedRedis(data_dir) as server:
-        assert server.binary != fake
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ConfigurationError, match=rf"found only {re.escape(str(fake))}"):
-        await start_and_stop(data_dir)
-
-
-@pytest.mark.usefixtures("wheel_only")
-async def test_data_of_a_newer_redis_is_refused(data_dir: Path) -> None:
-    (data_dir / "appendonlydir").mkdir(parents=True)
-    with pytest.raises(ConfigurationError, match=rf"data_dir: {re.escape(str(data_dir))} was written by Redis 7"):
-        await start_and_stop(data_dir)
-
-
 async def test_server_that_can_read_the_data_is_chosen(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
