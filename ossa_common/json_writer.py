@@ -98,7 +98,7 @@ def _converter_of(field: AnyFieldDescriptor) -> Callable[[Any], Any] | None:
         return partial(enum_word, field.enum_type)
     if kind is None:
         return partial(round, ndigits=_DECIMALS) if field.type == FieldDescriptor.TYPE_DOUBLE else None
-    if field.name in DURATIONS:
+    if kind.full_name == Duration.DESCRIPTOR.full_name:
         return partial(duration_number, nanos_per_unit=DURATIONS[field.name][1])
     converter: Callable[[Any], Any] = _CONVERTERS.get(kind.full_name, message_document)
     return converter

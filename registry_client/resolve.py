@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
+from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.versions import parse_version_filter
 from registry_client.errors import NoEndpoint
 
@@ -108,9 +109,9 @@ class Pool:
             return NoEndpoint(f"no service matches {conditions}")
         counts: dict[str, int] = {}
         for service in self.matching:
-            name = HealthStatus.Name(service.health.status).removeprefix("HEALTH_STATUS_").lower()
-            counts[name] = counts.get(name, 0) + 1
-        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+            word = STATUS_WORDS.get(service.health.status, "unknown")
+            counts[word] = counts.get(word, 0) + 1
+        found = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
         return NoEndpoint(f"no usable service matches {conditions}: found {found}")
 
     def _round_robin(self) -> Callable[[], Service]:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from ossa_common.json_shape import PROBE_TYPES
 from registry_cli.bulk import Result, register_all
 from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit
@@ -12,9 +13,8 @@ from registry_cli.files import ServiceInput, read_services
 from registry_cli.filters import parse_labels
 from registry_cli.keep_alive import keep_registered
 from registry_cli.services import show_services
-from registry_client import HealthCheck, RegistryError, RegistryUnavailable, Service, make_service
+from registry_client import RegistryError, RegistryUnavailable, Service, make_service
 
-_PROBE_TYPES: Final = tuple(field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields)
 _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
 
 
@@ -33,7 +33,7 @@ _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
 @click.option("--description", help="Description.")
 @click.option("--author", help="Person or team.")
 @click.option("--documentation", help="URL of the documentation.")
-@click.option("--health-check", type=click.Choice(_PROBE_TYPES), help="Probe type; default: by the scheme of ENDPOINT.")
+@click.option("--health-check", type=click.Choice(PROBE_TYPES), help="Probe type; default: by the scheme of ENDPOINT.")
 @click.option("--ttl", type=_DURATION_SECONDS, metavar="SECONDS", help="Duration of the lease; 0 = permanent.")
 @click.option("--create-only", is_flag=True, help="Fail for names that are registered already.")
 @click.option("--dry-run", is_flag=True, help="Show the services without calling the registry.")
