@@ -31,7 +31,7 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: The server cannot start with these settings.
     """
-    configure_logging(settings.log)
+    configure_logging(settings.log.level, settings.log.format, settings.log.audit)
     run_loop(_serve(settings))
 
 

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
 class Transport(Protocol):
     """A server of one protocol."""
 
-    @property
-    def counters(self) -> "TransportCounters":
-        """Counters for the metrics."""
+    counters: "TransportCounters"
+    """Counters for the metrics."""
 
     async def start(self) -> str:
         """Start serving and return the address with the actual port.

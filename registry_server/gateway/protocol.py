@@ -14,31 +14,19 @@ if TYPE_CHECKING:
 
 
 class Runner(web.AppRunner):
-    """Runs an application; closes connections whose request headers take longer than ``header_timeout`` seconds."""
+    """Runs an application; closes connections whose request headers take longer than ``header_timeout`` seconds.
 
-    __slots__ = ("_header_timeout",)
-
-    def __init__(self, app: web.Application, *, header_timeout: float, **kwargs: Any) -> None:
-        super().__init__(app, **kwargs)
-        self._header_timeout = header_timeout
+    aiohttp passes its keyword arguments, and with them the timeout, on to the server and its protocols.
+    """
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(
-            server.request_handler,
-            request_factory=server.request_factory,
-            header_timeout=self._header_timeout,
-            **self._kwargs,
-        )
+        return _Server(server.request_handler, request_factory=server.request_factory, **self._kwargs)
 
 
 class _Server(web.Server):
-    def __init__(self, handler: Any, *, header_timeout: float, **kwargs: Any) -> None:
-        super().__init__(handler, **kwargs)
-        self._header_timeout = header_timeout
-
     def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, header_timeout=self._header_timeout, **self._kwargs)
+        return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
 class _Protocol(RequestHandler):

@@ -15,7 +15,6 @@ from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.middleware import MAX_URL_BYTES, Middleware
 from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import ROUTES, Api
-from registry_server.instrumentation.counters import TransportCounters
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.clock import Clock, system_clock
 from registry_server.security.tls import Certificates
@@ -58,11 +57,12 @@ class HttpServer:
             clock: Wall clock.
         """
         self._settings = settings
-        self._admission = admission
         self._shared_port = shared_port
         envelope = Envelope(clock)
         self._api = Api(registry, envelope, settings, metrics, body_timeout)
-        admission.counters.caches["listing"] = self._api.listing.counters
+        self.counters = admission.counters
+        """Counters for the metrics."""
+        self.counters.caches["listing"] = self._api.listing.counters
         app = web.Application(client_max_size=settings.max_body_bytes)
         Middleware(envelope, admission, settings).add_routes(app.router, ROUTES, self._api)
         self._certificates = certificates
@@ -79,11 +79,6 @@ class HttpServer:
             shutdown_timeout=grace,
             logger=_server_logger(),
         )
-
-    @property
-    def counters(self) -> TransportCounters:
-        """Counters for the metrics."""
-        return self._admission.counters
 
     async def start(self) -> str:
         """Start serving and return the address with the actual port.

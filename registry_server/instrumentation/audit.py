@@ -79,14 +79,12 @@ class Audit:
         entry = AuditEntry()
         try:
             yield entry
-        except RegistryError as error:
-            self._write_line(operation, name, error.reason, entry)
-            raise
         except asyncio.CancelledError:  # the change may have been committed, but the outcome is not known here
             self._write_line(operation, name, "CANCELLED", entry)
             raise
-        except Exception:
-            self._write_line(operation, name, RegistryError.reason, entry)
+        except Exception as error:
+            outcome = error.reason if isinstance(error, RegistryError) else RegistryError.reason
+            self._write_line(operation, name, outcome, entry)
             raise
         if entry.before != entry.after:
             self._write_line(operation, name, "ok", entry)

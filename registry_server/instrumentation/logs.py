@@ -8,7 +8,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -35,22 +35,6 @@ _FIRST_FIELDS: Final = ("timestamp", "level", "logger", "event")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class LogOptions(Protocol):
-    """The log configuration: ``LogSettings``, or the options of a child process that has no settings."""
-
-    @property
-    def level(self) -> str:
-        """Minimum level of the lines."""
-
-    @property
-    def format(self) -> str:
-        """Format of the lines: ``auto``, ``console`` or ``json``."""
-
-    @property
-    def audit(self) -> str:
-        """Destination of the audit log: ``log``, ``off`` or a path."""
-
-
 def configure_library_logging() -> None:
     """Send the registry's logs through ``logging``, for programs that embed the registry.
 
@@ -64,21 +48,23 @@ def configure_library_logging() -> None:
         )
 
 
-def configure_logging(options: LogOptions) -> None:
+def configure_logging(level: str, form: str, audit: str = "off") -> None:
     """Send all logs of this process to standard error in the configured format; may be called repeatedly.
 
     A JSON line has ``timestamp`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``, then the fields of the event,
     and for an exception ``exception``: its chain with types, messages and frames.
 
     Args:
-        options: Level and format of the lines, and the destination of the audit log.
+        level: Minimum level of the lines.
+        form: Format of the lines: ``auto``, ``console`` or ``json``.
+        audit: Destination of the audit log: ``log``, ``off`` or a path.
 
     Raises:
         ConfigurationError: The audit file cannot be written.
     """
     on_terminal = sys.stderr.isatty()
-    in_json = options.format == "json" or (options.format == "auto" and not on_terminal)
-    level = logging.getLevelNamesMapping()[options.level.upper()]
+    in_json = form == "json" or (form == "auto" and not on_terminal)
+    min_level = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         add_log_level,
@@ -93,14 +79,14 @@ def configure_logging(options: LogOptions) -> None:
     handler = BatchingHandler(logging.StreamHandler(sys.stderr))
     json_formatter = _JsonFormatter(_formatter(shared, as_json))
     handler.setFormatter(json_formatter if in_json else _formatter(shared, console))
-    logging.basicConfig(handlers=[handler], level=level, force=True)
-    _configure_audit(options.audit, json_formatter)
+    logging.basicConfig(handlers=[handler], level=min_level, force=True)
+    _configure_audit(audit, json_formatter)
     # No line contains these values, and collecting each has a cost.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.captureWarnings(capture=True)
     structlog.configure(
         processors=[*shared, ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(min_level),
         logger_factory=LoggerFactory(),
         cache_logger_on_first_use=True,
     )

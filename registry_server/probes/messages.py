@@ -23,8 +23,6 @@ class WorkerSetup(NamedTuple):
     """Minimum level of log lines."""
     format: str
     """Format of log lines."""
-    audit: str = "off"
-    """A worker makes no changes to audit."""
 
 
 class WorkerCommands(NamedTuple):

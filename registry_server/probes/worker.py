@@ -73,7 +73,7 @@ def _encode(outcome: Outcome) -> tuple[str, float, str, str | None]:
 
 
 async def _main(connection: Connection, setup: "WorkerSetup") -> None:
-    configure_logging(setup)
+    configure_logging(setup.level, setup.format)
     async with Prober(EgressPolicy(setup.allowed, setup.denied)) as prober:
         await Worker(prober.send_probe, connection, concurrency=setup.concurrency).run()
 

@@ -7,13 +7,14 @@ malformed messages fail with INVALID_ARGUMENT instead of INTERNAL.
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from registry_server.rpc.calls import RpcCall, RpcStream
 from registry_server.rpc.methods import rpc
-from registry_server.rpc.symbols import Symbols
 from registry_server.security.permissions import HEALTH, REFLECTION
 
 HEALTH_SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -43,7 +44,7 @@ class ReflectionRpc:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         """Describe the named services."""
-        symbols: Any = Symbols()  # duck-typed: implements the methods of a pool that reflection uses
+        symbols: Any = _Symbols()  # duck-typed: implements the methods of a pool that reflection uses
         self._servicer: Any = reflection.aio.ReflectionServicer(names, symbols)
 
     @rpc(REFLECTION)
@@ -51,3 +52,27 @@ class ReflectionRpc:
         """Answer each request."""
         async for answer in self._servicer.ServerReflectionInfo(requests, call.context):
             await call.write(answer)
+
+
+class _Symbols:
+    """The default descriptor pool, extended to find methods.
+
+    The pool itself cannot find the file of a method, which makes ``grpcurl describe SERVICE.METHOD`` fail.
+    """
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - protobuf's name
+        """Return the file that defines a symbol.
+
+        Raises:
+            KeyError: The symbol is unknown.
+        """
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file

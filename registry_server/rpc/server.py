@@ -10,7 +10,6 @@ from grpc_health.v1 import health, health_pb2
 from registry_server.admission import Admission
 from registry_server.config import GrpcSettings, LimitSettings
 from registry_server.errors import ConfigurationError
-from registry_server.instrumentation.counters import TransportCounters
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
 from registry_server.rpc.calls import RpcTransport
@@ -59,6 +58,8 @@ class RpcServer:
         """
         self._settings = settings
         self._admission = admission
+        self.counters = admission.counters
+        """Counters for the metrics."""
         self._grace = grace
         self._certificates = certificates
         self._health = health.aio.HealthServicer()
@@ -86,11 +87,6 @@ class RpcServer:
             )
 
         self._listener = Listener(make_server, self._bind)
-
-    @property
-    def counters(self) -> TransportCounters:
-        """Counters for the metrics."""
-        return self._admission.counters
 
     async def start(self) -> str:
         """Start serving and return the address with the actual port.

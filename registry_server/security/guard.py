@@ -124,16 +124,8 @@ class Guard:
         self._rechecking: asyncio.Task[None] | None = None
         self._authenticator = self._read_policy(self._file) if self._file else None
 
-    @property
-    def authenticates(self) -> bool:
-        """Whether callers must authenticate."""
-        return self._authenticator is not None
-
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
-        """Admit a call that needs a permission.
-
-        Returns:
-            The caller's identity; ``UNCHECKED`` without authentication.
+        """Admit a call that ``admit_known`` did not admit, and return the caller's identity.
 
         Raises:
             Unauthenticated: The credential is not valid, or one is required.
@@ -141,10 +133,8 @@ class Guard:
             RateLimited: The caller exceeded its rate.
             IssuerUnavailable: The keys of the token's issuer are not available.
         """
-        identity = self.admit_known(caller, permission)
-        if identity is None:
-            identity = await self._identity(caller, permission)
-            self.charge(identity, caller)
+        identity = await self._identity(caller, permission)
+        self.charge(identity, caller)
         return identity
 
     def admit_known(self, caller: Caller, permission: Permission) -> Identity | None:

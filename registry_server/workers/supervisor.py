@@ -39,7 +39,7 @@ def run_workers(settings: Settings) -> None:
     Raises:
         ConfigurationError: The workers cannot start with these settings.
     """
-    configure_logging(settings.log)
+    configure_logging(settings.log.level, settings.log.format, settings.log.audit)
     run_loop(_serve(settings))
 
 

@@ -81,7 +81,8 @@ class Worker:
 
 
 async def _main(connection: Connection, setup: "Setup") -> int:
-    configure_logging(setup.settings.log)
+    log = setup.settings.log
+    configure_logging(log.level, log.format, log.audit)
     return await Worker(connection).run(setup)
 
 

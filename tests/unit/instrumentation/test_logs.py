@@ -37,7 +37,7 @@ def captured_logs(settings: LogSettings, stream: io.StringIO | None = None) -> I
     root.handlers.clear()  # configure_logging() closes the handlers that it replaces
     try:
         with redirect_stderr(stream):
-            configure_logging(settings)
+            configure_logging(settings.level, settings.format, settings.audit)
             yield stream
     finally:
         root.handlers[:] = handlers
@@ -144,7 +144,7 @@ def test_bound_context_is_in_every_line() -> None:
 
 def test_configuring_again_replaces_the_configuration() -> None:
     with captured_logs(LogSettings(format="console")) as stream:
-        configure_logging(LogSettings(format="json"))
+        configure_logging("info", "json")
         logging.getLogger("x").info("once")
     assert [line["event"] for line in parsed(stream)] == ["once"]
 
