@@ -40,7 +40,7 @@ from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
 from registry_server.store.embedded import EmbeddedRedis
 from registry_server.telemetry.metrics import Metrics
-from registry_server.watch import WatchHub, WatchLimits, fits_one_message
+from registry_server.watch import WatchHub, WatchLimits
 
 MetricsText: TypeAlias = Callable[[], Awaitable[bytes]]
 """Returns metrics in the text format of Prometheus."""
@@ -221,8 +221,7 @@ def _build(
         replica,
         clock=system_clock,
         on_connection=on_connection,
-        on_resync_too_large=hub.expire_all,
-        fits_one_message=fits_one_message,
+        on_resync=hub.prepare_resync,
         repairer=Repairer(store, replica, default_ttl=settings.service_ttl_seconds) if settings.redis.repair else None,
     )
     writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)

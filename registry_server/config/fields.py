@@ -1,5 +1,6 @@
 """Field types that several groups of settings share, and the base class of the groups."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -28,31 +29,21 @@ def _reject_bool(value: object) -> object:
 
 def parse_directory(value: object) -> object:
     """Convert text to the path of a directory; ``~`` is expanded."""
-    if not isinstance(value, str):
-        return value
-    path = _expand(value)
-    if path is None:
-        raise bad_setting("must be the path of a directory")
-    return path
+    return _parse_path(value, "must be the path of a directory")
 
 
 def _parse_file(value: object) -> object:
+    return None if value == "none" else _parse_path(value, "must be the path of a file, or 'none'")
+
+
+def _parse_path(value: object, rule: str) -> object:
     if not isinstance(value, str):
         return value
-    if value == "none":
-        return None
-    path = _expand(value)
-    if path is None:
-        raise bad_setting("must be the path of a file, or 'none'")
-    return path
-
-
-def _expand(value: str) -> Path | None:
     # An empty path would mean the working directory. No shell expands '~' in a variable or a file.
-    try:
-        return Path(value).expanduser() if value else None
-    except RuntimeError:  # '~' of an unknown user
-        return None
+    with suppress(RuntimeError):  # '~' of an unknown user
+        if value:
+            return Path(value).expanduser()
+    raise bad_setting(rule)
 
 
 Number = Annotated[int, BeforeValidator(_reject_bool)]

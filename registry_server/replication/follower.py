@@ -62,8 +62,7 @@ class Follower:
         *,
         clock: Clock,
         on_connection: ConnectionListener,
-        on_resync_too_large: Callable[[], None],
-        fits_one_message: Callable[[list[Change]], bool],
+        on_resync: Callable[[list[Change]], None],
         repairer: Repairer | None = None,
         retry_seconds: tuple[float, float] = (0.05, 1.0),
         monotonic: Callable[[], float] = time.monotonic,
@@ -77,8 +76,7 @@ class Follower:
             replica: Replica to update.
             clock: Wall clock, for the time of changes found by a resync.
             on_connection: Called when the store connects or disconnects.
-            on_resync_too_large: Called before a resync whose difference is too large for one watch message.
-            fits_one_message: Returns whether a resync's difference fits in one watch message.
+            on_resync: Called with the difference of a resync before the replica applies it.
             repairer: Restores state that the store has lost; ``None`` = follow the store as it is.
             retry_seconds: First and longest delay between connection attempts; the delay doubles each time.
             monotonic: Clock for the time since the last contact with the store.
@@ -89,8 +87,7 @@ class Follower:
         self._replica = replica
         self._clock = clock
         self._on_connection = on_connection
-        self._on_resync_too_large = on_resync_too_large
-        self._fits_one_message = fits_one_message
+        self._on_resync = on_resync
         self.repairer = repairer
         self._first_retry, self._last_retry = retry_seconds
         self._monotonic, self._sleep, self._jitter = monotonic, sleep, jitter
@@ -274,7 +271,6 @@ class Follower:
         before = self._replica.position
         records, _, position, owners = await self._read_state()
         changes = resync_changes(self._replica.records, records, position, self._clock() // 1_000_000)
-        fits = self._fits_one_message(changes)
         log.warning(
             "resynchronised with the store",
             reason=reason,
@@ -283,8 +279,7 @@ class Follower:
             same_epoch=before.epoch == position.epoch,
             differences=len(changes),
         )
-        if not fits:
-            self._on_resync_too_large()
+        self._on_resync(changes)
         self._replica.resync(changes, position, owners)
         self.resyncs += 1
         self.epoch_changes += before.epoch != position.epoch

@@ -60,13 +60,12 @@ class _Agreement(NamedTuple):
         return f"{epoch} {self.common} {int(self.exact)}"
 
 
-class _Difference:
+class _Difference(NamedTuple):
     """Names of the services to restore, to remove and to leave as they are in the store."""
 
-    def __init__(self) -> None:
-        self.restore: list[str] = []
-        self.remove: list[str] = []
-        self.keep: list[str] = []
+    restore: list[str]
+    remove: list[str]
+    keep: list[str]
 
 
 class Repairer:
@@ -131,7 +130,7 @@ class Repairer:
         known = self._replica.position
         log.info("repairing store from memory", found=turn.found.revision, revision=known.revision)
         agreement = await self._find_agreement(turn)
-        difference = _Difference()
+        difference = _Difference([], [], [])
         if agreement.common < known.revision or turn.plan:
             difference = await self._compare(agreement)
             await self._write_services(difference, agreement.encode_plan(known.epoch))
@@ -203,7 +202,7 @@ class Repairer:
 
     async def _compare(self, agreement: _Agreement) -> _Difference:
         """Return the services in which the store and the replica differ, and how to resolve each."""
-        difference = _Difference()
+        difference = _Difference([], [], [])
         owners = await self._store.reader.read_owners()
         seen: set[str] = set()
         async for page in self._store.reader.scan_records():

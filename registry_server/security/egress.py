@@ -98,7 +98,8 @@ class EgressPolicy:
             reason = self.denial_reason(host)
             if reason is not None:
                 raise EndpointRefused(reason)
-            return [ResolvedAddress(_family(literal), host, port)]
+            family = socket.AF_INET if isinstance(literal, IPv4Address) else socket.AF_INET6
+            return [ResolvedAddress(family, host, port)]
         resolved = await self._look_up(host, port)
         permitted = [address for address in resolved if self.denial_reason(address.address) is None]
         if not permitted:
@@ -140,10 +141,6 @@ def _parsed(text: str) -> Address | None:
 
 def _is_in_any(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
-
-
-def _family(address: Address) -> int:
-    return socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
 
 
 def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:

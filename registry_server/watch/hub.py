@@ -11,7 +11,7 @@ from registry_server.errors import CursorExpired, Overloaded, RevisionNotReached
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import Cursor
 from registry_server.store import Position
-from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits
+from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits, fits_one_message
 from registry_server.watch.watcher import WatchCounters, Watcher
 
 
@@ -137,8 +137,13 @@ class WatchHub:
             last = self._last_batch = EventBatch(events, position)
         return last
 
+    def prepare_resync(self, changes: Sequence[Change]) -> None:
+        """Expire all watches if one message cannot carry the difference that a resync is about to apply."""
+        if not fits_one_message(changes):
+            self.expire_all()
+
     def expire_all(self) -> None:
-        """End every watch with ``CursorExpired``: a resync changed more than one message can carry."""
+        """End every watch with ``CursorExpired``."""
         for watcher in self._all_watchers():
             watcher.end(CursorExpired("the store was replaced"), immediately=True)
 

@@ -26,7 +26,7 @@ from registry_server.runtime.clock import system_clock
 from registry_server.runtime.tasks import cancel
 from registry_server.security.identity import NO_CLAIM
 from registry_server.store import Position, RedisStore, StoreLimits
-from registry_server.watch import WatchHub, WatchLimits, fits_one_message
+from registry_server.watch import WatchHub, WatchLimits
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -175,9 +175,8 @@ class FollowerProcess:
             self.replica,
             clock=system_clock,
             on_connection=self._on_connection,
-            on_resync_too_large=self.hub.expire_all,
+            on_resync=self.hub.prepare_resync if fits else lambda _: self.hub.expire_all(),
             retry_seconds=(0.05, 0.05),
-            fits_one_message=lambda changes: fits and fits_one_message(changes),
             repairer=Repairer(self.store, self.replica, default_ttl=60, poll_seconds=0.02) if repair else None,
         )
         self._task: asyncio.Task[None] | None = None

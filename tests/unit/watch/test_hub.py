@@ -20,7 +20,8 @@ from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, decode_cursor
 from registry_server.store import Position
-from registry_server.watch import Watcher, WatchHub, WatchLimits, fits_one_message
+from registry_server.watch import Watcher, WatchHub, WatchLimits
+from registry_server.watch.messages import fits_one_message
 from tests.support.samples import small_service
 
 TIMEOUT = 10.0
