@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
@@ -266,19 +266,12 @@ def _paths_below(message: Descriptor, prefix: str = "") -> Mapping[str, bool]:
     paths: dict[str, bool] = {}
     for field in message.fields:
         path = prefix + field.name
-        inner = _nested_message(field)
-        paths[path] = inner is not None
-        if inner is not None:
+        inner: Descriptor | None = field.message_type
+        # Lists, maps and well-known types can only be replaced as a whole.
+        paths[path] = not field.is_repeated and inner is not None and inner.file.package != "google.protobuf"
+        if inner is not None and paths[path]:
             paths.update(_paths_below(inner, f"{path}."))
     return paths
-
-
-def _nested_message(field: FieldDescriptor) -> Descriptor | None:
-    """Return the message type of a field unless it is repeated, a map or a well-known type."""
-    inner: Descriptor | None = field.message_type
-    if field.is_repeated or inner is None or inner.full_name.startswith("google.protobuf."):
-        return None
-    return inner
 
 
 _PATHS: Final = _paths_below(Service.DESCRIPTOR)
