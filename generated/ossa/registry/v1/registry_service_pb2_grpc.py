@@ -159,7 +159,8 @@ class RegistryServiceServicer:
 
     def RegisterService(self, request, context):
         """Registers a service, or replaces the content of a registered one and keeps its `registered_at`. Renews the lease.
-        Identical content only renews the lease: the revision stays the same and no event is sent.
+        Identical content only renews the lease: the revision stays the same and no event is sent, unless the caller becomes
+        the owner of a service without one.
         Errors: INVALID_ARGUMENT; ALREADY_EXISTS (reason SERVICE_EXISTS) with `create_only`; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -54,7 +54,8 @@ class RegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     RegisterService: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterServiceRequest, _registry_service_pb2.RegisterServiceResponse]
     """Registers a service, or replaces the content of a registered one and keeps its `registered_at`. Renews the lease.
-    Identical content only renews the lease: the revision stays the same and no event is sent.
+    Identical content only renews the lease: the revision stays the same and no event is sent, unless the caller becomes
+    the owner of a service without one.
     Errors: INVALID_ARGUMENT; ALREADY_EXISTS (reason SERVICE_EXISTS) with `create_only`; UNAVAILABLE.
     """
     BatchRegisterServices: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.BatchRegisterServicesRequest, _registry_service_pb2.BatchRegisterServicesResponse]
@@ -147,7 +148,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterService: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterServiceRequest, _registry_service_pb2.RegisterServiceResponse]  # type: ignore[assignment]
     """Registers a service, or replaces the content of a registered one and keeps its `registered_at`. Renews the lease.
-    Identical content only renews the lease: the revision stays the same and no event is sent.
+    Identical content only renews the lease: the revision stays the same and no event is sent, unless the caller becomes
+    the owner of a service without one.
     Errors: INVALID_ARGUMENT; ALREADY_EXISTS (reason SERVICE_EXISTS) with `create_only`; UNAVAILABLE.
     """
     BatchRegisterServices: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.BatchRegisterServicesRequest, _registry_service_pb2.BatchRegisterServicesResponse]  # type: ignore[assignment]
@@ -243,7 +245,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RegisterServiceResponse, _abc.Awaitable[_registry_service_pb2.RegisterServiceResponse]]:
         """Registers a service, or replaces the content of a registered one and keeps its `registered_at`. Renews the lease.
-        Identical content only renews the lease: the revision stays the same and no event is sent.
+        Identical content only renews the lease: the revision stays the same and no event is sent, unless the caller becomes
+        the owner of a service without one.
         Errors: INVALID_ARGUMENT; ALREADY_EXISTS (reason SERVICE_EXISTS) with `create_only`; UNAVAILABLE.
         """
 
