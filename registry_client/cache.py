@@ -55,7 +55,6 @@ class ServiceCache:
         self._change = asyncio.Event()
         """Set by the next change, which replaces it with a new event."""
         self._task: asyncio.Task[None] | None = None
-        self._last_error: RegistryError | None = None
 
     async def __aenter__(self) -> Self:
         """Start the watch, and wait for the first snapshot unless ``wait`` is false.
@@ -106,7 +105,7 @@ class ServiceCache:
     @property
     def last_error(self) -> RegistryError | None:
         """The error that interrupted the watch; None while it is connected."""
-        return self._last_error or self._watch.last_error
+        return self._watch.last_error
 
     async def wait_ready(self) -> None:
         """Wait for the first snapshot."""
@@ -259,16 +258,12 @@ class ServiceCache:
     async def _follow_watch(self) -> None:
         while True:
             try:
-                events = await self._watch.next_events()
+                self._apply_events(await self._watch.next_events())
             except RegistryError as error:
                 if not self.ready and self._snapshot_timeout:
                     raise  # __aenter__ waits for this task and raises the error
                 log.warning("watch rejected by the registry, retrying: %s", error)
-                self._last_error = error
                 await self._watch.back_off(error)
-            else:
-                self._last_error = None
-                self._apply_events(events)
 
     def _apply_events(self, batch: Sequence[Event]) -> None:
         affected = {""}

@@ -148,7 +148,6 @@ class Watch:
                     return []
                 if not is_resumable(error) and not self._is_token_expiry(error):
                     raise
-                self.last_error = error
                 await self.back_off(error)
             else:
                 self.last_heard = time.monotonic()
@@ -157,7 +156,8 @@ class Watch:
                 return self._apply_message(message)
 
     async def back_off(self, error: RegistryError) -> None:
-        """Switch to the next target, and wait before the stream is opened again."""
+        """Record an error, switch to the next target, and wait before the stream is opened again."""
+        self.last_error = error
         if isinstance(error, WatcherTooSlow):
             return  # the missed events are available now
         self._failures += 1

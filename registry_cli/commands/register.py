@@ -60,9 +60,10 @@ async def command(
     modes = {key: options.pop(key) for key in ("create_only", "dry_run", "keep_alive", "replicas", "drain")}
     fields = {key: value for key, value in options.items() if value not in (None, (), {})}
     _check_usage(name, endpoint, files, modes, fields)
-    inputs = (
-        [each for file in files for each in read_services(file)] if files else [_from_flags(name, endpoint, fields)]
-    )
+    if files:
+        inputs = [each for file in files for each in read_services(file)]
+    else:
+        inputs = [ServiceInput("", make_service(name or "", endpoint or "", **fields), [])]
     invalid = _print_invalid(context, inputs)
     valid = [each for each in inputs if id(each) not in invalid]
     if modes["dry_run"]:
@@ -97,10 +98,6 @@ def _check_usage(
         raise click.UsageError("--keep-alive cannot be combined with --create-only or --dry-run.")
     if not modes["keep_alive"] and (modes["replicas"] or modes["drain"] is not None):
         raise click.UsageError("--replicas and --drain require --keep-alive.")
-
-
-def _from_flags(name: str | None, endpoint: str | None, fields: dict[str, Any]) -> ServiceInput:
-    return ServiceInput("", make_service(name or "", endpoint or "", **fields), [])
 
 
 def _print_invalid(context: CommandContext, inputs: Sequence[ServiceInput]) -> set[int]:
