@@ -149,8 +149,7 @@ class CallScope(RequestContext, Caller):
         try:
             self._begin()
             if self.endpoint.limited:
-                self.slot = CallSlot(self.admission.guard.in_flight)
-                self.slot.acquire(self._request_bytes())
+                self.slot = CallSlot(self.admission.guard.in_flight, self._request_bytes())
             if (permission := self.endpoint.permission) is not None:
                 guard = self.admission.guard
                 # Almost every caller is known and needs no coroutine: less code to run with cold processor caches.

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Final, Self
+from typing import Final
 
 from cachetools import LRUCache
 
@@ -103,26 +103,23 @@ class InFlight:
 
 
 class CallSlot:
-    """One call in flight; as a context manager it is released at the end of the block."""
+    """One call in flight, with the bytes that it holds."""
 
-    __slots__ = ("_acquired", "_bytes", "_in_flight")
+    __slots__ = ("_bytes", "_in_flight")
 
-    def __init__(self, in_flight: InFlight) -> None:
-        self._in_flight, self._acquired, self._bytes = in_flight, False, 0
-
-    def acquire(self, size: int) -> None:
-        """Count the call and a request of ``size`` bytes.
+    def __init__(self, in_flight: InFlight, size: int) -> None:
+        """Count a call with a request of ``size`` bytes until ``release``.
 
         Raises:
-            Overloaded: A limit is reached.
+            Overloaded: A limit is reached; nothing is counted.
         """
-        if self._in_flight.calls >= (limit := self._in_flight.max_calls):
-            self._in_flight.rejected += 1
+        self._in_flight, self._bytes = in_flight, 0
+        if in_flight.calls >= (limit := in_flight.max_calls):
+            in_flight.rejected += 1
             raise Overloaded("calls", limit, f"limit of {limit} calls in flight reached")
         if size > SMALL_REQUEST_BYTES:
             self.hold_bytes(size)
-        self._in_flight.calls += 1
-        self._acquired = True
+        in_flight.calls += 1
 
     def hold_bytes(self, size: int) -> None:
         """Count more bytes. A single call may exceed the limit if no other bytes are held.
@@ -138,12 +135,5 @@ class CallSlot:
 
     def release(self) -> None:
         """Stop counting the call and its bytes."""
-        self._in_flight.calls -= self._acquired
+        self._in_flight.calls -= 1
         self._in_flight.bytes -= self._bytes
-        self._acquired, self._bytes = False, 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
