@@ -23,8 +23,6 @@ from registry_server.workers.messages import Setup
 from registry_server.workers.ports import reserve_port
 
 _WORKER: Final = "registry_server.workers.worker"
-_MAX_SILENT_CHECKS: Final = 30
-"""Checks, one a second, without a message after which a worker is killed: the kernel still sends it connections."""
 _EXIT_SECONDS: Final = 5.0
 """Time in addition to the grace period for calls after which a draining worker is killed."""
 _METRICS_TIMEOUT_SECONDS: Final = 2.0
@@ -72,18 +70,14 @@ async def _serve(settings: Settings) -> None:
 class Supervisor:
     """Keeps the configured number of workers running until it is stopped."""
 
-    def __init__(self, settings: Settings, *, max_silent_checks: int = _MAX_SILENT_CHECKS) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Create a supervisor; nothing runs yet.
 
         Args:
             settings: Settings of all workers; the addresses have actual ports, which the caller has reserved.
-            max_silent_checks: Seconds without a message after which a worker is killed.
         """
         self._settings = settings
-        self._workers = [
-            _Worker(number, settings, self._collect_metrics, max_silent_checks)
-            for number in range(1, settings.workers + 1)
-        ]
+        self._workers = [_Worker(number, settings, self._collect_metrics) for number in range(1, settings.workers + 1)]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run workers until ``stop`` is set, then drain them.
@@ -134,22 +128,16 @@ class Supervisor:
 class _Worker:
     """The process with one worker number, and its successors."""
 
-    def __init__(
-        self,
-        number: int,
-        settings: Settings,
-        collect_metrics: Callable[[], Awaitable[list[str]]],
-        max_silent_checks: int,
-    ) -> None:
+    def __init__(self, number: int, settings: Settings, collect_metrics: Callable[[], Awaitable[list[str]]]) -> None:
         self.number = number
+        self.max_silent_checks = 30
+        """Checks, one a second, without a frame after which it is killed: the kernel still sends it connections."""
         self.ready = asyncio.Event()
         """Set once a process with this number has served."""
         self._setup = Setup(number, settings)
         self._draining = False
         self._replaced: asyncio.Future[None] | None = None  # resolved once the successor serves
         self._child: Child | None = None
-        self._silence = SilenceWatch()
-        self._max_silent_checks = max_silent_checks
         self._collect_metrics = collect_metrics
         self._metrics = PendingAnswers[str]()
 
@@ -252,8 +240,9 @@ class _Worker:
 
     async def _kill_if_silent(self, child: Child) -> None:
         """Kill the process when it has sent no message for too long."""
-        self._silence.observe(child.connection)
-        while await self._silence.next_check() < self._max_silent_checks:
+        silence = SilenceWatch()
+        silence.observe(child.connection)
+        while await silence.next_check() < self.max_silent_checks:
             pass
         log.error("killing silent worker", worker=self.number)
         child.send_signal(signal.SIGKILL)
