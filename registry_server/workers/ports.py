@@ -3,12 +3,9 @@
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final
 
 from registry_server.config import HostPort, split_host_port
 from registry_server.errors import ConfigurationError
-
-_UNIX: Final = "unix:"
 
 
 @contextmanager
@@ -24,25 +21,20 @@ def reserve_port(setting: str, address: str) -> Iterator[str]:
     Raises:
         ConfigurationError: The address cannot be used, or another program listens on it.
     """
-    if address.startswith(_UNIX):
+    if address.startswith("unix:"):
         raise ConfigurationError(f"{setting}: a unix socket serves one worker; set workers to 1 or use a TCP address")
     parts = split_host_port(address)
     if parts is None:
         raise ConfigurationError(f"{setting}: must be HOST:PORT")
     with ExitStack() as stack:
         try:
-            port = _find_free_port(parts)
+            # First without sharing: otherwise the workers would silently share the port of another registry.
+            with _bound_socket(parts, shared=False) as bound:
+                port = bound.getsockname()[1]
             stack.enter_context(_bound_socket(parts._replace(port=port), shared=True))
         except OSError as error:
             raise ConfigurationError(f"{setting}: cannot listen on {address}: {error.strerror}") from error
         yield f"{address.rpartition(':')[0]}:{port}"
-
-
-def _find_free_port(address: HostPort) -> int:
-    """Return the port if no other program uses it: another registry with workers would silently share it."""
-    with _bound_socket(address, shared=False) as bound:
-        port: int = bound.getsockname()[1]
-        return port
 
 
 @contextmanager
