@@ -137,7 +137,7 @@ async def test_outage_longer_than_a_ttl_expires_no_lease(redis: RedisProcess) ->
 
 
 async def test_reads_continue_and_writes_fail_while_redis_hangs(redis: RedisProcess) -> None:
-    async with running(redis.url, redis={"timeout_ms": 300}) as server, following(server.stub) as subscriber:
+    async with running(redis.url, redis={"timeout_ms": 1_000}) as server, following(server.stub) as subscriber:
         before = await register(server, small_service("before"))
         redis.pause()
         with pytest.raises(grpc.aio.AioRpcError) as refused:

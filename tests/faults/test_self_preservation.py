@@ -92,7 +92,7 @@ async def test_failures_during_a_redis_outage_do_not_count(redis: RedisProcess, 
     checks = {"interval_ms": 500, "failure_threshold": 3}
     async with (
         Agents() as agents,
-        running(redis.url, redis={"timeout_ms": 300}, health_check=checks) as server,
+        running(redis.url, redis={"timeout_ms": 1_000}, health_check=checks) as server,
         following(server.stub) as subscriber,
     ):
         ttl = Duration(seconds=5)

@@ -28,7 +28,9 @@ class RedisProcess:
     Args:
         directory: Directory of the data and ``redis.log``; created if missing.
         *args: Additional arguments, such as ``"--maxmemory", "1mb"``.
-        appendfsync: Use ``always`` to simulate a power failure without lost writes; ``everysec`` survives SIGKILL.
+        appendfsync: Use ``always`` to simulate a power failure without lost writes; with ``no``, every confirmed write
+            survives SIGKILL. With ``everysec`` Redis confirms writes before it passes them to the kernel if the disk
+            is slow.
         binary: Program to run instead of the one that the registry would choose.
         password: Password that clients must send.
         ports: Range from which the port is chosen.
@@ -38,7 +40,7 @@ class RedisProcess:
         self,
         directory: Path,
         *args: str,
-        appendfsync: str = "everysec",
+        appendfsync: str = "no",
         binary: Path | None = None,
         password: str = "",
         ports: Sequence[int] = PORTS,
