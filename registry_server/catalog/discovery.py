@@ -79,9 +79,8 @@ class Discovery:
         return page
 
     def keep_page(self, key: PageKey, page: Page) -> None:
-        """Let ``cached_page`` return a page until a change affects it."""
-        # Records count once: the wire form is a copy of them, and outdated ones are no longer shared with the replica.
-        page.size = _ENTRY_BYTES + len(key) + sum(len(record.framed) for record in page.records) + len(page.json)
+        """Let ``cached_page`` return a page until a change affects it. Its records are released."""
+        page.size = _ENTRY_BYTES + len(key) + page.release_records()
         with suppress(ValueError):  # larger than the cache
             self._pages[key] = page
 

@@ -61,6 +61,7 @@ class Page:
 
     query: Query
     records: Sequence[Record]
+    """Empty once the page is cached."""
     next_page_token: str
     revision: int
     """Newest revision at which the page is known to be current."""
@@ -82,10 +83,25 @@ class Page:
 
     def wire(self) -> bytes:
         """Return the page as a serialised ``DiscoverServicesResponse``."""
+        return self._encoded_body() + self.freshness_wire
+
+    def release_records(self) -> int:
+        """Keep only the answer: the JSON if the REST API has encoded it, else the wire form.
+
+        Outdated records would use several times the memory of the answer until the page is evicted.
+
+        Returns:
+            Size of the answer in bytes.
+        """
+        answer = self.json or self._encoded_body()
+        self.records = ()
+        return len(answer)
+
+    def _encoded_body(self) -> bytes:
         if not self._body:
             parts = [record.framed for record in self.records]
             if self.next_page_token:
                 parts.append(bytes_field(_NEXT_PAGE_TOKEN, self.next_page_token.encode()))
             parts.append(integer_field(_TOTAL_SIZE, self.total_size))
             self._body = b"".join(parts)
-        return self._body + self.freshness_wire
+        return self._body

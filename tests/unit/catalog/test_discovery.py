@@ -1,4 +1,5 @@
 import asyncio
+import tracemalloc
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -61,8 +62,11 @@ class Catalog:
 
     async def answer(self, query: DiscoverServicesRequest, after: str = "") -> DiscoverServicesResponse:
         page = await self.discovery.find_page(compiled(query), query.page_size, after)
+        records = [record.message() for record in page.records]
         self.discovery.keep_page(query.SerializeToString(), page)
-        return parsed(page)
+        answer = parsed(page)
+        assert records == list(answer.services)
+        return answer
 
     def cached_answer(self, query: DiscoverServicesRequest) -> DiscoverServicesResponse | None:
         page = self.discovery.cached_page(query.SerializeToString())
@@ -86,8 +90,8 @@ class Catalog:
         """Assert that byte counts match the cache, and that every current page belongs to a kept query."""
         pages = self.discovery._pages
         for key, page in pages.items():
-            records = sum(len(record.framed) for record in page.records)
-            assert page.size == _ENTRY_BYTES + len(key) + records + len(page.json)
+            answer = len(page.json) or len(page.wire()) - len(page.freshness_wire)
+            assert page.size == _ENTRY_BYTES + len(key) + answer
             if page.version == page.query.version:
                 assert self.discovery._queries[page.query.filter.key] is page.query
         assert pages.currsize == sum(page.size for page in pages.values())
@@ -97,7 +101,6 @@ class Catalog:
 def parsed(page: Page) -> DiscoverServicesResponse:
     """Return the message of a page, after checking that the page's values equal it."""
     message = DiscoverServicesResponse.FromString(page.wire())
-    assert [record.message() for record in page.records] == list(message.services)
     assert (page.total_size, page.next_page_token) == (message.total_size, message.next_page_token)
     assert (page.revision, page.stale) == (message.revision, message.stale)
     return message
@@ -296,6 +299,27 @@ async def test_json_of_a_page_counts_towards_the_limit() -> None:
     assert catalog.discovery.cached_page("first") is None
     assert catalog.discovery.cached_page("second") is second
     catalog.assert_accounting_is_exact()
+
+
+async def test_memory_of_outdated_pages_is_near_their_accounted_size() -> None:
+    catalog = Catalog(history_length=1)
+    filter_ = compiled(request_for())
+
+    async def outdate_and_keep_page(key: str) -> None:
+        for i in range(50):
+            catalog.put_service(f"s{i:02}", version="1.0.0", metadata={"tags": ["x", "y"]})
+        catalog.discovery.keep_page(key, await catalog.discovery.find_page(filter_, 50, ""))
+
+    await outdate_and_keep_page("first")
+    tracemalloc.start()
+    try:
+        for i in range(30):
+            await outdate_and_keep_page(f"page {i}")
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert used < 1.5 * catalog.discovery._pages.currsize
 
 
 async def test_page_of_a_query_that_changed_before_it_was_kept_is_not_returned() -> None:
