@@ -52,9 +52,14 @@ class ValueReader:
         self.violations: list[Violation] = []
         """Violations found so far, at most ``MAX_VIOLATIONS``."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether further violations are dropped."""
+        return len(self.violations) >= MAX_VIOLATIONS
+
     def add_violation(self, at: str, description: str) -> None:
         """Record a violation at a path."""
-        if len(self.violations) < MAX_VIOLATIONS:
+        if not self.is_full:
             self.violations.append(Violation(at or self._document_name, description))
 
     def read_struct(self, value: object, at: str, struct: Struct) -> None:

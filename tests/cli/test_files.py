@@ -128,7 +128,7 @@ healthcheck: {{type: tcp}}
     )
     assert f"{second}version: must be text, not the number 1.1; put it in quotes" in errors
     assert any(line.startswith(f"{second}colour: is not a field; the fields are name, ") for line in errors)
-    assert any(line.startswith(f"{second}healthcheck: is not a field; the fields are name, ") for line in errors)
+    assert any(line.startswith(f"{second}healthcheck: is not a field; did you mean healthCheck? ") for line in errors)
     assert any(line.startswith(f"{c}endpoint: ") for line in errors)
     assert any(line.startswith(f"{c}ttlSeconds: ") for line in errors)
     assert f"{d}healthCheck.intervalMs: must be a number, not text" in errors
