@@ -217,7 +217,10 @@ _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {
     for name, kind in list(globals().items())
     if isinstance(kind, type) and issubclass(kind, RegistryError)
 }
-"""Each class has the name of its reason: the reason of ``ServiceNotFound`` is ``SERVICE_NOT_FOUND``."""
+"""Each class has the name of its reason: the reason of ``ServiceNotFound`` is ``SERVICE_NOT_FOUND``.
+
+``InternalError`` is found by its code; its reason is ``INTERNAL``.
+"""
 _GENERAL: Final = (InvalidRequest, ServiceNotFound, ServiceExists, Unauthenticated, PermissionDenied, LimitExceeded)
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[RegistryError]]] = {
     kind.default_code: kind for kind in (*_GENERAL, DeadlineExceeded, RegistryUnavailable, InternalError)
