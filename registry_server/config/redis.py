@@ -88,6 +88,6 @@ class RedisSettings(SettingsGroup):
     @classmethod
     def _check_wait_timeout(cls, wait_timeout: int, info: ValidationInfo) -> int:
         timeout: int = info.data.get("timeout_ms", wait_timeout + 1)
-        if wait_timeout >= timeout > 1:  # half of 1 is not a time
+        if wait_timeout >= max(timeout, 2):  # half of 1 is not a time
             raise bad_setting("must be less than {other} ({limit})", other="redis.timeout_ms", limit=timeout)
         return wait_timeout

@@ -410,6 +410,9 @@ def test_timeouts_that_equal_their_default_are_honoured() -> None:
 
 def test_shortest_redis_timeout_is_valid() -> None:
     assert load_settings(["--redis.timeout-ms", "1"], {}).redis.wait_timeout_ms == 1
+    assert errors_of(["--redis.timeout-ms", "1", "--redis.wait-timeout-ms", "2"]) == [
+        "--redis.wait-timeout-ms: must be less than --redis.timeout-ms (1), not '2'"
+    ]
 
 
 def test_waiting_for_replicas_of_the_embedded_redis_is_an_error() -> None:
