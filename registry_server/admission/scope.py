@@ -157,8 +157,12 @@ class CallScope(RequestContext, Caller):
                 if identity is not UNCHECKED:
                     current_identity.set(identity)
                 if self.endpoint.streams is not None:
-                    with guard.session(self, identity, permission, self.endpoint.streams) as self.session:
-                        return await self._handle()
+                    try:
+                        with guard.session(self, identity, permission, self.endpoint.streams) as self.session:
+                            return await self._handle()
+                    finally:
+                        # It refers to this call, and the garbage collector rarely frees cycles of old objects.
+                        self.session = None
             return await self._handle()
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to answers
             return await self._fail(error)

@@ -234,6 +234,7 @@ class RpcStream(RpcCall):
             draining.cancel()
             if next_message is not None:
                 next_message.cancel()
+                next_message = None  # the traceback of its exception refers to this frame
 
     async def write(self, message: Message | bytes) -> None:
         """Send a message, which the client must read within the write timeout."""

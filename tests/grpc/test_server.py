@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -11,10 +12,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability
+from registry_server.rpc.calls import RpcStream
 from tests.grpc.calls import TIMEOUT, Failure, failure, failure_of, get, register
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, connected, running
+from tests.support.waiting import until
 
 REGISTRY = pb.DESCRIPTOR.services_by_name["RegistryService"]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -73,6 +76,26 @@ async def test_keep_alive_ends_with_unavailable_when_the_server_drains(redis: Re
             await stream.read()
         refused = failure_of(raised.value)
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+# Memory.
+
+
+async def test_ended_streams_are_freed_without_the_garbage_collector(server: Server) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        watch = server.stub.WatchEvents(pb.WatchEventsRequest(include_snapshot=True))
+        await watch.read()
+        watch.cancel()
+        keep_alive = server.stub.KeepAlive()
+        await keep_alive.write(pb.KeepAliveRequest(names=["a"]))
+        await keep_alive.read()
+        await keep_alive.done_writing()
+        assert await keep_alive.read() is grpc.aio.EOF
+        await until(lambda: not any(type(each) is RpcStream for each in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 # Reflection.

@@ -1,7 +1,9 @@
 """``CallScope``: the order of admission, and what is counted and logged, without a transport."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -189,3 +191,20 @@ async def test_streams_are_limited_for_each_kind() -> None:
 
     assert await run(admission, open_another, streams="watches") == [LimitExceeded.reason, "answer"]
     assert await run(admission, succeed, streams="watches") == "answer"
+
+
+async def test_ended_stream_is_freed_without_the_garbage_collector() -> None:
+    admission = admission_with()
+
+    async def watch(call: Call) -> None:
+        call.on_revoked(lambda _: None)
+
+    call = Call(admission, endpoint_of(admission, streams="watches"), watch)
+    alive = weakref.ref(call)
+    gc.disable()
+    try:
+        await call.run()
+        del call
+        assert alive() is None
+    finally:
+        gc.enable()
