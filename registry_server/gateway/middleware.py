@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler as AiohttpHandler
 from multidict import CIMultiDict
 
 from registry_server.admission import Admission, CallScope, Endpoint
@@ -42,6 +43,7 @@ _MIN_COMPRESSED_BYTES: Final = 1_024
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 
 Handler: TypeAlias = Callable[[Any, "HttpCall"], Awaitable[web.StreamResponse]]
+BoundHandler: TypeAlias = Callable[["HttpCall"], Awaitable[web.StreamResponse]]
 
 
 class Route(NamedTuple):
@@ -93,11 +95,11 @@ class Middleware:
                 resource.add_route("*", self._reject(partial(self._reject_method, allowed), resource.canonical))
         router.add_route("*", "/{path:.*}", self._reject(_not_found, "OTHER"))
 
-    def _reject(self, handler: Any, path: str) -> Any:
+    def _reject(self, handler: BoundHandler, path: str) -> AiohttpHandler:
         """Wrap a handler that only rejects requests, which needs no credential."""
         return self._wrap(handler, path, Endpoint(None, self.admission.counters_of(path), limited=False))
 
-    def _wrap(self, handler: Any, path: str, endpoint: Endpoint) -> Any:
+    def _wrap(self, handler: BoundHandler, path: str, endpoint: Endpoint) -> AiohttpHandler:
         async def handle(request: web.Request) -> web.StreamResponse:
             response: web.StreamResponse = await HttpCall(self, endpoint, path, handler, request).run()
             return response
@@ -161,7 +163,7 @@ class HttpCall(CallScope):
     _status = 0
 
     def __init__(
-        self, middleware: Middleware, endpoint: Endpoint, path: str, handler: Any, request: web.Request
+        self, middleware: Middleware, endpoint: Endpoint, path: str, handler: BoundHandler, request: web.Request
     ) -> None:
         """Create the scope of a request to a path, given as template."""
         super().__init__(middleware.admission, endpoint)

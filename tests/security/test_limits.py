@@ -148,9 +148,10 @@ async def test_watches_are_limited_per_caller_and_in_total(redis: RedisProcess, 
                     async with watching(server, one):
                         pass
                 assert reason_and_delay(caught.value)[0] == "LIMIT_EXCEEDED"
-                async with session.get(EVENTS) as rejected:
-                    assert rejected.status == 429
-                    assert (await rejected.json())["error"]["details"] == {"limit": "watches", "most": "2"}
+                for query in ({}, {"invalid": "query"}):  # a call is admitted before it is parsed
+                    async with session.get(EVENTS, params=query) as rejected:
+                        assert rejected.status == 429
+                        assert (await rejected.json())["error"]["details"] == {"limit": "watches", "most": "2"}
                 async with watching(server, two):
                     with pytest.raises(grpc.aio.AioRpcError) as caught:
                         async with watching(server, two):
