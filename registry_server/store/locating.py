@@ -65,8 +65,10 @@ class Locator(ABC):
         queries = [self._query(address, self._clients[address]) for address in servers]
         answer = await _newest_answer(queries, self._epoch, self._failure)
         self._epoch, self._shard = answer.epoch, answer.shard
-        for address in self._clients.keys() - {*self._initial, *self._shard}:
-            await self._clients.pop(address).aclose()
+        # Removed before any is closed: new connections search for the primary concurrently.
+        removed = [self._clients.pop(address) for address in self._clients.keys() - {*self._initial, *self._shard}]
+        for client in removed:
+            await client.aclose()
         return answer.address
 
     async def close(self) -> None:

@@ -1,12 +1,13 @@
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from registry_server.config.addresses import HostPort
-from registry_server.store.locating import _Answer, _newest_answer
+from registry_server.store.locating import Locator, _Answer, _newest_answer
 
 HANG_SECONDS = 60.0
 OLD, NEW = HostPort("old", 1), HostPort("new", 2)
@@ -78,3 +79,35 @@ async def test_pending_queries_are_cancelled() -> None:
     await _newest_answer([answer(2, OLD), answer(2, OLD), hang()], 2, "no answer")
 
     assert asyncio.all_tasks() == tasks
+
+
+class Client:
+    """Counts how often it is closed, and yields to the event loop while it closes."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+        await asyncio.sleep(0)
+
+
+class Shard(Locator):
+    """Every server reports the servers in ``reported``."""
+
+    checks_role = False
+    reported: tuple[HostPort, ...] = ()
+
+    async def _query(self, queried: HostPort, client: Any) -> _Answer:  # noqa: ARG002 - the interface of Locator
+        return _Answer(1, OLD, self.reported)
+
+
+async def test_concurrent_searches_close_each_client_of_a_removed_server_once() -> None:
+    clients: dict[HostPort, Any] = {}
+    locator = Shard([OLD], lambda address: clients.setdefault(address, Client()), "no answer")
+    locator.reported = (NEW, HostPort("newer", 3))
+    for _ in range(2):  # the second search queries the servers that the first one found
+        await locator.locate_primary()
+    locator.reported = ()
+    await asyncio.gather(*(locator.locate_primary() for _ in range(3)))
+    assert {address.host: client.closed for address, client in clients.items()} == {"old": 0, "new": 1, "newer": 1}
