@@ -1,7 +1,8 @@
 """JSON of services, encoded once for each state of a service."""
 
 from contextlib import suppress
-from typing import Final
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from cachetools import LRUCache
 
@@ -12,26 +13,29 @@ _MAX_BYTES: Final = 32 << 20
 _ENTRY_OVERHEAD_BYTES: Final = 600
 
 
-class Documents:
-    """Caches the JSON of records, for pages, single services and event streams.
+class _Document(NamedTuple):
+    json: bytes
+    size: int
+    """Memory of the entry, with its key, in bytes."""
 
+
+class Documents:
+    """Caches the JSON of services by their wire form, for pages, single services and event streams.
+
+    The JSON depends on those bytes alone. A record as the key would keep its index terms in memory while outdated.
     Encoding takes about 50 µs, a hit 0.3 µs: a page of 50 services of which one has changed is assembled in 0.1 ms
     instead of 2.5 ms.
     """
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
-        self._documents: LRUCache[Record, bytes] = LRUCache(max_bytes, getsizeof=_size)
+        self._documents: LRUCache[bytes, _Document] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
 
     def encoded(self, record: Record) -> bytes:
         """Return the JSON of a service."""
-        document = self._documents.get(record)
+        document = self._documents.get(record.framed)
         if document is None:
-            document = encode_document_prefix(record.message()) + b"%d}" % record.revision
+            json = encode_document_prefix(record.message()) + b"%d}" % record.revision
+            document = _Document(json, len(record.framed) + len(json) + _ENTRY_OVERHEAD_BYTES)
             with suppress(ValueError):  # larger than the cache
-                self._documents[record] = document
-        return document
-
-
-def _size(document: bytes) -> int:
-    """Return the memory of an entry. It keeps a record that may be outdated, and is smaller than its JSON."""
-    return 2 * len(document) + _ENTRY_OVERHEAD_BYTES
+                self._documents[record.framed] = document
+        return document.json
