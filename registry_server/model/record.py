@@ -1,6 +1,6 @@
 """``Record``: the form in which the catalog holds a registered service."""
 
-import sys
+from functools import lru_cache
 from typing import Final
 
 from ossa.registry.v1.service_pb2 import Service
@@ -8,6 +8,17 @@ from registry_server.model.wire import bytes_field
 
 SEPARATOR: Final = "\0"
 """Separator of the parts of a compound term; validated text never contains it."""
+_MAX_SHARED_TEXTS: Final = 16_384
+"""Each costs about 250 bytes. A fleet has few terms that many services share; those are used often and stay."""
+
+
+@lru_cache(_MAX_SHARED_TEXTS)
+def shared(text: str) -> str:
+    """Return one object for equal texts, so that records share the memory of their terms.
+
+    Not ``sys.intern``: Python 3.12 never frees an interned string, so each new name or tag would leak.
+    """
+    return text
 
 
 def capability_term(name: str) -> str:
@@ -65,7 +76,7 @@ class Record:
     status: int
     """``HealthStatus``."""
     terms: tuple[str, ...]
-    """Distinct index terms. They are interned, so that records share equal terms."""
+    """Distinct index terms; records share equal ones."""
 
     def __init__(self, wire: bytes) -> None:
         """Parse a record.
@@ -78,7 +89,7 @@ class Record:
         """
         service = Service.FromString(wire)
         self.framed = bytes_field(1, wire)
-        self.name = sys.intern(service.name)
+        self.name = shared(service.name)
         self.revision = service.revision
         self.status = service.health.status
         self.terms = _terms(service)
@@ -126,4 +137,4 @@ def _terms(service: Service) -> tuple[str, ...]:
     for capability in service.capabilities:
         terms.append(capability_term(capability.name))
         terms.append(capability_version_term(capability.name, capability.version))
-    return tuple(dict.fromkeys(map(sys.intern, terms)))
+    return tuple(dict.fromkeys(map(shared, terms)))

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
@@ -115,6 +117,22 @@ def test_records_share_equal_terms_in_memory() -> None:
 
     assert all(a is b for a, b in zip(one.terms, other.terms, strict=True))
     assert one.name is other.name
+
+
+def test_terms_of_replaced_records_use_no_memory() -> None:
+    def replace_records(first: int) -> int:
+        for i in range(first, first + 500):
+            record(small_service("a", metadata={"tags": [f"{i}-{j}" for j in range(60)]}))
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = replace_records(0)  # more terms than are kept for sharing
+        grown = replace_records(500) - before
+    finally:
+        tracemalloc.stop()
+
+    assert grown < 100_000
 
 
 def test_capability_versions_are_those_of_exactly_that_name() -> None:
