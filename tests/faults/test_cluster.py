@@ -42,14 +42,15 @@ async def started(tmp_path: Path, **settings: object) -> AsyncIterator[Started]:
 
 async def assert_nothing_is_lost(it: Started, seen: Traffic) -> None:
     """Check that every acknowledged write exists, and that the watcher received every change once on one stream."""
-    for name, service in seen.acknowledged.items():
-        assert (await it.server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
+    # First the events: the lease that no one renews any more ends soon.
     health = await it.server.stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
     await it.subscriber.reached(health.revision)
     assert [event.revision for event in it.subscriber.events] == list(range(1, it.subscriber.revision + 1))
     assert {event.type for event in it.subscriber.events} == {EventType.EVENT_TYPE_SERVICE_REGISTERED}
     assert it.subscriber.streams == 1
     assert BEATING in it.subscriber.state
+    for name, service in seen.acknowledged.items():
+        assert (await it.server.stub.GetService(pb.GetServiceRequest(name=name))).service == service
 
 
 async def wait_for_promotion(node: RedisProcess) -> None:
