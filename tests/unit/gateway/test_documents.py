@@ -55,7 +55,7 @@ def test_memory_of_outdated_services_is_near_their_accounted_size(capability: di
     encode(1)
     tracemalloc.start()
     try:
-        for revision in range(2, 100):
+        for revision in range(2, 40):
             encode(revision)
         shared.cache_clear()  # terms of any record, which are limited on their own
         used = tracemalloc.get_traced_memory()[0]
