@@ -234,7 +234,7 @@ async def test_every_worker_returns_the_metrics_of_all_workers(tmp_path: Path) -
 
         async def scrape() -> dict[tuple[str, str], float]:
             url = f"http://{server.http_address}/metrics"
-            timeout = aiohttp.ClientTimeout(total=5)
+            timeout = aiohttp.ClientTimeout(total=3)
             async with http.get(url, headers={"Connection": "close"}, timeout=timeout) as response:
                 text = await response.text()
             names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
@@ -254,7 +254,7 @@ async def test_every_worker_returns_the_metrics_of_all_workers(tmp_path: Path) -
         stopped = workers_of(server.pid)[0]
         os.kill(stopped, signal.SIGSTOP)
         try:
-            for _ in range(20):
+            for _ in range(8):  # less than 30 s, after which the supervisor replaces a silent worker
                 with suppress(TimeoutError):  # the stopped worker received the request
                     assert len({worker for _, worker in await scrape()}) == 1
                     break
