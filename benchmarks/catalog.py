@@ -109,7 +109,7 @@ async def _stall(report: Report, registry: ServiceRegistry) -> None:
         request.page_token = encode_page_token(scope, f"A{i // MAX_PAGE_SIZE}")
         wires.append(request.SerializeToString())
         page = await registry.find_page(request, wire=wires[-1])
-        assert [record.name for record in page.records] == [name]
+        assert page.total_size == 1
         await asyncio.sleep(0)
     assert all(map(registry.cached_page, (wires[0], wires[-1])))
     changed = (await registry.get(name)).message()
