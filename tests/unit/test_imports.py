@@ -230,6 +230,7 @@ def test_command_line_imports_the_server_lazily() -> None:
     assert eager == []
 
 
+@pytest.mark.slow
 def test_probe_worker_does_not_import_redis_or_pydantic() -> None:
     code = "import sys, registry_server.probes.worker; print({'redis', 'pydantic', 'aiohttp'} & sys.modules.keys())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -223,6 +223,7 @@ async def test_documents_that_expired_while_no_process_swept_are_restored(redis:
         assert registry.store.removed == []
 
 
+@pytest.mark.slow
 @pytest.mark.store_limits(sweep_batch=3)
 async def test_many_documents_are_restored_in_consecutive_batches(redis: RedisProcess, limits: StoreLimits) -> None:
     async with open_registry(redis, interval=LONG, limits=limits) as registry:
@@ -241,6 +242,7 @@ async def test_many_documents_are_restored_in_consecutive_batches(redis: RedisPr
         assert await registry.documents() == everything
 
 
+@pytest.mark.slow
 async def test_failed_restoration_is_retried(redis: RedisProcess) -> None:
     async with open_registry(redis, interval=0.1) as registry:
         await registry.register("a", ttl=LONG)

@@ -119,6 +119,7 @@ async def test_dropped_service_reports_only_the_probe_in_flight() -> None:
     assert prober.results_by_number()[1] == 1
 
 
+@pytest.mark.slow
 async def test_hanging_service_has_one_probe_at_a_time() -> None:
     prober = ManualProber()
     async with rounds(prober) as subject:

@@ -216,6 +216,7 @@ async def test_every_change_is_applied_once_and_in_order(process: FollowerProces
     assert process.follower.resyncs == 0
 
 
+@pytest.mark.slow
 async def test_paused_process_catches_up(process: FollowerProcess, writer: Writer) -> None:
     await process.catch_up()
     observer = Observer()
@@ -251,6 +252,7 @@ async def test_redis_restart_needs_no_resync(redis: RedisProcess, process: Follo
     assert process.connections == [True, False, True, False, True, False, True]
 
 
+@pytest.mark.slow
 async def test_cut_connections_lose_no_change(process: FollowerProcess, writer: Writer, client: Redis) -> None:
     await process.catch_up()
     observer = Observer()
@@ -450,6 +452,7 @@ async def test_state_reflects_the_follower_activity(
         assert another.follower.state == "loading"
 
 
+@pytest.mark.slow
 async def test_event_lag_is_measured_from_the_commit(process: FollowerProcess, writer: Writer) -> None:
     await process.pause()
     await writer.write_services("late")

@@ -238,6 +238,7 @@ async def test_late_process_with_newer_state_completes_the_repair(
         assert outcomes(process) == ({"merged": 1} if written else {"continued": 1})
 
 
+@pytest.mark.slow
 async def test_process_with_the_newest_revision_repairs(
     redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
@@ -465,6 +466,7 @@ async def test_unknown_common_history_keeps_all_services_and_is_reported(
         assert sorted(observer.received()[:-1]) == [*kept, (UPDATED, "later", RESYNC)]
 
 
+@pytest.mark.slow
 @pytest.mark.store_limits(repair_batch=2)
 async def test_interrupted_repair_completes_after_the_reconnect(
     process: FollowerProcess, writer: Writer, client: Redis, monkeypatch: pytest.MonkeyPatch

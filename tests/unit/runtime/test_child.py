@@ -85,6 +85,7 @@ async def test_child_ends_when_its_connection_closes() -> None:
         assert await exit_code(child) == 0
 
 
+@pytest.mark.slow
 async def test_child_does_not_outlive_a_killed_parent() -> None:
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout is not None

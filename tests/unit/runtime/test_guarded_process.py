@@ -49,6 +49,7 @@ async def test_stop_terminates_the_program_and_is_idempotent(output: int) -> Non
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 async def test_program_that_ignores_sigterm_is_killed(output: int, tmp_path: Path) -> None:
     process = await GuardedProcess.start("sh", "-c", "trap '' TERM; echo ready; sleep 3600", output=output)
     await until((tmp_path / "log").read_text)
@@ -57,6 +58,7 @@ async def test_program_that_ignores_sigterm_is_killed(output: int, tmp_path: Pat
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 async def test_program_ends_when_this_process_is_killed() -> None:
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
     assert parent.stdout is not None
