@@ -82,7 +82,7 @@ class Page:
         self.total_size, self.version = len(self.query.names), self.query.version
 
     def wire(self) -> bytes:
-        """Return the page as a serialised ``DiscoverServicesResponse``."""
+        """Return the page as a serialised ``DiscoverServicesResponse``. Not for a page that was kept as JSON."""
         return self._encoded_body() + self.freshness_wire
 
     def release_records(self) -> int:

@@ -33,8 +33,9 @@ class Connection:
         return cls(*await asyncio.open_unix_connection(sock=end))
 
     def send(self, content: bytes) -> None:
-        """Send one frame."""
-        self._writer.write(_LENGTH.pack(len(content)) + content)
+        """Send one frame; do nothing if the connection has ended."""
+        if not self._writer.is_closing():  # then uvloop raises RuntimeError
+            self._writer.write(_LENGTH.pack(len(content)) + content)
 
     def send_json(self, message: Any) -> None:
         """Send a message as JSON: the form for a sender that has parsed untrusted input."""
@@ -86,8 +87,8 @@ class PendingAnswers(Generic[_T]):
         number = next(self._numbers)
         answer: asyncio.Future[_T | None] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        send(number)
         try:
+            send(number)
             async with asyncio.timeout(timeout_seconds):
                 return await answer
         except TimeoutError:

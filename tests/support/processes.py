@@ -1,6 +1,10 @@
 """Running processes, read from /proc because ps and pgrep are not installed everywhere."""
 
+import asyncio
+import sys
 from pathlib import Path
+
+from tests.support.waiting import TIMEOUT_SECONDS, until
 
 
 def children_of(pid: int) -> list[int]:
@@ -19,6 +23,18 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
+
+
+async def assert_ends_with_parent(parent_code: str) -> None:
+    """Run a program that prints the process id of a child of it, kill the program, and wait until the child ends."""
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", parent_code, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        child = int(await parent.stdout.readline())
+        assert runs(child)
+        parent.kill()
+        await parent.wait()
+    await until(lambda: not runs(child))
 
 
 def _all() -> dict[str, tuple[str, str]]:

@@ -1,14 +1,12 @@
 import asyncio
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from registry_server.runtime.child import Child, RestartBackoff, SilenceWatch, running_child
-from tests.support.processes import runs
-from tests.support.waiting import until
+from tests.support.processes import assert_ends_with_parent, runs
 
 TIMEOUT = 30.0
 
@@ -87,14 +85,7 @@ async def test_child_ends_when_its_connection_closes() -> None:
 
 @pytest.mark.slow
 async def test_child_does_not_outlive_a_killed_parent() -> None:
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
-    assert parent.stdout is not None
-    async with asyncio.timeout(TIMEOUT):
-        pid = int(await parent.stdout.readline())
-        assert runs(pid)
-        parent.kill()
-        await parent.communicate()
-    await until(lambda: not runs(pid))
+    await assert_ends_with_parent(PARENT)
 
 
 async def test_ignored_signal_does_not_end_the_child() -> None:

@@ -2,10 +2,12 @@ import asyncio
 import json
 import pickle
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import uvloop
 
 from registry_server.runtime.connection import Connection, PendingAnswers
 from registry_server.runtime.tasks import cancel
@@ -50,6 +52,20 @@ async def test_empty_frame_is_observed_but_not_yielded() -> None:
         one.close()
         assert [content async for content in other] == [b"content"]
     assert frames == 3
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_frames_to_a_peer_that_has_ended_are_dropped(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def send_repeatedly() -> None:
+        own_end, other_end = socket.socketpair()
+        connection = await Connection.open(own_end)
+        other_end.close()
+        for _ in range(3):
+            connection.send(b"content")
+            await asyncio.sleep(0.01)
+        assert [content async for content in connection] == []
+
+    run(send_repeatedly())
 
 
 async def test_truncated_frame_ends_the_iteration() -> None:

@@ -1,14 +1,13 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from registry_server.runtime.guarded_process import GuardedProcess
-from tests.support.processes import runs
+from tests.support.processes import assert_ends_with_parent
 from tests.support.waiting import until
 
 TIMEOUT = 30.0
@@ -60,11 +59,4 @@ async def test_program_that_ignores_sigterm_is_killed(output: int, tmp_path: Pat
 
 @pytest.mark.slow
 async def test_program_ends_when_this_process_is_killed() -> None:
-    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", PARENT, stdout=asyncio.subprocess.PIPE)
-    assert parent.stdout is not None
-    async with asyncio.timeout(TIMEOUT):
-        pid = int(await parent.stdout.readline())
-        assert runs(pid)
-        parent.kill()
-        await parent.wait()
-    await until(lambda: not runs(pid))
+    await assert_ends_with_parent(PARENT)

