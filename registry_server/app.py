@@ -23,6 +23,7 @@ from registry_server.health import (
     SelfPreservation,
 )
 from registry_server.instrumentation.audit import Audit
+from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.samples import Samples
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.parts import Parts
@@ -106,6 +107,7 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
             grace=settings.shutdown.grace_seconds,
             certificates=Certificates(settings.tls, optional=optional) if tls else None,
             shared_port=shared,
+            problems=parts.problems,
         )
         metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")
@@ -145,6 +147,7 @@ async def open_parts(
         else:
             log.info("using Redis", url=settings.redis.safe_url)
         tracer = await stack.enter_async_context(_tracing()) if settings.trace.enabled else None
+        problems = Problems()
         store = RedisStore(
             url,
             key_prefix=settings.redis.key_prefix,
@@ -158,7 +161,7 @@ async def open_parts(
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
-        parts = _build(settings, store, audit, tracer, make_registry)
+        parts = _build(settings, store, audit, tracer, make_registry, problems)
         sweeper = LeaseSweeper(
             store,
             interval=settings.lease.sweep_interval_ms / 1000,
@@ -204,6 +207,7 @@ def _build(
     audit: Audit,
     tracer: Tracer | None,
     make_registry: Callable[..., ServiceRegistry],
+    problems: Problems,
 ) -> Parts:
     """Construct the parts; nothing runs yet."""
     replica = Replica(settings.redis.events_max_length)
@@ -269,7 +273,7 @@ def _build(
         clock=system_clock,
     )
     samples = Samples(store.sample_memory)
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, samples, tracer, loaded)
+    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, samples, tracer, problems, loaded)
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -27,7 +27,7 @@
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 from ossa_common.violations import Violation
 
@@ -136,13 +136,31 @@ class WatcherTooSlow(RegistryError):
         super().__init__(f"the watcher fell behind: {buffered} events were buffered; resume from the last cursor")
 
 
+class StoreFault(NamedTuple):
+    """Why a command to Redis failed, for operators. It names no host and no secret."""
+
+    command: str
+    """Name of the command, such as ``XREAD``, or ``ZADD in sweep.lua``."""
+    key: str
+    """Key or pattern of keys that it concerns; empty if that is not known."""
+    cause: str
+    """What Redis answered, or what happened instead."""
+    temporary: bool
+    """Whether Redis may accept the command later without a change of its users, configuration or data."""
+
+    def __str__(self) -> str:
+        return f"{' '.join(filter(None, (self.command, self.key)))}: {self.cause}"
+
+
 class StoreUnavailable(RegistryError):
-    """Redis does not respond. A failed write may or may not have been committed; it is safe to retry."""
+    """Redis does not respond, or refuses a command. A failed write may have been committed; it is safe to retry."""
 
     reason = "STORE_UNAVAILABLE"
     retry_after: ClassVar[float] = 1.0
 
-    def __init__(self, reason: str = "the store does not respond") -> None:
+    def __init__(self, reason: str = "the store does not respond", fault: StoreFault | None = None) -> None:
+        """Initialise the error; clients receive the reason, operators the fault."""
+        self.fault = fault
         super().__init__(f"{reason}; try again")
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from registry_server.catalog import Discovery, Replica
 from registry_server.health import HealthMonitor
+from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.samples import Samples
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.registry import ServiceRegistry
@@ -26,5 +27,7 @@ class Parts(NamedTuple):
     writes: Writes
     samples: Samples
     tracer: Tracer | None
+    problems: Problems
+    """Conditions that an operator must correct."""
     loaded: asyncio.Event
     """Set once the catalog holds the state of the store."""

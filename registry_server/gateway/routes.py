@@ -19,6 +19,7 @@ from registry_server.gateway.listing import Listing
 from registry_server.gateway.middleware import HttpCall, Route
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import PAGE, Query, reject_parameters
+from registry_server.instrumentation.problems import Problems
 from registry_server.model.document import health_document, service_document
 from registry_server.registry import ServiceRegistry
 from registry_server.security.permissions import DOCS, HEALTH, METRICS, OPERATE, READ, WRITE_OWN
@@ -39,6 +40,7 @@ class Api:
         settings: HttpSettings,
         metrics: Callable[[], Awaitable[bytes]],
         body_timeout: float,
+        problems: Problems,
     ) -> None:
         """Create the handlers.
 
@@ -48,7 +50,9 @@ class Api:
             settings: Limits of requests.
             metrics: Returns the metrics of this process.
             body_timeout: Seconds within which a body must arrive.
+            problems: Problems of the process.
         """
+        self._problems = problems
         self._registry = registry
         self._envelope = envelope
         self._max_body_bytes = settings.max_body_bytes
@@ -173,11 +177,16 @@ class Api:
         return await self._events.stream(call)
 
     async def ready(self, _: HttpCall) -> web.Response:
-        """Report whether this process can serve."""
-        health = self._registry.registry_health()
-        ready = health.status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
-        status = STATUS_WORDS.get(health.status, "unknown")
-        return web.json_response({"status": status if ready else "unhealthy"}, status=200 if ready else 503)
+        """Report whether this process can serve, and its problems, if there are any."""
+        status = self._registry.registry_health().status
+        ready = status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
+        problems = [{"key": key, "text": text} for key, text in self._problems.active.items()]
+        document: dict[str, Any] = {"status": "unhealthy"}
+        if ready:
+            document["status"] = "degraded" if problems else STATUS_WORDS.get(status, "unknown")
+        if problems:
+            document["problems"] = problems
+        return web.json_response(document, status=200 if ready else 503)
 
     async def live(self, _: HttpCall) -> web.Response:
         """Report that this process responds."""

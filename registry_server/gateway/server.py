@@ -15,6 +15,7 @@ from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.middleware import MAX_URL_BYTES, Middleware
 from registry_server.gateway.protocol import Runner
 from registry_server.gateway.routes import ROUTES, Api
+from registry_server.instrumentation.problems import Problems
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.clock import Clock, system_clock
 from registry_server.security.tls import Certificates
@@ -42,6 +43,7 @@ class HttpServer:
         shared_port: bool = False,
         body_timeout: float = BODY_TIMEOUT_SECONDS,
         clock: Clock = system_clock,
+        problems: Problems | None = None,
     ) -> None:
         """Create the server and its routes; nothing listens yet.
 
@@ -55,11 +57,12 @@ class HttpServer:
             shared_port: Whether other processes listen on the same port.
             body_timeout: Seconds within which a request's body must arrive.
             clock: Wall clock.
+            problems: Problems of the process, for ``GET /health``.
         """
         self._settings = settings
         self._shared_port = shared_port
         envelope = Envelope(clock)
-        self._api = Api(registry, envelope, settings, metrics, body_timeout)
+        self._api = Api(registry, envelope, settings, metrics, body_timeout, problems or Problems())
         self.counters = admission.counters
         """Counters for the metrics."""
         self.counters.caches["listing"] = self._api.listing.counters

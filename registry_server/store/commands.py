@@ -84,8 +84,8 @@ class Commands(Batches[Command]):
             command: Name and arguments, as for redis-cli.
 
         Raises:
-            StoreUnavailable: Redis did not answer; the command may or may not have been executed.
-            redis.exceptions.ResponseError: Redis refused the command because of a bug in the registry.
+            StoreUnavailable: Redis did not answer, and the command may or may not have been executed; or it refused the
+                command.
         """
         self.raise_if_stalled()
         if self._sender is None:
@@ -151,10 +151,9 @@ class Commands(Batches[Command]):
                 for i, result in zip(refused, repeated, strict=True):
                     results[i] = result
         except (StoreUnavailable, RedisError, OSError) as error:
-            failure = as_unavailable(error) or error
-            self._failed = isinstance(failure, StoreUnavailable)
-            raise failure from None
-        return [as_unavailable(each) or each if isinstance(each, Exception) else each for each in results]
+            self._failed = True
+            raise as_unavailable(error) from None
+        return [as_unavailable(each) if isinstance(each, Exception) else each for each in results]
 
     async def _round_trip(self, commands: list[Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)

@@ -1,55 +1,91 @@
-"""Classification of Redis errors: temporary unavailability, or a bug."""
+"""Conversion of redis-py's errors to ``StoreUnavailable``, each with a ``StoreFault`` for operators."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from redis import exceptions as redis_errors
 
-from registry_server.errors import StoreUnavailable
+from registry_server.errors import StoreFault, StoreUnavailable
 
-_REFUSAL_CODES = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "UNBLOCKED")
-# redis-py maps some codes to exception classes and strips them. Redis before version 7 wraps errors within a script:
+__all__ = ["COMMAND_ERRORS", "StoreFault", "as_unavailable", "is_moved", "translate_errors"]
+
+COMMAND_ERRORS: Final = (redis_errors.RedisError, OSError, ValueError, TypeError, LookupError)
+"""What a command may raise: the errors of redis-py and of connections, and those of decoding an answer."""
+
+_MAX_CAUSE_LENGTH: Final = 300
+_REFUSAL_CODES = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOSCRIPT", "UNBLOCKED")
+# redis-py removes some codes from the text. Redis before version 7 wraps errors within a script:
 # "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
 _CODE = re.compile(r"(?:Error running script .*: -)?([A-Z]+) ")
+# Positions in scripts, and arguments, which may come from clients.
+_DETAILS = re.compile(
+    r"Error running script \(call to \w+\): |@?user_script: ?\d+: ?|,? ?script: \w+, on @user_script:\d+\.?"
+    r"|,? with args beginning with:.*"
+)
+_USER = re.compile(r"\b[Uu]ser \S+ has")
 
 
-def as_unavailable(error: BaseException) -> StoreUnavailable | None:
-    """Convert a temporary redis-py error into one for the caller, without host names or keys; ``None`` for others."""
+def as_unavailable(error: BaseException, command: str = "", key: str = "") -> StoreUnavailable:
+    """Convert what a command raised into an error for the caller, without host names or keys.
+
+    Args:
+        error: One of ``COMMAND_ERRORS``.
+        command: Name of the command.
+        key: Key that it concerns.
+    """
     match error:
+        case StoreUnavailable():
+            return error
         case redis_errors.TimeoutError() | TimeoutError():
-            return StoreUnavailable("the store did not answer in time")
+            reason, cause, temporary = "the store did not answer in time", "no answer in time", True
         case redis_errors.AuthenticationError():
-            return StoreUnavailable("the store refuses our credentials")
+            reason, cause, temporary = "the store refuses our credentials", _cause(error), True
         case redis_errors.ResponseError():
-            return _refusal(error)
+            reason = _temporary_refusal(error)
+            temporary = bool(reason)
+            # The texts of MOVED and ASK contain a host.
+            cause = reason if isinstance(error, redis_errors.AskError) else _cause(error)
+            reason = reason or f"the store refuses {command or 'a command'} ({_code(error) or 'ERR'})"
         case redis_errors.ConnectionError() | OSError():  # the first includes BusyLoadingError
-            return StoreUnavailable()
-    return None
+            reason, cause, temporary = "the store does not respond", "no connection", True
+        case _:  # InvalidResponse, or the answer cannot be decoded
+            reason = "the store answers with invalid data"
+            cause, temporary = f"the answer cannot be decoded ({type(error).__name__})", False
+    return StoreUnavailable(reason, StoreFault(command, key, cause, temporary))
 
 
-def _refusal(error: redis_errors.ResponseError) -> StoreUnavailable | None:
+def _temporary_refusal(error: redis_errors.ResponseError) -> str:
+    """Return the reason of a temporary refusal; empty for all others."""
     code = _code(error)
-    reason = ""
     if is_moved(error):
-        reason = "another server of the store is the primary now"
-    elif isinstance(error, redis_errors.OutOfMemoryError) or code == "OOM":
-        reason = "the store is out of memory"
-    elif code == "NOREPLICAS":
-        reason = "the store has too few replicas to accept writes"
-    elif isinstance(error, redis_errors.ClusterDownError):  # includes MasterDownError
-        reason = "the store is electing another server for its keys"
-    elif isinstance(error, redis_errors.AskError | redis_errors.TryAgainError):
-        reason = "the store is moving its keys to another server"
-    # NoScriptError: the script was lost again, right after it was loaded.
-    elif isinstance(error, redis_errors.NoScriptError) or code in _REFUSAL_CODES:
-        reason = "the store cannot accept commands now"
-    return StoreUnavailable(reason) if reason else None
+        return "another server of the store is the primary now"
+    if code == "OOM":
+        return "the store is out of memory"
+    if code == "NOREPLICAS":
+        return "the store has too few replicas to accept writes"
+    if isinstance(error, redis_errors.ClusterDownError):  # includes MasterDownError
+        return "the store is electing another server for its keys"
+    if isinstance(error, redis_errors.AskError | redis_errors.TryAgainError):
+        return "the store is moving its keys to another server"
+    return "the store cannot accept commands now" if code in _REFUSAL_CODES else ""
 
 
-def _code(error: redis_errors.ResponseError) -> str:
+def _code(error: redis_errors.RedisError) -> str:
+    if error.status_code not in {None, "ERR"}:
+        return str(error.status_code)
     match = _CODE.match(str(error))
     return match[1] if match else ""
+
+
+def _cause(error: redis_errors.RedisError) -> str:
+    """Return the text of Redis in one line, without the name of our user, arguments and positions in scripts."""
+    text = _USER.sub("this user has", _DETAILS.sub("", str(error))).lstrip("-")
+    code = _code(error)
+    if code and not text.startswith(code):
+        text = f"{code} {text}"
+    return " ".join(text.split())[:_MAX_CAUSE_LENGTH]
 
 
 def is_moved(error: BaseException) -> bool:
@@ -63,11 +99,9 @@ def is_moved(error: BaseException) -> bool:
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Convert temporary redis-py errors within the block to ``StoreUnavailable``; propagate all others."""
+def translate_errors(command: str = "", key: str = "") -> Iterator[None]:
+    """Convert what a command raises within the block to ``StoreUnavailable``; arguments as of ``as_unavailable``."""
     try:
         yield
-    except (redis_errors.RedisError, OSError) as error:
-        if (unavailable := as_unavailable(error)) is not None:
-            raise unavailable from error
-        raise
+    except COMMAND_ERRORS as error:
+        raise as_unavailable(error, command, key) from error

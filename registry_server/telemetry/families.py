@@ -13,6 +13,7 @@ from ossa.registry.v1.registry_service_pb2 import RegistryStats
 from registry_server.catalog import Replica, registry_stats
 from registry_server.health import HealthMonitor
 from registry_server.instrumentation.counters import CacheCounters, Histogram, TransportCounters
+from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.samples import Samples
 from registry_server.probes import OutcomeKind
 from registry_server.replication import FOLLOWER_STATES, REPAIR_OUTCOMES, Follower, Writes
@@ -203,6 +204,12 @@ def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:
         "Detected pauses of this process; probes in flight are discarded",
         monitor.process_pauses,
     )
+
+
+def problem_metrics(problems: Problems) -> Iterator[Metric]:
+    """Yield the current problems."""
+    active = dict.fromkeys(problems.active, 1)
+    yield _gauges("problem", "1 for each current problem that an operator must correct", "problem", active)
 
 
 def event_loop_metrics(samples: Samples) -> Iterator[Metric]:

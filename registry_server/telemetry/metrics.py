@@ -78,3 +78,4 @@ class Metrics(Collector):
         yield from families.lease_metrics(parts.store)
         yield from families.health_metrics(parts.monitor)
         yield from families.event_loop_metrics(parts.samples)
+        yield from families.problem_metrics(parts.problems)

@@ -124,6 +124,19 @@ async def test_liveness_and_readiness_have_no_envelope(rest: Rest) -> None:
     assert (await rest.get_outside_api("/health")).body == {"status": "healthy"}
 
 
+async def test_problems_degrade_readiness_and_are_a_metric(rest: Rest, server: Server) -> None:
+    server.parts.problems.report("store_maxmemory_policy", "allkeys-lru evicts services")
+    answer = await rest.get_outside_api("/health")
+    assert (answer.status, answer.body) == (
+        200,
+        {"status": "degraded", "problems": [{"key": "store_maxmemory_policy", "text": "allkeys-lru evicts services"}]},
+    )
+    metrics = (await rest.get_outside_api("/metrics")).raw
+    assert b'ossa_registry_problem{problem="store_maxmemory_policy"} 1.0' in metrics
+    server.parts.problems.resolve("store_maxmemory_policy")
+    assert (await rest.get_outside_api("/health")).body == {"status": "healthy"}
+
+
 async def test_before_loading_all_calls_fail_with_a_retry_delay() -> None:
     async with serving(settings("redis://127.0.0.1:1")) as served, client(f"http://{served.http_address}") as rest:
         calls = [

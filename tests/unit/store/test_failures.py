@@ -1,10 +1,10 @@
 import pytest
 from redis._parsers import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from registry_server.store.failures import as_unavailable, is_moved
+from registry_server.store.failures import StoreFault, as_unavailable, is_moved
 
 NOT_PRIMARY = "another server of the store is the primary now"
 MOVING = "the store is moving its keys to another server"
@@ -54,11 +54,48 @@ def test_connection_error_is_temporary_and_hides_the_host(error: Exception) -> N
     assert not is_moved(error)
 
 
-@pytest.mark.parametrize(
-    "text", ["ERR unknown command", "WRONGTYPE Operation against a key", "CROSSSLOT Keys in request"]
-)
-def test_invalid_command_is_not_temporary(text: str) -> None:
-    error = parse_error(text)
+# Redis's error, and the code for the caller and the cause for operators.
+PERMANENT = {
+    "ERR unknown command `XADD`, with args beginning with: `a secret`": ("ERR", "unknown command `XADD`"),
+    "WRONGTYPE Operation against a key": ("WRONGTYPE", "WRONGTYPE Operation against a key"),
+    "CROSSSLOT Keys in request": ("CROSSSLOT", "CROSSSLOT Keys in request"),
+    "NOPERM User secret has no permissions to access a key": (
+        "NOPERM",
+        "NOPERM this user has no permissions to access a key",
+    ),
+    IN_A_SCRIPT + "WRONGTYPE Operation against a key": ("WRONGTYPE", "WRONGTYPE Operation against a key"),
+    "ERR user_script:20: attempt to compare nil with number script: ab, on @user_script:20.": (
+        "ERR",
+        "attempt to compare nil with number",
+    ),
+    "FUTURE an error that no version knows yet": ("FUTURE", "FUTURE an error that no version knows yet"),
+}
 
-    assert isinstance(error, ResponseError)
-    assert as_unavailable(error) is None
+
+@pytest.mark.parametrize(("text", "expected"), PERMANENT.items())
+def test_other_redis_error_becomes_store_unavailable_with_a_fault(text: str, expected: tuple[str, str]) -> None:
+    code, cause = expected
+    unavailable = as_unavailable(parse_error(text), "XADD", "ossa:registry:events")
+
+    assert unavailable.fault == StoreFault("XADD", "ossa:registry:events", cause, temporary=False)
+    assert str(unavailable) == f"the store refuses XADD ({code}); try again"
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidResponse("h:1"), UnicodeDecodeError("utf-8", b"h:1", 0, 1, ""), KeyError("h:1")]
+)
+def test_answer_that_cannot_be_decoded_becomes_store_unavailable(error: Exception) -> None:
+    unavailable = as_unavailable(error, "MGET")
+
+    assert unavailable.fault is not None
+    assert type(error).__name__ in str(unavailable.fault)
+    assert "h:1" not in f"{unavailable}{unavailable.fault}"
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_fault_names_no_host(text: str) -> None:
+    fault = as_unavailable(parse_error(text), "XADD").fault
+
+    assert fault is not None
+    assert fault.temporary
+    assert "10.0.0.7" not in str(fault)

@@ -1,0 +1,37 @@
+"""``Problems``: begin, change and end of a problem."""
+
+from structlog.testing import capture_logs
+
+from registry_server.instrumentation.problems import Problems
+
+POLICY = "store_maxmemory_policy"
+
+
+def test_problem_is_logged_when_it_begins_changes_and_ends() -> None:
+    problems = Problems()
+    with capture_logs() as logs:
+        for text in ("allkeys-lru", "allkeys-lru", "volatile-lru"):
+            problems.report(POLICY, text)
+        assert problems.active == {POLICY: "volatile-lru"}
+        problems.resolve(POLICY)
+        problems.resolve(POLICY)
+    assert problems.active == {}
+    assert [(log["log_level"], log.get("text")) for log in logs] == [
+        ("warning", "allkeys-lru"),
+        ("warning", "volatile-lru"),
+        ("info", None),
+    ]
+    assert {log["problem"] for log in logs} == {POLICY}
+
+
+def test_problem_with_a_duration_ends_unless_it_is_reported_again() -> None:
+    now = 0.0
+    problems = Problems(lambda: now)
+    problems.report("store_commit", "refused", seconds=60)
+    problems.report("other", "stays")
+    now = 59
+    problems.report("store_commit", "refused", seconds=60)
+    now = 118
+    assert set(problems.active) == {"store_commit", "other"}
+    now = 119
+    assert set(problems.active) == {"other"}
