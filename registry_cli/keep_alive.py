@@ -60,7 +60,7 @@ async def keep_registered(
                 async with asyncio.TaskGroup() as group:
                     for each in inputs:
                         group.create_task(keep_one(each), name=f"keeping {each.service.name}")
-            except* RegistryError as errors:
+            except BaseExceptionGroup as errors:
                 # The first error has cancelled the other tasks.
                 raise errors.exceptions[0] from None
     return code

@@ -32,7 +32,7 @@ from registry_server.registry import ServiceRegistry
 from registry_server.replication import Follower, Repairer, Writes
 from registry_server.rpc import RpcServer
 from registry_server.runtime.clock import system_clock
-from registry_server.runtime.tasks import cancel
+from registry_server.runtime.tasks import cancel, first_error
 from registry_server.security.egress import EgressPolicy
 from registry_server.security.exposure import check_exposure
 from registry_server.security.guard import Guard
@@ -81,7 +81,7 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
         worker: Set if other processes listen on the same ports.
 
     Raises:
-        ConfigurationError: The server cannot start with these settings; may be inside an ``ExceptionGroup``.
+        ConfigurationError: The server cannot start with these settings.
     """
     check_exposure(settings)
     guard = Guard(settings.security, settings.limits)
@@ -169,6 +169,7 @@ async def open_parts(
             applied_position=lambda: parts.replica.position,
             audit=audit,
         )
+        stack.enter_context(first_error(ConfigurationError))
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(parts.follower.run(), name="follower"),

@@ -11,10 +11,9 @@ import structlog
 from registry_server import __version__
 from registry_server.app import WorkerContext, serving
 from registry_server.config import Settings
-from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_logging
 from registry_server.runtime.scheduling import adapt_scheduling
-from registry_server.runtime.tasks import cancel, first_error, run_loop
+from registry_server.runtime.tasks import cancel, run_loop
 
 ROLL_SIGNAL: Final = signal.SIGUSR2
 """Restarts the workers one by one, as in HAProxy. SIGHUP only reloads the policy, which closes no connection."""
@@ -71,17 +70,16 @@ async def serve_until(
     gc.set_threshold(*_GC_THRESHOLDS)
     scheduling = asyncio.create_task(adapt_scheduling(), name="scheduling")
     try:
-        with first_error(ConfigurationError):  # raised by any of the tasks
-            async with serving(settings, worker=worker) as server:
-                # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.
-                if settings.security.policy_file is not None:
-                    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
-                ready = asyncio.create_task(_call_after(server.parts.loaded, on_ready), name="ready")
-                try:
-                    await stop.wait()
-                finally:
-                    ready.cancel()
-                log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
+        async with serving(settings, worker=worker) as server:
+            # Without a policy SIGHUP keeps its default: a closed terminal ends the server like any program.
+            if settings.security.policy_file is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.guard.reload)
+            ready = asyncio.create_task(_call_after(server.parts.loaded, on_ready), name="ready")
+            try:
+                await stop.wait()
+            finally:
+                ready.cancel()
+            log.info("draining", grace_seconds=settings.shutdown.grace_seconds)
         log.info("stopped")
     finally:
         await cancel([scheduling])

@@ -10,10 +10,9 @@ from registry_server.app import open_parts
 from registry_server.catalog import Replica
 from registry_server.config import Settings
 from registry_server.embedding.listeners import Listeners
-from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.logs import configure_library_logging
 from registry_server.registry import ServiceRegistry
-from registry_server.runtime.tasks import cancel, first_error
+from registry_server.runtime.tasks import cancel
 
 
 class EmbeddedRegistry(ServiceRegistry):
@@ -57,8 +56,7 @@ class EmbeddedRegistry(ServiceRegistry):
             await cancel([running])
             raise
         if not opened.done():
-            with first_error(ConfigurationError):
-                await running
+            await running
         registry = await opened
         registry._running = running  # noqa: SLF001
         return registry

@@ -62,14 +62,25 @@ async def wait_until_idle(max_seconds: float) -> None:
 
 
 @contextmanager
-def first_error(kind: type[Exception]) -> Iterator[None]:
-    """Raise the first error of a kind itself instead of the group of a ``TaskGroup`` that contains it."""
-    error: BaseException | None = None
+def first_error(preferred: type[Exception]) -> Iterator[None]:
+    """Raise one error of a ``TaskGroup`` itself instead of its group: the first of a kind, or else the first.
+
+    A group shows people a tree of tracebacks. The other errors of the group are named in a note of the raised one.
+    """
     try:
         yield
-    except* kind as group:
-        error = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-    if error is not None:
-        raise error
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        error = next((each for each in errors if isinstance(each, preferred)), errors[0])
+        for other in errors:
+            if other is not error:
+                error.add_note(f"also failed: {other!r}")
+        raise error from error.__cause__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

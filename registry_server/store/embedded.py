@@ -7,6 +7,8 @@ It must neither outlive this process, nor run twice on one append-only file:
 - A pipe, the lifeline, is closed when this process ends for any reason; the shell that guards redis-server then
   terminates it.
 - redis-server and its forks inherit a lock on ``redis.log``, so it is held until all of them have ended.
+
+Nor may it start empty in a directory that held services: ``append_only.py`` detects that.
 """
 
 import asyncio
@@ -14,7 +16,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections import deque
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -26,10 +27,13 @@ from registry_server.errors import ConfigurationError
 from registry_server.runtime.child import RestartBackoff
 from registry_server.runtime.guarded_process import GuardedProcess
 from registry_server.runtime.tasks import cancel
+from registry_server.store import append_only
 from registry_server.store.redis_binary import choose_redis_server
 
 MAX_SOCKET_PATH_BYTES: Final = 103  # sun_path without its NUL on macOS; Linux permits four more
 MAX_LOG_BYTES: Final = 1 << 20
+_MARK_CHECK_SECONDS: Final = 0.25
+"""How often an unmarked data directory is checked for data; the registry stores its epoch as soon as it runs."""
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +80,7 @@ class EmbeddedRedis:
         self._orphan_timeout_seconds = orphan_timeout_seconds
         self._backoff = backoff or RestartBackoff(healthy_seconds=10.0)
         self._log_path = self._data_dir / "redis.log"
+        self._log_start = 0  # size of the log when redis-server was started
 
     @property
     def url(self) -> str:
@@ -91,13 +96,19 @@ class EmbeddedRedis:
         try:
             async with AsyncExitStack() as stack:
                 self._lock_data_dir(stack)
+                append_only.check_directory(self._data_dir)
                 self.binary, self.version = await choose_redis_server(self._data_dir)
                 self._socket = self._place_socket(stack)
                 await self._spawn()
                 stack.push_async_callback(lambda: self._redis.stop(self._stop_timeout_seconds))
                 await self._wait_until_loaded()
-                supervisor = asyncio.create_task(self._supervise(), name="embedded-redis")
-                stack.push_async_callback(cancel, [supervisor])
+                if not await self._holds_data():
+                    append_only.require_unmarked(self._data_dir, "Redis has loaded no data from its append-only file")
+                tasks = [
+                    asyncio.create_task(self._supervise(), name="embedded-redis"),
+                    asyncio.create_task(self._mark_data_dir(), name="embedded-redis-marker"),
+                ]
+                stack.push_async_callback(cancel, tasks)
                 self._resources = stack.pop_all()
         except OSError as error:
             raise ConfigurationError(f"data_dir: cannot run redis-server on {self._data_dir}: {error}") from error
@@ -139,6 +150,7 @@ class EmbeddedRedis:
                     await asyncio.sleep(0.02)
             if os.fstat(output).st_size > MAX_LOG_BYTES:
                 os.ftruncate(output, 0)
+            self._log_start = os.fstat(output).st_size
             self._socket.unlink(missing_ok=True)
             self._redis = await GuardedProcess.start(
                 *(self.binary, "--port", "0", "--unixsocket", self._socket, "--unixsocketperm", "700"),
@@ -155,32 +167,58 @@ class EmbeddedRedis:
     async def _wait_until_loaded(self) -> None:
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
-                while not await self._is_loaded():
+                # -LOADING until the append-only file has been read
+                while await self._ask("PING") != b"+PONG\r\n":
                     if (status := self._redis.returncode) is not None:
-                        raise self._failure(f"ended with status {status}")
+                        raise self._failure(f"ended with status {status}: {self._explain_failure()}")
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise self._failure(f"did not answer within {self._start_timeout_seconds:.0f} s") from None
+        if removed := append_only.truncation(self._read_log()):
+            log.warning("append-only file truncated", position=removed, reason="its last command was incomplete")
 
-    async def _is_loaded(self) -> bool:
+    async def _holds_data(self) -> bool:
+        answer = await self._ask("DBSIZE")
+        return answer.startswith(b":") and answer != b":0\r\n"
+
+    async def _ask(self, command: str) -> bytes:
+        """Return the answer of redis-server in one line, or nothing if it does not answer."""
         with suppress(OSError):
             reader, writer = await asyncio.open_unix_connection(self._socket)
             with closing(writer):
-                writer.write(b"PING\r\n")
-                return await reader.readline() == b"+PONG\r\n"  # -LOADING until the append-only file has been read
-        return False
+                writer.write(f"{command}\r\n".encode())
+                return await reader.readline()
+        return b""
+
+    async def _mark_data_dir(self) -> None:
+        """Mark the data directory as soon as Redis holds data."""
+        while not append_only.is_marked(self._data_dir):
+            if await self._holds_data():
+                with suppress(OSError):  # such as a full disk
+                    append_only.mark(self._data_dir)
+            await asyncio.sleep(_MARK_CHECK_SECONDS)
+
+    def _read_log(self) -> str:
+        """Return what redis-server has logged since it was started."""
+        with self._log_path.open(errors="replace") as lines:
+            lines.seek(self._log_start)
+            return lines.read(MAX_LOG_BYTES)
+
+    def _explain_failure(self) -> str:
+        return append_only.explain_failure(self._read_log(), self._data_dir, self.binary)
 
     def _failure(self, reason: str) -> ConfigurationError:
-        with self._log_path.open(errors="replace") as lines:
-            tail = "".join(deque(lines, maxlen=10)).rstrip()
-        return ConfigurationError(f"data_dir: {self._data_dir}: {self.binary} {self.version} {reason}; log:\n{tail}")
+        return ConfigurationError(
+            f"data_dir: {self._data_dir}: {self.binary} {self.version} (log: {self._log_path}) {reason}"
+        )
 
     async def _supervise(self) -> None:
         while True:
             self._backoff.start()
             status = await self._redis.wait()
             delay = self._backoff.next_delay()
-            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=delay)
+            cause = {"cause": self._explain_failure()} if status > 0 else {}  # not a signal
+            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=delay, **cause)
             await asyncio.sleep(delay)
             self._redis.reap()
             try:

@@ -19,7 +19,8 @@ class Setup(NamedTuple):
 READY: Final = "ready"
 """From the worker: it accepts calls and its catalog is loaded."""
 CONFIGURATION_ERROR: Final = "configuration_error"
-"""From the worker: it cannot serve with its settings, and the message of the error."""
+"""From the worker: it cannot serve with its settings, and the message of the error. It then exits with code 2."""
+EXIT_CONFIGURATION_ERROR: Final = 2
 GET_METRICS: Final = "get_metrics"
 """A number for the answer. The supervisor asks for the metrics of the worker, the worker for those of all workers."""
 METRICS: Final = "metrics"

@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 import structlog
@@ -27,6 +27,8 @@ _EXIT_SECONDS: Final = 5.0
 """Time in addition to the grace period for calls after which a draining worker is killed."""
 _METRICS_TIMEOUT_SECONDS: Final = 2.0
 """Time for one worker's metrics, after which a scrape omits them."""
+_MAX_REFUSED_SECONDS: Final = 60.0
+"""Longest delay before the next start of a worker that cannot start: an operator must act first."""
 
 log = structlog.get_logger(__name__)
 
@@ -136,6 +138,8 @@ class _Worker:
         """Set once a process with this number has served."""
         self._setup = Setup(number, settings)
         self._draining = False
+        self._wake = asyncio.Event()  # ends the delay before the next start
+        self._refusal = ""  # why the process cannot start, while it cannot
         self._replaced: asyncio.Future[None] | None = None  # resolved once the successor serves
         self._child: Child | None = None
         self._collect_metrics = collect_metrics
@@ -147,18 +151,25 @@ class _Worker:
         Raises:
             ConfigurationError: It cannot start with these settings, and no process with this number ever did.
         """
-        backoff = RestartBackoff()
+        backoff, refused_backoff = RestartBackoff(), RestartBackoff(max_seconds=_MAX_REFUSED_SECONDS)
         while not self._draining:
             backoff.start()
+            refused_backoff.start()
             code = await self._run_one()
             if self._draining:
                 return
             if code == 0:  # it received SIGTERM from an operator or from a rolling restart
                 log.info("worker drained, starting a replacement", worker=self.number)
                 continue
-            delay = backoff.next_delay()
-            log.error("worker exited, starting a replacement", worker=self.number, code=code, seconds=delay)
-            await asyncio.sleep(delay)
+            if code == messages.EXIT_CONFIGURATION_ERROR:  # logged once
+                delay = refused_backoff.next_delay()
+            else:
+                delay = backoff.next_delay()
+                log.error("worker exited, starting a replacement", worker=self.number, code=code, seconds=delay)
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
 
     async def fetch_metrics(self) -> str | None:
         """Return the metrics of the process; ``None`` if it does not answer in time."""
@@ -172,11 +183,13 @@ class _Worker:
     async def drain(self) -> None:
         """Stop the process; it is not replaced."""
         self._draining = True
+        self._wake.set()
         await self._stop_process()
 
     async def restart(self) -> None:
         """Stop the process, and wait until its successor serves."""
         replaced = self._replaced = asyncio.get_running_loop().create_future()
+        self._wake.set()
         await self._stop_process()
         await replaced
 
@@ -227,12 +240,15 @@ class _Worker:
             match message:
                 case [messages.READY]:
                     self.ready.set()
+                    self._refusal = ""
                     if replaced is not None and not replaced.done():
                         replaced.set_result(None)
                 case [messages.CONFIGURATION_ERROR, error] if not self.ready.is_set():
                     raise ConfigurationError(error)
                 case [messages.CONFIGURATION_ERROR, error]:
-                    log.error("worker cannot start with these settings", worker=self.number, reason=error)
+                    if error != self._refusal:
+                        log.error("worker cannot start with these settings", worker=self.number, reason=error)
+                    self._refusal = error
                 case [messages.GET_METRICS, number]:
                     group.create_task(send_all_metrics(number))
                 case [messages.METRICS, number, text]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _COLLECT_TIMEOUT_SECONDS: Final = 5.0
 """Afterwards a scrape returns only the metrics of this worker."""
-_EXIT_CONFIGURATION_ERROR: Final = 2
 
 
 class Worker:
@@ -49,7 +48,7 @@ class Worker:
             )
         except ConfigurationError as error:
             self._connection.send_json([messages.CONFIGURATION_ERROR, str(error)])
-            return _EXIT_CONFIGURATION_ERROR
+            return messages.EXIT_CONFIGURATION_ERROR
         finally:
             await cancel([listening])
         return 0

@@ -1,5 +1,6 @@
 import asyncio
 import time
+import traceback
 from contextlib import suppress
 
 import pytest
@@ -80,20 +81,44 @@ async def test_wait_lets_other_tasks_run_but_is_limited() -> None:
     await cancel([working])
 
 
-async def test_first_error_of_a_kind_is_raised_without_its_group() -> None:
-    async def fail(error: Exception) -> None:
+async def fail(*errors: Exception) -> None:
+    """Raise errors in nested groups of tasks."""
+
+    async def fail_one(error: Exception) -> None:
         async with asyncio.TaskGroup():
             raise error
 
-    with pytest.raises(ValueError, match="nested"), first_error(ValueError):
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail(ValueError("nested")))
+    async with asyncio.TaskGroup() as group:
+        for error in errors:
+            group.create_task(fail_one(error))
+
+
+async def test_first_error_of_a_kind_is_raised_without_its_group() -> None:
+    with pytest.raises(ValueError, match="nested") as raised, first_error(ValueError):
+        await fail(KeyError("other"), ValueError("nested"))
+    assert raised.value.__notes__ == ["also failed: KeyError('other')"]
+    assert "ExceptionGroup" not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(ValueError, match="plain"), first_error(ValueError):
         raise ValueError("plain")
 
 
-def test_error_of_another_kind_keeps_its_group() -> None:
-    group = ExceptionGroup("both", [ValueError(), KeyError()])
-    with pytest.raises(ExceptionGroup) as raised, first_error(ValueError):
-        raise group
-    assert [type(error) for error in raised.value.exceptions] == [KeyError]
+async def test_error_of_another_kind_is_raised_without_its_group() -> None:
+    cause = OSError("its cause")
+    error = KeyError("first")
+    error.__cause__ = cause
+    with pytest.raises(KeyError) as raised, first_error(ValueError):
+        await fail(error)
+    assert raised.value.__cause__ is cause
+
+
+async def test_cancellation_passes_through_first_error() -> None:
+    async def work() -> None:
+        with first_error(ValueError):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(60))
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    working.cancel()
+    await asyncio.wait([working])
+    assert working.cancelled()

@@ -446,13 +446,13 @@ async def test_unwritable_data_dir_is_refused(tmp_path: Path, exists: bool) -> N
         await start_and_stop(data_dir)
 
 
-async def test_unreadable_data_is_reported_with_the_log(data_dir: Path) -> None:
+async def test_failed_start_releases_the_data_dir(data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / "appendonly.aof").write_text("this is no append-only file\n" * 10)
-    with pytest.raises(ConfigurationError, match=r"(?s)data_dir: .* ended with status 1; log:\n.*Bad file format"):
+    with pytest.raises(ConfigurationError, match=r"data_dir: .* ended with status 1: Bad file format"):
         await start_and_stop(data_dir)
     shutil.rmtree(data_dir)
-    async with EmbeddedRedis(data_dir) as server:  # the failed start released the directory
+    async with EmbeddedRedis(data_dir) as server:
         assert await get_value(server) is None
 
 
