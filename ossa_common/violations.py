@@ -18,6 +18,10 @@ class Violation(NamedTuple):
     description: str
 
 
+AND_MORE: Final = Violation("...", "and more")
+"""Stands for the violations that a response omits."""
+
+
 def quoted(value: str) -> str:
     """Return the value as a literal, truncated to about 64 characters."""
     return repr(value) if len(value) <= _MAX_QUOTED else f"{value[:_MAX_QUOTED]!r}..."

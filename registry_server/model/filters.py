@@ -136,8 +136,9 @@ class _Terms:
             self.required.append(term(value))
 
     def add_labels(self, labels: Mapping[str, str]) -> None:
-        self._check_count(len(labels), "labels", MAX_LABELS)
-        for key, value in sorted(labels.items())[:MAX_LABELS]:
+        if not self._check_count(len(labels), "labels", MAX_LABELS):
+            return
+        for key, value in sorted(labels.items()):
             field = keyed("labels", key)
             if not LABEL_KEY.regex.fullmatch(key):
                 self._add_violation(field, f"key must match {LABEL_KEY.regex.pattern}")
@@ -146,26 +147,28 @@ class _Terms:
             self.required.append(label_term(key, value))
 
     def add_tags(self, tags: Sequence[str], match: TagMatch.ValueType) -> None:
-        self._check_count(len(tags), "tags", MAX_TAGS)
-        for i, tag in enumerate(tags[:MAX_TAGS]):
-            if not self._check_text(tag, f"tags[{i}]") and not tag:
-                self._add_violation(f"tags[{i}]", "must not be empty")
         if match not in TagMatch.values():
             self._add_violation("tag_match", f"{match} is not a TagMatch")
-        terms = [tag_term(tag) for tag in tags[:MAX_TAGS]]
+        if not self._check_count(len(tags), "tags", MAX_TAGS):
+            return
+        for i, tag in enumerate(tags):
+            if not self._check_text(tag, f"tags[{i}]") and not tag:
+                self._add_violation(f"tags[{i}]", "must not be empty")
+        terms = [tag_term(tag) for tag in tags]
         if match == TagMatch.TAG_MATCH_ALL:
             self.required += dict.fromkeys(terms)
         else:
             self._add_any(terms)
 
     def add_health(self, statuses: Sequence[HealthStatus.ValueType]) -> None:
-        self._check_count(len(statuses), "health", MAX_HEALTH)
-        for i, status in enumerate(statuses[:MAX_HEALTH]):
+        if not self._check_count(len(statuses), "health", MAX_HEALTH):
+            return
+        for i, status in enumerate(statuses):
             if status not in HealthStatus.values():
                 self._add_violation(f"health[{i}]", f"{status} is not a HealthStatus")
             elif status == HealthStatus.HEALTH_STATUS_UNSPECIFIED:
                 self._add_violation(f"health[{i}]", "HEALTH_STATUS_UNSPECIFIED matches no service; remove it")
-        self._add_any([health_term(status) for status in statuses[:MAX_HEALTH]])
+        self._add_any([health_term(status) for status in statuses])
 
     def _add_any(self, terms: Sequence[str]) -> None:
         distinct = tuple(sorted(set(terms)))
@@ -180,8 +183,9 @@ class _Terms:
             self._add_violation(field, f"must be at most {MAX_VALUE_LENGTH} printable characters")
         return bool(value)
 
-    def _check_count(self, count: int, field: str, limit: int) -> None:
-        rules.check_count(count, f"{self._at}.{field}", limit, "entries", self._violations)
+    def _check_count(self, count: int, field: str, limit: int) -> bool:
+        """Return whether a list is short enough to be walked."""
+        return rules.check_count(count, f"{self._at}.{field}", limit, "entries", self._violations)
 
     def _add_violation(self, field: str, description: str) -> None:
         self._violations.append(Violation(f"{self._at}.{field}", description))

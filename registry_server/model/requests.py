@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
-from ossa_common.violations import MAX_VIOLATIONS, Violation
+from ossa_common.violations import AND_MORE, MAX_VIOLATIONS, Violation
 from registry_server.errors import InvalidRequest
 from registry_server.model import rules
 from registry_server.model.tokens import decode_page_token
@@ -16,14 +17,23 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
 MAX_NAMES = 10_000
 MAX_BATCH_SIZE = 500
+MAX_TYPES: Final = 64
+"""More than there are types, because repetitions are valid."""
 DEFAULT_BOOKMARK_SECONDS = 30.0
 _BOOKMARK_INTERVAL_RANGE = (timedelta(milliseconds=100), timedelta(hours=1))
+
+
+def invalid_request(violations: Sequence[Violation]) -> InvalidRequest:
+    """Return the error for violations; the last of too many is replaced by "and more"."""
+    if len(violations) > MAX_VIOLATIONS:
+        violations = [*violations[: MAX_VIOLATIONS - 1], AND_MORE]
+    return InvalidRequest(violations)
 
 
 def raise_if_invalid(violations: Sequence[Violation]) -> None:
     """Raise ``InvalidRequest`` if there are violations."""
     if violations:
-        raise InvalidRequest(violations[:MAX_VIOLATIONS])
+        raise invalid_request(violations)
 
 
 def check_not_negative(value: int, at: str, violations: list[Violation]) -> None:
@@ -41,6 +51,8 @@ def check_names(names: Sequence[str]) -> None:
     violations: list[Violation] = []
     for i, name in enumerate(names):
         rules.NAME.check(name, f"names[{i}]", violations)
+        if len(violations) > MAX_VIOLATIONS:
+            break
     raise_if_invalid(violations)
 
 
@@ -56,10 +68,11 @@ def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
 
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:
-    """Reject event types that are never sent."""
+    """Reject event types that are never sent, and lists with too many."""
+    if len(types) > MAX_TYPES:
+        rules.check_count(len(types), "types", MAX_TYPES, "types", violations)
+        return
     for i, type_ in enumerate(types):
-        if len(violations) >= MAX_VIOLATIONS:
-            break
         if type_ not in EventType.values():
             violations.append(Violation(f"types[{i}]", f"{type_} is not an EventType"))
         elif type_ == EventType.EVENT_TYPE_UNSPECIFIED:

@@ -82,10 +82,11 @@ def check_printable(value: str, at: str, limit: int, found: list[Violation]) -> 
         found.append(Violation(at, f"{quoted(value)} contains control or other unprintable characters; remove them"))
 
 
-def check_count(count: int, at: str, limit: int, noun: str, found: list[Violation]) -> None:
-    """Check that there are at most ``limit`` items."""
+def check_count(count: int, at: str, limit: int, noun: str, found: list[Violation]) -> bool:
+    """Check that there are at most ``limit`` items, and return whether there are; walk only such a list."""
     if count > limit:
         found.append(Violation(at, f"has {count} {noun}; at most {limit} are allowed"))
+    return count <= limit
 
 
 def parse_optional(parse: Callable[[str], T], text: str, at: str, found: list[Violation]) -> T | None:
@@ -209,7 +210,7 @@ def _walk_items(items: Iterable[Value], trail: list[str], at: str, found: list[V
 def _walk_value(value: Value, key: str, trail: list[str], at: str, found: list[Violation]) -> None:
     kind = value.WhichOneof("kind")
     if kind == "number_value":
-        if not math.isfinite(value.number_value) and len(found) < MAX_VIOLATIONS:
+        if not math.isfinite(value.number_value) and len(found) <= MAX_VIOLATIONS:
             where = quoted("/".join((*trail, key)))
             found.append(Violation(at, f"the number at {where} is {value.number_value}; numbers must be finite"))
     elif kind in {"struct_value", "list_value"}:

@@ -1,6 +1,6 @@
 """Validation of messages by the rules that the comments in ``protos/`` document.
 
-Every function returns all violations, at most ``MAX_VIOLATIONS``; an empty list means that the message is valid.
+Every function returns all violations; an empty list means that the message is valid.
 Output-only fields are not checked, so that clients may send back a service that they read.
 """
 
@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
 from ossa_common.json_shape import OUTPUT_ONLY
-from ossa_common.violations import MAX_VIOLATIONS, Violation, keyed, quoted
+from ossa_common.violations import Violation, keyed, quoted
 from registry_server.model import normal, rules
 from registry_server.model.rules import MAX_ERROR_LENGTH
 
@@ -29,6 +29,8 @@ MAX_AUTHOR_LENGTH: Final = 256
 MAX_DOCUMENTATION_LENGTH: Final = 2_048
 MAX_ENVIRONMENT_LENGTH: Final = 128
 MAX_LABEL_VALUE_LENGTH: Final = 256
+MAX_MASK_PATHS: Final = 128
+"""More than there are fields, because repetitions are valid."""
 MIN_TTL: Final = timedelta(seconds=5)
 MAX_TTL: Final = timedelta(hours=24)
 
@@ -57,9 +59,8 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
         service: The service to register, or the result of an update.
         at: Path of the service in the request.
     """
-    found: list[Violation] = []
-    # Structs of an oversized service are not checked: a request may be far larger than a service.
-    check_structs = _check_size(service, at, found)
+    found = size_violations(service, at)
+    check_structs = not found  # a request may be far larger than a service
     rules.NAME.check(service.name, f"{at}.name", found)
     rules.check_endpoint(service.endpoint, f"{at}.endpoint", found)
     if not service.version:
@@ -77,7 +78,20 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
         _check_health_check(service.health_check, f"{at}.health_check", found)
     if service.HasField("ttl") and (service.ttl.seconds or service.ttl.nanos):
         rules.check_duration(service.ttl, f"{at}.ttl", MIN_TTL, MAX_TTL, found, otherwise=", or 0 s = permanent")
-    return found[:MAX_VIOLATIONS]
+    return found
+
+
+def size_violations(service: Service, at: str = "service") -> list[Violation]:
+    """Check the size of a service without its output-only fields."""
+    size = service.ByteSize()
+    if size > MAX_SERVICE_BYTES:
+        content = Service()
+        content.CopyFrom(service)
+        normal.clear_output_only(content)
+        size = content.ByteSize()
+    if size <= MAX_SERVICE_BYTES:
+        return []
+    return [Violation(at, f"takes {size} bytes on the wire; at most {MAX_SERVICE_BYTES} are allowed")]
 
 
 def name_violations(name: str, at: str) -> list[Violation]:
@@ -107,27 +121,13 @@ def update_mask_violations(mask: FieldMask, at: str = "update_mask") -> list[Vio
         One violation for each invalid path.
     """
     found: list[Violation] = []
+    if not rules.check_count(len(mask.paths), f"{at}.paths", MAX_MASK_PATHS, "paths", found):
+        return found
     for index, path in enumerate(mask.paths):
         fault = _path_fault(path, alone=len(mask.paths) == 1)
         if fault:
             found.append(Violation(f"{at}.paths[{index}]", fault))
-            if len(found) == MAX_VIOLATIONS:
-                break
     return found
-
-
-def _check_size(service: Service, at: str, found: list[Violation]) -> bool:
-    """Check the size of a service, and return whether it is within the limit."""
-    size = service.ByteSize()
-    if size > MAX_SERVICE_BYTES:
-        content = Service()
-        content.CopyFrom(service)
-        normal.clear_output_only(content)
-        size = content.ByteSize()
-    if size <= MAX_SERVICE_BYTES:
-        return True
-    found.append(Violation(at, f"takes {size} bytes on the wire; at most {MAX_SERVICE_BYTES} are allowed"))
-    return False
 
 
 def _check_capabilities(

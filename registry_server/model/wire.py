@@ -7,7 +7,10 @@ fields, which takes 20 µs; building it from messages takes 724 µs.
 
 VARINT = 0
 LENGTH_DELIMITED = 2
+_FIXED_SIZES = {1: 8, 5: 4}  # by wire type, in bytes
 _HEADER_BYTES = 2  # tag and length of a short field
+_MAX_VARINT_BYTES = 10
+_MAX_OTHER_FIELDS = 64  # fields of a newer protocol, which have no effect here
 _LOW_BITS = 0x7F  # the payload bits of a varint byte; the high bit means that another byte follows
 
 
@@ -46,3 +49,45 @@ def only_field(message: bytes, tag: int) -> bytes | None:
     if len(message) > _HEADER_BYTES and message[0] == tag and message[1] == len(message) - _HEADER_BYTES <= _LOW_BITS:
         return message[_HEADER_BYTES:]
     return None
+
+
+def split_repeated(message: bytes, number: int, limit: int) -> list[bytes]:
+    """Return the payloads of a repeated message field without parsing them.
+
+    The work is bounded by ``limit``: to parse 4 MiB of empty messages takes 0.2 s and 600 MiB.
+
+    Args:
+        message: An encoded message.
+        number: Number of the field.
+        limit: Maximum number of payloads. If there are more, one more is returned.
+
+    Raises:
+        ValueError: It is not an encoded message, or has many other fields.
+    """
+    found: list[bytes] = []
+    wanted, at, others = number << 3 | LENGTH_DELIMITED, 0, 0
+    while at < len(message) and len(found) <= limit:
+        tag, at = _read_varint(message, at)
+        kind = tag & 7
+        size = _FIXED_SIZES.get(kind)  # `None` for groups, which proto3 does not have
+        if kind in {VARINT, LENGTH_DELIMITED}:
+            value, at = _read_varint(message, at)
+            size = value if kind == LENGTH_DELIMITED else 0
+        if tag >> 3 == 0 or size is None or at + size > len(message) or others > _MAX_OTHER_FIELDS:
+            raise ValueError("is not an encoded message")
+        if tag == wanted:
+            found.append(message[at : at + size])
+        else:
+            others += 1
+        at += size
+    return found
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the integer at a position, and the position after it."""
+    value = 0
+    for index, byte in enumerate(message[at : at + _MAX_VARINT_BYTES]):
+        value |= (byte & _LOW_BITS) << 7 * index
+        if byte <= _LOW_BITS:
+            return value, at + index + 1
+    raise ValueError("a varint has no end")

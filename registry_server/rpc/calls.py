@@ -17,7 +17,7 @@ from registry_server.admission import Admission, CallScope, Endpoint
 from registry_server.errors import LimitExceeded, Overloaded, ShuttingDown, Unauthenticated
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQUEST_ID_HEADER
 from registry_server.instrumentation.tracing import Attributes
-from registry_server.rpc.codec import Context, parse, serialized
+from registry_server.rpc.codec import Context, parse, require_size, serialized
 from registry_server.rpc.readers import SlowReaders, current_call
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.security.authenticator import CertificateNames, Credentials
@@ -61,12 +61,25 @@ class RpcMethod:
     service: str
     name: str
     request: type[Message]
+    max_bytes: int | None
+    """Maximum size of a request; ``None`` = the handler receives bytes."""
     handle: Callable[[Any, Any], Awaitable[Any]]
     """Called with the request, or an iterator of requests, and the ``RpcCall``."""
     cached: Callable[[bytes], bytes | None] | None
     """Returns the cached answer to a serialised request, if there is one."""
     endpoint: Endpoint
     transport: RpcTransport
+
+    def decode(self, wire: bytes) -> Any:
+        """Return what the handler receives for the bytes of a request.
+
+        Raises:
+            InvalidRequest: The bytes are too many, or not a message of the method's type.
+        """
+        if self.max_bytes is None:
+            return wire
+        require_size(wire, "(request)", self.max_bytes)
+        return parse(self.request, wire)
 
 
 class RpcCall(CallScope):
@@ -129,7 +142,7 @@ class RpcCall(CallScope):
         answer = method.cached(wire) if method.cached is not None else None
         if answer is None:
             REQUEST_CONTEXT.set(self)  # each call runs in its own task, so the variable needs no reset
-            answer = serialized(await method.handle(parse(method.request, wire), self))
+            answer = serialized(await method.handle(method.decode(wire), self))
         if len(answer) > _MAX_UNCOUNTED_ANSWER_BYTES and self.slot is not None:
             try:
                 self.slot.hold_bytes(len(answer))
@@ -186,7 +199,7 @@ class RpcStream(RpcCall):
 
     async def _handle(self) -> None:  # type: ignore[override]  # the handler has sent the answers
         if isinstance(self.request, bytes):
-            await self.method.handle(parse(self.method.request, self.request), self)
+            await self.method.handle(self.method.decode(self.request), self)
             return
         async with aclosing(self._requests()) as requests:
             await self.method.handle(requests, self)
@@ -200,10 +213,10 @@ class RpcStream(RpcCall):
             RateLimited: The caller sent too many messages.
             RegistryError: The session has ended.
         """
-        wires, kind, guard, session = self.request, self.method.request, self.admission.guard, self.session
+        wires, decode, guard, session = self.request, self.method.decode, self.admission.guard, self.session
         if session is None:
             async for wire in wires:
-                yield parse(kind, wire)
+                yield decode(wire)
             return
         idle_seconds = guard.stream_idle_seconds
         timeout = min(idle_seconds, _FIRST_MESSAGE_SECONDS)
@@ -224,7 +237,7 @@ class RpcStream(RpcCall):
                     reason = "the client sent no message on this stream in time"
                     raise LimitExceeded("stream_idle_seconds", round(idle_seconds), reason)
                 try:
-                    request = parse(kind, next_message.result())
+                    request = decode(next_message.result())
                 except StopAsyncIteration:
                     return
                 current_identity.set(session.identity)  # a reloaded policy may have changed its patterns

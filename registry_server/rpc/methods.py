@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from registry_server.admission import Endpoint
 from registry_server.rpc.calls import RpcCall, RpcMethod, RpcStream, RpcTransport
-from registry_server.rpc.codec import Context, serialized
+from registry_server.rpc.codec import MAX_REQUEST_BYTES, Context, serialized
 from registry_server.security.guard import Streams
 from registry_server.security.permissions import Permission
 
@@ -26,6 +26,9 @@ class Declaration(NamedTuple):
     """Method of the same class that returns the cached answer to a serialised request."""
     streams: Streams | None
     """Kind of stream; ``None`` = no stream, or one without limits."""
+    max_bytes: int | None
+    """Maximum size of a request; ``None`` = the handler receives the bytes of a request of any size, and parses it in
+    slices."""
 
 
 _DECLARATIONS: dict[Callable[..., Any], Declaration] = {}
@@ -36,11 +39,12 @@ def rpc(
     *,
     cached: Callable[[Any, bytes], bytes | None] | None = None,
     streams: Streams | None = None,
+    max_bytes: int | None = MAX_REQUEST_BYTES,
 ) -> Callable[[_Handler], _Handler]:
     """Declare a method as handler of the RPC of the same name; see ``Declaration``."""
 
     def declare(handler: _Handler) -> _Handler:
-        _DECLARATIONS[handler] = Declaration(permission, cached, streams)
+        _DECLARATIONS[handler] = Declaration(permission, cached, streams, max_bytes)
         return handler
 
     return declare
@@ -82,6 +86,7 @@ def method_handlers(
             service.full_name,
             name,
             GetMessageClass(descriptor.input_type),
+            declared.max_bytes,
             getattr(servicer, _snake_case(name)),
             declared.cached and declared.cached.__get__(servicer),
             Endpoint(

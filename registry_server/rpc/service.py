@@ -2,19 +2,49 @@
 
 # ruff: noqa: D102 - the proto documents each RPC
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_server.errors import RegistryError
+from ossa.registry.v1.service_pb2 import Service
+from registry_server.errors import InvalidRequest, RegistryError
+from registry_server.model.requests import MAX_BATCH_SIZE
+from registry_server.model.wire import bytes_field, split_repeated
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.calls import RpcCall, RpcStream
+from registry_server.rpc.codec import MAX_REQUEST_BYTES, not_a_message, parse, require_size
 from registry_server.rpc.methods import Declaration, declarations, rpc
 from registry_server.rpc.status import status_of
+from registry_server.runtime.turns import Turns
 from registry_server.security.permissions import OPERATE, READ, WRITE_OWN
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
+_MAX_NAMES_BYTES: Final = 2 << 20
+"""Limit of a request of 10,000 names, each of 128 characters."""
+_SERVICES: Final = pb.BatchRegisterServicesRequest.DESCRIPTOR.fields_by_name["services"].number
+_RESULTS: Final = pb.BatchRegisterServicesResponse.DESCRIPTOR.fields_by_name["results"].number
+
+
+class _Services(Sequence[Service | RegistryError]):
+    """The services of a ``BatchRegisterServicesRequest``; each is parsed when it is read."""
+
+    def __init__(self, wire: bytes) -> None:
+        try:
+            self._wires = split_repeated(wire, _SERVICES, MAX_BATCH_SIZE)
+        except ValueError:
+            raise not_a_message(pb.BatchRegisterServicesRequest) from None
+
+    def __len__(self) -> int:
+        return len(self._wires)
+
+    def __getitem__(self, index: int) -> Service | RegistryError:  # type: ignore[override]  # no slices
+        wire = self._wires[index]
+        try:
+            require_size(wire, f"services[{index}]", MAX_REQUEST_BYTES)
+        except InvalidRequest as error:
+            return error
+        return parse(Service, wire)
 
 
 class RegistryRpc:
@@ -26,23 +56,28 @@ class RegistryRpc:
 
     def __init__(self, registry: ServiceRegistry) -> None:
         self._registry = registry
+        self._turns = Turns()
 
     @rpc(WRITE_OWN)
     async def register_service(self, request: pb.RegisterServiceRequest, _: RpcCall) -> pb.RegisterServiceResponse:
         service = await self._registry.register(request.service, create_only=request.create_only)
         return pb.RegisterServiceResponse(service=service)
 
-    @rpc(WRITE_OWN)
-    async def batch_register_services(
-        self, request: pb.BatchRegisterServicesRequest, _: RpcCall
-    ) -> pb.BatchRegisterServicesResponse:
-        response = pb.BatchRegisterServicesResponse()
-        for result in await self._registry.register_batch(request.services):
-            if isinstance(result, RegistryError):
-                response.results.add(status=status_of(result))
-            else:
-                response.results.add(service=result)
-        return response
+    @rpc(WRITE_OWN, max_bytes=None)
+    async def batch_register_services(self, wire: bytes, _: RpcCall) -> bytes:
+        frames: list[bytes] = []
+
+        def encode_all(results: Sequence[Service | RegistryError]) -> Iterator[None]:
+            for result in results:
+                if isinstance(result, RegistryError):
+                    encoded = pb.BatchRegisterResult(status=status_of(result))
+                else:
+                    encoded = pb.BatchRegisterResult(service=result)
+                frames.append(bytes_field(_RESULTS, encoded.SerializeToString()))
+                yield
+
+        await self._turns.run(encode_all(await self._registry.register_batch(_Services(wire))))
+        return b"".join(frames)
 
     def _cached_service(self, wire: bytes) -> bytes | None:
         record = self._registry.cached_service(wire)
@@ -96,12 +131,12 @@ class RegistryRpc:
     ) -> pb.CheckServiceHealthResponse:
         return pb.CheckServiceHealthResponse(health=await self._registry.check_health(request.name))
 
-    @rpc(WRITE_OWN)
+    @rpc(WRITE_OWN, max_bytes=_MAX_NAMES_BYTES)
     async def heartbeat(self, request: pb.HeartbeatRequest, _: RpcCall) -> pb.HeartbeatResponse:
         renewed, unknown = await self._registry.heartbeat(request.names)
         return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
 
-    @rpc(WRITE_OWN, streams="keep-alive-streams")
+    @rpc(WRITE_OWN, streams="keep-alive-streams", max_bytes=_MAX_NAMES_BYTES)
     async def keep_alive(self, requests: AsyncIterator[pb.KeepAliveRequest], call: RpcStream) -> None:
         async for request in requests:
             renewed, unknown = await self._registry.heartbeat(request.names)

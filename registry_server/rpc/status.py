@@ -7,6 +7,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from ossa_common.violations import AND_MORE
 from registry_server import errors
 from registry_server.admission import disclosed, outcome_of
 
@@ -60,7 +61,7 @@ def _bad_request(error: errors.InvalidRequest) -> BadRequest:
     for field, _ in error.violations:
         room -= len(field.encode()) + _VIOLATION_OVERHEAD_BYTES
         if room < 0:
-            details.field_violations.add(field="...", description="and more")
+            details.field_violations.add(field=AND_MORE.field, description=AND_MORE.description)
             break
         details.field_violations.add(field=field)
     for violation, (_, description) in zip(details.field_violations, error.violations, strict=False):

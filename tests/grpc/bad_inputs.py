@@ -439,12 +439,13 @@ def registrations() -> Iterator[Row]:
     required = ("service.name", "service.endpoint", "service.version")
     yield bad("nothing", "RegisterService", b"", *required)
     yield bad("create-only-of-nothing", "RegisterService", pb.RegisterServiceRequest(create_only=True), *required)
-    yield bad("1-mib", "RegisterService", register(capabilities=[large(1 << 20)]), "service")
+    yield bad("200-kib", "RegisterService", register(capabilities=[large(200 << 10)]), "service")
+    yield bad("1-mib", "RegisterService", register(capabilities=[large(1 << 20)]), "(request)")
     yield bad("1-byte-over-64-kib", "RegisterService", of_size(65_537), "service")
     yield bad(
         "too-large-and-bad",
         "RegisterService",
-        register(name="", endpoint="", version="", capabilities=[large(1 << 20)]),
+        register(name="", endpoint="", version="", capabilities=[large(200 << 10)]),
         *("service", *required),
     )
     yield bad("struct-deeper-than-parsers-go", "RegisterService", field(1, field(3, field(3, deep(500)))), "(request)")
@@ -723,7 +724,8 @@ def watches() -> Iterator[Row]:
     yield case("type-8", "types[1]", types=[1, 8])
     yield case("type-negative", "types[0]", types=[-1])
     yield case("types-several", "types[0]", "types[2]", types=[0, 1, 99])
-    yield case("type-after-many", "types[200]", types=[*[1] * 200, 99])
+    yield case("type-after-many", "types[63]", types=[*[1] * 63, 99])
+    yield case("types-65", "types", types=[1] * 65)
     yield case("bookmarks-99-ms", "bookmark_interval", bookmark_interval=seconds(0, 99_999_999))
     yield case("bookmarks-0", "bookmark_interval", bookmark_interval=seconds(0))
     yield case("bookmarks-over-1-h", "bookmark_interval", bookmark_interval=seconds(3600, 1))
@@ -750,8 +752,8 @@ def batches() -> Iterator[Row]:
         yield bad("10001-names", rpc, names(names=[f"a{i}" for i in range(10_001)]), "names")
         yield bad("10001-bad-names", rpc, names(names=[""] * 10_001), "names")
         yield bad("bad-names", rpc, names(names=["-", "agent", " "]), "names[0]", "names[2]")
-        # An error contains at most the first hundred violations.
-        yield bad("10000-bad-names", rpc, names(names=[""] * 10_000), *(f"names[{i}]" for i in range(100)))
+        # An error contains at most a hundred violations.
+        yield bad("10000-bad-names", rpc, names(names=[""] * 10_000), *(f"names[{i}]" for i in range(99)), "...")
 
 
 def updates() -> Iterator[Row]:
@@ -789,7 +791,8 @@ def reports() -> Iterator[Row]:
     yield case("status-6", "status", status=6)
     yield case("status-negative", "status", status=-1)
     yield case("details-4097-bytes", "details", details=details_of(4097))
-    yield case("details-1-mib", "details", details=plain({"text": "a" * (1 << 20)}))
+    yield case("details-200-kib", "details", details=plain({"text": "a" * (200 << 10)}))
+    yield case("details-1-mib", "(request)", details=plain({"text": "a" * (1 << 20)}))
     yield case("details-nan", "details", details=plain({"load": math.nan}))
     yield case("details-infinity", "details", details=plain({"load": [{"1m": -math.inf}]}))
     yield case("details-33-levels", "details", details=nested(33))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesResponse, GetServiceRequest
 from ossa.registry.v1.service_pb2 import Health, Service
-from registry_server.model.wire import bytes_field, integer_field, only_field, varint
+from registry_server.model.wire import bytes_field, integer_field, only_field, split_repeated, varint
 
 # Values at which a varint needs another byte.
 EDGES = st.sampled_from([n for bits in range(7, 64, 7) for n in (2**bits - 1, 2**bits, 2**bits + 1)])
@@ -105,3 +105,27 @@ def test_payload_of_a_single_field_is_returned(name: str) -> None:
 )
 def test_message_of_another_form_must_be_decoded(message: bytes) -> None:
     assert only_field(message, 0x0A) is None
+
+
+@given(st.lists(PAYLOADS, max_size=20), st.lists(st.binary(max_size=8), max_size=3))
+def test_repeated_field_is_split_into_its_payloads(payloads: list[bytes], others: list[bytes]) -> None:
+    fields = [bytes_field(1, payload) for payload in payloads]
+    fields[1:1] = [bytes_field(2, other) + integer_field(3, len(other) + 1) for other in others]
+    assert split_repeated(b"".join(fields) + b"\x21" + bytes(8) + b"\x25" + bytes(4), 1, 20) == payloads
+
+
+def test_split_ends_behind_the_limit() -> None:
+    assert split_repeated(bytes_field(1, b"a") * 1_000 + b"\xff", 1, 3) == [b"a"] * 4
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        *(b"\x0a", b"\x0a\x05abcd", b"\xff", b"\xff" * 11, b"\0\0", b"\x02\0"),
+        *(b"\x0b", b"\x0c", b"\x0f", b"\x10", b"\x21abc", b"\x10\1" * 100),
+    ],
+    ids=repr,
+)
+def test_message_that_is_malformed_or_has_many_other_fields_is_not_split(wire: bytes) -> None:
+    with pytest.raises(ValueError, match=r"is not an encoded message|a varint has no end"):
+        split_repeated(wire, 1, 500)

@@ -1,0 +1,129 @@
+"""No request of any size stops the event loop: what a client repeats is bounded before it is parsed and walked."""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+import pytest
+
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import Capability, Metadata, Service, ServiceFilter
+from registry_server.config import GrpcSettings
+from registry_server.model.wire import bytes_field
+from tests.grpc.calls import HEALTHY, failure_of, find_names, get, register
+from tests.support.floods import floods
+from tests.support.samples import small_service
+from tests.support.server import Server
+from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
+
+RPCS: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
+LARGEST: Final = GrpcSettings().max_message_bytes
+MAX_PARSED_BYTES: Final = {"Heartbeat": 2 << 20, "KeepAlive": 2 << 20, "BatchRegisterServices": LARGEST}
+"""Largest request that is parsed, of RPCs that need a large one."""
+INVALID: Final = grpc.StatusCode.INVALID_ARGUMENT
+OK: Final = grpc.StatusCode.OK
+
+
+def number(message: Any, field: str) -> int:
+    return int(message.DESCRIPTOR.fields_by_name[field].number)
+
+
+def valid(name: str = "a") -> bytes:
+    return small_service(name).SerializeToString()
+
+
+BASES: Final = {
+    "RegisterService": bytes_field(1, valid()),
+    "UpdateService": bytes_field(1, valid()),
+    "ReportServiceHealth": pb.ReportServiceHealthRequest(name="a", status=HEALTHY).SerializeToString(),
+}
+"""Valid content, so that the other fields are checked too."""
+
+
+async def send(server: Server, rpc: str, wire: bytes) -> grpc.StatusCode:
+    """Send bytes as the request of an RPC and return the code; fail if the error names no field."""
+    method = RPCS.methods_by_name[rpc]
+    channel: Any = server.channel  # typed for messages, not for bytes
+    path = f"/{RPCS.full_name}/{rpc}"
+    try:
+        if method.client_streaming:
+            await channel.stream_stream(path)(iter([wire]), timeout=60).read()
+        elif method.server_streaming:
+            call = channel.unary_stream(path)(wire, timeout=60)
+            await call.read()
+            call.cancel()
+        else:
+            await channel.unary_unary(path)(wire, timeout=60)
+    except grpc.aio.AioRpcError as error:
+        failure_of(error)
+        code: grpc.StatusCode = error.code()
+        return code
+    return OK
+
+
+@pytest.mark.parametrize("rpc", [method.name for method in RPCS.methods])
+async def test_flood_of_any_field_does_not_stop_the_event_loop(server: Server, rpc: str) -> None:
+    size = min(MAX_PARSED_BYTES.get(rpc, 256 << 10), 512 << 10)
+    await register(server, small_service("a"))  # floods of `min_revision` then wait for nothing
+    longest = 0.0, ""
+    for flood, wire in floods(RPCS.methods_by_name[rpc].input_type, size, BASES.get(rpc, b"")):
+        assert size - 200 < len(wire) <= size
+        with measured_turns() as turns:
+            code = await send(server, rpc, wire)
+        longest = max(longest, (turns.longest, f"{flood}: {code.name}"))
+    print(rpc, longest)
+    assert longest[0] < MAX_TURN_SECONDS, longest
+
+
+@pytest.mark.parametrize("rpc", [method.name for method in RPCS.methods if method.name not in MAX_PARSED_BYTES])
+async def test_request_larger_than_any_valid_one_is_refused_unparsed(server: Server, rpc: str) -> None:
+    wire = bytes_field(1, b"") * ((LARGEST - 100) // 2)
+    with measured_turns() as turns:
+        assert await send(server, rpc, wire) is INVALID
+    assert turns.longest < MAX_TURN_SECONDS
+
+
+def costly_service(name: str) -> bytes:
+    """Return a valid service of almost 64 KiB with a schema of as many values as possible."""
+    values = bytes_field(1, b"\x08\0") * 15_500  # nulls
+    schema = bytes_field(1, bytes_field(1, b"k") + bytes_field(2, bytes_field(6, values)))
+    capability = bytes_field(number(Capability, "name"), b"c") + bytes_field(number(Capability, "inputs"), schema)
+    return valid(name) + bytes_field(number(Service, "capabilities"), capability)
+
+
+async def test_batch_of_costly_services_does_not_stop_the_event_loop(server: Server) -> None:
+    wire = b"".join(bytes_field(1, costly_service(f"s{i}")) for i in range(60))
+    with measured_turns() as turns:
+        assert await send(server, "BatchRegisterServices", wire) is OK
+    assert turns.longest < MAX_TURN_SECONDS
+    assert len(await find_names(server, ServiceFilter())) == 60
+
+
+async def test_concurrent_batches_take_turns(server: Server) -> None:
+    tags = bytes_field(number(Service, "metadata"), bytes_field(number(Metadata, "tags"), b",") * 60)
+    bad = bytes_field(1, tags) * 500
+    with measured_turns() as turns:
+        codes = await asyncio.gather(*(send(server, "BatchRegisterServices", bad) for _ in range(10)))
+    assert set(codes) == {OK}  # each service has its own error
+    assert turns.longest < MAX_TURN_SECONDS
+
+
+async def test_batch_refuses_only_the_service_that_is_too_large(server: Server) -> None:
+    large = small_service("large", metadata={"documentation": "a" * 300_000})
+    request = pb.BatchRegisterServicesRequest(services=[small_service("a"), large, small_service("b")])
+    results = (await server.stub.BatchRegisterServices(request)).results
+    assert [result.WhichOneof("result") for result in results] == ["service", "status", "service"]
+    assert "services[1]: takes 300" in results[1].status.message
+    assert await find_names(server, ServiceFilter()) == ["a", "b"]
+
+
+async def test_batch_with_a_malformed_service_registers_none(server: Server) -> None:
+    wire = bytes_field(1, valid("a")) + bytes_field(1, b"\xff")
+    assert await send(server, "BatchRegisterServices", wire) is INVALID
+    assert await find_names(server, ServiceFilter()) == []
+
+
+async def test_schema_of_the_largest_service_is_returned(server: Server) -> None:
+    assert await send(server, "RegisterService", bytes_field(1, costly_service("a"))) is OK
+    inputs = (await get(server, "a")).capabilities[-1].inputs
+    assert len(inputs.fields["k"].list_value.values) == 15_500
