@@ -116,6 +116,7 @@ class ServiceRegistry(RegistryReads):
             return await self._writes.put_service(before, after, now, renew=True, claim=claim)
 
         claim = _claim_on(service.name)
+        _require_group(service)
         registered = await self._writes.change_service(service.name, attempt)
         entry.after = registered.revision
         return registered
@@ -194,6 +195,7 @@ class ServiceRegistry(RegistryReads):
             if after.endpoint != before.endpoint:
                 violations += self._endpoint_violations(after, violations)
             requests.raise_if_invalid(violations)
+            _require_group(after)
             return await self._writes.put_service(before, after, now, renew=False, claim=claim)
 
         with self._audit.record_change("update", service.name) as entry:
@@ -349,6 +351,16 @@ class ServiceRegistry(RegistryReads):
             return []
         refusal = self._egress.literal_denial_reason(urlsplit(service.endpoint).hostname or "")
         return [Violation(f"{at}.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
+
+
+def _require_group(service: Service) -> None:
+    """Check whether the caller may write services of this service's group, which default to the name.
+
+    Raises:
+        PermissionDenied: The caller's name patterns do not match the group.
+    """
+    if service.group not in ("", service.name) and not current_identity.get().may_join(service.group):
+        raise PermissionDenied(f"{service.group!r} is not a group that this identity may join")
 
 
 def _claim_on(*names: str) -> Claim:

@@ -39,13 +39,22 @@ class Authenticator:
     """Authenticates callers by one policy; a reloaded policy gets a new authenticator."""
 
     def __init__(
-        self, policy: Policy, default_limits: Limits, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        policy: Policy,
+        default_limits: Limits,
+        *,
+        previous: "Authenticator | None" = None,
+        on_withdrawal: Callable[[], object] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Index the policy.
 
         Args:
             policy: The policy.
             default_limits: Limits of identities for which the policy sets none.
+            previous: The authenticator that this one replaces; it must not be used again.
+            on_withdrawal: Called when identities that were returned may no longer be valid, because an issuer has
+                withdrawn a key.
             monotonic: Clock for the age of the issuers' keys, in seconds.
         """
         self._default_limits = default_limits
@@ -53,9 +62,20 @@ class Authenticator:
         self._keys: dict[bytes, tuple[bytes, ApiKey | None]] = {
             digest: (digest, key) for key in policy.api_keys for text in key.hashes if (digest := parse_hash(text))
         }
-        self._jwt = JwtVerifier(policy.jwt, default_limits, monotonic=monotonic)
+        self._on_withdrawal = on_withdrawal
+        self.tokens: JwtVerifier = JwtVerifier(
+            policy.jwt,
+            default_limits,
+            on_withdrawal=self._forget_identities,
+            previous=previous.tokens if previous else None,
+            monotonic=monotonic,
+        )
         self._certificates = policy.certificates
         self._cache: LRUCache[object, Identity] = LRUCache(MAX_CACHED_CREDENTIALS)
+
+    async def close(self) -> None:
+        """Cancel background work."""
+        await self.tokens.close()
 
     def cached_identity(self, credentials: Credentials) -> Identity | None:
         """Return the cached identity of credentials that were verified and have not expired."""
@@ -64,12 +84,18 @@ class Authenticator:
             return None
         return identity
 
-    async def verify(self, credentials: Credentials) -> Identity:
+    async def verify(self, credentials: Credentials, address: str | None = None) -> Identity:
         """Verify credentials and cache their identity.
+
+        Args:
+            credentials: The credentials.
+            address: Address of the caller, by which turns to verify tokens are shared; ``None`` = the registry itself
+                checks credentials again, which waits for no caller.
 
         Raises:
             Unauthenticated: The credentials are unknown, not valid or expired.
             IssuerUnavailable: The keys of the token's issuer are not available.
+            Overloaded: Too many tokens wait for verification.
         """
         authorization, api_key, certificate = credentials
         if authorization and api_key:
@@ -79,8 +105,14 @@ class Authenticator:
             credential = credential.strip()
             if scheme.lower() != "bearer" or not credential:
                 raise CredentialRefused("not a bearer token", "authorization must be Bearer followed by a key or token")
+            # Other spellings of the header share this entry: one token must not evict the entries of other callers.
+            credentials = Credentials(f"Bearer {credential}")
+            if credentials.authorization != authorization and (cached := self.cached_identity(credentials)):
+                return cached
             jwt_like = credential.count(".") == 2  # noqa: PLR2004 - header, claims and signature
-            identity = await self._jwt.verify_token(credential) if jwt_like else self._identify_key(credential)
+            identity = (
+                await self.tokens.verify_token(credential, address) if jwt_like else self._identify_key(credential)
+            )
         elif api_key:
             identity = self._identify_key(api_key)
         elif certificate:
@@ -91,6 +123,10 @@ class Authenticator:
             raise CredentialRefused("expired", "the credential has expired")
         self._cache[_cache_key(credentials)] = identity
         return identity
+
+    def _forget_identities(self) -> None:
+        self._cache.clear()
+        self._on_withdrawal()
 
     def _identify_key(self, text: str) -> Identity:
         if len(text) > _MAX_KEY_CHARACTERS:
@@ -108,7 +144,7 @@ class Authenticator:
         for rule in self._certificates:
             kind_of_rule, pattern = rule.name_pattern
             for kind, name in names:
-                if kind == kind_of_rule and matches(pattern, name):
+                if kind == kind_of_rule and name.isprintable() and matches(pattern, name):
                     return granted_identity(
                         rule, f"certificate:{name}", "certificate", name, self._default_limits, None
                     )

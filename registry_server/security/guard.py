@@ -14,7 +14,6 @@ from registry_server.config import LimitSettings, SecuritySettings
 from registry_server.errors import (
     ConfigurationError,
     PermissionDenied,
-    RateLimited,
     RegistryError,
     Unauthenticated,
 )
@@ -26,10 +25,6 @@ from registry_server.security.limits import Buckets, Gauge, InFlight
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
 
-# Limit for each address on credentials that are not cached: verifying a signature costs a hundred times as much as
-# forging one. Credentials that were verified are cached and not counted.
-VERIFICATIONS_PER_SECOND: Final = 100.0
-VERIFICATION_BURST: Final = 1_000
 _LOG_INTERVAL_SECONDS: Final = 1.0
 """Shortest time between two log lines with the same reason."""
 
@@ -115,14 +110,15 @@ class Guard:
         )
         self._monotonic = monotonic
         self._buckets = Buckets(monotonic)
-        self._verifications = Buckets(monotonic)
         self.in_flight = InFlight(limits.calls, limits.call_bytes)
         """Calls in flight, of all callers together."""
         self._streams: dict[Streams, Gauge] = {kind: Gauge(kind, limits.watches) for kind in get_args(Streams)}
         self._sessions: set[Session] = set()
         self._log_times: dict[str, tuple[float, int]] = {}
         self._rechecking: asyncio.Task[None] | None = None
-        self._authenticator = self._read_policy(self._file) if self._file else None
+        self._authenticator: Authenticator | None = None
+        if self._file:
+            self._authenticator = self._read_policy(self._file)
 
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
         """Admit a call that ``admit_known`` did not admit, and return the caller's identity.
@@ -132,8 +128,9 @@ class Guard:
             PermissionDenied: The role does not include the permission.
             RateLimited: The caller exceeded its rate.
             IssuerUnavailable: The keys of the token's issuer are not available.
+            Overloaded: Too many tokens wait for verification.
         """
-        identity = await self._identity(caller, permission)
+        identity = await self._identity(caller, permission, caller.address())
         self.charge(identity, caller)
         return identity
 
@@ -209,13 +206,17 @@ class Guard:
             log.error("policy reload failed", problems=problems)  # noqa: TRY400 - the problems are complete
             return
         log.info("policy reloaded", file=str(self._file))
-        previous = self._rechecking
-        self._rechecking = asyncio.create_task(self._recheck_sessions(previous), name="policy-check")
+        self._start_recheck()
 
     async def close(self) -> None:
         """Cancel background work."""
+        if self._authenticator is not None:
+            await self._authenticator.close()
         if self._rechecking is not None:
             await cancel([self._rechecking])
+
+    def _start_recheck(self) -> None:
+        self._rechecking = asyncio.create_task(self._recheck_sessions(self._rechecking), name="policy-check")
 
     async def _recheck_sessions(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
@@ -223,29 +224,38 @@ class Guard:
         for session in list(self._sessions):
             try:
                 identity = await self._identity(session.caller, session.permission)
+                await asyncio.sleep(0)  # verifying a token takes up to a millisecond
                 if session in self._sessions:  # it may have been closed in the meantime
                     session.set_identity(identity)
-            except RateLimited:
-                continue  # the credential may still be valid
             except RegistryError as error:
                 session.end(error)
             except Exception:
                 log.exception("stream authorisation recheck failed")
                 session.end(Unauthenticated("the credential could not be verified against the new policy"))
 
-    async def _identity(self, caller: Caller, permission: Permission) -> Identity:
-        authenticator = self._authenticator
-        if authenticator is None:
+    async def _identity(self, caller: Caller, permission: Permission, address: str | None = None) -> Identity:
+        """Return the identity of a caller that has the permission.
+
+        Args:
+            caller: The call.
+            permission: Permission that it needs.
+            address: Its address; ``None`` = an internal check, which takes no turn of a caller.
+        """
+        if self._authenticator is None:
             return UNCHECKED
         credentials = caller.credentials()
-        identity = authenticator.cached_identity(credentials)
-        if identity is None:
-            try:
-                self._verifications.take_token(caller.address(), VERIFICATIONS_PER_SECOND, VERIFICATION_BURST)
-                identity = await authenticator.verify(credentials)
-            except CredentialRefused as error:
-                self._log_refusal(error.log_reason, caller.address())
-                raise Unauthenticated(str(error)) from None
+        while True:
+            authenticator = self._authenticator
+            identity = authenticator.cached_identity(credentials)
+            if identity is None:
+                try:
+                    identity = await authenticator.verify(credentials, address)
+                except CredentialRefused as error:
+                    self._log_refusal(error.log_reason, caller.address())
+                    raise Unauthenticated(str(error)) from None
+            if authenticator is self._authenticator:
+                break
+            # The policy was reloaded while the token was verified.
         if identity.role < permission.min_role:
             if identity.method == "none":
                 raise Unauthenticated
@@ -254,7 +264,13 @@ class Guard:
         return identity
 
     def _read_policy(self, file: Path) -> Authenticator:
-        return Authenticator(read_policy(file), self._default_limits, monotonic=self._monotonic)
+        return Authenticator(
+            read_policy(file),
+            self._default_limits,
+            previous=self._authenticator,
+            on_withdrawal=self._start_recheck,
+            monotonic=self._monotonic,
+        )
 
     def _log_refusal(self, reason: str, peer: str) -> None:
         """Log a refused credential without its value, at most once a second for each reason."""

@@ -69,6 +69,16 @@ class Identity:
             return self.role > Role.AGENT
         return any(matches(pattern, name) for pattern in self.patterns)
 
+    def may_join(self, group: str) -> bool:
+        """Return whether the role and the name patterns allow writing a service of this group.
+
+        A group is authorised like a name: its services receive its traffic. ``X-*`` and ``X/*`` also admit the group
+        ``X``, of which services with such names are replicas.
+        """
+        if self.role is not Role.AGENT or self.may_own(group):
+            return self.may_own(group)
+        return any(pattern.endswith(("-*", "/*")) and matches(pattern[:-2], group) for pattern in self.patterns)
+
     def claim(self) -> "Claim":
         """Return the ownership under which this identity writes services."""
         if self.method == "none":

@@ -4,20 +4,31 @@ Follows RFC 8725: only algorithms that the policy allows for the issuer, never `
 audience must match; a token without expiry is rejected.
 """
 
+import base64
+import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import jwt
 
 from registry_server.errors import Unauthenticated
 from registry_server.security.identity import Identity, Limits
-from registry_server.security.jwks import KeySet
+from registry_server.security.jwks import IssuerKey, KeySet, source_of
 from registry_server.security.policy import JwtIssuer, JwtRule, granted_identity
+from registry_server.security.signature_checks import SignatureChecks
 
 MAX_TOKEN_CHARACTERS: Final = 8_192
-_MAX_SUBJECT_CHARACTERS: Final = 256
+MAX_SUBJECT_CHARACTERS: Final = 256
 _MAX_KEY_ID_CHARACTERS: Final = 256
+_MAX_TIME: Final = 253_402_300_800
+"""The year 10000; a later time is in milliseconds or forged, and timers cannot wait for it."""
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]+\.[A-Za-z0-9_=-]*")
+_EXPIRED: Final = "the token has expired"
+_NOT_YET_VALID: Final = "the token is not valid yet"
+_WRONG_AUDIENCE: Final = "the token is for another audience"
 
 
 class CredentialRefused(Unauthenticated):
@@ -36,37 +47,80 @@ class JwtVerifier:
         issuers: Sequence[JwtIssuer],
         default_limits: Limits,
         *,
+        on_withdrawal: Callable[[], object],
+        previous: "JwtVerifier | None" = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._issuers = {issuer.issuer: (issuer, KeySet(issuer, monotonic=monotonic)) for issuer in issuers}
-        self._default_limits = default_limits
+        """Take over the keys of the previous verifier, and load them again; load all others when they are needed.
 
-    async def verify_token(self, token: str) -> Identity:
+        Args:
+            issuers: The issuers.
+            default_limits: Limits of identities for which the policy sets none.
+            on_withdrawal: Called when an issuer has withdrawn a key.
+            previous: The verifier that this one replaces.
+            monotonic: Clock for the age of keys, in seconds.
+        """
+        self._default_limits = default_limits
+        self.checks: SignatureChecks = previous.checks if previous is not None else SignatureChecks(monotonic=monotonic)
+        """Shared by all policies, which replace one another."""
+        self.issuers: dict[str, tuple[JwtIssuer, KeySet]] = {}
+        """Issuers by the name in their tokens, with their keys."""
+        self.replaced: list[KeySet] = []
+        """Keys of issuers that the policy no longer contains, while they are loaded."""
+        known: dict[object, KeySet] = {}
+        if previous is not None:
+            known = {source_of(issuer): keys for issuer, keys in previous.issuers.values()}
+            self.replaced += previous.replaced
+        for issuer in issuers:
+            keys = known.pop(source_of(issuer), None)
+            if keys is None:
+                keys = KeySet(issuer, monotonic=monotonic)
+            else:
+                keys.name = issuer.name
+                keys.reload()
+            keys.on_withdrawal = on_withdrawal
+            self.issuers[issuer.issuer] = issuer, keys
+        self.replaced = [keys for keys in (*self.replaced, *known.values()) if keys.is_loading]
+
+    async def close(self) -> None:
+        """Cancel loads of keys in flight."""
+        for keys in [*self.replaced, *(keys for _, keys in self.issuers.values())]:
+            await keys.close()
+
+    async def verify_token(self, token: str, address: str | None) -> Identity:
         """Return the identity of a token.
+
+        Everything that costs little is checked before the signature, which is verified in the caller's turn.
+
+        Args:
+            token: The token.
+            address: Address of the caller; ``None`` = the registry itself checks a token again and waits for no turn.
 
         Raises:
             CredentialRefused: The token is not valid, or no rule of the policy applies to it.
             IssuerUnavailable: The keys of its issuer are not available.
+            Overloaded: Too many tokens wait for verification.
         """
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise CredentialRefused("token too long")
-        try:
-            kid = jwt.get_unverified_header(token).get("kid")
-            claimed = jwt.decode(token, options={"verify_signature": False}).get("iss")
-        except (jwt.PyJWTError, ValueError, RecursionError):
-            raise CredentialRefused("malformed token") from None
-        if not isinstance(claimed, str) or claimed not in self._issuers:
+        header, claimed = _unverified_parts(token)
+        name = claimed.get("iss")
+        if not isinstance(name, str) or name not in self.issuers:
             raise CredentialRefused("unknown issuer")
+        issuer, keys = self.issuers[name]
+        kid, algorithm = header.get("kid"), header.get("alg")
         if kid is not None and (not isinstance(kid, str) or len(kid) > _MAX_KEY_ID_CHARACTERS):
             raise CredentialRefused("invalid key id")
-        issuer, keys = self._issuers[claimed]
-        key = await keys.key(kid)
-        if key is None:
-            raise CredentialRefused("unknown key")
-        claims = _verified_claims(token, key, issuer)
-        subject = _claim_value(claims, issuer.subject_claim)
-        if not isinstance(subject, str) or not 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS:
-            raise CredentialRefused("missing or invalid subject")
+        if algorithm not in issuer.algorithms:
+            raise CredentialRefused("InvalidAlgorithmError")
+        if "crit" in header or "b64" in header:  # extensions, none of which is supported
+            raise CredentialRefused("unsupported header")
+        subject = _subject_of(claimed, issuer)
+        await keys.refresh(kid)
+        _key_for(algorithm, kid, keys)
+        verify = partial(_verified_claims, token, algorithm, kid, keys, issuer)
+        claims = verify() if address is None else await self.checks.run(address, (name, subject), verify)
+        subject = _subject_of(claims, issuer)
         rule = next((rule for rule in issuer.rules if _applies(rule, claims)), None)
         if rule is None:
             raise CredentialRefused("no rule for this token", "the token is valid, but the policy grants it nothing")
@@ -74,28 +128,80 @@ class JwtVerifier:
         return granted_identity(rule, f"{issuer.name}:{subject}", "jwt", subject, self._default_limits, expires)
 
 
-def _verified_claims(token: str, key: jwt.PyJWK, issuer: JwtIssuer) -> Mapping[str, Any]:
+def _unverified_parts(token: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return header and claims of a token whose signature is not verified."""
+    # Decoders that skip other characters would accept any number of texts as the same token.
+    if not _TOKEN.fullmatch(token):
+        raise CredentialRefused("malformed token")
+    try:
+        header, claims, _ = token.split(".")
+        decoded = [json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) for part in (header, claims)]
+    except (ValueError, RecursionError):
+        raise CredentialRefused("malformed token") from None
+    if not all(isinstance(part, dict) for part in decoded):
+        raise CredentialRefused("malformed token")
+    return decoded[0], decoded[1]
+
+
+def _subject_of(claims: Mapping[str, Any], issuer: JwtIssuer) -> str:
+    """Check the claims and return the subject."""
+    now, leeway = time.time(), issuer.leeway_seconds
+    for name in ("exp", "nbf", "iat"):
+        value = claims.get(name)
+        # Comparisons with NaN are false.
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _MAX_TIME
+        ):
+            raise CredentialRefused(f"invalid claim {name}")
+    for name in ("exp", "aud"):
+        if claims.get(name) is None:
+            raise CredentialRefused(f"missing claim {name}")
+    if claims["exp"] <= now - leeway:
+        raise CredentialRefused("expired token", _EXPIRED)
+    audience = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+    if not any(each in audience for each in issuer.audience):
+        raise CredentialRefused("wrong audience", _WRONG_AUDIENCE)
+    subject = _claim_value(claims, issuer.subject_claim)
+    if not isinstance(subject, str) or not is_valid_subject(subject):
+        raise CredentialRefused("missing or invalid subject")
+    return subject
+
+
+def is_valid_subject(text: str) -> bool:
+    """Return whether a text can be part of the name of an identity, which is logged and stored."""
+    return 0 < len(text) <= MAX_SUBJECT_CHARACTERS and text.isprintable()
+
+
+def _key_for(algorithm: str, kid: str | None, keys: KeySet) -> IssuerKey:
+    key = keys.find(kid)
+    if key is None:
+        raise CredentialRefused("unknown key")
+    if algorithm not in key.algorithms:
+        raise CredentialRefused("key type mismatch")
+    return key
+
+
+def _verified_claims(token: str, algorithm: str, kid: str | None, keys: KeySet, issuer: JwtIssuer) -> Mapping[str, Any]:
+    key = _key_for(algorithm, kid, keys)  # it may have been withdrawn while the token waited for its turn
     try:
         return jwt.decode(
             token,
-            key.key,
-            algorithms=list(issuer.algorithms),
+            key.public_key,
+            algorithms=[algorithm],
             audience=list(issuer.audience),
             issuer=issuer.issuer,
             leeway=issuer.leeway_seconds,
             options={"require": ["exp", "iss", "aud"]},
         )
     except jwt.ExpiredSignatureError:
-        raise CredentialRefused("expired token", "the token has expired") from None
+        raise CredentialRefused("expired token", _EXPIRED) from None
     except jwt.ImmatureSignatureError:
-        raise CredentialRefused("token not yet valid", "the token is not valid yet") from None
+        raise CredentialRefused("token not yet valid", _NOT_YET_VALID) from None
     except jwt.InvalidAudienceError:
-        raise CredentialRefused("wrong audience", "the token is for another audience") from None
+        raise CredentialRefused("wrong audience", _WRONG_AUDIENCE) from None
     except jwt.MissingRequiredClaimError as error:
         raise CredentialRefused(f"missing claim {error.claim}") from None
-    except (jwt.InvalidKeyError, TypeError):
-        raise CredentialRefused("key type mismatch") from None
-    except (jwt.PyJWTError, ValueError, OverflowError) as error:
+    except Exception as error:  # noqa: BLE001 - the libraries raise many types; none of them accepts the token
         raise CredentialRefused(type(error).__name__) from None
 
 
@@ -114,5 +220,5 @@ def _applies(rule: JwtRule, claims: Mapping[str, Any]) -> bool:
         return True
     value = _claim_value(claims, rule.claim)
     if isinstance(value, str):
-        return rule.has == value or rule.has in value.split()
+        return rule.has == value or rule.has in value.split(" ")
     return isinstance(value, list) and rule.has in value

@@ -4,6 +4,7 @@ import asyncio
 import random
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 
@@ -167,6 +168,40 @@ async def test_batch_reports_a_denial_for_each_service(guarded: Server, policy: 
         pb.BatchRegisterServicesRequest(services=services), metadata=policy.metadata("agent")
     )
     assert [result.status.code for result in answer.results] == [0, 7, 7, 0]
+
+
+async def test_agent_joins_only_groups_that_its_patterns_admit(guarded: Server, policy: Policy) -> None:
+    async def update(key: str, paths: list[str], **fields: Any) -> grpc.StatusCode:
+        request = pb.UpdateServiceRequest(service=small_service("fleet-1", **fields))
+        request.update_mask.paths.extend(paths)
+        code: grpc.StatusCode = await guarded.stub.UpdateService(request, metadata=policy.metadata(key)).code()
+        return code
+
+    for group in ("payments", "fleet2", "fleet-"):
+        assert await register(guarded, policy, "agent", "fleet-9", group=group) is (OK if group == "fleet-" else DENIED)
+    for group in ("", "fleet", "fleet-1", "fleet-blue"):
+        assert await register(guarded, policy, "agent", "fleet-1", group=group) is OK
+    for paths in (["group"], ["*"], []):
+        assert await update("agent", paths, group="payments") is DENIED
+        assert await update("agent", paths, group="fleet") is OK
+    services = [small_service("fleet-2", group="payments"), small_service("fleet-3", group="fleet")]
+    answer = await guarded.stub.BatchRegisterServices(
+        pb.BatchRegisterServicesRequest(services=services), metadata=policy.metadata("agent")
+    )
+    assert [result.status.code for result in answer.results] == [7, 0]
+    async with (
+        aiohttp.ClientSession(guarded.http, headers=policy.headers("agent")) as session,
+        session.put("/api/v1/registry/services/fleet-1", json={"group": "payments"}) as refused,
+    ):
+        assert refused.status == 403
+        assert "payments" in (await refused.json())["error"]["message"]
+    # An operator moved the service: its owner renews it, and registers it anew in its own groups only.
+    assert await update("operator", ["group"], group="payments") is OK
+    heartbeat = guarded.stub.Heartbeat(pb.HeartbeatRequest(names=["fleet-1"]), metadata=policy.metadata("agent"))
+    assert await heartbeat.code() is OK
+    assert await register(guarded, policy, "agent", "fleet-1", group="payments") is DENIED
+    assert await update("agent", ["version"], version="9.0.0") is DENIED
+    assert await register(guarded, policy, "agent", "fleet-1", group="fleet") is OK
 
 
 async def test_service_quota_holds_across_processes(redis: RedisProcess, policy: Policy) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import jwt
 import pytest
@@ -73,6 +74,71 @@ REFUSED_TOKENS: dict[str, tuple[Callable[[], str], str]] = {
 }
 
 
+def signed(claims: bytes, header: dict[str, Any] | None = None) -> str:
+    """Return a signed token with exactly these claims."""
+    parts = [json.dumps({"alg": "EdDSA", "kid": "EdDSA", **(header or {})}).encode(), claims]
+    text = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+    signature = base64.urlsafe_b64encode(SIGNERS["EdDSA"].sign(text.encode())).rstrip(b"=").decode()
+    return f"{text}.{signature}"
+
+
+def claims_with(name: str, json_value: str) -> bytes:
+    """Return claims of an admin in which one has a value given as JSON text."""
+    claims = {"iss": ISSUER, "aud": "ossa-registry", "sub": "a", "exp": NOW + 3600, "roles": ["admin"]}
+    texts = {key: json.dumps(value) for key, value in claims.items()} | {name: json_value}
+    return ("{" + ",".join(f'"{key}":{value}' for key, value in texts.items()) + "}").encode()
+
+
+ODD_VALUES = (
+    "NaN", "Infinity", "-Infinity", "true", "null", "[]", "{}", "[[]]", '{"a":[null]}', '"x"', f'"{NOW + 600}"', "-1",
+    '"\\u0669\\u0669\\u0669\\u0669\\u0669\\u0669\\u0669\\u0669\\u0669\\u0669"', "1e308", "1" + "0" * 400, "9" * 4_500,
+    "[" * 2_000,
+    '"\\ud800"', '"a\\u0000b"', '"a\\nb"', '"\\u202e"',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat", "aud", "iss", "sub", "jti", "roles", "extra"])
+async def test_claim_of_any_type_is_refused_or_harmless(name: str, policy: Policy) -> None:
+    authenticator = authenticator_of(policy)
+    for value in ODD_VALUES:
+        credentials = bearer_credentials(signed(claims_with(name, value)))
+        try:
+            identity = await authenticator.verify(credentials)
+        except CredentialRefused:
+            continue
+        assert name in {"jti", "extra", "nbf", "iat"} or (name == "sub" and json.loads(value).isprintable()), value
+        assert identity.expires is not None
+        assert NOW < identity.expires < NOW + 4_000
+        assert value not in {"NaN", "Infinity", "1e308"} or name == "extra"
+
+
+ODD_HEADERS: list[dict[str, Any]] = [
+    {"alg": ["EdDSA"]}, {"alg": {}}, {"alg": None}, {"alg": 5}, {"alg": "none"}, {"alg": "eddsa"}, {"alg": "RS256"},
+    {"kid": 5}, {"kid": ["EdDSA"]}, {"kid": {}}, {"kid": "x" * 5_000}, {"kid": "../EdDSA"}, {"kid": "\ud800"},
+    {"crit": ["exp"], "exp": 1}, {"crit": []}, {"crit": "b64"}, {"b64": False}, {"b64": False, "crit": ["b64"]},
+    {"kid": "other", "jwk": jwks(["EdDSA"])["keys"][0]}, {"kid": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", ODD_HEADERS, ids=str)
+async def test_odd_header_is_refused(header: dict[str, Any], policy: Policy) -> None:
+    credentials = bearer_credentials(signed(claims_with("roles", '["admin"]'), header))
+    with pytest.raises(CredentialRefused):
+        await authenticator_of(policy).verify(credentials)
+
+
+async def test_cheap_checks_come_before_the_signature(policy: Policy) -> None:
+    authenticator = authenticator_of(policy)
+    await authenticator.verify(bearer_credentials(token(roles=["admin"])))
+    with patch.object(jwt, "decode", side_effect=AssertionError("a signature was verified")):
+        for claims in ({"exp": NOW - 60}, {"aud": "other"}, {"iss": "other"}, {"sub": ""}, {"exp": 10**400}):
+            with pytest.raises(CredentialRefused):
+                await authenticator.verify(bearer_credentials(token(roles=["admin"], **claims)))
+        for header in ({"kid": "other"}, {"kid": "ES256"}, {"crit": ["x"]}):
+            with pytest.raises(CredentialRefused):
+                await authenticator.verify(bearer_credentials(token(roles=["admin"], headers=header)))
+
+
 @pytest.mark.parametrize("name", REFUSED_TOKENS)
 async def test_bad_token_is_refused_with_a_reason(name: str, policy: Policy) -> None:
     make_token, reason = REFUSED_TOKENS[name]
@@ -98,6 +164,7 @@ async def test_token_with_any_changed_signature_byte_is_refused(policy: Policy) 
     [
         ("scope", {"scope": "read registry:write"}, True),
         ("scope", {"scope": "registry:writer"}, False),
+        ("scope", {"scope": "x\u00a0registry:write"}, False),
         ("realm_access.roles", {"realm_access": {"roles": ["registry:write"]}}, True),
         ("realm_access.roles", {"realm_access": ["registry:write"]}, False),
         ("https://claims\u2024test/role", {"https://claims\u2024test/role": "registry:write"}, True),
