@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
+import structlog
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -73,6 +74,9 @@ _Url = Annotated[str, AfterValidator(_check_url)]
 _Claim = Annotated[str, AfterValidator(_check_claim)]
 _RoleWord = Literal["viewer", "agent", "operator", "admin"]
 _Patterns = tuple[Annotated[str, AfterValidator(_check_pattern)], ...]
+
+
+log = structlog.get_logger(__name__)
 
 
 class _Model(BaseModel):
@@ -211,7 +215,28 @@ def read_policy(file: Path) -> Policy:
         raise ConfigurationError("\n".join(_format_problems(file, document, problems))) from None
     if problems := [*_name_problems(policy), *_key_problems(policy), *_rule_problems(policy)]:
         raise ConfigurationError("\n".join(_format_problems(file, document, problems)))
+    for place, pattern in _overlapping_patterns(policy):
+        # A subject may contain every character that a name may contain, so no separator ends it.
+        log.warning(
+            "policy pattern admits names of other subjects",
+            line=document.line_of(place),
+            rule=_place_prefix(place).removesuffix(": "),
+            pattern=pattern,
+            hint="the subject team also admits names of the subject team-b; see docs/security.md",
+        )
     return policy
+
+
+def _overlapping_patterns(policy: Policy) -> Iterator[tuple[Place, str]]:
+    """Return the patterns in which ``*`` can extend a subject to another one."""
+    grants: list[tuple[Place, Grant]] = [
+        (("jwt", i, "rules", j), rule) for i, issuer in enumerate(policy.jwt) for j, rule in enumerate(issuer.rules)
+    ]
+    grants += [(("certificates", i), rule) for i, rule in enumerate(policy.certificates)]
+    for place, grant in grants:
+        for k, pattern in enumerate(grant.patterns):
+            if SUBJECT in pattern and "*" in pattern:
+                yield (*place, "patterns", k), pattern
 
 
 def _format_problems(file: Path, document: Document, problems: list[Problem]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
 from registry_server.security.keys import new_key
@@ -134,6 +135,26 @@ api_keys:
 def test_problems_are_reported_with_their_lines(name: str, tmp_path: Path) -> None:
     text, expected = BAD_FILES[name]
     assert problems(tmp_path, text) == expected
+
+
+def test_pattern_that_admits_names_of_other_subjects_is_logged(tmp_path: Path) -> None:
+    text = f"""{ISSUER}  jwks_file: f
+  rules:
+    - {{role: agent, patterns: ["{{subject}}", "plain-*"]}}
+    - role: agent
+      claim: a
+      has: b
+      patterns: ["{{subject}}",
+                 "x-{{subject}}-*"]
+certificates:
+- {{uri: "x/*", role: agent, patterns: ["{{subject}}*"]}}
+"""
+    with capture_logs() as logs:
+        read(tmp_path, text)
+    assert [(line["line"], line["rule"], line["pattern"]) for line in logs] == [
+        (12, "jwt[0].rules[1].patterns[1]", "x-{subject}-*"),
+        (14, "certificates[0].patterns[0]", "{subject}*"),
+    ]
 
 
 def test_key_in_place_of_its_hash_is_not_repeated_in_the_error(tmp_path: Path) -> None:
