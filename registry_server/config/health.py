@@ -46,8 +46,9 @@ class HealthCheckSettings(SettingsGroup):
     """Number of consecutive failed probes after which a service is unhealthy."""
     success_threshold: Annotated[Number, Field(ge=1, le=100)] = 2
     """Number of consecutive successful probes after which an unhealthy service is healthy again."""
-    concurrency: Annotated[Number, Field(ge=1, le=10_000)] = 500
-    """Maximum number of concurrent probes of this process. Each uses one connection."""
+    concurrency: Annotated[Number, Field(ge=1, le=10_000)] = 1_000
+    """Maximum number of concurrent probes of this process. Each uses one connection. The services of one owner use less
+    than half of them, so that slow ones do not delay those of other owners."""
     member_period_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 5_000
     """Time without a refresh of its membership after which a process is considered dead and the other processes probe
     its services, in milliseconds."""

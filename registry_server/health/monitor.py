@@ -3,7 +3,9 @@
 import asyncio
 import math
 import time
+from collections.abc import Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -20,16 +22,28 @@ from registry_server.health.results import ResultWriter
 from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
 from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
+from registry_server.runtime.fair_slots import FairSlots, TooManyWaiters
 from registry_server.runtime.tasks import cancel
+from registry_server.security.identity import current_identity
 
 _SERVICES_PER_SLICE: Final = 100
 """Services processed without yielding to the event loop: about 4 ms."""
 _MAX_CONCURRENT_ON_DEMAND: Final = 64
-"""Concurrent probes requested by clients, in addition to due ones, which they cannot delay."""
+"""Concurrent probes requested by clients, in addition to due ones, which they cannot delay. Callers share them."""
 _MAX_WAITING_ON_DEMAND: Final = 1_024
 """Queue limit of requested probes; beyond it callers time out first."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _RequestedCheck:
+    """A probe that one or more calls of the same caller wait for."""
+
+    answer: "asyncio.Future[Health | RegistryError | None]"
+    task: asyncio.Task[None]
+    waiting: int = 0
+    """Number of calls."""
 
 
 class HealthMonitor:
@@ -75,8 +89,8 @@ class HealthMonitor:
         self._pauses = PauseDetector(lambda _: membership.refresh())
         self._changed_unassigned: set[str] = set()  # changed before the first assignment was read
         self._assignment_changed = asyncio.Event()
-        self._on_demand_slots = asyncio.Semaphore(_MAX_CONCURRENT_ON_DEMAND)
-        self._on_demand: dict[tuple[str, Plan], asyncio.Future[Health | RegistryError | None]] = {}
+        self._on_demand_slots = FairSlots(_MAX_CONCURRENT_ON_DEMAND, _MAX_WAITING_ON_DEMAND)
+        self._on_demand: dict[Hashable, _RequestedCheck] = {}
         self._lifecycle = asyncio.Lock()  # serialises start and stop
         self._session: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -125,28 +139,35 @@ class HealthMonitor:
     async def check_now(self, record: Record) -> Health | None:
         """Probe a service now. The result counts like any other and can be read on return.
 
-        Concurrent requests for the same service share one probe.
+        Concurrent requests of one caller for the same service share one probe. It is cancelled when all of them are.
 
         Returns:
             The health after the probe; ``None`` if the service has no probe, or changed during the probe.
 
         Raises:
             ProbingDisabled: The monitor is not running.
-            Overloaded: Too many requested probes are waiting.
+            Overloaded: Too many requested probes of this caller are waiting.
             RegistryError: The result could not be committed.
         """
         if self._group is None:
             raise ProbingDisabled
-        plan = Plan.of(record.message(), self._settings)
-        answer = self._on_demand.get((record.name, plan))
-        if answer is None:
-            if len(self._on_demand) >= _MAX_WAITING_ON_DEMAND:
-                raise Overloaded(
-                    "probes", _MAX_WAITING_ON_DEMAND, f"{_MAX_WAITING_ON_DEMAND} requested probes are waiting"
-                )
-            answer = self._on_demand[record.name, plan] = asyncio.get_running_loop().create_future()
-            self._group.create_task(self._check_on_demand(record, plan))
-        health = await asyncio.shield(answer)
+        plan = self._plan_of(record)
+        caller = current_identity.get().name
+        key = caller, record.name, plan
+        check = self._on_demand.get(key)
+        if check is None:
+            answer: asyncio.Future[Health | RegistryError | None] = asyncio.get_running_loop().create_future()
+            task = self._group.create_task(self._check_on_demand(record, plan, caller, answer))
+            check = self._on_demand[key] = _RequestedCheck(answer, task)
+        check.waiting += 1
+        try:
+            health = await asyncio.shield(check.answer)
+        finally:
+            check.waiting -= 1
+            if not check.waiting:
+                check.task.cancel()
+                if self._on_demand.get(key) is check:
+                    del self._on_demand[key]
         if isinstance(health, RegistryError):
             raise health
         return health
@@ -172,9 +193,9 @@ class HealthMonitor:
             self._replica.on_applied.remove(self._on_change)
             for name in list(self._prober.services):
                 self._release(name)
-            for answer in self._on_demand.values():
-                if not answer.done():
-                    answer.set_result(ProbingDisabled())
+            for check in self._on_demand.values():
+                if not check.answer.done():
+                    check.answer.set_result(ProbingDisabled())
             self._on_demand.clear()
 
     def _on_end(self, session: asyncio.Task[None]) -> None:
@@ -205,19 +226,24 @@ class HealthMonitor:
         else:
             self._transitions.discard_transition(name)
 
-    async def _check_on_demand(self, record: Record, plan: Plan) -> None:
+    async def _check_on_demand(
+        self, record: Record, plan: Plan, caller: Hashable, answer: "asyncio.Future[Health | RegistryError | None]"
+    ) -> None:
         health: Health | RegistryError | None = None
         try:
-            async with self._on_demand_slots:
+            async with self._on_demand_slots.slot(caller):
                 # Repeat once if this process was paused during the probe.
                 health = await self._probe_once(record, plan) or await self._probe_once(record, plan)
             with suppress(StoreUnavailable):
                 await self._results.flush()
+        except TooManyWaiters:
+            limit = _MAX_WAITING_ON_DEMAND
+            health = Overloaded("probes", limit, f"too many of {limit} waiting probes were requested by this caller")
         except RegistryError as error:
             health = error
         except Exception:
             log.exception("probe result not evaluated", service=record.name)
-        self._on_demand.pop((record.name, plan)).set_result(health)
+        answer.set_result(health)
 
     async def _probe_once(self, record: Record, plan: Plan) -> Health | None:
         """Probe a service and apply the result; return ``None`` if there is no probe or its result does not count."""
@@ -248,7 +274,11 @@ class HealthMonitor:
             self._changed_unassigned.add(after.name)
         elif not self._membership.owns(after.name):
             return
-        elif before is None or not same_check(before.message(), after.message()):
+        elif (
+            before is None
+            or not same_check(before.message(), after.message())
+            or self._prober.owner_of(after.name) not in {None, change.owner}
+        ):
             self._assign(after, self._first_probe_seconds)
         elif before.status != after.status and change.reason != EventReason.EVENT_REASON_HEALTH_CHECK:
             self._evaluator.track_service(after)  # the new status comes from a report or an update
@@ -273,12 +303,15 @@ class HealthMonitor:
 
     def _assign(self, record: Record, max_delay: float) -> None:
         """Assign a service to the probe process, with its first probe within ``max_delay`` seconds and one interval."""
-        plan = Plan.of(record.message(), self._settings)
+        plan = self._plan_of(record)
         if not plan.probed:
             self._release(record.name)
             return
         self._evaluator.track_service(record)
         self._prober.assign_service(record.name, plan, time.monotonic() + jitter(min(max_delay, plan.interval)))
+
+    def _plan_of(self, record: Record) -> Plan:
+        return Plan.of(record.message(), self._settings, self._replica.owners.get(record.name, ""))
 
     def _release(self, name: str) -> None:
         if self._prober.drop_service(name):

@@ -20,7 +20,7 @@ from registry_server import __version__
 from registry_server.probes import outcome
 from registry_server.probes.outcome import Answer, ProbeFailed
 from registry_server.probes.plan import Plan
-from registry_server.security.egress import EgressPolicy, ResolvedAddress
+from registry_server.security.egress import ResolvedAddress
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
 _UNKNOWN_SERVICE = "the server does not offer the requested gRPC service"
@@ -70,18 +70,16 @@ _BY_TEXT: Final[Sequence[tuple[str, str]]] = (
 class GrpcProber:
     """Sends gRPC probes."""
 
-    def __init__(self, policy: EgressPolicy, authorities: bytes | None) -> None:
+    def __init__(self, authorities: bytes | None) -> None:
         """Create the credentials; without ``authorities``, channels trust those that gRPC ships."""
-        self._policy = policy
         # Created once: parsing the authorities of a system takes milliseconds.
         self._credentials = grpc.ssl_channel_credentials(authorities)
 
-    async def send_grpc_probe(self, plan: Plan, deadline: float) -> Answer:
+    async def send_grpc_probe(self, plan: Plan, addresses: Sequence[ResolvedAddress], deadline: float) -> Answer:
         """Check the health of the service of a plan; see ``Prober``."""
         request = HealthCheckRequest(service=plan.grpc_service).SerializeToString()
         try:
             async with asyncio.timeout_at(deadline):
-                addresses = await self._policy.resolve(plan.host, plan.port)
                 async with self._channel(plan, addresses) as channel:
                     # The answer is parsed below, because gRPC would log one that cannot be parsed.
                     check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK)

@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Final, Never
 
@@ -20,7 +21,7 @@ from registry_server.model.rules import MAX_DETAILS_BYTES, check_details
 from registry_server.probes import outcome
 from registry_server.probes.outcome import Answer, ProbeFailed
 from registry_server.probes.plan import Plan
-from registry_server.security.egress import EgressPolicy, EndpointRefused
+from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolvedAddress
 
 _CUT_SHORT = "closed the connection before the answer was complete"
 _NOT_HTTP = "not an HTTP answer"
@@ -59,6 +60,9 @@ def _refuse_constant(name: str) -> Never:
     raise ValueError(f"{name} is not JSON")
 
 
+_addresses: ContextVar[Sequence[ResolvedAddress]] = ContextVar("addresses")
+"""Addresses of the endpoint that the current task probes: resolvers of aiohttp receive only its name."""
+
 _JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
@@ -72,7 +76,7 @@ class HttpProber:
             connector=aiohttp.TCPConnector(
                 force_close=True,
                 limit=0,  # the caller limits concurrency: waiting here would count as response time
-                resolver=_Resolver(policy),
+                resolver=_Resolver(),
                 use_dns_cache=False,
                 socket_factory=self._open_socket,
                 ssl=True if authorities is None else ssl.create_default_context(cadata=authorities),
@@ -94,8 +98,9 @@ class HttpProber:
         """Close open connections."""
         await self._session.close()
 
-    async def send_http_probe(self, plan: Plan, deadline: float) -> Answer:
+    async def send_http_probe(self, plan: Plan, addresses: Sequence[ResolvedAddress], deadline: float) -> Answer:
         """Send the request of a plan and evaluate the answer; see ``Prober``."""
+        _addresses.set(addresses)
         response: aiohttp.ClientResponse | None = None
         body = b""
         try:
@@ -132,10 +137,7 @@ class HttpProber:
 
 
 class _Resolver(AbstractResolver):
-    """Returns the addresses of a name that the policy allows."""
-
-    def __init__(self, policy: EgressPolicy) -> None:
-        self._policy = policy
+    """Returns the addresses that the name of the current probe was resolved to."""
 
     async def resolve(
         self,
@@ -152,7 +154,7 @@ class _Resolver(AbstractResolver):
                 proto=0,
                 flags=socket.AI_NUMERICHOST,
             )
-            for address in await self._policy.resolve(host, port)
+            for address in _addresses.get()
         ]
 
     async def close(self) -> None:

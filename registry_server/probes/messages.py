@@ -34,3 +34,5 @@ class WorkerCommands(NamedTuple):
     """Services to stop probing."""
     once: list[tuple[int, Plan]]
     """Probes to send now."""
+    cancel: list[int]
+    """Probes on demand whose result no caller waits for."""

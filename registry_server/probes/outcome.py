@@ -88,7 +88,8 @@ _BY_ERRNO: Final[Mapping[int | None, str]] = {
 }
 LOST_ANSWER: Final = "the registry lost the answer to its probe"
 NOT_READY: Final = "the registry is not ready to probe"
-REGISTRY_FAILURES: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, INTERNAL_FAILURE})
+NO_FREE_SLOT: Final = "the registry has no free slot for this probe"
+REGISTRY_FAILURES: Final = frozenset({NO_LOCAL_ADDRESS, TOO_MANY_FILES, INTERNAL_FAILURE, NO_FREE_SLOT})
 """Failures of the registry rather than of the service."""
 
 

@@ -50,6 +50,8 @@ class Plan(NamedTuple):
     """HTTP: status codes of a success; empty = any 2xx."""
     grpc_service: str = ""
     """gRPC: service to check; empty = the whole server."""
+    owner: str = ""
+    """Owner of the service, whose probes and look-ups share one part of the slots; empty = services without owner."""
 
     @property
     def probed(self) -> bool:
@@ -66,7 +68,7 @@ class Plan(NamedTuple):
         return status in self.expected_statuses if self.expected_statuses else 200 <= status < 300  # noqa: PLR2004
 
     @classmethod
-    def of(cls, service: Service, defaults: "HealthCheckSettings") -> Self:
+    def of(cls, service: Service, defaults: "HealthCheckSettings", owner: str = "") -> Self:
         """Return the plan of a service.
 
         Never raises: an invalid endpoint results in a plan without a host, whose probes fail.
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
         Args:
             service: The registered service.
             defaults: Values for settings that the service does not specify.
+            owner: Owner of the service.
         """
         check = service.health_check
         endpoint = _split(service.endpoint)
@@ -86,6 +89,7 @@ class Plan(NamedTuple):
             failure_threshold=check.failure_threshold or defaults.failure_threshold,
             success_threshold=check.success_threshold or defaults.success_threshold,
             degraded_after=_seconds(check.degraded_after) if check.HasField("degraded_after") else None,
+            owner=owner,
         )
         return common._at(endpoint, check) if common.probed else common
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Self
 
 import structlog
@@ -10,6 +11,7 @@ from registry_server.probes.grpc import GrpcProber, system_authorities
 from registry_server.probes.http import HttpProber
 from registry_server.probes.outcome import (
     INTERNAL_FAILURE,
+    NO_FREE_SLOT,
     REGISTRY_FAILURES,
     Answer,
     Outcome,
@@ -19,7 +21,8 @@ from registry_server.probes.outcome import (
 )
 from registry_server.probes.plan import Plan
 from registry_server.probes.tcp import send_tcp_probe
-from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolutionFailed
+from registry_server.security.egress import EgressPolicy, EndpointRefused, Resolution, ResolutionFailed, ResolvedAddress
+from registry_server.security.lookups import LookupNotStarted
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +43,7 @@ class Prober:
     async def __aenter__(self) -> Self:
         """Create the resources that all probes share."""
         authorities = self._authorities
-        self._grpc = GrpcProber(self._policy, authorities or await asyncio.to_thread(system_authorities))
+        self._grpc = GrpcProber(authorities or await asyncio.to_thread(system_authorities))
         self._http = HttpProber(self._policy, None if authorities is None else authorities.decode())
         return self
 
@@ -50,12 +53,19 @@ class Prober:
         self._policy.close()
 
     async def send_probe(self, plan: Plan) -> Outcome:
-        """Probe a service once within ``plan.timeout`` seconds; raise nothing but ``CancelledError``."""
-        deadline = asyncio.get_running_loop().time() + plan.timeout
+        """Probe a service once within ``plan.timeout`` seconds; raise nothing but ``CancelledError``.
+
+        Time in which a look-up waits for a free thread does not count.
+        """
         started = time.monotonic()  # uvloop's clock has a resolution of milliseconds
         answer, error, details = None, "", None
         try:
-            answer = await self._dispatch(plan, deadline)
+            addresses, waited = await self._resolve(plan)
+            started += waited
+            deadline = asyncio.get_running_loop().time() + plan.timeout - (time.monotonic() - started)
+            answer = await self._dispatch(plan, addresses, deadline)
+        except LookupNotStarted:
+            error = NO_FREE_SLOT
         except TimeoutError:
             error = f"no answer within {format_seconds(plan.timeout)}"
         except (EndpointRefused, ResolutionFailed) as refused:
@@ -75,24 +85,28 @@ class Prober:
             degraded = f"slower than {format_seconds(plan.degraded_after)}"
         return Outcome(OutcomeKind.DEGRADED if degraded else OutcomeKind.OK, elapsed, degraded, answer.details)
 
-    async def _dispatch(self, plan: Plan, deadline: float) -> Answer:
-        """Send a probe of the plan's kind until the deadline, in event loop time.
-
-        Raises:
-            EndpointRefused, ResolutionFailed, ProbeFailed: The service could not be reached, or it failed the probe.
-            TimeoutError: The service did not answer in time.
-        """
+    async def _resolve(self, plan: Plan) -> Resolution:
+        """Return the addresses of the endpoint; raise what ``EgressPolicy.resolve`` raises."""
         if not plan.host:
             raise ProbeFailed("the endpoint is not a URL with a host")
         denial = self._policy.literal_denial_reason(plan.host)
         if denial is not None:
             raise EndpointRefused(denial)
+        return await self._policy.resolve(plan.host, plan.port, plan.owner, plan.timeout)
+
+    async def _dispatch(self, plan: Plan, addresses: Sequence[ResolvedAddress], deadline: float) -> Answer:
+        """Send a probe of the plan's kind until the deadline, in event loop time.
+
+        Raises:
+            EndpointRefused, ProbeFailed: The service could not be reached, or it failed the probe.
+            TimeoutError: The service did not answer in time.
+        """
         match plan.kind:
             case "http":
-                return await self._http.send_http_probe(plan, deadline)
+                return await self._http.send_http_probe(plan, addresses, deadline)
             case "grpc":
-                return await self._grpc.send_grpc_probe(plan, deadline)
+                return await self._grpc.send_grpc_probe(plan, addresses, deadline)
             case "tcp":
-                return await send_tcp_probe(plan, self._policy, deadline)
+                return await send_tcp_probe(addresses, deadline)
             case _:
                 raise ValueError(f"{plan.kind} has no probe")

@@ -99,7 +99,7 @@ class ProbeProcess:
         self._assigned: dict[int, _AssignedService] = {}
         self._number_of: dict[str, int] = {}
         self._on_demand = PendingAnswers[Outcome]()
-        self._commands = WorkerCommands([], [], [])
+        self._commands = WorkerCommands([], [], [], [])
         self._child: Child | None = None  # once it is ready
         self._running = asyncio.Event()
 
@@ -123,6 +123,11 @@ class ProbeProcess:
         if self._child is not None:
             self._next_commands().assign.append((number, plan, due))
 
+    def owner_of(self, name: str) -> str | None:
+        """Return the owner in the plan of a service; ``None`` if the service is not probed."""
+        number = self._number_of.get(name)
+        return None if number is None else self._assigned[number].plan.owner
+
     def drop_service(self, name: str) -> bool:
         """Stop probing a service; return whether it was probed."""
         number = self._number_of.pop(name, None)
@@ -134,7 +139,7 @@ class ProbeProcess:
         return True
 
     async def probe_now(self, plan: Plan) -> Outcome:
-        """Probe a service once, on demand; raise nothing but ``CancelledError``.
+        """Probe a service once, on demand; raise nothing but ``CancelledError``, which also cancels the probe.
 
         If the answer is late, the outcome is ``INCONCLUSIVE``.
         """
@@ -143,10 +148,18 @@ class ProbeProcess:
                 await self._running.wait()
         except TimeoutError:
             return Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NOT_READY)
-        answer = await self._on_demand.request(
-            lambda number: self._next_commands().once.append((number, plan)),
-            plan.timeout + _ANSWER_GRACE_SECONDS,
-        )
+        sent: list[int] = []
+        answer = None
+
+        def send(number: int) -> None:
+            sent.append(number)
+            self._next_commands().once.append((number, plan))
+
+        try:
+            answer = await self._on_demand.request(send, plan.timeout + _ANSWER_GRACE_SECONDS)
+        finally:
+            if answer is None:  # late, or no caller waits for it
+                self._next_commands().cancel.extend(sent)
         return answer or Outcome(OutcomeKind.INCONCLUSIVE, 0.0, LOST_ANSWER)
 
     def _next_commands(self) -> WorkerCommands:
@@ -156,7 +169,7 @@ class ProbeProcess:
         return self._commands
 
     def _flush(self) -> None:
-        commands, self._commands = self._commands, WorkerCommands([], [], [])
+        commands, self._commands = self._commands, WorkerCommands([], [], [], [])
         # The write buffer is bounded by the changes that occur until a stalled worker is replaced.
         if self._child is not None:
             self._child.connection.send_pickle(commands)

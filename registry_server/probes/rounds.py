@@ -4,15 +4,18 @@ import asyncio
 import itertools
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
-from registry_server.probes.outcome import Outcome, OutcomeKind
+from registry_server.probes.outcome import NO_FREE_SLOT, Outcome, OutcomeKind
 from registry_server.probes.pause_detector import PauseDetector
 from registry_server.probes.plan import Plan
 from registry_server.probes.schedule import Schedule
+from registry_server.runtime.fair_slots import FairSlots
 
 _TICK_SECONDS: Final = 0.01
 """Resolution of the schedule: one wake-up for several probes is cheaper than one for each."""
@@ -22,6 +25,10 @@ _TIMEOUT_SLACK_SECONDS: Final = 0.5
 """If a probe exceeds its timeout by more than this, this process delayed it."""
 _SPREAD_AFTER_SECONDS: Final = 0.5
 """After a pause of this length, overdue probes are spread over time instead of being sent at once."""
+_SKIP_AFTER_SECONDS: Final = 0.5
+"""How long a due probe waits for a slot before it is reported as skipped: no lease is shorter than 5 s."""
+_MAX_SKIPS_PER_SECOND: Final = 500
+"""Reported skips of one owner: more would keep the registry from other results."""
 
 
 SendProbe = Callable[[Plan], Coroutine[Any, Any, Outcome]]
@@ -29,10 +36,11 @@ SendProbe = Callable[[Plan], Coroutine[Any, Any, Outcome]]
 
 
 class Rounds:
-    """Probes every assigned service at its interval, with bounded concurrency.
+    """Probes every assigned service at its interval, with bounded concurrency that the owners share fairly.
 
     One heap holds the due times; there is a task for each probe in flight and none for waiting services. Probes that
-    this process delayed, or during which it was paused, are ``INCONCLUSIVE`` unless they succeeded.
+    this process delayed, or during which it was paused, are ``INCONCLUSIVE`` unless they succeeded. So is the result of
+    a service that is due but waits for a slot, once an interval: it renews the lease.
     """
 
     def __init__(
@@ -42,15 +50,17 @@ class Rounds:
 
         Args:
             send_probe: Sends a probe; raises nothing but ``CancelledError``.
-            concurrency: Maximum number of concurrent due probes.
+            concurrency: Maximum number of concurrent due probes; ``FairSlots`` divides them among the owners.
             on_result: Called with the number of the service, the outcome, the start of the probe (monotonic seconds)
                 and the seconds between its due time and its start.
         """
         self._send_probe = send_probe
         self._on_result = on_result
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = FairSlots(concurrency, max_waiting=sys.maxsize)  # at most one for each service
         self._schedule = Schedule()
         self._plans: dict[int, Plan] = {}
+        self._waiting: dict[int, tuple[int, float]] = {}  # due services without a slot: ticket and due time
+        self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._pauses = PauseDetector(self._spread)
         self._wake = asyncio.Event()
         self._waiting_until = math.inf
@@ -64,9 +74,16 @@ class Rounds:
         self._schedule_probe(number, due)
 
     def drop_service(self, number: int) -> None:
-        """Stop probing a service; a probe in flight still reports its result."""
-        if self._plans.pop(number, None) is not None:
-            self._schedule.remove(number)
+        """Stop probing a service; cancel a probe in flight."""
+        plan = self._plans.pop(number, None)
+        if plan is None:
+            return
+        self._schedule.remove(number)
+        if number in self._waiting:
+            ticket, _ = self._waiting.pop(number)
+            self._slots.withdraw(plan.owner, ticket)
+        if number in self._in_flight:
+            self._in_flight[number].cancel()
 
     def pause(self) -> None:
         """Start no more probes, because results are not being read."""
@@ -85,12 +102,16 @@ class Rounds:
         self._pauses.reset()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pauses.run(), name="pause-detector")
-            for started_probes in itertools.count(1):
-                await self._slots.acquire()
-                number, plan, due = await self._next_due()
-                if started_probes % _PROBES_PER_SLICE == 0:
-                    await asyncio.sleep(0)
-                group.create_task(self._probe_due(number, plan, due))
+            try:
+                for handled in itertools.count(1):
+                    number, due = await self._next_due()
+                    if handled % _PROBES_PER_SLICE == 0:
+                        await asyncio.sleep(0)
+                    if number in self._plans:
+                        self._handle_due(group, number, due)
+            finally:
+                for number in list(self._waiting):  # none may start while the group ends
+                    self.drop_service(number)
 
     async def probe_now(self, plan: Plan) -> Outcome:
         """Probe a service once, independently of the schedule."""
@@ -102,15 +123,14 @@ class Rounds:
             return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # this process caused the delay
         return outcome
 
-    async def _next_due(self) -> tuple[int, Plan, float]:
-        """Wait for a due service; return its number, plan and due time."""
+    async def _next_due(self) -> tuple[int, float]:
+        """Wait for a due service; return its number and due time."""
         while True:
             await self._unpaused.wait()
             self._pauses.check()  # after a pause, overdue probes are spread
             now = time.monotonic()
             if (entry := self._schedule.pop_due(now)) is not None:
-                number, due = entry
-                return number, self._plans[number], due
+                return entry
             following = self._schedule.next_due()
             self._waiting_until = math.inf if following is None else following
             self._wake.clear()
@@ -118,21 +138,45 @@ class Rounds:
                 async with asyncio.timeout(None if following is None else max(following - now, _TICK_SECONDS)):
                     await self._wake.wait()
 
+    def _handle_due(self, group: asyncio.TaskGroup, number: int, due: float) -> None:
+        """Probe a due service once its owner has a free slot; report it as skipped until then."""
+        plan = self._plans[number]
+        now = time.monotonic()
+        pause = _SKIP_AFTER_SECONDS
+        if number in self._waiting:
+            pause = plan.interval
+            _, due = self._waiting[number]
+            self._on_result(number, Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NO_FREE_SLOT), now, now - due)
+        else:
+            ticket = self._slots.request(plan.owner, partial(self._start_probe, group, number, plan, due))
+            if not ticket:
+                return
+            self._waiting[number] = ticket, due
+        self._schedule_probe(number, now + max(pause, self._slots.waiting(plan.owner) / _MAX_SKIPS_PER_SECOND))
+
+    def _start_probe(self, group: asyncio.TaskGroup, number: int, plan: Plan, due: float) -> None:
+        self._waiting.pop(number, None)
+        self._schedule.remove(number)
+        probe = self._in_flight[number] = group.create_task(self._probe_due(number, plan, due))
+        probe.add_done_callback(partial(self._end_probe, number, plan.owner))
+
+    def _end_probe(self, number: int, owner: str, probe: asyncio.Task[None]) -> None:
+        if self._in_flight[number] is probe:  # the next one may have started
+            del self._in_flight[number]
+        self._slots.release(owner)
+
     async def _probe_due(self, number: int, plan: Plan, due: float) -> None:
         """Send a due probe and schedule the next one."""
+        await self._unpaused.wait()
         pauses = self._pauses.count
         started = time.monotonic()
-        try:
-            outcome = await self.probe_now(plan)
-        finally:
-            self._slots.release()
-        if number in self._plans:
-            now = time.monotonic()
-            # After a large delay the rhythm restarts: otherwise the next probe would follow immediately.
-            again = max((due if started - due < plan.interval / 2 else started) + plan.interval, now)
-            if self._pauses.count != pauses:  # otherwise all probes in flight during it would be repeated at once
-                again = now + jitter(plan.interval)
-            self._schedule_probe(number, again)
+        outcome = await self.probe_now(plan)
+        now = time.monotonic()
+        # After a large delay the rhythm restarts: otherwise the next probe would follow immediately.
+        again = max((due if started - due < plan.interval / 2 else started) + plan.interval, now)
+        if self._pauses.count != pauses:  # otherwise all probes in flight during it would be repeated at once
+            again = now + jitter(plan.interval)
+        self._schedule_probe(number, again)
         self._on_result(number, outcome, started, started - due)
 
     def _schedule_probe(self, number: int, due: float) -> None:

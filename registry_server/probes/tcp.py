@@ -2,16 +2,14 @@
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
 from registry_server.probes.outcome import Answer, ProbeFailed, connection_error
-from registry_server.probes.plan import Plan
-from registry_server.security.egress import EgressPolicy, ResolvedAddress
+from registry_server.security.egress import ResolvedAddress
 
 
-async def send_tcp_probe(plan: Plan, policy: EgressPolicy, deadline: float) -> Answer:
+async def send_tcp_probe(addresses: Sequence[ResolvedAddress], deadline: float) -> Answer:
     """Connect to the first address of the endpoint that accepts a connection; see ``Prober``."""
-    async with asyncio.timeout_at(deadline):
-        addresses = await policy.resolve(plan.host, plan.port)
     now = asyncio.get_running_loop().time
     failure = OSError()
     for remaining in range(len(addresses), 0, -1):

@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from registry_server.instrumentation.logs import configure_logging
@@ -29,6 +30,7 @@ class Worker:
         self._rounds = Rounds(send_probe, concurrency=concurrency, on_result=self._answer)
         self._connection = connection
         self._answers: list[tuple[Any, ...]] = []
+        self._on_demand: dict[int, asyncio.Task[None]] = {}
         self._wakeup = asyncio.Event()
 
     async def run(self) -> None:
@@ -44,11 +46,18 @@ class Worker:
                 for number, plan, due in commands.assign:
                     self._rounds.assign_service(number, plan, due)
                 for number, plan in commands.once:
-                    group.create_task(self._probe_once(number, plan))
+                    probe = self._on_demand[number] = group.create_task(self._probe_once(number, plan))
+                    probe.add_done_callback(partial(self._forget_probe, number))
+                for number in commands.cancel:
+                    if number in self._on_demand:
+                        self._on_demand[number].cancel()
             os._exit(0)  # without waiting for threads that resolve names
 
     async def _probe_once(self, number: int, plan: Plan) -> None:
         self._answer(number, await self._rounds.probe_now(plan), 0.0, None)
+
+    def _forget_probe(self, number: int, _: asyncio.Task[None]) -> None:
+        del self._on_demand[number]
 
     def _answer(self, number: int, outcome: Outcome, started: float, late: float | None) -> None:
         self._answers.append((number, *_encode(outcome), started, late))

@@ -71,19 +71,19 @@ class FairSlots:
         """Take a slot now or once one is free, and then call ``start``, which must not raise.
 
         Returns:
-            A ticket for ``withdraw``.
+            A ticket for ``withdraw``; 0 if a slot was free.
 
         Raises:
             TooManyWaiters: Nothing was done.
         """
-        ticket = next(self._tickets)
         if self._take(key):
             start()
-            return ticket
+            return 0
         waiters = self._waiting.get(key, {})
         if len(waiters) >= self._places:
             raise TooManyWaiters
         self._places -= 1
+        ticket = next(self._tickets)
         waiters[ticket] = start
         self._waiting[key] = waiters
         return ticket

@@ -4,15 +4,14 @@ A registration chooses where the registry connects. Without a policy, it could m
 host can reach, such as the credentials that clouds serve at link-local addresses (SSRF).
 """
 
-import asyncio
 import socket
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from registry_server.model.networks import DENIED_NETWORKS, Network
+from registry_server.security.lookups import NameLookups
 
 Address = IPv4Address | IPv6Address
 
@@ -22,7 +21,6 @@ _LAST_32_BITS: Final = 0xFFFF_FFFF
 # Further addresses of a name are ignored: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
 _MAX_CACHED_ADDRESSES: Final = 10_000
-_MAX_CONCURRENT_LOOKUPS: Final = 64
 
 _UNKNOWN_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})
 
@@ -44,6 +42,15 @@ class ResolvedAddress(NamedTuple):
     port: int
 
 
+class Resolution(NamedTuple):
+    """The addresses of a host."""
+
+    addresses: list[ResolvedAddress]
+    """Allowed addresses, in the order in which to try them."""
+    waited: float = 0.0
+    """Seconds that the look-up waited for a free thread."""
+
+
 class EgressPolicy:
     """Allowed and denied networks.
 
@@ -60,12 +67,11 @@ class EgressPolicy:
         self._allowed = tuple(allowed)
         self._denied = tuple(denied)
         self._permits_cached = lru_cache(_MAX_CACHED_ADDRESSES)(self._permits)  # saves 5 % of the cost of a probe
-        # A separate pool: slow DNS servers would block the few threads of the loop's default executor.
-        self._lookups = ThreadPoolExecutor(_MAX_CONCURRENT_LOOKUPS, thread_name_prefix="probe-lookup")
+        self._lookups = NameLookups()
 
     def close(self) -> None:
         """Stop resolving names; lookups in flight are abandoned."""
-        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._lookups.close()
 
     def denial_reason(self, address: str) -> str | None:
         """Return the reason why probes may not connect to an IP address; ``None`` if they may."""
@@ -80,18 +86,22 @@ class EgressPolicy:
         is_address = ":" in host or (host[-1:].isdigit() and _parsed(host) is not None)
         return self.denial_reason(host) if is_address else None
 
-    async def resolve(self, host: str, port: int) -> list[ResolvedAddress]:
-        """Return the allowed addresses of a host, in the order in which to try them.
+    async def resolve(self, host: str, port: int, owner: str = "", max_seconds: float | None = None) -> Resolution:
+        """Return the allowed addresses of a host.
 
         Connect to these addresses without resolving the name again, which could return others (DNS rebinding).
 
         Args:
             host: IP address or DNS name.
             port: Port of the returned addresses.
+            owner: Owner of the service, whose look-ups share one part of the threads.
+            max_seconds: Time limit of the look-up, and of waiting for it to start; ``None`` = none.
 
         Raises:
             EndpointRefused: Every address is denied.
             ResolutionFailed: The name has no address, or DNS failed.
+            LookupNotStarted: Too many look-ups of this owner are in flight.
+            TimeoutError: DNS did not answer in time.
         """
         literal = _parsed(host)
         if literal is not None:
@@ -99,28 +109,30 @@ class EgressPolicy:
             if reason is not None:
                 raise EndpointRefused(reason)
             family = socket.AF_INET if isinstance(literal, IPv4Address) else socket.AF_INET6
-            return [ResolvedAddress(family, host, port)]
-        resolved = await self._look_up(host, port)
+            return Resolution([ResolvedAddress(family, host, port)])
+        resolved, waited = await self._look_up(host, port, owner, max_seconds)
         permitted = [address for address in resolved if self.denial_reason(address.address) is None]
         if not permitted:
             # The message omits the address, which could reveal internal DNS entries.
             raise EndpointRefused("host name has no allowed address")
-        return permitted[:_MAX_ADDRESSES]
+        return Resolution(permitted[:_MAX_ADDRESSES], waited)
 
-    async def _look_up(self, host: str, port: int) -> list[ResolvedAddress]:
-        infos = []
-        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    async def _look_up(self, host: str, port: int, owner: str, max_seconds: float | None) -> Resolution:
+        infos: list[Any] = []
+        waited = 0.0
         try:
-            infos = await asyncio.get_running_loop().run_in_executor(self._lookups, look_up)
+            infos, waited = await self._lookups.look_up(host, port, owner, max_seconds)
         except UnicodeError:  # an empty or too long label
             pass
+        except TimeoutError:
+            raise
         except OSError as error:
             if not isinstance(error, socket.gaierror) or error.errno not in _UNKNOWN_NAME:
                 raise ResolutionFailed("host name could not be resolved") from error
         if not infos:
             raise ResolutionFailed("host name not found")
         addresses = (ResolvedAddress(family, str(socket_address[0]), port) for family, _, _, _, socket_address in infos)
-        return list(dict.fromkeys(addresses))
+        return Resolution(list(dict.fromkeys(addresses)), waited)
 
     def _permits(self, address: Address) -> bool:
         embedded = _embedded_ipv4(address)

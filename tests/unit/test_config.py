@@ -64,7 +64,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "health_check.timeout_ms": (5000, "30000", 30000),
     "health_check.failure_threshold": (3, "1", 1),
     "health_check.success_threshold": (2, "1", 1),
-    "health_check.concurrency": (500, "1", 1),
+    "health_check.concurrency": (1_000, "1", 1),
     "health_check.member_period_ms": (5000, "100", 100),
     "health_check.allowed_networks": ((), "10.0.0.0/8, ::1", (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
     "health_check.denied_networks": (DENIED_NETWORKS, "127.0.0.1", (IPv4Network("127.0.0.1/32"),)),

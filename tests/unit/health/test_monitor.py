@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +12,13 @@ from ossa.registry.v1.event_pb2 import Event, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.app import open_parts
-from registry_server.errors import ServiceNotFound
+from registry_server.errors import Overloaded, ServiceNotFound
 from registry_server.health.evaluator import Verdict
 from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind
+from registry_server.runtime.fair_slots import FairSlots
 from registry_server.runtime.tasks import cancel
+from registry_server.security.identity import Identity, Role, current_identity
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -112,7 +114,7 @@ async def open_process(redis: RedisProcess, *, start: bool = True, **health_chec
 # Changes while a probe is in flight.
 
 
-async def test_result_is_dropped_if_the_service_was_removed_during_the_probe(redis: RedisProcess, agent: Agent) -> None:
+async def test_probe_is_cancelled_if_the_service_is_removed(redis: RedisProcess, agent: Agent) -> None:
     async with open_process(redis, **HOURLY) as process:
         agent.open.clear()
         await process.register("a", agent.endpoint())
@@ -120,9 +122,9 @@ async def test_result_is_dropped_if_the_service_was_removed_during_the_probe(red
         await process.registry.unregister("a")
         assert process.monitor.probed_services == 0
 
-        agent.open.set()
-        await until(lambda: process.finished_probes == 1)
+        await until(lambda: agent.waiting == 0)
         await process.monitor._results.flush()
+        assert process.finished_probes == 0
         with pytest.raises(ServiceNotFound):
             await process.health("a")
         assert await process.registry._store.reader.read_check("a") == (None, None)
@@ -130,7 +132,7 @@ async def test_result_is_dropped_if_the_service_was_removed_during_the_probe(red
 
 
 @pytest.mark.parametrize("unregister", [False, True], ids=["re-registered", "unregistered and registered again"])
-async def test_result_of_a_former_endpoint_is_dropped(
+async def test_probe_of_a_former_endpoint_is_cancelled(
     redis: RedisProcess,
     unregister: bool,  # noqa: FBT001
 ) -> None:
@@ -143,9 +145,9 @@ async def test_result_of_a_former_endpoint_is_dropped(
         if unregister:
             await process.registry.unregister("a")
         await process.register("a", new.endpoint())
-        old.open.set()
-        await until(lambda: process.finished_probes == 1)
+        await until(lambda: old.waiting == 0)
         await process.monitor._results.flush()
+        assert process.finished_probes == 0
         assert (await process.health("a")).status == UNKNOWN
         assert not (await process.health("a")).HasField("last_check")
 
@@ -162,7 +164,7 @@ async def test_registering_again_during_a_probe_changes_the_status_once(redis: R
         await process.registry.unregister("a")
         await process.register("a", agent.endpoint())
         agent.open.set()
-        await until(lambda: process.finished_probes == 2)
+        await until(lambda: process.finished_probes == 1)
         await until(lambda: process.statuses == [HEALTHY])
         await until(lambda: process.monitor.probed_services == 1)
 
@@ -196,7 +198,7 @@ async def test_result_counts_after_an_unrelated_change_during_the_probe(redis: R
 
 
 async def test_due_probes_in_flight_are_bounded_and_all_services_are_probed(redis: RedisProcess, agent: Agent) -> None:
-    async with open_process(redis, concurrency=3, **HOURLY) as process:
+    async with open_process(redis, concurrency=6, **HOURLY) as process:
         process.monitor._first_probe_seconds = 0.01
         agent.open.clear()
         names = [f"s{i}" for i in range(20)]
@@ -229,7 +231,7 @@ async def test_check_on_demand_is_not_delayed_by_hanging_services(redis: RedisPr
 async def test_concurrent_checks_on_demand_are_bounded(redis: RedisProcess, agent: Agent) -> None:
     async with open_process(redis, **HOURLY) as process:
         process.monitor._first_probe_seconds = 3600.0
-        process.monitor._on_demand_slots = asyncio.Semaphore(2)
+        process.monitor._on_demand_slots = FairSlots(4)
         names = [f"s{i}" for i in range(8)]
         for name in names:
             await process.register(name, agent.endpoint())
@@ -239,6 +241,85 @@ async def test_concurrent_checks_on_demand_are_bounded(redis: RedisProcess, agen
         agent.open.set()
         assert {health.status for health in await asyncio.gather(*checking)} == {HEALTHY}
     assert agent.max_waiting <= 3, "a due probe may be in flight too"
+
+
+@contextmanager
+def called_by(name: str) -> Iterator[None]:
+    token = current_identity.set(Identity(name, Role.ADMIN, method="api-key"))
+    try:
+        yield
+    finally:
+        current_identity.reset(token)
+
+
+async def test_checks_on_demand_of_one_caller_delay_no_other(redis: RedisProcess) -> None:
+    async with agents(2) as [hanging, good], open_process(redis, **HOURLY) as process:
+        process.monitor._first_probe_seconds = 3600.0
+        hanging.open.clear()
+        for i in range(70):
+            await process.register(f"hangs{i}", hanging.endpoint())
+        await process.register("good", good.endpoint())
+        with called_by("greedy"):
+            checking = [asyncio.create_task(process.registry.check_health(f"hangs{i}")) for i in range(70)]
+            checking += [asyncio.create_task(process.registry.check_health("good"))]
+        await until(lambda: hanging.waiting >= 28)
+        async with asyncio.timeout(TIMEOUT):
+            with called_by("other"):
+                assert (await process.registry.check_health("good")).status == HEALTHY
+        assert not any(task.done() for task in checking)
+        await cancel(checking)
+
+
+async def test_cancelled_check_on_demand_frees_its_place_and_ends_its_probe(redis: RedisProcess) -> None:
+    async with agents(1) as [hanging], open_process(redis, **HOURLY) as process:
+        process.monitor._first_probe_seconds = 3600.0
+        process.monitor._on_demand_slots = slots = FairSlots(2)
+        hanging.open.clear()
+        for name in "ab":
+            await process.register(name, hanging.endpoint(f"/{name}"))
+        first, same, second = (asyncio.create_task(process.registry.check_health(name)) for name in "aab")
+        await until(lambda: hanging.waiting == 1 and slots.waiting("anonymous") == 1)
+        await cancel([first])
+        await asyncio.sleep(0.1)
+        assert hanging.waiting == 1, "another call waits for the same probe"
+        await cancel([second])
+        assert slots.waiting("anonymous") == 0
+        await cancel([same])
+        await until(lambda: hanging.waiting == 0)
+        hanging.open.set()
+        assert (await process.registry.check_health("b")).status == HEALTHY
+        assert not process.monitor._on_demand
+        assert hanging.paths == ["/a/health", "/b/health"]
+
+
+async def test_caller_with_too_many_waiting_checks_is_refused(redis: RedisProcess, agent: Agent) -> None:
+    async with open_process(redis, **HOURLY) as process:
+        process.monitor._first_probe_seconds = 3600.0
+        process.monitor._on_demand_slots = slots = FairSlots(2, max_waiting=2)
+        agent.open.clear()
+        for name in "abcd":
+            await process.register(name, agent.endpoint())
+        with called_by("greedy"):
+            checking = [asyncio.create_task(process.registry.check_health(name)) for name in "ab"]
+            await until(lambda: slots.waiting("greedy") == 1)
+            with pytest.raises(Overloaded):
+                await process.registry.check_health("c")
+        with called_by("other"):
+            checking.append(asyncio.create_task(process.registry.check_health("d")))
+        await until(lambda: agent.waiting == 2)
+        await cancel(checking)
+
+
+async def test_service_that_gets_another_owner_is_probed_with_the_slots_of_that_owner(
+    redis: RedisProcess, agent: Agent
+) -> None:
+    async with open_process(redis, **HOURLY) as process:
+        await process.register("a", agent.endpoint())
+        assert process.monitor._prober.owner_of("a") == ""
+        token = current_identity.set(Identity("team", Role.AGENT, method="api-key", patterns=("*",)))
+        await process.register("a", agent.endpoint())
+        current_identity.reset(token)
+        await until(lambda: process.monitor._prober.owner_of("a") == "team")
 
 
 async def test_finished_probes_are_counted_by_outcome(redis: RedisProcess) -> None:

@@ -9,11 +9,13 @@ import pytest
 from registry_server.probes import Outcome
 from registry_server.probes.outcome import format_seconds
 from registry_server.probes.prober import Prober
+from registry_server.runtime.fair_slots import FairSlots
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, closed_port, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import serving
 from tests.unit.probes.probing import (
     FAILED,
+    INCONCLUSIVE,
     OK,
     SHORT_TIMEOUT,
     TIMED_OUT,
@@ -158,6 +160,54 @@ async def test_hanging_dns_blocks_no_other_probe_and_no_thread_pool(
             for task in hanging:
                 task.cancel()
             await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_hanging_look_ups_of_an_owner_delay_no_other_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hanging_dns(monkeypatch) as lookups:
+        async with Prober(EgressPolicy()) as prober, listening(respond(answer())) as port:
+            slow = [plan(f"http://agent-{i}.test:80", {"timeout": "0.3s"})._replace(owner="greedy") for i in range(300)]
+            outcomes = await asyncio.gather(*(prober.send_probe(each) for each in slow))
+            sent = [outcome for outcome in outcomes if outcome.error == "no answer within 300 ms"]
+            assert {outcome.kind for outcome in sent} == {FAILED}
+            assert len(sent) == len(lookups) == 56
+            rest = {(outcome.kind, outcome.error) for outcome in outcomes if outcome not in sent}
+            assert rest == {(INCONCLUSIVE, "the registry has no free slot for this probe")}
+            # The threads of the owner are still in use, although no probe waits for them.
+            for scheme, owner, kind in (("http", "other", OK), ("tcp", "other", OK), ("tcp", "greedy", INCONCLUSIVE)):
+                by_name = plan(f"{scheme}://localhost:{port}", {"timeout": "0.3s"})._replace(owner=owner)
+                assert (await prober.send_probe(by_name)).kind is kind
+            by_address = plan(f"tcp://127.0.0.1:{port}")._replace(owner="greedy")
+            assert (await prober.send_probe(by_address)).kind is OK
+
+
+@pytest.mark.slow
+async def test_time_in_which_a_look_up_waits_for_a_thread_does_not_count() -> None:
+    policy = EgressPolicy()
+    policy._lookups._slots = slots = FairSlots(1)
+    async with Prober(policy) as prober, listening(respond(answer())) as port:
+        await slots.acquire("other")
+        by_name = plan(f"http://localhost:{port}", {"timeout": "5s", "degraded_after": "1s"})
+        waiting = asyncio.create_task(prober.send_probe(by_name))
+        await asyncio.sleep(1.2)
+        slots.release("other")
+        outcome = await waiting
+        assert outcome.kind is OK
+        assert outcome.response_time < 1
+
+
+async def test_cancelled_probe_leaves_the_queue_of_look_ups() -> None:
+    policy = EgressPolicy()
+    policy._lookups._slots = slots = FairSlots(1)
+    async with Prober(policy) as prober:
+        for scheme in ("http", "grpc", "tcp"):
+            await slots.acquire("")
+            waiting = asyncio.create_task(prober.send_probe(plan(f"{scheme}://localhost:1")))
+            while not slots.waiting(""):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert not slots.waiting("")
+            slots.release("")
 
 
 async def test_prober_closes_immediately_while_dns_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

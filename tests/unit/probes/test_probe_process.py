@@ -36,25 +36,26 @@ def agent() -> AbstractAsyncContextManager[int]:
 
 
 class SilentAgent(NamedTuple):
-    """An agent that answers no request before it is released."""
+    """An agent that answers no request."""
 
     port: int
     requested: asyncio.Event
     """Set by the first request."""
-    released: asyncio.Event
+    closed: asyncio.Event
+    """Set when a client closes its connection."""
 
 
 @asynccontextmanager
 async def silent_agent() -> AsyncIterator[SilentAgent]:
-    requested, released = asyncio.Event(), asyncio.Event()
+    requested, closed = asyncio.Event(), asyncio.Event()
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         requested.set()
-        await released.wait()
-        await respond(answer())(reader, writer)
+        await reader.read()
+        closed.set()
 
     async with listening(handle) as port:
-        yield SilentAgent(port, requested, released)
+        yield SilentAgent(port, requested, closed)
 
 
 def worker_pids() -> list[int]:
@@ -202,19 +203,43 @@ async def test_assigned_service_is_probed_at_its_interval_until_dropped() -> Non
         assert result.late is not None
 
 
-async def test_result_of_a_replaced_plan_has_no_name() -> None:
+async def test_probe_of_a_replaced_plan_is_cancelled() -> None:
     recorder = ResultRecorder()
     async with silent_agent() as slow, agent() as port, probe_process(on_result=recorder) as subject:
-        subject.assign_service("a", plan(slow.port), time.monotonic())
+        subject.assign_service("a", plan(slow.port)._replace(timeout=60.0), time.monotonic())
         await until(slow.requested.is_set)
         subject.assign_service("a", plan(port)._replace(interval=3600), time.monotonic())
+        await until(slow.closed.is_set)
         await until(lambda: len(recorder.results) == 1)
-        slow.released.set()
-        await until(lambda: len(recorder.results) == 2)
-    assert [(result.name, result.plan) for result in recorder.results] == [
-        ("a", plan(port)._replace(interval=3600)),
-        (None, None),
-    ]
+    assert [(result.name, result.plan) for result in recorder.results] == [("a", plan(port)._replace(interval=3600))]
+
+
+async def test_cancelled_check_on_demand_cancels_the_probe() -> None:
+    async with silent_agent() as slow, agent() as port, probe_process() as subject:
+        waiting = asyncio.create_task(subject.probe_now(plan(slow.port)._replace(timeout=60.0)))
+        await until(slow.requested.is_set)
+        await cancel([waiting])
+        await until(slow.closed.is_set)
+        unsent = asyncio.create_task(subject.probe_now(plan(port)))
+        await asyncio.sleep(0)
+        await cancel([unsent])  # both commands are in one message
+        assert (await subject.probe_now(plan(port))).kind is OutcomeKind.OK
+
+
+async def test_slow_probes_of_an_owner_delay_no_other_owner() -> None:
+    recorder = ResultRecorder()
+    async with silent_agent() as slow, agent() as port, probe_process(on_result=recorder) as subject:
+        greedy = plan(slow.port)._replace(interval=300.0, timeout=300.0, owner="greedy")
+        for i in range(200):  # the worker sends at most 100 probes at once
+            subject.assign_service(f"slow{i}", greedy, time.monotonic())
+        await until(lambda: recorder.results)
+        subject.assign_service("fast", plan(port)._replace(interval=1.0, owner="other"), time.monotonic())
+        await until(lambda: len(recorder.of("fast")) >= 3)
+    assert {result.outcome.kind for result in recorder.of("fast")} == {OutcomeKind.OK}
+    skipped = [result for result in recorder.results if result.name != "fast"]
+    assert {(result.outcome.kind, result.outcome.error) for result in skipped} == {
+        (OutcomeKind.INCONCLUSIVE, "the registry has no free slot for this probe")
+    }
 
 
 async def test_new_worker_probes_all_services_within_an_interval() -> None:

@@ -43,7 +43,7 @@ async def test_worker_pauses_probing_while_its_results_are_not_read() -> None:
     try:
         plan = Plan.of(small_service("a"), HealthCheckSettings())._replace(interval=0.001)
         now = time.monotonic()
-        registry.send_pickle(WorkerCommands([(i, plan, now) for i in range(100)], [], []))
+        registry.send_pickle(WorkerCommands([(i, plan, now) for i in range(100)], [], [], []))
         async with asyncio.timeout(TIMEOUT):
             before = -1
             while prober.probes != before or not before:

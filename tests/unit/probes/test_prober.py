@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 
 from registry_server.probes import Outcome, OutcomeKind
+from registry_server.probes.grpc import GrpcProber
 from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, respond
@@ -130,11 +131,11 @@ async def test_grpc_connection_errors_are_attributed_by_their_text(
     async def probe_with(details: str) -> Outcome:
         error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
-        async def fail(*_: object) -> Never:
+        def fail(*_: object) -> Never:
             raise error
 
         async with Prober(EgressPolicy()) as prober:
-            monkeypatch.setattr(EgressPolicy, "resolve", fail)
+            monkeypatch.setattr(GrpcProber, "_channel", fail)
             return await prober.send_probe(plan("grpc://127.0.0.1:80"))
 
     outcome = await probe_with(f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:80: {words}")

@@ -20,16 +20,19 @@ OK = Outcome(OutcomeKind.OK, 0.001)
 FAILED = Outcome(OutcomeKind.FAILED, 0.001, "connection refused")
 
 
-def plan(*, interval: float = 0.05, timeout: float = 60.0) -> Plan:
-    return Plan.of(small_service("any"), HealthCheckSettings())._replace(interval=interval, timeout=timeout)
+def plan(*, interval: float = 0.05, timeout: float = 60.0, owner: str = "") -> Plan:
+    of_owner = Plan.of(small_service("any"), HealthCheckSettings(), owner)
+    return of_owner._replace(interval=interval, timeout=timeout)
 
 
 class ManualProber:
     """Sends probes that are delayed while ``open`` is cleared and end with ``outcome``."""
 
-    def __init__(self, *, concurrency: int = 100) -> None:
+    def __init__(self, *, concurrency: int = 1_000) -> None:
         self.open = asyncio.Event()
         self.open.set()
+        self.hanging: set[str] = set()
+        """Owners whose probes never end."""
         self.outcome = OK
         self.in_flight: Counter[Plan] = Counter()
         self.max_in_flight_per_plan = 0
@@ -50,6 +53,8 @@ class ManualProber:
         try:
             await asyncio.sleep(0)
             await self.open.wait()
+            if plan.owner in self.hanging:
+                await asyncio.Event().wait()
             return self.outcome
         finally:
             self.in_flight[plan] -= 1
@@ -103,20 +108,18 @@ async def test_late_probe_is_not_followed_immediately_by_the_next() -> None:
     assert due[2] == pytest.approx(now + 3100)
 
 
-async def test_dropped_service_reports_only_the_probe_in_flight() -> None:
-    prober = ManualProber()
+async def test_dropped_service_is_probed_no_more_and_frees_its_slot() -> None:
+    prober = ManualProber(concurrency=1)
     async with rounds(prober) as subject:
         prober.open.clear()
-        subject.assign_service(1, plan(), time.monotonic())
+        for number in (1, 2, 3):
+            subject.assign_service(number, plan(), time.monotonic())
         await until(lambda: prober.in_flight.total() == 1)
-        subject.drop_service(1)
-        subject.drop_service(1)
-        subject.drop_service(99)
+        for number in (1, 1, 2, 99):  # one has a probe in flight, the other waits for its slot
+            subject.drop_service(number)
         prober.open.set()
-        await until(lambda: len(prober.results) == 1)
-        subject.assign_service(2, plan(), time.monotonic())
-        await until(lambda: prober.results_by_number()[2] >= 3)
-    assert prober.results_by_number()[1] == 1
+        await until(lambda: prober.results_by_number()[3] >= 3)
+    assert set(prober.results_by_number()) == {3}
 
 
 @pytest.mark.slow
@@ -132,7 +135,7 @@ async def test_hanging_service_has_one_probe_at_a_time() -> None:
 
 
 async def test_due_probes_in_flight_are_bounded_and_all_are_sent() -> None:
-    prober = ManualProber(concurrency=3)
+    prober = ManualProber(concurrency=6)
     async with rounds(prober) as subject:
         prober.open.clear()
         for number in range(20):
@@ -144,6 +147,55 @@ async def test_due_probes_in_flight_are_bounded_and_all_are_sent() -> None:
         assert await on_demand == OK
         await until(lambda: len(prober.results) == 20)
     assert prober.max_in_flight == 4
+
+
+async def test_owner_whose_probes_never_end_delays_no_other_owner() -> None:
+    prober = ManualProber(concurrency=8)
+    async with rounds(prober) as subject:
+        prober.open.clear()
+        for number in range(100):
+            subject.assign_service(number, plan(interval=300, owner="greedy"), time.monotonic())
+        await until(lambda: prober.in_flight.total() == 4)
+        prober.hanging = {"greedy"}
+        prober.open.set()
+        for number in range(100, 110):
+            subject.assign_service(number, plan(interval=0.05, owner=f"other{number % 2}"), time.monotonic())
+        await until(lambda: all(prober.results_by_number()[number] >= 5 for number in range(100, 110)))
+    assert {result[1].kind for result in prober.results if result[0] >= 100} == {OutcomeKind.OK}
+    assert prober.max_in_flight <= 8
+
+
+@pytest.mark.slow
+async def test_probe_without_a_slot_is_reported_as_skipped_once_an_interval() -> None:
+    """An INCONCLUSIVE result renews the lease; the probe itself is sent once a slot is free."""
+    prober = ManualProber(concurrency=1)
+    async with rounds(prober) as subject:
+        prober.open.clear()
+        started = time.monotonic()
+        subject.assign_service(1, plan(interval=3600), started)
+        await until(lambda: prober.in_flight.total() == 1)
+        subject.assign_service(2, plan(interval=0.3), started)
+        await until(lambda: prober.results_by_number()[2] >= 4)
+        elapsed = time.monotonic() - started
+        skipped = list(prober.results)
+        prober.open.set()
+        await until(lambda: prober.results_by_number()[1] == 1)
+        await until(lambda: prober.results[-1][0] == 2 and prober.results[-1][1] == OK)
+    assert {(number, outcome.kind) for number, outcome, *_ in skipped} == {(2, OutcomeKind.INCONCLUSIVE)}
+    assert skipped[0][1].error == "the registry has no free slot for this probe"
+    assert len(skipped) <= elapsed / 0.3
+    assert [start - late for _, _, start, late in skipped] == pytest.approx([started] * len(skipped))
+
+
+async def test_skipped_probes_of_a_large_fleet_are_reported_at_a_bounded_rate() -> None:
+    prober = ManualProber(concurrency=1)
+    async with rounds(prober) as subject:
+        prober.open.clear()
+        for number in range(5_000):
+            subject.assign_service(number, plan(interval=1.0), time.monotonic())
+        await until(lambda: len(subject._waiting) == 4_999)
+        due = sorted(due_times(subject).values())
+    assert due[-1] - time.monotonic() > 8, "500 a second"
 
 
 async def test_service_that_is_due_before_all_others_is_probed_in_time() -> None:

@@ -1,5 +1,5 @@
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 
 import pytest
@@ -16,23 +16,22 @@ class Work:
         self.slots = FairSlots(size, 1_000_000)
         self.held: Counter[str] = Counter()
         self.started: list[str] = []
-        self.waiting: dict[int, str] = {}
-        self._next = 0
+        self.tickets: dict[str, list[int]] = defaultdict(list)
 
     def request(self, key: str, count: int = 1) -> None:
         for _ in range(count):
-            self._next += 1  # the tickets are consecutive
-            self.waiting[self._next] = key
-            assert self.slots.request(key, partial(self._start, key, self._next)) == self._next
+            if ticket := self.slots.request(key, partial(self._start, key)):
+                self.tickets[key].append(ticket)
 
     def end(self, key: str) -> None:
         self.held[key] -= 1
         self.slots.release(key)
 
-    def _start(self, key: str, ticket: int) -> None:
-        assert key == self.waiting.pop(ticket)
+    def _start(self, key: str) -> None:
         self.held[key] += 1
         self.started.append(key)
+        if self.tickets[key]:
+            del self.tickets[key][0]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +132,10 @@ async def test_waiting_places_are_bounded_and_shared_as_slots_are() -> None:
 def test_withdrawn_request_does_not_start() -> None:
     work = Work(1)
     work.request("a", 2)
-    assert work.slots.withdraw("a", 2)
-    assert not work.slots.withdraw("a", 2)
-    assert not work.slots.withdraw("a", 1), "has started"
+    [ticket] = work.tickets["a"]
+    assert work.slots.withdraw("a", ticket)
+    assert not work.slots.withdraw("a", ticket)
+    assert not work.slots.withdraw("a", 0), "has started"
     work.end("a")
     assert work.started == ["a"]
 
@@ -144,16 +144,14 @@ def test_withdrawn_request_does_not_start() -> None:
 def test_no_slot_is_lost_and_no_waiter_is_forgotten(size: int, steps: list[tuple[str, str]]) -> None:
     work = Work(size)
     for key, step in steps:
-        tickets = [ticket for ticket, waiting in work.waiting.items() if waiting == key]
+        tickets = work.tickets[key]
         if step == "+":
             work.request(key)
         elif step == "-" and work.held[key]:
             work.end(key)
         elif step == "x" and tickets:
-            assert work.slots.withdraw(key, tickets[-1])
-            del work.waiting[tickets[-1]]
+            assert work.slots.withdraw(key, tickets.pop())
         free = size - work.held.total()
         assert free >= 0
-        counts = Counter(work.waiting.values())
-        assert all(work.slots.waiting(each) == counts[each] for each in "abcd")
-        assert all(work.held[each] >= free for each in counts), "a waiter that may start has started"
+        assert all(work.slots.waiting(each) == len(work.tickets[each]) for each in "abcd")
+        assert all(work.held[each] >= free for each in "abcd" if work.tickets[each]), "all that may start have started"

@@ -154,8 +154,8 @@ def test_ipv6_address_is_denied_if_its_embedded_ipv4_address_is(address: object)
 async def test_address_literal_is_resolved_without_dns(monkeypatch: pytest.MonkeyPatch) -> None:
     dns = FakeDns(monkeypatch, OSError("must not be called"))
     policy = EgressPolicy()
-    assert await policy.resolve("127.0.0.1", 80) == [ResolvedAddress(socket.AF_INET, "127.0.0.1", 80)]
-    assert await policy.resolve("::1", 81) == [ResolvedAddress(socket.AF_INET6, "::1", 81)]
+    assert (await policy.resolve("127.0.0.1", 80)).addresses == [ResolvedAddress(socket.AF_INET, "127.0.0.1", 80)]
+    assert (await policy.resolve("::1", 81)).addresses == [ResolvedAddress(socket.AF_INET6, "::1", 81)]
     with pytest.raises(EndpointRefused, match=r"^address 169\.254\.169\.254 is not allowed$"):
         await policy.resolve("169.254.169.254", 80)
     assert dns.lookups == []
@@ -163,7 +163,7 @@ async def test_address_literal_is_resolved_without_dns(monkeypatch: pytest.Monke
 
 async def test_name_resolves_to_its_allowed_addresses_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDns(monkeypatch, ["fe80::1", "::1", "127.0.0.1", "169.254.169.254", "127.0.0.1"])
-    assert await EgressPolicy().resolve("agent.test", 8080) == [
+    assert (await EgressPolicy().resolve("agent.test", 8080)).addresses == [
         ResolvedAddress(socket.AF_INET6, "::1", 8080),
         ResolvedAddress(socket.AF_INET, "127.0.0.1", 8080),
     ]
@@ -171,7 +171,7 @@ async def test_name_resolves_to_its_allowed_addresses_in_order(monkeypatch: pyte
 
 async def test_name_resolves_to_at_most_eight_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDns(monkeypatch, [f"127.0.1.{i}" for i in range(100)])
-    assert len(await EgressPolicy().resolve("agent.test", 80)) == 8
+    assert len((await EgressPolicy().resolve("agent.test", 80)).addresses) == 8
 
 
 async def test_denied_addresses_of_a_name_are_not_disclosed(
