@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from registry_server.config.addresses import bad_setting, split_list
 from registry_server.config.fields import DAY_MS, Metavar, Milliseconds, Number, SettingsGroup
-from registry_server.model.networks import DENIED_NETWORKS, Network
+from registry_server.model.networks import Network
 
 _DEFAULT_INTERVAL_MS = 30_000
 
@@ -54,10 +54,10 @@ class HealthCheckSettings(SettingsGroup):
     its services, in milliseconds."""
     allowed_networks: Networks = ()
     """Networks that probes may connect to, such as 10.0.0.0/8, separated by commas. If empty, all networks that are not
-    denied."""
-    denied_networks: Networks = DENIED_NETWORKS
-    """Networks that probes may not connect to, even if they are allowed. The default contains link-local and multicast
-    addresses and the metadata services of clouds; a value replaces it completely."""
+    denied. A network within one that is always denied, such as 169.254.7.0/24, is an exception from it."""
+    denied_networks: Networks = ()
+    """Networks that probes may not connect to, even if they are allowed. They are added to those that are always
+    denied: this host (0.0.0.0/8, ::), link-local and multicast addresses and the metadata services of clouds."""
     self_preservation_percent: Annotated[Number, Field(ge=1, le=100)] = 50
     """Percentage of the services probed by this process that must fail at once for it to enter self-preservation and
     suspend status changes."""

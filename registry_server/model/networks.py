@@ -1,4 +1,4 @@
-"""The type of a network, and the default of ``health_check.denied_networks``.
+"""The type of a network, and the networks that probes never connect to by default.
 
 The probe worker imports this module, so it must not import pydantic.
 """
@@ -8,7 +8,7 @@ from typing import Final
 
 Network = IPv4Network | IPv6Network
 
-# Loopback and private networks are allowed, because agents usually run there.
+# Loopback and private networks are not among them, because agents usually run there.
 DENIED_NETWORKS: Final[tuple[Network, ...]] = tuple(
     ip_network(network)
     for network in (

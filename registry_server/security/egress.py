@@ -18,6 +18,7 @@ Address = IPv4Address | IPv6Address
 # Ranges whose addresses end with an IPv4 address: NAT64, compatible (RFC 4291, 2.5.5.1), translated (RFC 2765, 2.1).
 _ENDS_WITH_IPV4: Final = tuple(map(IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
 _LAST_32_BITS: Final = 0xFFFF_FFFF
+_LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 # Further addresses of a name are ignored: its owner must not make the registry open hundreds of connections.
 _MAX_ADDRESSES: Final = 8
 _MAX_CACHED_ADDRESSES: Final = 10_000
@@ -54,10 +55,12 @@ class Resolution(NamedTuple):
 class EgressPolicy:
     """Allowed and denied networks.
 
-    An IPv6 address that embeds an IPv4 address (mapped, 6to4, NAT64, Teredo) is denied if either address is.
+    ``DENIED_NETWORKS`` are denied too, except for allowed networks that lie within one of them. An IPv6 address that
+    embeds an IPv4 address (mapped, 6to4, NAT64, Teredo) is denied if either address is, and an unspecified address if
+    loopback is.
     """
 
-    def __init__(self, allowed: Sequence[Network] = (), denied: Sequence[Network] = DENIED_NETWORKS) -> None:
+    def __init__(self, allowed: Sequence[Network] = (), denied: Sequence[Network] = ()) -> None:
         """Set the networks.
 
         Args:
@@ -66,6 +69,9 @@ class EgressPolicy:
         """
         self._allowed = tuple(allowed)
         self._denied = tuple(denied)
+        self._exceptions = tuple(
+            each for each in allowed if any(_contains(default, each) for default in DENIED_NETWORKS)
+        )
         self._permits_cached = lru_cache(_MAX_CACHED_ADDRESSES)(self._permits)  # saves 5 % of the cost of a probe
         self._lookups = NameLookups()
 
@@ -136,11 +142,17 @@ class EgressPolicy:
 
     def _permits(self, address: Address) -> bool:
         embedded = _embedded_ipv4(address)
-        if any(_is_in_any(each, self._denied) for each in (address, *embedded)):
+        reached = (address, *embedded, *_reached_loopback(address, *embedded))
+        if any(self._is_denied(each) for each in reached):
             return False
         if not self._allowed or _is_in_any(address, self._allowed):
             return True
         return bool(embedded) and all(_is_in_any(each, self._allowed) for each in embedded)
+
+    def _is_denied(self, address: Address) -> bool:
+        return _is_in_any(address, self._denied) or (
+            _is_in_any(address, DENIED_NETWORKS) and not _is_in_any(address, self._exceptions)
+        )
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)
@@ -153,6 +165,15 @@ def _parsed(text: str) -> Address | None:
 
 def _is_in_any(address: Address, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
+
+
+def _contains(outer: Network, inner: Network) -> bool:
+    return outer.version == inner.version and inner.subnet_of(outer)  # type: ignore[arg-type]  # same version
+
+
+def _reached_loopback(*addresses: Address) -> tuple[Address, ...]:
+    """Return the loopback addresses if one of the addresses is unspecified: Linux then connects to itself."""
+    return _LOOPBACK if any(address.is_unspecified for address in addresses) else ()
 
 
 def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:

@@ -163,11 +163,13 @@ class StoreWriter:
         """Renew leases for their full length and return the unknown names in the order of ``names``.
 
         Raises:
-            PermissionDenied: Another identity owns one of the services.
+            PermissionDenied: Another identity owns one of the services; no lease is renewed.
         """
         owner = claim.owner if claim.exclusive else ""
         size = self._limits.renew_batch
         batches = [names[i : i + size] for i in range(0, len(names), size)]
+        if owner and len(batches) > 1:  # each call of the script checks only its own batch
+            await self._require_no_other_owner(batches, owner)
         answers = await asyncio.gather(
             *(self._commands.run_script("renew", self._keys.document_prefix, owner, *batch) for batch in batches)
         )
@@ -178,6 +180,13 @@ class StoreWriter:
         self._counters.unknown_leases += len(unknown)
         self._counters.renewed_leases += len(names) - len(unknown)
         return unknown
+
+    async def _require_no_other_owner(self, batches: Iterable[Sequence[str]], owner: str) -> None:
+        commands = (self._commands.run_command("HMGET", self._keys.owners, *batch) for batch in batches)
+        for batch, owners in zip(batches, await asyncio.gather(*commands), strict=True):
+            for name, other in zip(batch, owners, strict=True):
+                if other is not None and other.decode() != owner:
+                    raise PermissionDenied(owned_by_another(name))
 
     async def sweep_leases(self, reason: EventReason.ValueType, applied: Position | None = None) -> SweepResult:
         """Remove a batch of services whose leases have expired; see ``sweep.lua`` for leases after an outage.

@@ -69,15 +69,21 @@ async def test_denied_endpoint_in_a_batch_affects_only_its_service(server: Serve
     [
         pytest.param(
             {"denied_networks": "10.0.0.0/8, 192.168.0.0/16"},
-            ["http://127.0.0.1:80", "http://11.0.0.1", "http://169.254.169.254"],
-            ["http://10.1.2.3", "tcp://192.168.7.7:1", "http://[::ffff:10.1.2.3]"],
-            id="the setting replaces the default denied networks",
+            ["http://127.0.0.1:80", "http://11.0.0.1"],
+            ["http://10.1.2.3", "tcp://192.168.7.7:1", "http://[::ffff:10.1.2.3]", *DENIED],
+            id="the setting adds to the networks that are always denied",
         ),
         pytest.param(
             {"allowed_networks": "127.0.0.0/8,10.0.0.0/8"},
             ["http://127.0.0.1:80", "http://10.1.2.3", "http://by-name.test"],
             ["http://11.0.0.1", "http://[::1]:80", "http://169.254.169.254"],
             id="only the allowed networks",
+        ),
+        pytest.param(
+            {"allowed_networks": "127.0.0.0/8,169.254.7.0/24,0.0.0.0/32"},
+            ["http://169.254.7.8:80", "http://0.0.0.0:80"],
+            ["http://169.254.169.254", "http://[::]:80"],
+            id="an allowed network within one that is always denied",
         ),
         pytest.param(
             {"allowed_networks": "10.0.0.0/8", "denied_networks": "10.9.0.0/16"},

@@ -125,19 +125,24 @@ async def test_only_one_of_two_concurrent_registrations_owns_a_name(redis: Redis
             assert sorted(code.name for code in codes) == ["OK", "PERMISSION_DENIED"]
 
 
-async def test_heartbeat_with_a_foreign_name_renews_nothing(guarded: Server, policy: Policy) -> None:
+@pytest.mark.parametrize("others", [0, 2_500], ids=["one script", "several scripts"])
+async def test_heartbeat_with_a_foreign_name_renews_nothing(guarded: Server, policy: Policy, others: int) -> None:
     for key, name in (("agent", "fleet-1"), ("other", "fleet-2")):
         assert await register(guarded, policy, key, name) is OK
     before = await lease_end(guarded, policy, "fleet-1")
     await asyncio.sleep(0.01)
-    for names in (["fleet-1", "fleet-2"], ["fleet-1", "elsewhere"]):
-        call = guarded.stub.Heartbeat(pb.HeartbeatRequest(names=names), metadata=policy.metadata("agent"))
+    unknown = [f"fleet-x{i}" for i in range(others)]
+    metadata = policy.metadata("agent")
+    for names in (["fleet-1", *unknown, "fleet-2"], ["fleet-1", *unknown, "elsewhere"]):
+        call = guarded.stub.Heartbeat(pb.HeartbeatRequest(names=names), metadata=metadata)
         assert await call.code() is DENIED
+        stream = guarded.stub.KeepAlive(iter([pb.KeepAliveRequest(names=names)]), metadata=metadata)
+        assert await stream.code() is DENIED
     assert await lease_end(guarded, policy, "fleet-1") == before
     answer = await guarded.stub.Heartbeat(
-        pb.HeartbeatRequest(names=["fleet-1", "fleet-gone"]), metadata=policy.metadata("agent")
+        pb.HeartbeatRequest(names=["fleet-1", *unknown, "fleet-gone"]), metadata=metadata
     )
-    assert (answer.renewed_count, list(answer.unknown_names)) == (1, ["fleet-gone"])
+    assert (answer.renewed_count, list(answer.unknown_names)) == (1, [*unknown, "fleet-gone"])
 
 
 async def lease_end(server: Server, policy: Policy, name: str) -> object:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from registry_server.config import RedisSettings, RedisUrl, Settings, load_settings, usage
 from registry_server.config.sources import SETTINGS, Setting
 from registry_server.errors import ConfigurationError
-from registry_server.model.networks import DENIED_NETWORKS
 
 # Key: (default, another value as text, the parsed value).
 TABLE: dict[str, tuple[object, str, object]] = {
@@ -67,7 +66,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "health_check.concurrency": (1_000, "1", 1),
     "health_check.member_period_ms": (5000, "100", 100),
     "health_check.allowed_networks": ((), "10.0.0.0/8, ::1", (IPv4Network("10.0.0.0/8"), IPv6Network("::1/128"))),
-    "health_check.denied_networks": (DENIED_NETWORKS, "127.0.0.1", (IPv4Network("127.0.0.1/32"),)),
+    "health_check.denied_networks": ((), "127.0.0.1", (IPv4Network("127.0.0.1/32"),)),
     "health_check.self_preservation_percent": (50, "100", 100),
     "health_check.self_preservation_min_failures": (10, "1", 1),
     "health_check.self_preservation_max_seconds": (300, "1", 1),

@@ -1,13 +1,16 @@
 """``EgressPolicy``: the addresses that probes may connect to."""
 
+import re
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry_server.config import HealthCheckSettings
 from registry_server.security.egress import EgressPolicy, EndpointRefused, ResolutionFailed, ResolvedAddress
 
 AddressInfo = tuple[int, int, int, str, tuple[str | int, ...]]
@@ -79,6 +82,10 @@ PERMITTED = [
     "192.168.1.1",
     "100.64.0.1",
     "fd00::1",
+    "64:ff9b::172.31.255.255",
+    "2002:c0a8:101::1",
+]
+PUBLIC = [
     "8.8.8.8",
     "2001:4860:4860::8888",
     "64:ff9b::8.8.8.8",
@@ -95,7 +102,7 @@ def test_link_local_metadata_and_multicast_addresses_are_denied(address: str) ->
     assert policy.literal_denial_reason(address) == f"address {address} is not allowed"
 
 
-@pytest.mark.parametrize("address", PERMITTED)
+@pytest.mark.parametrize("address", [*PERMITTED, *PUBLIC])
 def test_loopback_private_and_public_addresses_are_allowed(address: str) -> None:
     policy = EgressPolicy()
     assert policy.denial_reason(address) is None
@@ -130,15 +137,48 @@ def test_host_with_a_colon_is_never_a_dns_name() -> None:
         ("::ffff:11.0.0.1", False),
         ("64:ff9b::10.1.2.3", True),
         ("2001:0:a01:203::1", False),  # Teredo: the server is allowed, the client is not
-        ("169.254.169.254", True),  # custom networks replace the defaults
+        ("169.254.7.7", True),  # an exception: an allowed network within one that is denied by default
+        ("::ffff:169.254.7.7", True),
+        ("64:ff9b::169.254.7.7", True),
+        ("169.254.169.254", False),
+        ("fe80::1", False),  # the allowed network is larger than the one that is denied by default
     ],
 )
 def test_addresses_outside_the_allowed_networks_are_denied(address: str, permitted: bool) -> None:  # noqa: FBT001 - a table
     policy = EgressPolicy(
-        allowed=[ip_network("10.0.0.0/8"), ip_network("fd00::/16"), ip_network("169.254.0.0/16")],
+        allowed=[ip_network(each) for each in ("10.0.0.0/8", "fd00::/16", "169.254.7.0/24", "fe00::/7")],
         denied=[ip_network("10.9.0.0/16")],
     )
     assert (policy.denial_reason(address) is None) is permitted
+
+
+UNSPECIFIED = ["0.0.0.0", "::", "::ffff:0.0.0.0", "::ffff:0:0.0.0.0", "64:ff9b::0.0.0.0", "64:ff9b:1::", "2002::1"]
+
+
+@pytest.mark.parametrize("address", UNSPECIFIED)
+def test_unspecified_address_counts_as_loopback(address: str) -> None:
+    everything = [ip_network("0.0.0.0/8"), ip_network("::/128")]  # an exception from the networks denied by default
+    reaching = EgressPolicy(allowed=[*everything, ip_network("0.0.0.0/0"), ip_network("::/0")])
+    assert reaching.denial_reason(address) is None
+    for loopback in ("127.0.0.0/8", "::1/128"):
+        without = EgressPolicy(
+            allowed=[*everything, ip_network("0.0.0.0/0"), ip_network("::/0")], denied=[ip_network(loopback)]
+        )
+        assert without.denial_reason(address) is not None
+
+
+def documented_hardening() -> list[str]:
+    """Return the value of the setting in the command that docs/health.md recommends."""
+    text = (Path(__file__).parents[3] / "docs/health.md").read_text(encoding="utf-8")
+    return re.findall(r"ossa-registry serve --health-check\.denied-networks=(\S+)", text)
+
+
+@pytest.mark.parametrize("address", sorted({*DENIED, *UNSPECIFIED, *PERMITTED}))
+def test_documented_hardening_denies_every_internal_address(address: str) -> None:
+    (networks,) = documented_hardening()
+    policy = EgressPolicy(denied=HealthCheckSettings(denied_networks=networks).denied_networks)  # type: ignore[arg-type]  # parsed
+    assert policy.denial_reason(address) is not None
+    assert [public for public in PUBLIC if policy.denial_reason(public) is not None] == []
 
 
 @given(address=st.ip_addresses(v=4))
