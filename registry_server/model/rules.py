@@ -35,6 +35,10 @@ _MIN_TIMESTAMP_SECONDS, _MAX_TIMESTAMP_SECONDS = -62_135_596_800, 253_402_300_79
 _NOT_VISIBLE_ASCII = re.compile(r"[^\x21-\x7e]|\\")
 _NOT_IN_PATH = re.compile(r"[^\x21-\x7e]|[\\#]")
 _NOT_IN_HEADER_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_FRAMING_HEADERS: Final = frozenset(
+    {"connection", "content-length", "expect", "http2-settings", "keep-alive"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
+)
 _PORT = re.compile(r"[0-9]{1,5}")
 # RFC 952 does not allow underscores in host names, but container networks use them.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -99,9 +103,18 @@ def parse_optional(parse: Callable[[str], T], text: str, at: str, found: list[Vi
 
 
 def check_header(name: str, value: str, at: str, limit: int, found: list[Violation]) -> None:
-    """Check an HTTP header (RFC 9110, 5.5 and 5.6.2): the name is a token, the value has no control characters."""
+    """Check a header of a probe (RFC 9110, 5.5 and 5.6.2): the name is a token, the value has no control characters.
+
+    Headers that frame the request or concern only the connection belong to the prober: with them, the receiver or a
+    proxy could take a part of the request for another one (RFC 9112, 11.2). ``Host`` may name a virtual host.
+    """
+    lowered = name.lower()
     if not HEADER_NAME.fullmatch(name):
         found.append(Violation(at, f"{quoted(name)} is not an HTTP header name: letters, digits and !#$%&'*+-.^_`|~"))
+    elif lowered in _FRAMING_HEADERS or lowered.startswith("proxy-"):
+        found.append(Violation(at, f"{quoted(name)} frames the request or concerns its connection; remove it"))
+    elif lowered == "host" and (fault := _authority_fault(value, port_required=False)):
+        found.append(Violation(at, fault))
     if _NOT_IN_HEADER_VALUE.search(value):
         found.append(Violation(at, "the value contains line breaks or other control characters; remove them"))
     check_length(value, at, limit, found)

@@ -246,8 +246,12 @@ def _check_http_probe(probe: HealthCheck.HttpProbe, at: str, found: list[Violati
     if probe.method and probe.method not in _METHODS:
         found.append(Violation(f"{at}.method", f"{quoted(probe.method)} is not one of {', '.join(_METHODS)}"))
     rules.check_count(len(probe.headers), f"{at}.headers", _MAX_HEADERS, "headers", found)
+    seen: dict[str, str] = {}
     for name in sorted(islice(probe.headers, _MAX_HEADERS)):
         here = keyed(f"{at}.headers", name)
+        first = seen.setdefault(name.lower(), name)
+        if first != name:
+            found.append(Violation(here, f"{quoted(name)} and {quoted(first)} are the same header; send it once"))
         rules.check_header(name, probe.headers[name], here, _MAX_HEADER_VALUE_LENGTH, found)
     statuses = probe.expected_statuses
     rules.check_count(len(statuses), f"{at}.expected_statuses", _MAX_EXPECTED_STATUSES, "status codes", found)

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -154,6 +155,7 @@ VALID: dict[str, Change] = {
     ),
     "empty http probe": http(),
     "longest path": http(path="/" + "p" * 1_023),
+    "virtual host": http(headers={"Host": "vhost.internal:8080", "Authorization": "Bearer x", "TE-X": "a"}),
     "16 headers": http(headers={f"X-{index}": "v" * 1_024 for index in range(16)}),
     "32 expected statuses": http(expected_statuses=range(200, 232)),
     "grpc probe": check(grpc={"service": "s" * 256}),
@@ -273,6 +275,27 @@ INVALID: list[tuple[str, Change, str, str]] = [
     ("header name with a space", http(headers={"bad header": "v"}),
      'service.health_check.http.headers["bad header"]', "is not an HTTP header name"),
     ("empty header name", http(headers={"": "v"}), 'service.health_check.http.headers[""]', "HTTP header name"),
+    *(
+        (f"header {name}", http(headers={name: value}),
+         f"service.health_check.http.headers[{json.dumps(name)}]", "frames the request or concerns its connection")
+        for name, value in (
+            ("Transfer-Encoding", "chunked"), ("transfer-encoding", "gzip, chunked"), ("Content-Length", "5"),
+            ("Connection", "keep-alive"), ("Expect", "100-continue"), ("UPGRADE", "h2c"), ("HTTP2-Settings", ""),
+            ("TE", "trailers"), ("Trailer", "X-A"), ("Keep-Alive", "timeout=5"), ("Proxy-Connection", "close"),
+            ("Proxy-Authorization", "Basic a"),
+        )
+    ),
+    *(
+        (f"Host {value!r}", http(headers={"Host": value}), 'service.health_check.http.headers["Host"]', reason)
+        for value, reason in (
+            ("", "is not a host"), ("a b", "is not a host"), ("a,b", "is not a host"), ("http://a", "is not a port"),
+            ("u@a", "is not a host"), ("a:0", "is not a port"), ("[::1", "IPv6 address in brackets"),
+        )
+    ),
+    ("pseudo header", http(headers={":authority": "a"}),
+     'service.health_check.http.headers[":authority"]', "header name"),
+    ("repeated header", http(headers={"host": "a", "Host": "b"}),
+     'service.health_check.http.headers["host"]', "same header"),
     ("header of two lines", http(headers={"x": "a\r\nb: c"}), 'service.health_check.http.headers["x"]', "line breaks"),
     ("header too long", http(headers={"x": _1025}), 'service.health_check.http.headers["x"]', "at most 1024"),
     ("too many statuses", http(expected_statuses=range(200, 233)),

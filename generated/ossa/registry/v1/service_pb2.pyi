@@ -376,8 +376,9 @@ class HealthCheck(_message.Message):
         """Optional. GET, HEAD or POST. Unset = GET."""
         @_builtins.property
         def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-            """Optional. Request headers, at most 16. Names are HTTP tokens; values have at most 1,024 characters and no line
-            breaks.
+            """Optional. Request headers, at most 16. Names are HTTP tokens, each once regardless of case; values have at most
+            1,024 characters and no line breaks. Headers that frame the request or concern its connection are not allowed:
+            Connection, Content-Length, Expect, HTTP2-Settings, Keep-Alive, Proxy-*, TE, Trailer, Transfer-Encoding, Upgrade.
             """
 
         @_builtins.property
