@@ -56,6 +56,7 @@ class Locator(ABC):
         """Return the primary's address.
 
         Raises:
+            redis.exceptions.AuthenticationError: All servers refuse our credentials.
             redis.exceptions.ConnectionError: None of the servers returned a usable answer.
         """
         servers = dict.fromkeys((*self._initial, *self._shard))
@@ -145,14 +146,18 @@ async def _newest_answer(queries: Sequence[Coroutine[Any, Any, _Answer]], known_
     tasks = [asyncio.create_task(_answer_or_error(query)) for query in queries]
     answers: list[_Answer] = []
     refusals: set[str] = set()
+    refused = 0
     try:
         for task in asyncio.as_completed(tasks):
             answer = await task
             if isinstance(answer, _Answer):
                 answers.append(answer)
             else:
-                refused = isinstance(answer, AuthenticationError)  # redis-py's text advises programmers
-                refusals.add("our credentials are refused" if refused else str(answer))
+                is_refusal = isinstance(answer, AuthenticationError)
+                refused += is_refusal
+                refusals.add(
+                    "our credentials are refused" if is_refusal else str(answer)
+                )  # redis-py's advises programmers
             if len(answers) > len(tasks) // 2:
                 return max(answers, key=lambda answer: answer.epoch)
     finally:
@@ -162,7 +167,8 @@ async def _newest_answer(queries: Sequence[Coroutine[Any, Any, _Answer]], known_
         return newest
     if newest is not None:
         refusals.add("the servers that answered are behind")
-    raise RedisConnectionError(f"{failure}: {'; '.join(sorted(refusals))}")
+    kind = AuthenticationError if refused == len(tasks) else RedisConnectionError
+    raise kind(f"{failure}: {'; '.join(sorted(refusals))}")
 
 
 async def _answer_or_error(query: Coroutine[Any, Any, _Answer]) -> _Answer | Exception:

@@ -3,10 +3,10 @@
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
 
 from registry_server.errors import ConfigurationError, StoreUnavailable
 from registry_server.instrumentation.tracing import Tracer
+from registry_server.store.access import explain_faults, find_faults, starting_with
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
 from registry_server.store.counters import PoolStats, RedisMemory, StoreCounters
@@ -119,7 +119,7 @@ class RedisStore:
         try:
             with translate_errors():
                 info = {**await self._client.info("memory"), **await self._client.info("persistence")}
-        except (StoreUnavailable, NoPermissionError):  # the follower logs the former
+        except StoreUnavailable:  # logged by the follower
             self.counters.memory = None
             return
         persistence_ok = info.get("rdb_last_bgsave_status") == "ok" and info.get("aof_last_write_status", "ok") == "ok"
@@ -128,25 +128,29 @@ class RedisStore:
         )
 
     async def open(self) -> None:
-        """Verify that this Redis is supported, and load the scripts.
+        """Load the scripts, and verify that this Redis is supported and permits everything that the registry needs.
 
         Raises:
-            ConfigurationError: Redis is too old or does not permit WAIT.
+            ConfigurationError: Redis is too old, refuses a command, or holds other data under the registry's keys.
             StoreUnavailable: Redis does not answer.
         """
-        with translate_errors():
-            info = await self._client.info("server")
-        version = str(info["redis_version"])
-        if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS_VERSION:
-            raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
-        if self._wait_replicas:
-            with translate_errors():
-                try:
+        with starting_with(self.keys):
+            with translate_errors("INFO"):
+                info = await self._client.info("server")
+            version = str(info["redis_version"])
+            if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS_VERSION:
+                raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
+            if self._wait_replicas:
+                with translate_errors("WAIT"):  # otherwise every write would be reported as not replicated
                     await self._client.wait(0, 1)
-                except NoPermissionError as error:  # otherwise every write would be reported as not replicated
-                    raise ConfigurationError(f"redis.wait_replicas: Redis refuses WAIT: {error}") from error
-        await self._commands.load_scripts()
-        await self.reader.verify_connection()
+            await self._commands.load_scripts()
+            keys = self.keys
+            answer = await self._commands.run_script(
+                "access", keys=(keys.members, keys.repair, keys.merged, keys.document_prefix)
+            )
+            if faults := find_faults(answer):
+                raise ConfigurationError(explain_faults(faults, keys))
+            await self.reader.verify_connection()
 
     async def reconnect(self) -> None:
         """Drop idle connections after an outage, so that no write has to discover that its connection is closed.

@@ -1,6 +1,7 @@
 """Policies, keys, tokens and certificates for tests."""
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from registry_server.security.keys import hash_text, new_key
+from tests.support.markdown import text_of
 
 ISSUER: Final = "https://issuer.test"
 AUDIENCE: Final = "ossa-registry"
@@ -113,3 +115,10 @@ class Policy:
 def bearer(credential: str) -> tuple[tuple[str, str], ...]:
     """Return gRPC metadata with a bearer credential."""
     return (("authorization", f"Bearer {credential}"),)
+
+
+def registry_acl(password: str) -> list[str]:
+    """Return the rules of ``ACL SETUSER`` that docs/security.md gives for the registry, with a password."""
+    (rules,) = re.findall(r"^ACL SETUSER registry (.*)$", text_of("docs/security.md"), flags=re.MULTILINE)
+    assert ">PASSWORD" in rules
+    return str(rules).replace("PASSWORD", password).split()

@@ -35,6 +35,9 @@ for _, key in ipairs({RECORDS, TTLS, CHECKS, OWNERS, OWNED, REPAIR, MERGED}) do
   try('HSET', key, '', '', 'rejected')
   try('HDEL', key, '')
 end
+for _, key in ipairs({RECORDS, TTLS, OWNERS, OWNED}) do
+  try('HLEN', key)
+end
 try('HSCAN', RECORDS, '0', 'COUNT', '1')
 try('HMGET', TTLS, '')
 try('HEXISTS', OWNERS, '')
@@ -42,6 +45,7 @@ try('HINCRBY', OWNED, '', 'rejected')
 try('HGETALL', REPAIR) -- a small hash; the registry reads OWNERS with it
 
 for _, key in ipairs({LEASES, MEMBERS}) do
+  try('ZCARD', key)
   try('ZSCORE', key, '')
   try('ZADD', key, 'rejected', '')
   try('ZREM', key, '')

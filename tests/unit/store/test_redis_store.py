@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import pytest
-import redis.asyncio
 
 from registry_server.errors import ConfigurationError, StoreUnavailable
 from registry_server.store import Position, ProbeResult, RedisStore
@@ -103,18 +102,6 @@ async def test_history_continues_after_a_restart_of_redis(harness: StoreHarness,
     assert await harness.store.reader.resolve_head() == Position(harness.epoch, 1)
     assert await harness.write_service("b") == 2
     assert [event.name for event in await harness.store.reader.wait_for_events(0)] == ["a", "b"]
-
-
-async def test_open_fails_if_the_user_may_not_wait_for_replicas(redis_process: RedisProcess) -> None:
-    async with redis.asyncio.Redis.from_url(redis_process.url) as client:
-        await client.execute_command(  # type: ignore[no-untyped-call]
-            *("ACL", "SETUSER", "agent", "on", ">secret", "~*", "+@all", "-wait")
-        )
-    store = RedisStore(redis_process.url.replace("//", "//agent:secret@"), wait_replicas=1)
-
-    with pytest.raises(ConfigurationError, match=r"^redis\.wait_replicas: Redis refuses WAIT: "):
-        await store.open()
-    await store.close()
 
 
 @pytest.mark.own_redis

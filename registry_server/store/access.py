@@ -1,0 +1,82 @@
+"""What makes a start on this Redis impossible, in one sentence that says what to change.
+
+``access.lua`` verifies permissions and types of keys at start: otherwise the first write, sweep or repair that needs
+them would find that they are missing.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from redis.exceptions import AuthenticationError
+
+from registry_server.errors import ConfigurationError, StoreFault, StoreUnavailable
+from registry_server.store.keys import Keys
+
+_DENIED_KEYS: Final = re.compile(r"access (?:a key|(?:one|at least one|any) of the keys|the '.*' key)", re.IGNORECASE)
+_DENIED: Final = re.compile(r"NOPERM|ACL failure|(?:can't run|no permissions to run) (?:this|the)", re.IGNORECASE)
+_UNKNOWN: Final = re.compile(r"unknown (?:redis )?(?:sub)?command", re.IGNORECASE)
+_NAMED: Final = re.compile(r"(?:permissions to run the|unknown command) ['`]([\w|-]+)['`]", re.IGNORECASE)
+"""The command in a text of Redis; it may be one that redis-py sends when it connects."""
+_DAMAGED: Final = re.compile(r"WRONGTYPE|DAMAGED|decode", re.IGNORECASE)
+_CREDENTIALS: Final = re.compile(r"WRONGPASS|NOAUTH|AUTH|password|credentials")
+_POSITION: Final = re.compile(r"^(?:ERR )?(?:@user_script: ?\d+: )?(?:ERR )?|,? ?script: \w+, on @user_script:\d+\.?")
+
+
+@contextmanager
+def starting_with(keys: Keys) -> Iterator[None]:
+    """Within the block, raise what an operator must correct as ``ConfigurationError``; propagate temporary errors.
+
+    Refused credentials prevent a start, although a registry that already serves waits for them to be accepted again.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        fault = error.fault
+        if isinstance(error.__cause__, AuthenticationError):
+            fault = StoreFault("AUTH", "", fault.cause if fault else str(error.__cause__), temporary=False)
+        if fault is None or fault.temporary:
+            raise
+        raise ConfigurationError(explain_faults([fault], keys)) from error
+
+
+def find_faults(answer: Sequence[Sequence[bytes]]) -> list[StoreFault]:
+    """Return the failures of ``access.lua`` that are not errors about its arguments."""
+    faults = []
+    for command, key, error in answer:
+        cause = _POSITION.sub("", error.decode(errors="replace"))
+        if any(pattern.search(cause) for pattern in (_DENIED_KEYS, _DENIED, _UNKNOWN, _DAMAGED)):
+            faults.append(StoreFault(command.decode(), key.decode(), cause, temporary=False))
+    return faults
+
+
+def explain_faults(faults: Sequence[StoreFault], keys: Keys) -> str:
+    """Return one sentence: the first command that failed, its key, the cause, and what to change for all of them."""
+    first = faults[0]
+    command = _command_of(first)
+    on_key = f" on {first.key}" if first.key and command == first.command else ""
+    return f"redis.url: Redis refuses {command or 'a command'}{on_key}: {first.cause}; {_remedy(faults, keys)}"
+
+
+def _command_of(fault: StoreFault) -> str:
+    named = _NAMED.search(fault.cause)
+    return named[1].upper().replace("|", " ") if named else fault.command
+
+
+def _remedy(faults: Sequence[StoreFault], keys: Keys) -> str:
+    cause = faults[0].cause
+    pattern = keys.document_prefix.removesuffix("services:") + "*"
+    if _DENIED_KEYS.search(cause):
+        return f"grant the Redis user of the registry the keys ~{pattern}"
+    if _DENIED.search(cause):
+        commands = dict.fromkeys(_command_of(fault) for fault in faults)
+        rights = " ".join(f"+{command.lower().replace(' ', '|')}" for command in commands)
+        return f"grant the Redis user of the registry {rights}"
+    if _UNKNOWN.search(cause):
+        return "remove the rename-command for it from the configuration of Redis, or use Redis 6.2 or newer"
+    if _DAMAGED.search(cause):
+        return f"restore the keys {pattern} from a backup, or delete them to start with an empty registry"
+    if _CREDENTIALS.search(cause):
+        return "correct the user and the password in redis.url"
+    return "correct redis.url or the configuration of Redis"
