@@ -259,10 +259,15 @@ class RateLimited(RegistryError):
 
     reason = "RATE_LIMITED"
 
-    def __init__(self, retry_after: float) -> None:
-        """Initialise the error; ``retry_after`` is the number of seconds until a call may succeed."""
+    def __init__(self, retry_after: float, reason: str = "too many calls") -> None:
+        """Initialise the error.
+
+        Args:
+            retry_after: Seconds until a call may succeed.
+            reason: The limit and its setting.
+        """
         self.retry_after = retry_after
-        super().__init__("too many calls; try again later")
+        super().__init__(f"{reason}; try again later")
 
 
 class LimitExceeded(RegistryError):

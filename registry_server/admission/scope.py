@@ -8,15 +8,17 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from registry_server.admission.request_log import LogBudget
 from registry_server.config import LogSettings
 from registry_server.errors import RegistryError
 from registry_server.instrumentation.counters import CallCounters, TransportCounters
 from registry_server.instrumentation.request_context import RequestContext
 from registry_server.instrumentation.tracing import Attributes, Tracer
-from registry_server.security.guard import Caller, Guard, Session, Streams
-from registry_server.security.identity import UNCHECKED, caller_fields, current_identity
-from registry_server.security.limits import CallSlot
+from registry_server.security.guard import Guard
+from registry_server.security.identity import CALLER_KEY, NO_KEY, UNCHECKED, Identity, caller_fields, current_identity
+from registry_server.security.limits import CallSlot, Streams
 from registry_server.security.permissions import Permission
+from registry_server.security.sessions import Caller, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Admission:
         logs = logs or LogSettings()
         self.logs_all = logs.requests == "all"
         self.logs_errors = logs.requests != "off"
+        self.log_budget = LogBudget()
         self.call_ended: asyncio.Event | None = None
         """Set at the end of each call while ``wait_idle`` waits."""
 
@@ -84,10 +87,15 @@ class CallScope(RequestContext, Caller):
     # Defaults of attributes that few calls set.
     session: Session | None = None
     """Session of a stream whose number is limited."""
+    caller_key: tuple[str, str] = NO_KEY
+    """Key for the limits of its caller, set by the guard."""
     result: str = ""
     """How the call ended, as counted in the metrics."""
     timed: bool = True
     """Whether its duration is counted; that of a stream is decided by the client."""
+    waiting: "asyncio.Task[Any] | None" = None
+    """Its task, while the call waits for its client and may be refused; otherwise they would refer to each other."""
+    _refused: RegistryError | None = None
     slot: CallSlot | None = None
     """Its place among the calls in flight; released at the end of the call unless it was set to ``None``."""
 
@@ -148,37 +156,62 @@ class CallScope(RequestContext, Caller):
             counters.in_flight += 1
         try:
             self._begin()
+            guard, permission = self.admission.guard, self.endpoint.permission
+            if permission is None:
+                guard.charge_guest(self)
+                return await self._handle()
+            # Almost every caller is known and needs no coroutine: less code to run with cold processor caches.
+            identity = guard.admit_known(self, permission) or await guard.admit(self, permission)
+            if identity is not UNCHECKED:
+                current_identity.set(identity)
+            CALLER_KEY.set(self.caller_key)
+            if self.endpoint.streams is not None:
+                return await self._handle_stream(identity, permission, self.endpoint.streams)
             if self.endpoint.limited:
-                self.slot = CallSlot(self.admission.guard.in_flight, self._request_bytes())
-            if (permission := self.endpoint.permission) is not None:
-                guard = self.admission.guard
-                # Almost every caller is known and needs no coroutine: less code to run with cold processor caches.
-                identity = guard.admit_known(self, permission) or await guard.admit(self, permission)
-                if identity is not UNCHECKED:
-                    current_identity.set(identity)
-                if self.endpoint.streams is not None:
-                    try:
-                        with guard.session(self, identity, permission, self.endpoint.streams) as self.session:
-                            return await self._handle()
-                    finally:
-                        # It refers to this call, and the garbage collector rarely frees cycles of old objects.
-                        self.session = None
+                in_flight = guard.places(self.caller_key).in_flight
+                self.slot = CallSlot(in_flight, self.caller_key, self._request_bytes())
             return await self._handle()
         except Exception as error:  # noqa: BLE001 - the one place that maps errors to answers
             return await self._fail(error)
         except asyncio.CancelledError:
-            self.result = self.cancelled_result
-            raise
+            return await self._fail(self._take_refusal())
         finally:
             if self.slot is not None:
                 self.slot.release()
             if counters is not None:
                 self._count(counters, time.perf_counter() - started)
 
+    async def _handle_stream(self, identity: Identity, permission: Permission, streams: Streams) -> Any:
+        try:
+            with self.admission.guard.session(self, identity, permission, streams) as self.session:
+                return await self._handle()
+        finally:
+            # It refers to this call, and the garbage collector rarely frees cycles of old objects.
+            self.session = None
+
     def on_revoked(self, end: Callable[[RegistryError], object]) -> None:
         """Call a function that ends the stream when its caller is no longer authorised."""
         if self.session is not None:
             self.session.on_end(end)
+
+    def refuse(self, reason: RegistryError) -> None:
+        """Stop what the call waits for, and answer it with an error."""
+        if self.waiting is not None and self._refused is None:
+            self._refused = reason
+            self.waiting.cancel()
+
+    def _take_refusal(self) -> RegistryError:
+        """Return why the cancelled call was refused.
+
+        Raises:
+            CancelledError: It was not refused: the client left, or the server stops.
+        """
+        if self._refused is None:
+            self.result = self.cancelled_result
+            raise  # noqa: PLE0704 - called while the cancellation is handled
+        if (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        return self._refused
 
     def _count(self, counters: CallCounters, seconds: float) -> None:
         """Count the end of the call, and log it if configured."""
@@ -191,11 +224,24 @@ class CallScope(RequestContext, Caller):
         counters.count(self.result, seconds if self.timed else None)
         level = self._failure_level()
         if admission.logs_all or (admission.logs_errors and level):
-            self.log.log(
-                level or logging.INFO,
-                "request",
-                **self._result_fields(),
-                milliseconds=round(seconds * 1000, 3),
-                **self.log_fields(),
-                **caller_fields(),
-            )
+            self._log(level, seconds)
+
+    def _log(self, level: int, seconds: float) -> None:
+        """Write the line about the call, unless its caller has caused too many lines."""
+        admission = self.admission
+        guest = admission.guard.is_guest(self.caller_key)
+        suppressed: int | None = 0
+        if guest or not admission.logs_all:
+            # Callers without a credential share one budget: they could change their address.
+            suppressed = admission.log_budget.take_line((level, "" if guest else self.caller_key))
+            if suppressed is None:
+                return
+        self.log.log(
+            level or logging.INFO,
+            "request",
+            **self._result_fields(),
+            milliseconds=round(seconds * 1000, 3),
+            **self.log_fields(),
+            **caller_fields(),
+            **({"suppressed": suppressed} if suppressed else {}),
+        )

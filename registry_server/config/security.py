@@ -35,16 +35,21 @@ class LimitSettings(SettingsGroup):
     """Limits for each caller, identified by its identity or, without one, by its address."""
 
     requests_per_second: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
-    """Sustained rate of calls a second for each caller, in each process."""
+    """Sustained rate of calls a second for each caller, in each process. Without a policy, the default applies to an
+    address only while more than 80 % of limits.calls are in flight."""
     request_burst: Annotated[Number, Field(ge=1, le=10_000_000)] = 20_000
     """Maximum number of calls in a burst for each caller, in each process."""
     watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
-    """Maximum number of concurrent watches and event streams for each caller, in each process."""
+    """Maximum number of concurrent watches and event streams for each caller, in each process. Without a policy, the
+    default does not apply to addresses: each gets its share when limits.watches is 80 % used."""
     watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000
     """Maximum number of concurrent watches and event streams of all callers, in each process. The same limit applies
     separately to KeepAlive streams."""
     calls: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
     """Maximum number of calls in flight of all callers, in each process. Streams do not count."""
+    unauthenticated_calls: Annotated[Number, Field(ge=1, le=1_000_000)] = 1_000
+    """Maximum number of calls in flight of all callers without a credential, in each process, if there is a policy. The
+    same limit applies separately to each kind of their streams."""
     call_bytes: Annotated[Number, Field(ge=MIB, le=64 * 1024 * MIB)] = 128 * MIB
     """Maximum total size of the requests in flight and of responses that are not read yet, in bytes, in each
     process."""
@@ -53,3 +58,7 @@ class LimitSettings(SettingsGroup):
     stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000
     """Maximum time without a message on a KeepAlive stream, in seconds. The first message must arrive within a minute,
     or within this time if it is less."""
+
+    def is_default(self, *names: str) -> bool:
+        """Return whether none of these limits was set by the operator."""
+        return self.model_fields_set.isdisjoint(names)

@@ -21,8 +21,8 @@ from registry_server.gateway.envelope import Envelope, failure_of
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
-from registry_server.security.guard import Streams
 from registry_server.security.identity import UNCHECKED, current_identity
+from registry_server.security.limits import Streams
 from registry_server.security.permissions import Permission
 from registry_server.security.tls import certificate_names
 

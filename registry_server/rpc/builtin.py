@@ -33,10 +33,10 @@ class HealthRpc:
         answer: Message = await self._servicer.Check(request, call.context)
         return answer
 
-    @rpc(HEALTH, streams="watches")
+    @rpc(HEALTH, streams="health-watches")
     async def watch(self, request: health_pb2.HealthCheckRequest, call: RpcStream) -> None:
         """Stream the status of a service."""
-        await self._servicer.Watch(request, call.context)
+        await call.run_until_revoked(self._servicer.Watch(request, call.context))
 
 
 class ReflectionRpc:
@@ -47,7 +47,7 @@ class ReflectionRpc:
         symbols: Any = _Symbols()  # duck-typed: implements the methods of a pool that reflection uses
         self._servicer: Any = reflection.aio.ReflectionServicer(names, symbols)
 
-    @rpc(REFLECTION)
+    @rpc(REFLECTION, streams="reflection-streams")
     async def server_reflection_info(self, requests: AsyncIterator[Message], call: RpcStream) -> None:
         """Answer each request."""
         async for answer in self._servicer.ServerReflectionInfo(requests, call.context):

@@ -13,12 +13,21 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 
+from ossa_common.violations import Violation
 from registry_server.admission import Admission, CallScope, Endpoint
-from registry_server.errors import LimitExceeded, Overloaded, ShuttingDown, Unauthenticated
+from registry_server.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    Overloaded,
+    RegistryError,
+    ShuttingDown,
+    Unauthenticated,
+)
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQUEST_ID_HEADER
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.rpc.codec import Context, parse, require_size, serialized
 from registry_server.rpc.readers import SlowReaders, current_call
+from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.security.authenticator import CertificateNames, Credentials
 from registry_server.security.identity import current_identity
@@ -29,6 +38,8 @@ MAX_WAIT_SECONDS: Final = 30.0
 
 _FIRST_MESSAGE_SECONDS: Final = 60.0
 """Time limit for the first message of a stream."""
+_CANCELLATION_SECONDS: Final = 0.05
+"""Time for gRPC to cancel a call whose client has left; until then it looks as if the request had ended early."""
 _MAX_UNCOUNTED_ANSWER_BYTES: Final = 64 << 10
 """Larger answers are counted until the client has read them; smaller ones fit in the network buffers."""
 _MAX_CACHED_ADDRESSES: Final = 4_096
@@ -47,6 +58,7 @@ class RpcTransport:
     """What all calls of the gRPC server share."""
 
     admission: Admission
+    requests: AwaitedRequests
     readers: SlowReaders
     verifies_clients: bool
     """Whether connections carry client certificates."""
@@ -69,6 +81,9 @@ class RpcMethod:
     """Returns the cached answer to a serialised request, if there is one."""
     endpoint: Endpoint
     transport: RpcTransport
+    client_streaming: bool
+    may_idle: bool
+    """Whether a client that streams may send nothing for long."""
 
     def decode(self, wire: bytes) -> Any:
         """Return what the handler receives for the bytes of a request.
@@ -83,17 +98,24 @@ class RpcMethod:
 
 
 class RpcCall(CallScope):
-    """A unary call."""
+    """A unary call.
+
+    It reads its request itself, after it was admitted: gRPC would hold the calls of clients that never send one, and
+    what has arrived of their requests, before this process learns of them.
+    """
 
     transport = "grpc"
     log: ClassVar[Any] = structlog.get_logger("registry_server.rpc")
     result = "OK"
     cancelled_result = "CANCELLED"  # the client left, or its deadline passed
 
-    def __init__(self, method: RpcMethod, request: Any, context: Context) -> None:
-        """Create the scope of a call; ``request`` is a serialised message, or an iterator of them."""
+    request: bytes = b""
+    """The serialised request, unless the client streams."""
+
+    def __init__(self, method: RpcMethod, requests: Any, context: Context) -> None:
+        """Create the scope of a call; ``requests`` is an iterator of serialised messages."""
         super().__init__(method.transport.admission, method.endpoint)
-        self.method, self.request, self.context = method, request, context
+        self.method, self.requests, self.context = method, requests, context
 
     # Reading the call.
 
@@ -131,14 +153,38 @@ class RpcCall(CallScope):
     # Handling the call.
 
     def _request_bytes(self) -> int:
-        return len(self.request)
+        return 0  # counted when it has arrived
 
     def _begin(self) -> None:
         if self.admission.logs_all:
             self.context.set_trailing_metadata(((REQUEST_ID_HEADER, self.request_id),))
 
+    async def _receive(self) -> bytes:
+        """Read the request.
+
+        Raises:
+            InvalidRequest: The client ended the call without one.
+            Overloaded: Too many bytes are in flight.
+        """
+        awaited = self.method.transport.requests
+        self.waiting = current_call()
+        awaited.started(self)
+        try:
+            wire: Any = await self.context.read()
+            if wire is grpc.aio.EOF:
+                await asyncio.sleep(_CANCELLATION_SECONDS)
+        finally:
+            awaited.finished(self)
+            self.waiting = None
+        if wire is grpc.aio.EOF:
+            raise InvalidRequest([Violation("(request)", "is missing: the call ended without a message")])
+        if self.slot is not None:
+            self.slot.hold_request(len(wire))
+        self.request = wire
+        return self.request
+
     async def _handle(self) -> bytes:
-        method, wire = self.method, self.request
+        method, wire = self.method, await self._receive()
         answer = method.cached(wire) if method.cached is not None else None
         if answer is None:
             REQUEST_CONTEXT.set(self)  # each call runs in its own task, so the variable needs no reset
@@ -198,8 +244,8 @@ class RpcStream(RpcCall):
     timed = False
 
     async def _handle(self) -> None:  # type: ignore[override]  # the handler has sent the answers
-        if isinstance(self.request, bytes):
-            await self.method.handle(self.method.decode(self.request), self)
+        if not self.method.client_streaming:
+            await self.method.handle(self.method.decode(await self._receive()), self)
             return
         async with aclosing(self._requests()) as requests:
             await self.method.handle(requests, self)
@@ -213,28 +259,30 @@ class RpcStream(RpcCall):
             RateLimited: The caller sent too many messages.
             RegistryError: The session has ended.
         """
-        wires, decode, guard, session = self.request, self.method.decode, self.admission.guard, self.session
+        transport, decode, guard = self.method.transport, self.method.decode, self.admission.guard
+        session, wires = self.session, self.requests
         if session is None:
-            async for wire in wires:
-                yield decode(wire)
-            return
+            raise RuntimeError("the endpoint declares no kind of stream")
         idle_seconds = guard.stream_idle_seconds
         timeout = min(idle_seconds, _FIRST_MESSAGE_SECONDS)
-        draining = asyncio.create_task(self.method.transport.draining.wait())
+        draining = asyncio.create_task(transport.draining.wait())
         next_message: asyncio.Future[bytes] | None = None
         try:
             while True:
+                if not self.method.may_idle:
+                    transport.requests.started(self)
                 next_message = asyncio.ensure_future(anext(wires))
                 await asyncio.wait(
                     (next_message, draining, session.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
+                transport.requests.finished(self)
                 timeout = idle_seconds
                 if session.ended.done():
                     raise session.ended.result()
                 if not next_message.done():
                     if draining.done():
                         raise ShuttingDown
-                    reason = "the client sent no message on this stream in time"
+                    reason = "the client sent no message on this stream in time (limits.stream_idle_seconds)"
                     raise LimitExceeded("stream_idle_seconds", round(idle_seconds), reason)
                 try:
                     request = decode(next_message.result())
@@ -244,10 +292,27 @@ class RpcStream(RpcCall):
                 guard.charge(session.identity, self)
                 yield request
         finally:
+            transport.requests.finished(self)
             draining.cancel()
             if next_message is not None:
                 next_message.cancel()
                 next_message = None  # the traceback of its exception refers to this frame
+
+    async def run_until_revoked(self, work: Awaitable[None]) -> None:
+        """Run work that only waits, and cancel it when the caller is no longer authorised."""
+        self.waiting = current_call()
+        self.on_revoked(self.refuse)
+        try:
+            await work
+        finally:
+            self.waiting = None
+
+    def refuse(self, reason: RegistryError) -> None:
+        """End the stream with an error."""
+        if self.session is not None and self.method.client_streaming:
+            self.session.end(reason)
+        else:
+            super().refuse(reason)
 
     async def write(self, message: Message | bytes) -> None:
         """Send a message, which the client must read within the write timeout."""

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from registry_server.admission import Endpoint
 from registry_server.rpc.calls import RpcCall, RpcMethod, RpcStream, RpcTransport
 from registry_server.rpc.codec import MAX_REQUEST_BYTES, Context, serialized
-from registry_server.security.guard import Streams
+from registry_server.security.limits import Streams
 from registry_server.security.permissions import Permission
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ class Declaration(NamedTuple):
     cached: Callable[[Any, bytes], bytes | None] | None
     """Method of the same class that returns the cached answer to a serialised request."""
     streams: Streams | None
-    """Kind of stream; ``None`` = no stream, or one without limits."""
+    """Kind of stream; ``None`` = no stream."""
     max_bytes: int | None
     """Maximum size of a request; ``None`` = the handler receives the bytes of a request of any size, and parses it in
     slices."""
@@ -96,24 +96,25 @@ def method_handlers(
                 streams=declared.streams,
             ),
             transport,
+            descriptor.client_streaming,
+            declared.streams == "keep-alive-streams",
         )
         if is_stream and counted:
             transport.admission.counters.streams.add(name)
-        handlers[name] = _method_handler(method, descriptor)
+        handlers[name] = _method_handler(method, is_stream=is_stream)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(method: RpcMethod, descriptor: MethodDescriptor) -> Any:
-    scope = RpcStream if descriptor.client_streaming or descriptor.server_streaming else RpcCall
+def _method_handler(method: RpcMethod, *, is_stream: bool) -> Any:
+    scope = RpcStream if is_stream else RpcCall
 
-    async def handle(request: Any, context: Context) -> Any:
-        return await scope(method, request, context).run()
+    async def handle(requests: Any, context: Context) -> Any:
+        return await scope(method, requests, context).run()
 
-    if scope is RpcCall:
-        return grpc.unary_unary_rpc_method_handler(handle)
-    if descriptor.client_streaming:
+    # Registered as if all clients streamed: otherwise gRPC itself would wait for the request.
+    if is_stream:
         return grpc.stream_stream_rpc_method_handler(handle, response_serializer=serialized)
-    return grpc.unary_stream_rpc_method_handler(handle, response_serializer=serialized)
+    return grpc.stream_unary_rpc_method_handler(handle)
 
 
 def _snake_case(name: str) -> str:

@@ -1,7 +1,7 @@
 """``RpcServer``: the gRPC server and its handlers."""
 
 import asyncio
-from typing import Final
+from typing import Final, get_args
 
 import grpc
 import structlog
@@ -16,9 +16,11 @@ from registry_server.rpc.calls import RpcTransport
 from registry_server.rpc.listener import Listener
 from registry_server.rpc.methods import method_handlers
 from registry_server.rpc.readers import SlowReaders
+from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.service import SERVICE, RegistryRpc
 from registry_server.rpc.tls import server_credentials
 from registry_server.runtime.tasks import cancel
+from registry_server.security.limits import Streams
 from registry_server.security.tls import Certificates
 
 _FINAL_SEND_SECONDS: Final = 0.1
@@ -63,12 +65,13 @@ class RpcServer:
         self._grace = grace
         self._certificates = certificates
         self._health = health.aio.HealthServicer()
-        self._disconnecting: asyncio.Task[None] | None = None
+        self._limiting: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
         self._readers = SlowReaders(settings.write_timeout_ms / 1000, admission.counters)
+        self._requests = AwaitedRequests(admission.guard, settings.max_message_bytes)
         self._draining = asyncio.Event()
         verifies_clients = certificates is not None and certificates.current().client_ca is not None
-        transport = RpcTransport(admission, self._readers, verifies_clients, self._draining)
+        transport = RpcTransport(admission, self._requests, self._readers, verifies_clients, self._draining)
         handlers = [
             method_handlers(SERVICE, RegistryRpc(registry), transport),
             method_handlers(HEALTH_SERVICE, HealthRpc(self._health), transport, counted=False),
@@ -81,9 +84,7 @@ class RpcServer:
             return grpc.aio.server(
                 handlers=tuple(handlers),
                 options=_options(settings, shared_port=shared_port),
-                # gRPC rejects excess calls without details, but before it reads their requests; our own limits only see
-                # complete requests.
-                maximum_concurrent_rpcs=limits.calls + 2 * limits.watches + REJECTION_HEADROOM,
+                maximum_concurrent_rpcs=_max_concurrent_rpcs(limits),
             )
 
         self._listener = Listener(make_server, self._bind)
@@ -96,7 +97,10 @@ class RpcServer:
         """
         address = self._settings.address
         await self.set_serving(serving=False)
-        self._disconnecting = asyncio.create_task(self._readers.run(), name="slow-readers")
+        self._limiting = [
+            asyncio.create_task(self._readers.run(), name="slow-readers"),
+            asyncio.create_task(self._requests.run(), name="incomplete-requests"),
+        ]
         try:
             bound = await self._listener.start(address)
         except RuntimeError as error:
@@ -130,6 +134,7 @@ class RpcServer:
     async def drain(self) -> None:
         """End streams, let calls in flight finish within the grace period, and cancel the remaining ones."""
         self._draining.set()
+        await self._requests.end()
         if not await self._admission.wait_idle(self._grace):
             log.warning("calls cancelled at shutdown", grace_seconds=self._grace)
         stopping = self._stopping or asyncio.create_task(self._listener.stop(self._grace))
@@ -138,8 +143,12 @@ class RpcServer:
             # The remaining streams belong to health and reflection, which end only when they are cancelled.
             await self._listener.stop(0)
         await stopping
-        if self._disconnecting is not None:
-            await cancel([self._disconnecting])
+        await cancel(self._limiting)
+
+
+def _max_concurrent_rpcs(limits: LimitSettings) -> int:
+    kinds = len(get_args(Streams))
+    return limits.calls + kinds * limits.watches + (1 + kinds) * limits.unauthenticated_calls + REJECTION_HEADROOM
 
 
 def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, int]]:

@@ -2,87 +2,39 @@
 
 import asyncio
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias, get_args
+from typing import Final, get_args
 
 import structlog
 
 from registry_server.config import LimitSettings, SecuritySettings
-from registry_server.errors import (
-    ConfigurationError,
-    PermissionDenied,
-    RegistryError,
-    Unauthenticated,
-)
+from registry_server.errors import ConfigurationError, PermissionDenied, Unauthenticated
 from registry_server.runtime.tasks import cancel
 from registry_server.security.authenticator import Authenticator, Credentials
-from registry_server.security.identity import ANONYMOUS, UNCHECKED, Identity, Limits, Role, current_identity
+from registry_server.security.identity import (
+    ANONYMOUS,
+    UNCHECKED,
+    Identity,
+    Limits,
+    Role,
+    caller_key,
+    current_identity,
+)
 from registry_server.security.jwt_tokens import CredentialRefused
-from registry_server.security.limits import Buckets, Gauge, InFlight
+from registry_server.security.limits import Buckets, Gauge, InFlight, Places, Streams
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
+from registry_server.security.sessions import Caller, Session, Sessions
 
+_GUEST_BYTES_DIVISOR: Final = 4
+"""Callers without a credential may hold a quarter of ``limits.call_bytes``, in addition to it."""
 _LOG_INTERVAL_SECONDS: Final = 1.0
 """Shortest time between two log lines with the same reason."""
+_RATE: Final = ("requests_per_second", "request_burst")
 
 log = structlog.get_logger(__name__)
-
-Streams: TypeAlias = Literal["watches", "keep-alive-streams"]
-"""Kind of stream; the limit on open streams applies to each kind separately."""
-
-
-class Caller(Protocol):
-    """A call, as far as admission needs to know."""
-
-    @abstractmethod
-    def address(self) -> str:
-        """Return the address of the caller, without its port."""
-
-    @abstractmethod
-    def credentials(self) -> Credentials:
-        """Return what the caller presented.
-
-        Raises:
-            Unauthenticated: It presented several credentials.
-        """
-
-
-class Session:
-    """An open stream with its current identity; the guard ends it when that identity is no longer authorised."""
-
-    def __init__(self, caller: Caller, permission: Permission) -> None:
-        self.identity = UNCHECKED
-        self.caller, self.permission = caller, permission
-        self.ended: asyncio.Future[RegistryError] = asyncio.get_running_loop().create_future()
-        """Its result is the reason why the stream must end."""
-        self._timer: asyncio.TimerHandle | None = None
-
-    def on_end(self, end: Callable[[RegistryError], object]) -> None:
-        """Call a function that ends the stream once the session has ended."""
-        self.ended.add_done_callback(lambda ended: end(ended.result()))
-
-    def set_identity(self, identity: Identity) -> None:
-        """Set the identity, and end the session when its credential expires."""
-        self.identity = identity
-        self.cancel_expiry()
-        if identity.expires is not None:
-            remaining = max(0.0, identity.expires - time.time())
-            expired = Unauthenticated("the credential has expired")
-            self._timer = asyncio.get_running_loop().call_later(remaining, self.end, expired)
-
-    def cancel_expiry(self) -> None:
-        """Cancel the timer that ends the session."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def end(self, reason: RegistryError) -> None:
-        """End the stream."""
-        if not self.ended.done():
-            self.ended.set_result(reason)
 
 
 class Guard:
@@ -110,10 +62,14 @@ class Guard:
         )
         self._monotonic = monotonic
         self._buckets = Buckets(monotonic)
-        self.in_flight = InFlight(limits.calls, limits.call_bytes)
-        """Calls in flight, of all callers together."""
-        self._streams: dict[Streams, Gauge] = {kind: Gauge(kind, limits.watches) for kind in get_args(Streams)}
-        self._sessions: set[Session] = set()
+        self._places, self._guest_places = _caller_places(limits), _guest_places(limits)
+        self.in_flight = self._places.in_flight
+        """Calls in flight of all callers; with a policy, of those with a credential."""
+        self._spare_rate = not self._file and limits.is_default(*_RATE)
+        """Whether callers may exceed their rate while the process has room."""
+        self._spare_streams = limits.is_default("watches_per_caller")
+        """Whether addresses may exceed their number of streams while the process has room."""
+        self._sessions = Sessions()
         self._log_times: dict[str, tuple[float, int]] = {}
         self._rechecking: asyncio.Task[None] | None = None
         self._authenticator: Authenticator | None = None
@@ -123,6 +79,8 @@ class Guard:
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
         """Admit a call that ``admit_known`` did not admit, and return the caller's identity.
 
+        A rejected call is charged too.
+
         Raises:
             Unauthenticated: The credential is not valid, or one is required.
             PermissionDenied: The role does not include the permission.
@@ -130,7 +88,20 @@ class Guard:
             IssuerUnavailable: The keys of the token's issuer are not available.
             Overloaded: Too many tokens wait for verification.
         """
-        identity = await self._identity(caller, permission, caller.address())
+        identity = GUEST
+        try:
+            identity = await self._identity(caller.credentials(), caller.address())
+            _require_role(identity, permission)
+        except (Unauthenticated, PermissionDenied) as error:
+            if isinstance(error, CredentialRefused):
+                self._log_refusal(error.log_reason, caller.address())
+                error = Unauthenticated(str(error))
+            if identity is not GUEST:
+                current_identity.set(identity)  # for the request log
+            caller.caller_key = caller_key(identity, caller.address)
+            self.charge(identity, caller)
+            raise error from None
+        caller.caller_key = caller_key(identity, caller.address)
         self.charge(identity, caller)
         return identity
 
@@ -145,26 +116,54 @@ class Guard:
         """
         authenticator = self._authenticator
         if authenticator is None:
+            caller.caller_key = caller_key(UNCHECKED, caller.address)
             if permission is not HEALTH:
                 self.charge(UNCHECKED, caller)
             return UNCHECKED
-        credentials = caller.credentials()
-        if permission.part in self._public:
-            return _PUBLIC
-        identity = authenticator.cached_identity(credentials)
+        public = permission.part in self._public
+        try:
+            identity = authenticator.cached_identity(caller.credentials())
+        except Unauthenticated:
+            identity = None
         if identity is None or identity.role < permission.min_role:
-            return None
-        self.charge(identity, caller)
+            if not public:
+                return None
+            identity = GUEST  # public parts do not verify credentials
+        caller.caller_key = caller_key(identity, caller.address)
+        if not public:
+            self.charge(identity, caller)
         return identity
 
     def charge(self, identity: Identity, caller: Caller) -> None:
-        """Charge a call to its caller.
+        """Charge a call to its caller, which was admitted.
 
         Raises:
             RateLimited: The caller exceeded its rate.
         """
-        limits = identity.limits or self._default_limits
-        self._buckets.take_token(_key(identity, caller), limits.requests_per_second, limits.burst)
+        if self._spare_rate and not self.in_flight.calls.scarce:
+            return
+        default = self._default_limits
+        limits = identity.limits or default
+        rate = limits.requests_per_second
+        setting = "limits.requests_per_second" if rate == default.requests_per_second else "its limits in the policy"
+        self._buckets.take_token(caller.caller_key, rate, limits.burst, setting)
+
+    def charge_guest(self, caller: Caller) -> None:
+        """Charge a call that is rejected before its credentials are looked at.
+
+        Raises:
+            RateLimited: Its address exceeded its rate.
+        """
+        caller.caller_key = caller_key(GUEST, caller.address)
+        self.charge(GUEST, caller)
+
+    def places(self, key: tuple[str, str]) -> Places:
+        """Return the places for a caller; with a policy, those without a credential have places of their own."""
+        return self._guest_places if self.is_guest(key) else self._places
+
+    def is_guest(self, key: tuple[str, str]) -> bool:
+        """Return whether the key belongs to callers without a credential although there is a policy."""
+        return key[0] == "none" and self._authenticator is not None
 
     @contextmanager
     def session(
@@ -181,16 +180,13 @@ class Guard:
         Raises:
             LimitExceeded: The caller, or the server, has too many open streams of this kind.
         """
-        session = Session(caller, permission)
         limits = identity.limits or self._default_limits
-        with self._streams[streams].count(_key(identity, caller), limits.watches):
-            self._sessions.add(session)
-            session.set_identity(identity)
-            try:
-                yield session
-            finally:
-                self._sessions.discard(session)
-                session.cancel_expiry()
+        limit = None if self._spare_streams and identity.limits is None else limits.watches
+        with (
+            self.places(caller.caller_key).streams[streams].count(caller.caller_key, limit),
+            self._sessions.open(caller, identity, permission) as session,
+        ):
+            yield session
 
     def reload(self) -> None:
         """Reload the policy; on failure, log the problems and keep the current policy.
@@ -221,47 +217,39 @@ class Guard:
     async def _recheck_sessions(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:
             await cancel([previous])
-        for session in list(self._sessions):
-            try:
-                identity = await self._identity(session.caller, session.permission)
-                await asyncio.sleep(0)  # verifying a token takes up to a millisecond
-                if session in self._sessions:  # it may have been closed in the meantime
-                    session.set_identity(identity)
-            except RegistryError as error:
-                session.end(error)
-            except Exception:
-                log.exception("stream authorisation recheck failed")
-                session.end(Unauthenticated("the credential could not be verified against the new policy"))
+        await self._sessions.recheck(self._reverify, _require_role, self._public)
 
-    async def _identity(self, caller: Caller, permission: Permission, address: str | None = None) -> Identity:
-        """Return the identity of a caller that has the permission.
+    async def _reverify(self, credentials: Credentials) -> Identity:
+        """Return the identity of the credentials of an open stream; no caller is charged for it.
+
+        Raises:
+            Unauthenticated: The credentials are not valid.
+            IssuerUnavailable: The keys of the token's issuer are not available.
+        """
+        try:
+            return await self._identity(credentials, None)
+        except CredentialRefused as error:
+            raise Unauthenticated(str(error)) from None
+
+    async def _identity(self, credentials: Credentials, address: str | None) -> Identity:
+        """Return the identity of credentials.
 
         Args:
-            caller: The call.
-            permission: Permission that it needs.
+            credentials: What a caller presented.
             address: Its address; ``None`` = an internal check, which takes no turn of a caller.
+
+        Raises:
+            CredentialRefused: They are not valid.
+            IssuerUnavailable: The keys of the token's issuer are not available.
+            Overloaded: Too many tokens wait for verification.
         """
-        if self._authenticator is None:
-            return UNCHECKED
-        credentials = caller.credentials()
-        while True:
-            authenticator = self._authenticator
+        while (authenticator := self._authenticator) is not None:
             identity = authenticator.cached_identity(credentials)
             if identity is None:
-                try:
-                    identity = await authenticator.verify(credentials, address)
-                except CredentialRefused as error:
-                    self._log_refusal(error.log_reason, caller.address())
-                    raise Unauthenticated(str(error)) from None
-            if authenticator is self._authenticator:
-                break
-            # The policy was reloaded while the token was verified.
-        if identity.role < permission.min_role:
-            if identity.method == "none":
-                raise Unauthenticated
-            current_identity.set(identity)  # for the request log
-            raise PermissionDenied(f"requires the role {permission.min_role.word}; the caller has {identity.role.word}")
-        return identity
+                identity = await authenticator.verify(credentials, address)
+            if authenticator is self._authenticator:  # otherwise the policy was reloaded in the meantime
+                return identity
+        return UNCHECKED
 
     def _read_policy(self, file: Path) -> Authenticator:
         return Authenticator(
@@ -283,10 +271,39 @@ class Guard:
         log.warning("credential refused", reason=reason, peer=peer, suppressed=suppressed)
 
 
-_PUBLIC: Final = Identity(ANONYMOUS, Role.NONE)
-"""Caller of a public endpoint, whose credentials are not verified."""
+GUEST: Final = Identity(ANONYMOUS, Role.NONE)
+"""Caller without a credential that was accepted."""
 
 
-def _key(identity: Identity, caller: Caller) -> tuple[str, str]:
-    """Return the key for a caller's limits; callers without a credential are distinguished by address."""
-    return (identity.method, caller.address() if identity.method == "none" else identity.name)
+def _require_role(identity: Identity, permission: Permission) -> None:
+    """Check that a role includes a permission.
+
+    Raises:
+        Unauthenticated: A credential is required.
+        PermissionDenied: The role does not include it.
+    """
+    if identity.role < permission.min_role:
+        if identity.method == "none":
+            raise Unauthenticated
+        raise PermissionDenied(f"requires the role {permission.min_role.word}; the caller has {identity.role.word}")
+
+
+def _caller_places(limits: LimitSettings) -> Places:
+    per_caller = "limits.watches_per_caller"
+    return Places(
+        InFlight(limits.calls, limits.call_bytes),
+        {
+            kind: Gauge(kind, limits.watches, setting="limits.watches", setting_per_caller=per_caller)
+            for kind in get_args(Streams)
+        },
+    )
+
+
+def _guest_places(limits: LimitSettings) -> Places:
+    setting, limit = "limits.unauthenticated_calls", limits.unauthenticated_calls
+    return Places(
+        InFlight(limit, limits.call_bytes // _GUEST_BYTES_DIVISOR, setting),
+        {kind: Gauge(kind, limit, setting=setting) for kind in get_args(Streams)}
+        # gRPC clients watch the health of their server on each connection, and never with a credential.
+        | {"health-watches": Gauge("health-watches", limits.watches, setting="limits.watches")},
+    )

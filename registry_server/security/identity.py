@@ -4,9 +4,12 @@
 default.
 """
 
+import ipaddress
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 from registry_server.security.patterns import matches
@@ -87,6 +90,11 @@ class Identity:
         return Claim(self.name, exclusive=agent, max_services=self.limits.services if agent and self.limits else 0)
 
 
+_MAX_CACHED_ADDRESSES: Final = 4_096
+"""Addresses whose network is cached, so that it is not computed again for each call."""
+_IPV6_NETWORK_BITS: Final = 64
+"""A single host may use all addresses of such a network (RFC 7421)."""
+
 ANONYMOUS: Final = "anonymous"
 
 UNCHECKED: Final = Identity(ANONYMOUS, Role.ADMIN)
@@ -94,6 +102,36 @@ UNCHECKED: Final = Identity(ANONYMOUS, Role.ADMIN)
 
 current_identity: ContextVar[Identity] = ContextVar("current_identity", default=UNCHECKED)
 """Identity of the call being handled."""
+
+NO_KEY: Final = ("none", "")
+"""Key of calls that were not admitted yet, and of embedding programs."""
+CALLER_KEY: Final[ContextVar[tuple[str, str]]] = ContextVar("caller_key", default=NO_KEY)
+"""Key for the limits of the caller of the call being handled."""
+
+
+def caller_key(identity: Identity, address: Callable[[], str]) -> tuple[str, str]:
+    """Return the key for a caller's limits: its identity, or its address or IPv6 network if it has no credential."""
+    if identity.method != "none":
+        return identity.method, identity.name
+    text = address()
+    return ("none", _network(text)) if ":" in text else ("none", text)
+
+
+def current_caller_key() -> tuple[str, str]:
+    """Return the key for the limits of the current caller; all calls of an embedding program have the same."""
+    return CALLER_KEY.get()
+
+
+@lru_cache(_MAX_CACHED_ADDRESSES)
+def _network(address: str) -> str:
+    """Return the network of an IPv6 address, and the address itself if it maps an IPv4 address or is not valid."""
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), _IPV6_NETWORK_BITS), strict=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,11 @@ _INITIAL_CODES: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, grpc: TransportCounters) -> Iterator[Metric]:
     """Yield the current use of bounded resources."""
-    yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", in_flight.calls)
+    yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", in_flight.calls.held)
     yield _gauge(
         "calls_in_flight_bytes",
         "Bytes of large requests in flight and of large responses that are not read yet",
-        in_flight.bytes,
+        in_flight.bytes.held,
     )
     yield _counter(
         "calls_rejected", "Calls rejected because a limit on calls in flight was reached", in_flight.rejected

@@ -96,11 +96,11 @@ async def test_call_is_in_flight_until_it_has_ended() -> None:
     counters, in_flight = admission.counters_of("Test"), admission.guard.in_flight
 
     async def observe(_: Call) -> tuple[int, int]:
-        return counters.in_flight, in_flight.calls
+        return counters.in_flight, in_flight.calls.held
 
     assert await run(admission, observe) == (1, 1)
     assert await run(admission, observe, limited=False) == (1, 0)
-    assert (counters.in_flight, in_flight.calls) == (0, 0)
+    assert (counters.in_flight, in_flight.calls.held) == (0, 0)
     assert counters.ended == {"OK": 2}
 
 
@@ -145,7 +145,7 @@ async def test_unexpected_error_is_logged_with_the_request_id_and_hidden() -> No
 
 
 async def test_rejected_call_is_counted_but_not_handled() -> None:
-    admission = admission_with(calls=1, requests_per_second=1, request_burst=1)
+    admission = admission_with(calls=1, requests_per_second=1, request_burst=2)
 
     async def nested(_: Call) -> Any:
         return await run(admission, succeed)
@@ -153,7 +153,7 @@ async def test_rejected_call_is_counted_but_not_handled() -> None:
     assert await run(admission, nested) == Overloaded.reason
     assert await run(admission, succeed, limited=False) == RateLimited.reason
     assert admission.counters_of("Test").ended == {Overloaded.reason: 1, "OK": 1, RateLimited.reason: 1}
-    assert admission.guard.in_flight.calls == 0
+    assert admission.guard.in_flight.calls.held == 0
 
 
 async def test_uncounted_endpoint_is_admitted_but_neither_counted_nor_logged() -> None:
@@ -180,7 +180,7 @@ async def test_cancelled_call_is_counted_and_released() -> None:
     task.cancel()
     assert await idle
     assert admission.counters_of("Test").ended == {"CANCELLED": 1}
-    assert admission.guard.in_flight.calls == 0
+    assert admission.guard.in_flight.calls.held == 0
 
 
 async def test_streams_are_limited_for_each_kind() -> None:

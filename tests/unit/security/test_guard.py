@@ -1,6 +1,6 @@
 """``Guard``: unknown credentials."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from structlog.testing import capture_logs
 
@@ -14,9 +14,11 @@ from tests.unit.security.credentials import bearer_credentials
 from tests.unit.security.manual_clock import ManualClock
 
 
-class Call(NamedTuple):
+@dataclass
+class Call:
     presented: Credentials
     origin: str
+    caller_key: tuple[str, str] = ("", "")
 
     def credentials(self) -> Credentials:
         return self.presented

@@ -64,25 +64,25 @@ def test_gauge_limits_each_caller_and_all_and_returns_to_zero() -> None:
         ):
             pass
     assert gauge.total == 0
-    assert not gauge._counts
+    assert not gauge._shares._by_caller
 
 
 def test_call_slots_limit_calls_and_are_released() -> None:
     in_flight = InFlight(max_calls=1, max_bytes=1)
-    slot = CallSlot(in_flight, SMALL_REQUEST_BYTES)
+    slot = CallSlot(in_flight, "a", SMALL_REQUEST_BYTES)
     with pytest.raises(Overloaded, match="limit of 1 calls in flight reached"):
-        CallSlot(in_flight, 0)
-    assert (in_flight.calls, in_flight.bytes, in_flight.rejected) == (1, 0, 1)
+        CallSlot(in_flight, "a", 0)
+    assert (in_flight.calls.held, in_flight.bytes.held, in_flight.rejected) == (1, 0, 1)
     slot.release()
-    assert (in_flight.calls, in_flight.bytes) == (0, 0)
+    assert (in_flight.calls.held, in_flight.bytes.held) == (0, 0)
 
 
 def test_call_slots_limit_bytes_but_admit_a_single_large_call() -> None:
     large = SMALL_REQUEST_BYTES + 1
     in_flight = InFlight(max_calls=10, max_bytes=large - 1)
-    slot = CallSlot(in_flight, large)
+    slot = CallSlot(in_flight, "a", large)
     with pytest.raises(Overloaded, match="bytes of requests and answers reached"):
-        CallSlot(in_flight, large)
-    assert (in_flight.calls, in_flight.bytes, in_flight.rejected) == (1, large, 1)
+        CallSlot(in_flight, "a", large)
+    assert (in_flight.calls.held, in_flight.bytes.held, in_flight.rejected) == (1, large, 1)
     slot.release()
-    assert (in_flight.calls, in_flight.bytes) == (0, 0)
+    assert (in_flight.calls.held, in_flight.bytes.held) == (0, 0)

@@ -1,0 +1,127 @@
+"""``AwaitedRequests``: bounds the requests that have not arrived completely."""
+
+import asyncio
+import time
+from collections import defaultdict
+from heapq import heapify, heappop, heappush
+from typing import Final, Protocol
+
+import structlog
+
+from registry_server.errors import LimitExceeded, Overloaded, RegistryError, ShuttingDown
+from registry_server.security.guard import Guard
+
+MAX_REQUEST_SECONDS: Final = 30.0
+"""Time limit for a request to arrive."""
+SLOW_SECONDS: Final = 0.25
+"""Requests that take longer count with the largest size that they may have: gRPC does not report what it holds."""
+_CHECK_INTERVAL_SECONDS: Final = 0.1
+_CALLS_PER_TURN: Final = 50
+"""Calls that are rejected in one turn of the event loop: about 10 ms (measured)."""
+
+log = structlog.get_logger(__name__)
+
+
+class WaitingCall(Protocol):
+    """A call that waits for a request."""
+
+    caller_key: tuple[str, str]
+
+    def refuse(self, reason: RegistryError) -> None:
+        """Stop waiting and answer the call with an error."""
+
+
+class AwaitedRequests:
+    """Calls whose request has not arrived completely.
+
+    gRPC holds what has arrived, does not report how much that is, and waits for the rest for as long as the client
+    stays connected.
+    """
+
+    def __init__(self, guard: Guard, max_bytes: int, *, max_seconds: float = MAX_REQUEST_SECONDS) -> None:
+        """Set the limits.
+
+        Args:
+            guard: Knows the callers and their limits on bytes.
+            max_bytes: Largest size of a request.
+            max_seconds: Time limit for a request to arrive.
+        """
+        self._guard = guard
+        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._since: dict[WaitingCall, float] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def started(self, call: WaitingCall) -> None:
+        """Begin to wait for a request."""
+        self._since[call] = time.monotonic()
+
+    def finished(self, call: WaitingCall) -> None:
+        """Stop waiting: the request has arrived, or the call is over."""
+        self._since.pop(call, None)
+
+    async def run(self) -> None:
+        """Reject calls that exceed the limits until cancelled."""
+        while True:
+            await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
+            if self._slow():
+                # Let calls read what arrived while the event loop was busy.
+                for _ in range(2):
+                    await asyncio.sleep(0)
+                await self._reject(self._excessive(self._slow()))
+
+    async def end(self) -> None:
+        """Reject the calls whose request is late, because the server shuts down."""
+        await self._reject([(call, ShuttingDown()) for call in self._slow()])
+
+    def _slow(self) -> list[WaitingCall]:
+        latest_start = time.monotonic() - SLOW_SECONDS
+        slow = []
+        for call, since in self._since.items():
+            if since > latest_start:
+                break
+            slow.append(call)
+        return slow
+
+    def _excessive(self, slow: list[WaitingCall]) -> list[tuple[WaitingCall, RegistryError]]:
+        """Return the calls that took too long, and the newest ones of the callers with the most slow ones."""
+        earliest_start, seconds = time.monotonic() - self._max_seconds, round(self._max_seconds)
+        rejected: list[tuple[WaitingCall, RegistryError]] = []
+        by_caller: dict[bool, dict[tuple[str, str], list[WaitingCall]]] = defaultdict(lambda: defaultdict(list))
+        for call in slow:
+            if self._since[call] < earliest_start:
+                message = f"the request did not arrive within {seconds} seconds"
+                rejected.append((call, LimitExceeded("request-seconds", seconds, message)))
+            else:
+                by_caller[self._guard.is_guest(call.caller_key)][call.caller_key].append(call)
+        for callers in by_caller.values():
+            held = self._guard.places(next(iter(callers))).in_flight.bytes
+            excess = sum(map(len, callers.values())) - max(1, (held.limit - held.held) // self._max_bytes)
+            rejected += self._newest_of_most(callers, excess, held.limit)
+        return rejected
+
+    def _newest_of_most(
+        self, callers: dict[tuple[str, str], list[WaitingCall]], number: int, limit: int
+    ) -> list[tuple[WaitingCall, RegistryError]]:
+        rejected: list[tuple[WaitingCall, RegistryError]] = []
+        order = [(-len(calls), -self._since[calls[-1]], caller) for caller, calls in callers.items()]
+        heapify(order)
+        while len(rejected) < number:
+            _, _, caller = heappop(order)
+            calls = callers[caller]
+            reason = f"limit of {limit} bytes of incomplete requests reached (limits.call_bytes)"
+            rejected.append((calls.pop(), Overloaded("call-bytes", limit, reason)))
+            if calls:
+                heappush(order, (-len(calls), -self._since[calls[-1]], caller))
+        return rejected
+
+    async def _reject(self, calls: list[tuple[WaitingCall, RegistryError]]) -> None:
+        for number, (call, reason) in enumerate(calls, 1):
+            if call in self._since:
+                self.finished(call)
+                call.refuse(reason)
+            if number % _CALLS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        if calls:
+            log.info("incomplete requests rejected", calls=len(calls))
