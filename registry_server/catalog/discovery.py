@@ -1,9 +1,8 @@
 """``Discovery``: finds services, and caches answers until a change affects them."""
 
-import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from itertools import accumulate
 from operator import attrgetter
@@ -13,9 +12,11 @@ from cachetools import LRUCache
 
 from registry_server.catalog.query import Page, Query, freshness_at
 from registry_server.catalog.replica import Replica
+from registry_server.catalog.slices import Slices
 from registry_server.instrumentation.counters import CacheCounters
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import encode_page_token
+from registry_server.runtime.pacing import SLICE_SECONDS
 
 PageKey: TypeAlias = bytes | str
 """What a page answers: a serialised ``DiscoverServicesRequest``, or the query string of a REST request."""
@@ -24,21 +25,25 @@ MAX_PAGE_BYTES: Final = 3 << 20
 """Clients accept messages of 4 MiB by default."""
 _ENTRY_BYTES: Final = 600
 """Overhead of a cached page in addition to its bytes."""
+_SCAN_STEP_RECORDS: Final = 8
+"""A record takes up to 0.3 ms, with the costliest filters."""
+_SORT_STEP_NAMES: Final = 2_000
+"""About 0.5 ms."""
 
 
 class DiscoveryLimits(NamedTuple):
     """Limits on kept queries and cached answers."""
 
     queries: int = 512
-    """Maximum number of kept queries: each change is checked against those that it can affect."""
+    """Maximum number of kept queries."""
     names: int = 4_000_000
     """Maximum number of names that all kept queries list together; each costs 8 bytes."""
     cached_bytes: int = 64 << 20
     """Maximum size of the cached pages, current or outdated, and of their keys."""
     page_bytes: int = MAX_PAGE_BYTES
     """Size at which a page ends early."""
-    scan_slice_records: int = 500
-    """Records scanned before other tasks run: about 1 ms with a regular expression."""
+    slice_seconds: float = SLICE_SECONDS
+    """How long scans run before other tasks."""
 
 
 DEFAULT_LIMITS: Final = DiscoveryLimits()
@@ -47,8 +52,9 @@ DEFAULT_LIMITS: Final = DiscoveryLimits()
 class Discovery:
     """Finds services in the replica, and caches answers until a change affects them.
 
-    A cached page carries its query and the version of it. A change increments the version, and so makes any number of
-    pages outdated at once; a page is compared with its query when it is looked up.
+    A cached page carries its query and the version of it. When a page is looked up, its query applies the changes that
+    it has missed and increments its version if one affects it, which makes all its pages outdated at once. So a change
+    costs the same whatever is cached, and a caller whose query is costly to match waits for it alone.
     """
 
     def __init__(self, replica: Replica, limits: DiscoveryLimits = DEFAULT_LIMITS) -> None:
@@ -58,7 +64,8 @@ class Discovery:
         self._queries: OrderedDict[bytes, Query] = OrderedDict()
         self._stale = True
         self._refresh()
-        self._scans = asyncio.Lock()
+        self.slices = Slices(limits.slice_seconds)
+        """Shares the time for scans among callers."""
         self.counters = CacheCounters()
         """Lookups of cached pages that succeeded, and pages built."""
         replica.on_position_changed.append(self._refresh)
@@ -73,8 +80,13 @@ class Discovery:
         page = self._pages.get(key)
         if page is None or page.version != page.query.version:
             return None
+        query = page.query
+        if query.tick != self._replica.anchors.tick and not (
+            self.slices.run_now(self._catch_up(query)) and page.version == query.version
+        ):
+            return None
         self.counters.hits += 1
-        self._queries.move_to_end(page.query.filter.key)
+        self._queries.move_to_end(query.filter.key)
         page.revision, page.stale, page.freshness_wire = self._freshness
         return page
 
@@ -92,52 +104,76 @@ class Discovery:
             size: Maximum number of services.
             after: Name after which the page begins; empty for the first page.
         """
-        query = self._queries.get(filter_.key) or await self._add_query(filter_)
+        query = await self._kept_query(filter_) or await self._add_query(filter_)
         self._queries.move_to_end(filter_.key)
         self.counters.misses += 1
         return self._build_page(query, size, after)
 
     async def matching_names(self, filter_: Filter) -> list[str]:
         """Return the names that match at the replica's revision on return: a new sorted list."""
-        query = self._queries.get(filter_.key)
-        return list(query.names) if query else (await self._find_names(filter_))
+        if kept := await self._kept_query(filter_):
+            return list(kept.names)
+        query = await self._find(filter_)
+        names = query.names
+        query.end()
+        return names
 
-    async def _add_query(self, filter_: Filter) -> Query:
-        names = await self._find_names(filter_)
-        # A concurrent call may have added the same query. No await from here on.
+    async def _kept_query(self, filter_: Filter) -> Query | None:
+        """Return the kept query, up to date; ``None`` if there is none."""
         query = self._queries.get(filter_.key)
         if query is None:
-            query = self._queries[filter_.key] = Query(filter_, names)
-            self._replica.interests.add_interest(query)
-            self._evict_queries()
+            return None
+        await self.slices.run(self._catch_up(query))
+        if query.ended and self._queries.get(filter_.key) is query:
+            del self._queries[filter_.key]
+        return None if query.ended else query
+
+    async def _add_query(self, filter_: Filter) -> Query:
+        query = await self._find(filter_)
+        # A concurrent call may have added the same query. No await from here on.
+        kept = self._queries.get(filter_.key)
+        if kept is not None and kept.tick == query.tick and not kept.ended:
+            query.end()
+            return kept
+        if kept is not None:
+            kept.end()
+        self._queries[filter_.key] = query
+        self._evict_queries()
         return query
 
-    async def _find_names(self, filter_: Filter) -> list[str]:
-        candidates = self._candidates(filter_)
-        if filter_.terms_only:
-            return sorted(candidates)
-        if len(candidates) <= self._limits.scan_slice_records:
-            records = self._replica.records
-            return sorted(name for name in candidates if filter_.matches_beyond_terms(records[name]))
-        async with self._scans:  # one at a time: scans share one core with all other calls
-            return await self._scan(filter_)
-
-    async def _scan(self, filter_: Filter) -> list[str]:
-        """Scan many records in slices, then apply the changes made during the scan."""
-        slice_records = self._limits.scan_slice_records
+    async def _find(self, filter_: Filter) -> Query:
+        """Return a new query, up to date; the caller must keep or end it."""
         while True:
-            position = self._replica.position
-            records = [self._replica.records[name] for name in self._candidates(filter_)]
-            found: list[str] = []
-            for start in range(0, len(records), slice_records):
-                found += [r.name for r in records[start : start + slice_records] if filter_.matches_beyond_terms(r)]
-                await asyncio.sleep(0)
-            missed = self._replica.history.since(position.revision)
-            if missed is not None and self._replica.position.epoch == position.epoch:
-                query = Query(filter_, sorted(found))
-                for change in missed:
-                    query.set_match(change.name, present=change.after is not None and filter_.matches(change.after))
-                return query.names
+            query = Query(filter_, self._replica.anchors)
+            try:
+                await self.slices.run(self._scan(query))
+                await self.slices.run(self._catch_up(query))
+            except BaseException:
+                query.end()
+                raise
+            if not query.ended:
+                return query
+
+    def _scan(self, query: Query) -> Iterator[None]:
+        """Find the names of a query, at the ticks of its steps: all changes since its tick must be applied to them."""
+        filter_, records = query.filter, self._replica.records
+        found = list(self._candidates(filter_))
+        if not filter_.terms_only:
+            candidates, found = found, []
+            for start in range(0, len(candidates), _SCAN_STEP_RECORDS):
+                for name in candidates[start : start + _SCAN_STEP_RECORDS]:
+                    record = records.get(name)
+                    if record is not None and filter_.matches_beyond_terms(record):
+                        found.append(name)
+                yield
+        for start in range(0, len(found), _SORT_STEP_NAMES):
+            found[start : start + _SORT_STEP_NAMES] = sorted(found[start : start + _SORT_STEP_NAMES])
+            yield
+        found.sort()  # merges the sorted parts: 20 ms for 100,000 names
+        query.names = found
+
+    def _catch_up(self, query: Query) -> Iterator[None]:
+        return query.catch_up(self._replica.history, len(self._replica.records))
 
     def _candidates(self, filter_: Filter) -> Collection[str]:
         candidates = self._replica.index.candidates(filter_)
@@ -161,7 +197,6 @@ class Discovery:
             query = self._queries.popitem(last=False)[1]
             names -= len(query.names)
             query.end()
-            self._replica.interests.remove_interest(query)
 
     def _refresh(self) -> None:
         self._freshness = freshness_at(self._replica.revision, stale=self._stale)

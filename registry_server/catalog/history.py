@@ -52,6 +52,10 @@ class History:
         i = len(self._changes) - 1 - (self._newest - revision)
         return self._changes[i] if 0 <= i < len(self._changes) else None
 
+    def recent(self, count: int) -> Change | None:
+        """Return the oldest of the ``count`` newest changes, if it is kept."""
+        return self._changes[-count] if count <= len(self._changes) else None
+
     def since(self, revision: int) -> Sequence[Change] | None:
         """Return all changes after a revision, oldest first; ``None`` if some were dropped or not yet applied."""
         count = self._newest - revision

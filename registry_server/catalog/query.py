@@ -1,17 +1,22 @@
 """``Query`` and ``Page``: the names that match a filter, and a part of them as an answer."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from registry_server.catalog.anchors import Anchors
 from registry_server.catalog.change import Change
+from registry_server.catalog.history import History
 from registry_server.model.filters import Filter
 from registry_server.model.record import Record
 from registry_server.model.wire import bytes_field, integer_field
 
 # Fields of DiscoverServicesResponse; `services` (1) is how a record is framed.
 _NEXT_PAGE_TOKEN, _TOTAL_SIZE, _REVISION, _STALE = 2, 3, 4, 5
+
+_MIN_MISSED_CHANGES: Final = 16
+"""So few changes are always applied: counting candidates would cost as much."""
 
 Freshness: TypeAlias = tuple[int, bool, bytes]
 """Revision, staleness, and both as fields of ``DiscoverServicesResponse``."""
@@ -23,33 +28,70 @@ def freshness_at(revision: int, *, stale: bool) -> Freshness:
 
 
 class Query:
-    """The names of the services that match one filter, updated by every change."""
+    """The names of the services that match one filter at one tick.
 
-    def __init__(self, filter_: Filter, names: list[str]) -> None:
+    A change costs a query nothing: it applies the changes that it has missed when it is asked again.
+    """
+
+    def __init__(self, filter_: Filter, anchors: Anchors) -> None:
+        """Create a query without names at the current tick."""
         self.filter = filter_
-        self.names = names
+        self.names: list[str] = []
+        self.tick = anchors.tick
         self.version = 0
         """Incremented by every change that affects an answer. Pages of an earlier version are outdated."""
+        self.ended = False
+        """Whether it can no longer be brought up to date."""
+        self._anchors = anchors
+        self._subscription = anchors.subscribe(filter_)
 
-    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        """Apply a change."""
-        self.version += 1
-        if matched != matches:
-            self.set_match(change.name, present=matches)
+    def catch_up(self, history: History, total: int) -> Iterator[None]:
+        """Apply the changes up to the current tick, or end the query if they are not kept; yield after each.
 
-    def set_match(self, name: str, *, present: bool) -> None:
-        """Add a name to the list, or remove it."""
+        Args:
+            history: The newest changes.
+            total: Number of services. A query that missed more changes than there are candidates ends, too.
+        """
+        anchors = self._anchors
+        while self.tick != anchors.tick and not self.ended:
+            if not anchors.changed_since(self._subscription, self.tick):
+                self.tick = anchors.tick
+                return
+            missed = anchors.tick - self.tick
+            change = history.recent(missed)
+            if change is None or (
+                missed > _MIN_MISSED_CHANGES and missed > anchors.count_candidates(self._subscription, total)
+            ):
+                self.end()
+                return
+            self._apply_change(change)
+            self.tick += 1
+            yield
+
+    def _apply_change(self, change: Change) -> None:
+        if change.is_notice:
+            return
+        name, after = change.name, change.after
         at = bisect_left(self.names, name)
-        listed = at < len(self.names) and self.names[at] == name
-        if present and not listed:
+        matched = at < len(self.names) and self.names[at] == name
+        matches = (
+            after is not None
+            and self.filter.matches_but_name(after)
+            and (matched or self.filter.matches_name(name))  # a service keeps its name
+        )
+        if matches and not matched:
             self.names.insert(at, name)
-        elif listed and not present:
+        elif matched and not matches:
             del self.names[at]
+        self.version += matched or matches
 
     def end(self) -> None:
         """Make all pages outdated, and release the names: outdated pages refer to the query until they are evicted."""
-        self.version += 1
-        self.names = []
+        if not self.ended:
+            self.ended = True
+            self.version += 1
+            self.names = []
+            self._anchors.unsubscribe(self._subscription)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,22 +1,28 @@
 """``Replica``: this process's in-memory copy of the registry."""
 
 import asyncio
-import heapq
-from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
+from registry_server.catalog.anchors import Anchors
 from registry_server.catalog.change import Change
 from registry_server.catalog.history import History
 from registry_server.catalog.index import Index
-from registry_server.catalog.interests import InterestTable
 from registry_server.errors import RevisionNotReached
 from registry_server.model.record import Record
+from registry_server.runtime.pacing import Wakeups
 from registry_server.store import Position
 
 MAX_HISTORY_BYTES = 64 << 20
 NO_OWNERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Publication(Protocol):
+    """Callback for each published state."""
+
+    def __call__(self, changes: Sequence[Change], anchors: Collection[str]) -> None:
+        """Handle the changes that led to the replica's position, and the anchors that they have; must not block."""
 
 
 class Replica:
@@ -33,7 +39,7 @@ class Replica:
         Written by the methods below. A write reads it to decide whether its caller becomes the owner, and a repair
         writes it back to the store; the store's scripts authorise writes."""
         self.index = Index()
-        self.interests = InterestTable(self.index)
+        self.anchors = Anchors(self.index)
         self.history = History(history_length, MAX_HISTORY_BYTES)
         self.position = Position("", 0)
         self.total_capabilities = 0
@@ -41,8 +47,10 @@ class Replica:
         """Called after every change of ``position``."""
         self.on_applied: list[Callable[[Change], None]] = []
         """Called with every change, including the differences found by a resync."""
-        self._waiters: list[tuple[int, int, asyncio.Future[bool]]] = []
-        self._order = count()  # orders waiters for the same revision
+        self.on_published: list[Publication] = []
+        """Called once for each change, and once for all changes of a resync."""
+        self._wakeups = Wakeups()
+        self._waiters: dict[int, dict[asyncio.Future[None], None]] = {}  # by revision
 
     @property
     def revision(self) -> int:
@@ -57,7 +65,7 @@ class Replica:
             self.total_capabilities += _count_capabilities(record)
 
     def start_at(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NO_OWNERS) -> None:
-        """Complete the initial state, without notifying interests.
+        """Complete the initial state, without publishing changes.
 
         Args:
             past: The changes that led to it, the newest at ``position``; they serve cursors older than this process.
@@ -68,16 +76,18 @@ class Replica:
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
-        self._set_position(position)
+        self.position = position
+        self._wake_all()
+        self._notify_position()
 
     def apply_change(self, change: Change) -> None:
-        """Apply the change of the next revision and notify interests."""
+        """Apply the change of the next revision and publish it."""
         self._change_state(change)
         self.history.append(change)
-        # Set before interests are notified, so that a watcher woken by this change reads its revision.
         self.position = Position(self.position.epoch, change.revision)
-        self._notify(change)
-        self._set_position(self.position)
+        self._publish((change,))
+        if change.revision in self._waiters:
+            self._wake(self._waiters.pop(change.revision))
 
     def resync(self, changes: Sequence[Change], position: Position, owners: Mapping[str, str] = NO_OWNERS) -> None:
         """Jump to a position by applying a difference; cursors from before it can no longer be resumed.
@@ -92,9 +102,8 @@ class Replica:
         self.owners = dict(owners)
         self.history.restart(position.revision)
         self.position = position
-        for change in changes:
-            self._notify(change)
-        self._set_position(position)
+        self._publish(changes)
+        self._wake_all()
 
     async def wait_for_revision(self, revision: int, wait_seconds: float) -> None:
         """Wait until a revision is applied.
@@ -109,19 +118,19 @@ class Replica:
         if revision <= self.revision:
             return
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
-        entry = (revision, next(self._order), waiter)
-        heapq.heappush(self._waiters, entry)
-        timer = loop.call_later(wait_seconds, _resolve, waiter, False)  # noqa: FBT003 - asyncio.timeout costs more
-        reached = False
+        waiter: asyncio.Future[None] = loop.create_future()
+        waiters = self._waiters.setdefault(revision, {})
+        waiters[waiter] = None
+        # asyncio.timeout costs more.
+        timer = loop.call_later(wait_seconds, self._wakeups.wake, waiter)
         try:
-            reached = await waiter
+            await waiter
         finally:
             timer.cancel()
-            if not reached and entry in self._waiters:  # a distant revision would keep the entry indefinitely
-                self._waiters.remove(entry)
-                heapq.heapify(self._waiters)
-        if not reached:
+            waiters.pop(waiter, None)
+            if not waiters and self._waiters.get(revision) is waiters:
+                del self._waiters[revision]
+        if revision > self.revision:
             raise RevisionNotReached(revision, self.revision)
 
     def _change_state(self, change: Change) -> None:
@@ -142,22 +151,28 @@ class Replica:
             self.owners.pop(change.name, None)
         self.total_capabilities += _count_capabilities(after) - _count_capabilities(before)
 
-    def _notify(self, change: Change) -> None:
-        for callback in self.on_applied:
-            callback(change)
-        self.interests.publish_change(change)
+    def _publish(self, changes: Sequence[Change]) -> None:
+        """Publish changes, once ``position`` is theirs."""
+        for change in changes:
+            for on_applied in self.on_applied:
+                on_applied(change)
+        anchors = self.anchors.mark_changes(changes)
+        for on_published in self.on_published:
+            on_published(changes, anchors)
+        self._notify_position()
 
-    def _set_position(self, position: Position) -> None:
-        self.position = position
-        while self._waiters and self._waiters[0][0] <= position.revision:
-            _resolve(heapq.heappop(self._waiters)[2], reached=True)
+    def _notify_position(self) -> None:
         for callback in self.on_position_changed:
             callback()
 
+    def _wake_all(self) -> None:
+        """Wake the waiters for every revision that a jump has reached."""
+        for revision in [each for each in self._waiters if each <= self.revision]:
+            self._wake(self._waiters.pop(revision))
 
-def _resolve(waiter: "asyncio.Future[bool]", reached: bool) -> None:  # noqa: FBT001 - called by a timer
-    if not waiter.done():
-        waiter.set_result(reached)
+    def _wake(self, waiters: "Iterable[asyncio.Future[None]]") -> None:
+        for waiter in waiters:
+            self._wakeups.wake(waiter)
 
 
 def _count_capabilities(record: Record | None) -> int:

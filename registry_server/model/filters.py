@@ -57,7 +57,24 @@ class Filter:
         return self.pattern is None and self.version is None and self.capability_version is None
 
     def matches(self, record: Record) -> bool:
-        """Return whether the record matches; takes about 1 µs."""
+        """Return whether the record matches; takes about 1 µs, but 1,000 times as long with the costliest pattern."""
+        return self.matches_but_name(record) and self.matches_name(record.name)
+
+    def match_change(self, before: Record | None, after: Record | None) -> tuple[bool, bool]:
+        """Return whether a service matched before a change, and whether it matches after it."""
+        record = before or after
+        matched = before is not None and self.matches_but_name(before)
+        matches = after is not None and self.matches_but_name(after)
+        if record is None or not (matched or matches) or not self.matches_name(record.name):
+            return False, False
+        return matched, matches
+
+    def matches_name(self, name: str) -> bool:
+        """Return whether a name matches the pattern."""
+        return self.pattern is None or self.pattern.search(name) is not None
+
+    def matches_but_name(self, record: Record) -> bool:
+        """Return whether the record matches everything except the pattern for its name."""
         terms = record.terms
         for term in self.required:
             if term not in terms:
@@ -68,17 +85,18 @@ class Filter:
                     break
             else:
                 return False
-        return self.matches_beyond_terms(record)
+        return self._matches_versions(record)
 
     def matches_beyond_terms(self, record: Record) -> bool:
         """Return whether a record that has the terms also matches the conditions that terms cannot express."""
+        return self._matches_versions(record) and self.matches_name(record.name)
+
+    def _matches_versions(self, record: Record) -> bool:
         if self.version is not None and not self.version.matches(record.version()):
             return False
-        if self.capability_version is not None and not any(
+        return self.capability_version is None or any(
             map(self.capability_version.matches, record.capability_versions(self.capability))
-        ):
-            return False
-        return self.pattern is None or self.pattern.search(record.name) is not None
+        )
 
 
 def compile_filter(message: ServiceFilter, at: str, violations: list[Violation]) -> Filter:

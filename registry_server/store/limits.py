@@ -15,7 +15,7 @@ class StoreLimits:
     page: int = 1000
     """Records or events per read of a full scan."""
     tail_page: int = 250
-    """Events per read of the stream. The follower applies them without yielding, which takes about 10 ms."""
+    """Events per read of the stream; the follower takes about 10 ms to apply them, in slices."""
     tail_block_seconds: float = 0.5
     """Duration of a blocking read of the stream; after each, an idle follower verifies that history continues."""
     renew_batch: int = 1000

@@ -1,7 +1,8 @@
 """``WatchHub``: opens watches, publishes changes to them and ends them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from registry_server.catalog.change import Change, WatchEvent
@@ -10,33 +11,15 @@ from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired, Overloaded, RevisionNotReached, ShuttingDown
 from registry_server.model.filters import Filter
 from registry_server.model.tokens import Cursor
+from registry_server.runtime.pacing import Wakeups
+from registry_server.security.identity import current_caller_key
 from registry_server.store import Position
+from registry_server.watch.groups import WatchGroup, WatchGroups, match_event
 from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits, fits_one_message
 from registry_server.watch.watcher import WatchCounters, Watcher
 
-
-class WatchGroup:
-    """All watchers with the same filter, which is evaluated once for them."""
-
-    def __init__(self, filter_: Filter, replica: Replica) -> None:
-        self.filter = filter_
-        self._replica = replica
-        self.watchers: dict[Watcher, None] = {}
-
-    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        """Offer a change to every watcher."""
-        del matched  # true unless it matches now: only such changes and notices are published
-        event = change.event(matches=matches)
-        position = self._replica.position
-        for watcher in list(self.watchers):  # a copy: a watcher that is too slow removes itself
-            watcher.offer(position, event)
-
-    def events_of(self, changes: Sequence[Change]) -> Iterator[WatchEvent]:
-        """Yield the event of each change that concerns this group."""
-        for change in changes:
-            matches = change.after is not None and self.filter.matches(change.after)
-            if matches or change.is_notice or (change.before is not None and self.filter.matches(change.before)):
-                yield change.event(matches=matches)
+if TYPE_CHECKING:
+    import asyncio
 
 
 class WatchHub:
@@ -46,23 +29,20 @@ class WatchHub:
         self.replica = replica
         self.limits = limits
         self._discovery = discovery
-        self._groups: dict[bytes, WatchGroup] = {}
+        self._groups = WatchGroups(replica, limits)
         self._group_of: dict[Watcher, WatchGroup] = {}
+        # The group that the next watcher of a caller with a filter joins.
+        self._joinable: dict[tuple[Hashable, bytes], WatchGroup] = {}
+        self._wakeups = Wakeups()
         self._snapshots: WeakValueDictionary[tuple[bytes, Position], Snapshot] = WeakValueDictionary()
         self._last_batch: EventBatch | None = None
         self._draining = False
         self.counters = WatchCounters()
-        replica.on_applied.append(self._on_applied)
 
     @property
     def watchers(self) -> int:
         """Number of open watches."""
-        return sum(len(group.watchers) for group in self._groups.values())
-
-    @property
-    def position(self) -> Position:
-        """Newest position that this process has applied."""
-        return self.replica.position
+        return len(self._group_of)
 
     @property
     def snapshot_records(self) -> int:
@@ -95,26 +75,22 @@ class WatchHub:
         if cursor is not None and cursor.epoch == self.replica.position.epoch:
             with suppress(RevisionNotReached):
                 await self.replica.wait_for_revision(cursor.revision, self.limits.cursor_wait_seconds)
-        names = await self._discovery.matching_names(filter_) if snapshot and cursor is None else None
-        # No await from here on: the state, the earlier changes and the new watcher belong to one position.
-        start = self.replica.position
         try:
-            past = self._changes_since(cursor) if cursor else ()
+            past = await self._past_events(cursor, filter_) if cursor else ()
         except CursorExpired:
             self.counters.cursors_expired += 1
             raise
+        names = await self._discovery.matching_names(filter_) if snapshot and cursor is None else None
+        # No await from here on: the state, the earlier changes and the new watcher belong to one position.
         if self._draining:
             raise ShuttingDown
         opening = self._snapshot(filter_, names) if names is not None else None
-        group = self._groups.get(filter_.key)
-        if group is None:
-            group = self._groups[filter_.key] = WatchGroup(filter_, self.replica)
-            self.replica.interests.add_interest(group)
-        watcher = Watcher(self, types, bookmark_interval)
+        group = self._join_group(filter_)
+        watcher = Watcher(self, group, types, bookmark_interval)
         if opening is not None:
             watcher.open_with_snapshot(opening)
         else:
-            watcher.open_with_events(group.events_of(past), start)
+            watcher.open_with_events(past, self.replica.position)
         group.watchers[watcher] = None
         self._group_of[watcher] = group
         self.counters.started["cursor" if cursor else "now" if names is None else "snapshot"] += 1
@@ -125,10 +101,17 @@ class WatchHub:
         group = self._group_of.pop(watcher, None)
         if group is None:
             return
-        group.watchers.pop(watcher, None)
-        if not group.watchers and self._groups.get(group.filter.key) is group:
-            del self._groups[group.filter.key]
-            self.replica.interests.remove_interest(group)
+        del group.watchers[watcher]
+        if not group.watchers:
+            self._groups.remove_group(group)
+            key = group.caller, group.filter.key
+            if self._joinable.get(key) is group:
+                del self._joinable[key]
+
+    def wake(self, watcher: Watcher, waiter: "asyncio.Future[None]") -> None:
+        """Resolve the future that a watcher waits for, in this turn of the event loop or a later one."""
+        group = self._group_of.get(watcher)
+        self._wakeups.wake(waiter, None if group is None else group.caller)
 
     def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
         """Return a batch, built once for all watchers that send the same events."""
@@ -144,13 +127,13 @@ class WatchHub:
 
     def expire_all(self) -> None:
         """End every watch with ``CursorExpired``."""
-        for watcher in self._all_watchers():
+        for watcher in list(self._group_of):
             watcher.end(CursorExpired("the store was replaced"), immediately=True)
 
     def drain(self) -> None:
         """End every watch once its buffer was sent, and refuse new ones."""
         self._draining = True
-        for watcher in self._all_watchers():
+        for watcher in list(self._group_of):
             watcher.end(ShuttingDown())
 
     def _snapshot(self, filter_: Filter, names: Sequence[str]) -> Snapshot:
@@ -165,15 +148,38 @@ class WatchHub:
             self._snapshots[key] = snapshot
         return snapshot
 
-    def _on_applied(self, change: Change) -> None:
-        if change.is_notice:  # it concerns no service, so the interest table does not route it
-            for group in list(self._groups.values()):
-                group.on_change(change, matched=False, matches=False)
+    def _join_group(self, filter_: Filter) -> WatchGroup:
+        """Return a group of the caller for a watcher that starts at the replica's position."""
+        key = current_caller_key(), filter_.key
+        group = self._joinable.get(key)
+        # Events may end its last watcher, which removes the group.
+        if group is None or not self._groups.catch_up(group) or not group.watchers:
+            group = self._joinable[key] = self._groups.add_group(key[0], filter_)
+        return group
 
-    def _all_watchers(self) -> list[Watcher]:
-        return [watcher for group in self._groups.values() for watcher in group.watchers]
+    async def _past_events(self, cursor: Cursor, filter_: Filter) -> Sequence[WatchEvent]:
+        """Return the events after a cursor, up to the replica's position on return.
 
-    def _changes_since(self, cursor: Cursor) -> Sequence[Change]:
+        Raises:
+            CursorExpired: The changes after it are not all kept.
+        """
+        events: list[WatchEvent] = []
+
+        def match_past() -> Iterator[None]:
+            reached = cursor.revision
+            while self._require_resumable(cursor, reached):
+                reached += 1
+                if (change := self.replica.history.at(reached)) is None:
+                    raise CursorExpired(f"changes after revision {cursor.revision} are no longer all kept")
+                if event := match_event(filter_, change):
+                    events.append(event)
+                yield
+
+        await self._discovery.slices.run(match_past())
+        return events
+
+    def _require_resumable(self, cursor: Cursor, reached: int) -> bool:
+        """Return whether changes follow the revision up to which the changes after a cursor were matched."""
         position = self.replica.position
         if not cursor.resumable:
             raise CursorExpired("the cursor belongs to an unfinished snapshot")
@@ -181,7 +187,4 @@ class WatchHub:
             raise CursorExpired("the cursor belongs to another epoch of the store")
         if cursor.revision > position.revision:
             raise CursorExpired(f"revision {cursor.revision} was not reached")
-        past = self.replica.history.since(cursor.revision)
-        if past is None:
-            raise CursorExpired(f"changes after revision {cursor.revision} are no longer all kept")
-        return past
+        return reached < position.revision

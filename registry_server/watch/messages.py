@@ -8,6 +8,7 @@ from registry_server.catalog.change import Change, WatchEvent, snapshot_event
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, encode_cursor
 from registry_server.model.wire import bytes_field, integer_field
+from registry_server.runtime.pacing import SLICE_SECONDS
 from registry_server.store import Position
 
 # Field numbers of WatchEventsResponse; events are already framed as `events` (1).
@@ -24,14 +25,20 @@ class WatchLimits(NamedTuple):
     """Maximum number of events that wait for one watcher."""
     buffer_bytes: int
     """Maximum size of the events that wait for one watcher."""
-    message_bytes: int = 1 << 20
-    """Size at which a message is closed, unless one revision is larger. Clients accept 4 MiB by default."""
+    message_bytes: int = 256 << 10
+    """Size at which a message is closed, unless one revision is larger: about 25 ms to encode as JSON."""
     snapshot_message_bytes: int = 256 << 10
-    """The same for snapshots: smaller, so that the first services arrive early."""
+    """The same for snapshots."""
     snapshot_records: int = 8_000_000
     """Maximum number of records referenced by all open snapshots; each costs 8 bytes until its reader has it."""
     cursor_wait_seconds: float = 5.0
     """How long to wait for this replica to reach a cursor issued by a process ahead of it."""
+    slice_seconds: float = SLICE_SECONDS
+    """How long changes are matched in a turn of the event loop."""
+    backlog_changes: int = 10_000
+    """Number of changes that wait to be matched; watches that miss more end."""
+    backlog_bytes: int = 32 << 20
+    """Maximum size of these changes. Most of them are in the history, too."""
 
 
 class Snapshot:

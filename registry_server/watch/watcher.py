@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal, Protocol, Self, get_args
 
 from registry_server.catalog.change import WatchEvent
@@ -36,15 +36,22 @@ class WatcherHost(Protocol):
     limits: WatchLimits
     counters: WatchCounters
 
-    @property
-    def position(self) -> Position:
-        """Newest position that this process has applied."""
-
     def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
         """Return a batch, built once for all watchers that send the same events."""
 
     def remove_watcher(self, watcher: "Watcher") -> None:
         """Stop offering events to a watcher."""
+
+    def wake(self, watcher: "Watcher", waiter: "asyncio.Future[None]") -> None:
+        """Resolve the future that a watcher waits for, in this turn of the event loop or a later one."""
+
+
+class Group(Protocol):
+    """The group of a watcher, which offers it events."""
+
+    @property
+    def position(self) -> Position:
+        """Position up to which all events were offered."""
 
 
 class Watcher:
@@ -53,8 +60,8 @@ class Watcher:
     ``offer`` never waits, so a stalled reader costs its bounded buffer and nothing else.
     """
 
-    def __init__(self, host: WatcherHost, types: Collection[int], bookmark_interval: float) -> None:
-        self._host = host
+    def __init__(self, host: WatcherHost, group: Group, types: Collection[int], bookmark_interval: float) -> None:
+        self._host, self._group = host, group
         self._limits = host.limits
         self._types = frozenset(types)
         self._bookmark_interval = bookmark_interval
@@ -95,8 +102,8 @@ class Watcher:
         if not self._is_ready():
             self._start_quiet_period()
             while not self._is_ready():
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+                self._waiter = waiter = asyncio.get_running_loop().create_future()
+                await waiter
         # An event that arrived in the same turn of the loop as the bookmark timer must be sent, not skipped.
         if self._end is not None and not self._buffer:
             raise self._end
@@ -106,7 +113,7 @@ class Watcher:
         """Send a snapshot first."""
         self._opening = snapshot_batches(snapshot, self._limits.snapshot_message_bytes)
 
-    def open_with_events(self, events: Iterator[WatchEvent], start: Position) -> None:
+    def open_with_events(self, events: Sequence[WatchEvent], start: Position) -> None:
         """Send earlier events first.
 
         Args:
@@ -159,13 +166,14 @@ class Watcher:
             self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            self._host.wake(self, waiter)
 
     def _next_batch(self) -> EventBatch:
         """Return the buffered events up to the message size, always whole revisions; without events, a bookmark."""
         events: list[WatchEvent] = []
-        size, position = 0, self._host.position
+        size, position = 0, self._group.position
         max_bytes = self._limits.message_bytes
         while self._buffer and (size < max_bytes or self._buffer[0][0] == position):
             position, event = self._buffer.popleft()
@@ -173,12 +181,12 @@ class Watcher:
             size += len(event.frame)
         self._buffer_bytes -= size
         self._host.counters.events += len(events)
-        # A watcher with an empty buffer has received everything applied so far, including changes that do not match:
+        # A watcher with an empty buffer has received everything matched so far, including changes that do not match:
         # its cursor advances with them and does not age. A watch that has ended receives nothing more.
         caught_up = not self._buffer and self._end is None
-        return self._host.shared_batch(events, self._host.position if caught_up else position)
+        return self._host.shared_batch(events, self._group.position if caught_up else position)
 
-    def _event_batches(self, past: Iterator[WatchEvent], start: Position) -> Iterator[EventBatch]:
+    def _event_batches(self, past: Sequence[WatchEvent], start: Position) -> Iterator[EventBatch]:
         wanted = (event for event in past if not self._types or event.type in self._types)
         reached: list[WatchEvent] = []
         for events in split_events(wanted, self._limits.message_bytes):

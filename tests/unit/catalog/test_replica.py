@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -7,32 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
-from ossa.registry.v1.service_pb2 import ServiceFilter
-from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.errors import RevisionNotReached
-from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record, tag_term
 from registry_server.store import Position
 from tests.support.samples import small_service
 
-EVERYTHING = compile_filter(ServiceFilter(), "filter", list[Violation]())
 LONG_WAIT_SECONDS = 30.0
 
 
-class RecordingInterest:
-    """Records notifications and the state of the replica at that time."""
-
-    filter: Filter = EVERYTHING
+class Publications:
+    """Records what a replica publishes, and its state at that time."""
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
-        self.received: list[tuple[str, Position, list[str]]] = []
+        self.received: list[tuple[list[str], Position, list[str]]] = []
+        replica.on_published.append(self._on_published)
 
-    def on_change(self, change: Change, *, matched: bool, matches: bool) -> None:
-        del matched, matches
-        self.received.append((change.name, self._replica.position, sorted(self._replica.records)))
+    def _on_published(self, changes: Sequence[Change], anchors: Collection[str]) -> None:
+        del anchors
+        names = [change.name for change in changes]
+        self.received.append((names, self._replica.position, sorted(self._replica.records)))
 
 
 def record(name: str, revision: int = 1, **fields: Any) -> Record:
@@ -140,28 +136,25 @@ def test_resync_restarts_the_history() -> None:
     assert replica.history.since(5) == []
 
 
-def test_interests_are_notified_after_the_change_is_applied() -> None:
+def test_changes_are_published_after_they_are_applied() -> None:
     replica = loaded()
-    interest = RecordingInterest(replica)
-    replica.interests.add_interest(interest)
+    publications = Publications(replica)
 
     apply(replica, "a", record("a", 1))
     apply(replica, "a", None)
 
-    assert interest.received == [("a", Position("epoch", 1), ["a"]), ("a", Position("epoch", 2), [])]
+    assert publications.received == [(["a"], Position("epoch", 1), ["a"]), (["a"], Position("epoch", 2), [])]
 
 
-def test_interests_are_notified_after_the_whole_resync_is_applied() -> None:
+def test_resync_is_published_once_after_the_whole_of_it_is_applied() -> None:
     replica = loaded()
     apply(replica, "old", record("old", 1))
-    interest = RecordingInterest(replica)
-    replica.interests.add_interest(interest)
+    publications = Publications(replica)
     difference = [change(9, replica.records["old"], None), change(9, None, record("new", 9))]
 
     replica.resync(difference, Position("another", 9))
 
-    position = Position("another", 9)
-    assert interest.received == [("old", position, ["new"]), ("new", position, ["new"])]
+    assert publications.received == [(["old", "new"], Position("another", 9), ["new"])]
 
 
 def test_callbacks_receive_every_change_and_every_position() -> None:

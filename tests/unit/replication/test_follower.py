@@ -17,6 +17,7 @@ from registry_server.runtime.clock import system_clock
 from registry_server.store import Position, RedisStore, StoreLimits
 from tests.support.followers import (
     CLIENT_REQUEST,
+    EVERYTHING,
     QUICK,
     REGISTERED,
     RESYNC,
@@ -287,11 +288,11 @@ async def test_demoted_redis_counts_as_disconnected_until_promoted(
 # Breaks in the history.
 
 
-def assert_expired(process: FollowerProcess, *cursors: Cursor) -> None:
+async def assert_expired(process: FollowerProcess, *cursors: Cursor) -> None:
     """Assert that no watch can resume from these cursors: their revisions may now denote other changes."""
     for cursor in cursors:
         with pytest.raises(CursorExpired):
-            process.hub._changes_since(cursor)
+            await process.hub.open_watch(EVERYTHING, cursor=cursor)
 
 
 async def test_resync_publishes_exactly_the_differences(
@@ -348,7 +349,7 @@ async def test_emptied_store_is_detected_and_its_new_epoch_followed(
     assert sorted(observer.received()[:2]) == [(UNREGISTERED, "a", RESYNC), (UNREGISTERED, "b", RESYNC)]
     assert observer.received()[2:] == [(REGISTERED, name, CLIENT_REQUEST) for name in "bcd"]
     assert process.replica.revision == 3
-    assert_expired(process, Cursor(*before), Cursor(before.epoch, 1))
+    await assert_expired(process, Cursor(*before), Cursor(before.epoch, 1))
 
 
 async def test_store_emptied_and_rewritten_at_once_is_detected(
@@ -386,7 +387,7 @@ async def test_stream_trimmed_past_the_position_is_detected(
 
     assert sorted(observer.received()) == [(REGISTERED, "c", RESYNC), (REGISTERED, "d", RESYNC), (UPDATED, "a", RESYNC)]
     assert process.replica.position == Position(position.epoch, 7)
-    assert_expired(process, Cursor(*position))
+    await assert_expired(process, Cursor(*position))
 
 
 async def test_deleted_stream_is_harmless_while_caught_up(
@@ -535,7 +536,7 @@ async def test_store_restored_from_older_data_starts_a_new_epoch(
     # Answers are stale until the difference is applied.
     assert process.connections == [True, False, True]
     assert process.connected_at[-1] == Position(process.replica.position.epoch, 3)
-    assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(1, 7)))
+    await assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(1, 7)))
 
 
 @pytest.mark.own_redis
@@ -567,10 +568,10 @@ async def test_older_store_that_accepted_other_changes_is_detected(
 
     assert {reason for _, _, reason in observer.received()} == {RESYNC}
     # Revisions after the backup now denote other changes, in this process and in one that starts now.
-    assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
+    await assert_expired(process, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
     async with FollowerProcess(redis.url).running() as fresh:
         await fresh.catch_up()
-        assert_expired(fresh, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
+        await assert_expired(fresh, *(Cursor(before.epoch, revision) for revision in range(2, 5)))
 
 
 @pytest.mark.own_redis

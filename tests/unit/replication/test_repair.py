@@ -11,7 +11,6 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1.event_pb2 import EventType
 from registry_server.errors import PermissionDenied, StoreUnavailable
-from registry_server.model.tokens import Cursor
 from registry_server.security.identity import Claim
 from registry_server.store import EpochChanged, Position, RestoredService, StoreLimits, TurnLost
 from tests.support.followers import (
@@ -72,7 +71,8 @@ async def test_emptied_store_continues_its_history(process: FollowerProcess, wri
     assert now[:-1] == events
     assert process.connections == [True, False, True]
     assert (process.follower.resyncs, outcomes(process)) == (0, {"continued": 1})
-    past = process.hub._changes_since(Cursor(before.epoch, 1))
+    past = process.replica.history.since(1)
+    assert past is not None
     assert [change.revision for change in past] == [2, 3, 4, 5, 6]
 
 

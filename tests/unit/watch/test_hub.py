@@ -2,6 +2,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import Cursor, decode_cursor
 from registry_server.store import Position
-from registry_server.watch import Watcher, WatchHub, WatchLimits
+from registry_server.watch import Watcher, WatchHub, WatchLimits, hub
 from registry_server.watch.messages import fits_one_message
 from tests.support.samples import small_service
 
@@ -43,13 +44,14 @@ class Catalog:
         history: int = 1000,
         buffer_events: int = 1000,
         buffer_bytes: int = 1 << 20,
-        scan_slice_records: int = 500,
+        slice_seconds: float = 10.0,
         **limits: Any,
     ) -> None:
         self.replica = Replica(history)
         self.replica.start_at([], Position("epoch", 0))
-        discovery = Discovery(self.replica, DiscoveryLimits(scan_slice_records=scan_slice_records))
-        self.hub = WatchHub(self.replica, discovery, WatchLimits(buffer_events, buffer_bytes, **limits))
+        discovery = Discovery(self.replica, DiscoveryLimits(slice_seconds=slice_seconds))
+        watch_limits = WatchLimits(buffer_events, buffer_bytes, slice_seconds=slice_seconds, **limits)
+        self.hub = WatchHub(self.replica, discovery, watch_limits)
 
     def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
@@ -217,7 +219,7 @@ async def test_cursor_of_an_unfinished_snapshot_cannot_be_resumed() -> None:
 
 
 async def test_snapshot_from_a_long_scan_has_a_single_revision() -> None:
-    catalog = Catalog(scan_slice_records=1)
+    catalog = Catalog(slice_seconds=0)
     for name in "abcd":
         catalog.put_service(name)
     opening = asyncio.create_task(catalog.hub.open_watch(compiled(name_pattern="."), snapshot=True))
@@ -292,7 +294,7 @@ async def test_watch_that_would_have_a_gap_is_refused(cursor: Cursor, why: str) 
         await catalog.hub.open_watch(compiled(), cursor=cursor)
 
     assert catalog.hub.watchers == 0
-    assert len(catalog.replica.interests) == 0
+    assert len(catalog.replica.anchors) == 0
 
 
 async def test_cursor_from_before_a_resync_is_refused() -> None:
@@ -681,7 +683,7 @@ async def test_watcher_that_falls_behind_is_ended_and_can_resume(limits: dict[st
             await read_message(watcher)
         # It holds no resources afterwards, even if its stream stays blocked.
         assert not watcher._buffer
-        assert (catalog.hub.watchers, len(catalog.replica.interests)) == (0, 0)
+        assert (catalog.hub.watchers, len(catalog.replica.anchors)) == (0, 0)
 
     async with catalog.watching(cursor=cursor) as watcher:
         assert types_and_names(await read_message(watcher)) == [(REGISTERED, f"s{i:02}") for i in range(50)]
@@ -782,7 +784,7 @@ async def test_draining_hub_refuses_new_watches() -> None:
     with pytest.raises(ShuttingDown):
         await catalog.hub.open_watch(compiled(), snapshot=True)
 
-    assert len(catalog.replica.interests) == 0
+    assert len(catalog.replica.anchors) == 0
 
 
 async def test_expire_all_ends_every_watch_and_admits_new_ones() -> None:
@@ -801,17 +803,17 @@ async def test_expire_all_ends_every_watch_and_admits_new_ones() -> None:
         assert types_and_names(await read_message(watcher)) == [(SNAPSHOT, "a")]
 
 
-async def test_watchers_with_equal_filters_share_one_interest() -> None:
+async def test_watchers_with_equal_filters_share_one_group() -> None:
     catalog = Catalog()
     async with catalog.following(compiled(tags=["x", "y"])):
         async with catalog.following(compiled(tags=["y", "x"])) as second:
-            assert (catalog.hub.watchers, len(catalog.replica.interests)) == (2, 1)
+            assert (catalog.hub.watchers, len(catalog.hub._joinable)) == (2, 1)
             catalog.put_service("a", **tagged("x"))
             assert types_and_names(await read_message(second)) == [(REGISTERED, "a")]
-        assert (catalog.hub.watchers, len(catalog.replica.interests)) == (1, 1)
+        assert (catalog.hub.watchers, len(catalog.hub._joinable)) == (1, 1)
 
-    assert (catalog.hub.watchers, len(catalog.replica.interests)) == (0, 0)
-    assert not catalog.hub._groups
+    assert (catalog.hub.watchers, len(catalog.replica.anchors)) == (0, 0)
+    assert not catalog.hub._joinable
 
 
 async def test_closing_a_watcher_twice_does_not_affect_others() -> None:
@@ -840,6 +842,168 @@ def test_resync_difference_fits_up_to_the_size_limit(extra: int, fits: bool) -> 
     difference = [change(1, None, record("a")), change(1, record("b"), record("b"))]
 
     assert fits_one_message(difference, sum(each.size for each in difference) - extra) is fits
+
+
+# Matching in slices. Without any time for a slice, a change is matched for one group in a turn of the event loop.
+
+
+async def read_all(watcher: Watcher, revision: int) -> list[WatchEventsResponse]:
+    """Read messages up to a revision."""
+    messages = [await read_message(watcher)]
+    while messages[-1].revision < revision:
+        messages.append(await read_message(watcher))
+    return messages
+
+
+async def test_slices_keep_all_events_in_order_and_cursors_behind_them() -> None:
+    catalog = Catalog(slice_seconds=0)
+    filters: list[dict[str, Any]] = [{}, {"name_pattern": "[ab]"}, {"tags": ["x"]}, {"group": "c"}]
+    async with AsyncExitStack() as stack:
+        watchers = [await stack.enter_async_context(catalog.following(compiled(**fields))) for fields in filters]
+        for i in range(20):
+            catalog.put_service("abcd"[i % 4], **tagged("xy"[i % 2]))
+            if i % 7 == 0:
+                catalog.publish_notice("trouble")
+        newest = catalog.replica.revision
+        # A bookmark gives watchers without further events the newest position.
+        catalog.publish_notice("end")
+        received = [await read_all(watcher, newest + 1) for watcher in watchers]
+        expected = []
+        for fields in filters:
+            async with catalog.watching(compiled(**fields), cursor=Cursor("epoch", 0)) as watcher:
+                expected.append([event for message in await read_all(watcher, newest + 1) for event in message.events])
+
+    for messages, events in zip(received, expected, strict=True):
+        assert [event for message in messages for event in message.events] == events
+        for message in messages:
+            assert all(event.revision <= message.revision for event in message.events)
+
+
+async def test_bookmark_does_not_overtake_changes_that_are_not_matched_yet() -> None:
+    catalog = Catalog(slice_seconds=0)
+    async with AsyncExitStack() as stack:
+        watchers = [
+            await stack.enter_async_context(catalog.following(compiled(name_pattern=f"none-{i}"), bookmark_interval=0))
+            for i in range(50)
+        ]
+        catalog.put_service("a")  # matched for one group in this turn, and for the others in later ones
+        bookmark = await read_message(watchers[-1])
+
+    assert (types_and_names(bookmark), cursor_of(bookmark)) == ([], Cursor("epoch", 0))
+
+
+async def test_watcher_that_joins_while_its_filter_is_behind_receives_no_earlier_event() -> None:
+    catalog = Catalog(slice_seconds=0)
+    async with catalog.following() as early, catalog.following(compiled(tags=["x"])):
+        for name in "abc":
+            catalog.put_service(name, **tagged("x"))
+        async with catalog.watching(snapshot=True) as late:
+            opening = [await read_message(late), await read_message(late)]
+            catalog.put_service("d")
+            live = await read_all(late, 4)
+            seen = await read_all(early, 4)
+
+    assert [types_and_names(message) for message in opening] == [[(SNAPSHOT, name) for name in "abc"], []]
+    assert [each for message in live for each in types_and_names(message)] == [(REGISTERED, "d")]
+    assert [each for message in seen for each in types_and_names(message)] == [(REGISTERED, name) for name in "abcd"]
+
+
+async def test_resync_matched_in_slices_is_one_message() -> None:
+    catalog = Catalog(slice_seconds=0)
+    async with catalog.following() as watcher, catalog.following(compiled(name_pattern=".")):
+        catalog.put_service("before")
+        catalog.resync(*(change(9, None, record(name)) for name in "abc"))
+        catalog.put_service("after")
+        messages = await read_all(watcher, 10)
+
+    by_revision = [{event.revision for event in message.events} for message in messages]
+    assert [each for message in messages for each in types_and_names(message)] == [
+        (REGISTERED, name) for name in ("before", "a", "b", "c", "after")
+    ]
+    assert sum(9 in revisions for revisions in by_revision) == 1
+    assert [cursor_of(message).epoch for message in messages if message.revision >= 9] == ["another"] * len(
+        [message for message in messages if message.revision >= 9]
+    )
+
+
+@pytest.mark.parametrize("limits", [{"backlog_changes": 8}, {"backlog_bytes": 8 * 1024}], ids=["count", "bytes"])
+async def test_watch_whose_matching_falls_too_far_behind_is_ended(limits: dict[str, int]) -> None:
+    catalog = Catalog(slice_seconds=0, **limits)
+    async with catalog.following() as watcher, catalog.following(compiled(name_pattern=".")) as other:
+        for i in range(40):
+            catalog.put_service(f"s{i:02}")
+
+        for each in (watcher, other):
+            with pytest.raises(WatcherTooSlow):
+                await read_all(each, 40)
+        assert catalog.hub.watchers == 0
+
+    async with catalog.watching(cursor=Cursor("epoch", 0)) as watcher:
+        assert len((await read_message(watcher)).events) == 40
+    assert len(catalog.replica.anchors) == 0
+
+
+async def test_caller_with_many_filters_does_not_delay_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(slice_seconds=0)
+    async with AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(catalog.following(compiled(name_pattern=f"s|{i}"))) for i in range(200)]
+        monkeypatch.setattr(hub, "current_caller_key", lambda: ("api-key", "another"))
+        single = await stack.enter_async_context(catalog.following(compiled(name_pattern="s")))
+        for i in range(5):
+            catalog.put_service(f"s{i}")
+
+        await read_all(single, 5)
+
+        assert sum(watcher._group.position.revision for watcher in many) < 50
+
+
+async def test_replay_from_a_cursor_runs_in_slices_and_includes_later_changes() -> None:
+    catalog = Catalog(slice_seconds=0)
+    for i in range(20):
+        catalog.put_service(f"s{i:02}")
+    opening = asyncio.create_task(catalog.hub.open_watch(compiled(name_pattern="[02468]$"), cursor=Cursor("epoch", 4)))
+    turns = 0
+    while not opening.done():
+        await asyncio.sleep(0)
+        turns += 1
+        if turns == 5:
+            catalog.put_service("late-0")
+
+    with opening.result() as watcher:
+        past = await read_message(watcher)
+
+    assert turns > 16
+    assert types_and_names(past) == [(REGISTERED, f"s{i:02}") for i in range(4, 20, 2)] + [(REGISTERED, "late-0")]
+    assert cursor_of(past) == Cursor("epoch", 21)
+
+
+async def test_cursor_that_expires_during_its_replay_is_refused() -> None:
+    catalog = Catalog(slice_seconds=0, history=10)
+    for i in range(10):
+        catalog.put_service(f"s{i}")
+    opening = asyncio.create_task(catalog.hub.open_watch(compiled(name_pattern="s"), cursor=Cursor("epoch", 0)))
+    await asyncio.sleep(0)
+    for i in range(10):
+        catalog.put_service(f"t{i}")
+
+    with pytest.raises(CursorExpired):
+        await opening
+    assert catalog.hub.counters.cursors_expired == 1
+
+
+async def test_change_wakes_a_limited_number_of_watchers_in_a_turn() -> None:
+    catalog = Catalog()
+    async with AsyncExitStack() as stack:
+        watchers = [await stack.enter_async_context(catalog.following()) for _ in range(500)]
+        reading = [asyncio.create_task(read_message(watcher)) for watcher in watchers]
+        await asyncio.sleep(0)
+        catalog.put_service("a")
+        done = [0]
+        while done[-1] < len(watchers):
+            await asyncio.sleep(0)
+            done.append(sum(task.done() for task in reading))
+
+    assert max(after - before for before, after in pairwise(done)) <= 64
 
 
 # Model-based test.
@@ -929,12 +1093,17 @@ ACTIONS: st.SearchStrategy[Action] = st.one_of(
     st.sampled_from([{}, {"tags": ["x"]}, {"name_pattern": "[ab]"}]),
     st.integers(1, 6),
     st.integers(1, 12),
+    st.sampled_from([0.0, 10.0]),
 )
 async def test_client_that_resumes_after_breaks_sees_every_event_once(
-    actions: Sequence[Action], fields: dict[str, Any], buffer_events: int, history: int
+    actions: Sequence[Action], fields: dict[str, Any], buffer_events: int, history: int, slice_seconds: float
 ) -> None:
     catalog = Catalog(
-        history=history, buffer_events=buffer_events, scan_slice_records=1, message_bytes=1, snapshot_message_bytes=1
+        history=history,
+        buffer_events=buffer_events,
+        slice_seconds=slice_seconds,
+        message_bytes=1,
+        snapshot_message_bytes=1,
     )
     filter_ = compiled(**fields)
     client = Client(catalog, filter_)
@@ -951,4 +1120,4 @@ async def test_client_that_resumes_after_breaks_sees_every_event_once(
         name: each.message().SerializeToString(deterministic=True) for name, each in matching.items()
     }
     client.leave()
-    assert len(catalog.replica.interests) <= 1  # the query kept for the snapshot
+    assert len(catalog.replica.anchors) == 0

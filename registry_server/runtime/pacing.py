@@ -1,0 +1,97 @@
+"""Bounded turns of the event loop: time for computations, and the number of tasks that are woken at once."""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+SLICE_SECONDS: Final = 0.002
+"""Time that one kind of computation may take in a turn: other calls need several turns each, and wait for all kinds."""
+_WAKE_UPS_PER_TURN: Final = 64
+"""A woken stream or call takes about 0.1 ms to send its message."""
+
+_T = TypeVar("_T")
+
+
+class Turn:
+    """Time that one kind of computation may take in a turn of the event loop."""
+
+    def __init__(self, seconds: float = SLICE_SECONDS, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._deadline: float | None = None
+
+    def deadline(self) -> float:
+        """Return the time at which the computation must stop; the first call of a turn sets it."""
+        if self._deadline is None:
+            self._deadline = self._clock() + self._seconds
+            asyncio.get_running_loop().call_soon(self._end)
+        return self._deadline
+
+    def _end(self) -> None:
+        self._deadline = None
+
+
+class FairQueue(Generic[_T]):
+    """Items by key; takes them round robin over the keys, and first in, first out within a key."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[Hashable, deque[_T]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def push(self, key: Hashable, item: _T) -> None:
+        """Append an item."""
+        items = self._items.get(key)
+        if items is None:
+            items = self._items[key] = deque()
+        items.append(item)
+
+    def pop(self) -> _T:
+        """Remove and return the next item; the queue must not be empty."""
+        key, items = next(iter(self._items.items()))
+        item = items.popleft()
+        if items:
+            self._items.move_to_end(key)
+        else:
+            del self._items[key]
+        return item
+
+
+class Wakeups:
+    """Resolves futures that tasks wait for: a limited number in each turn of the event loop, fairly among keys.
+
+    Otherwise 5,000 watchers of one change would all send their message in one turn, which would take half a second.
+    """
+
+    def __init__(self, per_turn: int = _WAKE_UPS_PER_TURN) -> None:
+        self._per_turn = self._left = per_turn
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._scheduled = False
+
+    def wake(self, future: "asyncio.Future[None]", key: Hashable = None) -> None:
+        """Resolve a future in this turn or a later one, unless it is done by then."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_turn)
+        if self._left:
+            self._resolve(future)
+        else:
+            self._queue.push(key, future)
+
+    def _start_turn(self) -> None:
+        was_idle = self._left == self._per_turn
+        self._left = self._per_turn
+        while self._queue and self._left:
+            self._resolve(self._queue.pop())
+        if was_idle and not self._queue:
+            self._scheduled = False
+        else:
+            asyncio.get_running_loop().call_soon(self._start_turn)
+
+    def _resolve(self, future: "asyncio.Future[None]") -> None:
+        if not future.done():
+            self._left -= 1
+            future.set_result(None)
