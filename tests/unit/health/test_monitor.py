@@ -490,6 +490,5 @@ async def test_failure_of_the_monitor_ends_the_process(redis: RedisProcess, monk
             async with asyncio.timeout(TIMEOUT):
                 await asyncio.Event().wait()
 
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.raises(ValueError, match="a bug"):
         await run()
-    assert raised.group_contains(ValueError, match="a bug")

@@ -71,9 +71,12 @@ def worker_pid() -> int:
 
 @asynccontextmanager
 async def probe_process(
-    denied: tuple[Network, ...] = (), on_result: ResultListener = lambda _: None, **options: Any
+    denied: tuple[Network, ...] = (),
+    on_result: ResultListener = lambda _: None,
+    concurrency: int = 1_000,
+    **options: Any,
 ) -> AsyncIterator[ProbeProcess]:
-    subject = ProbeProcess(WorkerSetup((), denied, 100, "info", "json"), **options)
+    subject = ProbeProcess(WorkerSetup((), denied, concurrency, "info", "json"), **options)
     running = asyncio.create_task(subject.run(on_result))
     try:
         yield subject
@@ -228,9 +231,10 @@ async def test_cancelled_check_on_demand_cancels_the_probe() -> None:
 
 async def test_slow_probes_of_an_owner_delay_no_other_owner() -> None:
     recorder = ResultRecorder()
-    async with silent_agent() as slow, agent() as port, probe_process(on_result=recorder) as subject:
+    probing = probe_process(on_result=recorder, concurrency=20)
+    async with silent_agent() as slow, agent() as port, probing as subject:
         greedy = plan(slow.port)._replace(interval=300.0, timeout=300.0, owner="greedy")
-        for i in range(200):  # the worker sends at most 100 probes at once
+        for i in range(40):
             subject.assign_service(f"slow{i}", greedy, time.monotonic())
         await until(lambda: recorder.results)
         subject.assign_service("fast", plan(port)._replace(interval=1.0, owner="other"), time.monotonic())
