@@ -134,12 +134,6 @@ def _network(address: str) -> str:
     return str(ipaddress.IPv6Network((int(parsed), _IPV6_NETWORK_BITS), strict=False))
 
 
-def current_caller_key() -> tuple[str, str]:
-    """Return the key for the limits of the current caller."""
-    identity = current_identity.get()
-    return identity.method, identity.name
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Ownership under which a service is written; the store compares it with the recorded owner."""
