@@ -114,6 +114,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Event loop lag, p99", "s", {"{{instance}}": _quantile("ossa_registry_event_loop_lag_seconds", "instance")}
         ),
+        Panel(
+            "Event loop stalls", "s", {"{{instance}}": _rate("ossa_registry_event_loop_stall_seconds_sum", "instance")}
+        ),
         Panel("CPU", "percentunit", {"{{instance}}": "rate(process_cpu_seconds_total{}[$__rate_interval])"}),
         Panel("Memory", "bytes", {"{{instance}}": "process_resident_memory_bytes{}"}),
         Panel("Open files", "none", {"{{instance}}": "process_open_fds{}"}),

@@ -213,8 +213,10 @@ def problem_metrics(problems: Problems) -> Iterator[Metric]:
 
 
 def event_loop_metrics(samples: Samples) -> Iterator[Metric]:
-    """Yield the lag of the event loop."""
-    yield _histogram("event_loop_lag_seconds", "Delay until a scheduled task ran", samples.loop_lag)
+    """Yield the lag and the stalls of the event loop."""
+    yield _histogram("event_loop_lag_seconds", "Delay until a scheduled task ran", samples.loop.lag)
+    help_ = "Delays of more than 0.25 s until a scheduled task ran; no call was answered meanwhile"
+    yield _histogram("event_loop_stall_seconds", help_, samples.loop.stalls)
 
 
 def _statuses(counts: RegistryStats) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from pathlib import Path
 
 import aiohttp
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus
@@ -238,8 +240,19 @@ async def test_unavailable_store_is_visible_in_metrics(server: Server, redis: Re
     assert values["services status=unknown"] == 1, "reads continue from memory"
 
 
+async def test_stall_of_the_event_loop_is_counted_and_logged(server: Server) -> None:
+    with capture_logs() as logs:
+        ends = time.thread_time() + 0.6
+        while time.thread_time() < ends:
+            pass
+        await until(lambda: any(line["event"] == "event loop stalled" for line in logs))
+    values = await samples(server)
+    assert values["event_loop_stall_seconds_count"] >= 1
+    assert values["event_loop_stall_seconds_sum"] > 0.4
+
+
 async def test_event_loop_and_redis_are_sampled(server: Server) -> None:
-    await until(lambda: sum(server.parts.samples.loop_lag.counts) and server.parts.store.counters.memory)
+    await until(lambda: sum(server.parts.samples.loop.lag.counts) and server.parts.store.counters.memory)
     values = await samples(server)
     assert values["event_loop_lag_seconds_count"] >= 1
     assert values["redis_memory_bytes"] > 100_000
