@@ -29,7 +29,7 @@ from registry_server.instrumentation.tracing import Tracer
 from registry_server.parts import Parts
 from registry_server.probes import ProbeProcess, WorkerSetup
 from registry_server.registry import ServiceRegistry
-from registry_server.replication import Follower, Repairer, Writes
+from registry_server.replication import Follower, Reconciler, Repairer, Writes
 from registry_server.rpc import RpcServer
 from registry_server.runtime.clock import system_clock
 from registry_server.runtime.tasks import cancel, first_error
@@ -158,6 +158,7 @@ async def open_parts(
             tracer=tracer,
             wait_replicas=settings.redis.wait_replicas,
             wait_timeout=settings.redis.wait_timeout_ms / 1000,
+            problems=problems,
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
@@ -168,19 +169,20 @@ async def open_parts(
             restore=parts.registry.restore_documents,
             applied_position=lambda: parts.replica.position,
             audit=audit,
+            compare_sizes=parts.reconciler.compare_sizes,
         )
         stack.enter_context(first_error(ConfigurationError))
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(parts.follower.run(), name="follower"),
-                group.create_task(store.watch_primary(), name="primary-watch"),
-                group.create_task(_after(parts.loaded, sweeper.run), name="lease-sweeper"),
-                group.create_task(parts.monitor.supervise(), name="health-monitor-supervisor"),
-                group.create_task(parts.samples.run(), name="samples"),
-            ]
+            work: dict[str, Callable[[], Awaitable[None]]] = {
+                "follower": parts.follower.run,
+                "primary_watch": store.watch_primary,
+                "lease_sweeper": partial(_after, parts.loaded, sweeper.run),
+                "reconciler": parts.reconciler.run,
+                "samples": parts.samples.run,
+            }
             if settings.health_check.enabled:
-                start = _after(parts.loaded, parts.registry.start_health_monitoring)
-                tasks.append(group.create_task(start, name="first-probes"))
+                work["first_probes"] = partial(_after, parts.loaded, parts.registry.start_health_monitoring)
+            tasks = [group.create_task(problems.keep_running(name, run), name=name) for name, run in work.items()]
             try:
                 yield parts
             finally:
@@ -228,8 +230,10 @@ def _build(
         on_connection=on_connection,
         on_resync=hub.prepare_resync,
         repairer=Repairer(store, replica, default_ttl=settings.service_ttl_seconds) if settings.redis.repair else None,
+        problems=problems,
     )
-    writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds)
+    reconciler = Reconciler(store, replica, follower, default_ttl=settings.service_ttl_seconds, problems=problems)
+    writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds, reconciler=reconciler)
     checks = settings.health_check
     results = ResultWriter(store)
     self_preservation = SelfPreservation(
@@ -259,6 +263,7 @@ def _build(
         ),
         results=results,
         settings=checks,
+        problems=problems,
     )
     registry = make_registry(
         store=store,
@@ -274,7 +279,21 @@ def _build(
         clock=system_clock,
     )
     samples = Samples(store.sample_memory)
-    return Parts(registry, hub, follower, monitor, store, discovery, replica, writes, samples, tracer, problems, loaded)
+    return Parts(
+        registry,
+        hub,
+        follower,
+        reconciler,
+        monitor,
+        store,
+        discovery,
+        replica,
+        writes,
+        samples,
+        tracer,
+        problems,
+        loaded,
+    )
 
 
 async def _after(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -149,7 +149,8 @@ class StoreFault(NamedTuple):
     """Whether Redis may accept the command later without a change of its users, configuration or data."""
 
     def __str__(self) -> str:
-        return f"{' '.join(filter(None, (self.command, self.key)))}: {self.cause}"
+        where = " ".join(filter(None, (self.command, self.key)))
+        return f"{where}: {self.cause}" if where else self.cause
 
 
 class StoreUnavailable(RegistryError):

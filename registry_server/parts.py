@@ -9,7 +9,7 @@ from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.samples import Samples
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.registry import ServiceRegistry
-from registry_server.replication import Follower, Writes
+from registry_server.replication import Follower, Reconciler, Writes
 from registry_server.store import RedisStore
 from registry_server.watch import WatchHub
 
@@ -20,6 +20,7 @@ class Parts(NamedTuple):
     registry: ServiceRegistry
     hub: WatchHub
     follower: Follower
+    reconciler: Reconciler
     monitor: HealthMonitor
     store: RedisStore
     discovery: Discovery

@@ -8,7 +8,7 @@ import structlog
 from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.audit import REGISTRY, Audit
-from registry_server.store import Position, RedisStore
+from registry_server.store import Position, RedisStore, StoreSizes
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,7 @@ class LeaseSweeper:
         restore: Callable[[Sequence[str]], Awaitable[None]],
         applied_position: Callable[[], Position | None],
         audit: Audit,
+        compare_sizes: Callable[[str, StoreSizes], Awaitable[None]] | None = None,
     ) -> None:
         """Create the sweeper.
 
@@ -43,12 +44,14 @@ class LeaseSweeper:
             applied_position: Returns the position that this process has applied. No lease expires in a store that is
                 behind it.
             audit: Records every removal.
+            compare_sizes: Compares the numbers of entries in the store with what this process holds of its epoch.
         """
         self._store = store
         self._interval = interval
         self._restore = restore
         self._applied_position = applied_position
         self._audit = audit
+        self._compare_sizes = compare_sizes
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -61,12 +64,15 @@ class LeaseSweeper:
 
     async def _sweep(self) -> float:
         """Sweep once and return the seconds until the next sweep."""
-        sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, self._applied_position())
+        applied = self._applied_position()
+        sweep = await self._store.writer.sweep_leases(EventReason.EVENT_REASON_LEASE_EXPIRED, applied)
         if sweep.shift_seconds:
             log.warning("lease clock adjusted", shift_seconds=round(sweep.shift_seconds, 3))
         if sweep.removed:
             log.info("leases expired", count=len(sweep.removed), first=sweep.removed[0])
             self._audit.record_removals("expire", sweep.removed, by=REGISTRY)
+        if applied is not None and sweep.sizes is not None and self._compare_sizes is not None:
+            await self._compare_sizes(applied.epoch, sweep.sizes)
         if sweep.missing_documents:
             await self._restore(sweep.missing_documents)
             return min(self._interval, _BATCH_PAUSE_SECONDS)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -20,6 +21,7 @@ from registry_server.health.evaluator import HealthEvaluator, same_check
 from registry_server.health.members import Membership
 from registry_server.health.results import ResultWriter
 from registry_server.health.transitions import Transitions
+from registry_server.instrumentation.problems import Problems
 from registry_server.model.record import Record
 from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
 from registry_server.runtime.fair_slots import FairSlots, TooManyWaiters
@@ -61,6 +63,7 @@ class HealthMonitor:
         evaluator: HealthEvaluator,
         results: ResultWriter,
         settings: HealthCheckSettings,
+        problems: Problems,
         first_probe_seconds: float = 1.0,
         review_seconds: float = 1.0,
     ) -> None:
@@ -73,6 +76,7 @@ class HealthMonitor:
             evaluator: Evaluates the results.
             results: Stores the results.
             settings: Defaults of health checks.
+            problems: Runs the tasks of the monitor.
             first_probe_seconds: Upper bound of the random delay before the first probe of a new or moved service.
             review_seconds: Interval of self-preservation reviews while there are no results.
         """
@@ -82,6 +86,7 @@ class HealthMonitor:
         self._evaluator = evaluator
         self._results = results
         self._settings = settings
+        self._problems = problems
         self._first_probe_seconds = first_probe_seconds
         self._review_seconds = review_seconds
         self._transitions = Transitions(evaluator.commit)
@@ -94,7 +99,6 @@ class HealthMonitor:
         self._lifecycle = asyncio.Lock()  # serialises start and stop
         self._session: asyncio.Task[None] | None = None
         self._group: asyncio.TaskGroup | None = None
-        self._failure: asyncio.Future[None] | None = None
         self.counters = ProbeCounters()
 
     @property
@@ -121,8 +125,8 @@ class HealthMonitor:
         """Start probing this process's share; do nothing if already running. The catalog must be loaded first."""
         async with self._lifecycle:
             if self._session is None:
-                self._session = asyncio.create_task(self._run(), name="health-monitor")
-                self._session.add_done_callback(self._on_end)
+                run = self._problems.keep_running("health_monitor", self._run)
+                self._session = asyncio.create_task(run, name="health-monitor")
 
     async def stop(self) -> None:
         """Stop probing and leave the services to other processes; probes in flight are abandoned."""
@@ -130,11 +134,6 @@ class HealthMonitor:
             if self._session is not None:
                 await cancel([self._session])
                 self._session = None
-
-    async def supervise(self) -> None:
-        """Wait for an error that ends the monitor, and raise it."""
-        self._failure = asyncio.get_running_loop().create_future()
-        await self._failure
 
     async def check_now(self, record: Record) -> Health | None:
         """Probe a service now. The result counts like any other and can be read on return.
@@ -178,14 +177,16 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                group.create_task(self._prober.run(self._on_result), name="probes")
-                group.create_task(self._membership.run(self._assignment_changed.set), name="membership")
-                group.create_task(self._results.run(), name="probe-results")
-                group.create_task(self._assign_services(), name="probe-assignment")
-                group.create_task(self._pauses.run(), name="pause-detector")
-                group.create_task(self._transitions.run(), name="transitions")
+                keep = self._problems.keep_running
+                group.create_task(keep("probes", partial(self._prober.run, self._on_result)), name="probes")
+                members = partial(self._membership.run, self._assignment_changed.set)
+                group.create_task(keep("membership", members), name="membership")
+                group.create_task(keep("probe_results", self._results.run), name="probe-results")
+                group.create_task(keep("probe_assignment", self._assign_services), name="probe-assignment")
+                group.create_task(keep("pause_detector", self._pauses.run), name="pause-detector")
+                group.create_task(keep("transitions", self._transitions.run), name="transitions")
                 try:
-                    await self._review()
+                    await keep("probe_review", self._review)
                 finally:
                     self._group = None  # a task group that is ending accepts no more tasks
         finally:
@@ -197,11 +198,6 @@ class HealthMonitor:
                 if not check.answer.done():
                     check.answer.set_result(ProbingDisabled())
             self._on_demand.clear()
-
-    def _on_end(self, session: asyncio.Task[None]) -> None:
-        error = None if session.cancelled() else session.exception()
-        if error is not None and self._failure is not None and not self._failure.done():
-            self._failure.set_exception(error)
 
     # Evaluation of results.
 

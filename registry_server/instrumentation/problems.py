@@ -2,9 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import structlog
+
+from registry_server.errors import ConfigurationError
+from registry_server.runtime.tasks import keep_running
+
+_FAILURE_SECONDS: Final = 60.0
+"""How long a failure of a task is shown; a task that fails again and again is restarted at least every 5 seconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +46,30 @@ class Problems:
         if self._texts.get(key) != text:
             self._texts[key] = text
             log.warning("problem reported", problem=key, text=text)
+
+    async def keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a background task until cancelled, whatever it raises; a failure is a problem for a minute.
+
+        Args:
+            name: Name of the task, in lower case with underscores.
+            work: The task; see ``runtime.tasks.keep_running``.
+
+        Raises:
+            ConfigurationError: The task cannot work with the configuration.
+        """
+
+        def on_failure(error: Exception) -> None:
+            cause: BaseException = error
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            if isinstance(cause, ConfigurationError):
+                raise cause
+            key, text = f"task_{name}", f"{name} failed: unexpected {type(cause).__name__}; see the log"
+            if self.active.get(key) != text:
+                log.error("background task failed", task=name, exc_info=error)
+            self.report(key, text, seconds=_FAILURE_SECONDS)
+
+        await keep_running(work, on_failure)
 
     def resolve(self, key: str) -> None:
         """End a problem; do nothing if there is none under this key."""

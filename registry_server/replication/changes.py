@@ -2,24 +2,42 @@
 
 from collections.abc import Iterable, Mapping
 
+from google.protobuf.message import DecodeError
+
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.catalog.change import Change
 from registry_server.model.normal import update_type
 from registry_server.model.record import Record
-from registry_server.store import Position, StoredEvent
+from registry_server.store import DamagedEvent, Position, StoredEvent
+
+
+def read_record(wire: bytes, name: str) -> Record | None:
+    """Return the record of a service, or ``None`` if it is damaged: another program wrote it, or changed it."""
+    try:
+        record = Record(wire)
+    except DecodeError:
+        return None
+    return record if record.name == name and record.revision else None
 
 
 def change_from_event(event: StoredEvent, before: Record | None) -> Change:
-    """Return the change that an event describes; ``before`` is the replica's record of the service, if it has one."""
+    """Return the change that an event describes; ``before`` is the replica's record of the service, if it has one.
+
+    Raises:
+        DamagedEvent: The service after the change cannot be decoded.
+    """
     if before is None and event.before:
-        before = Record(event.before)
+        before = read_record(event.before, event.name)
+    after = read_record(event.after, event.name) if event.after else None
+    if event.after and after is None:
+        raise DamagedEvent(event.revision)
     return Change(
         revision=event.revision,
         type=event.type,
         reason=event.reason,
         at_ms=event.at_ms,
         before=before,
-        after=Record(event.after) if event.after else None,
+        after=after,
         error=event.error,
         owner=event.owner,
     )

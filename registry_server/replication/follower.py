@@ -12,20 +12,22 @@ import structlog
 from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.errors import StoreUnavailable
+from registry_server.errors import ConfigurationError, StoreFault, StoreUnavailable
 from registry_server.instrumentation.counters import Histogram
-from registry_server.model.record import Record
-from registry_server.replication.changes import change_from_event, merge_changes, resync_changes
+from registry_server.instrumentation.problems import Problems
+from registry_server.replication.changes import change_from_event, resync_changes
+from registry_server.replication.loading import State, read_state
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import Clock
 from registry_server.runtime.pacing import SLICE_SECONDS
 from registry_server.runtime.tasks import wait_until_idle
-from registry_server.store import Position, RedisStore, StoredEvent
+from registry_server.store import DamagedEvent, Position, RedisStore, StoredEvent
 
 _LOAD_SLICE_RECORDS: Final = 1_000
 """Records indexed before other tasks run, about 10 ms: liveness probes must be answered while a million are loaded."""
 _MAX_BATCHING_SECONDS: Final = 0.01
 """How long a busy process lets events accumulate before the next read: a read costs more than an event."""
+_MAX_SHOWN_NAME: Final = 100
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. Two clocks are compared, so finer buckets would have no meaning."""
 
@@ -65,6 +67,7 @@ class Follower:
         on_connection: ConnectionListener,
         on_resync: Callable[[list[Change]], None],
         repairer: Repairer | None = None,
+        problems: Problems | None = None,
         retry_seconds: tuple[float, float] = (0.05, 1.0),
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -79,6 +82,7 @@ class Follower:
             on_connection: Called when the store connects or disconnects.
             on_resync: Called with the difference of a resync before the replica applies it.
             repairer: Restores state that the store has lost; ``None`` = follow the store as it is.
+            problems: Problems of the process, for the cause of a lost connection and for damaged records.
             retry_seconds: First and longest delay between connection attempts; the delay doubles each time.
             monotonic: Clock for the time since the last contact with the store.
             sleep: Waits for the delay.
@@ -90,17 +94,20 @@ class Follower:
         self._on_connection = on_connection
         self._on_resync = on_resync
         self.repairer = repairer
+        self._problems = problems or Problems()
         self._first_retry, self._last_retry = retry_seconds
         self._monotonic, self._sleep, self._jitter = monotonic, sleep, jitter
         self._behind_once = False  # the previous idle check found the replica behind the store
         self._last_contact = self._monotonic()
         self._connected_at = 0.0
-        self._reported_failure = ""
         self._broken: str | None = None  # reason of a break in the history that is not reconciled yet
         self._consistent = asyncio.Event()  # cleared while _broken is set
         self._consistent.set()
         self._rewritten = False  # the store has other changes under revisions that the replica has applied
+        self._must_reload = False  # the history continues, but the state must be read again
         self._newest: StoredEvent | None = None  # as read from the stream
+        self.damaged: frozenset[str] = frozenset()
+        """Names in the store whose records cannot be decoded, and which the replica does not hold."""
         self.loaded = False
         """The replica holds the state of the store, so reads can be answered."""
         self.connected = False
@@ -132,9 +139,15 @@ class Follower:
             return "disconnected"
         return "following" if self._broken is None else "resyncing"
 
-    def report_inconsistency(self, reason: str) -> None:
-        """Report a possible break in the history that another part has detected; the follower then reconciles."""
+    def report_inconsistency(self, reason: str, *, reload: bool = False) -> None:
+        """Report a possible break in the history that another part has detected; the follower then reconciles.
+
+        Args:
+            reason: What was found.
+            reload: Read the state of the store again even if its history continues.
+        """
         self._broken = reason
+        self._must_reload = self._must_reload or reload
         self._consistent.clear()
 
     async def wait_consistent(self) -> None:
@@ -142,25 +155,43 @@ class Follower:
         await self._consistent.wait()
 
     async def run(self) -> None:
-        """Follow the store until cancelled."""
+        """Follow the store until cancelled, whatever it answers.
+
+        Raises:
+            ConfigurationError: Before the catalog is loaded: the registry cannot work with this store.
+        """
         delay = self._first_retry
         while True:
+            before = self.connections
             try:
-                if not self.loaded:
-                    await self._store.open()
-                    await self._load()
-                elif not self.connected:
-                    await self._store.reconnect()
-                    await self._verify_newest()
-                while True:
-                    if self._broken is None:  # otherwise the replica is stale until it has been reconciled
-                        self._set_connected(connected=True)
-                    delay = self._first_retry
-                    await self._follow_once()
+                await self._follow()
             except StoreUnavailable as error:
-                self._set_connected(connected=False, reason=str(error.__cause__ or error))
-                await self._sleep(delay * self._jitter(0.5, 1.0))
-                delay = min(delay * 2, self._last_retry)
+                fault = error.fault
+                if fault is not None and not fault.temporary and not self.loaded:
+                    raise ConfigurationError(f"redis: {fault}") from error
+                self._set_disconnected(reason=str(error.__cause__ or error), shown=str(fault or error))
+            except ConfigurationError:
+                raise
+            except Exception as error:  # a bug must not end the process: the next attempt starts from a known state
+                text = f"unexpected {type(error).__name__}; see the log"
+                if self._set_disconnected(reason=str(error), shown=text):
+                    log.exception("store not followed")
+                self.report_inconsistency(text, reload=True)
+            if self.connections > before and self._monotonic() - self._connected_at > self._last_retry:
+                delay = self._first_retry
+            await self._sleep(delay * self._jitter(0.5, 1.0))
+            delay = min(delay * 2, self._last_retry)
+
+    async def _follow(self) -> None:
+        if not self.loaded:
+            await self._store.open()
+            await self._load()
+        else:
+            await self._store.reconnect()
+            await self._verify_newest()
+        while True:
+            await self._follow_once()
+            self._set_connected()
 
     async def _verify_newest(self) -> None:
         """Check, after a reconnect, that our newest revision is still the same change in the store.
@@ -180,31 +211,41 @@ class Follower:
     async def _follow_once(self) -> None:
         """Wait for events and apply them; without events, check that the history continues. Recover from a break."""
         if self._broken is None:
-            try:
-                await wait_until_idle(_MAX_BATCHING_SECONDS)
-                events = await self._store.reader.wait_for_events(self._replica.revision)
-                yield_at = time.perf_counter() + SLICE_SECONDS
-                for event in events:
-                    self._apply(event)
-                    if time.perf_counter() >= yield_at:  # records may be large, and watched by many groups
-                        await asyncio.sleep(0)
-                        yield_at = time.perf_counter() + SLICE_SECONDS
-                if not events:
-                    await self._check_continuity()
-            except _HistoryBroken as error:
-                self.report_inconsistency(str(error))
+            # The first read after a connect does not wait: it shows whether the store permits all that following needs.
+            await self._read_events(wait=self.connected)
         if self._broken is not None:  # also if the store disconnected during the previous attempt
             await self._recover(self._broken)
-            self._broken, self._rewritten = None, False
+            self._broken, self._rewritten, self._must_reload = None, False, False
+            await self._read_events(wait=False)
+            if self._broken is not None:  # reading it again and again would not help
+                fault = StoreFault("XREAD", self._store.keys.events, self._broken, temporary=False)
+                raise StoreUnavailable("the store's event stream is damaged", fault)
             self._consistent.set()
+
+    async def _read_events(self, *, wait: bool) -> None:
+        try:
+            await wait_until_idle(_MAX_BATCHING_SECONDS)
+            events = await self._store.reader.wait_for_events(self._replica.revision, wait=wait)
+            yield_at = time.perf_counter() + SLICE_SECONDS
+            for event in events:
+                self._apply(event)
+                if time.perf_counter() >= yield_at:  # records may be large, and watched by many groups
+                    await asyncio.sleep(0)
+                    yield_at = time.perf_counter() + SLICE_SECONDS
+            if not events:
+                await self._check_continuity()
+        except _HistoryBroken as error:
+            self.report_inconsistency(str(error))
+        except DamagedEvent as error:
+            self.report_inconsistency(str(error), reload=True)
 
     async def _recover(self, reason: str) -> None:
         certain = True
         if self.repairer is not None:
             if await self.repairer.find_divergence():
-                self._set_connected(connected=False, reason="the store lost state or is being repaired")
+                self._set_disconnected("the store lost state or is being repaired")
                 certain = await self.repairer.repair_store()
-            if await self._continues_history():
+            if not self._must_reload and await self._continues_history():
                 return
         await self._resync(reason)
         if not certain:
@@ -243,17 +284,23 @@ class Follower:
         """Return the store's position. Without a repairer, the store starts a new epoch if it is behind ours."""
         if not self.loaded:
             return await self._store.reader.resolve_head()
-        if self.repairer is not None:
-            return await self._store.reader.read_position()
-        return await self._store.reader.resolve_head(self._replica.position, rewritten=self._rewritten)
+        known, head = self._replica.position, await self._store.reader.read_position()
+        if self.repairer is not None or (
+            head.epoch == known.epoch and head.revision >= known.revision and not self._rewritten
+        ):
+            return head
+        return await self._store.reader.resolve_head(known, rewritten=self._rewritten)
 
     def _apply(self, event: StoredEvent) -> None:
         position = self._replica.position
         if event.epoch != position.epoch or event.revision != position.revision + 1:
             raise _HistoryBroken(f"{position} was followed by revision {event.revision} of epoch {event.epoch}")
+        change = change_from_event(event, self._replica.records.get(event.name))
         self._behind_once = False
         self._newest = event
-        self._replica.apply_change(change_from_event(event, self._replica.records.get(event.name)))
+        self._replica.apply_change(change)
+        if event.name in self.damaged:  # it was written again
+            self._set_damaged(self.damaged - {event.name})
         self.event_lag.observe(max(self._clock() / 1_000_000 - event.at_ms, 0.0) / 1000)
 
     async def _load(self) -> None:
@@ -261,11 +308,12 @@ class Follower:
         # every full collection with 100,000 services, so they are excluded from collection.
         gc.disable()
         try:
-            records, past, position, owners = await self._read_state()
+            state = await self._read_state()
+            records, position = state.records, state.position
             for start in range(0, len(records), _LOAD_SLICE_RECORDS):
                 self._replica.load_records(records[start : start + _LOAD_SLICE_RECORDS])
                 await asyncio.sleep(0)
-            self._replica.start_at(past, position, owners)
+            self._replica.start_at(state.past, position, state.owners)
         finally:
             gc.enable()
         gc.freeze()
@@ -274,8 +322,9 @@ class Follower:
 
     async def _resync(self, reason: str) -> None:
         before = self._replica.position
-        records, _, position, owners = await self._read_state()
-        changes = resync_changes(self._replica.records, records, position, self._clock() // 1_000_000)
+        state = await self._read_state()
+        position = state.position
+        changes = resync_changes(self._replica.records, state.records, position, self._clock() // 1_000_000)
         log.warning(
             "resynchronised with the store",
             reason=reason,
@@ -285,64 +334,55 @@ class Follower:
             differences=len(changes),
         )
         self._on_resync(changes)
-        self._replica.resync(changes, position, owners)
+        self._replica.resync(changes, position, state.owners)
         self.resyncs += 1
         self.epoch_changes += before.epoch != position.epoch
 
-    async def _read_state(self) -> tuple[list[Record], list[Change], Position, dict[str, str]]:
-        """Read records, past changes, position and owners: a consistent snapshot that does not block the store.
+    async def _read_state(self) -> State:
+        # A repair restores a damaged record from the replica; without repairs, the store is accepted as it is.
+        held = self._replica.records if self.repairer is not None else {}
+        state = await read_state(self._store.reader, self._read_head, held)
+        self._newest = state.newest
+        self._set_damaged(state.damaged)
+        return state
 
-        Records are read in pages while changes continue; the stream since the first page then completes them.
-        """
-        while True:
-            low = await self._read_head()
-            if not low.epoch:
-                raise StoreUnavailable("the store is being repaired")
-            records: dict[str, Record] = {}
-            async for page in self._store.reader.scan_records():
-                for wire in page.values():
-                    record = Record(wire)
-                    if (earlier := records.get(record.name)) is None or earlier.revision < record.revision:
-                        records[record.name] = record
-                await asyncio.sleep(0)
-            owners = await self._store.reader.read_owners()
-            high = await self._store.reader.read_position()
-            past = await self._read_past(high)
-            first = past[0].revision if past else high.revision + 1
-            if high.epoch != low.epoch or first > low.revision + 1:
-                continue  # events were trimmed from the stream during the read
-            merge_changes(records, owners, [change for change in past if change.revision > low.revision])
-            return list(records.values()), past, high, owners
-
-    async def _read_past(self, high: Position) -> list[Change]:
-        """Read the events of the stream that lead to ``high`` without a gap."""
-        past: list[Change] = []
-        self._newest = None
-        async for page in self._store.reader.scan_events(until=high.revision):
-            for event in page:
-                if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
-                    past.clear()
-                if event.epoch == high.epoch:
-                    past.append(change_from_event(event, None))
-                    self._newest = event
-        if past and past[-1].revision != high.revision:
-            past.clear()
-            self._newest = None
-        return past
-
-    def _set_connected(self, *, connected: bool, reason: str = "") -> None:
-        if connected:
-            self._last_contact = self._monotonic()
-        elif not self.loaded and reason != self._reported_failure:
-            self._reported_failure = reason
-            log.warning("store not reachable", reason=reason)
-        if connected == self.connected:
-            return
-        self.connected = connected
-        self.connections += connected
-        if connected:
-            self._connected_at = self._last_contact
-            log.info("store connected", revision=self._replica.revision)
+    def _set_damaged(self, names: frozenset[str]) -> None:
+        self.damaged = names
+        if names:
+            example = ascii(min(names))[:_MAX_SHOWN_NAME]
+            self._problems.report(
+                "store_damaged_records",
+                f"{len(names)} services in {self._store.keys.records} cannot be decoded, such as {example}: register "
+                "them again, or delete these fields",
+            )
         else:
+            self._problems.resolve("store_damaged_records")
+
+    def _set_connected(self) -> None:
+        self._last_contact = self._monotonic()
+        if self.connected:
+            return
+        self.connected = True
+        self.connections += 1
+        self._connected_at = self._last_contact
+        self._problems.resolve("store")
+        log.info("store connected", revision=self._replica.revision)
+        self._on_connection(connected=True)
+
+    def _set_disconnected(self, reason: str, shown: str = "") -> bool:
+        """Serve reads as stale; return whether this is new.
+
+        Args:
+            reason: Cause for the log, which may name hosts.
+            shown: Cause for callers; empty if it is the same.
+        """
+        text = f"reads may be outdated, because Redis cannot be followed: {shown or reason}"
+        changed = self._problems.active.get("store") != text
+        self._problems.report("store", text)
+        if self.connected:
+            self.connected = False
             log.warning("store disconnected", reason=reason)
-        self._on_connection(connected=connected)
+            self._on_connection(connected=False)
+        elif changed:
+            log.warning("store not reachable", reason=reason)
+        return changed

@@ -17,6 +17,7 @@ from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.model.normal import ttl_seconds
 from registry_server.model.record import Record
+from registry_server.replication.changes import read_record
 from registry_server.runtime.tasks import raise_if_cancelled
 from registry_server.store import Position, RedisStore, RestoredService, StoredEvent, Turn, TurnLost
 
@@ -176,9 +177,11 @@ class Repairer:
         return _Agreement(newest_common, exact=newest_common == found.revision)
 
     def _parse_plan(self, plan: str) -> _Agreement:
-        epoch, common, exact = plan.split()
-        if epoch != self._replica.position.epoch:
-            return _Agreement(0, exact=False, known=False)
+        match plan.split():
+            case [self._replica.position.epoch, common, exact] if common.isdigit():
+                pass
+            case _:  # of another epoch, or damaged
+                return _Agreement(0, exact=False, known=False)
         known = self._replica.revision
         return _Agreement(min(int(common), known), exact=exact == "1" and int(common) <= known)
 
@@ -207,15 +210,17 @@ class Repairer:
         seen: set[str] = set()
         async for page in self._store.reader.scan_records():
             for encoded_name, wire in page.items():
-                name = encoded_name.decode()
+                name = encoded_name.decode(errors="replace")
                 if name in seen:
                     continue
                 seen.add(name)
-                local = self._replica.records.get(name)
+                local, stored = self._replica.records.get(name), read_record(wire, name)
                 if local is None:
-                    if agreement.exact or Record(wire).revision <= agreement.common:
+                    if stored is not None and (agreement.exact or stored.revision <= agreement.common):
                         difference.remove.append(name)
-                elif wire != local.wire and self._should_restore(local, Record(wire), owners.get(name), agreement):
+                elif wire != local.wire and (
+                    stored is None or self._should_restore(local, stored, owners.get(name), agreement)
+                ):
                     difference.restore.append(name)
                 else:
                     difference.keep.append(name)
@@ -248,7 +253,7 @@ class Repairer:
             for name in difference.remove:
                 yield RestoredService(name, b"", 0, "")
 
-        for batch in _batches(lost_services(), lambda each: len(each.record), self._store.repairs.batch_size):
+        for batch in batches(lost_services(), lambda each: len(each.record), self._store.repairs.batch_size):
             await self._store.repairs.restore_services(batch, plan)
             raise_if_cancelled()
         if difference.keep:  # the store has lost their latest heartbeats
@@ -262,7 +267,7 @@ class Repairer:
         if restart:
             past = history.since(history.oldest.revision - 1) if history.oldest else ()
         events = (_stored_event(change, epoch) for change in past or ())
-        for batch in _batches(
+        for batch in batches(
             events, lambda event: len(event.after) + len(event.before), self._store.repairs.batch_size
         ):
             await self._store.repairs.restore_events(batch, restart=restart)
@@ -275,7 +280,7 @@ class Repairer:
         return False
 
 
-def _batches(items: Iterator[T], size: Callable[[T], int], length: int) -> Iterator[Sequence[T]]:
+def batches(items: Iterator[T], size: Callable[[T], int], length: int) -> Iterator[Sequence[T]]:
     """Split into batches of bounded length and size."""
     batch: list[T] = []
     total = 0

@@ -26,6 +26,7 @@ from registry_server.errors import (
 from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.replication.follower import Follower
+from registry_server.replication.reconcile import Reconciler, contradicts
 from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
@@ -48,6 +49,7 @@ class Writes:
         follower: Follower,
         *,
         default_ttl: float,
+        reconciler: Reconciler | None = None,
         max_in_flight: int = MAX_IN_FLIGHT_WRITES,
     ) -> None:
         """Start without writes.
@@ -57,12 +59,14 @@ class Writes:
             replica: Source of the current state.
             follower: Applies committed changes to the replica.
             default_ttl: Lease duration in seconds of services that do not set one.
+            reconciler: Repairs a service that another program changed in the store.
             max_in_flight: Maximum number of writes in flight.
         """
         self._store = store
         self._replica = replica
         self._follower = follower
         self._default_ttl = default_ttl
+        self._reconciler = reconciler or Reconciler(store, replica, follower, default_ttl=default_ttl)
         self._max_in_flight = max_in_flight
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.in_flight = 0
@@ -116,8 +120,10 @@ class Writes:
                 await self.catch_up()
                 continue
             match outcome:
-                case Conflict(newest):
+                case Conflict(newest, stored):
                     await self.wait_applied(newest)
+                    if contradicts(self._replica, name, epoch, newest, stored):
+                        await self._reconciler.resolve_conflict(name)
                 case EpochChanged():
                     await self._wait_consistent(epoch)
                 case _:

@@ -1,9 +1,10 @@
 """Helpers for event loops and tasks."""
 
 import asyncio
+import random
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -22,6 +23,39 @@ def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
 
         return uvloop.run(main)
     return asyncio.run(main)
+
+
+async def keep_running(
+    work: Callable[[], Awaitable[None]],
+    on_failure: Callable[[Exception], None],
+    *,
+    retry_seconds: tuple[float, float] = (0.1, 5.0),
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    jitter: Callable[[float, float], float] = random.uniform,
+) -> None:
+    """Run a background task until it returns or is cancelled; start it again whenever it raises.
+
+    Args:
+        work: The task. It handles the errors that it expects.
+        on_failure: Reports any other error, which is a bug; what it raises ends the task.
+        retry_seconds: First and longest delay before a restart; the delay doubles unless the task ran for longer.
+        sleep: Waits for the delay.
+        jitter: Returns a random number between its two arguments, by which each delay is multiplied.
+    """
+    delay, longest = retry_seconds
+    while True:
+        began = time.monotonic()
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - one sick part must not end the others
+            on_failure(error)
+        else:
+            return
+        raise_if_cancelled()
+        if time.monotonic() - began > longest:
+            delay = retry_seconds[0]
+        await sleep(delay * jitter(0.5, 1.0))
+        delay = min(2 * delay, longest)
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -7,7 +7,16 @@ from registry_server.store.reader import StoreReader
 from registry_server.store.redis_store import RedisStore
 from registry_server.store.repairs import Repairs, RestoredService, Turn, TurnLost
 from registry_server.store.tls import RedisTls
-from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, StoredEvent, SweepResult
+from registry_server.store.values import (
+    Conflict,
+    DamagedEvent,
+    EpochChanged,
+    Position,
+    ProbeResult,
+    StoredEvent,
+    StoreSizes,
+    SweepResult,
+)
 from registry_server.store.writer import StoreWriter
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "EXPIRIES",
     "MAX_COMMITS_PER_GROUP",
     "Conflict",
+    "DamagedEvent",
     "EpochChanged",
     "PoolStats",
     "Position",
@@ -26,6 +36,7 @@ __all__ = [
     "StoreCounters",
     "StoreLimits",
     "StoreReader",
+    "StoreSizes",
     "StoreWriter",
     "StoredEvent",
     "SweepResult",

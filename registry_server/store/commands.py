@@ -13,10 +13,11 @@ from registry_server.errors import StoreUnavailable
 from registry_server.instrumentation.tracing import TRACE_ID, Tracer
 from registry_server.store.batches import Batches
 from registry_server.store.counters import StoreCounters
-from registry_server.store.failures import as_unavailable, is_moved, translate_errors
+from registry_server.store.failures import is_moved, translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
+from registry_server.store.refusals import Refusals
 from registry_server.store.values import Unconfirmed
 
 # A round trip that takes longer than this makes further commands fail fast instead of waiting for it.
@@ -49,6 +50,7 @@ class Commands(Batches[Command]):
         scripts: Scripts,
         keys: Keys,
         counters: StoreCounters,
+        refusals: Refusals,
         *,
         confirmation: Confirmation | None = None,
         tracer: Tracer | None = None,
@@ -61,6 +63,7 @@ class Commands(Batches[Command]):
             scripts: Scripts that ``run_script`` runs.
             keys: Keys of the registry.
             counters: Counters of script calls.
+            refusals: Names the commands that Redis refuses.
             confirmation: Replicas to wait for after each round trip. If too few acknowledge in time, answers are
                 ``Unconfirmed``.
             tracer: Records spans of scripts that traced calls wait for.
@@ -68,6 +71,7 @@ class Commands(Batches[Command]):
         """
         super().__init__("store-commands", limits.commands_batch)
         self._counters = counters
+        self._refusals = refusals
         self._client = client
         self._confirmation = confirmation
         self._scripts = scripts
@@ -116,11 +120,13 @@ class Commands(Batches[Command]):
 
     async def load_scripts(self) -> None:
         """Load the scripts into Redis, which forgets them at each restart."""
-        with translate_errors():
+        with translate_errors("SCRIPT LOAD"):
             pipeline = self._client.pipeline(transaction=False)
             for source in self._scripts.sources.values():
                 pipeline.script_load(source)
-            await pipeline.execute()
+            for result in await pipeline.execute(raise_on_error=False):
+                if isinstance(result, Exception):
+                    raise result
 
     def raise_if_stalled(self) -> None:
         """Fail fast while Redis does not answer: further commands would hold memory and time out.
@@ -145,15 +151,26 @@ class Commands(Batches[Command]):
             if moved:
                 await self._client.connection_pool.disconnect(inuse_connections=False)
             if missing or moved:  # Redis was restarted, or another server became the primary
-                await self.load_scripts()
                 refused = sorted(missing + moved)
-                repeated = await self._round_trip([batch[i] for i in refused])
-                for i, result in zip(refused, repeated, strict=True):
+                for i, result in zip(refused, await self._repeat([batch[i] for i in refused]), strict=True):
                     results[i] = result
         except (StoreUnavailable, RedisError, OSError) as error:
             self._failed = True
-            raise as_unavailable(error) from None
-        return [as_unavailable(each) if isinstance(each, Exception) else each for each in results]
+            raise self._refusals.convert_error(error, batch[0]) from error
+        for i, result in enumerate(results):
+            if isinstance(result, Exception):
+                results[i] = self._refusals.convert_error(result, batch[i])
+            elif self._refusals.refused:
+                self._refusals.confirm_accepted(batch[i])
+        return results
+
+    async def _repeat(self, commands: list[Command]) -> Sequence[Any]:
+        """Load the scripts and send commands again that were not executed."""
+        try:
+            await self.load_scripts()
+            return await self._round_trip(commands)
+        except (StoreUnavailable, RedisError, OSError) as error:  # not that of the commands that were executed
+            return [error] * len(commands)
 
     async def _round_trip(self, commands: list[Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)

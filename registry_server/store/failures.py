@@ -9,16 +9,28 @@ from redis import exceptions as redis_errors
 
 from registry_server.errors import StoreFault, StoreUnavailable
 
-__all__ = ["COMMAND_ERRORS", "StoreFault", "as_unavailable", "is_moved", "translate_errors"]
+__all__ = [
+    "NO_ANSWER",
+    "NO_CONNECTION",
+    "StoreFault",
+    "as_unavailable",
+    "is_moved",
+    "translate_errors",
+]
 
-COMMAND_ERRORS: Final = (redis_errors.RedisError, OSError, ValueError, TypeError, LookupError)
+_COMMAND_ERRORS: Final = (redis_errors.RedisError, OSError, ValueError, TypeError, LookupError)
 """What a command may raise: the errors of redis-py and of connections, and those of decoding an answer."""
+
+NO_ANSWER: Final = "no answer in time"
+NO_CONNECTION: Final = "no connection"
 
 _MAX_CAUSE_LENGTH: Final = 300
 _REFUSAL_CODES = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOSCRIPT", "UNBLOCKED")
 # redis-py removes some codes from the text. Redis before version 7 wraps errors within a script:
 # "Error running script (call to f_0a1b): @user_script:51: @user_script: 51: -OOM command not allowed".
-_CODE = re.compile(r"(?:Error running script .*: -)?([A-Z]+) ")
+_CODE = re.compile(r"(?:Error running script .*: -?)?([A-Z]+) ")
+# What is not permitted within a script has no code.
+_NOT_PERMITTED_IN_SCRIPT = "The user executing the script can't"
 # Positions in scripts, and arguments, which may come from clients.
 _DETAILS = re.compile(
     r"Error running script \(call to \w+\): |@?user_script: ?\d+: ?|,? ?script: \w+, on @user_script:\d+\.?"
@@ -31,7 +43,7 @@ def as_unavailable(error: BaseException, command: str = "", key: str = "") -> St
     """Convert what a command raised into an error for the caller, without host names or keys.
 
     Args:
-        error: One of ``COMMAND_ERRORS``.
+        error: An error of redis-py or of the connection, or one of decoding the answer.
         command: Name of the command.
         key: Key that it concerns.
     """
@@ -39,7 +51,7 @@ def as_unavailable(error: BaseException, command: str = "", key: str = "") -> St
         case StoreUnavailable():
             return error
         case redis_errors.TimeoutError() | TimeoutError():
-            reason, cause, temporary = "the store did not answer in time", "no answer in time", True
+            reason, cause, temporary = "the store did not answer in time", NO_ANSWER, True
         case redis_errors.AuthenticationError():
             reason, cause, temporary = "the store refuses our credentials", _cause(error), True
         case redis_errors.ResponseError():
@@ -49,11 +61,13 @@ def as_unavailable(error: BaseException, command: str = "", key: str = "") -> St
             cause = reason if isinstance(error, redis_errors.AskError) else _cause(error)
             reason = reason or f"the store refuses {command or 'a command'} ({_code(error) or 'ERR'})"
         case redis_errors.ConnectionError() | OSError():  # the first includes BusyLoadingError
-            reason, cause, temporary = "the store does not respond", "no connection", True
+            reason, cause, temporary = "the store does not respond", NO_CONNECTION, True
         case _:  # InvalidResponse, or the answer cannot be decoded
             reason = "the store answers with invalid data"
             cause, temporary = f"the answer cannot be decoded ({type(error).__name__})", False
-    return StoreUnavailable(reason, StoreFault(command, key, cause, temporary))
+    unavailable = StoreUnavailable(reason, StoreFault(command, key, cause, temporary))
+    unavailable.__cause__ = error
+    return unavailable
 
 
 def _temporary_refusal(error: redis_errors.ResponseError) -> str:
@@ -75,6 +89,8 @@ def _temporary_refusal(error: redis_errors.ResponseError) -> str:
 def _code(error: redis_errors.RedisError) -> str:
     if error.status_code not in {None, "ERR"}:
         return str(error.status_code)
+    if _NOT_PERMITTED_IN_SCRIPT in str(error):
+        return "NOPERM"
     match = _CODE.match(str(error))
     return match[1] if match else ""
 
@@ -103,5 +119,5 @@ def translate_errors(command: str = "", key: str = "") -> Iterator[None]:
     """Convert what a command raises within the block to ``StoreUnavailable``; arguments as of ``as_unavailable``."""
     try:
         yield
-    except COMMAND_ERRORS as error:
+    except _COMMAND_ERRORS as error:
         raise as_unavailable(error, command, key) from error

@@ -47,6 +47,12 @@ class Keys(NamedTuple):
         own = prefix.removesuffix(":services") + ":registry:"
         return cls(prefix + ":", *(own + field for field in cls._fields[1:]))
 
+    def of_variable(self, name: str) -> str:
+        """Return the key that the scripts hold in a variable, the pattern of all documents, or an empty string."""
+        if name == "document":
+            return self.document_prefix + "*"
+        return str(getattr(self, name.lower())) if name.lower() in self._fields else ""
+
     @property
     def shared(self) -> tuple[str, ...]:
         """The keys that every script takes first, as ``lib.lua`` names them: from ``revision`` to ``owned``."""

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from registry_server.errors import StoreUnavailable
@@ -11,7 +12,7 @@ from registry_server.store.connecting import Connections
 from registry_server.store.failures import translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
-from registry_server.store.values import Position, StoredEvent, parse_event
+from registry_server.store.values import DamagedEvent, Position, StoredEvent, parse_event
 
 
 class StoreReader:
@@ -35,7 +36,7 @@ class StoreReader:
 
     async def verify_connection(self) -> None:
         """Connect to the stream if necessary, and accept events from this connection from now on."""
-        with translate_errors():
+        with translate_errors("PING"):
             await self.stream_client.ping()
         self._verified_connections = self._opened_connections
 
@@ -46,7 +47,9 @@ class StoreReader:
     async def read_position(self) -> Position:
         """Return the newest position; its epoch is empty if the store was emptied or is being repaired."""
         epoch, revision = await self._commands.run_command("MGET", self._keys.epoch, self._keys.revision)
-        return Position((epoch or b"").decode(), int(revision or 0))
+        with translate_errors("MGET", self._keys.epoch):
+            # A revision that is no number is behind that of any process, as in the scripts.
+            return Position((epoch or b"").decode(), int(revision) if revision and revision.isdigit() else 0)
 
     async def resolve_head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
         """Return the newest position; start a new epoch if the history cannot continue and no repair is in progress.
@@ -63,7 +66,8 @@ class StoreReader:
             int(rewritten),
             keys=(self._keys.repair,),
         )
-        return Position(epoch.decode(), revision)
+        with translate_errors("GET", self._keys.epoch):
+            return Position(epoch.decode(), revision)
 
     async def scan_records(self) -> AsyncIterator[dict[bytes, bytes]]:
         """Yield pages of all serialised records by the name of their service.
@@ -72,7 +76,7 @@ class StoreReader:
         """
         cursor = 0
         while True:
-            with translate_errors():
+            with translate_errors("HSCAN", self._keys.records):
                 answer: Any = await self.stream_client.hscan(self._keys.records, cursor, count=self._limits.page)
             cursor, page = answer
             yield page
@@ -80,41 +84,57 @@ class StoreReader:
                 return
 
     async def scan_events(self, until: int, *, newest_first: bool = False) -> AsyncIterator[list[StoredEvent]]:
-        """Yield pages of the events in the stream up to a revision, oldest first by default."""
+        """Yield pages of the events in the stream up to a revision, oldest first by default, without damaged ones."""
         read: Any = self.stream_client.xrange
         start, end = "-", f"{until}-0"
         if newest_first:
             read, start, end = self.stream_client.xrevrange, end, start
         while True:
-            with translate_errors():
+            with translate_errors("XREVRANGE" if newest_first else "XRANGE", self._keys.events):
                 page: Any = await read(self._keys.events, start, end, count=self._limits.page)
             if not page:
                 return
-            yield [parse_event(entry_id, fields) for entry_id, fields in page]
+            events = []
+            for entry_id, fields in page:
+                with suppress(DamagedEvent):
+                    events.append(parse_event(entry_id, fields))
+            if events:
+                yield events
             start = f"({page[-1][0].decode()}"
 
     async def read_event(self, revision: int) -> StoredEvent | None:
-        """Return the event of a revision, or ``None`` if the stream does not contain it."""
-        with translate_errors():
+        """Return the event of a revision, or ``None`` if the stream does not contain it or it is damaged."""
+        with translate_errors("XRANGE", self._keys.events):
             page: Any = await self.stream_client.xrange(self._keys.events, f"{revision}-0", f"{revision}-0")
-        return parse_event(*page[0]) if page else None
+        with suppress(DamagedEvent):
+            return parse_event(*page[0]) if page else None
+        return None
 
-    async def wait_for_events(self, after: int) -> list[StoredEvent]:
-        """Wait for events after a revision; return an empty list after ``tail_block_seconds``.
+    async def wait_for_events(self, after: int, *, wait: bool = True) -> list[StoredEvent]:
+        """Return events after a revision; wait ``tail_block_seconds`` for the first one, if requested.
 
         Raises:
+            DamagedEvent: The first of them is damaged.
             StoreUnavailable: Also if redis-py opened another connection: the server behind it may have another history.
                 Call ``RedisStore.reconnect`` and verify the history.
         """
-        with translate_errors():
+        with translate_errors("XREAD", self._keys.events):
             answer: Any = await self.stream_client.xread(
                 {self._keys.events: f"{after}-0"},
                 count=self._limits.tail_page,
-                block=round(self._limits.tail_block_seconds * 1000),
+                block=round(self._limits.tail_block_seconds * 1000) if wait else None,
             )
         if self._opened_connections != self._verified_connections:
             raise StoreUnavailable("the connection to the store was lost")
-        return [parse_event(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+        events: list[StoredEvent] = []
+        for entry_id, fields in (entry for _, entries in answer for entry in entries):
+            try:
+                events.append(parse_event(entry_id, fields))
+            except DamagedEvent:
+                if not events:
+                    raise
+                break
+        return events
 
     async def read_check(self, name: str) -> tuple[bytes | None, int | None]:
         """Read the newest probe result of a service and the end of its lease.
@@ -133,13 +153,13 @@ class StoreReader:
     async def read_owner(self, name: str) -> str | None:
         """Return the owner of a service, or ``None`` if it has no owner."""
         owner = await self._commands.run_command("HGET", self._keys.owners, name)
-        return None if owner is None else str(owner.decode())
+        return None if owner is None else str(owner.decode(errors="replace"))
 
     async def read_owners(self) -> dict[str, str]:
         """Return the owner of every service that has one."""
-        with translate_errors():
+        with translate_errors("HGETALL", self._keys.owners):
             answer: Any = await self.stream_client.hgetall(self._keys.owners)
-        return {name.decode(): owner.decode() for name, owner in answer.items()}
+        return {name.decode(errors="replace"): owner.decode(errors="replace") for name, owner in answer.items()}
 
     def _count_stream_connection(self) -> None:
         self._opened_connections += 1

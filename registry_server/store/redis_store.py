@@ -5,6 +5,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from registry_server.errors import ConfigurationError, StoreUnavailable
+from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.store.access import explain_faults, find_faults, starting_with
 from registry_server.store.commands import Commands, Confirmation
@@ -16,6 +17,7 @@ from registry_server.store.keys import Keys
 from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.reader import StoreReader
+from registry_server.store.refusals import Refusals
 from registry_server.store.repairs import Repairs
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.writer import StoreWriter
@@ -47,6 +49,7 @@ class RedisStore:
         wait_replicas: int = 0,
         wait_timeout: float = 1.0,
         limits: StoreLimits = DEFAULT_LIMITS,
+        problems: Problems | None = None,
     ) -> None:
         """Create the clients without connecting.
 
@@ -61,6 +64,7 @@ class RedisStore:
             wait_replicas: Number of replicas that must acknowledge a change.
             wait_timeout: Seconds to wait for them; less than ``timeout``.
             limits: Batch sizes and waiting times.
+            problems: Problems of the process, for the commands that Redis refuses.
 
         Raises:
             ConfigurationError: The URL or the TLS files are invalid.
@@ -71,6 +75,7 @@ class RedisStore:
         self._client = self._connections.client()
         self.counters = StoreCounters()
         scripts = Scripts()
+        refusals = Refusals(problems or Problems(), scripts, self.keys)
 
         def pipeline(confirmation: Confirmation | None = None) -> tuple[Commands, CommitGroups]:
             commands = Commands(
@@ -78,6 +83,7 @@ class RedisStore:
                 scripts,
                 self.keys,
                 self.counters,
+                refusals,
                 confirmation=confirmation,
                 tracer=tracer,
                 limits=limits,
@@ -160,7 +166,7 @@ class RedisStore:
         """
         for client in (self._client, self.reader.stream_client):
             await client.connection_pool.disconnect(inuse_connections=False)
-        await self._commands.load_scripts()
+        # Scripts are loaded when one is missing: reads must not depend on the permission to load them.
         await self.reader.verify_connection()
 
     async def watch_primary(self) -> None:

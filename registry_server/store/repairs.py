@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from registry_server.store.commands import Commands
+from registry_server.store.failures import translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
 from registry_server.store.values import Position, StoredEvent, Unconfirmed
@@ -76,7 +77,8 @@ class Repairs:
         answer = await self._commands.run_script("repair_turn", *terms, keys=(self._keys.repair,))
         if answer[0] == b"wait":
             return int(answer[1]) / 1000
-        return Turn(Position(answer[1].decode(), answer[2]), answer[3].decode())
+        with translate_errors("HMGET", self._keys.repair):
+            return Turn(Position(answer[1].decode(), answer[2]), answer[3].decode())
 
     async def restore_services(self, services: Sequence[RestoredService], plan: str) -> None:
         """Restore or remove up to ``batch_size`` services; keep the plan for a process that must finish it."""
@@ -115,8 +117,30 @@ class Repairs:
             if the epoch was not merged.
         """
         answer: bytes | None = await self._commands.run_command("HGET", self._keys.merged, epoch)
-        common, newest = answer.split() if answer else (0, 0)
-        return int(common), int(newest)
+        with translate_errors("HGET", self._keys.merged):
+            common, newest = answer.split() if answer else (0, 0)
+            return int(common), int(newest)
+
+    async def restore_missing(
+        self, services: Sequence[RestoredService], applied: Position, at_ms: int | None
+    ) -> int | None:
+        """Write what the store lacks of up to ``batch_size`` services, although its history has all their changes.
+
+        Args:
+            services: Services as the caller holds them.
+            applied: Position of the caller.
+            at_ms: Commit time of that revision; ``None`` if it is not known.
+
+        Returns:
+            Number of services that were incomplete; ``None`` if the caller must catch up first.
+        """
+        flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
+        answer: int | None = await self._commands.run_script("restore", *applied, "" if at_ms is None else at_ms, *flat)
+        return answer
+
+    async def recount_owners(self) -> None:
+        """Count the services of each owner again."""
+        await self._commands.run_script("recount")
 
     async def _write(self, script: str, *args: Any) -> None:
         _raise_if_lost(await self._commands.run_script(script, self._id, *args, keys=(self._keys.repair,)))

@@ -32,11 +32,20 @@ class StoredEvent(NamedTuple):
     """Owner of the service after the change; empty if it has none."""
 
 
+class DamagedEvent(Exception):
+    """An entry of the event stream cannot be decoded: another program wrote it, or changed it."""
+
+    def __init__(self, revision: int) -> None:
+        super().__init__(f"the event of revision {revision} cannot be decoded")
+
+
 class Conflict(NamedTuple):
     """A change was refused because the service is not at the expected revision."""
 
     newest: int
     """Revision of the registry at that time; a replica at this revision contains the cause of the conflict."""
+    stored: int
+    """Revision of the service at that time; 0 if it was not stored or its record was damaged."""
 
 
 class EpochChanged:
@@ -61,6 +70,20 @@ class ProbeResult(NamedTuple):
     """Whether to renew the service's lease."""
 
 
+class StoreSizes(NamedTuple):
+    """Numbers of entries in the store at one revision."""
+
+    revision: int
+    records: int
+    leases: int
+    ttls: int
+    """Services whose length of lease is stored."""
+    owners: int
+    """Services with an owner."""
+    owned: int
+    """Owners whose services are counted."""
+
+
 class SweepResult(NamedTuple):
     """Outcome of a sweep."""
 
@@ -72,19 +95,29 @@ class SweepResult(NamedTuple):
     """Time by which all deadlines were shifted, because no process swept for that long or the clock was changed."""
     missing_documents: list[str]
     """Names of services whose documents must be written again; repeated at every sweep until they are."""
+    sizes: StoreSizes | None = None
+    """``None`` if the store was not swept."""
 
 
 def parse_event(entry_id: bytes, fields: dict[bytes, bytes]) -> StoredEvent:
-    """Parse an entry of the event stream."""
-    return StoredEvent(
-        epoch=fields[b"e"].decode(),
-        revision=int(entry_id.partition(b"-")[0]),
-        type=cast("EventType.ValueType", int(fields[b"k"])),
-        reason=cast("EventReason.ValueType", int(fields[b"r"])),
-        at_ms=int(fields[b"t"]),
-        name=fields[b"n"].decode(),
-        after=fields[b"s"],
-        before=fields[b"b"],
-        error=fields.get(b"x", b"").decode(),  # earlier versions wrote neither this field
-        owner=fields.get(b"o", b"").decode(),  # nor this one
-    )
+    """Parse an entry of the event stream.
+
+    Raises:
+        DamagedEvent: It is not one that a registry has written.
+    """
+    revision = int(entry_id.partition(b"-")[0])
+    try:
+        return StoredEvent(
+            epoch=fields[b"e"].decode(),
+            revision=revision,
+            type=cast("EventType.ValueType", int(fields[b"k"])),
+            reason=cast("EventReason.ValueType", int(fields[b"r"])),
+            at_ms=int(fields[b"t"]),
+            name=fields[b"n"].decode(),
+            after=fields[b"s"],
+            before=fields[b"b"],
+            error=fields.get(b"x", b"").decode(),  # earlier versions wrote neither this field
+            owner=fields.get(b"o", b"").decode(),  # nor this one
+        )
+    except (LookupError, ValueError) as error:
+        raise DamagedEvent(revision) from error

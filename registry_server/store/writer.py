@@ -14,7 +14,15 @@ from registry_server.store.counters import CommitOutcome, Expiry, StoreCounters
 from registry_server.store.groups import Commit, CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
-from registry_server.store.values import Conflict, EpochChanged, Position, ProbeResult, SweepResult, Unconfirmed
+from registry_server.store.values import (
+    Conflict,
+    EpochChanged,
+    Position,
+    ProbeResult,
+    StoreSizes,
+    SweepResult,
+    Unconfirmed,
+)
 
 
 class StoreWriter:
@@ -207,7 +215,7 @@ class StoreWriter:
         )
         if answer is None:
             return SweepResult([], None, 0.0, [])
-        removed, next_expiry_ms, shift_ms, missing_documents, active_leases = answer
+        removed, next_expiry_ms, shift_ms, missing_documents, active_leases, sizes = answer
         expiry: Expiry = "cleanup" if reason == EventReason.EVENT_REASON_CLEANUP else "lease_expired"
         self._counters.expired_services[expiry] += len(removed)
         self._counters.active_leases = active_leases
@@ -216,12 +224,13 @@ class StoreWriter:
             None if next_expiry_ms < 0 else next_expiry_ms / 1000,
             shift_ms / 1000,
             _decode_all(missing_documents),
+            StoreSizes(*sizes),
         )
 
     async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
         """Store the newest probe result of a service at revision ``expected``, without an event."""
         answer = await self._commands.run_script("check", name, health, expected)
-        return Conflict(answer[1]) if answer[0] == b"conflict" else None
+        return Conflict(*answer[1:]) if answer[0] == b"conflict" else None
 
     async def write_checks(self, results: Sequence[ProbeResult]) -> None:
         """Store the newest probe results and renew leases, without events.
@@ -281,7 +290,7 @@ class StoreWriter:
                     return int(answer[1])
                 case b"conflict":
                     outcome = "conflict"
-                    return Conflict(answer[1])
+                    return Conflict(*answer[1:])
                 case b"owner":
                     outcome = "refused"
                     raise PermissionDenied(owned_by_another(commit.name))
@@ -297,4 +306,5 @@ class StoreWriter:
 
 
 def _decode_all(values: Iterable[bytes]) -> list[str]:
-    return [value.decode() for value in values]
+    # Another program may have stored a name that is not UTF-8: it must not hide the others.
+    return [value.decode(errors="replace") for value in values]

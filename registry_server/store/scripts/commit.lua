@@ -9,7 +9,8 @@
 --          8 maximum number of services of that owner (0 = no limit)  9 event type  10 reason
 --          11 record without its revision  12 document up to its revision  13 ttl in ms (0 = permanent)
 --          14 1 = start a new lease, 0 = keep the lease unless its ttl changes  15 1 = delete the newest probe result
--- Returns  for each {'ok', revision} or {'conflict', newest revision} or {'epoch'} or {'owner'} or {'limit'}
+-- Returns  for each {'ok', revision} or {'conflict', newest revision, revision of the service} or {'epoch'} or {'owner'}
+--          or {'limit'}
 local FIRST, EACH = 2, 15
 local max_length = ARGV[1]
 local now = now_ms()
@@ -20,7 +21,8 @@ local function commit(document, epoch, applied, name, expected, operation, owner
   if not continues(epoch, applied) then return {'epoch'} end
   local before = redis.call('HGET', RECORDS, name)
   local current = before and revision_of(before) or 0
-  if current ~= tonumber(expected) then return {'conflict', head()} end
+  if current ~= tonumber(expected) then return {'conflict', head(), current} end
+  if current == 0 then before = nil end
   if exclusive == '1' and has_other_owner(name, owner) then return {'owner'} end
   -- Only put changes the owner, because only the event of a change reaches the other processes.
   local adopts = owner ~= '' and operation == 'put' and (current == 0 or exclusive == '1') and

@@ -1,4 +1,5 @@
 -- Functions shared by the scripts; prepended to each of them when it is loaded.
+-- A line has at most one redis.call, and starts it with the command and the key: an error is located by its line.
 -- Every script receives the same first KEYS, so that a cluster can verify that all of them are in one slot:
 local REVISION, EPOCH, RECORDS, LEASES, TTLS, EVENTS, CHECKS, SWEEP, BARE, OWNERS, OWNED =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
@@ -13,7 +14,7 @@ end
 -- Start time of a new lease. If the clock was set back since the latest sweep, the next sweep shifts all deadlines by
 -- the difference: a lease that starts in between starts at the time of that sweep, and is shifted with the others.
 local function lease_start(now)
-  return math.max(now, tonumber(redis.call('GET', SWEEP) or '0'))
+  return math.max(now, tonumber(redis.call('GET', SWEEP)) or 0)
 end
 
 -- Formats an integer; Lua would format one above 2^31 as 1.7e+12.
@@ -24,8 +25,9 @@ end
 -- Each is read once per script, because nothing else changes it while the script runs.
 local cached_revision, cached_epoch
 
+-- A revision that is missing or no number is 0: the store is then behind every process, and one of them repairs it.
 local function head()
-  cached_revision = cached_revision or tonumber(redis.call('GET', REVISION) or '0')
+  cached_revision = cached_revision or tonumber(redis.call('GET', REVISION)) or 0
   return cached_revision
 end
 
@@ -50,15 +52,15 @@ local function with_revision(record, revision)
   return record .. out .. string.char(revision)
 end
 
--- Reads that field. All bytes of a varint except the last have the high bit set; the tag (72) does not. The field can
--- therefore be read from the end.
+-- Reads that field; returns 0 for a record without it, which is damaged and counts as missing. All bytes of a varint
+-- except the last have the high bit set; the tag (72) does not. The field can therefore be read from the end.
 local function revision_of(record)
-  local revision, i = string.byte(record, -1), #record - 1
-  while string.byte(record, i) > 127 do
+  local revision, i = string.byte(record, -1) or 0, #record - 1
+  while i > 0 and string.byte(record, i) > 127 do
     revision = revision * 128 + string.byte(record, i) - 128
     i = i - 1
   end
-  return revision
+  return string.byte(record, i) == 72 and revision or 0
 end
 
 -- Appends an entry to the event stream; the reader expects these names of fields.
@@ -83,7 +85,9 @@ end
 -- Sets the expiry of a document to the end of its lease. If Redis has expired the document already, during an outage or
 -- just before a late heartbeat, the name is recorded until a process writes the document again.
 local function expire_document(name, document, deadline)
-  if redis.call('PEXPIREAT', document, deadline) == 0 then redis.call('SADD', BARE, name) end
+  if redis.call('PEXPIREAT', document, deadline) == 0 then
+    redis.call('SADD', BARE, name)
+  end
 end
 
 -- Sets the end of a lease, for the service and for its document.
@@ -108,7 +112,9 @@ local function remove_owner(name)
   local owner = redis.call('HGET', OWNERS, name)
   if not owner then return end
   redis.call('HDEL', OWNERS, name)
-  if redis.call('HINCRBY', OWNED, owner, -1) <= 0 then redis.call('HDEL', OWNED, owner) end
+  if redis.call('HINCRBY', OWNED, owner, -1) <= 0 then
+    redis.call('HDEL', OWNED, owner)
+  end
 end
 
 local function delete_service(name, document)

@@ -1,7 +1,9 @@
 """``Problems``: begin, change and end of a problem."""
 
+import pytest
 from structlog.testing import capture_logs
 
+from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.problems import Problems
 
 POLICY = "store_maxmemory_policy"
@@ -35,3 +37,28 @@ def test_problem_with_a_duration_ends_unless_it_is_reported_again() -> None:
     assert set(problems.active) == {"store_commit", "other"}
     now = 119
     assert set(problems.active) == {"other"}
+
+
+async def test_failed_task_is_restarted_and_its_failure_is_logged_once() -> None:
+    problems = Problems()
+    runs = 0
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise ExceptionGroup("several", [ValueError("a secret")])
+
+    with capture_logs() as logs:
+        await problems.keep_running("sweeper", work)
+    assert runs == 3
+    assert dict(problems.active) == {"task_sweeper": "sweeper failed: unexpected ValueError; see the log"}
+    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["background task failed"]
+
+
+async def test_task_that_cannot_work_with_the_configuration_ends() -> None:
+    async def work() -> None:
+        raise ConfigurationError("redis: EVALSHA is not permitted")
+
+    with pytest.raises(ConfigurationError):
+        await Problems().keep_running("follower", work)

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from registry_server.runtime.tasks import cancel, first_error, raise_if_cancelled, wait_until_idle
+from registry_server.runtime.tasks import cancel, first_error, keep_running, raise_if_cancelled, wait_until_idle
 
 TIMEOUT = 10.0
 
@@ -122,3 +122,21 @@ async def test_cancellation_passes_through_first_error() -> None:
     working.cancel()
     await asyncio.wait([working])
     assert working.cancelled()
+
+
+async def test_restart_delay_doubles_up_to_the_longest_with_jitter() -> None:
+    delays: list[float] = []
+    failures: list[Exception] = []
+
+    async def work() -> None:
+        if len(failures) < 5:
+            raise ValueError(len(failures))
+
+    async def sleep(seconds: float) -> None:
+        delays.append(seconds)
+
+    await keep_running(
+        work, failures.append, retry_seconds=(0.5, 2.0), sleep=sleep, jitter=lambda low, high: (low + high) / 2
+    )
+    assert delays == [0.375, 0.75, 1.5, 1.5, 1.5]
+    assert [str(error) for error in failures] == list("01234")

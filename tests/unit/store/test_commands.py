@@ -7,11 +7,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from registry_server.errors import StoreUnavailable
+from registry_server.instrumentation.problems import Problems
 from registry_server.store import StoreLimits
 from registry_server.store.commands import Commands
 from registry_server.store.counters import StoreCounters
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
+from registry_server.store.refusals import Refusals
 from tests.support.redis_process import RedisProcess
 
 REDIS_TIMEOUT = 1.0
@@ -29,7 +31,7 @@ async def client(redis: RedisProcess) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 async def commands(client: Redis, limits: StoreLimits) -> AsyncIterator[Commands]:
-    sent = Commands(client, Scripts(), KEYS, StoreCounters(), limits=limits)
+    sent = Commands(client, Scripts(), KEYS, StoreCounters(), Refusals(Problems(), Scripts(), KEYS), limits=limits)
     await sent.load_scripts()
     yield sent
     async with asyncio.timeout(TIMEOUT):
@@ -228,7 +230,7 @@ async def test_lost_scripts_are_reloaded(commands: Commands, client: Redis) -> N
 
 
 async def test_close_waits_for_submitted_commands(client: Redis) -> None:
-    commands = Commands(client, Scripts(), KEYS, StoreCounters())
+    commands = Commands(client, Scripts(), KEYS, StoreCounters(), Refusals(Problems(), Scripts(), KEYS))
     tasks = [asyncio.create_task(commands.run_command("INCR", "n")) for _ in range(1000)]
     await asyncio.sleep(0)
 

@@ -70,7 +70,7 @@ async def test_refused_commit_does_not_affect_others(store: RedisStore) -> None:
         write_service(store, epoch, "b", expected=7),
         write_service(store, epoch, "c"),
     )
-    assert list(outcomes) == [1, Conflict(1), Conflict(1), 2]
+    assert list(outcomes) == [1, Conflict(1, 1), Conflict(1, 0), 2]
 
 
 async def test_cancelled_caller_does_not_affect_others(store: RedisStore) -> None:

@@ -102,7 +102,7 @@ async def test_only_one_of_concurrent_changes_of_a_revision_succeeds(harness: St
     outcomes = await asyncio.gather(*(harness.write_service("a", expected=1) for _ in range(10)))
 
     assert [outcome for outcome in outcomes if isinstance(outcome, int)] == [2]
-    assert [outcome for outcome in outcomes if not isinstance(outcome, int)] == [Conflict(2)] * 9
+    assert [outcome for outcome in outcomes if not isinstance(outcome, int)] == [Conflict(2, 2)] * 9
 
 
 CHANGES = {
@@ -126,7 +126,7 @@ async def test_change_of_another_revision_conflicts_and_writes_nothing(
     await harness.write_service("newest")
     contents = await harness.read_contents()
 
-    assert await change(harness, name, expected) == Conflict(3)
+    assert await change(harness, name, expected) == Conflict(3, 2 if name == "here" else 0)
 
     assert await harness.read_contents() == contents
 
@@ -340,7 +340,7 @@ async def test_revision_of_any_size_is_encoded_and_decoded_exactly(harness: Stor
     assert stored == small_service("a", revision=revision)
     assert (await harness.read_document("a"))["revision"] == revision
     assert await harness.store.reader.resolve_head() == Position(harness.epoch, revision)
-    assert await harness.write_service("a", expected=revision - 1 or 7) == Conflict(revision)
+    assert await harness.write_service("a", expected=revision - 1 or 7) == Conflict(revision, revision)
     assert await harness.touch_service("a", revision) == revision
     assert await harness.write_service("a", expected=revision) == revision + 1
     assert await harness.delete_service("a", expected=revision + 1) == revision + 2
@@ -381,7 +381,7 @@ async def test_change_without_enough_replicas_is_made_but_reported(redis_process
     with pytest.raises(NotReplicated, match=r"as revision 1, but only 0 of 2 replicas confirmed it") as caught:
         await harness.write_service("a")
     assert (caught.value.revision, caught.value.confirmed, caught.value.wanted) == (1, 0, 2)
-    assert await harness.write_service("a") == Conflict(1)  # nothing was written, so there is nothing to confirm
+    assert await harness.write_service("a") == Conflict(1, 1)  # nothing was written, so there is nothing to confirm
     with pytest.raises(NotReplicated):
         await harness.touch_service("a", 1)
     with pytest.raises(NotReplicated, match="as revision 2"):

@@ -254,8 +254,8 @@ async def test_check_is_stored_for_registered_services_only(harness: StoreHarnes
 
     assert await harness.store.writer.write_check("a", b"one", expected=1) is None
     assert await harness.store.writer.write_check("a", b"two", expected=1) is None
-    assert await harness.store.writer.write_check("a", b"of another revision", expected=7) == Conflict(1)
-    assert await harness.store.writer.write_check("absent", b"three", expected=1) == Conflict(1)
+    assert await harness.store.writer.write_check("a", b"of another revision", expected=7) == Conflict(1, 1)
+    assert await harness.store.writer.write_check("absent", b"three", expected=1) == Conflict(1, 0)
 
     check, ends = await harness.store.reader.read_check("a")
     assert check == b"two"
