@@ -376,7 +376,7 @@ class Follower:
             reason: Cause for the log, which may name hosts.
             shown: Cause for callers; empty if it is the same.
         """
-        text = f"reads may be outdated, because Redis cannot be followed: {shown or reason}"
+        text = f"Redis cannot be followed: {shown or reason}"
         changed = self._problems.active.get("store") != text
         self._problems.report("store", text)
         if self.connected:
