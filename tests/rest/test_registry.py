@@ -157,7 +157,7 @@ async def test_before_loading_all_calls_fail_with_a_retry_delay() -> None:
             assert (answer.status, answer.code) == (503, "STORE_UNAVAILABLE"), path
             assert answer.headers["Retry-After"] == "1"
         assert (await rest.get_outside_api("/health")).status == 503
-        problem = {"key": "store", "text": "Redis cannot be followed: no connection"}
+        problem = {"key": "store", "text": "Redis cannot be followed: INFO: no connection"}
         assert (await rest.get_outside_api("/health")).body == {"status": "unhealthy", "problems": [problem]}
         assert (await rest.get("/health")).data["status"] == "unhealthy"
         assert (await rest.get_outside_api("/health/live")).status == 200

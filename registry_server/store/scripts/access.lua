@@ -42,7 +42,8 @@ try('HSCAN', RECORDS, '0', 'COUNT', '1')
 try('HMGET', TTLS, '')
 try('HEXISTS', OWNERS, '')
 try('HINCRBY', OWNED, '', 'rejected')
-try('HGETALL', REPAIR) -- a small hash; the registry reads OWNERS with it
+try('HGETALL', REPAIR) -- a small hash; the registry reads OWNERS with this command and the next
+try('HVALS', REPAIR)
 
 for _, key in ipairs({LEASES, MEMBERS}) do
   try('ZCARD', key)
