@@ -59,10 +59,11 @@ class HealthCheckSettings(SettingsGroup):
     """Networks that probes may not connect to, even if they are allowed. They are added to those that are always
     denied: this host (0.0.0.0/8, ::), link-local and multicast addresses and the metadata services of clouds."""
     self_preservation_percent: Annotated[Number, Field(ge=1, le=100)] = 50
-    """Percentage of the services probed by this process that must fail at once for it to enter self-preservation and
-    suspend status changes."""
+    """Percentage of an owner's services probed by this process that must fail at once for it to enter self-preservation
+    and suspend their status changes; those of all owners if half of at least three owners fail."""
     self_preservation_min_failures: Annotated[Number, Field(ge=1, le=1_000_000)] = 10
-    """Minimum number of failing services for self-preservation."""
+    """Minimum number of failing services of an owner for self-preservation. For half of at least three owners, three
+    suffice."""
     self_preservation_max_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 300
     """Maximum duration of self-preservation, in seconds. Then failures count again."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import structlog
@@ -12,7 +12,7 @@ from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.catalog import Replica
 from registry_server.errors import RegistryError
 from registry_server.health.results import ResultWriter
-from registry_server.health.self_preservation import SelfPreservation
+from registry_server.health.self_preservation import SelfPreservation, Transition
 from registry_server.health.thresholds import Streak
 from registry_server.model.record import Record
 from registry_server.probes import Outcome, OutcomeKind, Plan
@@ -85,12 +85,14 @@ class HealthEvaluator:
         self._connection_since = connection_since
         self._streaks: dict[str, Streak] = {}
         self._connection = 0  # the store connection during which the streaks were observed
-        self._pending_notice = ""
+        self._pending_notices: list[Transition] = []
+        self._announced: set[str | None] = set()
 
     def track_service(self, record: Record) -> None:
         """Start evaluating a service of this process; discard its earlier results."""
         self._streaks[record.name] = Streak()
-        self.self_preservation.track_service(record.name, up=record.status in UP)
+        owner = self._replica.owners.get(record.name, "")
+        self.self_preservation.track_service(record.name, up=record.status in UP, owner=owner)
 
     def forget_service(self, name: str) -> None:
         """Stop evaluating a service."""
@@ -124,7 +126,7 @@ class HealthEvaluator:
             if own_streak:
                 self.self_preservation.add_result(name, failed=failed, up=status in UP)
                 self._update_self_preservation()
-            if not self.self_preservation.active:
+            if not self.self_preservation.protects(plan.owner):
                 status = streak.next_status(status, plan.failure_threshold, plan.success_threshold)
             if own_streak and status in UP:
                 # A fleet that has just started must count completely.
@@ -136,7 +138,7 @@ class HealthEvaluator:
             health.status_changed_at.CopyFrom(now)
             return Verdict(record, before, health, not failed, started, connection)
         # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
-        renew = not failed or self.self_preservation.active
+        renew = not failed or self.self_preservation.protects(plan.owner)
         if connection:
             self._results.add_result(name, health.SerializeToString(), renew=renew)
         return Verdict(record, before, health, renew, started, connection)
@@ -163,24 +165,25 @@ class HealthEvaluator:
         """Start or end self-preservation if necessary, and publish a notice when it starts."""
         self._update_self_preservation()
         self.review_needed.clear()
-        notice, self._pending_notice = self._pending_notice, ""
-        if notice:
+        notices, self._pending_notices = self._pending_notices, []
+        if notices:
             try:
-                await self._writes.publish_notice(notice, EventReason.EVENT_REASON_HEALTH_CHECK)
+                await self._writes.publish_notice(_notice(notices), EventReason.EVENT_REASON_HEALTH_CHECK)
             except RegistryError as error:
                 log.warning("self-preservation notice not published", reason=str(error))
 
     def _update_self_preservation(self) -> None:
-        match self.self_preservation.update(time.monotonic()):
-            case True:
-                failing, counted = self.self_preservation.failing, self.self_preservation.counted
-                log.error("self-preservation started", failing=failing, probed=counted)
-                self._pending_notice = (
-                    f"self-preservation: {failing} of {counted} services fail their probes at once; statuses are frozen"
-                )
+        for transition in self.self_preservation.update(time.monotonic()):
+            owner, started, failing, counted, repeated = transition
+            fields = {} if owner is None else {"owner": owner}
+            if not started and owner in self._announced:
+                self._announced.discard(owner)
+                log.warning("self-preservation ended", **fields)
+            elif started and not repeated:  # an owner must not fill the log and the event stream
+                log.error("self-preservation started", failing=failing, probed=counted, **fields)
+                self._announced.add(owner)
+                self._pending_notices.append(transition)
                 self.review_needed.set()
-            case False:
-                log.warning("self-preservation ended")
 
     async def commit(self, verdict: Verdict) -> bool:
         """Commit a status change, unless the service changed or the store was unavailable in between.
@@ -210,6 +213,19 @@ class HealthEvaluator:
             return True if isinstance(outcome, Service) else outcome
 
         return await self._writes.change_service(verdict.record.name, attempt)
+
+
+def _notice(transitions: Sequence[Transition]) -> str:
+    """Return the text about the starts of self-preservation. All watchers receive it, so it names no owner."""
+    everyone = [each for each in transitions if each.owner is None][-1:]
+    counted = everyone or transitions
+    of, whose = "", ""
+    if not everyone:
+        of, whose = f" of {'one owner' if len(counted) == 1 else f'{len(counted)} owners'}", "their "
+    return (
+        f"self-preservation: {sum(each.failing for each in counted)} of {sum(each.counted for each in counted)} "
+        f"services{of} fail their probes at once; {whose}statuses are frozen"
+    )
 
 
 def same_check(service: Service, probed: Service) -> bool:

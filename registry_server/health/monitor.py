@@ -26,7 +26,7 @@ from registry_server.model.record import Record
 from registry_server.probes import PauseDetector, Plan, ProbeProcess, Result, jitter
 from registry_server.runtime.fair_slots import FairSlots, TooManyWaiters
 from registry_server.runtime.tasks import cancel
-from registry_server.security.identity import current_identity
+from registry_server.security.identity import current_caller_key
 
 _SERVICES_PER_SLICE: Final = 100
 """Services processed without yielding to the event loop: about 4 ms."""
@@ -118,8 +118,13 @@ class HealthMonitor:
 
     @property
     def self_preservation_active(self) -> bool:
-        """Whether self-preservation suspends status changes."""
+        """Whether self-preservation suspends the status changes of all owners."""
         return self._evaluator.self_preservation.active
+
+    @property
+    def protected_owners(self) -> int:
+        """Number of owners whose status changes self-preservation suspends because of their own services."""
+        return self._evaluator.self_preservation.protected_owners
 
     async def start(self) -> None:
         """Start probing this process's share; do nothing if already running. The catalog must be loaded first."""
@@ -151,7 +156,7 @@ class HealthMonitor:
         if self._group is None:
             raise ProbingDisabled
         plan = self._plan_of(record)
-        caller = current_identity.get().name
+        caller = current_caller_key()
         key = caller, record.name, plan
         check = self._on_demand.get(key)
         if check is None:

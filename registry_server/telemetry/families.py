@@ -196,8 +196,13 @@ def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:
     yield _gauge("members", "Live processes that share the probing", monitor.members)
     yield _gauge(
         "self_preservation_active",
-        "Whether this process has suspended status changes because too many services fail at once",
+        "Whether this process has suspended all status changes because too many services fail at once",
         monitor.self_preservation_active,
+    )
+    yield _gauge(
+        "self_preservation_owners",
+        "Owners whose status changes are suspended because too many of their own services fail at once",
+        monitor.protected_owners,
     )
     yield _counter(
         "process_pauses",

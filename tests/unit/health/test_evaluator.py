@@ -71,10 +71,11 @@ class Harness:
         *,
         probed: Record | None = None,
         connection: int = 1,
+        owner: str = "",
         **health_check: Any,
     ) -> Health | None:
         record = probed or self.record(name)
-        plan = Plan.of(record.message(), HealthCheckSettings(**health_check))
+        plan = Plan.of(record.message(), HealthCheckSettings(**health_check), owner)
         self.evaluator._connection_since = lambda _: connection
         return await self.evaluator.apply_result(record, plan, outcome, time.monotonic())
 
@@ -307,6 +308,27 @@ async def test_mass_failure_freezes_statuses_and_publishes_one_notice(harness: H
     assert notice.error == "self-preservation: 10 of 20 services fail their probes at once; statuses are frozen"
     assert not notice.HasField("service")
     assert (await harness.health(NAMES[0])).error == "HTTP 500", "results are still stored"
+
+
+async def test_failures_of_one_owner_freeze_only_its_statuses_and_name_no_owner(harness: Harness) -> None:
+    owners = {"evil": NAMES[:10], "good": ["g1", "g2"]}
+    for owner, names in owners.items():
+        for name in names:
+            harness.registry._replica.owners[name] = owner
+            await harness.register(name, health=Health(status=HEALTHY))
+            harness.registry._replica.owners[name] = owner
+            harness.evaluator.track_service(harness.record(name))
+    for _ in range(3):
+        for owner, names in owners.items():
+            for name in names if owner == "evil" else ["g1"]:
+                await harness.apply_result(FAILED, name, owner=owner)
+    assert {harness.record(name).status for name in owners["evil"]} == {HEALTHY}
+    assert [harness.record(name).status for name in owners["good"]] == [UNHEALTHY, HEALTHY]
+    notice, changed = await harness.wait_for_health_events(2)
+    assert notice.error == (
+        "self-preservation: 10 of 10 services of one owner fail their probes at once; their statuses are frozen"
+    )
+    assert changed.service.name == "g1"
 
 
 async def test_failure_renews_the_lease_during_self_preservation(harness: Harness) -> None:

@@ -19,7 +19,7 @@ from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind
 from registry_server.runtime.fair_slots import FairSlots
 from registry_server.runtime.tasks import cancel
-from registry_server.security.identity import Identity, Role, current_identity
+from registry_server.security.identity import CALLER_KEY, NO_KEY, Identity, Role, current_identity
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -246,11 +246,11 @@ async def test_concurrent_checks_on_demand_are_bounded(redis: RedisProcess, agen
 
 @contextmanager
 def called_by(name: str) -> Iterator[None]:
-    token = current_identity.set(Identity(name, Role.ADMIN, method="api-key"))
+    token = CALLER_KEY.set(("api-key", name))
     try:
         yield
     finally:
-        current_identity.reset(token)
+        CALLER_KEY.reset(token)
 
 
 async def test_checks_on_demand_of_one_caller_delay_no_other(redis: RedisProcess) -> None:
@@ -279,12 +279,12 @@ async def test_cancelled_check_on_demand_frees_its_place_and_ends_its_probe(redi
         for name in "ab":
             await process.register(name, hanging.endpoint(f"/{name}"))
         first, same, second = (asyncio.create_task(process.registry.check_health(name)) for name in "aab")
-        await until(lambda: hanging.waiting == 1 and slots.waiting("anonymous") == 1)
+        await until(lambda: hanging.waiting == 1 and slots.waiting(NO_KEY) == 1)
         await cancel([first])
         await asyncio.sleep(0.1)
         assert hanging.waiting == 1, "another call waits for the same probe"
         await cancel([second])
-        assert slots.waiting("anonymous") == 0
+        assert slots.waiting(NO_KEY) == 0
         await cancel([same])
         await until(lambda: hanging.waiting == 0)
         hanging.open.set()
@@ -302,7 +302,7 @@ async def test_caller_with_too_many_waiting_checks_is_refused(redis: RedisProces
             await process.register(name, agent.endpoint())
         with called_by("greedy"):
             checking = [asyncio.create_task(process.registry.check_health(name)) for name in "ab"]
-            await until(lambda: slots.waiting("greedy") == 1)
+            await until(lambda: slots.waiting(("api-key", "greedy")) == 1)
             with pytest.raises(Overloaded):
                 await process.registry.check_health("c")
         with called_by("other"):
