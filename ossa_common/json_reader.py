@@ -59,7 +59,9 @@ def _read_message(reader: ValueReader, value: object, at: str, message: Message)
     found = reader.members(value, at)
     if not found.keys() <= members.keys():
         for key in found:
-            if key not in members and not reader.is_full:
+            if reader.is_full:
+                break
+            if key not in members:
                 reader.add_violation(inside(at, key), _unknown_field(key, members))
     if isinstance(message, HealthCheck):
         _read_probe(reader, found, at, message, probe_members)

@@ -15,9 +15,11 @@ from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import MAX_DURATION_SECONDS, MAX_STRUCT_DEPTH, NANOS_PER_SECOND, STATUS_BY_WORD
 from ossa_common.violations import MAX_VIOLATIONS, Violation, inside, keyed, quoted
 
-MAX_VALUES: Final = 65_536
+MAX_VALUES: Final = 16_384
 """Maximum number of values in all schemas and details of a document. A service has at most 64 KiB, and each value takes
-at least a byte: more values mean that YAML aliases multiply."""
+at least four bytes."""
+MAX_ITEMS: Final = 1_000
+"""Maximum number of items of other arrays and objects; the registry accepts at most 64."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # RFC 3339 with up to nine fractional digits; `datetime` accepts more formats, but only six fractional digits.
@@ -83,6 +85,8 @@ class ValueReader:
         if not isinstance(value, list):
             self.add_violation(at, f"must be an array, not {_kind(value)}")
             return
+        if not self._check_items(value, at):
+            return
         for index, item in enumerate(value):
             here = f"{at}[{index}]"
             if item is None:
@@ -104,7 +108,10 @@ class ValueReader:
     def texts(self, value: object, at: str) -> dict[str, str]:
         """Return an object whose values are all strings."""
         texts: dict[str, str] = {}
-        for key, item in self.members(value, at).items():
+        members = self.members(value, at)
+        if not self._check_items(members, at):
+            return texts
+        for key, item in members.items():
             if isinstance(item, str) and item.isascii() and key.isascii():
                 texts[key] = item
             elif item is None:
@@ -205,6 +212,12 @@ class ValueReader:
             add = value.list_value.values.add
             for index, element in enumerate(item):
                 self._fill_value(element, at, index, add(), depth)
+
+    def _check_items(self, container: Collection[object], at: str) -> bool:
+        """Return whether an array or object is short enough to be walked."""
+        if len(container) > MAX_ITEMS:
+            self.add_violation(at, f"has {len(container)} items; at most {MAX_ITEMS} are read")
+        return len(container) <= MAX_ITEMS
 
     def _count(self, container: Collection[object], at: str) -> bool:
         """Count the values of a container, and return whether the document still has at most ``MAX_VALUES``."""

@@ -12,7 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from ossa.registry.v1.service_pb2 import Service
 from ossa_common.json_reader import read_service
 from ossa_common.json_shape import OUTPUT_ONLY, json_key
-from ossa_common.violations import Violation, quoted
+from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 from registry_server.errors import InvalidRequest
 from registry_server.gateway.names import renamed
 from registry_server.model.requests import raise_if_invalid
@@ -21,6 +21,9 @@ from registry_server.model.validation import service_violations
 BODY_TIMEOUT_SECONDS: Final = 30.0
 """Default time limit for receiving a body."""
 
+_SEPARATORS: Final = (b",", b"[", b"{")
+_MAX_SEPARATORS: Final = 66_000
+"""One for each byte of the largest service, and some for members that are ``null``: more would take 0.1 s to parse."""
 _MASK_PATHS: Final[Mapping[str, str]] = {
     json_key(field): field.name for field in Service.DESCRIPTOR.fields if field.name not in OUTPUT_ONLY | {"name"}
 }
@@ -66,6 +69,8 @@ def parse_json(raw: bytes) -> Any:
     Raises:
         InvalidRequest: The body is not JSON (RFC 8259) or repeats a key of an object.
     """
+    if sum(map(raw.count, _SEPARATORS)) > _MAX_SEPARATORS:
+        raise _not_json(f"has more than {_MAX_SEPARATORS} values and members; a service has at most 64 KiB")
     try:
         return json.loads(raw.decode(), object_pairs_hook=_unique_members, parse_constant=_reject_constant)
     except UnicodeDecodeError as error:
@@ -93,7 +98,8 @@ def parse_registration(document: object) -> Service:
     if violations and isinstance(document, dict):
         # Also report violations of the rules, so that the client sees all at once, but only one per field.
         reported = {field for field, _ in violations}
-        violations += [each for each in renamed(service_violations(service)) if not _is_within(each.field, reported)]
+        found = service_violations(service)[: MAX_VIOLATIONS + 1]
+        violations += [each for each in renamed(found) if not _is_within(each.field, reported)]
     raise_if_invalid(violations)
     return service
 

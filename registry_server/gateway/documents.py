@@ -1,5 +1,6 @@
 """JSON of services, encoded once for each state of a service."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -8,8 +9,11 @@ from cachetools import LRUCache
 
 from registry_server.model.document import encode_document_prefix
 from registry_server.model.record import Record
+from registry_server.runtime.turns import Turns
 
 _MAX_BYTES: Final = 32 << 20
+_MAX_BYTES_PER_PASS: Final = 64 << 10
+"""Services that are encoded without yielding to the event loop: 5 ms for 90 usual ones, or for one of 64 KiB."""
 _ENTRY_OVERHEAD_BYTES: Final = 600
 
 
@@ -29,6 +33,7 @@ class Documents:
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._documents: LRUCache[bytes, _Document] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
+        self._turns = Turns()
 
     def encoded(self, record: Record) -> bytes:
         """Return the JSON of a service."""
@@ -39,3 +44,17 @@ class Documents:
             with suppress(ValueError):  # larger than the cache
                 self._documents[record.framed] = document
         return document.json
+
+    async def encode_all(self, records: Sequence[Record]) -> list[bytes]:
+        """Return the JSON of several services; large ones are encoded in slices."""
+        if sum(len(record.framed) for record in records) <= _MAX_BYTES_PER_PASS:
+            return list(map(self.encoded, records))
+        documents: list[bytes] = []
+
+        def encode_each() -> Iterator[None]:
+            for record in records:
+                documents.append(self.encoded(record))
+                yield
+
+        await self._turns.run(encode_each())
+        return documents

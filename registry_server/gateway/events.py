@@ -103,6 +103,8 @@ class EventStream:
         await write(sse.encode_opening(retry, snapshot=snapshot))
         try:
             async for batch in batches:
+                if not batch.sse:  # fills the cache, so that the next line takes little time
+                    await self._documents.encode_all([event.record for event in batch.events if event.record])
                 await write(sse.encode_batch(batch, self._documents))
         except (TimeoutError, ConnectionError):
             raise

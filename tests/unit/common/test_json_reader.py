@@ -230,9 +230,9 @@ def test_number_of_values_is_limited() -> None:
     multiplied = {"v": [shared] * (MAX_VALUES // 1_000 + 1)}
     (violation,) = violations_of({"capabilities": [{"name": "c", "inputs": multiplied}]})
     assert violation.field.startswith("capabilities[0].inputs.v[")
-    assert violation.description == "is too large: a service may have at most 65536 values"
+    assert violation.description == "is too large: a service may have at most 16384 values"
     (violation,) = violations_of({"capabilities": [{"name": "c", "inputs": shared}] * 100})
-    assert violation.field == "capabilities[65].inputs.v"
+    assert violation.field == "capabilities[16].inputs.v"
     looped: dict[str, Any] = {}
     looped["i"] = looped
     (violation,) = violations_of({"health": {"details": looped}})
@@ -274,3 +274,11 @@ def test_any_document_is_read_or_refused(document: object) -> None:
         return
     assert isinstance(service_violations(service), list)
     json.dumps(service_document(service), allow_nan=False)
+
+
+@pytest.mark.parametrize("member", ["tags", "labels"])
+def test_long_lists_and_maps_are_not_read(member: str) -> None:
+    content: Any = {"tags": ["a"] * 1_001, "labels": {f"k{i}": "" for i in range(1_001)}}[member]
+    assert violations_of({"metadata": {member: content}}) == [
+        (f"metadata.{member}", "has 1001 items; at most 1000 are read")
+    ]
