@@ -108,6 +108,7 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
             certificates=Certificates(settings.tls, optional=optional) if tls else None,
             shared_port=shared,
             problems=parts.problems,
+            needs_credential=settings.security.policy_file is not None,
         )
         metrics.add_transports(rpc, http)
         ready = asyncio.create_task(_after(parts.loaded, partial(rpc.set_serving, serving=True)), name="readiness")

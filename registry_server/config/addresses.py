@@ -183,6 +183,15 @@ def split_list(value: object) -> object:
     return [] if value == "none" else [item.strip() for item in value.split(",")]
 
 
+def check_host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Reject values that no ``Host`` header contains; the names are returned in lower case."""
+    for name in names:
+        parts = split_host_port(name, default_port=0)
+        if name != "*" and (parts is None or parts.port or ":" in parts.host):
+            raise bad_setting("must be host names such as registry.example.com, without a port, or *, or 'none'")
+    return tuple(name.lower().rstrip(".") for name in names)
+
+
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     """Reject values that no browser sends as an ``Origin``."""
     for origin in origins:

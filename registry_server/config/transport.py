@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 from registry_server.config.addresses import (
     HostPort,
     bad_setting,
+    check_host_names,
     check_listen_address,
     check_origins,
     check_tcp_address,
@@ -50,6 +51,17 @@ class HttpSettings(SettingsGroup):
     ] = ()
     """Origins whose pages may call the API from a browser, separated by commas, such as https://console.example.com,
     or * for all origins."""
+    allowed_hosts: Annotated[
+        tuple[str, ...], BeforeValidator(split_list), AfterValidator(check_host_names), Metavar("HOSTS")
+    ] = ()
+    """Host names of the registry that a request may have in Host, separated by commas, such as registry.example.com, or
+    * for all. IP addresses, localhost and the host of http.address are always accepted. If it is not set, Host is only
+    checked where callers need no credential and http.address is a loopback address: there a browser could be used by
+    any web page, and other names and addresses are rejected."""
+    max_connections: Annotated[Number, Field(ge=10, le=1_000_000)] = 10_000
+    """Maximum number of open connections, in each process; at most half of the files that the process may open. Once
+    80 % of them are open, an address may have an equal share: beyond it a new connection replaces its oldest idle one,
+    or is closed."""
     max_body_bytes: Annotated[Number, Field(ge=64 * KIB, le=64 * MIB)] = MIB
     """Maximum size of a request body, in bytes."""
     max_headers: Annotated[Number, Field(ge=16, le=1_000)] = 100
@@ -57,7 +69,8 @@ class HttpSettings(SettingsGroup):
     max_header_bytes: Annotated[Number, Field(ge=KIB, le=64 * KIB)] = 16 * KIB
     """Maximum size of one header, in bytes."""
     header_timeout_ms: Milliseconds = 10_000
-    """Maximum time for a client to send the headers of a request, in milliseconds."""
+    """Maximum time for a client to send the headers of a request, in milliseconds. On a new connection it includes the
+    time to the first byte, and the TLS handshake has the same limit."""
     write_timeout_ms: Milliseconds = 30_000
     """Maximum time for a client to read 64 KiB of a response before it is disconnected, in milliseconds."""
     events_keep_alive_ms: Annotated[Number, Field(ge=100, le=60 * 60 * 1000)] = 15_000

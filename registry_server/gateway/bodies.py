@@ -14,9 +14,12 @@ from ossa_common.json_reader import read_service
 from ossa_common.json_shape import OUTPUT_ONLY, json_key
 from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 from registry_server.errors import InvalidRequest
+from registry_server.gateway.compression import InvalidEncoding, inflater_of
+from registry_server.gateway.middleware import HttpCall
 from registry_server.gateway.names import renamed
 from registry_server.model.requests import raise_if_invalid
 from registry_server.model.validation import service_violations
+from registry_server.security.limits import SMALL_REQUEST_BYTES
 
 BODY_TIMEOUT_SECONDS: Final = 30.0
 """Default time limit for receiving a body."""
@@ -24,38 +27,79 @@ BODY_TIMEOUT_SECONDS: Final = 30.0
 _SEPARATORS: Final = (b",", b"[", b"{")
 _MAX_SEPARATORS: Final = 66_000
 """One for each byte of the largest service, and some for members that are ``null``: more would take 0.1 s to parse."""
+MAX_CONTENT_TYPE_LENGTH: Final = 256
+"""Maximum length of the header ``Content-Type``."""
+
 _MASK_PATHS: Final[Mapping[str, str]] = {
     json_key(field): field.name for field in Service.DESCRIPTOR.fields if field.name not in OUTPUT_ONLY | {"name"}
 }
 """JSON members that an update can change, with their paths in a field mask."""
 
 
-async def read_json(request: web.Request, max_bytes: int, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> Any:
+async def read_json(call: HttpCall, max_bytes: int, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> Any:
     """Return the parsed JSON body of a request.
 
     Args:
-        request: The request.
-        max_bytes: Maximum size of the body.
+        call: The request, which was admitted.
+        max_bytes: Maximum size of the body, after inflating it.
         timeout_seconds: Time limit for receiving it.
 
     Raises:
         web.HTTPException: The body is too large, not declared as JSON, or not received in time.
         InvalidRequest: The body is not JSON (RFC 8259) or repeats a key of an object.
+        Overloaded: The requests in flight hold too many bytes.
     """
-    if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in {"utf-8", "utf8"}:
+    request = call.request
+    # Parsing long parameters takes quadratic time.
+    if len(request.headers.get("Content-Type", "")) > MAX_CONTENT_TYPE_LENGTH or not _is_json(request):
         raise web.HTTPUnsupportedMediaType(text="the body must be JSON: Content-Type: application/json, in UTF-8")
     if (request.content_length or 0) > max_bytes:
         raise too_large(max_bytes)
     try:
         async with asyncio.timeout(timeout_seconds):
-            raw = await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large(max_bytes) from None
+            raw = await _read(call, max_bytes)
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"the body was not received within {timeout_seconds:g} s") from None
-    except (web.RequestPayloadError, HttpProcessingError):
-        raise _not_json("does not match its headers: check Content-Encoding and Transfer-Encoding") from None
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        error.__traceback__ = None  # as in HttpCall._fail
+        raise _not_json("does not match its headers: check Transfer-Encoding") from None
     return parse_json(raw)
+
+
+def _is_json(request: web.Request) -> bool:
+    return request.content_type == "application/json" and (request.charset or "utf-8").lower() in {"utf-8", "utf8"}
+
+
+async def _read(call: HttpCall, max_bytes: int) -> bytes:
+    """Return the inflated body. What has arrived counts towards the bytes of the call."""
+    pieces: list[bytes] = []
+    size = 0
+    inflater = inflater_of(call.request)
+
+    def add(piece: bytes) -> None:
+        nonlocal size
+        size += len(piece)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        if call.slot is not None and size > SMALL_REQUEST_BYTES:
+            call.slot.hold_bytes(len(piece))
+        pieces.append(piece)
+
+    try:
+        async for chunk in call.request.content.iter_any():
+            if inflater is None:
+                add(chunk)
+                continue
+            for piece in inflater.inflate(chunk):
+                add(piece)
+                await asyncio.sleep(0)
+        if inflater is not None:
+            add(inflater.finish())
+        return b"".join(pieces)
+    except InvalidEncoding as error:
+        raise _not_json(str(error)) from None
+    finally:
+        pieces.clear()  # the traceback of an error refers to them
 
 
 def too_large(max_bytes: int) -> web.HTTPRequestEntityTooLarge:

@@ -1,12 +1,15 @@
 """``/openapi.yaml``, and ``/docs``, which shows it in a browser without external resources."""
 
+import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
+from registry_server.gateway.compression import accepts_gzip
 from registry_server.gateway.middleware import HttpCall
 
 _HEADERS: Final = {
@@ -19,11 +22,30 @@ _HEADERS: Final = {
 }
 
 
-def asset(file: str, media_type: str) -> Callable[[object, HttpCall], Awaitable[web.Response]]:
+class Assets:
+    """The files of this package that are served, each compressed once."""
+
+    def __init__(self) -> None:
+        self._compressed: dict[str, asyncio.Task[bytes]] = {}
+
+    async def gzipped(self, file: str) -> bytes:
+        """Return a file as gzip."""
+        if file not in self._compressed:  # the first request of each file starts the task, and all wait for it
+            compressing = asyncio.to_thread(gzip.compress, _content(file))
+            self._compressed[file] = asyncio.create_task(compressing, name="compress-asset")
+        return await asyncio.shield(self._compressed[file])
+
+
+def asset(file: str, media_type: str) -> Callable[[Any, HttpCall], Awaitable[web.Response]]:
     """Return the handler that serves a file of this package."""
 
-    async def serve(_: object, __: HttpCall) -> web.Response:
-        return web.Response(body=_content(file), content_type=media_type, charset="utf-8", headers=_HEADERS)
+    async def serve(api: Any, call: HttpCall) -> web.Response:
+        call.shares_answer = True
+        assets: Assets = api.assets
+        compressed = accepts_gzip(call.request)
+        body = await assets.gzipped(file) if compressed else _content(file)
+        headers = _HEADERS | {"Content-Encoding": "gzip"} if compressed else _HEADERS
+        return web.Response(body=body, content_type=media_type, charset="utf-8", headers=headers)
 
     return serve
 

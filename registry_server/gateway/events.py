@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Final
 
@@ -65,7 +65,7 @@ class EventStream:
                     raise
                 batches, snapshot = _failed_watch(error), False
             if call.request.method != "HEAD":
-                with call.disconnecting():
+                with suppress(ConnectionError):  # the client left, or was disconnected since it did not read
                     await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 
@@ -97,7 +97,7 @@ class EventStream:
         self, batches: AsyncIterator[EventBatch], call: HttpCall, response: web.StreamResponse, *, snapshot: bool
     ) -> None:
         """Send the events of a watch, then the error that ended it."""
-        write = partial(call.middleware.write, response)
+        write = partial(call.middleware.write, call, response)
         await response.prepare(call.request)
         retry = random.randint(*_RETRY_MS)  # noqa: S311 - jitter, not a secret
         await write(sse.encode_opening(retry, snapshot=snapshot))
@@ -106,7 +106,7 @@ class EventStream:
                 if not batch.sse:  # fills the cache, so that the next line takes little time
                     await self._documents.encode_all([event.record for event in batch.events if event.record])
                 await write(sse.encode_batch(batch, self._documents))
-        except (TimeoutError, ConnectionError):
+        except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream
             await write(sse.encode_ending(failure_of(error)))

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
@@ -14,22 +13,26 @@ from aiohttp import web
 from aiohttp.typedefs import Handler as AiohttpHandler
 from multidict import CIMultiDict
 
+from ossa_common.violations import Violation
 from registry_server.admission import Admission, CallScope, Endpoint
 from registry_server.config import HttpSettings
-from registry_server.errors import Unauthenticated
+from registry_server.errors import InvalidRequest, PermissionDenied, RateLimited, Unauthenticated
+from registry_server.gateway.browsers import BrowserRules
+from registry_server.gateway.compression import Compression, accepts_gzip
 from registry_server.gateway.envelope import Envelope, failure_of
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
-from registry_server.security.identity import UNCHECKED, current_identity
-from registry_server.security.limits import Streams
+from registry_server.security.identity import NO_KEY, UNCHECKED, current_identity
+from registry_server.security.limits import SMALL_REQUEST_BYTES, Streams
 from registry_server.security.permissions import Permission
+from registry_server.security.sessions import Caller
 from registry_server.security.tls import certificate_names
 
 MAX_URL_BYTES: Final = 8_192
 """Maximum length of path and query."""
 CHUNK_BYTES: Final = 64 << 10
-"""Bytes that a client must read within the write timeout."""
+"""Size of the pieces in which answers are written, each once the client has read those before it."""
 
 _KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 _CORS_METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
@@ -38,9 +41,7 @@ _CORS_REQUEST_HEADERS: Final = (
 )
 _CORS_EXPOSED_HEADERS: Final = "Allow, ETag, Location, Retry-After, WWW-Authenticate, X-Request-Id"
 _CORS_MAX_AGE_SECONDS: Final = "600"
-_MIN_COMPRESSED_BYTES: Final = 1_024
-"""Smaller answers hardly shrink and fit in one packet anyway."""
-_NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
+_MAX_LOGGED_PATH: Final = 256
 
 Handler: TypeAlias = Callable[[Any, "HttpCall"], Awaitable[web.StreamResponse]]
 BoundHandler: TypeAlias = Callable[["HttpCall"], Awaitable[web.StreamResponse]]
@@ -67,12 +68,13 @@ class Middleware:
     aiohttp's own middleware would add 8 µs to each request.
     """
 
-    def __init__(self, envelope: Envelope, admission: Admission, settings: HttpSettings) -> None:
+    def __init__(
+        self, envelope: Envelope, admission: Admission, settings: HttpSettings, browsers: BrowserRules
+    ) -> None:
         self.envelope = envelope
         self.admission = admission
-        self.max_body_bytes = settings.max_body_bytes
-        self._write_timeout = settings.write_timeout_ms / 1000
-        """Seconds within which a client must read 64 KiB."""
+        self.browsers = browsers
+        self.compression = Compression()
         self._any_origin = "*" in settings.cors_origins
         self._origins = frozenset(settings.cors_origins)
 
@@ -121,24 +123,40 @@ class Middleware:
             headers["Access-Control-Allow-Origin"] = "*" if self._any_origin else origin
             headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED_HEADERS
 
-    async def send(self, call: "HttpCall", response: web.Response) -> None:
-        """Send an answer that may exceed the network buffers, to a client that may never read it."""
-        chunks = 1 + (response.content_length or 0) // CHUNK_BYTES
-        with call.disconnecting():
-            async with asyncio.timeout(self._write_timeout * chunks):
-                await response.prepare(call.request)
-                await response.write_eof()
+    async def send(self, call: "HttpCall", answer: web.Response) -> web.StreamResponse:
+        """Send a large answer in pieces, so that the connection never holds all of it."""
+        body = answer.body
+        if not isinstance(body, bytes):
+            return answer
+        response = web.StreamResponse(status=answer.status, headers=answer.headers)
+        response.content_length = len(body)
+        with suppress(ConnectionError):
+            await response.prepare(call.request)
+            if call.request.method != "HEAD":
+                await self.write(call, response, body)
+            await response.write_eof()
+        return response
 
-    async def write(self, response: web.StreamResponse, text: bytes) -> None:
-        """Write to a stream in chunks, each within the write timeout.
+    async def write(self, call: "HttpCall", response: web.StreamResponse, text: bytes) -> None:
+        """Write to a stream in pieces. A client that does not read is disconnected (``gateway/protocol.py``).
 
         Raises:
-            TimeoutError: The client did not read in time.
-            ConnectionError: The client left.
+            ConnectionError: The client left or was disconnected.
         """
+        view = memoryview(text)
         for start in range(0, len(text), CHUNK_BYTES):
-            async with asyncio.timeout(self._write_timeout):
-                await response.write(text[start : start + CHUNK_BYTES])
+            if start:
+                await asyncio.sleep(0)
+            await response.write(view[start : start + CHUNK_BYTES])
+            await call.request.writer.drain()
+
+    def admit_malformed(self, address: str) -> bool:
+        """Charge a request that is not HTTP to its address; return whether to answer it."""
+        try:
+            self.admission.guard.charge_guest(_Unparsed(address))
+        except RateLimited:
+            return False
+        return True
 
     async def _reject_method(self, allowed: Sequence[str], call: "HttpCall") -> web.Response:
         """Answer a request with a method that its path does not support."""
@@ -154,12 +172,30 @@ class Middleware:
         return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
 
+class _Unparsed(Caller):
+    """The caller of a request that cannot be parsed."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.caller_key = NO_KEY
+
+    def address(self) -> str:
+        """Return the address of the client."""
+        return self._address
+
+    def credentials(self) -> Credentials:
+        """Return that there are none."""
+        return Credentials()
+
+
 class HttpCall(CallScope):
     """One HTTP request."""
 
     transport = "http"
     log: ClassVar[Any] = structlog.get_logger(__name__)
 
+    shares_answer = False
+    """Whether its answer is not a copy, and so is not counted as held by the call."""
     _status = 0
 
     def __init__(
@@ -206,27 +242,38 @@ class HttpCall(CallScope):
     # Handling the request.
 
     def _request_bytes(self) -> int:
-        if not self.request.body_exists:
-            return 0
-        declared, limit = self.request.content_length, self.middleware.max_body_bytes
-        return limit if declared is None else min(declared, limit)
+        return 0  # a body is counted as it arrives (``gateway/bodies.py``)
 
     def _begin(self) -> None:
         REQUEST_CONTEXT.set(self)
         current_identity.set(UNCHECKED)
-        if len(self.request.raw_path) > MAX_URL_BYTES:
-            raise web.HTTPRequestURITooLong(text=f"the URL is longer than {MAX_URL_BYTES} bytes")
+        try:
+            if len(self.request.raw_path) > MAX_URL_BYTES:
+                raise web.HTTPRequestURITooLong(text=f"the URL is longer than {MAX_URL_BYTES} bytes")
+            self.middleware.browsers.check(self.request.method, self.request.headers)
+        except (web.HTTPException, PermissionDenied):
+            self.admission.guard.charge_guest(self)
+            raise
 
     async def _handle(self) -> web.StreamResponse:
+        if self.endpoint.streams is not None and self.request.body_exists:
+            raise InvalidRequest([Violation("body", "is not supported by this path")])  # the stream would hold it
         response: web.StreamResponse = await self._handler(self)
-        if self.slot is not None and isinstance(response, web.Response):
-            self.slot.hold_bytes(response.content_length or 0)
+        if self.slot is not None and isinstance(response, web.Response) and not self.shares_answer:
+            size = response.content_length or 0
+            if size > SMALL_REQUEST_BYTES:
+                self.slot.hold_bytes(size)
         return await self._finish(response)
 
     async def _fail(self, error: Exception) -> web.StreamResponse:
         if isinstance(error, ConnectionError):  # the client left; the answer is never sent
-            return await self._finish(web.Response(status=HTTPStatus.BAD_REQUEST))
-        return await self._finish(self.middleware.envelope.failure(failure_of(error), self.request_id))
+            response = web.Response(status=HTTPStatus.BAD_REQUEST)
+        else:
+            response = self.middleware.envelope.failure(failure_of(error), self.request_id)
+        # A body refers to the error that ended it: with the frames of this call that is a cycle, which the garbage
+        # collector frees late.
+        error.__traceback__ = None
+        return await self._finish(response)
 
     async def _finish(self, response: web.StreamResponse) -> web.StreamResponse:
         """Add common headers and compression, unless the answer was sent; send a large one with a timeout."""
@@ -236,23 +283,12 @@ class HttpCall(CallScope):
         if response.prepared:
             return response
         self.middleware.add_headers(self, response.headers)
-        if "Accept-Encoding" in self.request.headers:
-            _compress(self.request, response)
-        if isinstance(response, web.Response) and (response.content_length or 0) > CHUNK_BYTES:
-            await self.middleware.send(self, response)
+        if isinstance(response, web.Response):
+            if "Accept-Encoding" in self.request.headers and accepts_gzip(self.request):
+                await self.middleware.compression.compress(response)
+            if (response.content_length or 0) > CHUNK_BYTES:
+                return await self.middleware.send(self, response)
         return response
-
-    @contextmanager
-    def disconnecting(self) -> Iterator[None]:
-        """Disconnect the client if it does not read in time, and ignore that it has left."""
-        try:
-            yield
-        except TimeoutError:
-            self.log.info("slow reader disconnected", request_id=self.request_id)
-            if self.request.transport is not None:
-                self.request.transport.abort()
-        except ConnectionError:
-            pass
 
     # Reporting the request.
 
@@ -262,8 +298,8 @@ class HttpCall(CallScope):
         return logging.INFO if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else logging.WARNING
 
     def _result_fields(self) -> dict[str, Any]:
-        # The path may contain arbitrary bytes.
-        path = self.request.raw_path[:MAX_URL_BYTES].encode("ascii", "backslashreplace").decode()
+        # The path may contain arbitrary bytes, each of which is escaped as four characters.
+        path = self.request.raw_path[:_MAX_LOGGED_PATH].encode("ascii", "backslashreplace").decode()[:_MAX_LOGGED_PATH]
         return {"method": self.request.method, "path": path, "status": self._status}
 
     def _span_start(self) -> tuple[str, Attributes]:
@@ -280,12 +316,3 @@ class HttpCall(CallScope):
 
 async def _not_found(_: HttpCall) -> web.Response:
     raise web.HTTPNotFound
-
-
-def _compress(request: web.Request, response: web.StreamResponse) -> None:
-    # Not left to aiohttp, which prefers deflate and uses gzip even if the client sends "gzip;q=0".
-    if not isinstance(response, web.Response) or (response.content_length or 0) < _MIN_COMPRESSED_BYTES:
-        return
-    accepted = request.headers["Accept-Encoding"].lower()
-    if "gzip" in accepted and not _NOT_GZIP.search(accepted):
-        response.enable_compression(web.ContentCoding.gzip)

@@ -1,57 +1,216 @@
-"""``Runner``: aiohttp's server with a timeout for request headers.
+"""``Runner``: aiohttp's server with limits for what a connection holds and for how long.
 
-aiohttp waits for the headers of a request as long as for the next request (75 s here). A client that sends them one
-byte at a time on many connections ("slowloris") would hold each connection for that long.
+aiohttp waits for the first request, and for the headers of each, as long as for the next request (75 s here), and
+without limit for a client to read its answer. It collects 1.6 MB of headers for each request that never ends.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aiohttp import web
+import structlog
+from aiohttp import StreamReader, web
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
+
+from registry_server.gateway.connections import Place
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 
 if TYPE_CHECKING:
     import asyncio
 
+SMALL_HEADERS_BYTES: Final = 4 << 10
+"""Size up to which the headers of a connection are not counted. Data is parsed in pieces of this size."""
+UNREAD_BYTES: Final = 16 << 10
+"""Bytes of answers that may wait for a client; beyond it they are counted, and it must read them in time."""
+
+log = structlog.get_logger(__name__)
+
+
+class ConnectionLimits(NamedTuple):
+    """Limits of each connection."""
+
+    header_timeout: float
+    """Seconds for the headers of a request; on a new connection also for its first byte."""
+    write_timeout: float
+    """Seconds for a client to read what waits for it."""
+    max_headers_bytes: int
+    """Size of all headers of a request with the request line."""
+    admit_malformed: Callable[[str], bool]
+    """Charges a request that is not HTTP to its address; returns whether to answer it."""
+
 
 class Runner(web.AppRunner):
-    """Runs an application; closes connections whose request headers take longer than ``header_timeout`` seconds.
+    """Runs an application; ``make_protocol`` makes the protocols of its connections."""
 
-    aiohttp passes its keyword arguments, and with them the timeout, on to the server and its protocols.
-    """
+    def __init__(self, app: web.Application, limits: ConnectionLimits, **kwargs: Any) -> None:
+        super().__init__(app, **kwargs)
+        self._limits = limits
 
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        return _Server(server.request_handler, request_factory=server.request_factory, **self._kwargs)
-
-
-class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+    def make_protocol(self, place: Place) -> "_Protocol":
+        """Return the protocol of a connection."""
+        assert self.server is not None  # noqa: S101 - since setup()
+        return _Protocol(self.server, place, self._limits, loop=self.server._loop, **self._kwargs)  # noqa: SLF001
 
 
 class _Protocol(RequestHandler):
-    __slots__ = ("_header_timeout", "_header_timer")
+    __slots__ = (
+        "_address",
+        "_body",
+        "_body_bytes",
+        "_headers_bytes",
+        "_headers_timer",
+        "_limits",
+        "_place",
+        "_stream",
+        "_unread_bytes",
+        "_write_timer",
+    )
 
-    def __init__(self, manager: web.Server, *, header_timeout: float, **kwargs: Any) -> None:
+    def __init__(self, manager: web.Server, place: Place, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
-        self._header_timeout = header_timeout
-        self._header_timer: asyncio.TimerHandle | None = None
+        self._place, self._limits = place, limits
+        self._address = ""
+        self._stream: asyncio.Transport | None = None
+        """The transport, also while it closes."""
+        self._headers_timer: asyncio.TimerHandle | None = None
+        """Runs while the headers of a request are expected."""
+        self._headers_bytes = 0
+        """Bytes of headers that were received since the connection was idle."""
+        self._body: StreamReader = EMPTY_PAYLOAD
+        """Body of the newest request."""
+        self._body_bytes = 0
+        """Bytes of that body on the wire."""
+        self._write_timer: asyncio.TimerHandle | None = None
+        """Runs while answers wait for the client."""
+        self._unread_bytes = 0
 
-    def data_received(self, data: bytes) -> None:
-        """Start the header timer at the first byte of a request; stop it once the headers are complete."""
-        super().data_received(data)
-        if self._messages or self._current_request is not None:
-            self._stop_header_timer()
-        elif self._header_timer is None and not self._force_close:
-            # Started once, not restarted with each byte.
-            self._header_timer = self._loop.call_later(self._header_timeout, self.force_close)
+    @property
+    def idle(self) -> bool:
+        """Whether no request is handled or received."""
+        waiting = self._headers_timer is None or not self._headers_bytes
+        return waiting and not (self._messages or self._request_in_progress or self._force_close or self._write_timer)
+
+    def connection_made(self, transport: "asyncio.BaseTransport") -> None:
+        """Expect the first request."""
+        super().connection_made(transport)
+        self._stream = self.transport
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        if self._stream is not None:
+            self._stream.set_write_buffer_limits(UNREAD_BYTES)
+        self._place.occupy(self)
+        self._start_headers_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the header timer."""
-        self._stop_header_timer()
+        """Release everything."""
+        self._stream = None
         super().connection_lost(exc)
+        self._stop_headers_timer()
+        self._stop_write_timer()
+        self._place.release(self)
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def data_received(self, data: bytes) -> None:
+        """Parse data in pieces, and limit what it adds to the connection."""
+        for start in range(0, len(data), SMALL_HEADERS_BYTES) or (0,):
+            self._receive(data[start : start + SMALL_HEADERS_BYTES])
+
+    def _receive(self, data: bytes) -> None:
+        in_body = not self._body.is_eof()
+        if not in_body and self._headers_timer is None and not (self._messages or self._request_in_progress):
+            self._headers_bytes = 0  # the previous request has ended
+        super().data_received(data)
+        if self._messages and self._messages[-1][1] is not self._body:
+            self._body, self._body_bytes = self._messages[-1][1], 0
+        if in_body:
+            self._body_bytes += len(data)
+            # Chunks of one byte take six. Anything beyond that is chunk extensions or trailers.
+            if self._body_bytes > 8 * self._body.total_bytes + self._limits.max_headers_bytes:
+                self._refuse("400 Bad Request")
+            return
+        if self._messages or self._request_in_progress:
+            self._stop_headers_timer()
+        else:
+            self._start_headers_timer()
+        # Counted until the connection is idle: also requests that a client sends without waiting for answers.
+        self._headers_bytes += len(data)
+        if self._headers_timer is not None and self._headers_bytes > self._limits.max_headers_bytes:
+            self._refuse("431 Request Header Fields Too Large")
+        elif not self._hold_bytes():
+            self._refuse("503 Service Unavailable")
+
+    def pause_writing(self) -> None:
+        """Require that the client reads its answers."""
+        super().pause_writing()
+        if self._stream is not None and self._write_timer is None:
+            self._unread_bytes = self._stream.get_write_buffer_size()
+            self._write_timer = self._loop.call_later(self._limits.write_timeout, self._disconnect)
+            if not self._hold_bytes():
+                self._loop.call_soon(self._disconnect)  # not within a write
+
+    def resume_writing(self) -> None:
+        """Note that the client has read its answers."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def force_close(self) -> None:
+        """Close the connection; the client has the write timeout to read what was sent."""
+        super().force_close()
+        if self._stream is not None and self._stream.get_write_buffer_size() and self._write_timer is None:
+            self._write_timer = self._loop.call_later(self._limits.write_timeout, self._disconnect)
+
+    async def start(self) -> None:
+        """Handle requests, and then close the connection as ``force_close`` does."""
+        await super().start()
+        self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that is not HTTP, if its address has not sent too many."""
+        if status == HTTPStatus.BAD_REQUEST and not self._limits.admit_malformed(self._address):
+            status, message = HTTPStatus.TOO_MANY_REQUESTS, "too many calls; try again later"
+        return super().handle_error(request, status, exc, message)
+
+    def _hold_bytes(self) -> bool:
+        """Count what the connection holds; return whether the limits allow it."""
+        return self._place.hold(max(0, self._headers_bytes - SMALL_HEADERS_BYTES) + self._unread_bytes)
+
+    def _refuse(self, status: str) -> None:
+        """Answer what cannot be parsed further, and close the connection."""
+        if self.transport is not None and not self._request_in_progress:
+            self.transport.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        self.force_close()
+
+    def _disconnect(self) -> None:
+        """Disconnect a client that does not read."""
+        if self._stream is not None:
+            context = REQUEST_CONTEXT.get()  # the context of the write that had to wait
+            log.info("slow reader disconnected", **(context.log_fields() if context else {"peer": self._address}))
+            self._stream.abort()
+
+    def _start_headers_timer(self) -> None:
+        # Started once, not restarted with each byte.
+        if self._headers_timer is None and not self._force_close:
+            self._headers_timer = self._loop.call_later(self._limits.header_timeout, self._end_headers)
+
+    def _end_headers(self) -> None:
+        self._headers_timer = None
+        if not (self._messages or self._request_in_progress):
+            self.force_close()
+
+    def _stop_headers_timer(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        self._unread_bytes = 0
+        self._hold_bytes()

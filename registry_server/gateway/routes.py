@@ -11,7 +11,7 @@ from ossa_common.json_writer import message_document, time_text
 from registry_server.config import HttpSettings
 from registry_server.errors import ServiceNotFound
 from registry_server.gateway import bodies, preconditions
-from registry_server.gateway.docs import asset
+from registry_server.gateway.docs import Assets, asset
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope, encode_json
 from registry_server.gateway.events import EventStream
@@ -61,6 +61,7 @@ class Api:
         self._documents = Documents()
         self.listing = Listing(registry, self._documents)
         self._events = EventStream(registry, self._documents, keep_alive=settings.events_keep_alive_ms / 1000)
+        self.assets = Assets()
         self.draining = False
         """Whether readiness fails, so that load balancers stop sending requests."""
 
@@ -69,7 +70,7 @@ class Api:
         query = Query(call.request.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
-        document = await bodies.read_json(call.request, self._max_body_bytes, self._body_timeout)
+        document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
         service = bodies.parse_registration(document)
         with rest_names():
             registered = await self._registry.register(service, create_only=create_only)
@@ -100,7 +101,7 @@ class Api:
         """Update the fields in the body."""
         reject_parameters(call.request.query)
         name = call.request.match_info["name"]
-        document = await bodies.read_json(call.request, self._max_body_bytes, self._body_timeout)
+        document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
         service, mask = bodies.parse_update(document, name)
         expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():

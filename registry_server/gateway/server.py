@@ -11,9 +11,12 @@ from registry_server.admission import Admission
 from registry_server.config import HttpSettings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway.bodies import BODY_TIMEOUT_SECONDS
+from registry_server.gateway.browsers import BrowserRules
+from registry_server.gateway.connections import Connections
 from registry_server.gateway.envelope import Envelope
+from registry_server.gateway.listener import Listener
 from registry_server.gateway.middleware import MAX_URL_BYTES, Middleware
-from registry_server.gateway.protocol import Runner
+from registry_server.gateway.protocol import ConnectionLimits, Runner
 from registry_server.gateway.routes import ROUTES, Api
 from registry_server.instrumentation.problems import Problems
 from registry_server.registry import ServiceRegistry
@@ -24,6 +27,12 @@ _KEEP_ALIVE_SECONDS = 75.0
 """How long an idle connection stays open: slightly longer than load balancers keep theirs (60 s)."""
 _LINGER_SECONDS = 2.0
 """How long to read the rest of a rejected body, so that its sender receives the error."""
+_MAX_LINE_BYTES = 4 * MAX_URL_BYTES
+"""Above our own limit: a URL that exceeds ours is answered with an error instead of a closed connection."""
+_MAX_LARGE_HEADERS = 4
+"""Headers of the maximum size in one request."""
+_READ_BUFFER_BYTES = 16 << 10
+"""Half of what a body may have unread before its connection is no longer read."""
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +50,7 @@ class HttpServer:
         grace: float,
         certificates: Certificates | None,
         shared_port: bool = False,
+        needs_credential: bool = False,
         body_timeout: float = BODY_TIMEOUT_SECONDS,
         clock: Clock = system_clock,
         problems: Problems | None = None,
@@ -55,6 +65,7 @@ class HttpServer:
             grace: Seconds that requests in flight have to finish when the server stops.
             certificates: Certificates for TLS; ``None`` = plaintext.
             shared_port: Whether other processes listen on the same port.
+            needs_credential: Whether callers need a credential.
             body_timeout: Seconds within which a request's body must arrive.
             clock: Wall clock.
             problems: Problems of the process, for ``GET /health``.
@@ -66,18 +77,29 @@ class HttpServer:
         self.counters = admission.counters
         """Counters for the metrics."""
         self.counters.caches["listing"] = self._api.listing.counters
-        app = web.Application(client_max_size=settings.max_body_bytes)
-        Middleware(envelope, admission, settings).add_routes(app.router, ROUTES, self._api)
+        app = web.Application()
+        middleware = Middleware(
+            envelope, admission, settings, BrowserRules(settings, needs_credential=needs_credential)
+        )
+        middleware.add_routes(app.router, ROUTES, self._api)
         self._certificates = certificates
+        self._connections = Connections(settings, admission.guard.in_flight.bytes.limit)
+        self._listener: Listener | None = None
         self._runner = Runner(
             app,
-            header_timeout=settings.header_timeout_ms / 1000,
+            ConnectionLimits(
+                header_timeout=settings.header_timeout_ms / 1000,
+                write_timeout=settings.write_timeout_ms / 1000,
+                max_headers_bytes=_MAX_LINE_BYTES + _MAX_LARGE_HEADERS * settings.max_header_bytes,
+                admit_malformed=middleware.admit_malformed,
+            ),
             access_log=None,
+            auto_decompress=False,  # aiohttp would inflate bodies of callers that are not admitted
             keepalive_timeout=_KEEP_ALIVE_SECONDS,
-            # Above our own limit: a URL that exceeds ours is answered with an error instead of a closed connection.
-            max_line_size=4 * MAX_URL_BYTES,
+            max_line_size=_MAX_LINE_BYTES,
             max_headers=settings.max_headers,
             max_field_size=settings.max_header_bytes,
+            read_bufsize=_READ_BUFFER_BYTES,
             lingering_time=_LINGER_SECONDS,
             shutdown_timeout=grace,
             logger=_server_logger(),
@@ -90,16 +112,19 @@ class HttpServer:
             ConfigurationError: Listening on the address failed.
         """
         await self._runner.setup()
-        host, wanted_port = self._settings.host_port
-        context = None if self._certificates is None else self._certificates.context()
-        site = web.TCPSite(self._runner, host, wanted_port, ssl_context=context, reuse_port=self._shared_port)
+        self._listener = Listener(
+            self._runner.make_protocol,
+            self._connections,
+            tls=None if self._certificates is None else self._certificates.context(),
+            handshake_timeout=self._settings.header_timeout_ms / 1000,
+        )
         try:
-            await site.start()
+            port = await self._listener.start(self._settings.host_port, shared_port=self._shared_port)
         except OSError as error:
             raise ConfigurationError(
                 f"http.address: cannot listen on {self._settings.address}: {error.strerror}"
             ) from error
-        bound = f"{self._settings.address.rpartition(':')[0]}:{self._runner.addresses[0][1]}"
+        bound = f"{self._settings.address.rpartition(':')[0]}:{port}"
         scheme = "http" if self._certificates is None else "https"
         log.info("HTTP listening", address=bound, health=f"{scheme}://{bound}/health")
         return bound
@@ -110,6 +135,8 @@ class HttpServer:
 
     async def drain(self) -> None:
         """Let requests in flight finish within the grace period and close the server."""
+        if self._listener is not None:
+            await self._listener.close()
         await self._runner.cleanup()
 
 

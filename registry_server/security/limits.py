@@ -76,11 +76,12 @@ class Shares:
     def take(self, caller: Hashable, amount: int) -> bool:
         """Take a part of the total for a caller; return False if it may not.
 
-        In the reserved part, a caller that holds something must stay within an equal share of the total.
+        In the reserved part, a caller that holds something must stay within an equal share of the total, of which one
+        is left for the next caller.
         """
         mine, total = self._by_caller.get(caller, 0), self.held + amount
         if total > self._unreserved and (
-            total > self.limit or (mine and (mine + amount) * len(self._by_caller) > self.limit)
+            total > self.limit or (mine and (mine + amount) * (len(self._by_caller) + 1) > self.limit)
         ):
             return False
         self.held = total

@@ -10,7 +10,7 @@ async def exchange(base: str, request_line: bytes, *headers: bytes, body: bytes 
     url = URL(base)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     try:
-        lines = (request_line, b"Host: x", b"Connection: close", *headers, b"", body)
+        lines = (request_line, b"Host: " + (url.host or "").encode(), b"Connection: close", *headers, b"", body)
         writer.write(b"\r\n".join(lines))
         async with asyncio.timeout(30):
             head = await reader.readuntil(b"\r\n\r\n")

@@ -265,7 +265,7 @@ async def test_client_that_never_reads_is_disconnected_and_released(redis: Redis
         url = URL(server.http)
         reader, writer = await asyncio.open_connection(url.host, url.port, limit=1)
         reader._transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(f"GET {BASE}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        writer.write(f"GET {BASE}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await until(lambda: server.parts.hub.watchers == 1)
         await change_until(server, lambda: server.parts.hub.watchers == 0)
         writer.transport.abort()

@@ -121,6 +121,39 @@ async def test_junk_credentials_do_not_lock_out_good_ones_of_the_address(redis: 
         assert {await code_of(credential) for credential in good} == {grpc.StatusCode.OK}
 
 
+# HTTP requests that no permission covers.
+
+
+async def test_unknown_paths_and_methods_are_charged(redis: RedisProcess, policy: Policy) -> None:
+    limits = {"requests_per_second": 1, "request_burst": 10}
+    for method, path in (("GET", "/nothing"), ("PATCH", STATS), ("GET", "/" + "a" * 9_000)):
+        async with (
+            running(redis.url, security=policy.section, limits=limits) as server,
+            aiohttp.ClientSession(server.http) as session,
+        ):
+            statuses = [await status_of(session, method, path) for _ in range(30)]
+            assert statuses[0] in {404, 405, 414}
+            assert statuses[-1] == 429
+            assert statuses.count(429) >= 15
+            assert await status_of(session, "GET", "/health") == 200
+
+
+async def status_of(session: aiohttp.ClientSession, method: str, path: str, **headers: str) -> int:
+    async with session.request(method, path, headers=headers) as answer:
+        return answer.status
+
+
+async def test_cross_site_writes_are_rejected_whatever_their_credential(redis: RedisProcess, policy: Policy) -> None:
+    async with (
+        running(redis.url, security=policy.section) as server,
+        aiohttp.ClientSession(server.http, headers=policy.headers("admin")) as session,
+    ):
+        cleanup, cross_site = "/api/v1/registry/cleanup", {"Sec-Fetch-Site": "cross-site"}
+        assert await status_of(session, "POST", cleanup) == 200
+        assert await status_of(session, "POST", cleanup, **cross_site) == 403
+        assert await status_of(session, "GET", STATS, **cross_site) == 200
+
+
 # Streams.
 
 
@@ -205,7 +238,7 @@ async def test_headers_above_the_limits_are_rejected(headers: dict[str, str], re
 
 # Slow clients.
 
-HALF = b"GET /health HTTP/1.1\r\nHost: registry.test\r\n"
+HALF = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 REST = b"Connection: keep-alive\r\n\r\n"
 
 

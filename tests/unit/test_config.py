@@ -28,6 +28,8 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "grpc.write_timeout_ms": (30000, "5", 5),
     "http.address": ("127.0.0.1:3002", "localhost:80", "localhost:80"),
     "http.cors_origins": ((), "https://a.test,http://b.test:8080", ("https://a.test", "http://b.test:8080")),
+    "http.allowed_hosts": ((), "a.test,B.test.", ("a.test", "b.test")),
+    "http.max_connections": (10000, "500", 500),
     "http.max_body_bytes": (1048576, "65536", 65536),
     "http.max_headers": (100, "50", 50),
     "http.max_header_bytes": (16384, "4096", 4096),

@@ -251,7 +251,7 @@ async def reader_never_reads(stage: Stage, load: Load, _rng: random.Random) -> A
             host, port = process.http_address.split(":")
             _, writer = await asyncio.open_connection(host, int(port), limit=1)
             stack.callback(writer.transport.abort)
-            writer.write(b"GET /api/v1/registry/events HTTP/1.1\r\nHost: registry\r\n\r\n")
+            writer.write(b"GET /api/v1/registry/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with _during(load.write_large_services()):
             yield
     load.crowd.wake()

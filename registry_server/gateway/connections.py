@@ -1,0 +1,126 @@
+"""``Connections``: the open connections and the bytes that they hold, with a share for each address."""
+
+import ipaddress
+import resource
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import islice
+from typing import Final, Protocol
+
+import structlog
+
+from registry_server.config import HttpSettings
+from registry_server.security.limits import Shares
+
+_CANDIDATES: Final = 16
+"""Oldest connections of an address among which an idle one is searched."""
+_LOG_INTERVAL_SECONDS: Final = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Closable(Protocol):
+    """A connection, as far as it can be closed in favour of another."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it neither has a request nor receives one."""
+
+    def force_close(self) -> None:
+        """Close it."""
+
+
+class Connections:
+    """The open connections of a server."""
+
+    def __init__(self, settings: HttpSettings, max_bytes: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Set the limits.
+
+        Args:
+            settings: Maximum number of connections.
+            max_bytes: Bytes that all connections may hold: headers that are not complete or not handled yet, and
+                answers that their clients do not read.
+            monotonic: Clock for the log.
+        """
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.places = Shares(min(settings.max_connections, files // 2))
+        """One for each connection, beginning before its TLS handshake."""
+        self.bytes = Shares(max_bytes)
+        self._open: dict[str, dict[Closable, None]] = {}
+        self._monotonic = monotonic
+        self._logged_at, self._suppressed = float("-inf"), 0
+
+    def accept(self, address: str) -> "Place | None":
+        """Return a place for a new connection; ``None`` = close it.
+
+        If the address has used up its share, its oldest idle connection is closed instead, as a client expects at any
+        time.
+        """
+        network = network_of(address)
+        if not self.places.take(network, 1):
+            self.log_closed("http.max_connections", address)
+            oldest = islice(self._open.get(network, ()), _CANDIDATES)
+            idle = next((connection for connection in oldest if connection.idle), None)
+            if idle is None:
+                return None
+            self.places.hold(network, 1)  # the other is closed in the next turn of the event loop
+            del self._open[network][idle]
+            idle.force_close()
+        return Place(self, network)
+
+    def log_closed(self, limit: str, address: str) -> None:
+        """Log that a connection was closed because of a limit, at most every ten seconds."""
+        now = self._monotonic()
+        if now - self._logged_at < _LOG_INTERVAL_SECONDS:
+            self._suppressed += 1
+            return
+        log.warning("HTTP connection closed", limit=limit, peer=address, suppressed=self._suppressed)
+        self._logged_at, self._suppressed = now, 0
+
+
+class Place:
+    """The place of one connection, and the bytes that it holds."""
+
+    __slots__ = ("_connections", "_held", "_network", "_released")
+
+    def __init__(self, connections: Connections, network: str) -> None:
+        self._connections, self._network = connections, network
+        self._held = 0
+        self._released = False
+
+    def occupy(self, connection: Closable) -> None:
+        """Register the connection once it is established."""
+        self._connections._open.setdefault(self._network, {})[connection] = None  # noqa: SLF001 - its other half
+
+    def hold(self, size: int) -> bool:
+        """Set the number of bytes that the connection holds; return whether the limits allow it."""
+        total, more = self._connections.bytes, size - self._held
+        if more > 0 and not total.take(self._network, more):
+            return False
+        if more < 0:
+            total.give_back(self._network, -more)
+        self._held = size
+        return True
+
+    def release(self, connection: Closable | None = None) -> None:
+        """Free the place and the bytes; later calls do nothing."""
+        if self._released:
+            return
+        self._released = True
+        self.hold(0)
+        self._connections.places.give_back(self._network, 1)
+        others = self._connections._open.get(self._network, {})  # noqa: SLF001
+        if connection is not None:
+            others.pop(connection, None)
+        if not others:
+            self._connections._open.pop(self._network, None)  # noqa: SLF001
+
+
+@lru_cache(4096)
+def network_of(address: str) -> str:
+    """Return what counts as one address: all of an IPv6 network of 64 bits, which one host may have."""
+    if ":" not in address:
+        return address
+    ip = ipaddress.IPv6Address(address)
+    return str(ip.ipv4_mapped) if ip.ipv4_mapped else str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
