@@ -9,12 +9,16 @@ from registry_server.catalog.anchors import Anchors
 from registry_server.catalog.change import Change
 from registry_server.catalog.history import History
 from registry_server.catalog.index import Index
-from registry_server.errors import RevisionNotReached
+from registry_server.errors import Overloaded, RevisionNotReached
 from registry_server.model.record import Record
 from registry_server.runtime.pacing import Wakeups
+from registry_server.security.identity import current_caller_key
+from registry_server.security.limits import Shares
 from registry_server.store import Position
 
 MAX_HISTORY_BYTES = 64 << 20
+MAX_WAITING_CLIENTS: Final = 5_000
+"""Clients that wait for a revision. Below the limit on calls, so that other calls are still admitted."""
 NO_OWNERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -32,7 +36,7 @@ class Replica:
     awaiting sees a single revision.
     """
 
-    def __init__(self, history_length: int) -> None:
+    def __init__(self, history_length: int, *, max_waiting_clients: int = MAX_WAITING_CLIENTS) -> None:
         self.records: dict[str, Record] = {}
         self.owners: dict[str, str] = {}
         """Service name to owner, as in the store at ``position``: an owner changes only with a change of its service.
@@ -50,6 +54,8 @@ class Replica:
         self.on_published: list[Publication] = []
         """Called once for each change, and once for all changes of a resync."""
         self._wakeups = Wakeups()
+        self._waiting_clients = Shares(max_waiting_clients)
+        self._waiting_clients.hold(None, 0)  # leaves a share to a caller that has none yet
         self._waiters: dict[int, dict[asyncio.Future[None], None]] = {}  # by revision
 
     @property
@@ -104,6 +110,23 @@ class Replica:
         self.position = position
         self._publish(changes)
         self._wake_all()
+
+    async def wait_for_client(self, revision: int, wait_seconds: float) -> None:
+        """Wait until a revision that a client has requested is applied; see ``wait_for_revision``.
+
+        Raises:
+            Overloaded: Too many clients are waiting, or the caller has more than its share of them.
+        """
+        if revision <= self.revision:
+            return
+        caller, limit = current_caller_key(), self._waiting_clients.limit
+        if not self._waiting_clients.take(caller, 1):
+            waiting = self._waiting_clients.held
+            raise Overloaded("waits", limit, f"{waiting} of at most {limit} clients are waiting for a revision")
+        try:
+            await self.wait_for_revision(revision, wait_seconds)
+        finally:
+            self._waiting_clients.give_back(caller, 1)
 
     async def wait_for_revision(self, revision: int, wait_seconds: float) -> None:
         """Wait until a revision is applied.

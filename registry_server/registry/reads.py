@@ -15,7 +15,6 @@ from ossa.registry.v1.registry_service_pb2 import (
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from ossa_common.violations import Violation
 from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
-from registry_server.errors import Overloaded
 from registry_server.model import requests, rules
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
@@ -29,8 +28,6 @@ from registry_server.watch import Watcher, WatchHub
 _CAPABILITIES_PAGE_SCOPE: Final = b"capabilities"
 _GET_SERVICE_NAME_TAG: Final = 0x0A
 """Tag of ``GetServiceRequest.name``: field 1, length-delimited."""
-MAX_WAITING_READS: Final = 2_000
-"""Reads waiting for a revision. Below the limit on calls, so that other calls are still admitted."""
 
 
 class RegistryReads:
@@ -53,7 +50,6 @@ class RegistryReads:
         self._writes = writes
         self._clock = clock
         self._capabilities = Capabilities(replica)
-        self._waiting_reads = 0
 
     async def get(self, name: str, *, min_revision: int = 0, wait_seconds: float = REPLICA_WAIT_SECONDS) -> Record:
         """Return a service.
@@ -74,7 +70,7 @@ class RegistryReads:
         requests.check_not_negative(min_revision, "min_revision", violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        await self._wait_for_revision(min_revision, wait_seconds)
+        await self._replica.wait_for_client(min_revision, wait_seconds)
         return require_existing(name, self._replica.records.get(name))
 
     def cached_service(self, request: bytes) -> Record | None:
@@ -123,8 +119,8 @@ class RegistryReads:
         self._writes.require_loaded()
         strong = request.consistency == Consistency.CONSISTENCY_STRONG
         if strong:
-            await self._wait_for_revision(await self._writes.read_head(), wait_seconds)
-        await self._wait_for_revision(request.min_revision, wait_seconds)
+            await self._replica.wait_for_client(await self._writes.read_head(), wait_seconds)
+        await self._replica.wait_for_client(request.min_revision, wait_seconds)
         page = await self._discovery.find_page(filter_, size, after)
         if wire is not None and not request.min_revision and not strong:
             self._discovery.keep_page(wire, page)
@@ -196,18 +192,6 @@ class RegistryReads:
         )
         health.replication_lag.FromMilliseconds(round(self._follower.lag * 1000))
         return health
-
-    async def _wait_for_revision(self, revision: int, wait_seconds: float) -> None:
-        """Wait for a revision requested by a client; the number of waiting reads is limited."""
-        if revision <= self._replica.revision:
-            return
-        if self._waiting_reads >= MAX_WAITING_READS:
-            raise Overloaded("waits", MAX_WAITING_READS, f"{MAX_WAITING_READS} calls are waiting for a revision")
-        self._waiting_reads += 1
-        try:
-            await self._replica.wait_for_revision(revision, wait_seconds)
-        finally:
-            self._waiting_reads -= 1
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())

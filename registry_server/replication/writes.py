@@ -5,7 +5,7 @@ read. On a conflict it waits until the replica has caught up and decides again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -27,14 +27,16 @@ from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.replication.follower import Follower
 from registry_server.replication.reconcile import Reconciler, contradicts
-from registry_server.security.identity import NO_CLAIM, Claim
+from registry_server.security.identity import NO_CLAIM, Claim, current_caller_key
+from registry_server.security.limits import Shares
 from registry_server.store import Conflict, EpochChanged, RedisStore
 
 REPLICA_WAIT_SECONDS: Final = 5.0
 """How long a call waits for this replica to reach a committed revision, and a write retries after conflicts."""
 
 MAX_IN_FLIGHT_WRITES: Final = 5_000
-"""The only limit on writes that wait. Below the limit on calls, so that reads are still admitted while Redis hangs."""
+"""Writes that wait, which callers share. Below the limit on calls, so that reads are still admitted while Redis
+hangs."""
 
 _T = TypeVar("_T")
 
@@ -67,10 +69,14 @@ class Writes:
         self._follower = follower
         self._default_ttl = default_ttl
         self._reconciler = reconciler or Reconciler(store, replica, follower, default_ttl=default_ttl)
-        self._max_in_flight = max_in_flight
+        self._places = Shares(max_in_flight)
+        self._places.hold(None, 0)  # leaves a share to a caller that has none yet
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
         """Writes that are waiting for another write to the same service or for the store."""
+        return self._places.held
 
     async def change_service(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
@@ -91,17 +97,17 @@ class Writes:
             Overloaded: Too many writes are in flight.
         """
         self.require_loaded()
-        self.require_capacity()
+        caller = current_caller_key()
+        self._take_places(caller, 1)
         # Referenced only by the writes that wait for it, so it is freed with the last of them.
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
-        self.in_flight += 1
         try:
             async with lock:
                 return await self._attempt_until_committed(name, attempt)
         finally:
-            self.in_flight -= 1
+            self._places.give_back(caller, 1)
 
     async def _attempt_until_committed(
         self, name: str, attempt: Callable[[Record | None], Awaitable[_T | Conflict | EpochChanged]]
@@ -295,13 +301,19 @@ class Writes:
             raise StoreUnavailable("the registry has not reached its store yet")
 
     def require_capacity(self, count: int = 1) -> None:
-        """Refuse ``count`` more writes if they exceed the limit.
+        """Refuse ``count`` more writes if they exceed the limit or the caller's share of it.
 
         Raises:
             Overloaded: Too many writes are in flight.
         """
-        if self.in_flight + count > self._max_in_flight:
-            raise Overloaded("writes", self._max_in_flight, f"{self.in_flight} writes are waiting for the store")
+        caller = current_caller_key()
+        self._take_places(caller, count)
+        self._places.give_back(caller, count)
+
+    def _take_places(self, caller: Hashable, count: int) -> None:
+        if not self._places.take(caller, count):
+            limit = self._places.limit
+            raise Overloaded("writes", limit, f"{self.in_flight} of at most {limit} writes are waiting for the store")
 
 
 def require_existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:

@@ -70,11 +70,11 @@ class WatchHub:
         Raises:
             CursorExpired: The changes after the cursor are no longer all kept.
             ShuttingDown: The server is draining.
-            Overloaded: Too many snapshots are being sent.
+            Overloaded: Too many snapshots are being sent, or too many clients wait for a revision.
         """
         if cursor is not None and cursor.epoch == self.replica.position.epoch:
             with suppress(RevisionNotReached):
-                await self.replica.wait_for_revision(cursor.revision, self.limits.cursor_wait_seconds)
+                await self.replica.wait_for_client(cursor.revision, self.limits.cursor_wait_seconds)
         try:
             past = await self._past_events(cursor, filter_) if cursor else ()
         except CursorExpired:

@@ -1,5 +1,7 @@
 import asyncio
+import time
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
+from registry_server.catalog import replica as replica_module
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
-from registry_server.errors import RevisionNotReached
+from registry_server.errors import Overloaded, RevisionNotReached
 from registry_server.model.record import Record, tag_term
 from registry_server.store import Position
 from tests.support.samples import small_service
@@ -245,3 +248,51 @@ async def test_cancelled_wait_leaves_other_waits() -> None:
     for revision in (1, 2, 3):
         apply(replica, "a", record("a", revision))
     await asyncio.gather(waits[0], waits[2], waits[3])
+
+
+async def test_waits_that_end_together_search_no_list() -> None:
+    replica = loaded()
+    waits = [asyncio.create_task(replica.wait_for_revision(1 << 60, wait_seconds=0.01)) for _ in range(10_000)]
+    await asyncio.sleep(0)
+
+    before = time.thread_time()
+    outcomes = await asyncio.gather(*waits, return_exceptions=True)
+
+    assert all(isinstance(outcome, RevisionNotReached) for outcome in outcomes)
+    assert time.thread_time() - before < 3, "searching a list for each takes half a minute"
+    assert not replica._waiters
+
+
+async def test_revision_wakes_a_limited_number_of_its_waits_in_a_turn() -> None:
+    replica = loaded()
+    waits = [asyncio.create_task(replica.wait_for_revision(1, LONG_WAIT_SECONDS)) for _ in range(500)]
+    await asyncio.sleep(0)
+    apply(replica, "a", record("a", 1))
+
+    done = [0]
+    while done[-1] < len(waits):
+        await asyncio.sleep(0)
+        done.append(sum(wait.done() for wait in waits))
+
+    assert max(after - before for before, after in pairwise(done)) <= 64
+
+
+async def test_client_with_many_waits_leaves_places_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Replica(history_length=100, max_waiting_clients=100)
+    replica.start_at([], Position("epoch", 0))
+    waits = [asyncio.create_task(replica.wait_for_client(1, LONG_WAIT_SECONDS)) for _ in range(100)]
+    await asyncio.sleep(0)
+    refused = [wait for wait in waits if wait.done()]
+
+    monkeypatch.setattr(replica_module, "current_caller_key", lambda: ("api-key", "another"))
+    others = [asyncio.create_task(replica.wait_for_client(1, LONG_WAIT_SECONDS)) for _ in range(10)]
+    await asyncio.sleep(0)
+    apply(replica, "a", record("a", 1))
+    await asyncio.gather(*others)
+
+    assert len(refused) > 10
+    for wait in refused:
+        with pytest.raises(Overloaded, match="waiting for a revision"):
+            await wait
+    await asyncio.gather(*(wait for wait in waits if wait not in refused))
+    assert replica._waiting_clients.held == 0

@@ -11,6 +11,7 @@ from ossa.registry.v1.service_pb2 import Service
 from registry_server.errors import Overloaded
 from registry_server.model.record import Record
 from registry_server.replication import Writes
+from registry_server.replication import writes as writes_module
 from registry_server.runtime.clock import timestamp
 from registry_server.security.identity import Claim
 from registry_server.store import StoreLimits
@@ -42,23 +43,50 @@ async def register_unchanged(process: FollowerProcess, name: str, claim: Claim) 
 
 
 async def test_writes_above_the_limit_are_refused(process: FollowerProcess) -> None:
-    writes, release = writes_of(process, max_in_flight=2), asyncio.Event()
+    writes, release = writes_of(process, max_in_flight=10), asyncio.Event()
 
     async def attempt(_: Record | None) -> str:
         await release.wait()
         return "written"
 
-    tasks = [asyncio.create_task(writes.change_service("a", attempt)) for _ in range(2)]
-    await eventually(lambda: writes.in_flight == 2)
+    tasks = [asyncio.create_task(writes.change_service("a", attempt)) for _ in range(8)]
+    await eventually(lambda: writes.in_flight == 8)
     with pytest.raises(Overloaded) as refused:
         await writes.change_service("b", attempt)
-    assert refused.value.metadata == {"limit": "writes", "most": "2"}
+    assert refused.value.metadata == {"limit": "writes", "most": "10"}
     with pytest.raises(Overloaded):
         writes.require_capacity()
     release.set()
-    assert await asyncio.gather(*tasks) == ["written"] * 2
-    writes.require_capacity(2)
+    assert await asyncio.gather(*tasks) == ["written"] * 8
+    writes.require_capacity(8)
     assert await writes.change_service("b", attempt) == "written"
+    assert writes.in_flight == 0
+
+
+async def test_caller_with_many_writes_leaves_places_to_others(
+    process: FollowerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, release = writes_of(process, max_in_flight=10), asyncio.Event()
+
+    async def attempt(_: Record | None) -> str:
+        await release.wait()
+        return "written"
+
+    def write(name: str) -> "asyncio.Task[str]":
+        return asyncio.create_task(writes.change_service(name, attempt))
+
+    accepted = [write("a") for _ in range(8)]
+    await eventually(lambda: writes.in_flight == 8)
+    monkeypatch.setattr(writes_module, "current_caller_key", lambda: ("api-key", "another"))
+    accepted.append(write("b"))
+    await eventually(lambda: writes.in_flight == 9)
+    monkeypatch.undo()
+    with pytest.raises(Overloaded):
+        await write("a")
+    with pytest.raises(Overloaded):
+        writes.require_capacity(2)
+    release.set()
+    assert set(await asyncio.gather(*accepted)) == {"written"}
     assert writes.in_flight == 0
 
 
