@@ -10,7 +10,7 @@ import structlog
 from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.catalog import Replica
-from registry_server.errors import RegistryError
+from registry_server.errors import RegistryError, StoreUnavailable
 from registry_server.health.results import ResultWriter
 from registry_server.health.self_preservation import SelfPreservation, Transition
 from registry_server.health.thresholds import Streak
@@ -41,6 +41,8 @@ class Verdict(NamedTuple):
     """Start of the probe, in monotonic seconds."""
     connection: int
     """Number of the store connection that has been up since the start of the probe; 0 = none."""
+    owner: str = ""
+    """Owner of the service, as in the plan of the probe."""
 
     @property
     def changes(self) -> bool:
@@ -136,12 +138,12 @@ class HealthEvaluator:
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
         if status != before:
             health.status_changed_at.CopyFrom(now)
-            return Verdict(record, before, health, not failed, started, connection)
+            return Verdict(record, before, health, not failed, started, connection, plan.owner)
         # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
         renew = not failed or self.self_preservation.protects(plan.owner)
         if connection:
             self._results.add_result(name, health.SerializeToString(), renew=renew)
-        return Verdict(record, before, health, renew, started, connection)
+        return Verdict(record, before, health, renew, started, connection, plan.owner)
 
     async def apply_result(self, probed: Record, plan: Plan, outcome: Outcome, started: float) -> Health | None:
         """Evaluate a probe whose service may have changed since the probe started, and commit a status change.
@@ -188,11 +190,13 @@ class HealthEvaluator:
     async def commit(self, verdict: Verdict) -> bool:
         """Commit a status change, unless the service changed or the store was unavailable in between.
 
+        If a limit refuses it, the result is stored without the change, so that the lease is renewed anyway.
+
         Returns:
             Whether it was committed.
 
         Raises:
-            RegistryError: The store or a concurrent change prevented the commit.
+            RegistryError: The store, a limit or a concurrent change prevented the commit.
         """
         status, health = verdict.before, verdict.health
         probed = verdict.record.message()
@@ -212,7 +216,17 @@ class HealthEvaluator:
             )
             return True if isinstance(outcome, Service) else outcome
 
-        return await self._writes.change_service(verdict.record.name, attempt)
+        try:
+            return await self._writes.change_service(verdict.record.name, attempt)
+        except StoreUnavailable:
+            raise
+        except RegistryError:
+            unchanged = Health()
+            unchanged.CopyFrom(health)
+            unchanged.status = status
+            unchanged.ClearField("status_changed_at")
+            self._results.add_result(verdict.record.name, unchanged.SerializeToString(), renew=verdict.renew)
+            raise
 
 
 def _notice(transitions: Sequence[Transition]) -> str:

@@ -14,7 +14,7 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsRequest, WatchEvent
 from ossa.registry.v1.service_pb2 import Health, HealthStatus
 from registry_server.app import open_parts
 from registry_server.config import HealthCheckSettings
-from registry_server.errors import StoreUnavailable
+from registry_server.errors import Overloaded, StoreUnavailable
 from registry_server.model.record import Record
 from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind, Plan
@@ -220,6 +220,18 @@ async def test_failed_commit_of_a_status_change_is_raised_to_the_caller(redis: R
     with pytest.raises(StoreUnavailable):
         await harness.apply_result(FAILED)
     assert harness.record().status == UNKNOWN
+
+
+async def test_refused_status_change_renews_the_lease(harness: Harness) -> None:
+    """Otherwise a caller whose writes use up a limit would evict services that have just started."""
+    await harness.register()
+    await harness.shorten_leases(["a"])
+    shortened = await harness.lease_end()
+    harness.registry._writes._max_in_flight = 0
+    with pytest.raises(Overloaded):
+        await harness.apply_result(OK)
+    assert await harness.lease_end() > shortened + 100_000_000_000
+    assert (await harness.health()).status == UNKNOWN
 
 
 async def test_result_is_dropped_if_the_service_moved_changed_or_was_removed(harness: Harness) -> None:

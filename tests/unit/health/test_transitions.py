@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ossa.registry.v1.service_pb2 import Health, HealthStatus
-from registry_server.errors import StoreUnavailable
+from registry_server.errors import Overloaded, StoreUnavailable
 from registry_server.health.evaluator import Verdict
 from registry_server.health.transitions import Transitions
 from registry_server.model.record import Record
@@ -19,10 +19,10 @@ from tests.support.waiting import until
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 
 
-def verdict(name: str, error: str = "") -> Verdict:
+def verdict(name: str, error: str = "", owner: str = "") -> Verdict:
     record = Record(small_service(name).SerializeToString())
     health = Health(status=HealthStatus.HEALTH_STATUS_UNHEALTHY, error=error)
-    return Verdict(record, HEALTHY, health, renew=False, started=0.0, connection=1)
+    return Verdict(record, HEALTHY, health, renew=False, started=0.0, connection=1, owner=owner)
 
 
 class Store:
@@ -51,8 +51,9 @@ class Store:
 
 @asynccontextmanager
 async def transitions(store: Store, *, max_concurrent: int = 64) -> AsyncIterator[Transitions]:
-    subject = Transitions(store.commit, max_concurrent=max_concurrent)
+    subject = Transitions(store.commit, max_concurrent=max_concurrent, retry_seconds=0.05)
     running = asyncio.create_task(subject.run())
+    await asyncio.sleep(0)
     try:
         yield subject
     finally:
@@ -94,7 +95,7 @@ async def test_discarded_change_is_not_committed_and_can_be_added_again() -> Non
 
 async def test_concurrent_commits_are_bounded_and_all_changes_are_committed() -> None:
     store = Store()
-    async with transitions(store, max_concurrent=3) as subject:
+    async with transitions(store, max_concurrent=6) as subject:
         store.open.clear()
         for i in range(20):
             subject.add_transition(f"s{i}", verdict(f"s{i}"))
@@ -114,7 +115,7 @@ async def test_discarded_changes_do_not_accumulate_while_the_store_hangs() -> No
             for name in ("held", "a"):
                 subject.add_transition(name, verdict(name))
                 subject.discard_transition(name)
-        assert subject._queue.qsize() <= 1
+        assert subject._slots.waiting("") == 0
         subject.add_transition("a", verdict("a"))
         store.open.set()
         await until(lambda: [name for name, _ in store.committed] == ["held", "a"])
@@ -131,5 +132,31 @@ async def test_failed_commit_affects_no_other_change(failure: Exception) -> None
         await asyncio.sleep(0)
         await until(lambda: not subject._pending)
         store.failure = None
-        subject.add_transition("s0", verdict("s0"))
-        await until(lambda: store.committed == [("s0", "")])
+        subject.add_transition("s0", verdict("s0", "again"))
+        await until(lambda: ("s0", "again") in store.committed)
+
+
+async def test_refused_change_is_repeated_until_a_newer_one_replaces_it() -> None:
+    store = Store()
+    async with transitions(store) as subject:
+        store.failure = Overloaded("writes", 1, "too many writes")
+        for name in "abc":
+            subject.add_transition(name, verdict(name, "first"))
+        await until(lambda: len(subject._refused) == 3)
+        subject.discard_transition("b")
+        store.failure = None
+        subject.add_transition("c", verdict("c", "second"))
+        await until(lambda: len(store.committed) == 2)
+        await asyncio.sleep(0.2)
+    assert sorted(store.committed) == [("a", "first"), ("c", "second")]
+
+
+async def test_commits_of_one_owner_that_hang_delay_no_other_owner() -> None:
+    store = Store()
+    async with transitions(store, max_concurrent=8) as subject:
+        store.open.clear()
+        for i in range(1_000):
+            subject.add_transition(f"s{i}", verdict(f"s{i}", owner="greedy"))
+        await until(lambda: store.in_flight.total() == 4)
+        subject.add_transition("other", verdict("other", owner="other"))
+        await until(lambda: store.in_flight["other"] == 1)
