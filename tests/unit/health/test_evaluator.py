@@ -19,6 +19,7 @@ from registry_server.model.record import Record
 from registry_server.parts import Parts
 from registry_server.probes import Outcome, OutcomeKind, Plan
 from registry_server.runtime.tasks import cancel
+from registry_server.security.limits import Shares
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import settings
@@ -227,7 +228,7 @@ async def test_refused_status_change_renews_the_lease(harness: Harness) -> None:
     await harness.register()
     await harness.shorten_leases(["a"])
     shortened = await harness.lease_end()
-    harness.registry._writes._max_in_flight = 0
+    harness.registry._writes._places = Shares(0)
     with pytest.raises(Overloaded):
         await harness.apply_result(OK)
     assert await harness.lease_end() > shortened + 100_000_000_000
