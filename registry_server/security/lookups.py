@@ -53,6 +53,11 @@ class NameLookups:
         waited = time.monotonic() - began
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
         running = asyncio.get_running_loop().run_in_executor(self._threads, look_up)
-        running.add_done_callback(lambda _: self._slots.release(owner))
+        running.add_done_callback(lambda ended: self._end(ended, owner))
         async with asyncio.timeout(max_seconds):
             return await asyncio.shield(running), waited
+
+    def _end(self, ended: asyncio.Future[Any], owner: str) -> None:
+        self._slots.release(owner)
+        if not ended.cancelled():
+            ended.exception()  # asyncio logs the error of a look-up that was given up, unless it is retrieved
