@@ -20,7 +20,14 @@ _UNKNOWN: Final = re.compile(r"unknown (?:redis )?(?:sub)?command", re.IGNORECAS
 _NAMED: Final = re.compile(r"(?:permissions to run the|unknown command) ['`]([\w|-]+)['`]", re.IGNORECASE)
 """The command in a text of Redis; it may be one that redis-py sends when it connects."""
 _DAMAGED: Final = re.compile(r"WRONGTYPE|DAMAGED|decode", re.IGNORECASE)
-_CREDENTIALS: Final = re.compile(r"WRONGPASS|NOAUTH|AUTH|password|credentials")
+_REMEDIES: Final = (
+    (_DENIED_KEYS, "grant the Redis user of the registry the keys ~{pattern}"),
+    (_DENIED, "grant the Redis user of the registry {rights}"),
+    (_UNKNOWN, "remove the rename-command for it from the configuration of Redis, or use Redis 6.2 or newer"),
+    (_DAMAGED, "restore the keys {pattern} from a backup, or delete them to start with an empty registry"),
+    (re.compile(r"CROSSSLOT"), "in a cluster, redis.key_prefix needs a hash tag, such as {{ossa}}:services"),
+    (re.compile(r"AUTH|WRONGPASS|password|credentials"), "correct the user and the password in redis.url"),
+)
 _POSITION: Final = re.compile(r"^(?:ERR )?(?:@user_script: ?\d+: )?(?:ERR )?|,? ?script: \w+, on @user_script:\d+\.?")
 
 
@@ -65,18 +72,10 @@ def _command_of(fault: StoreFault) -> str:
 
 
 def _remedy(faults: Sequence[StoreFault], keys: Keys) -> str:
-    cause = faults[0].cause
+    commands = dict.fromkeys(_command_of(fault) for fault in faults)
+    rights = " ".join(f"+{command.lower().replace(' ', '|')}" for command in commands)
     pattern = keys.document_prefix.removesuffix("services:") + "*"
-    if _DENIED_KEYS.search(cause):
-        return f"grant the Redis user of the registry the keys ~{pattern}"
-    if _DENIED.search(cause):
-        commands = dict.fromkeys(_command_of(fault) for fault in faults)
-        rights = " ".join(f"+{command.lower().replace(' ', '|')}" for command in commands)
-        return f"grant the Redis user of the registry {rights}"
-    if _UNKNOWN.search(cause):
-        return "remove the rename-command for it from the configuration of Redis, or use Redis 6.2 or newer"
-    if _DAMAGED.search(cause):
-        return f"restore the keys {pattern} from a backup, or delete them to start with an empty registry"
-    if _CREDENTIALS.search(cause):
-        return "correct the user and the password in redis.url"
+    for cause, remedy in _REMEDIES:
+        if cause.search(faults[0].cause) and (cause is not _DAMAGED or faults[0].key):
+            return remedy.format(rights=rights, pattern=pattern)
     return "correct redis.url or the configuration of Redis"

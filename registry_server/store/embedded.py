@@ -24,6 +24,7 @@ from urllib.parse import quote
 import structlog
 
 from registry_server.errors import ConfigurationError
+from registry_server.instrumentation.problems import Problems
 from registry_server.runtime.child import RestartBackoff
 from registry_server.runtime.guarded_process import GuardedProcess
 from registry_server.runtime.tasks import cancel
@@ -32,6 +33,7 @@ from registry_server.store.redis_binary import choose_redis_server
 
 MAX_SOCKET_PATH_BYTES: Final = 103  # sun_path without its NUL on macOS; Linux permits four more
 MAX_LOG_BYTES: Final = 1 << 20
+_PROBLEM: Final = "embedded_redis"
 _MARK_CHECK_SECONDS: Final = 0.25
 """How often an unmarked data directory is checked for data; the registry stores its epoch as soon as it runs."""
 
@@ -63,6 +65,7 @@ class EmbeddedRedis:
         stop_timeout_seconds: float = 10.0,
         orphan_timeout_seconds: float = 15.0,
         backoff: RestartBackoff | None = None,
+        problems: Problems | None = None,
     ) -> None:
         """Configure it; it runs while it is entered as a context manager.
 
@@ -73,12 +76,14 @@ class EmbeddedRedis:
             orphan_timeout_seconds: Time for the redis-server of a dead registry to end; longer than its guarding shell
                 waits before SIGKILL.
             backoff: Delays before a redis-server that has ended is restarted.
+            problems: Problems of the process, for a redis-server that does not start again.
         """
         self._data_dir = data_dir.absolute()  # redis-server changes its working directory
         self._start_timeout_seconds = start_timeout_seconds
         self._stop_timeout_seconds = stop_timeout_seconds
         self._orphan_timeout_seconds = orphan_timeout_seconds
         self._backoff = backoff or RestartBackoff(healthy_seconds=10.0)
+        self._problems = problems or Problems()
         self._log_path = self._data_dir / "redis.log"
         self._log_start = 0  # size of the log when redis-server was started
 
@@ -170,7 +175,8 @@ class EmbeddedRedis:
                 # -LOADING until the append-only file has been read
                 while await self._ask("PING") != b"+PONG\r\n":
                     if (status := self._redis.returncode) is not None:
-                        raise self._failure(f"ended with status {status}: {self._explain_failure()}")
+                        cause = append_only.explain_failure(self._read_log(), self._data_dir, self.binary)
+                        raise self._failure(f"ended with status {status}: {cause}")
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise self._failure(f"did not answer within {self._start_timeout_seconds:.0f} s") from None
@@ -204,9 +210,6 @@ class EmbeddedRedis:
             lines.seek(self._log_start)
             return lines.read(MAX_LOG_BYTES)
 
-    def _explain_failure(self) -> str:
-        return append_only.explain_failure(self._read_log(), self._data_dir, self.binary)
-
     def _failure(self, reason: str) -> ConfigurationError:
         return ConfigurationError(
             f"data_dir: {self._data_dir}: {self.binary} {self.version} (log: {self._log_path}) {reason}"
@@ -217,14 +220,17 @@ class EmbeddedRedis:
             self._backoff.start()
             status = await self._redis.wait()
             delay = self._backoff.next_delay()
-            cause = {"cause": self._explain_failure()} if status > 0 else {}  # not a signal
-            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=delay, **cause)
+            log.warning("redis-server ended; restarting it", exit_status=status, delay_seconds=delay)
             await asyncio.sleep(delay)
             self._redis.reap()
             try:
                 await self._spawn()
+                await self._wait_until_loaded()
             except (OSError, ConfigurationError) as error:
                 log.warning("redis-server restart failed", error=str(error))
+                self._problems.report(_PROBLEM, "the embedded Redis does not start again; the log has the cause")
+            else:
+                self._problems.resolve(_PROBLEM)
 
 
 def _try_lock(descriptor: int) -> bool:

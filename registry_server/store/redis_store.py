@@ -142,9 +142,9 @@ class RedisStore:
         """
         with starting_with(self.keys):
             with translate_errors("INFO"):
-                info = await self._client.info("server")
-            version = str(info["redis_version"])
-            if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS_VERSION:
+                version = str((await self._client.info("server"))["redis_version"])
+                supported = tuple(int(part) for part in version.split(".")[:2]) >= MIN_REDIS_VERSION
+            if not supported:
                 raise ConfigurationError(f"redis.url: Redis {version} is too old; 6.2 or newer is needed")
             if self._wait_replicas:
                 with translate_errors("WAIT"):  # otherwise every write would be reported as not replicated

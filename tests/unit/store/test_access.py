@@ -1,5 +1,6 @@
 """What the registry needs from Redis: verified when it opens the store, and documented."""
 
+import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator
@@ -111,6 +112,27 @@ async def test_missing_database_prevents_a_start(redis_process: RedisProcess) ->
     with pytest.raises(ConfigurationError, match=r"^redis\.url: .*DB index is out of range; correct redis\.url"):
         await store.open()
     await store.close()
+
+
+async def test_redis_that_is_too_old_prevents_a_start(
+    redis_process: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry_server.store.redis_store.MIN_REDIS_VERSION", (99, 0))
+
+    assert re.search(r"Redis \d+\.\d+\.\d+ is too old", await refusal(redis_process))
+
+
+async def test_server_that_is_no_redis_prevents_a_start() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        store = RedisStore(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(ConfigurationError, match=r"^redis\.url: .*; correct redis\.url or the"):
+            await store.open()
+        await store.close()
 
 
 async def test_missing_permission_to_wait_for_replicas_prevents_a_start(redis_process: RedisProcess) -> None:
@@ -246,6 +268,11 @@ def test_command_of_the_handshake_is_named() -> None:
 def test_pattern_of_keys_follows_the_prefix(prefix: str, pattern: str) -> None:
     fault = StoreFault("EVALSHA", "", "No permissions to access a key", temporary=False)
     assert explain_faults([fault], Keys.under(prefix)).endswith(pattern)
+
+
+def test_keys_in_different_slots_of_a_cluster_are_explained() -> None:
+    fault = StoreFault("EVALSHA", "", "CROSSSLOT Keys in request don't hash to the same slot", temporary=False)
+    assert "redis.key_prefix needs a hash tag" in explain_faults([fault], KEYS)
 
 
 def test_acl_of_the_production_example_is_the_documented_one() -> None:

@@ -5,6 +5,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import redis.asyncio
 from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
+from registry_server.instrumentation.problems import Problems
 from registry_server.store.append_only import explain_failure
 from registry_server.store.embedded import EmbeddedRedis
 from tests.support.waiting import TIMEOUT_SECONDS, until
@@ -190,6 +192,23 @@ async def test_base_of_a_newer_redis_is_explained(data_dir: Path) -> None:
 
     message = await startup_error(data_dir)
     assert "Can't handle RDB format version 99; a newer version of Redis has written the data" in message
+
+
+async def test_damage_while_the_registry_runs_is_a_problem_until_it_is_repaired(data_dir: Path) -> None:
+    await fill(data_dir)
+    problems = Problems()
+    async with EmbeddedRedis(data_dir, problems=problems) as server, redis.asyncio.Redis.from_url(server.url) as client:
+        intact = increment(data_dir).read_bytes()
+        append_zeros(data_dir)
+        with capture_logs() as logs:
+            os.kill((await client.info("server"))["process_id"], signal.SIGKILL)
+            await until(lambda: "embedded_redis" in problems.active)
+        (first, *_) = [entry["error"] for entry in logs if entry["event"] == "redis-server restart failed"]
+        assert f"--fix {increment(data_dir)}" in first
+
+        increment(data_dir).write_bytes(intact)
+        await until(lambda: not problems.active)
+        assert await client.dbsize() == 2 * KEYS
 
 
 LINE = "13:M 30 Nov 2026 16:01:02.345 "
