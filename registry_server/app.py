@@ -39,7 +39,7 @@ from registry_server.security.guard import Guard
 from registry_server.security.identity import current_identity
 from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
-from registry_server.store.embedded import EmbeddedRedis
+from registry_server.store.embedded import EmbeddedRedis, disk_of
 from registry_server.telemetry.metrics import Metrics
 from registry_server.watch import WatchHub, WatchLimits
 
@@ -140,15 +140,14 @@ async def open_parts(
         ConfigurationError: The registry cannot start with these settings.
     """
     async with AsyncExitStack() as stack:
-        url = settings.redis.url.get_secret_value()
+        url, problems = settings.redis.url.get_secret_value(), Problems()
         if url == EMBEDDED:
-            embedded = await stack.enter_async_context(EmbeddedRedis(settings.data_dir))
+            embedded = await stack.enter_async_context(EmbeddedRedis(settings.data_dir, problems=problems))
             url = embedded.url
             log.info("embedded Redis started", version=embedded.version, data_dir=str(settings.data_dir))
         else:
             log.info("using Redis", url=settings.redis.safe_url)
         tracer = await stack.enter_async_context(_tracing()) if settings.trace.enabled else None
-        problems = Problems()
         store = RedisStore(
             url,
             key_prefix=settings.redis.key_prefix,
@@ -160,6 +159,7 @@ async def open_parts(
             wait_replicas=settings.redis.wait_replicas,
             wait_timeout=settings.redis.wait_timeout_ms / 1000,
             problems=problems,
+            disk=disk_of(url, settings.data_dir),
         )
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)

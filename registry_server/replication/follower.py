@@ -168,7 +168,7 @@ class Follower:
             except StoreUnavailable as error:
                 fault = error.fault
                 if fault is not None and not fault.temporary and not self.loaded:
-                    raise ConfigurationError(f"redis: {fault}") from error
+                    raise self._store.start_error(fault) from error
                 self._set_disconnected(reason=str(error.__cause__ or error), shown=str(fault or error))
             except ConfigurationError:
                 raise

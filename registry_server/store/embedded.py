@@ -233,6 +233,13 @@ class EmbeddedRedis:
                 self._problems.resolve(_PROBLEM)
 
 
+def disk_of(url: str, data_dir: Path) -> str:
+    """Return the disk of the Redis with a URL, for people: that of the data directory if it is embedded there."""
+    if url.startswith(f"unix://{quote(str(data_dir.absolute()))}/"):
+        return f"the disk of {data_dir}"
+    return "the disk of Redis"
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

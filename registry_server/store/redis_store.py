@@ -4,13 +4,13 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from registry_server.errors import ConfigurationError, StoreUnavailable
+from registry_server.errors import ConfigurationError, StoreFault
 from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.tracing import Tracer
 from registry_server.store.access import explain_faults, find_faults, starting_with
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
-from registry_server.store.counters import PoolStats, RedisMemory, StoreCounters
+from registry_server.store.counters import PoolStats, StoreCounters
 from registry_server.store.failures import translate_errors
 from registry_server.store.groups import CommitGroups
 from registry_server.store.keys import Keys
@@ -20,6 +20,7 @@ from registry_server.store.reader import StoreReader
 from registry_server.store.refusals import Refusals
 from registry_server.store.repairs import Repairs
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
+from registry_server.store.vitals import Vitals
 from registry_server.store.writer import StoreWriter
 
 MIN_REDIS_VERSION: Final = (6, 2)  # the first with SET ... PXAT
@@ -50,6 +51,7 @@ class RedisStore:
         wait_timeout: float = 1.0,
         limits: StoreLimits = DEFAULT_LIMITS,
         problems: Problems | None = None,
+        disk: str = "the disk of Redis",
     ) -> None:
         """Create the clients without connecting.
 
@@ -64,7 +66,8 @@ class RedisStore:
             wait_replicas: Number of replicas that must acknowledge a change.
             wait_timeout: Seconds to wait for them; less than ``timeout``.
             limits: Batch sizes and waiting times.
-            problems: Problems of the process, for the commands that Redis refuses.
+            problems: Problems of the process, for the commands that Redis refuses, and for its memory and disk.
+            disk: The disk that Redis writes to, for people.
 
         Raises:
             ConfigurationError: The URL or the TLS files are invalid.
@@ -75,7 +78,9 @@ class RedisStore:
         self._client = self._connections.client()
         self.counters = StoreCounters()
         scripts = Scripts()
-        refusals = Refusals(problems or Problems(), scripts, self.keys)
+        problems = problems or Problems()
+        refusals = Refusals(problems, scripts, self.keys)
+        self._vitals = Vitals(self._client, self.counters, problems, disk)
 
         def pipeline(confirmation: Confirmation | None = None) -> tuple[Commands, CommitGroups]:
             commands = Commands(
@@ -121,17 +126,12 @@ class RedisStore:
         return {"commands": _pool_stats(self._client), "follower": _pool_stats(self.reader.stream_client)}
 
     async def sample_memory(self) -> None:
-        """Read memory usage and persistence status of Redis into ``counters``; ``None`` if they are not available."""
-        try:
-            with translate_errors():
-                info = {**await self._client.info("memory"), **await self._client.info("persistence")}
-        except StoreUnavailable:  # logged by the follower
-            self.counters.memory = None
-            return
-        persistence_ok = info.get("rdb_last_bgsave_status") == "ok" and info.get("aof_last_write_status", "ok") == "ok"
-        self.counters.memory = RedisMemory(
-            int(info["used_memory"]), int(info.get("maxmemory", 0)), persistence_ok=persistence_ok
-        )
+        """Read memory usage and persistence status of Redis into ``counters``, and report the problems they reveal."""
+        await self._vitals.sample()
+
+    def start_error(self, fault: StoreFault) -> ConfigurationError:
+        """Return the error that ends a start because of a fault that an operator must correct."""
+        return ConfigurationError(explain_faults([fault], self.keys))
 
     async def open(self) -> None:
         """Load the scripts, and verify that this Redis is supported and permits everything that the registry needs.

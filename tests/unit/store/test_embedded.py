@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
 from registry_server.runtime.child import RestartBackoff
-from registry_server.store.embedded import EmbeddedRedis
+from registry_server.store.embedded import EmbeddedRedis, disk_of
 from tests.support.redis_process import find_redis_server
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ REGISTRY_PROCESS = textwrap.dedent("""
     import asyncio, sys
     from pathlib import Path
     from registry_server.runtime import guarded_process
-    from registry_server.store.embedded import EmbeddedRedis
+    from registry_server.store.embedded import EmbeddedRedis, disk_of
 
     # Seconds until SIGKILL.
     guarded_process._GUARD = guarded_process._GUARD.replace("in 1 2 3 4 5 6 7 8 9 10;", "in 1 2;")
@@ -507,3 +507,15 @@ def _server_of(data_dir: Path) -> EmbeddedRedis:
     server = EmbeddedRedis(data_dir)
     server._socket = data_dir / "redis.sock"
     return server
+
+
+@pytest.mark.parametrize(
+    ("url", "disk"),
+    [
+        ("unix:///var/lib/a%20b/redis.sock", "the disk of /var/lib/a b"),
+        ("unix:///var/lib/other/redis.sock", "the disk of Redis"),
+        ("redis://host:6379", "the disk of Redis"),
+    ],
+)
+def test_disk_is_named_for_people(url: str, disk: str) -> None:
+    assert disk_of(url, Path("/var/lib/a b")) == disk
