@@ -85,6 +85,7 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
     """
     check_exposure(settings)
     guard = Guard(settings.security, settings.limits)
+    guard.log_limits(settings.limits)
     tls = settings.tls.cert_file is not None
     shared = worker is not None
     optional = settings.tls.http_client_certificates == "optional"

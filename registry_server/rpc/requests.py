@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
@@ -38,16 +39,17 @@ class AwaitedRequests:
     stays connected.
     """
 
-    def __init__(self, guard: Guard, max_bytes: int, *, max_seconds: float = MAX_REQUEST_SECONDS) -> None:
+    def __init__(self, guard: Guard, max_bytes: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         """Set the limits.
 
         Args:
             guard: Knows the callers and their limits on bytes.
             max_bytes: Largest size of a request.
-            max_seconds: Time limit for a request to arrive.
+            monotonic: Clock, in seconds.
         """
         self._guard = guard
-        self._max_bytes, self._max_seconds = max_bytes, max_seconds
+        self._max_bytes = max_bytes
+        self._monotonic = monotonic
         self._since: dict[WaitingCall, float] = {}  # oldest first
 
     def __len__(self) -> int:
@@ -55,7 +57,7 @@ class AwaitedRequests:
 
     def started(self, call: WaitingCall) -> None:
         """Begin to wait for a request."""
-        self._since[call] = time.monotonic()
+        self._since[call] = self._monotonic()
 
     def finished(self, call: WaitingCall) -> None:
         """Stop waiting: the request has arrived, or the call is over."""
@@ -65,18 +67,22 @@ class AwaitedRequests:
         """Reject calls that exceed the limits until cancelled."""
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_SECONDS)
-            if self._slow():
-                # Let calls read what arrived while the event loop was busy.
-                for _ in range(2):
-                    await asyncio.sleep(0)
-                await self._reject(self._excessive(self._slow()))
+            await self.check()
+
+    async def check(self) -> None:
+        """Reject the calls that exceed the limits now."""
+        if self._slow():
+            # Let calls read what arrived while the event loop was busy.
+            for _ in range(2):
+                await asyncio.sleep(0)
+            await self._reject(self._excessive(self._slow()))
 
     async def end(self) -> None:
         """Reject the calls whose request is late, because the server shuts down."""
         await self._reject([(call, ShuttingDown()) for call in self._slow()])
 
     def _slow(self) -> list[WaitingCall]:
-        latest_start = time.monotonic() - SLOW_SECONDS
+        latest_start = self._monotonic() - SLOW_SECONDS
         slow = []
         for call, since in self._since.items():
             if since > latest_start:
@@ -86,7 +92,7 @@ class AwaitedRequests:
 
     def _excessive(self, slow: list[WaitingCall]) -> list[tuple[WaitingCall, RegistryError]]:
         """Return the calls that took too long, and the newest ones of the callers with the most slow ones."""
-        earliest_start, seconds = time.monotonic() - self._max_seconds, round(self._max_seconds)
+        earliest_start, seconds = self._monotonic() - MAX_REQUEST_SECONDS, round(MAX_REQUEST_SECONDS)
         rejected: list[tuple[WaitingCall, RegistryError]] = []
         by_caller: dict[bool, dict[tuple[str, str], list[WaitingCall]]] = defaultdict(lambda: defaultdict(list))
         for call in slow:

@@ -76,6 +76,16 @@ class Guard:
         if self._file:
             self._authenticator = self._read_policy(self._file)
 
+    def log_limits(self, limits: LimitSettings) -> None:
+        """Log the limits in force."""
+        spare = [*(_RATE if self._spare_rate else ()), *(("watches_per_caller",) if self._spare_streams else ())]
+        log.info(
+            "limits in force",
+            callers="identities" if self._file else "addresses",
+            only_above_80_percent=[] if self._file else spare,
+            **limits.model_dump(),
+        )
+
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
         """Admit a call that ``admit_known`` did not admit, and return the caller's identity.
 

@@ -118,9 +118,15 @@ class Sessions:
             async with asyncio.TaskGroup() as group:
                 outcomes: asyncio.Queue[tuple[Credentials, _Outcome]] = asyncio.Queue()
                 group.create_task(_verify_all(by_credentials, verify, outcomes))
+                decided = 0
                 for _ in by_credentials:
                     credentials, outcome = await outcomes.get()
-                    await self._decide(by_credentials[credentials], outcome, permit)
+                    for session in by_credentials[credentials]:
+                        if session in self._open:  # it may have been closed in the meantime
+                            _decide(session, outcome, permit)
+                        decided += 1
+                        if decided % _STEPS_PER_TURN == 0:
+                            await asyncio.sleep(0)
         except Exception:
             log.exception("stream authorisation recheck failed")
             for session in sessions:
@@ -135,21 +141,16 @@ class Sessions:
                 await asyncio.sleep(0)
         return by_credentials
 
-    async def _decide(
-        self, sessions: list[Session], outcome: _Outcome, permit: Callable[[Identity, Permission], None]
-    ) -> None:
-        for number, session in enumerate(sessions, 1):
-            if session in self._open:  # it may have been closed in the meantime
-                try:
-                    if isinstance(outcome, RegistryError):
-                        raise outcome
-                    permit(outcome, session.permission)
-                except RegistryError as error:
-                    session.end(error)
-                else:
-                    session.set_identity(outcome)
-            if number % _STEPS_PER_TURN == 0:
-                await asyncio.sleep(0)
+
+def _decide(session: Session, outcome: _Outcome, permit: Callable[[Identity, Permission], None]) -> None:
+    try:
+        if isinstance(outcome, RegistryError):
+            raise outcome
+        permit(outcome, session.permission)
+    except RegistryError as error:
+        session.end(error)
+    else:
+        session.set_identity(outcome)
 
 
 async def _verify_all(

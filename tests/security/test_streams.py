@@ -12,10 +12,13 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient, Unauthenticated
 from registry_server.app import Serving, serving
+from registry_server.runtime.tasks import cancel
 from registry_server.security.keys import hash_text, new_key
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -29,8 +32,8 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 @asynccontextmanager
-async def served(redis: RedisProcess, policy: Policy, **sections: Any) -> AsyncIterator[Serving]:
-    async with serving(settings(redis.url, security=policy.section, **sections)) as server:
+async def served(redis: RedisProcess, policy: Policy, **security: Any) -> AsyncIterator[Serving]:
+    async with serving(settings(redis.url, security={**policy.section, **security})) as server:
         async with asyncio.timeout(30):
             await server.parts.loaded.wait()
         yield server
@@ -108,6 +111,52 @@ async def test_streams_end_when_their_key_is_removed(redis: RedisProcess, policy
             policy.write()
             server.guard.reload()
     assert [task.result() for task in tasks] == [grpc.StatusCode.UNAUTHENTICATED] * 2 + ["UNAUTHENTICATED"]
+
+
+async def test_health_and_reflection_streams_end_when_their_key_is_removed(redis: RedisProcess, policy: Policy) -> None:
+    async with served(redis, policy, public=("docs",)) as server, connected(server.grpc_address) as (channel, _):
+        untyped: Any = channel
+        health: Any = health_pb2_grpc.HealthStub(untyped)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(untyped)
+        metadata = policy.metadata("viewer")
+        watch = health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+        stream = reflection.ServerReflectionInfo(metadata=metadata)
+        other = health.Watch(health_pb2.HealthCheckRequest(), metadata=policy.metadata("admin"))
+        for call in (watch, other):
+            await call.read()
+        await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        await stream.read()
+        policy.document["api_keys"] = [key for key in policy.document["api_keys"] if key["name"] != "viewer"]
+        policy.write()
+        server.guard.reload()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            assert await watch.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert not other.done()
+
+
+async def test_streams_of_a_removed_key_end_whatever_else_their_address_does(
+    redis: RedisProcess, policy: Policy
+) -> None:
+    async with served(redis, policy) as server, connected(server.grpc_address) as (_, stub):
+        watches = [stub.WatchEvents(pb.WatchEventsRequest(), metadata=policy.metadata("viewer")) for _ in range(200)]
+        for watch in watches:
+            await watch.read()
+
+        async def flood() -> None:
+            while True:
+                await stub.GetStats(pb.GetStatsRequest(), metadata=bearer(new_key())).code()
+                await stub.GetStats(pb.GetStatsRequest(), metadata=bearer(token("junk", exp=1))).code()
+
+        flooding = [asyncio.create_task(flood()) for _ in range(20)]
+        await asyncio.sleep(0.5)
+        del policy.document["api_keys"][0]
+        policy.write()
+        server.guard.reload()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            codes = {await watch.code() for watch in watches}
+        await cancel(flooding)
+        assert codes == {grpc.StatusCode.UNAUTHENTICATED}
 
 
 async def test_stream_ends_at_the_expiry_that_a_reload_adds_to_its_key(redis: RedisProcess, policy: Policy) -> None:

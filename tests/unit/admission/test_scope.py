@@ -5,6 +5,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from registry_server.admission import Admission, CallScope, Endpoint, disclosed
+from registry_server.admission.request_log import BURST_LINES, LINES_PER_SECOND
 from registry_server.config import LimitSettings, LogSettings, SecuritySettings
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited, RegistryError, ServiceNotFound
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
@@ -19,6 +21,7 @@ from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
 from registry_server.security.guard import Guard
 from registry_server.security.permissions import READ
+from tests.support.security import Policy
 
 
 class Call(CallScope):
@@ -130,6 +133,45 @@ async def test_setting_decides_which_calls_are_logged(requests: str, lines: int)
         await run(admission, succeed)
         await run(admission, not_found)
     assert len(logs) == lines
+
+
+async def test_failures_of_a_caller_are_logged_at_a_limited_rate() -> None:
+    admission = admission_with()
+    with capture_logs() as logs:
+        for _ in range(3 * BURST_LINES):
+            await run(admission, not_found)
+        await asyncio.sleep(2 / LINES_PER_SECOND)
+        await run(admission, not_found)
+    assert BURST_LINES < len(logs) < 2 * BURST_LINES
+    suppressed = sum(line.get("suppressed", 0) for line in logs)
+    assert len(logs) + suppressed == 3 * BURST_LINES + 1
+    assert admission.counters_of("Test").ended == {"SERVICE_NOT_FOUND": 3 * BURST_LINES + 1}
+
+
+async def test_all_calls_are_logged_if_configured_except_of_callers_without_a_credential(tmp_path: Path) -> None:
+    policy = Policy(tmp_path)
+    guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings())
+    guarded, unguarded = Admission(guard, LogSettings(requests="all")), admission_with("all")
+    for admission, expected in ((guarded, range(BURST_LINES, 2 * BURST_LINES)), (unguarded, [3 * BURST_LINES])):
+        with capture_logs() as logs:
+            for _ in range(3 * BURST_LINES):
+                await run(admission, not_found)
+        assert len(logs) in expected
+
+
+async def test_refused_call_stops_waiting_and_is_answered_with_the_error() -> None:
+    admission = admission_with()
+
+    async def wait(call: Call) -> None:
+        call.waiting = asyncio.current_task()
+        asyncio.get_running_loop().call_soon(call.refuse, ServiceNotFound("a"))
+        await asyncio.Event().wait()
+
+    assert await run(admission, wait) == "SERVICE_NOT_FOUND"
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    assert admission.guard.in_flight.calls.held == 0
 
 
 async def test_unexpected_error_is_logged_with_the_request_id_and_hidden() -> None:

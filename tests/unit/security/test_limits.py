@@ -1,11 +1,13 @@
-"""``Buckets``, ``Gauge`` and ``CallSlot``."""
+"""``Buckets``, ``Shares``, ``Gauge`` and ``CallSlot``."""
+
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited
-from registry_server.security.limits import MAX_BUCKETS, SMALL_REQUEST_BYTES, Buckets, CallSlot, Gauge, InFlight
+from registry_server.security.limits import MAX_BUCKETS, SMALL_REQUEST_BYTES, Buckets, CallSlot, Gauge, InFlight, Shares
 from tests.unit.security.manual_clock import ManualClock
 
 
@@ -65,6 +67,61 @@ def test_gauge_limits_each_caller_and_all_and_returns_to_zero() -> None:
             pass
     assert gauge.total == 0
     assert not gauge._shares._by_caller
+
+
+def test_a_caller_may_use_most_of_a_total_alone() -> None:
+    shares = Shares(100)
+    assert all(shares.take("one", 1) for _ in range(80))
+    assert shares.scarce
+    assert all(shares.take("one", 1) for _ in range(20)), "nobody else holds any"
+    assert not shares.take("one", 1)
+
+
+def test_reserved_part_is_for_callers_that_hold_less_than_an_equal_share() -> None:
+    shares = Shares(100)
+    assert all(shares.take("large", 1) for _ in range(80))
+    assert shares.take("small", 1)
+    assert not shares.take("large", 1)
+    assert all(shares.take("small", 1) for _ in range(19))
+    assert not shares.take("new", 1), "the total is a limit for everyone"
+    shares.give_back("large", 60)
+    assert shares.take("large", 1)
+    assert (shares.held, shares.held_by("large"), shares.held_by("small")) == (41, 21, 20)
+
+
+def test_many_callers_leave_a_place_for_each_other() -> None:
+    shares = Shares(10)
+    assert all(shares.take(caller, 1) for caller in range(10))
+    assert not shares.take(0, 1)
+    for caller in range(10):
+        shares.give_back(caller, 1)
+    assert (shares.held, shares._by_caller) == (0, {})
+
+
+def test_gauge_without_a_limit_for_callers_shares_only_a_scarce_total() -> None:
+    gauge = Gauge("things", 100, setting="limits.things")
+    with ExitStack() as held:
+        for _ in range(80):
+            held.enter_context(gauge.count("network"))
+        held.enter_context(gauge.count("another"))
+        message = r"^limit of 100 things in this process reached \(limits\.things\)$"
+        with pytest.raises(LimitExceeded, match=message), gauge.count("network"):
+            pass
+        held.enter_context(gauge.count("another"))
+
+
+def test_large_calls_of_one_caller_leave_bytes_for_another() -> None:
+    large = 10 * SMALL_REQUEST_BYTES
+    in_flight = InFlight(max_calls=100, max_bytes=10 * large)
+    slots = [CallSlot(in_flight, "one", large) for _ in range(8)]
+    slots.append(CallSlot(in_flight, "two", large))
+    with pytest.raises(Overloaded, match=r"\(limits\.call_bytes\)"):
+        CallSlot(in_flight, "one", large)
+    assert in_flight.calls.held == 9
+    slots.append(CallSlot(in_flight, "two", large))
+    for slot in slots:
+        slot.release()
+    assert (in_flight.calls.held, in_flight.bytes.held) == (0, 0)
 
 
 def test_call_slots_limit_calls_and_are_released() -> None:
