@@ -73,8 +73,8 @@ def test_a_caller_may_use_most_of_a_total_alone() -> None:
     shares = Shares(100)
     assert all(shares.take("one", 1) for _ in range(80))
     assert shares.scarce
-    assert all(shares.take("one", 1) for _ in range(20)), "nobody else holds any"
     assert not shares.take("one", 1)
+    assert shares.take("another", 1)
 
 
 def test_reserved_part_is_for_callers_that_hold_less_than_an_equal_share() -> None:
