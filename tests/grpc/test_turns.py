@@ -1,6 +1,7 @@
 """No request of any size stops the event loop: what a client repeats is bounded before it is parsed and walked."""
 
 import asyncio
+import gc
 from typing import Any, Final
 
 import grpc
@@ -10,11 +11,13 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability, Metadata, Service, ServiceFilter
 from registry_server.config import GrpcSettings
 from registry_server.model.wire import bytes_field
+from registry_server.rpc.calls import RpcCall
 from tests.grpc.calls import HEALTHY, failure_of, find_names, get, register
 from tests.support.floods import floods
 from tests.support.samples import small_service
 from tests.support.server import Server
 from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
+from tests.support.waiting import until
 
 RPCS: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
 LARGEST: Final = GrpcSettings().max_message_bytes
@@ -127,3 +130,11 @@ async def test_schema_of_the_largest_service_is_returned(server: Server) -> None
     assert await send(server, "RegisterService", bytes_field(1, costly_service("a"))) is OK
     inputs = (await get(server, "a")).capabilities[-1].inputs
     assert len(inputs.fields["k"].list_value.values) == 15_500
+
+
+@pytest.mark.parametrize("rpc", ["GetService", "RegisterService", "WatchEvents", "KeepAlive", "Heartbeat"])
+async def test_refused_calls_release_their_request(server: Server, rpc: str) -> None:
+    with measured_turns():  # without the garbage collector, which frees cycles only after thousands of calls
+        for _ in range(10):
+            assert await send(server, rpc, b"\xff" * 200_000) is INVALID
+        await until(lambda: sum(isinstance(each, RpcCall) for each in gc.get_objects()) <= 1)

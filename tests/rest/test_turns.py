@@ -1,8 +1,6 @@
 """No HTTP request stops the event loop, however often its body or its parameters repeat something."""
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import pytest
@@ -11,43 +9,12 @@ from yarl import URL
 from registry_server.config import HttpSettings
 from registry_server.model.wire import bytes_field
 from tests.grpc.test_turns import OK, costly_service, send
+from tests.support.floods import document_floods
 from tests.support.server import Server
 from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
 
 LARGEST: Final = HttpSettings().max_body_bytes
 JSON: Final = {"Content-Type": "application/json"}
-PATHS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "capabilities": {},
-    "schema": {"capabilities": [{"name": "c", "inputs": {"k": ...}}]},
-    "details": {"health": {"status": "healthy", "details": {"k": ...}}},
-    "tags": {"metadata": {"tags": ...}},
-    "labels": {"metadata": {"labels": ...}},
-    "headers": {"healthCheck": {"type": "http", "headers": ...}},
-    "statuses": {"healthCheck": {"type": "http", "expectedStatuses": ...}},
-    "unknown": {"unknown": ...},
-    "version": {"version": ...},
-}
-"""Members of a registration; the ellipsis is replaced by a flood."""
-VALUES: Final = ("1", "null", "{}", "[]", '""', '"a,b"', "1e308", "true")
-
-
-def bodies(size: int) -> Iterator[tuple[str, bytes]]:
-    """Yield a description and a registration of at most ``size`` bytes for each kind of repetition."""
-    for path, members in PATHS.items():
-        document = {"name": "a", "endpoint": "http://a", "version": "1", "capabilities": [], **members}
-        head, _, tail = json.dumps(document, default=lambda _: "@").partition('"@"')
-        room = size - len(head) - len(tail) - 2
-        if not tail:
-            head, tail = '{"name": "a", "endpoint": "http://a", "version": "1", "capabilities": ', "}"
-        for value in VALUES:
-            items = ",".join([value] * (room // (len(value) + 1)))
-            yield f"{path}: array of {value}", f"{head}[{items}]{tail}".encode()
-            members_ = ",".join(f'"{i:06x}":{value}' for i in range(room // (len(value) + 10)))
-            yield f"{path}: object of {value}", f"{head}{{{members_}}}{tail}".encode()
-        yield f"{path}: text", f'{head}"{"a," * (room // 2)}"{tail}'.encode()
-        yield f"{path}: escapes", f'{head}"{chr(92)}u00e9{f"{chr(92)}u00e9" * (room // 6 - 1)}"{tail}'.encode()
-        yield f"{path}: nested arrays", f"{head}{'[' * (room // 2)}{']' * (room // 2)}{tail}".encode()
-        yield f"{path}: number", f"{head}{'9' * room}{tail}".encode()
 
 
 @pytest.mark.parametrize("size", [LARGEST, 128 << 10], ids=["largest", "128 KiB"])
@@ -55,7 +22,7 @@ async def test_flood_of_any_member_does_not_stop_the_event_loop(server: Server, 
     longest = 0.0, ""
     async with aiohttp.ClientSession() as client:
         url = f"{server.http}/api/v1/registry/services"
-        for flood, body in bodies(size - 1_000):
+        for flood, body in document_floods(size):
             for method, path in (("POST", url), ("PUT", f"{url}/a"))[: 1 if size == LARGEST else 2]:
                 with measured_turns() as turns:
                     async with client.request(method, path, data=body, headers=JSON) as response:
