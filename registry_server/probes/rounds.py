@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from registry_server.probes.outcome import NO_FREE_SLOT, Outcome, OutcomeKind
 from registry_server.probes.pause_detector import PauseDetector
@@ -19,8 +19,11 @@ from registry_server.runtime.fair_slots import FairSlots
 
 _TICK_SECONDS: Final = 0.01
 """Resolution of the schedule: one wake-up for several probes is cheaper than one for each."""
-_PROBES_PER_SLICE: Final = 4
-"""Probes started without yielding to the event loop, so that their start does not inflate measured response times."""
+_STARTS_PER_PASS: Final = 8
+"""Probes started in one pass of the event loop, so that their start does not inflate measured response times. The
+owners share them: thousands of services of one owner that answer fast would otherwise delay those of others."""
+_DUE_PER_SLICE: Final = 100
+"""Due services that are queued without yielding to the event loop: about 1 ms."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
 """If a probe exceeds its timeout by more than this, this process delayed it."""
 _SPREAD_AFTER_SECONDS: Final = 0.5
@@ -33,6 +36,15 @@ _MAX_SKIPS_PER_SECOND: Final = 500
 
 SendProbe = Callable[[Plan], Coroutine[Any, Any, Outcome]]
 """Probes a service once within the timeout of its plan, like ``Prober.send_probe``."""
+
+
+class _Waiting(NamedTuple):
+    """A due service whose probe has not started."""
+
+    queue: FairSlots
+    """What it waits for; it holds a slot while it waits for a turn."""
+    ticket: int
+    due: float
 
 
 class Rounds:
@@ -59,7 +71,8 @@ class Rounds:
         self._slots = FairSlots(concurrency, max_waiting=sys.maxsize)  # at most one for each service
         self._schedule = Schedule()
         self._plans: dict[int, Plan] = {}
-        self._waiting: dict[int, tuple[int, float]] = {}  # due services without a slot: ticket and due time
+        self._turns = FairSlots(_STARTS_PER_PASS, max_waiting=sys.maxsize)
+        self._waiting: dict[int, _Waiting] = {}  # due services without a slot or a turn to start
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._pauses = PauseDetector(self._spread)
         self._wake = asyncio.Event()
@@ -80,8 +93,10 @@ class Rounds:
             return
         self._schedule.remove(number)
         if number in self._waiting:
-            ticket, _ = self._waiting.pop(number)
-            self._slots.withdraw(plan.owner, ticket)
+            queue, ticket, _ = self._waiting.pop(number)
+            queue.withdraw(plan.owner, ticket)
+            if queue is self._turns:
+                self._slots.release(plan.owner)
         if number in self._in_flight:
             self._in_flight[number].cancel()
 
@@ -105,7 +120,7 @@ class Rounds:
             try:
                 for handled in itertools.count(1):
                     number, due = await self._next_due()
-                    if handled % _PROBES_PER_SLICE == 0:
+                    if handled % _DUE_PER_SLICE == 0:
                         await asyncio.sleep(0)
                     if number in self._plans:
                         self._handle_due(group, number, due)
@@ -145,20 +160,28 @@ class Rounds:
         pause = _SKIP_AFTER_SECONDS
         if number in self._waiting:
             pause = plan.interval
-            _, due = self._waiting[number]
+            due = self._waiting[number].due
             self._on_result(number, Outcome(OutcomeKind.INCONCLUSIVE, 0.0, NO_FREE_SLOT), now, now - due)
         else:
-            ticket = self._slots.request(plan.owner, partial(self._start_probe, group, number, plan, due))
-            if not ticket:
+            start = partial(self._start_probe, group, number, plan, due)
+            self._wait_for(
+                self._slots, number, plan, due, partial(self._wait_for, self._turns, number, plan, due, start)
+            )
+            if number not in self._waiting:
                 return
-            self._waiting[number] = ticket, due
         self._schedule_probe(number, now + max(pause, self._slots.waiting(plan.owner) / _MAX_SKIPS_PER_SECOND))
+
+    def _wait_for(self, slots: FairSlots, number: int, plan: Plan, due: float, then: Callable[[], None]) -> None:
+        self._waiting.pop(number, None)
+        if ticket := slots.request(plan.owner, then):
+            self._waiting[number] = _Waiting(slots, ticket, due)
 
     def _start_probe(self, group: asyncio.TaskGroup, number: int, plan: Plan, due: float) -> None:
         self._waiting.pop(number, None)
         self._schedule.remove(number)
         probe = self._in_flight[number] = group.create_task(self._probe_due(number, plan, due))
         probe.add_done_callback(partial(self._end_probe, number, plan.owner))
+        asyncio.get_running_loop().call_soon(self._turns.release, plan.owner)  # after the first step of the task
 
     def _end_probe(self, number: int, owner: str, probe: asyncio.Task[None]) -> None:
         if self._in_flight[number] is probe:  # the next one may have started

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -31,6 +31,7 @@ class ManualProber:
     def __init__(self, *, concurrency: int = 1_000) -> None:
         self.open = asyncio.Event()
         self.open.set()
+        self.work: Callable[[Plan], None] = lambda _: None
         self.hanging: set[str] = set()
         """Owners whose probes never end."""
         self.outcome = OK
@@ -52,6 +53,7 @@ class ManualProber:
         self.max_in_flight = max(self.max_in_flight, self.in_flight.total())
         try:
             await asyncio.sleep(0)
+            self.work(plan)
             await self.open.wait()
             if plan.owner in self.hanging:
                 await asyncio.Event().wait()
@@ -163,6 +165,43 @@ async def test_owner_whose_probes_never_end_delays_no_other_owner() -> None:
         await until(lambda: all(prober.results_by_number()[number] >= 5 for number in range(100, 110)))
     assert {result[1].kind for result in prober.results if result[0] >= 100} == {OutcomeKind.OK}
     assert prober.max_in_flight <= 8
+
+
+@pytest.mark.slow
+async def test_thousands_of_fast_probes_of_an_owner_delay_no_other_owner() -> None:
+    """They need more time than the process has; a probe costs about 0.4 ms."""
+    prober = ManualProber()
+
+    def work(plan: Plan) -> None:
+        ends = time.perf_counter() + 0.0004
+        while plan.owner == "greedy" and time.perf_counter() < ends:
+            pass
+
+    prober.work = work
+    async with rounds(prober) as subject:
+        for number in range(5_000):
+            subject.assign_service(number, plan(interval=1.0, owner="greedy"), time.monotonic())
+        subject.assign_service(5_000, plan(interval=0.2, owner="other"), time.monotonic())
+        await until(lambda: prober.results_by_number()[5_000] >= 10)
+        sent = [result for result in prober.results if result[1] is OK]
+    assert {result[1].kind for result in prober.results if result[0] == 5_000} == {OutcomeKind.OK}
+    assert len(sent) < 5 * 5_000, "not after each round of the others"
+
+
+async def test_service_that_waits_for_its_turn_can_be_dropped() -> None:
+    prober = ManualProber()
+    async with rounds(prober) as subject:
+        for number in range(100):
+            subject.assign_service(number, plan(interval=3600), time.monotonic())
+        await until(lambda: subject._waiting)
+        for number in list(subject._waiting):
+            subject.drop_service(number)
+        subject.assign_service(100, plan(interval=3600), time.monotonic())
+        await until(lambda: prober.results_by_number()[100] == 1)
+        await asyncio.sleep(0)
+        await until(lambda: not subject._in_flight)
+        assert not subject._slots._held
+        assert not subject._turns._held
 
 
 @pytest.mark.slow
