@@ -157,7 +157,7 @@ class ServiceRegistry(RegistryReads):
                         raise service
                     return await self._register(service, entry)
             except RegistryError as error:
-                return error
+                return error.with_traceback(None)  # whose frames would refer to the error and to the whole batch
 
         # Validate first: batched validation halves its cost (measured).
         await self._turns.run(check_all())

@@ -10,6 +10,7 @@ import pytest
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability, Metadata, Service, ServiceFilter
 from registry_server.config import GrpcSettings
+from registry_server.errors import InvalidRequest
 from registry_server.model.wire import bytes_field
 from registry_server.rpc.calls import RpcCall
 from tests.grpc.calls import HEALTHY, failure_of, find_names, get, register
@@ -137,4 +138,17 @@ async def test_refused_calls_release_their_request(server: Server, rpc: str) -> 
     with measured_turns():  # without the garbage collector, which frees cycles only after thousands of calls
         for _ in range(10):
             assert await send(server, rpc, b"\xff" * 200_000) is INVALID
-        await until(lambda: sum(isinstance(each, RpcCall) for each in gc.get_objects()) <= 1)
+        await until(lambda: count(RpcCall) <= 1)
+
+
+async def test_batch_with_refused_services_releases_them(server: Server) -> None:
+    request = pb.BatchRegisterServicesRequest(services=[small_service("-"), small_service("a")]).SerializeToString()
+    with measured_turns():
+        for _ in range(10):
+            assert await send(server, "BatchRegisterServices", request) is OK
+        await until(lambda: count(InvalidRequest) == 0)
+
+
+def count(kind: type) -> int:
+    """Return the number of objects of a class."""
+    return sum(isinstance(each, kind) for each in gc.get_objects())
