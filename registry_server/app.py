@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from registry_server.admission import Admission, Transport
-from registry_server.catalog import Discovery, Replica
+from registry_server.catalog import ChangeBudgets, Discovery, Replica
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError
 from registry_server.gateway import HttpServer
@@ -215,7 +215,11 @@ def _build(
     problems: Problems,
 ) -> Parts:
     """Construct the parts; nothing runs yet."""
-    replica = Replica(settings.redis.events_max_length)
+    replica = Replica(
+        settings.redis.events_max_length,
+        history_seconds=settings.watch.history_seconds,
+        budgets=ChangeBudgets(settings.limits.change_bytes_per_second),
+    )
     discovery = Discovery(replica)
     hub = WatchHub(replica, discovery, WatchLimits(settings.watch.buffer_events, settings.watch.buffer_bytes))
     loaded = asyncio.Event()

@@ -1,9 +1,20 @@
 """The in-memory copy of the registry, which serves every read: records, index, queries, history and statistics."""
 
+from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.statistics import Capabilities, registry_stats
 
-__all__ = ["Capabilities", "Change", "Discovery", "Page", "PageKey", "Replica", "WatchEvent", "registry_stats"]
+__all__ = [
+    "Capabilities",
+    "Change",
+    "ChangeBudgets",
+    "Discovery",
+    "Page",
+    "PageKey",
+    "Replica",
+    "WatchEvent",
+    "registry_stats",
+]

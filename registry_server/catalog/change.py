@@ -70,7 +70,7 @@ class Change:
     @property
     def size(self) -> int:
         """Approximate memory use in bytes."""
-        return 400 + len(self.error) + sum(len(record.framed) for record in (self.before, self.after) if record)
+        return change_size(self.before, len(self.after.framed) if self.after else 0) + len(self.error)
 
     def event(self, *, matches: bool) -> WatchEvent:
         """Return the event for watchers whose filter matches the service after the change, or does not."""
@@ -90,6 +90,11 @@ class Change:
             error=self.error,
         )
         return WatchEvent(head, self.after or self.before)
+
+
+def change_size(before: Record | None, after_bytes: int) -> int:
+    """Return the approximate memory use of a change in bytes, without its error."""
+    return 400 + (len(before.framed) if before else 0) + after_bytes
 
 
 def snapshot_event(record: Record) -> WatchEvent:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from registry_server.catalog.anchors import Anchors
+from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change
 from registry_server.catalog.history import History
 from registry_server.catalog.index import Index
@@ -16,7 +17,8 @@ from registry_server.security.identity import current_caller_key
 from registry_server.security.limits import Shares
 from registry_server.store import Position
 
-MAX_HISTORY_BYTES = 64 << 20
+MAX_HISTORY_BYTES: Final = 96 << 20
+"""One owner may fill 72 MiB in a minute: a burst of 32 MiB, the removal of what it registered, and 128 KiB a second."""
 MAX_WAITING_CLIENTS: Final = 5_000
 """Clients that wait for a revision. Below the limit on calls, so that other calls are still admitted."""
 NO_OWNERS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -36,7 +38,22 @@ class Replica:
     awaiting sees a single revision.
     """
 
-    def __init__(self, history_length: int, *, max_waiting_clients: int = MAX_WAITING_CLIENTS) -> None:
+    def __init__(
+        self,
+        history_length: int,
+        *,
+        history_seconds: int = 0,
+        budgets: ChangeBudgets | None = None,
+        max_waiting_clients: int = MAX_WAITING_CLIENTS,
+    ) -> None:
+        """Create an empty replica.
+
+        Args:
+            history_length: Number of changes to keep.
+            history_seconds: Time for which all changes are kept, whatever their number.
+            budgets: Limits of the changes of one owner.
+            max_waiting_clients: Number of clients that may wait for a revision.
+        """
         self.records: dict[str, Record] = {}
         self.owners: dict[str, str] = {}
         """Service name to owner, as in the store at ``position``: an owner changes only with a change of its service.
@@ -44,7 +61,9 @@ class Replica:
         writes it back to the store; the store's scripts authorise writes."""
         self.index = Index()
         self.anchors = Anchors(self.index)
-        self.history = History(history_length, MAX_HISTORY_BYTES)
+        self.history = History(history_length, MAX_HISTORY_BYTES, history_seconds * 1000)
+        self.budgets = budgets or ChangeBudgets()
+        """Limits of the changes of one owner."""
         self.position = Position("", 0)
         self.total_capabilities = 0
         self.on_position_changed: list[Callable[[], None]] = []
@@ -78,7 +97,7 @@ class Replica:
             position: Position of the loaded state.
             owners: Service name to owner.
         """
-        self.owners = dict(owners)
+        self._set_owners(owners)
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
@@ -88,7 +107,10 @@ class Replica:
 
     def apply_change(self, change: Change) -> None:
         """Apply the change of the next revision and publish it."""
+        owner_before = self.owners.get(change.name, "")
         self._change_state(change)
+        if owner_before or change.owner:
+            self.budgets.charge_change(change, owner_before)
         self.history.append(change)
         self.position = Position(self.position.epoch, change.revision)
         self._publish((change,))
@@ -105,7 +127,7 @@ class Replica:
         """
         for change in changes:
             self._change_state(change)
-        self.owners = dict(owners)
+        self._set_owners(owners)
         self.history.restart(position.revision)
         self.position = position
         self._publish(changes)
@@ -155,6 +177,10 @@ class Replica:
                 del self._waiters[revision]
         if revision > self.revision:
             raise RevisionNotReached(revision, self.revision)
+
+    def _set_owners(self, owners: Mapping[str, str]) -> None:
+        self.owners = dict(owners)
+        self.budgets.count_services(self.owners)
 
     def _change_state(self, change: Change) -> None:
         before, after = self.records.get(change.name), change.after

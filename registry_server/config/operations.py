@@ -15,7 +15,11 @@ def _check_destination(value: str) -> str:
 
 
 class WatchSettings(SettingsGroup):
-    """Watches: limits of the buffer of each watcher. A watch whose buffer is full is ended."""
+    """Watches: limits of the history and of each watcher's buffer. A watch whose buffer is full is ended."""
+
+    history_seconds: Annotated[Number, Field(ge=0, le=3600)] = 60
+    """Time for which each process keeps all changes in memory, so that watches can resume, even if they are more than
+    redis.events_max_length; at most 96 MiB."""
 
     buffer_events: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Maximum number of events that are buffered for one watcher."""

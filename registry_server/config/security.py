@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from registry_server.config.addresses import bad_setting, split_list
-from registry_server.config.fields import MIB, Metavar, Number, OptionalFile, SettingsGroup
+from registry_server.config.fields import KIB, MIB, Metavar, Number, OptionalFile, SettingsGroup
 
 PUBLIC_PARTS = ("health", "metrics", "docs", "reflection")
 """Values of ``security.public``."""
@@ -55,6 +55,9 @@ class LimitSettings(SettingsGroup):
     process."""
     services_per_owner: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Maximum number of services that one identity may own, in the whole registry."""
+    change_bytes_per_second: Annotated[Number, Field(ge=KIB, le=1024 * MIB)] = 128 * KIB
+    """Sustained size of the changes to the services of one owner, in bytes a second, in the whole registry. A burst may
+    be 256 times as large. Limits agents and status changes by probes, so that the history of changes holds a minute."""
     stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000
     """Maximum time without a message on a KeepAlive stream, in seconds. The first message must arrive within a minute,
     or within this time if it is less."""

@@ -6,6 +6,7 @@ read. On a conflict it waits until the replica has caught up and decides again.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.catalog import Replica
+from registry_server.catalog.change import change_size
 from registry_server.errors import (
     Overloaded,
     RevisionMismatch,
@@ -166,24 +168,45 @@ class Writes:
         reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
         claim: Claim = NO_CLAIM,
     ) -> Service | Conflict | EpochChanged:
-        """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change."""
-        outcome = await self._store.writer.write_service(
-            after,
-            seen=self._replica.position,
-            expected=before.revision if before else 0,
-            type=type_,
-            reason=reason,
-            ttl=normal.ttl_seconds(after, self._default_ttl),
-            renew=renew,
-            # The newest probe result no longer describes the service.
-            forget_check=before is not None and (before.endpoint != after.endpoint or before.health != after.health),
-            claim=claim,
-        )
-        if not isinstance(outcome, int):
-            return outcome
-        await self._wait_committed(after.name, outcome)
+        """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change.
+
+        Raises:
+            RateLimited: The owner of the service has no budget for changes left.
+        """
+        with self._reserve_budget(after, reason, claim):
+            outcome = await self._store.writer.write_service(
+                after,
+                seen=self._replica.position,
+                expected=before.revision if before else 0,
+                type=type_,
+                reason=reason,
+                ttl=normal.ttl_seconds(after, self._default_ttl),
+                renew=renew,
+                # The newest probe result no longer describes the service.
+                forget_check=before is not None
+                and (before.endpoint != after.endpoint or before.health != after.health),
+                claim=claim,
+            )
+            if not isinstance(outcome, int):
+                return outcome
+            await self._wait_committed(after.name, outcome)
         after.revision = outcome
         return after
+
+    def _reserve_budget(
+        self, after: Service, reason: EventReason.ValueType, claim: Claim
+    ) -> AbstractContextManager[None]:
+        """Reserve a change in the budget of its owner: an agent that makes it, or whose service was probed."""
+        if claim.exclusive:
+            owner = claim.owner
+        elif reason == EventReason.EVENT_REASON_HEALTH_CHECK:
+            owner = self._replica.owners.get(after.name, "")
+        else:
+            owner = ""
+        if not owner:
+            return nullcontext()
+        size = change_size(self._replica.records.get(after.name), after.ByteSize())
+        return self._replica.budgets.reserve(owner, size, claim.max_services)
 
     async def replace_health(
         self,

@@ -394,7 +394,7 @@ async def test_idle_streams_receive_bookmarks(server: Server) -> None:
 
 
 async def test_bookmarks_advance_the_cursor_past_events_that_do_not_match(redis: RedisProcess) -> None:
-    async with running(redis.url, redis={"events_max_length": 100}) as server:
+    async with running(redis.url, redis={"events_max_length": 100}, watch={"history_seconds": 0}) as server:
         async with watching(server, filter=GROUP_G, bookmark_interval=SOON) as watch:
             initial_cursor = watch.cursor
             for i in range(150):
@@ -458,7 +458,7 @@ async def test_cursor_within_a_snapshot_is_expired(server: Server) -> None:
 
 
 async def test_cursor_older_than_the_event_log_is_expired(redis: RedisProcess) -> None:
-    async with running(redis.url, redis={"events_max_length": 100}) as server:
+    async with running(redis.url, redis={"events_max_length": 100}, watch={"history_seconds": 0}) as server:
         async with watching(server) as watch:
             for i in range(300):
                 last = await register(server, small_service("a", version=f"{i}.0.0"))

@@ -101,3 +101,33 @@ def test_newest_change_is_kept_until_a_restart() -> None:
     assert history.since(20) == []
     assert history.since(8) is None
     assert history.since(21) is None
+
+
+def test_number_of_changes_is_not_limited_within_the_time_that_is_kept() -> None:
+    history = History(2, UNLIMITED_BYTES, min_ms=1_000)
+    history.restart(0)
+    kept = []
+    for revision, at_ms in enumerate([0, 100, 999, 1_000, 1_500, 5_000], 1):
+        each = change(revision)
+        each.at_ms = at_ms
+        history.append(each)
+        kept.append([other.at_ms for other in history._changes])
+
+    assert kept == [
+        [0],
+        [0, 100],
+        [0, 100, 999],
+        [100, 999, 1_000],
+        [999, 1_000, 1_500],
+        [1_500, 5_000],
+    ]
+
+
+def test_bytes_are_limited_within_the_time_that_is_kept() -> None:
+    history = History(2, 3 * change(1).size, min_ms=1_000)
+    history.restart(0)
+    for revision in range(1, 10):
+        history.append(change(revision))
+
+    assert history.oldest is not None
+    assert history.oldest.revision == 7
