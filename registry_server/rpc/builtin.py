@@ -19,6 +19,8 @@ from registry_server.security.permissions import HEALTH, REFLECTION
 
 HEALTH_SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
 REFLECTION_SERVICE: Final[Any] = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+MAX_HEALTH_REQUEST_BYTES: Final = 1_024
+"""A watch keeps the name in its request for as long as it is open."""
 
 
 class HealthRpc:
@@ -27,13 +29,13 @@ class HealthRpc:
     def __init__(self, servicer: health.aio.HealthServicer) -> None:
         self._servicer: Any = servicer  # its type expects a context of messages instead of bytes
 
-    @rpc(HEALTH)
+    @rpc(HEALTH, max_bytes=MAX_HEALTH_REQUEST_BYTES)
     async def check(self, request: health_pb2.HealthCheckRequest, call: RpcCall) -> Message:
         """Return the status of a service."""
         answer: Message = await self._servicer.Check(request, call.context)
         return answer
 
-    @rpc(HEALTH, streams="health-watches")
+    @rpc(HEALTH, streams="health-watches", max_bytes=MAX_HEALTH_REQUEST_BYTES)
     async def watch(self, request: health_pb2.HealthCheckRequest, call: RpcStream) -> None:
         """Stream the status of a service."""
         await call.run_until_revoked(self._servicer.Watch(request, call.context))

@@ -110,7 +110,7 @@ class RpcCall(CallScope):
     cancelled_result = "CANCELLED"  # the client left, or its deadline passed
 
     request: bytes = b""
-    """The serialised request, unless the client streams."""
+    """The serialised request of a unary call."""
 
     def __init__(self, method: RpcMethod, requests: Any, context: Context) -> None:
         """Create the scope of a call; ``requests`` is an iterator of serialised messages."""
@@ -180,11 +180,12 @@ class RpcCall(CallScope):
             raise InvalidRequest([Violation("(request)", "is missing: the call ended without a message")])
         if self.slot is not None:
             self.slot.hold_request(len(wire))
-        self.request = wire
-        return self.request
+        received: bytes = wire
+        return received
 
     async def _handle(self) -> bytes:
         method, wire = self.method, await self._receive()
+        self.request = wire
         answer = method.cached(wire) if method.cached is not None else None
         if answer is None:
             REQUEST_CONTEXT.set(self)  # each call runs in its own task, so the variable needs no reset

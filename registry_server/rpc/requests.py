@@ -51,6 +51,7 @@ class AwaitedRequests:
         self._max_bytes = max_bytes
         self._monotonic = monotonic
         self._since: dict[WaitingCall, float] = {}  # oldest first
+        self._shutting_down = False
 
     def __len__(self) -> int:
         return len(self._since)
@@ -77,9 +78,9 @@ class AwaitedRequests:
                 await asyncio.sleep(0)
             await self._reject(self._excessive(self._slow()))
 
-    async def end(self) -> None:
-        """Reject the calls whose request is late, because the server shuts down."""
-        await self._reject([(call, ShuttingDown()) for call in self._slow()])
+    def begin_shutdown(self) -> None:
+        """Reject all calls whose request is late from now on."""
+        self._shutting_down = True
 
     def _slow(self) -> list[WaitingCall]:
         latest_start = self._monotonic() - SLOW_SECONDS
@@ -92,6 +93,8 @@ class AwaitedRequests:
 
     def _excessive(self, slow: list[WaitingCall]) -> list[tuple[WaitingCall, RegistryError]]:
         """Return the calls that took too long, and the newest ones of the callers with the most slow ones."""
+        if self._shutting_down:
+            return [(call, ShuttingDown()) for call in slow]
         earliest_start, seconds = self._monotonic() - MAX_REQUEST_SECONDS, round(MAX_REQUEST_SECONDS)
         rejected: list[tuple[WaitingCall, RegistryError]] = []
         by_caller: dict[bool, dict[tuple[str, str], list[WaitingCall]]] = defaultdict(lambda: defaultdict(list))

@@ -27,6 +27,8 @@ _FINAL_SEND_SECONDS: Final = 0.1
 """Time for gRPC to send the last answers and health updates before remaining streams are cancelled."""
 REJECTION_HEADROOM: Final = 1_000
 """RPCs that gRPC admits above our limit, so that excess callers receive a detailed error."""
+_HANDSHAKE_TIMEOUT_MS: Final = 20_000
+"""Time for a new connection to complete TLS and send its HTTP/2 settings."""
 _MAX_PENDING_CALLS: Final = 3_000
 """Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
 
@@ -134,7 +136,7 @@ class RpcServer:
     async def drain(self) -> None:
         """End streams, let calls in flight finish within the grace period, and cancel the remaining ones."""
         self._draining.set()
-        await self._requests.end()
+        self._requests.begin_shutdown()
         if not await self._admission.wait_idle(self._grace):
             log.warning("calls cancelled at shutdown", grace_seconds=self._grace)
         stopping = self._stopping or asyncio.create_task(self._listener.stop(self._grace))
@@ -162,6 +164,7 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
         # random from a third of this number.
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
         # Two servers sharing a port by accident would each receive half of the calls.
         ("grpc.so_reuseport", int(shared_port)),
         # Server pings detect peers that vanished without closing their connection.

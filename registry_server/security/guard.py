@@ -313,7 +313,5 @@ def _guest_places(limits: LimitSettings) -> Places:
     setting, limit = "limits.unauthenticated_calls", limits.unauthenticated_calls
     return Places(
         InFlight(limit, limits.call_bytes // _GUEST_BYTES_DIVISOR, setting),
-        {kind: Gauge(kind, limit, setting=setting) for kind in get_args(Streams)}
-        # gRPC clients watch the health of their server on each connection, and never with a credential.
-        | {"health-watches": Gauge("health-watches", limits.watches, setting="limits.watches")},
+        {kind: Gauge(kind, limit, setting=setting) for kind in get_args(Streams)},
     )

@@ -186,3 +186,11 @@ async def test_health_watches_take_no_places_of_watches(redis: RedisProcess, pol
         await expect_service(server, policy.metadata("viewer"))
         with_key = stub.Watch(health_pb2.HealthCheckRequest(), metadata=policy.metadata("viewer"))
         await with_key.read()
+
+
+@pytest.mark.parametrize("path", [CHECK, WATCH])
+async def test_health_request_is_small(path: str, server: Server) -> None:
+    """A watch keeps the name of its service, and health needs no credential."""
+    channel: Any = server.channel
+    large = health_pb2.HealthCheckRequest(service="a" * 2_000).SerializeToString()
+    assert await channel.unary_unary(path)(large, timeout=TIMEOUT_SECONDS).code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -99,5 +99,9 @@ async def test_late_requests_end_when_the_server_shuts_down(policy: Policy, cloc
     requests.started(late)
     clock.now += SLOW_SECONDS
     requests.started(new)
-    await requests.end()
+    requests.begin_shutdown()
+    await requests.check()
     assert refused(late, new) == [ShuttingDown, None]
+    clock.now += SLOW_SECONDS
+    await requests.check()
+    assert refused(new) == [ShuttingDown]
