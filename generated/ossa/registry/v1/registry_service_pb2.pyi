@@ -331,8 +331,8 @@ class UpdateServiceRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. Paths to change, such as `version` or `metadata.tags`. A path whose field is unset in `service` clears
-        that field. `*` = all fields. Empty = every field that is set in `service`.
+        """Optional. Paths to change, such as `version` or `metadata.tags`, at most 128. A path whose field is unset in
+        `service` clears that field. `*` = all fields. Empty = every field that is set in `service`.
         """
 
     def __init__(
@@ -715,8 +715,8 @@ class WatchEventsRequest(_message.Message):
 
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.EventType.ValueType]:
-        """Optional. Kinds of events to send. Empty = all. `include_snapshot` sends SERVICE_SNAPSHOT events regardless of this
-        field.
+        """Optional. Kinds of events to send, at most 64. Empty = all. `include_snapshot` sends SERVICE_SNAPSHOT events
+        regardless of this field.
         """
 
     @_builtins.property
