@@ -79,7 +79,9 @@ class Supervisor:
             settings: Settings of all workers; the addresses have actual ports, which the caller has reserved.
         """
         self._settings = settings
-        self._workers = [_Worker(number, settings, self._collect_metrics) for number in range(1, settings.workers + 1)]
+        served = asyncio.Event()
+        numbers = range(1, settings.workers + 1)
+        self._workers = [_Worker(number, settings, self._collect_metrics, served) for number in numbers]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run workers until ``stop`` is set, then drain them.
@@ -130,8 +132,15 @@ class Supervisor:
 class _Worker:
     """The process with one worker number, and its successors."""
 
-    def __init__(self, number: int, settings: Settings, collect_metrics: Callable[[], Awaitable[list[str]]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        collect_metrics: Callable[[], Awaitable[list[str]]],
+        served: asyncio.Event,
+    ) -> None:
         self.number = number
+        self._served = served  # set once any worker has served
         self.max_silent_checks = 30
         """Checks, one a second, without a frame after which it is killed: the kernel still sends it connections."""
         self.ready = asyncio.Event()
@@ -149,7 +158,7 @@ class _Worker:
         """Keep a process running until it was drained.
 
         Raises:
-            ConfigurationError: It cannot start with these settings, and no process with this number ever did.
+            ConfigurationError: It cannot start with these settings, and no worker has served yet.
         """
         backoff, refused_backoff = RestartBackoff(), RestartBackoff(max_seconds=_MAX_REFUSED_SECONDS)
         while not self._draining:
@@ -240,10 +249,11 @@ class _Worker:
             match message:
                 case [messages.READY]:
                     self.ready.set()
+                    self._served.set()
                     self._refusal = ""
                     if replaced is not None and not replaced.done():
                         replaced.set_result(None)
-                case [messages.CONFIGURATION_ERROR, error] if not self.ready.is_set():
+                case [messages.CONFIGURATION_ERROR, error] if not self._served.is_set():
                     raise ConfigurationError(error)
                 case [messages.CONFIGURATION_ERROR, error]:
                     if error != self._refusal:
