@@ -10,6 +10,8 @@ import structlog
 
 _CHECK_INTERVAL_SECONDS: Final = 0.1
 """Must be well below the minimum length of a pause."""
+_LAG_DECAY: Final = 0.9
+"""Factor for each check: a single lag is forgotten after about two seconds."""
 _MIN_PAUSE_SECONDS: Final = 0.5
 """A gap of this length between two checks is a pause; a busy event loop checks much more often."""
 
@@ -51,6 +53,8 @@ class PauseDetector:
         """Number of pauses so far."""
         self.ended = -math.inf
         """End of the last pause, in monotonic seconds."""
+        self.lag = 0.0
+        """How late tasks of the event loop recently ran, while ``run`` runs; at most the length of a pause."""
 
     def check(self) -> int:
         """Check the clock and return the number of pauses so far.
@@ -73,5 +77,8 @@ class PauseDetector:
     async def run(self) -> None:
         """Check periodically until cancelled."""
         while True:
+            before = self._now()
             await asyncio.sleep(self._check_interval_seconds)
+            late = min(self._now() - before - self._check_interval_seconds, _MIN_PAUSE_SECONDS)
+            self.lag = max(late, self.lag * _LAG_DECAY)
             self.check()

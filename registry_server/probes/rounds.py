@@ -26,6 +26,8 @@ _DUE_PER_SLICE: Final = 100
 """Due services that are queued without yielding to the event loop: about 1 ms."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
 """If a probe exceeds its timeout by more than this, this process delayed it."""
+_WAKEUPS_PER_PROBE: Final = 4
+"""How often a probe waits for the event loop: when it is connected, and for parts of the answer."""
 _SPREAD_AFTER_SECONDS: Final = 0.5
 """After a pause of this length, overdue probes are spread over time instead of being sent at once."""
 _SKIP_AFTER_SECONDS: Final = 0.5
@@ -134,6 +136,9 @@ class Rounds:
         started = time.monotonic()
         outcome = await self._send_probe(plan)
         delayed = self._pauses.check() != pauses or time.monotonic() - started > plan.timeout + _TIMEOUT_SLACK_SECONDS
+        limit = plan.degraded_after if outcome.kind is OutcomeKind.DEGRADED else plan.timeout
+        if limit is not None and limit <= outcome.response_time:
+            delayed = delayed or _WAKEUPS_PER_PROBE * self._pauses.lag > limit / 2
         if delayed and outcome.kind is not OutcomeKind.OK:
             return outcome._replace(kind=OutcomeKind.INCONCLUSIVE)  # this process caused the delay
         return outcome

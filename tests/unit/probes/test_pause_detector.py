@@ -1,9 +1,11 @@
 import asyncio
+import time
 
 import pytest
 
 from registry_server.probes.pause_detector import PauseDetector, time_with_sleep
 from registry_server.runtime.tasks import cancel
+from tests.support.waiting import until
 
 TIMEOUT = 20.0
 
@@ -91,3 +93,17 @@ async def test_running_detector_checks_periodically() -> None:
 
 def test_clock_is_monotonic() -> None:
     assert time_with_sleep() <= time_with_sleep()
+
+
+@pytest.mark.slow
+async def test_lag_of_the_event_loop_is_measured_and_forgotten() -> None:
+    subject = PauseDetector(lambda _: None, check_interval_seconds=0.01)
+    running = asyncio.create_task(subject.run())
+    try:
+        await asyncio.sleep(0)
+        time.sleep(0.2)  # noqa: ASYNC251 - blocks the event loop
+        await asyncio.sleep(0.02)
+        assert 0.1 < subject.lag <= 0.5
+        await until(lambda: subject.lag < 0.1)
+    finally:
+        await cancel([running])

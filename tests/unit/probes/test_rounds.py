@@ -193,7 +193,9 @@ async def test_service_that_waits_for_its_turn_can_be_dropped() -> None:
     async with rounds(prober) as subject:
         for number in range(100):
             subject.assign_service(number, plan(interval=3600), time.monotonic())
-        await until(lambda: subject._waiting)
+        async with asyncio.timeout(20):
+            while not subject._waiting:
+                await asyncio.sleep(0)  # they start within a few passes of the event loop
         for number in list(subject._waiting):
             subject.drop_service(number)
         subject.assign_service(100, plan(interval=3600), time.monotonic())
@@ -269,6 +271,28 @@ async def test_failure_of_a_delayed_probe_is_inconclusive() -> None:
     await asyncio.sleep(0.6)
     prober.open.set()
     assert (await on_demand).kind is OutcomeKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lag", "kind"),
+    [
+        (Outcome(OutcomeKind.FAILED, 0.4, "no answer within 400 ms"), 0.1, OutcomeKind.INCONCLUSIVE),
+        (Outcome(OutcomeKind.FAILED, 0.4, "no answer within 400 ms"), 0.01, OutcomeKind.FAILED),
+        (Outcome(OutcomeKind.FAILED, 0.2, "connection refused"), 0.1, OutcomeKind.FAILED),
+        (Outcome(OutcomeKind.DEGRADED, 0.3, "slower than 200 ms"), 0.05, OutcomeKind.INCONCLUSIVE),
+        (Outcome(OutcomeKind.DEGRADED, 0.3, "slower than 200 ms"), 0.01, OutcomeKind.DEGRADED),
+        (Outcome(OutcomeKind.DEGRADED, 0.1, "the service reports that it is degraded"), 0.1, OutcomeKind.DEGRADED),
+        (Outcome(OutcomeKind.OK, 0.3), 0.4, OutcomeKind.OK),
+    ],
+)
+async def test_exceeded_time_limit_is_inconclusive_while_the_event_loop_lags(
+    outcome: Outcome, lag: float, kind: OutcomeKind
+) -> None:
+    prober = ManualProber()
+    prober.outcome = outcome
+    prober.rounds._pauses.lag = lag
+    result = await prober.rounds.probe_now(plan(timeout=0.4)._replace(degraded_after=0.2))
+    assert result.kind is kind
 
 
 async def test_probes_in_flight_during_a_pause_are_repeated_within_an_interval() -> None:
