@@ -1,5 +1,6 @@
 """``HealthReports``: records statuses that agents and operators report, and returns the newest health."""
 
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason
@@ -40,8 +41,8 @@ class HealthReports:
             wire, lease_ends = await self._store.reader.read_check(record.name)
         except StoreUnavailable:
             return health, None
-        if wire is not None:
-            check = Health.FromString(wire)
+        check = None if wire is None else _read_health(wire)
+        if check is not None:
             # A check written just before a status change is outdated by it. The check time of that change is no
             # reference, because a registration may set it to any value.
             since = health.status_changed_at
@@ -94,3 +95,11 @@ class HealthReports:
         """
         if claim.exclusive and await self._store.reader.read_owner(name) not in {None, claim.owner}:
             raise PermissionDenied(owned_by_another(name))
+
+
+def _read_health(wire: bytes) -> Health | None:
+    """Return a stored health, or ``None`` if it is damaged; the next check replaces it."""
+    try:
+        return Health.FromString(wire)
+    except DecodeError:
+        return None

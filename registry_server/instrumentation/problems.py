@@ -10,6 +10,7 @@ import structlog
 from registry_server.errors import ConfigurationError
 from registry_server.runtime.tasks import keep_running
 
+_MIN_LOG_SECONDS: Final = 1.0
 _FAILURE_SECONDS: Final = 60.0
 """How long a failure of a task is shown; a task that fails again and again is restarted at least every 5 seconds."""
 
@@ -24,6 +25,7 @@ class Problems:
         self._monotonic = monotonic
         self._texts: dict[str, str] = {}
         self._ends: dict[str, float] = {}
+        self._changed: dict[str, float] = {}
 
     @property
     def active(self) -> Mapping[str, str]:
@@ -35,16 +37,18 @@ class Problems:
         return self._texts
 
     def report(self, key: str, text: str, *, seconds: float = math.inf) -> None:
-        """Report a problem; log it when it begins and when its text changes.
+        """Report a problem; log it when it begins and when its text changes, at most once a second.
 
         Args:
             key: Stable words that identify it in metrics and alerts, such as ``store_maxmemory_policy``.
             text: What is wrong, and what to do.
             seconds: Time after which it ends unless it is reported again.
         """
-        self._ends[key] = self._monotonic() + seconds
-        if self._texts.get(key) != text:
+        now = self._monotonic()
+        self._ends[key] = now + seconds
+        if self._texts.get(key) != text and now - self._changed.get(key, -math.inf) >= _MIN_LOG_SECONDS:
             self._texts[key] = text
+            self._changed[key] = now
             log.warning("problem reported", problem=key, text=text)
 
     async def keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -160,8 +160,6 @@ class Commands(Batches[Command]):
         for i, result in enumerate(results):
             if isinstance(result, Exception):
                 results[i] = self._refusals.convert_error(result, batch[i])
-            elif self._refusals.refused:
-                self._refusals.confirm_accepted(batch[i])
         return results
 
     async def _repeat(self, commands: list[Command]) -> Sequence[Any]:

@@ -9,12 +9,12 @@ from registry_server.store.failures import NO_ANSWER, NO_CONNECTION, as_unavaila
 from registry_server.store.keys import Keys
 from registry_server.store.lua import Scripts
 
-_SHOWN_SECONDS: Final = 60.0
-"""How long a refusal remains a problem if the command is not sent again, as when no client writes."""
+_SHOWN_SECONDS: Final = 15.0
+"""How long a refusal remains a problem. A success does not end it: the next call of a script may be refused again."""
 
 
 class Refusals:
-    """Commands and scripts that Redis refused, until it accepts them again.
+    """Commands and scripts that Redis refused in the last seconds.
 
     An unreachable Redis is not their problem: the follower reports it once for all.
     """
@@ -23,8 +23,6 @@ class Refusals:
         self._problems = problems
         self._scripts = scripts
         self._keys = keys
-        self.refused: set[str] = set()
-        """Names of scripts and commands."""
 
     def convert_error(self, error: BaseException, command: Sequence[Any]) -> StoreUnavailable:
         """Convert what a command raised, and report it as a problem if Redis refused the command."""
@@ -37,17 +35,8 @@ class Refusals:
         unavailable = as_unavailable(error, name, key)
         fault = unavailable.fault
         if fault is not None and fault.cause not in {NO_ANSWER, NO_CONNECTION}:
-            operation = script or name.lower()
-            self.refused.add(operation)
-            self._problems.report(f"store_{operation}", str(fault), seconds=_SHOWN_SECONDS)
+            self._problems.report(f"store_{script or name.lower()}", str(fault), seconds=_SHOWN_SECONDS)
         return unavailable
-
-    def confirm_accepted(self, command: Sequence[Any]) -> None:
-        """End the problem of a command that Redis accepts."""
-        operation = self._script_of(command) or str(command[0]).lower()
-        if operation in self.refused:
-            self.refused.discard(operation)
-            self._problems.resolve(f"store_{operation}")
 
     def _script_of(self, command: Sequence[Any]) -> str:
         return self._scripts.names.get(command[1], "") if command[0] == "EVALSHA" else ""
