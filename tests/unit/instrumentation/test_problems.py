@@ -10,17 +10,23 @@ POLICY = "store_maxmemory_policy"
 
 
 def test_problem_is_logged_when_it_begins_changes_and_ends() -> None:
-    problems = Problems()
+    now = 0.0
+    problems = Problems(lambda: now)
     with capture_logs() as logs:
         for text in ("allkeys-lru", "allkeys-lru", "volatile-lru"):
             problems.report(POLICY, text)
-        assert problems.active == {POLICY: "volatile-lru"}
+            now += 1
+        problems.report(POLICY, "within the same second")
+        now += 0.5
+        problems.report(POLICY, "changes too often to be logged")
+        assert problems.active == {POLICY: "within the same second"}
         problems.resolve(POLICY)
         problems.resolve(POLICY)
     assert problems.active == {}
     assert [(log["log_level"], log.get("text")) for log in logs] == [
         ("warning", "allkeys-lru"),
         ("warning", "volatile-lru"),
+        ("warning", "within the same second"),
         ("info", None),
     ]
     assert {log["problem"] for log in logs} == {POLICY}
