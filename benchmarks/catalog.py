@@ -106,7 +106,8 @@ async def _stall(report: Report, registry: ServiceRegistry) -> None:
     wires = []
     for i in range(_SWEPT_PAGES):
         request.page_size = i % MAX_PAGE_SIZE + 1
-        request.page_token = encode_page_token(scope, f"A{i // MAX_PAGE_SIZE}")
+        secret = registry._replica.secret  # noqa: SLF001 - forged, because no client asks for so many pages
+        request.page_token = encode_page_token(secret, scope, f"A{i // MAX_PAGE_SIZE}")
         wires.append(request.SerializeToString())
         page = await registry.find_page(request, wire=wires[-1])
         assert page.total_size == 1

@@ -187,7 +187,7 @@ class Discovery:
             fitting = sum(end <= self._limits.page_bytes for end in accumulate(sizes))
             records = records[: fitting or 1]
         has_more = start + len(records) < len(query.names)
-        token = encode_page_token(query.filter.key, records[-1].name) if has_more else ""
+        token = encode_page_token(self._replica.secret, query.filter.key, records[-1].name) if has_more else ""
         return Page(query, records, token, *self._freshness)
 
     def _evict_queries(self) -> None:

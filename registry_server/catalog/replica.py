@@ -1,6 +1,7 @@
 """``Replica``: this process's in-memory copy of the registry."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -65,6 +66,8 @@ class Replica:
         self.budgets = budgets or ChangeBudgets()
         """Limits of the changes of one owner."""
         self.position = Position("", 0)
+        self.secret = secrets.token_bytes(32)
+        """Authenticates page tokens. The processes of one registry share it through the store."""
         self.total_capabilities = 0
         self.on_position_changed: list[Callable[[], None]] = []
         """Called after every change of ``position``."""

@@ -62,9 +62,9 @@ def page_size(requested: int, violations: list[Violation]) -> int:
     return min(requested, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
 
-def page_start(scope: bytes, token: str, violations: list[Violation]) -> str:
+def page_start(secret: bytes, scope: bytes, token: str, violations: list[Violation]) -> str:
     """Return the last name of the previous page, or an empty string for the first page."""
-    return rules.parse_optional(partial(decode_page_token, scope), token, "page_token", violations) or ""
+    return rules.parse_optional(partial(decode_page_token, secret, scope), token, "page_token", violations) or ""
 
 
 def check_types(types: Sequence[int], violations: list[Violation]) -> None:

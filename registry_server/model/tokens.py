@@ -1,7 +1,12 @@
-"""Opaque tokens that clients send back: watch cursors and page tokens."""
+"""Opaque tokens that clients send back: watch cursors and page tokens.
+
+Page tokens are authenticated. Cursors are not: a forged one starts no watch that an old one could not start, and one of
+a later revision waits in a place of the caller's share.
+"""
 
 import base64
 import hashlib
+import hmac
 import re
 from typing import NamedTuple
 
@@ -9,7 +14,8 @@ from typing import NamedTuple
 _RESUMABLE = "r"
 _IN_SNAPSHOT = "s"
 _MAX_TOKEN_LENGTH = 1024
-_DIGEST_BYTES = 8
+_CODE_BYTES = 16
+_MAX_KEY_BYTES = 64  # of BLAKE2b
 # int() alone would accept signs, spaces and underscores too.
 _CURSOR = re.compile(rf"([{_RESUMABLE}{_IN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
 
@@ -42,26 +48,33 @@ def decode_cursor(text: str) -> Cursor:
     return Cursor(epoch, int(revision, 16), resumable=kind == _RESUMABLE)
 
 
-def encode_page_token(scope: bytes, last: str) -> str:
-    """Encode the token of the page after the name ``last``. It is valid only for the same ``scope``, the query."""
-    return _encode(_digest(scope) + last.encode())
+def encode_page_token(secret: bytes, scope: bytes, last: str) -> str:
+    """Encode the token of the page after the name ``last``.
+
+    Args:
+        secret: Secret of the registry, which all of its processes share.
+        scope: The query, for which alone the token is valid.
+        last: Last name of the page before.
+    """
+    return _encode(_authenticate(secret, scope, last.encode()) + last.encode())
 
 
-def decode_page_token(scope: bytes, token: str) -> str:
+def decode_page_token(secret: bytes, scope: bytes, token: str) -> str:
     """Return the last name of the previous page.
 
     Raises:
-        ValueError: The token is malformed or belongs to another scope.
+        ValueError: The token is malformed, belongs to another scope, or was not issued by this registry.
     """
     plain = _decode(token)
-    digest, last = plain[:_DIGEST_BYTES], plain[_DIGEST_BYTES:]
-    if digest != _digest(scope) or not last.isascii():
+    code, last = plain[:_CODE_BYTES], plain[_CODE_BYTES:]
+    if not hmac.compare_digest(code, _authenticate(secret, scope, last)):
         raise ValueError("is not a page token of this query; repeat the query without one")
     return last.decode()
 
 
-def _digest(scope: bytes) -> bytes:
-    return hashlib.blake2b(scope, digest_size=_DIGEST_BYTES).digest()
+def _authenticate(secret: bytes, scope: bytes, last: bytes) -> bytes:
+    text = b"%d:%b%b" % (len(scope), scope, last)
+    return hashlib.blake2b(text, digest_size=_CODE_BYTES, key=secret[:_MAX_KEY_BYTES]).digest()
 
 
 def _encode(plain: bytes) -> str:

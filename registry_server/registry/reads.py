@@ -111,7 +111,7 @@ class RegistryReads:
         violations: list[Violation] = []
         filter_ = compile_filter(request.filter, "filter", violations)
         size = requests.page_size(request.page_size, violations)
-        after = requests.page_start(filter_.key, request.page_token, violations)
+        after = requests.page_start(self._replica.secret, filter_.key, request.page_token, violations)
         requests.check_not_negative(request.min_revision, "min_revision", violations)
         if request.consistency not in Consistency.values():
             violations.append(Violation("consistency", f"{request.consistency} is not a Consistency"))
@@ -162,11 +162,13 @@ class RegistryReads:
         """Return a page of the distinct capabilities, ordered by name."""
         violations: list[Violation] = []
         size = requests.page_size(page_size, violations)
-        after = requests.page_start(_CAPABILITIES_PAGE_SCOPE, page_token, violations)
+        after = requests.page_start(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, page_token, violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         summaries, has_more = self._capabilities.page(after, size)
-        token = encode_page_token(_CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if has_more else ""
+        token = (
+            encode_page_token(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if has_more else ""
+        )
         return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
 
     def get_stats(self) -> RegistryStats:

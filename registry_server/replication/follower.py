@@ -185,13 +185,19 @@ class Follower:
     async def _follow(self) -> None:
         if not self.loaded:
             await self._store.open()
+            await self._share_secret()
             await self._load()
         else:
             await self._store.reconnect()
+            await self._share_secret()
             await self._verify_newest()
         while True:
             await self._follow_once()
             self._set_connected()
+
+    async def _share_secret(self) -> None:
+        """Take over the registry's secret, or give it back to a store that has lost it."""
+        self._replica.secret = await self._store.reader.share_secret(self._replica.secret)
 
     async def _verify_newest(self) -> None:
         """Check, after a reconnect, that our newest revision is still the same change in the store.
@@ -215,6 +221,7 @@ class Follower:
             await self._read_events(wait=self.connected)
         if self._broken is not None:  # also if the store disconnected during the previous attempt
             await self._recover(self._broken)
+            await self._share_secret()
             self._broken, self._rewritten, self._must_reload = None, False, False
             await self._read_events(wait=False)
             if self._broken is not None:  # reading it again and again would not help

@@ -36,6 +36,8 @@ class Keys(NamedTuple):
     """hash: the repair in progress (process, deadline, state that was found); deleted when the repair ends."""
     merged: str
     """hash: epoch merged into another one to the newest common revision, and the newest revision that was merged."""
+    secret: str
+    """string: random bytes that authenticate page tokens."""
 
     @classmethod
     def under(cls, prefix: str) -> "Keys":

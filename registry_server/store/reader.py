@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from registry_server.errors import StoreUnavailable
 from registry_server.store.commands import Commands
 from registry_server.store.connecting import Connections
@@ -50,6 +52,18 @@ class StoreReader:
         with translate_errors("MGET", self._keys.epoch):
             # A revision that is no number is behind that of any process, as in the scripts.
             return Position((epoch or b"").decode(), int(revision) if revision and revision.isdigit() else 0)
+
+    async def share_secret(self, own: bytes) -> bytes:
+        """Return the secret of the registry; store ``own`` if there is none."""
+        key = self._keys.secret
+        try:
+            stored: bytes | None = await self._commands.run_command("GET", key)
+            if stored is None:
+                await self._commands.run_command("SET", key, own, "NX")
+                stored = await self._commands.run_command("GET", key)
+        except (StoreUnavailable, ResponseError):
+            return own  # only tokens of other processes are refused, until the next connect
+        return stored or own
 
     async def resolve_head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:
         """Return the newest position; start a new epoch if the history cannot continue and no repair is in progress.

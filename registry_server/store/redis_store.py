@@ -152,7 +152,7 @@ class RedisStore:
             await self._commands.load_scripts()
             keys = self.keys
             answer = await self._commands.run_script(
-                "access", keys=(keys.members, keys.repair, keys.merged, keys.document_prefix)
+                "access", keys=(keys.members, keys.repair, keys.merged, keys.secret, keys.document_prefix)
             )
             if faults := find_faults(answer):
                 raise ConfigurationError(explain_faults(faults, keys))

@@ -509,3 +509,16 @@ async def test_every_answer_shows_exactly_the_state_at_its_revision(server: Serv
         state = states[answer.revision]
         assert names(answer) == sorted(name for name, version in state.items() if version.startswith(f"{major}."))
         assert answer.total_size == len(answer.services)
+
+
+async def test_page_tokens_are_valid_in_all_processes_of_a_registry_only(redis: RedisProcess) -> None:
+    async with running(redis.url) as first, running(redis.url) as second:
+        for name in "abc":
+            await register(first, small_service(name))
+        token = (await discover(first, page_size=1)).next_page_token
+        assert names(await discover(second, page_size=1, page_token=token, min_revision=3)) == ["b"]
+    async with running(redis.url) as restarted:
+        assert names(await discover(restarted, page_size=1, page_token=token)) == ["b"]
+    async with running(redis.url, redis={"key_prefix": "another:services"}) as another:
+        refused = await failure(discover(another, page_size=1, page_token=token))
+        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_token"])

@@ -1,9 +1,10 @@
 -- Verifies that the caller may run the commands of the registry on its keys, and that the keys have the right types.
--- KEYS[12] members  KEYS[13] repair  KEYS[14] merged  KEYS[15] document of a service without a name
+-- KEYS[12] members  KEYS[13] repair  KEYS[14] merged  KEYS[15] secret
+-- KEYS[16] document of a service without a name
 -- Returns  for each call that fails: command, key, error
 -- Nothing changes. Redis checks permissions before arguments, so a write has arguments that Redis then rejects, or the
 -- empty name, which no service has. The caller ignores errors about arguments.
-local MEMBERS, REPAIR, MERGED, DOCUMENT = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local MEMBERS, REPAIR, MERGED, SECRET, DOCUMENT = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local failures = {}
 
 local function try(command, ...)
@@ -22,7 +23,7 @@ for _, key in ipairs({REVISION, SWEEP}) do
     failures[#failures + 1] = {'GET', key, 'DAMAGED the value is not a number'}
   end
 end
-for _, key in ipairs({REVISION, EPOCH, SWEEP, DOCUMENT}) do
+for _, key in ipairs({REVISION, EPOCH, SWEEP, SECRET, DOCUMENT}) do
   try('GET', key)
   try('SET', key, '', 'rejected')
 end

@@ -36,6 +36,9 @@ class Catalog:
         self.stale = False
         self.set_stale(stale=False)
 
+    def token(self, filter_: Filter, after: str) -> str:
+        return encode_page_token(self.replica.secret, filter_.key, after)
+
     def set_stale(self, *, stale: bool) -> None:
         self.stale = stale
         self.discovery.set_stale(stale=stale)
@@ -81,7 +84,7 @@ class Catalog:
         page = remaining[: query.page_size]
         return DiscoverServicesResponse(
             services=[self.expected_records[name].message() for name in page],
-            next_page_token=encode_page_token(filter_.key, page[-1]) if len(remaining) > len(page) else "",
+            next_page_token=self.token(filter_, page[-1]) if len(remaining) > len(page) else "",
             total_size=len(names),
             revision=self.replica.revision,
             stale=self.stale,
@@ -171,7 +174,7 @@ async def check_all_queries(catalog: Catalog) -> None:
     for query in QUERIES:
         after, more = "", True
         while more:
-            request = request_for(query.page_size, after and encode_page_token(compiled(query).key, after))
+            request = request_for(query.page_size, after and catalog.token(compiled(query), after))
             request.filter.CopyFrom(query.filter)
             expected = catalog.expected_answer(request, after)
             assert catalog.cached_answer(request) in (None, expected)
@@ -358,8 +361,8 @@ async def paged_catalog() -> tuple[Catalog, list[DiscoverServicesRequest]]:
     pages = []
     after = ""
     for _ in range(3):
-        key = compiled(request_for(tags=["x"])).key
-        pages.append(request_for(2, encode_page_token(key, after) if after else "", tags=["x"]))
+        filter_ = compiled(request_for(tags=["x"]))
+        pages.append(request_for(2, catalog.token(filter_, after) if after else "", tags=["x"]))
         after = (await catalog.answer(pages[-1], after)).services[-1].name
     assert all(map(catalog.cached_answer, pages))
     return catalog, pages

@@ -10,6 +10,8 @@ from registry_server.errors import InvalidRequest
 from registry_server.model import requests, rules
 from registry_server.model.tokens import Cursor, decode_cursor, encode_cursor, encode_page_token
 
+SECRET = b"secret"
+
 
 def fields_of(check: Callable[[list[Violation]], Any]) -> list[str]:
     violations = list[Violation]()
@@ -72,14 +74,14 @@ def test_negative_page_size_is_refused() -> None:
 def test_page_starts_after_the_name_in_its_token() -> None:
     violations = list[Violation]()
 
-    assert requests.page_start(b"scope", "", violations) == ""
-    assert requests.page_start(b"scope", encode_page_token(b"scope", "name"), violations) == "name"
+    assert requests.page_start(SECRET, b"scope", "", violations) == ""
+    assert requests.page_start(SECRET, b"scope", encode_page_token(SECRET, b"scope", "name"), violations) == "name"
     assert violations == []
 
 
-@pytest.mark.parametrize("token", ["junk", encode_page_token(b"another scope", "name")])
+@pytest.mark.parametrize("token", ["junk", encode_page_token(SECRET, b"another scope", "name")])
 def test_page_token_of_another_query_is_refused(token: str) -> None:
-    assert fields_of(lambda violations: requests.page_start(b"scope", token, violations)) == ["page_token"]
+    assert fields_of(lambda violations: requests.page_start(SECRET, b"scope", token, violations)) == ["page_token"]
 
 
 def test_cursor_is_decoded_if_present() -> None:

@@ -487,3 +487,25 @@ async def test_interrupted_repair_completes_after_the_reconnect(
     await wait_repaired(process)
     assert process.replica.position == before
     assert process.follower.resyncs == 0
+
+
+async def test_secret_returns_to_a_store_that_lost_it(
+    redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
+) -> None:
+    await process.catch_up()
+    secret = process.replica.secret
+    assert await client.get(writer.store.keys.secret) == secret
+
+    await client.flushall()
+    await wait_repaired(process)
+
+    await eventually_stored(client, writer.store.keys.secret, secret)
+    async with FollowerProcess(redis.url).running() as other:
+        await other.catch_up()
+        assert other.replica.secret == secret
+
+
+async def eventually_stored(client: Redis, key: str, value: bytes) -> None:
+    async with asyncio.timeout(10):
+        while await client.get(key) != value:
+            await asyncio.sleep(0.01)
