@@ -43,6 +43,12 @@ def check_directory(data_dir: Path) -> None:
             f"data_dir: {manifest} is missing or empty, and without it Redis would discard the data in "
             f"{', '.join(parts)}; {_restore_manifest(directory)}"
         )
+    for name, match in parts.items():
+        if match["kind"] == "base" and (directory / name).stat().st_size == 0:
+            raise ConfigurationError(
+                f"data_dir: {directory / name} is empty, and Redis would start without the data that it held; "
+                f"{_restore_file(directory / name, manifest)}"
+            )
     if not listed and not (data_dir / _OLD_FILE).exists():
         require_unmarked(data_dir, "its append-only file is missing")
 
@@ -117,6 +123,11 @@ def _restore_manifest(directory: Path) -> str:
     return f"restore it from a backup, or with: printf {shlex.quote(lines)} > {shlex.quote(str(directory / _MANIFEST))}"
 
 
+def _restore_file(path: Path, manifest: Path) -> str:
+    command = shlex.join(["sed", "-i.bak", f"/^file {path.name} /d", str(manifest)])
+    return f"restore {path} from a backup, or continue without what it held after: rm -f {shlex.quote(str(path))}; {command}"
+
+
 def _cut(found: re.Match[str], data_dir: Path, binary: Path) -> str:
     path = _path(found["file"], data_dir)
     for name in _CHECK_TOOLS:
@@ -134,9 +145,7 @@ def _newer_version(*_: object) -> str:
 
 
 def _missing_file(found: re.Match[str], data_dir: Path, _: Path) -> str:
-    path, manifest = _path(found["file"], data_dir), data_dir / _DIRECTORY / _MANIFEST
-    command = shlex.join(["sed", "-i.bak", f"/^file {path.name} /d", str(manifest)])
-    return f"restore {path} from a backup, or continue without what it held after: {command}"
+    return _restore_file(_path(found["file"], data_dir), data_dir / _DIRECTORY / _MANIFEST)
 
 
 def _bad_manifest(_found: re.Match[str], data_dir: Path, _binary: Path) -> str:

@@ -105,6 +105,17 @@ async def test_start_ends_with_code_2_and_one_sentence(
     assert PASSWORD not in line
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_damaged_data_of_the_embedded_redis_ends_the_start(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "appendonly.aof").write_text("this is no append-only file\n" * 10)
+
+    (line,) = await run_until_refused(f"--data-dir={tmp_path}", f"--workers={workers}")
+
+    assert line.startswith(f"ossa-registry: data_dir: {tmp_path}: ")
+    assert "Bad file format reading the append only file" in line
+    assert "--fix" in line
+
+
 @pytest.mark.parametrize("prepare", [refused_right, key_of_another_type])
 async def test_embedded_use_raises_the_error_without_a_group(
     redis: RedisProcess, prepare: Callable[[RedisProcess], Awaitable[str]]
@@ -168,3 +179,30 @@ async def test_documented_rights_suffice_for_workers_sweeps_and_repairs(redis: R
                     await asyncio.sleep(0.02)
             await stub.UnregisterService(pb.UnregisterServiceRequest(name="kept"))
         assert await client.execute_command("ACL", "LOG") == []
+
+
+async def revoke_all(redis: RedisProcess) -> None:
+    await set_rights(redis, "-@all")
+
+
+async def kill(redis: RedisProcess) -> None:
+    redis.kill()
+
+
+async def pause(redis: RedisProcess) -> None:
+    redis.pause()
+
+
+@pytest.mark.own_redis
+@pytest.mark.parametrize("fail", [revoke_all, kill, pause])
+async def test_stop_without_redis_shows_no_traceback(
+    redis: RedisProcess, fail: Callable[[RedisProcess], Awaitable[None]]
+) -> None:
+    url = await set_rights(redis)
+    async with ServerProcess(f"--redis.url={url}", "--health-check.enabled=true", "--redis.timeout-ms=500") as server:
+        await fail(redis)
+        await asyncio.sleep(2)
+        assert await server.stop() == 0
+    assert [line for line in server.log if "level" not in line] == [], "every line is a log record"
+    assert "Traceback" not in str(server.log)
+    assert server.log[-1]["event"] == "stopped"

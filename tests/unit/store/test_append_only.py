@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from registry_server.errors import ConfigurationError
 from registry_server.instrumentation.problems import Problems
-from registry_server.store.append_only import explain_failure
+from registry_server.store.append_only import check_directory, explain_failure
 from registry_server.store.embedded import EmbeddedRedis
 from tests.support.waiting import TIMEOUT_SECONDS, until
 
@@ -85,6 +85,10 @@ def empty_manifest(data_dir: Path) -> None:
     (data_dir / MANIFEST).write_bytes(b"")
 
 
+def empty_base(data_dir: Path) -> None:
+    next(data_dir.glob(f"{DIRECTORY}/*.base.*")).write_bytes(b"")
+
+
 def corrupt_manifest(data_dir: Path) -> None:
     (data_dir / MANIFEST).write_bytes(bytes(80))
 
@@ -100,6 +104,7 @@ RECOVERABLE: dict[str, tuple[Callable[[Path], None], str, range]] = {
     "manifest empty": (empty_manifest, "manifest is missing or empty", range(2 * KEYS, 2 * KEYS + 1)),
     "manifest corrupted": (corrupt_manifest, "FATAL AOF MANIFEST FILE ERROR", range(2 * KEYS, 2 * KEYS + 1)),
     "increment missing": (lambda path: increment(path).unlink(), "incr.aof", range(KEYS, KEYS + 1)),
+    "base empty": (empty_base, "base.rdb is empty", range(KEYS, KEYS + 1)),
     "base missing": (lambda path: next(path.glob(f"{DIRECTORY}/*.base.*")).unlink(), "base.rdb", range(KEYS, KEYS + 1)),
 }
 
@@ -147,6 +152,17 @@ async def test_incomplete_last_command_is_removed_and_reported(data_dir: Path) -
 
     (warning,) = [entry for entry in logs if entry["event"] == "append-only file truncated"]
     assert re.fullmatch(rf"{re.escape(file.name)} at offset \d+", warning["position"])
+
+
+def test_manifest_of_several_bases_can_only_be_restored_from_a_backup(data_dir: Path) -> None:
+    """After a rewrite only the manifest knows which files the new base replaces."""
+    directory = data_dir / DIRECTORY
+    directory.mkdir(parents=True)
+    for name in ("appendonly.aof.1.base.rdb", "appendonly.aof.2.base.rdb", "appendonly.aof.3.incr.aof", "temp-1.rdb"):
+        (directory / name).write_text("data")
+
+    with pytest.raises(ConfigurationError, match=rf"; restore {directory} from a backup$"):
+        check_directory(data_dir)
 
 
 def remove_files(data_dir: Path) -> None:
