@@ -29,8 +29,9 @@ _HEADER_TOO_LARGE = "the header of the answer is too large"
 _DEGRADED = "the service reports that it is degraded"
 
 _MAX_CACHED_BODIES = 1_024
-_MAX_HEADERS = 128
-_MAX_HEADER_BYTES = 8_190
+# Header lines are held in memory, twice, until the header is complete; an owner may have hundreds of probes in flight.
+_MAX_HEADERS = 64
+_MAX_HEADER_BYTES = 4_096
 # Receive buffer of the kernel, which doubles the number for its own needs. asyncio reads up to 256 KiB at once: without
 # this limit every large body would cost that much, only to be discarded.
 _RECEIVE_BUFFER_BYTES: Final = 8_192

@@ -151,6 +151,7 @@ HTTP = [
     ),
     Http("a header line of 20 KB", respond(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"), FAILED, TOO_LARGE),
     Http("a reason of 20 KB", respond(b"HTTP/1.1 200 " + b"a" * 20_000 + b"\r\n\r\n"), FAILED, TOO_LARGE),
+    Http("100 header lines", respond(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 100 + b"\r\n"), FAILED, TOO_LARGE),
     Http("1,000 header lines", respond(b"HTTP/1.1 200 OK\r\n" + b"X: a\r\n" * 1_000 + b"\r\n"), FAILED, TOO_LARGE),
     # Details
     Http(
