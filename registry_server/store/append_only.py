@@ -124,8 +124,9 @@ def _restore_manifest(directory: Path) -> str:
 
 
 def _restore_file(path: Path, manifest: Path) -> str:
-    command = shlex.join(["sed", "-i.bak", f"/^file {path.name} /d", str(manifest)])
-    return f"restore {path} from a backup, or continue without what it held after: rm -f {shlex.quote(str(path))}; {command}"
+    remove = shlex.join(["rm", "-f", str(path)])
+    unlist = shlex.join(["sed", "-i.bak", f"/^file {path.name} /d", str(manifest)])
+    return f"restore {path} from a backup, or continue without what it held after: {remove}; {unlist}"
 
 
 def _cut(found: re.Match[str], data_dir: Path, binary: Path) -> str:
