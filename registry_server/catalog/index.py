@@ -1,8 +1,9 @@
 """``Index``: an inverted index from terms to the names of services."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Final
 
+from registry_server.catalog.sorted_names import SortedNames
 from registry_server.model.filters import Filter
 from registry_server.model.record import SEPARATOR, Record
 
@@ -19,6 +20,8 @@ class Index:
     def __init__(self) -> None:
         self._postings: dict[str, dict[str, set[str] | str]] = {}
         self._capability_versions: dict[str, set[str]] = {}
+        self.capabilities = SortedNames()
+        """Distinct names of capabilities."""
 
     def add_record(self, record: Record) -> None:
         """Add a service that is not in the index."""
@@ -47,10 +50,6 @@ class Index:
     def distinct(self, kind: str) -> int:
         """Return the number of distinct terms of a kind, which is a term's first letter."""
         return len(self._postings.get(kind, ()))
-
-    def values(self, kind: str) -> Iterator[str]:
-        """Return the distinct values of a kind, unordered."""
-        return (term[2:] for term in self._postings.get(kind, ()))
 
     def capability_versions(self, capability: str) -> Iterable[str]:
         """Return the distinct versions of a capability that services offer, unordered."""
@@ -85,6 +84,8 @@ class Index:
                 if term[0] == "k":
                     capability, _, version = term[2:].partition(SEPARATOR)
                     self._capability_versions.setdefault(capability, set()).add(version)
+                elif term[0] == "c":
+                    self.capabilities.add(term[2:])
             elif isinstance(posting, str):
                 postings[term] = {posting, name}
             else:
@@ -104,3 +105,5 @@ class Index:
                 versions.discard(version)
                 if not versions:
                     del self._capability_versions[capability]
+            elif term[0] == "c":
+                self.capabilities.remove(term[2:])

@@ -159,7 +159,7 @@ class Api:
         size = query.page_size()
         query.check()
         with rest_names():
-            page = self._registry.list_capabilities(size, query.text("pageToken"))
+            page = await self._registry.list_capabilities(size, query.text("pageToken"))
         document = {
             "capabilities": [message_document(summary) for summary in page.capabilities],
             "count": len(page.capabilities),

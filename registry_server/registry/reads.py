@@ -49,7 +49,7 @@ class RegistryReads:
         self._follower = follower
         self._writes = writes
         self._clock = clock
-        self._capabilities = Capabilities(replica)
+        self._capabilities = Capabilities(replica, discovery.slices)
 
     async def get(self, name: str, *, min_revision: int = 0, wait_seconds: float = REPLICA_WAIT_SECONDS) -> Record:
         """Return a service.
@@ -158,14 +158,14 @@ class RegistryReads:
             bookmark_interval=interval,
         )
 
-    def list_capabilities(self, page_size: int = 0, page_token: str = "") -> ListCapabilitiesResponse:
+    async def list_capabilities(self, page_size: int = 0, page_token: str = "") -> ListCapabilitiesResponse:
         """Return a page of the distinct capabilities, ordered by name."""
         violations: list[Violation] = []
         size = requests.page_size(page_size, violations)
         after = requests.page_start(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, page_token, violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        summaries, has_more = self._capabilities.page(after, size)
+        summaries, has_more = await self._capabilities.page(after, size)
         token = (
             encode_page_token(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if has_more else ""
         )

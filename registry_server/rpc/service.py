@@ -151,7 +151,7 @@ class RegistryRpc:
 
     @rpc(READ)
     async def list_capabilities(self, request: pb.ListCapabilitiesRequest, _: RpcCall) -> pb.ListCapabilitiesResponse:
-        return self._registry.list_capabilities(request.page_size, request.page_token)
+        return await self._registry.list_capabilities(request.page_size, request.page_token)
 
     @rpc(READ)
     async def get_stats(self, _: pb.GetStatsRequest, __: RpcCall) -> pb.GetStatsResponse:

@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistrySta
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
+from registry_server.catalog.slices import Slices
 from registry_server.catalog.statistics import Capabilities, registry_stats
 from registry_server.model.record import Record
 from registry_server.store import Position
@@ -28,10 +30,10 @@ def offering(*capabilities: str, **fields: Any) -> dict[str, Any]:
 class Catalog:
     """A replica changed by the test."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, slice_seconds: float = 10.0, **limits: int) -> None:
         self.replica = Replica(history_length=10)
         self.replica.start_at([], Position("epoch", 0))
-        self.capabilities = Capabilities(self.replica, **limits)
+        self.capabilities = Capabilities(self.replica, Slices(slice_seconds), **limits)
 
     def put_service(self, name: str, **fields: Any) -> None:
         revision = self.replica.revision + 1
@@ -53,8 +55,8 @@ class Catalog:
             )
         )
 
-    def summary(self, capability: str) -> CapabilitySummary:
-        page, _ = self.capabilities.page("", 1000)
+    async def summary(self, capability: str) -> CapabilitySummary:
+        page, _ = await self.capabilities.page("", 1000)
         return next(summary for summary in page if summary.name == capability)
 
 
@@ -99,43 +101,43 @@ def test_stats_equal_counts_over_all_services(services: dict[str, Any], removed:
     )
 
 
-def test_summary_lists_versions_and_services_in_order() -> None:
+async def test_summary_lists_versions_and_services_in_order() -> None:
     catalog = Catalog()
     catalog.put_service("c", **offering("read@2.0.0"))
     catalog.put_service("a", **offering("read@10.0.0", "read", "write"))
     catalog.put_service("b", **offering("read@2.0.0"))
 
-    assert catalog.summary("read") == CapabilitySummary(
+    assert (await catalog.summary("read")) == CapabilitySummary(
         name="read", versions=["10.0.0", "2.0.0"], service_names=["a", "b", "c"], service_count=3
     )
 
 
-def test_description_is_that_of_the_first_service_with_one() -> None:
+async def test_description_is_that_of_the_first_service_with_one() -> None:
     catalog = Catalog()
     catalog.put_service("a", **offering("read@1"))
     catalog.put_service("c", **offering("read@1 of-c"))
     catalog.put_service("b", **offering("write@1 no", "read@1", "read@2 of-b"))
 
-    assert catalog.summary("read").description == "of-b"
+    assert (await catalog.summary("read")).description == "of-b"
 
 
-def test_pages_cover_all_capabilities_once() -> None:
+async def test_pages_cover_all_capabilities_once() -> None:
     catalog = Catalog()
     catalog.put_service("a", **offering("e", "c", "a"))
     catalog.put_service("b", **offering("d", "b"))
 
     names, after, more = list[str](), "", True
     while more:
-        page, more = catalog.capabilities.page(after, 2)
+        page, more = await catalog.capabilities.page(after, 2)
         names += [summary.name for summary in page]
         after = names[-1]
 
     assert names == ["a", "b", "c", "d", "e"]
-    assert catalog.capabilities.page("e", 2) == ([], False)
+    assert await catalog.capabilities.page("e", 2) == ([], False)
 
 
 @pytest.mark.parametrize("limit", [0, 30, 60, 10_000])
-def test_oversized_page_ends_early_and_the_next_one_continues(limit: int) -> None:
+async def test_oversized_page_ends_early_and_the_next_one_continues(limit: int) -> None:
     catalog = Catalog(max_page_bytes=limit)
     catalog.put_service(
         "a", **offering(*(f"{name} {'d' * length}" for name, length in zip("abcde", (5, 9, 1, 50, 5), strict=True)))
@@ -143,7 +145,7 @@ def test_oversized_page_ends_early_and_the_next_one_continues(limit: int) -> Non
 
     pages, after, more = list[list[str]](), "", True
     while more:
-        page, more = catalog.capabilities.page(after, 100)
+        page, more = await catalog.capabilities.page(after, 100)
         assert sum(summary.ByteSize() for summary in page) <= limit or len(page) == 1
         pages.append([summary.name for summary in page])
         after = pages[-1][-1]
@@ -152,48 +154,77 @@ def test_oversized_page_ends_early_and_the_next_one_continues(limit: int) -> Non
     assert len(pages) == {0: 5, 30: 4, 60: 3, 10_000: 1}[limit]
 
 
-def test_full_last_page_reports_no_more_pages() -> None:
+async def test_full_last_page_reports_no_more_pages() -> None:
     catalog = Catalog()
     catalog.put_service("a", **offering("one", "two"))
 
-    assert catalog.capabilities.page("", 2)[1] is False
+    assert (await catalog.capabilities.page("", 2))[1] is False
 
 
-def test_summary_lists_limited_names_but_counts_all_services() -> None:
+async def test_summary_lists_limited_names_but_counts_all_services() -> None:
     catalog = Catalog(max_service_names=2)
     for name in "dbca":
         catalog.put_service(name, **offering("read@1"))
 
-    summary = catalog.summary("read")
+    summary = await catalog.summary("read")
 
     assert list(summary.service_names) == ["a", "b"]
     assert summary.service_count == 4
 
 
-def test_summaries_reflect_changes() -> None:
+async def test_summaries_reflect_changes() -> None:
     catalog = Catalog()
     catalog.put_service("a", **offering("read@1 old"))
-    assert catalog.summary("read").description == "old"
+    assert (await catalog.summary("read")).description == "old"
 
     catalog.put_service("a", **offering("read@2 new", "write@1"))
-    assert catalog.summary("read") == CapabilitySummary(
+    assert (await catalog.summary("read")) == CapabilitySummary(
         name="read", versions=["2"], service_names=["a"], service_count=1, description="new"
     )
 
     catalog.put_service("b", **offering("read@3"))
-    assert list(catalog.summary("read").service_names) == ["a", "b"]
+    assert list((await catalog.summary("read")).service_names) == ["a", "b"]
 
     catalog.delete_service("a")
-    page, _ = catalog.capabilities.page("", 10)
+    page, _ = await catalog.capabilities.page("", 10)
     assert [(each.name, list(each.versions)) for each in page] == [("read", ["3"])]
 
 
-def test_summary_is_cached_until_a_service_offering_it_changes() -> None:
+async def test_summary_is_cached_until_a_service_offering_it_changes() -> None:
     catalog = Catalog()
     catalog.put_service("a", **offering("read@1"))
     catalog.put_service("b", **offering("write@1"))
-    kept = catalog.summary("read")
+    kept = await catalog.summary("read")
 
     catalog.put_service("b", **offering("write@2"))
 
-    assert catalog.summary("read") is kept
+    assert (await catalog.summary("read")) is kept
+
+
+async def test_summary_computed_in_slices_is_not_kept_if_a_service_changed_meanwhile() -> None:
+    catalog = Catalog(slice_seconds=0)
+    for name in "abc":
+        catalog.put_service(name, **offering("read@1", "write@1"))
+    pages = [asyncio.create_task(catalog.capabilities.page("", 10)) for _ in range(3)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    catalog.delete_service("a")
+    catalog.put_service("b", **offering("read@2"))
+    await asyncio.gather(*pages)
+
+    assert list((await catalog.summary("read")).service_names) == ["b", "c"]
+    assert list((await catalog.summary("write")).service_names) == ["c"]
+    assert not catalog.capabilities._in_progress
+
+
+async def test_summaries_of_many_services_leave_turns_to_other_tasks() -> None:
+    catalog = Catalog(slice_seconds=0)
+    for i in range(5):
+        catalog.put_service(f"s{i}", **offering(*(f"c{j}" for j in range(10))))
+    page = asyncio.create_task(catalog.capabilities.page("", 10))
+    turns = 0
+    while not page.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns > 10 * 5
