@@ -107,6 +107,14 @@ async def test_refused_credentials_prevent_a_start(
     assert "secret" not in message
 
 
+async def test_missing_password_prevents_a_start(tmp_path: Path) -> None:
+    async with RedisProcess(tmp_path, "--appendonly", "no", password="secret") as process:
+        store = RedisStore(process.url)
+        with pytest.raises(ConfigurationError, match=r"Redis refuses AUTH: NOAUTH .*; correct the user"):
+            await store.open()
+        await store.close()
+
+
 async def test_missing_database_prevents_a_start(redis_process: RedisProcess) -> None:
     store = RedisStore(f"{redis_process.url}/99")
     with pytest.raises(ConfigurationError, match=r"^redis\.url: .*DB index is out of range; correct redis\.url"):
