@@ -221,12 +221,16 @@ class HealthEvaluator:
         except StoreUnavailable:
             raise
         except RegistryError:
-            unchanged = Health()
-            unchanged.CopyFrom(health)
-            unchanged.status = status
-            unchanged.ClearField("status_changed_at")
-            self._results.add_result(verdict.record.name, unchanged.SerializeToString(), renew=verdict.renew)
+            self.store_unchanged(verdict)
             raise
+
+    def store_unchanged(self, verdict: Verdict) -> None:
+        """Store the result without its status change, which renews the lease if the probe did not fail."""
+        health = Health()
+        health.CopyFrom(verdict.health)
+        health.status = verdict.before
+        health.ClearField("status_changed_at")
+        self._results.add_result(verdict.record.name, health.SerializeToString(), renew=verdict.renew)
 
 
 def _notice(transitions: Sequence[Transition]) -> str:

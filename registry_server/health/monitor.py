@@ -223,7 +223,8 @@ class HealthMonitor:
             log.exception("probe result not evaluated", service=name)
             return
         if verdict.changes:
-            self._transitions.add_transition(name, verdict)
+            if not self._transitions.add_transition(name, verdict):
+                self._evaluator.store_unchanged(verdict)
         else:
             self._transitions.discard_transition(name)
 

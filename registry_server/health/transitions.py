@@ -4,18 +4,20 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import structlog
 
-from registry_server.errors import RegistryError
+from registry_server.errors import RegistryError, StoreUnavailable
 from registry_server.health.evaluator import Verdict
 from registry_server.runtime.fair_slots import FairSlots
 
 _MAX_CONCURRENT_COMMITS: Final = 128
 """Further commits would only queue in the store's pipeline. One owner uses less than half."""
 _RETRY_SECONDS: Final = 5.0
-"""When a refused commit is repeated: the next probe, which would repeat it too, may be a day away."""
+_MAX_RETRIES: Final = 500
+"""Refused commits that are repeated at a time: an attempt costs about as much as a call."""
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +26,8 @@ class Transitions:
     """Holds the newest transition of each service until it is committed, one at a time per service.
 
     The queue is therefore bounded by the number of services, however slow the store is. The owners of the services
-    share the commits fairly. A transition that is refused is repeated until a newer result replaces it.
+    share the commits fairly. A transition that a limit refuses is repeated after a while, in its newest form; the next
+    probe would repeat it too, but too soon or only a day later.
     """
 
     def __init__(
@@ -54,14 +57,21 @@ class Transitions:
         self._in_flight: set[str] = set()
         self._refused: dict[str, Verdict] = {}
 
-    def add_transition(self, name: str, verdict: Verdict) -> None:
-        """Queue a transition; it replaces a pending one of the same service."""
-        self._refused.pop(name, None)
+    def add_transition(self, name: str, verdict: Verdict) -> bool:
+        """Queue a transition; it replaces a pending one of the same service.
+
+        Returns:
+            Whether it is committed as soon as possible; False if it waits because an earlier one was refused.
+        """
+        if name in self._refused:
+            self._refused[name] = verdict
+            return False
         self._pending[name] = verdict
         if name not in self._in_flight and name not in self._queued and self._group is not None:
             start = partial(self._start_commit, self._group, name, verdict.owner)
             if ticket := self._slots.request(verdict.owner, start):
                 self._queued[name] = verdict.owner, ticket
+        return True
 
     def discard_transition(self, name: str) -> None:
         """Drop the pending transition of a service, because a newer result replaces it or the service was released."""
@@ -78,8 +88,8 @@ class Transitions:
                 try:
                     while True:
                         await asyncio.sleep(self._retry_seconds)
-                        for name, verdict in list(self._refused.items()):
-                            self.add_transition(name, verdict)
+                        for name in list(islice(self._refused, _MAX_RETRIES)):
+                            self.add_transition(name, self._refused.pop(name))
                 finally:
                     self._group = None
                     for name in list(self._queued):  # none may start while the group ends
@@ -105,10 +115,10 @@ class Transitions:
             return
         try:
             await self._commit(verdict)
-        except RegistryError as error:  # a limit is reached or the store became unavailable
+        except RegistryError as error:
             log.debug("status change not committed", service=name, reason=str(error))
-            if name not in self._pending:
-                self._refused[name] = verdict
+            if not isinstance(error, StoreUnavailable):  # after an outage, earlier results do not count
+                self._refused[name] = self._pending.pop(name, verdict)
         except Exception:
             # A bug must cost one result, not all of them.
             log.exception("status change not committed", service=name)

@@ -20,6 +20,7 @@ from registry_server.probes import Outcome, OutcomeKind
 from registry_server.runtime.fair_slots import FairSlots
 from registry_server.runtime.tasks import cancel
 from registry_server.security.identity import CALLER_KEY, NO_KEY, Identity, Role, current_identity
+from registry_server.security.limits import Shares
 from tests.support.endpoints import BROKEN, FINE, Agent, agents
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -196,6 +197,23 @@ async def test_result_counts_after_an_unrelated_change_during_the_probe(redis: R
 
 
 # Limits.
+
+
+async def test_service_whose_status_change_is_refused_keeps_its_lease(redis: RedisProcess, agent: Agent) -> None:
+    async with open_process(redis, interval_ms=200, timeout_ms=200) as process:
+        process.monitor._transitions._retry_seconds = 0.5
+        await process.register("a", agent.endpoint())
+        process.parts.writes._places = Shares(0)
+        ends: set[int] = set()
+        async with asyncio.timeout(TIMEOUT):
+            while len(ends) < 5:
+                await agent.wait_for_requests(len(agent.requests) + 1)
+                _, end = await process.registry.health("a")
+                assert end is not None
+                ends.add(end.ToNanoseconds())
+        assert process.status("a") == UNKNOWN
+        process.parts.writes._places = Shares(1_000)
+        await until(lambda: process.status("a") == HEALTHY)
 
 
 async def test_due_probes_in_flight_are_bounded_and_all_services_are_probed(redis: RedisProcess, agent: Agent) -> None:
