@@ -31,7 +31,7 @@ from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.security.authenticator import CertificateNames, Credentials
 from registry_server.security.identity import current_identity
-from registry_server.security.limits import CallSlot
+from registry_server.security.limits import SMALL_REQUEST_BYTES, CallSlot
 
 MAX_WAIT_SECONDS: Final = 30.0
 """How long a call without a deadline waits for a revision."""
@@ -167,7 +167,7 @@ class RpcCall(CallScope):
             Overloaded: Too many bytes are in flight.
         """
         awaited = self.method.transport.requests
-        self.waiting = current_call()
+        self.waiting = asyncio.current_task()
         awaited.started(self)
         try:
             wire: Any = await self.context.read()
@@ -178,8 +178,8 @@ class RpcCall(CallScope):
             self.waiting = None
         if wire is grpc.aio.EOF:
             raise InvalidRequest([Violation("(request)", "is missing: the call ended without a message")])
-        if self.slot is not None:
-            self.slot.hold_request(len(wire))
+        if self.slot is not None and len(wire) > SMALL_REQUEST_BYTES:
+            self.slot.hold_bytes(len(wire))
         received: bytes = wire
         return received
 

@@ -10,7 +10,7 @@ from typing import Final, get_args
 import structlog
 
 from registry_server.config import LimitSettings, SecuritySettings
-from registry_server.errors import ConfigurationError, PermissionDenied, Unauthenticated
+from registry_server.errors import ConfigurationError, PermissionDenied, RateLimited, Unauthenticated
 from registry_server.runtime.tasks import cancel
 from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.identity import (
@@ -152,11 +152,15 @@ class Guard:
         """
         if self._spare_rate and not self.in_flight.calls.scarce:
             return
-        default = self._default_limits
-        limits = identity.limits or default
-        rate = limits.requests_per_second
-        setting = "limits.requests_per_second" if rate == default.requests_per_second else "its limits in the policy"
-        self._buckets.take_token(caller.caller_key, rate, limits.burst, setting)
+        limits = identity.limits or self._default_limits
+        try:
+            self._buckets.take_token(caller.caller_key, limits.requests_per_second, limits.burst)
+        except RateLimited as error:
+            rate = limits.requests_per_second
+            is_default = rate == self._default_limits.requests_per_second
+            setting = "limits.requests_per_second" if is_default else "limits in the policy"
+            reason = f"limit of {rate:g} calls a second reached ({setting})"
+            raise RateLimited(error.retry_after, reason) from None
 
     def charge_guest(self, caller: Caller) -> None:
         """Charge a call that is rejected before its credentials are looked at.
@@ -169,7 +173,7 @@ class Guard:
 
     def places(self, key: tuple[str, str]) -> Places:
         """Return the places for a caller; with a policy, those without a credential have places of their own."""
-        return self._guest_places if self.is_guest(key) else self._places
+        return self._guest_places if key[0] == "none" and self._authenticator is not None else self._places
 
     def is_guest(self, key: tuple[str, str]) -> bool:
         """Return whether the key belongs to callers without a credential although there is a policy."""

@@ -31,14 +31,13 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def take_token(self, caller: Hashable, rate: float, burst: float, setting: str = "") -> None:
+    def take_token(self, caller: Hashable, rate: float, burst: float) -> None:
         """Take a token.
 
         Args:
             caller: Owner of the bucket.
             rate: Tokens added per second.
             burst: Capacity of the bucket.
-            setting: Name of the setting with the rate, for the error.
 
         Raises:
             RateLimited: The bucket is empty.
@@ -47,7 +46,7 @@ class Buckets:
         full_at = max(self._full_at.get(caller, now), now) + 1 / rate
         excess = full_at - now - burst / rate
         if excess > 1e-9:  # noqa: PLR2004 - rounding error of float addition
-            raise RateLimited(excess, f"limit of {rate:g} calls a second reached{setting and f' ({setting})'}")
+            raise RateLimited(retry_after=excess)
         self._full_at[caller] = full_at
 
 
@@ -191,20 +190,12 @@ class CallSlot:
         self._in_flight, self._caller, self._bytes = in_flight, caller, 0
         if not in_flight.calls.take(caller, 1):
             raise in_flight.overloaded()
-        try:
-            self.hold_request(size)
-        except Overloaded:
-            self.release()
-            raise
-
-    def hold_request(self, size: int) -> None:
-        """Count the bytes of the request, unless it is small.
-
-        Raises:
-            Overloaded: The limit is reached.
-        """
         if size > SMALL_REQUEST_BYTES:
-            self.hold_bytes(size)
+            try:
+                self.hold_bytes(size)
+            except Overloaded:
+                self.release()
+                raise
 
     def hold_bytes(self, size: int) -> None:
         """Count more bytes. A single call may exceed the limit if no other bytes are held.
