@@ -25,7 +25,7 @@ class Problems:
         self._monotonic = monotonic
         self._texts: dict[str, str] = {}
         self._ends: dict[str, float] = {}
-        self._changed: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
 
     @property
     def active(self) -> Mapping[str, str]:
@@ -46,9 +46,10 @@ class Problems:
         """
         now = self._monotonic()
         self._ends[key] = now + seconds
-        if self._texts.get(key) != text and now - self._changed.get(key, -math.inf) >= _MIN_LOG_SECONDS:
-            self._texts[key] = text
-            self._changed[key] = now
+        before = self._texts.get(key)
+        self._texts[key] = text
+        if before is None or (before != text and now - self._logged[key] >= _MIN_LOG_SECONDS):
+            self._logged[key] = now
             log.warning("problem reported", problem=key, text=text)
 
     async def keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Rig:
         return "\n".join(self.server.parts.problems.active.values())
 
     async def permit(self, *rules: str) -> None:
+        await self.admin.connection_pool.disconnect()  # Redis may have been restarted
         await self.admin.execute_command("ACL", "SETUSER", "registry", "reset", *registry_acl(PASSWORD), *rules)
 
     async def work(self) -> set[grpc.StatusCode]:
@@ -199,6 +200,66 @@ async def test_commands_forbidden_by_the_oldest_redis_are_named_too(tmp_path: Pa
     async with RedisProcess(tmp_path / "oldest", binary=oldest) as redis, open_rig(redis, policy) as rig:
         for command in ("TIME", "ZADD", "XADD", "XREAD", "EVALSHA"):
             await forbid_and_permit(rig, command)
+
+
+ACCESS = {
+    "keys": (["resetkeys"], "NOPERM"),
+    "password": (["resetpass", ">another"], "WRONGPASS"),
+    "user": (["off"], "WRONGPASS"),
+    "all commands": (["-@all", "+@connection"], "NOPERM"),
+    "writes": (["-@write"], "NOPERM"),
+}
+
+
+@pytest.mark.parametrize("change", ACCESS)
+async def test_lost_access_is_named_until_it_is_granted_again(redis: RedisProcess, policy: Policy, change: str) -> None:
+    rules, cause = ACCESS[change]
+    async with open_rig(redis, policy) as rig:
+        await rig.permit(*rules)
+        await drop_connections(rig)
+        await rig.work()
+        await rig.expect_named(cause)
+        await rig.permit()
+        await rig.expect_recovery()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"-FUTURE no version knows this\r\n" * 50, b"*1\r\n$-5"]
+)
+async def test_answers_that_are_not_those_of_redis_are_survived(
+    redis: RedisProcess, policy: Policy, answer: bytes
+) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError):
+            while await reader.read(65536):
+                writer.write(answer)
+
+    async with open_rig(redis, policy) as rig:
+        await redis.stop()
+        imposter = await asyncio.start_server(answer_all, "127.0.0.1", redis.port)
+        await rig.work()
+        await rig.expect_named("Redis cannot be followed")
+        imposter.close()
+        for writer in writers:
+            writer.close()
+        await redis.start()
+        await rig.permit()
+        await rig.expect_recovery()
+
+
+async def test_command_that_a_restart_disabled_is_named(tmp_path: Path, policy: Policy) -> None:
+    async with RedisProcess(tmp_path / "redis") as redis, open_rig(redis, policy) as rig:
+        for arguments in (("--rename-command", "XREAD", ""), ("--rename-command", "EVALSHA", "OTHER"), ()):
+            redis._args = arguments
+            await redis.restart()
+            await rig.permit()
+            if arguments:
+                await rig.work()
+                await rig.expect_named(arguments[1])
+        await rig.expect_recovery()
 
 
 # Keys that daily work reads: the others belong to repairs, and are written anew.
