@@ -244,7 +244,9 @@ class Follower:
         except _HistoryBroken as error:
             self.report_inconsistency(str(error))
         except DamagedEvent as error:
-            self.report_inconsistency(str(error), reload=True)
+            # The state has the change, unless another program wrote the event.
+            head = await self._store.reader.read_position()
+            self.report_inconsistency(str(error), reload=error.revision <= head.revision)
 
     async def _recover(self, reason: str) -> None:
         certain = True

@@ -36,6 +36,7 @@ class DamagedEvent(Exception):
     """An entry of the event stream cannot be decoded: another program wrote it, or changed it."""
 
     def __init__(self, revision: int) -> None:
+        self.revision = revision
         super().__init__(f"the event of revision {revision} cannot be decoded")
 
 

@@ -387,6 +387,19 @@ async def test_change_by_another_program_is_repaired(redis: RedisProcess, policy
         assert await rig.admin.hget(KEYS.records, untouched) == before[untouched].wire
 
 
+async def test_event_of_another_program_is_named_until_the_stream_is_deleted(
+    redis: RedisProcess, policy: Policy
+) -> None:
+    async with open_rig(redis, policy) as rig:
+        await rig.admin.xadd(KEYS.events, {"foo": "bar"})  # far beyond the newest revision
+        await rig.work()
+        await rig.expect_named("Redis cannot be followed", KEYS.events)
+        await rig.expect_named("XADD in commit.lua", KEYS.events)
+        await rig.admin.delete(KEYS.events)
+        await rig.expect_recovery()
+        assert rig.server.parts.follower.resyncs <= 1
+
+
 async def test_removed_record_is_restored_by_the_write_that_notices_it(redis: RedisProcess, policy: Policy) -> None:
     async with open_rig(redis, policy, lease={"sweep_interval_ms": 60_000}) as rig:
         for call in ("update", "unregister"):
