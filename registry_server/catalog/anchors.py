@@ -79,4 +79,7 @@ class Anchors:
     def changed_since(self, anchors: Iterable[str], tick: int) -> bool:
         """Return whether a change after a tick may affect the subscriber with these anchors."""
         changed_at = self._changed_at
-        return any(changed_at.get(anchor, 0) > tick for anchor in anchors)
+        for anchor in anchors:  # noqa: SIM110 - twice as fast as any(), in a look-up of 1 µs
+            if changed_at.get(anchor, 0) > tick:
+                return True
+        return False

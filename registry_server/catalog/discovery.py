@@ -81,7 +81,7 @@ class Discovery:
         if page is None or page.version != page.query.version:
             return None
         query = page.query
-        if query.tick != self._replica.anchors.tick and not (
+        if not query.is_current() and not (
             self.slices.run_now(self._catch_up(query)) and page.version == query.version
         ):
             return None

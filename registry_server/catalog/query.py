@@ -45,6 +45,16 @@ class Query:
         self._anchors = anchors
         self._subscription = anchors.subscribe(filter_)
 
+    def is_current(self) -> bool:
+        """Return whether no change since the query's tick can affect it; if so, it is then at the current tick."""
+        anchors = self._anchors
+        if self.tick == anchors.tick:
+            return True
+        if self.ended or anchors.changed_since(self._subscription, self.tick):
+            return False
+        self.tick = anchors.tick
+        return True
+
     def catch_up(self, history: History, total: int) -> Iterator[None]:
         """Apply the changes up to the current tick, or end the query if they are not kept; yield after each.
 
@@ -53,10 +63,7 @@ class Query:
             total: Number of services. A query that missed more changes than there are candidates ends, too.
         """
         anchors = self._anchors
-        while self.tick != anchors.tick and not self.ended:
-            if not anchors.changed_since(self._subscription, self.tick):
-                self.tick = anchors.tick
-                return
+        while not self.ended and not self.is_current():
             missed = anchors.tick - self.tick
             change = history.recent(missed)
             if change is None or (

@@ -1,5 +1,6 @@
 """``WatchHub``: opens watches, publishes changes to them and ends them."""
 
+import weakref
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ class WatchHub:
         self._joinable: dict[tuple[Hashable, bytes], WatchGroup] = {}
         self._wakeups = Wakeups()
         self._snapshots: WeakValueDictionary[tuple[bytes, Position], Snapshot] = WeakValueDictionary()
+        self.snapshot_records = 0
+        """Number of services referenced by all open snapshots."""
         self._last_batch: EventBatch | None = None
         self._draining = False
         self.counters = WatchCounters()
@@ -43,11 +46,6 @@ class WatchHub:
     def watchers(self) -> int:
         """Number of open watches."""
         return len(self._group_of)
-
-    @property
-    def snapshot_records(self) -> int:
-        """Number of services referenced by all open snapshots."""
-        return sum(len(snapshot.records) for snapshot in self._snapshots.values())
 
     async def open_watch(
         self,
@@ -146,7 +144,12 @@ class WatchHub:
                 raise Overloaded("snapshots", max_records, f"snapshots of {referenced} services are being sent")
             snapshot = Snapshot([self.replica.records[name] for name in names], key[1])
             self._snapshots[key] = snapshot
+            self.snapshot_records += len(names)
+            weakref.finalize(snapshot, self._release_records, len(names)).atexit = False
         return snapshot
+
+    def _release_records(self, count: int) -> None:
+        self.snapshot_records -= count
 
     def _join_group(self, filter_: Filter) -> WatchGroup:
         """Return a group of the caller for a watcher that starts at the replica's position."""
