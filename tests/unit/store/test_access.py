@@ -107,6 +107,7 @@ async def test_refused_credentials_prevent_a_start(
     assert "secret" not in message
 
 
+@pytest.mark.slow
 async def test_missing_password_prevents_a_start(tmp_path: Path) -> None:
     async with RedisProcess(tmp_path, "--appendonly", "no", password="secret") as process:
         store = RedisStore(process.url)
@@ -170,6 +171,7 @@ async def test_value_that_is_no_number_is_named_at_start(redis_process: RedisPro
     assert f" on {getattr(KEYS, field)}: DAMAGED the value is not a number" in await refusal(redis_process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["EVALSHA", "SCRIPT", "HSCAN", "XADD"])
 async def test_renamed_command_is_named_at_start(tmp_path: Path, command: str) -> None:
     async with RedisProcess(tmp_path, "--rename-command", command, "", "--appendonly", "no") as process:
