@@ -1,6 +1,7 @@
 """``RpcServer``: the gRPC server and its handlers."""
 
 import asyncio
+import resource
 from typing import Final, get_args
 
 import grpc
@@ -20,7 +21,7 @@ from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.service import SERVICE, RegistryRpc
 from registry_server.rpc.tls import server_credentials
 from registry_server.runtime.tasks import cancel
-from registry_server.security.limits import Streams
+from registry_server.security.limits import UNRESERVED_PART, Streams
 from registry_server.security.tls import Certificates
 
 _FINAL_SEND_SECONDS: Final = 0.1
@@ -29,6 +30,7 @@ REJECTION_HEADROOM: Final = 1_000
 """RPCs that gRPC admits above our limit, so that excess callers receive a detailed error."""
 _HANDSHAKE_TIMEOUT_MS: Final = 20_000
 """Time for a new connection to complete TLS and send its HTTP/2 settings."""
+_UNLIMITED_CONNECTIONS: Final = 2**31 - 1
 _MAX_PENDING_CALLS: Final = 3_000
 """Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
 
@@ -153,6 +155,12 @@ def _max_concurrent_rpcs(limits: LimitSettings) -> int:
     return limits.calls + kinds * limits.watches + (1 + kinds) * limits.unauthenticated_calls + REJECTION_HEADROOM
 
 
+def _max_connections() -> int:
+    """Return the limit on connections: with all files open, neither HTTP nor Redis could be reached."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return int(files * UNRESERVED_PART) if files != resource.RLIM_INFINITY else _UNLIMITED_CONNECTIONS
+
+
 def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -165,6 +173,7 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_allowed_incoming_connections", _max_connections()),
         # Two servers sharing a port by accident would each receive half of the calls.
         ("grpc.so_reuseport", int(shared_port)),
         # Server pings detect peers that vanished without closing their connection.

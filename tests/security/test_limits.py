@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
+import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -205,6 +206,37 @@ async def test_idle_keep_alive_stream_is_ended(redis: RedisProcess) -> None:
                 async with asyncio.timeout(20):
                     await call.read()
             assert reason_and_delay(caught.value)[0] == "LIMIT_EXCEEDED"
+
+
+# Connections.
+
+
+async def test_grpc_connections_leave_files_for_http(redis: RedisProcess) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with AsyncExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        try:
+            server = await stack.enter_async_context(running(redis.url))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        host, _, port = server.grpc_address.rpartition(":")
+        connections = [await asyncio.open_connection(host, int(port)) for _ in range(220)]
+
+        async def is_closed(reader: asyncio.StreamReader) -> bool:
+            try:
+                async with asyncio.timeout(2):
+                    return not await reader.read(1)
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        closed = await asyncio.gather(*(is_closed(reader) for reader, _ in connections))
+        assert 200 * 0.7 < closed.count(False) <= 200 * 0.8
+        async with aiohttp.ClientSession(server.http) as session, session.get(STATS) as answer:
+            assert answer.status == 200
+        for _, writer in connections:
+            writer.transport.abort()
 
 
 # Sizes.
