@@ -360,3 +360,30 @@ async def test_certificates_of_a_removed_authority_are_refused(
                     await asyncio.sleep(0.05)
             assert await grpc_code(untrusted) == "UNAVAILABLE"
             assert not await http_accepts(untrusted)
+
+
+async def test_connections_without_a_handshake_are_limited_and_closed(
+    redis: RedisProcess, authority: Authority
+) -> None:
+    http = {"header_timeout_ms": 2_000, "max_connections": 20}
+    async with secured(redis, authority, http=http) as served:
+        host, _, port = served.http_address.rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(40)]
+        try:
+            connector = aiohttp.TCPConnector(ssl=client_context(authority), local_addr=("127.0.0.2", 0))
+            async with (
+                aiohttp.ClientSession(f"https://{served.http_address}", connector=connector) as session,
+                session.get(HEALTH) as answer,
+            ):
+                assert answer.status == 200, "a client of another address is served"
+            async with asyncio.timeout(30):
+                for reader, _ in silent:
+                    assert await reader.read() == b""
+        finally:
+            for _, writer in silent:
+                writer.transport.abort()
+        connector = aiohttp.TCPConnector(ssl=client_context(authority))
+        async with aiohttp.ClientSession(f"https://{served.http_address}", connector=connector) as session:
+            for _ in range(30):
+                async with session.get(HEALTH, headers={"Connection": "close"}) as answer:
+                    assert answer.status == 200
