@@ -2,20 +2,18 @@
 
 import ipaddress
 import resource
-import time
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
 from typing import Final, Protocol
 
 import structlog
 
+from registry_server.admission.request_log import LogBudget
 from registry_server.config import HttpSettings
 from registry_server.security.limits import Shares
 
 _CANDIDATES: Final = 16
 """Oldest connections of an address among which an idle one is searched."""
-_LOG_INTERVAL_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -34,22 +32,20 @@ class Closable(Protocol):
 class Connections:
     """The open connections of a server."""
 
-    def __init__(self, settings: HttpSettings, max_bytes: int, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: HttpSettings, max_bytes: int) -> None:
         """Set the limits.
 
         Args:
             settings: Maximum number of connections.
             max_bytes: Bytes that all connections may hold: headers that are not complete or not handled yet, and
                 answers that their clients do not read.
-            monotonic: Clock for the log.
         """
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.places = Shares(min(settings.max_connections, files // 2))
         """One for each connection, beginning before its TLS handshake."""
         self.bytes = Shares(max_bytes)
         self._open: dict[str, dict[Closable, None]] = {}
-        self._monotonic = monotonic
-        self._logged_at, self._suppressed = float("-inf"), 0
+        self._log_budget = LogBudget()
 
     def accept(self, address: str) -> "Place | None":
         """Return a place for a new connection; ``None`` = close it.
@@ -59,7 +55,7 @@ class Connections:
         """
         network = network_of(address)
         if not self.places.take(network, 1):
-            self.log_closed("http.max_connections", address)
+            self.log("HTTP connection closed", limit="http.max_connections", peer=address)
             oldest = islice(self._open.get(network, ()), _CANDIDATES)
             idle = next((connection for connection in oldest if connection.idle), None)
             if idle is None:
@@ -69,14 +65,11 @@ class Connections:
             idle.force_close()
         return Place(self, network)
 
-    def log_closed(self, limit: str, address: str) -> None:
-        """Log that a connection was closed because of a limit, at most every ten seconds."""
-        now = self._monotonic()
-        if now - self._logged_at < _LOG_INTERVAL_SECONDS:
-            self._suppressed += 1
-            return
-        log.warning("HTTP connection closed", limit=limit, peer=address, suppressed=self._suppressed)
-        self._logged_at, self._suppressed = now, 0
+    def log(self, event: str, **fields: str) -> None:
+        """Log that a connection was closed because of a limit, at a limited rate."""
+        suppressed = self._log_budget.take_line(event)
+        if suppressed is not None:
+            log.info(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
 
 
 class Place:
@@ -102,6 +95,10 @@ class Place:
             total.give_back(self._network, -more)
         self._held = size
         return True
+
+    def log(self, event: str, **fields: str) -> None:
+        """Log that the connection was closed because of a limit, at a limited rate."""
+        self._connections.log(event, **fields)
 
     def release(self, connection: Closable | None = None) -> None:
         """Free the place and the bytes; later calls do nothing."""

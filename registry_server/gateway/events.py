@@ -105,7 +105,9 @@ class EventStream:
             async for batch in batches:
                 if not batch.sse:  # fills the cache, so that the next line takes little time
                     await self._documents.encode_all([event.record for event in batch.events if event.record])
-                await write(sse.encode_batch(batch, self._documents))
+                text = sse.encode_batch(batch, self._documents)
+                # Each snapshot has batches of its own, in the forms of both protocols; others are shared.
+                await write(text, 0 if batch.resumable else 2 * len(text))
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream

@@ -17,6 +17,8 @@ from registry_server.gateway.connections import Connections, Place
 
 RECEIVE_BUFFER_BYTES: Final = 64 << 10
 """Receive buffer of a connection in the kernel. It also limits how much arrives in one turn of the event loop."""
+SEND_BUFFER_BYTES: Final = 128 << 10
+"""Send buffer of a connection in the kernel, which would otherwise hold megabytes that a client does not read."""
 _BACKLOG: Final = 128
 _ACCEPTED_PER_TURN: Final = 32
 _RETRY_SECONDS: Final = 1.0
@@ -61,7 +63,9 @@ class Listener:
         for family, bound in dict.fromkeys((info[0], info[4]) for info in found):
             listening = socket.create_server(bound, family=family, backlog=_BACKLOG, reuse_port=shared_port)
             self._sockets.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)  # connections inherit it
+            # Connections inherit both.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             listening.setblocking(False)  # noqa: FBT003 - the name of the argument is not public
             self._watch(listening)
         port: int = self._sockets[0].getsockname()[1]

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias, cast
 
 import structlog
 from aiohttp import web
@@ -28,6 +28,9 @@ from registry_server.security.limits import SMALL_REQUEST_BYTES, Streams
 from registry_server.security.permissions import Permission
 from registry_server.security.sessions import Caller
 from registry_server.security.tls import certificate_names
+
+if TYPE_CHECKING:
+    from registry_server.gateway.protocol import ServerProtocol
 
 MAX_URL_BYTES: Final = 8_192
 """Maximum length of path and query."""
@@ -137,18 +140,28 @@ class Middleware:
             await response.write_eof()
         return response
 
-    async def write(self, call: "HttpCall", response: web.StreamResponse, text: bytes) -> None:
+    async def write(self, call: "HttpCall", response: web.StreamResponse, text: bytes, held: int = 0) -> None:
         """Write to a stream in pieces. A client that does not read is disconnected (``gateway/protocol.py``).
+
+        Args:
+            call: The request.
+            response: Its answer, of which the head was sent.
+            text: What to write.
+            held: Bytes that this call alone holds until the client has read them, if nothing else counts them.
 
         Raises:
             ConnectionError: The client left or was disconnected.
         """
-        view = memoryview(text)
-        for start in range(0, len(text), CHUNK_BYTES):
-            if start:
-                await asyncio.sleep(0)
-            await response.write(view[start : start + CHUNK_BYTES])
-            await call.request.writer.drain()
+        view, protocol = memoryview(text), cast("ServerProtocol", call.request.protocol)
+        protocol.pending_bytes = held
+        try:
+            for start in range(0, len(text), CHUNK_BYTES):
+                if start:
+                    await asyncio.sleep(0)
+                await response.write(view[start : start + CHUNK_BYTES])
+                await call.request.writer.drain()
+        finally:
+            protocol.pending_bytes = 0
 
     def admit_malformed(self, address: str) -> bool:
         """Charge a request that is not HTTP to its address; return whether to answer it."""

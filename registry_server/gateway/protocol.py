@@ -8,7 +8,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import structlog
 from aiohttp import StreamReader, web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
@@ -23,8 +22,6 @@ SMALL_HEADERS_BYTES: Final = 4 << 10
 """Size up to which the headers of a connection are not counted. Data is parsed in pieces of this size."""
 UNREAD_BYTES: Final = 16 << 10
 """Bytes of answers that may wait for a client; beyond it they are counted, and it must read them in time."""
-
-log = structlog.get_logger(__name__)
 
 
 class ConnectionLimits(NamedTuple):
@@ -47,13 +44,15 @@ class Runner(web.AppRunner):
         super().__init__(app, **kwargs)
         self._limits = limits
 
-    def make_protocol(self, place: Place) -> "_Protocol":
+    def make_protocol(self, place: Place) -> "ServerProtocol":
         """Return the protocol of a connection."""
         assert self.server is not None  # noqa: S101 - since setup()
-        return _Protocol(self.server, place, self._limits, loop=self.server._loop, **self._kwargs)  # noqa: SLF001
+        return ServerProtocol(self.server, place, self._limits, loop=self.server._loop, **self._kwargs)  # noqa: SLF001
 
 
-class _Protocol(RequestHandler):
+class ServerProtocol(RequestHandler):
+    """One connection."""
+
     __slots__ = (
         "_address",
         "_body",
@@ -62,14 +61,17 @@ class _Protocol(RequestHandler):
         "_headers_timer",
         "_limits",
         "_place",
+        "_started",
         "_stream",
         "_unread_bytes",
         "_write_timer",
+        "pending_bytes",
     )
 
     def __init__(self, manager: web.Server, place: Place, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._place, self._limits = place, limits
+        self._started = False
         self._address = ""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
@@ -84,12 +86,19 @@ class _Protocol(RequestHandler):
         self._write_timer: asyncio.TimerHandle | None = None
         """Runs while answers wait for the client."""
         self._unread_bytes = 0
+        self.pending_bytes = 0
+        """Bytes that the handler of a stream holds until the client has read what is before them."""
 
     @property
     def idle(self) -> bool:
         """Whether no request is handled or received."""
         waiting = self._headers_timer is None or not self._headers_bytes
-        return waiting and not (self._messages or self._request_in_progress or self._force_close or self._write_timer)
+        return waiting and not (self._busy or self._force_close or self._write_timer)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request waits or is handled; aiohttp then does not wait for the next one."""
+        return bool(self._messages) or (self._started and self._waiter is None)
 
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
         """Expect the first request."""
@@ -117,7 +126,7 @@ class _Protocol(RequestHandler):
 
     def _receive(self, data: bytes) -> None:
         in_body = not self._body.is_eof()
-        if not in_body and self._headers_timer is None and not (self._messages or self._request_in_progress):
+        if not in_body and self._headers_timer is None and not self._busy:
             self._headers_bytes = 0  # the previous request has ended
         super().data_received(data)
         if self._messages and self._messages[-1][1] is not self._body:
@@ -128,7 +137,7 @@ class _Protocol(RequestHandler):
             if self._body_bytes > 8 * self._body.total_bytes + self._limits.max_headers_bytes:
                 self._refuse("400 Bad Request")
             return
-        if self._messages or self._request_in_progress:
+        if self._busy:
             self._stop_headers_timer()
         else:
             self._start_headers_timer()
@@ -143,7 +152,7 @@ class _Protocol(RequestHandler):
         """Require that the client reads its answers."""
         super().pause_writing()
         if self._stream is not None and self._write_timer is None:
-            self._unread_bytes = self._stream.get_write_buffer_size()
+            self._unread_bytes = self._stream.get_write_buffer_size() + self.pending_bytes
             self._write_timer = self._loop.call_later(self._limits.write_timeout, self._disconnect)
             if not self._hold_bytes():
                 self._loop.call_soon(self._disconnect)  # not within a write
@@ -161,6 +170,7 @@ class _Protocol(RequestHandler):
 
     async def start(self) -> None:
         """Handle requests, and then close the connection as ``force_close`` does."""
+        self._started = True
         await super().start()
         self.force_close()
 
@@ -182,7 +192,9 @@ class _Protocol(RequestHandler):
 
     def _refuse(self, status: str) -> None:
         """Answer what cannot be parsed further, and close the connection."""
-        if self.transport is not None and not self._request_in_progress:
+        self._place.log("HTTP connection closed", limit=status, peer=self._address)
+        self._body.set_exception(ConnectionResetError(status))
+        if self.transport is not None and not self._busy:
             self.transport.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         self.force_close()
 
@@ -190,7 +202,8 @@ class _Protocol(RequestHandler):
         """Disconnect a client that does not read."""
         if self._stream is not None:
             context = REQUEST_CONTEXT.get()  # the context of the write that had to wait
-            log.info("slow reader disconnected", **(context.log_fields() if context else {"peer": self._address}))
+            fields = context.log_fields() if context else {"peer": self._address}
+            self._place.log("slow reader disconnected", **fields)
             self._stream.abort()
 
     def _start_headers_timer(self) -> None:
@@ -200,7 +213,7 @@ class _Protocol(RequestHandler):
 
     def _end_headers(self) -> None:
         self._headers_timer = None
-        if not (self._messages or self._request_in_progress):
+        if not self._busy:
             self.force_close()
 
     def _stop_headers_timer(self) -> None:

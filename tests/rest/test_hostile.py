@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import socket
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 from yarl import URL
 
 from registry_server.app import Serving, serving
@@ -183,14 +185,16 @@ async def test_headers_behind_a_complete_request_are_limited_too(server: Server)
 async def test_what_surrounds_chunks_is_limited(part: str, server: Server) -> None:
     filler = b"".join(b"X-%d: %s\r\n" % (i, b"a" * 16_000) for i in range(60)) if part == "trailers" else b"a" * MIB
     chunks = b"2\r\n{}\r\n0\r\n" if part == "trailers" else b"2;"
-    async with connection(server.http) as (reader, writer):
-        head = f"POST {BASE}/services HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + filler)
-        await ended(reader)
+    with capture_logs() as logs:
+        async with connection(server.http) as (reader, writer):
+            head = f"POST {BASE}/services HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            writer.write(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + filler)
+            await ended(reader)
+    assert [line for line in logs if line["log_level"] == "error"] == []
 
 
 async def test_bytes_of_unfinished_headers_have_a_total(redis: RedisProcess) -> None:
-    part = b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 16_000) for i in range(5))
+    part = b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 16_000) for i in range(4))
     async with running(redis.url, limits={"call_bytes": MIB}) as server, AsyncExitStack() as stack:
         readers = []
         for _ in range(40):
@@ -272,3 +276,25 @@ async def test_malformed_requests_are_charged(redis: RedisProcess) -> None:
         statuses = [(await exchange(server.http, b"nonsense"))[0] for _ in range(30)]
     assert statuses[0] == 400
     assert statuses[-1] == 429
+
+
+async def test_snapshots_that_are_never_read_are_limited_in_bytes(redis: RedisProcess) -> None:
+    """Each holds a batch of 256 KiB of its own."""
+    async with running(redis.url, limits={"call_bytes": MIB}) as server, AsyncExitStack() as stack:
+        async with client(server.http) as rest:
+            capabilities = [{"name": f"c{n}", "version": "1", "description": "x" * 4_000} for n in range(12)]
+            for i in range(20):
+                answer = await rest.post("/services", service(f"agent-{i}", capabilities=capabilities))
+                assert answer.status == 201
+        url = URL(server.http)
+        with capture_logs() as logs:
+            for _ in range(20):
+                reading = stack.enter_context(socket.socket())
+                reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+                reading.settimeout(0)
+                await asyncio.get_running_loop().sock_connect(reading, (str(url.host), url.port))
+                request = f"GET {BASE}/events?snapshot=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                await asyncio.get_running_loop().sock_sendall(reading, request.encode())
+            async with asyncio.timeout(20):
+                while sum(line["event"] == "slow reader disconnected" for line in logs) < 10:
+                    await asyncio.sleep(0.01)
