@@ -163,7 +163,7 @@ async def collect(watch: AsyncIterator[Event]) -> list[Event]:
 @pytest.fixture
 async def short_history_server(redis: RedisProcess) -> AsyncIterator[ServerProcess]:
     async with ServerProcess(
-        f"--redis.url={redis.url}", "--redis.events-max-length=100", "--redis.repair=false"
+        f"--redis.url={redis.url}", "--redis.events-max-length=100", "--watch.history-seconds=0", "--redis.repair=false"
     ) as process:
         yield process
 
