@@ -265,7 +265,7 @@ class RpcStream(RpcCall):
             RegistryError: The session has ended.
         """
         transport, decode, guard = self.method.transport, self.method.decode, self.admission.guard
-        session, wires = self.session, self.requests
+        session, context = self.session, self.context
         if session is None:
             raise RuntimeError("the endpoint declares no kind of stream")
         idle_seconds = guard.stream_idle_seconds
@@ -276,7 +276,8 @@ class RpcStream(RpcCall):
             while True:
                 if not self.method.may_idle:
                     transport.requests.started(self)
-                next_message = asyncio.ensure_future(anext(wires))
+                # Not by gRPC's iterator: it is in a reference cycle with the last message, of up to 4 MiB.
+                next_message = asyncio.ensure_future(context.read())
                 await asyncio.wait(
                     (next_message, draining, session.ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -289,10 +290,10 @@ class RpcStream(RpcCall):
                         raise ShuttingDown
                     reason = "the client sent no message on this stream in time (limits.stream_idle_seconds)"
                     raise LimitExceeded("stream_idle_seconds", round(idle_seconds), reason)
-                try:
-                    request = decode(next_message.result())
-                except StopAsyncIteration:
+                wire = next_message.result()
+                if wire is grpc.aio.EOF:
                     return
+                request = decode(wire)
                 current_identity.set(session.identity)  # a reloaded policy may have changed its patterns
                 guard.charge(session.identity, self)
                 yield request

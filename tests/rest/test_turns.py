@@ -7,8 +7,7 @@ import pytest
 from yarl import URL
 
 from registry_server.config import HttpSettings
-from registry_server.model.wire import bytes_field
-from tests.grpc.test_turns import OK, costly_service, send
+from tests.grpc.test_turns import register_costly_services
 from tests.support.floods import document_floods
 from tests.support.server import Server
 from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
@@ -56,8 +55,7 @@ async def test_flood_of_parameters_does_not_stop_the_event_loop(server: Server, 
 
 
 async def test_services_with_costly_schemas_are_listed_in_slices(server: Server) -> None:
-    services = b"".join(bytes_field(1, costly_service(f"s{i}")) for i in range(60))
-    assert await send(server, "BatchRegisterServices", services) is OK
+    await register_costly_services(server)
     async with aiohttp.ClientSession() as client:
         for path, size in (("services?pageSize=1000", 3_500_000), ("events?snapshot=true", 4_500_000)):
             with measured_turns() as turns:
