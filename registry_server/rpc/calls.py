@@ -271,7 +271,7 @@ class RpcStream(RpcCall):
         idle_seconds = guard.stream_idle_seconds
         timeout = min(idle_seconds, _FIRST_MESSAGE_SECONDS)
         draining = asyncio.create_task(transport.draining.wait())
-        next_message: asyncio.Future[bytes] | None = None
+        next_message: asyncio.Future[Any] | None = None
         try:
             while True:
                 if not self.method.may_idle:
