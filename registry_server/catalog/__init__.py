@@ -5,6 +5,7 @@ from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
+from registry_server.catalog.slices import Slices
 from registry_server.catalog.statistics import Capabilities, registry_stats
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Page",
     "PageKey",
     "Replica",
+    "Slices",
     "WatchEvent",
     "registry_stats",
 ]

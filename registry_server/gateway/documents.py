@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 from cachetools import LRUCache
 
+from registry_server.catalog import Slices
 from registry_server.model.document import encode_document_prefix
 from registry_server.model.record import Record
-from registry_server.runtime.turns import Turns
 
 _MAX_BYTES: Final = 32 << 20
 _MAX_BYTES_PER_PASS: Final = 64 << 10
@@ -31,9 +31,9 @@ class Documents:
     instead of 2.5 ms.
     """
 
-    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, slices: Slices | None = None, *, max_bytes: int = _MAX_BYTES) -> None:
         self._documents: LRUCache[bytes, _Document] = LRUCache(max_bytes, getsizeof=attrgetter("size"))
-        self._turns = Turns()
+        self._slices = slices or Slices()
 
     def encoded(self, record: Record) -> bytes:
         """Return the JSON of a service."""
@@ -56,5 +56,5 @@ class Documents:
                 documents.append(self.encoded(record))
                 yield
 
-        await self._turns.run(encode_each())
+        await self._slices.run(encode_each())
         return documents

@@ -58,7 +58,7 @@ class Api:
         self._max_body_bytes = settings.max_body_bytes
         self._body_timeout = body_timeout
         self._metrics = metrics
-        self._documents = Documents()
+        self._documents = Documents(registry.slices)
         self.listing = Listing(registry, self._documents)
         self._events = EventStream(registry, self._documents, keep_alive=settings.events_keep_alive_ms / 1000)
         self.assets = Assets()

@@ -49,7 +49,9 @@ class RegistryReads:
         self._follower = follower
         self._writes = writes
         self._clock = clock
-        self._capabilities = Capabilities(replica, discovery.slices)
+        self.slices = discovery.slices
+        """Runs long computations of all callers."""
+        self._capabilities = Capabilities(replica, self.slices)
 
     async def get(self, name: str, *, min_revision: int = 0, wait_seconds: float = REPLICA_WAIT_SECONDS) -> Record:
         """Return a service.

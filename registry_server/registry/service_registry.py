@@ -35,7 +35,6 @@ from registry_server.model.validation import (
 from registry_server.registry.reads import RegistryReads
 from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
-from registry_server.runtime.turns import Turns
 from registry_server.security.egress import EgressPolicy
 from registry_server.security.identity import NO_CLAIM, Claim, current_identity
 from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
@@ -91,7 +90,6 @@ class ServiceRegistry(RegistryReads):
         self._reports = reports
         self._egress = egress
         self._audit = audit
-        self._turns = Turns()
 
     # Registration.
 
@@ -160,7 +158,7 @@ class ServiceRegistry(RegistryReads):
                 return error.with_traceback(None)  # whose frames would refer to the error and to the whole batch
 
         # Validate first: batched validation halves its cost (measured).
-        await self._turns.run(check_all())
+        await self.slices.run(check_all())
         # The tasks share round trips, and writes to one name keep their order. The sleep sends a full group, which the
         # store commits while this process prepares the next one, and limits the work in one pass of the event loop.
         tasks: list[asyncio.Task[Service | RegistryError]] = []

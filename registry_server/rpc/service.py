@@ -16,7 +16,6 @@ from registry_server.rpc.calls import RpcCall, RpcStream
 from registry_server.rpc.codec import MAX_REQUEST_BYTES, not_a_message, parse, require_size
 from registry_server.rpc.methods import Declaration, declarations, rpc
 from registry_server.rpc.status import status_of
-from registry_server.runtime.turns import Turns
 from registry_server.security.permissions import OPERATE, READ, WRITE_OWN
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
@@ -56,7 +55,6 @@ class RegistryRpc:
 
     def __init__(self, registry: ServiceRegistry) -> None:
         self._registry = registry
-        self._turns = Turns()
 
     @rpc(WRITE_OWN)
     async def register_service(self, request: pb.RegisterServiceRequest, _: RpcCall) -> pb.RegisterServiceResponse:
@@ -76,7 +74,7 @@ class RegistryRpc:
                 frames.append(bytes_field(_RESULTS, encoded.SerializeToString()))
                 yield
 
-        await self._turns.run(encode_all(await self._registry.register_batch(_Services(wire))))
+        await self._registry.slices.run(encode_all(await self._registry.register_batch(_Services(wire))))
         return b"".join(frames)
 
     def _cached_service(self, wire: bytes) -> bytes | None:

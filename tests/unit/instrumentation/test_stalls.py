@@ -5,6 +5,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from registry_server.instrumentation.stalls import StallMonitor
+from tests.support.stalls import measured_turns
 
 
 class LateLoop:
@@ -63,3 +64,18 @@ async def test_stalls_are_logged_at_most_every_ten_seconds() -> None:
     monitor, logs = await LateLoop(*[0.5] * 40).measured()
     assert sum(monitor.stalls.counts) == 40
     assert [line["suppressed"] for line in logs] == [0, 16, 16]
+
+
+async def test_detector_of_the_tests_measures_between_polls_of_the_loop() -> None:
+    def work() -> None:
+        sum(range(1_000_000))
+
+    with measured_turns() as short:
+        for _ in range(5):
+            work()
+            await asyncio.sleep(0)
+    with measured_turns() as long:
+        for _ in range(5):
+            work()
+        await asyncio.sleep(0)
+    assert 0 < 2 * short.longest < long.longest
