@@ -99,7 +99,7 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
             certificates=Certificates(settings.tls) if tls else None,
             shared_port=shared,
         )
-        metrics = Metrics(parts, guard.in_flight, {"worker": str(worker.number)} if worker else {})
+        metrics = Metrics(parts, guard.all_in_flight, {"worker": str(worker.number)} if worker else {})
         http = HttpServer(
             parts.registry,
             settings.http,

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from registry_server.errors import LimitExceeded, Overloaded, RegistryError, ShuttingDown
+from registry_server.errors import LimitExceeded, RegistryError, ShuttingDown
 from registry_server.security.guard import Guard
 
 MAX_REQUEST_SECONDS: Final = 30.0
@@ -105,25 +105,24 @@ class AwaitedRequests:
             else:
                 by_caller[self._guard.is_guest(call.caller_key)][call.caller_key].append(call)
         for callers in by_caller.values():
-            held = self._guard.places(next(iter(callers))).in_flight.bytes
-            excess = sum(map(len, callers.values())) - max(1, (held.limit - held.held) // self._max_bytes)
-            rejected += self._newest_of_most(callers, excess, held.limit)
+            in_flight = self._guard.places(next(iter(callers))).in_flight
+            room = in_flight.bytes.limit - in_flight.bytes.held
+            excess = sum(map(len, callers.values())) - max(1, room // self._max_bytes)
+            rejected += [(call, in_flight.too_many_bytes()) for call in self._newest_of_most(callers, excess)]
         return rejected
 
-    def _newest_of_most(
-        self, callers: dict[tuple[str, str], list[WaitingCall]], number: int, limit: int
-    ) -> list[tuple[WaitingCall, RegistryError]]:
-        rejected: list[tuple[WaitingCall, RegistryError]] = []
+    def _newest_of_most(self, callers: dict[tuple[str, str], list[WaitingCall]], number: int) -> list[WaitingCall]:
+        """Remove a number of calls from the lists of their callers, and return them."""
+        taken: list[WaitingCall] = []
         order = [(-len(calls), -self._since[calls[-1]], caller) for caller, calls in callers.items()]
         heapify(order)
-        while len(rejected) < number:
+        while len(taken) < number:
             _, _, caller = heappop(order)
             calls = callers[caller]
-            reason = f"limit of {limit} bytes of incomplete requests reached (limits.call_bytes)"
-            rejected.append((calls.pop(), Overloaded("call-bytes", limit, reason)))
+            taken.append(calls.pop())
             if calls:
                 heappush(order, (-len(calls), -self._since[calls[-1]], caller))
-        return rejected
+        return taken
 
     async def _reject(self, calls: list[tuple[WaitingCall, RegistryError]]) -> None:
         for number, (call, reason) in enumerate(calls, 1):

@@ -65,6 +65,8 @@ class Guard:
         self._places, self._guest_places = _caller_places(limits), _guest_places(limits)
         self.in_flight = self._places.in_flight
         """Calls in flight of all callers; with a policy, of those with a credential."""
+        self.all_in_flight = (self.in_flight, self._guest_places.in_flight)
+        """Calls in flight of callers, and of those without a credential if there is a policy."""
         self._spare_rate = not self._file and limits.is_default(*_RATE)
         """Whether callers may exceed their rate while the process has room."""
         self._spare_streams = limits.is_default("watches_per_caller")

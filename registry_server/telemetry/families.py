@@ -27,17 +27,19 @@ PREFIX: Final = "ossa_registry_"
 _INITIAL_CODES: Final = {"OK": 0, "INTERNAL": 0, "UNAVAILABLE": 0}
 
 
-def load_metrics(in_flight: InFlight, hub: WatchHub, writes: Writes, grpc: TransportCounters) -> Iterator[Metric]:
+def load_metrics(
+    in_flight: Sequence[InFlight], hub: WatchHub, writes: Writes, grpc: TransportCounters
+) -> Iterator[Metric]:
     """Yield the current use of bounded resources."""
-    yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", in_flight.calls.held)
+    calls = sum(each.calls.held for each in in_flight)
+    yield _gauge("calls_in_flight", "gRPC and REST calls in flight, without streams", calls)
     yield _gauge(
         "calls_in_flight_bytes",
         "Bytes of large requests in flight and of large responses that are not read yet",
-        in_flight.bytes.held,
+        sum(each.bytes.held for each in in_flight),
     )
-    yield _counter(
-        "calls_rejected", "Calls rejected because a limit on calls in flight was reached", in_flight.rejected
-    )
+    rejected = sum(each.rejected for each in in_flight)
+    yield _counter("calls_rejected", "Calls rejected because a limit on calls in flight was reached", rejected)
     yield _counter(
         "slow_readers_disconnected",
         "gRPC calls and streams ended because their client did not read",

@@ -2,7 +2,7 @@
 
 import asyncio
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
 from prometheus_client.core import InfoMetricFamily, Metric
@@ -31,12 +31,12 @@ class _SingleFamily(Collector):
 class Metrics(Collector):
     """Collects the metrics of one process from its parts."""
 
-    def __init__(self, parts: Parts, in_flight: InFlight, labels: Mapping[str, str]) -> None:
+    def __init__(self, parts: Parts, in_flight: Sequence[InFlight], labels: Mapping[str, str]) -> None:
         """Initialise the collector. The transports are added later, because one of them serves the metrics.
 
         Args:
             parts: The parts of the process.
-            in_flight: The calls in flight of all transports.
+            in_flight: The calls in flight of all transports, for each class of callers.
             labels: Added to every sample.
         """
         self._parts = parts
