@@ -47,8 +47,9 @@ test: $(STAMP) ## Run all tests; about 8 minutes on 2 cores
 fuzz: $(STAMP) ## Send 50,000 malformed and 50,000 generated requests; takes a few minutes
 	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
 
-faults: $(STAMP) ## Run the fault suite: each fault twice, under load; takes a few minutes
+faults: $(STAMP) ## Run the fault suite: each fault twice, under load, then hostile callers; takes several minutes
 	$(BIN)/python -m tests.faults.suite $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m tests.faults.hostile)
 
 check: lint type proto-check test ## Run everything that CI runs: lint, type, proto-check and test
 
