@@ -24,12 +24,12 @@ def change_from_event(event: StoredEvent, before: Record | None) -> Change:
     """Return the change that an event describes; ``before`` is the replica's record of the service, if it has one.
 
     Raises:
-        DamagedEvent: The service after the change cannot be decoded.
+        DamagedEvent: The service after the change cannot be decoded, or the event describes no change.
     """
     if before is None and event.before:
         before = read_record(event.before, event.name)
     after = read_record(event.after, event.name) if event.after else None
-    if event.after and after is None:
+    if after is None and (event.after or (before is None and not event.error)):
         raise DamagedEvent(event.revision)
     return Change(
         revision=event.revision,

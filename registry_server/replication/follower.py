@@ -27,6 +27,8 @@ _LOAD_SLICE_RECORDS: Final = 1_000
 """Records indexed before other tasks run, about 10 ms: liveness probes must be answered while a million are loaded."""
 _MAX_BATCHING_SECONDS: Final = 0.01
 """How long a busy process lets events accumulate before the next read: a read costs more than an event."""
+_MAX_LOGGED_REASONS: Final = 20
+"""Reasons of one disconnection that are logged: attempts may fail alternately for several reasons."""
 _MAX_SHOWN_NAME: Final = 100
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. Two clocks are compared, so finer buckets would have no meaning."""
@@ -105,6 +107,7 @@ class Follower:
         self._consistent.set()
         self._rewritten = False  # the store has other changes under revisions that the replica has applied
         self._must_reload = False  # the history continues, but the state must be read again
+        self._logged_reasons: set[str] = set()  # of the current disconnection
         self._newest: StoredEvent | None = None  # as read from the stream
         self.damaged: frozenset[str] = frozenset()
         """Names in the store whose records cannot be decoded, and which the replica does not hold."""
@@ -375,6 +378,7 @@ class Follower:
         self.connections += 1
         self._connected_at = self._last_contact
         self._problems.resolve("store")
+        self._logged_reasons.clear()
         log.info("store connected", revision=self._replica.revision)
         self._on_connection(connected=True)
 
@@ -386,12 +390,11 @@ class Follower:
             shown: Cause for callers; empty if it is the same.
         """
         text = f"Redis cannot be followed: {shown or reason}"
-        changed = self._problems.active.get("store") != text
         self._problems.report("store", text)
+        if new := reason not in self._logged_reasons and len(self._logged_reasons) < _MAX_LOGGED_REASONS:
+            self._logged_reasons.add(reason)
+            log.warning("store disconnected" if self.connected else "store not reachable", reason=reason)
         if self.connected:
             self.connected = False
-            log.warning("store disconnected", reason=reason)
             self._on_connection(connected=False)
-        elif changed:
-            log.warning("store not reachable", reason=reason)
-        return changed
+        return new

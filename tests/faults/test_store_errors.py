@@ -333,6 +333,20 @@ async def add_junk_event(rig: Rig, key: str) -> None:
     await rig.admin.set(KEYS.revision, revision)
 
 
+async def expire_junk(rig: Rig, key: str) -> None:
+    await rig.admin.hset(key, "fleet-junk", b"\xff\xff\xff")
+    await rig.admin.hset(KEYS.ttls, "fleet-junk", 100)
+    await rig.admin.zadd(KEYS.leases, {"fleet-junk": 1, b"\xff\xfe": 1})
+
+
+async def add_event_without_a_change(rig: Rig, key: str) -> None:
+    revision = int(await rig.admin.get(KEYS.revision)) + 1
+    epoch = await rig.admin.get(KEYS.epoch)
+    event = {"e": epoch, "k": 3, "r": 1, "t": 1, "n": "x", "s": b"", "b": b"\xff\xff", "x": "", "o": ""}
+    await rig.admin.xadd(key, event, id=f"{revision}-0")
+    await rig.admin.set(KEYS.revision, revision)
+
+
 async def add_undecodable_service(rig: Rig, key: str) -> None:
     revision = int(await rig.admin.get(KEYS.revision)) + 1
     epoch = await rig.admin.get(KEYS.epoch)
@@ -362,6 +376,8 @@ CHANGES = {
     "epoch deleted": (delete, "epoch"),
     "event that no registry wrote": (add_junk_event, "events"),
     "event with a damaged service": (add_undecodable_service, "events"),
+    "event without a change": (add_event_without_a_change, "events"),
+    "damaged record that expires": (expire_junk, "records"),
 }
 
 

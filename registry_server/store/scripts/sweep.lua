@@ -24,7 +24,7 @@ else
   expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', int(now), 'LIMIT', 0, ARGV[3])
   for _, name in ipairs(expired) do
     local before = redis.call('HGET', RECORDS, name)
-    if before then publish(ARGV[6], now, ARGV[4], ARGV[5], name, nil, before) end
+    if before and revision_of(before) ~= 0 then publish(ARGV[6], now, ARGV[4], ARGV[5], name, nil, before) end
     delete_service(name, ARGV[1] .. name)
   end
 end
