@@ -64,12 +64,9 @@ class Problems:
         """
 
         def on_failure(error: Exception) -> None:
-            cause: BaseException = error
-            while isinstance(cause, BaseExceptionGroup):
-                cause = cause.exceptions[0]
-            if isinstance(cause, ConfigurationError):
-                raise cause
-            key, text = f"task_{name}", f"{name} failed: unexpected {type(cause).__name__}; see the log"
+            if isinstance(error, ConfigurationError):
+                raise error
+            key, text = f"task_{name}", f"{name} failed: unexpected {type(error).__name__}; see the log"
             if self.active.get(key) != text:
                 log.error("background task failed", task=name, exc_info=error)
             self.report(key, text, seconds=_FAILURE_SECONDS)

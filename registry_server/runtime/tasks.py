@@ -17,12 +17,13 @@ _T = TypeVar("_T")
 
 
 def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine in a new event loop, uvloop's on CPython, and return its result."""
-    if sys.implementation.name == "cpython":
-        import uvloop  # noqa: PLC0415 - installed on CPython only
+    """Run a coroutine in a new event loop, uvloop's on CPython, and return its result; see also ``first_error``."""
+    with first_error(Exception):
+        if sys.implementation.name == "cpython":
+            import uvloop  # noqa: PLC0415 - installed on CPython only
 
-        return uvloop.run(main)
-    return asyncio.run(main)
+            return uvloop.run(main)
+        return asyncio.run(main)
 
 
 async def keep_running(
@@ -46,7 +47,8 @@ async def keep_running(
     while True:
         began = time.monotonic()
         try:
-            await work()
+            with first_error(Exception):
+                await work()
         except Exception as error:  # noqa: BLE001 - one sick part must not end the others
             on_failure(error)
         else:

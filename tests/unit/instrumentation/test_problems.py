@@ -59,7 +59,9 @@ async def test_failed_task_is_restarted_and_its_failure_is_logged_once() -> None
         await problems.keep_running("sweeper", work)
     assert runs == 3
     assert dict(problems.active) == {"task_sweeper": "sweeper failed: unexpected ValueError; see the log"}
-    assert [log["event"] for log in logs if log["log_level"] == "error"] == ["background task failed"]
+    (error,) = [log for log in logs if log["log_level"] == "error"]
+    assert error["event"] == "background task failed"
+    assert isinstance(error["exc_info"], ValueError), "without the group of its tasks"
 
 
 async def test_task_that_cannot_work_with_the_configuration_ends() -> None:

@@ -5,7 +5,14 @@ from contextlib import suppress
 
 import pytest
 
-from registry_server.runtime.tasks import cancel, first_error, keep_running, raise_if_cancelled, wait_until_idle
+from registry_server.runtime.tasks import (
+    cancel,
+    first_error,
+    keep_running,
+    raise_if_cancelled,
+    run_loop,
+    wait_until_idle,
+)
 
 TIMEOUT = 10.0
 
@@ -109,6 +116,11 @@ async def test_error_of_another_kind_is_raised_without_its_group() -> None:
     with pytest.raises(KeyError) as raised, first_error(ValueError):
         await fail(error)
     assert raised.value.__cause__ is cause
+
+
+def test_program_ends_with_an_error_without_its_group() -> None:
+    with pytest.raises(KeyError, match="first"):
+        run_loop(fail(KeyError("first")))
 
 
 async def test_cancellation_passes_through_first_error() -> None:
