@@ -44,7 +44,7 @@ quick: $(STAMP) ## Run the unit tests that need no real time; under 30 seconds
 test: $(STAMP) ## Run all tests; about 8 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(STAMP) ## Send 50,000 malformed and 50,000 generated requests; takes a few minutes
+fuzz: $(STAMP) ## Send 50,000 malformed and 50,000 generated requests, and a flood of every field; takes some minutes
 	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
 
 faults: $(STAMP) ## Run the fault suite: each fault twice, under load, then hostile callers; takes several minutes
