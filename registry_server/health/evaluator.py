@@ -176,8 +176,8 @@ class HealthEvaluator:
 
     def _update_self_preservation(self) -> None:
         for transition in self.self_preservation.update(time.monotonic()):
-            owner, started, failing, counted, repeated = transition
-            fields = {} if owner is None else {"owner": owner}
+            owner, started, failing, counted, _, repeated = transition
+            fields = {"owner": owner} if owner else {}
             if not started and owner in self._announced:
                 self._announced.discard(owner)
                 log.warning("self-preservation ended", **fields)
@@ -235,7 +235,7 @@ class HealthEvaluator:
 
 def _notice(transitions: Sequence[Transition]) -> str:
     """Return the text about the starts of self-preservation. All watchers receive it, so it names no owner."""
-    everyone = [each for each in transitions if each.owner is None][-1:]
+    everyone = [each for each in transitions if each.owner is None or each.only][-1:]
     counted = everyone or transitions
     of, whose = "", ""
     if not everyone:

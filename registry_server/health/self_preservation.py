@@ -19,8 +19,10 @@ class Transition(NamedTuple):
     """Number of failing services of the owner, or of all."""
     counted: int = 0
     """Number of services of the owner, or of all, whose status was up."""
+    only: bool = False
+    """Whether no other owner has services that are counted."""
     repeated: bool = False
-    """Whether it started for the same owner within the time limit before."""
+    """Whether it started for the same owner within the time limit before, beside other owners."""
 
 
 @dataclass(slots=True)
@@ -71,13 +73,13 @@ class SelfPreservation:
 
     @property
     def active(self) -> bool:
-        """Whether the status changes of all owners are suspended."""
-        return None in self._since
+        """Whether the status changes of all counted services are suspended."""
+        return bool(self._since) and (None in self._since or self._fleets.keys() <= self._since.keys())
 
     @property
     def protected_owners(self) -> int:
         """Number of owners whose status changes are suspended because of their own services."""
-        return len(self._since) - self.active
+        return len(self._since) - (None in self._since)
 
     @property
     def failing(self) -> int:
@@ -91,7 +93,7 @@ class SelfPreservation:
 
     def protects(self, owner: str) -> bool:
         """Return whether the status changes of an owner's services are suspended."""
-        return bool(self._since) and (self.active or owner in self._since)
+        return bool(self._since) and (None in self._since or owner in self._since)
 
     def track_service(self, name: str, *, up: bool, owner: str | None = None) -> None:
         """Count a service if its status is up, even before its first result.
@@ -141,9 +143,9 @@ class SelfPreservation:
         for owner in self._changed:
             self._count_fleet(owner)
         owners = len(self._fleets)
-        needed = owners if owners < _MIN_OWNERS else (owners + 1) // 2
-        if not self.active:
-            if needed and self._starting >= needed and self._is_mass_failure(owners):
+        needed = max(owners, 2) if owners < _MIN_OWNERS else (owners + 1) // 2
+        if None not in self._since:
+            if self._starting >= needed and self._is_mass_failure(owners):
                 transitions.append(self._start(None, now))
         elif 2 * self._continuing <= needed:
             transitions.append(self._end(None))
@@ -159,14 +161,13 @@ class SelfPreservation:
         if owners >= _MIN_OWNERS:
             return self.failing >= min(self._min_failures, _MIN_FAILURES_OF_OWNERS)
         # One of two owners could make a failure of the other look like a mass failure, unless that is complete.
-        return self.failing >= self._min_failures and (owners == 1 or self.failing == self.counted)
+        return self.failing >= self._min_failures and self.failing == self.counted
 
     def _update_owner(self, owner: str, now: float) -> Transition | None:
         fleet = self._fleets.get(owner)
         if owner in self._since:
             return None if fleet is not None and fleet.continues else self._end(owner)
-        # The only owner is all owners.
-        if fleet is None or not fleet.starts or self.active or len(self._fleets) == 1:
+        if fleet is None or not fleet.starts or None in self._since:
             return None
         return self._start(owner, now) if len(fleet.failing) >= self._min_failures else None
 
@@ -176,11 +177,12 @@ class SelfPreservation:
             return Transition(None, started=True, failing=self.failing, counted=self.counted)
         while self._started and now - next(iter(self._started.values())) >= self._max_seconds:
             del self._started[next(iter(self._started))]
-        repeated = owner in self._started
+        only = len(self._fleets) == 1
+        repeated = owner in self._started and not only
         self._started.setdefault(owner, now)
         fleet = self._fleets[owner]
         failing, counted = len(fleet.failing), len(fleet.counted)
-        return Transition(owner, started=True, failing=failing, counted=counted, repeated=repeated)
+        return Transition(owner, started=True, failing=failing, counted=counted, only=only, repeated=repeated)
 
     def _end(self, owner: str | None) -> Transition:
         del self._since[owner]

@@ -10,9 +10,9 @@ def self_preservation() -> SelfPreservation:
 
 
 def update(subject: SelfPreservation, now: float) -> bool | None:
-    """Return whether self-preservation started or ended for all owners; ``None`` if neither."""
+    """Return whether self-preservation started or ended for all counted services; ``None`` if neither."""
     changes = subject.update(now)
-    assert all(change.owner is None for change in changes)
+    assert all(change.owner is None or change.only or not change.started for change in changes)
     return changes[0].started if changes else None
 
 
@@ -226,7 +226,7 @@ def test_failures_of_enough_owners_protect_everyone(
     subject.update(0)
     assert subject.active is everyone
     assert subject.protects(f"owner{owners - 1}") is everyone
-    assert subject.protects("without services") is everyone
+    assert subject.protects("without services") is (everyone and owners > 1)
 
 
 def test_owner_cannot_hide_that_half_of_the_services_of_the_only_other_one_fail() -> None:
@@ -273,14 +273,17 @@ def test_owner_that_fails_alone_is_protected_when_the_others_have_recovered() ->
     assert subject.counted == 40, "services that still fail are excluded"
 
 
-def test_new_owner_does_not_end_the_protection_of_the_only_one() -> None:
+def test_new_owner_neither_ends_nor_gets_the_protection_of_the_only_one() -> None:
     subject = self_preservation()
-    track(subject, "good", 20, failing=20)
-    assert update(subject, 0) is True
-    track(subject, "evil", 1)
-    subject.update(1)
-    assert subject.protects("good")
-    assert not subject.protects("evil")
+    track(subject, "first", 20, failing=20)
+    assert subject.update(0) == [Transition("first", started=True, failing=20, counted=20, only=True)]
+    assert subject.active
+    assert not subject.protects("new"), "its first statuses are published"
+    track(subject, "new", 1)
+    assert subject.update(1) == []
+    assert subject.protects("first")
+    assert not subject.protects("new")
+    assert not subject.active
 
 
 def test_end_at_the_time_limit_excludes_failing_services_of_all_owners() -> None:
