@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import accumulate
 from operator import attrgetter
@@ -157,11 +157,12 @@ class Discovery:
     def _scan(self, query: Query) -> Iterator[None]:
         """Find the names of a query, at the ticks of its steps: all changes since its tick must be applied to them."""
         filter_, records = query.filter, self._replica.records
-        found = list(self._candidates(filter_))
+        candidates = yield from self._replica.index.find_candidates(filter_)
+        found = list(records if candidates is None else candidates)
         if not filter_.terms_only:
-            candidates, found = found, []
-            for start in range(0, len(candidates), _SCAN_STEP_RECORDS):
-                for name in candidates[start : start + _SCAN_STEP_RECORDS]:
+            names, found = found, []
+            for start in range(0, len(names), _SCAN_STEP_RECORDS):
+                for name in names[start : start + _SCAN_STEP_RECORDS]:
                     record = records.get(name)
                     if record is not None and filter_.matches_beyond_terms(record):
                         found.append(name)
@@ -174,10 +175,6 @@ class Discovery:
 
     def _catch_up(self, query: Query) -> Iterator[None]:
         return query.catch_up(self._replica.history, len(self._replica.records))
-
-    def _candidates(self, filter_: Filter) -> Collection[str]:
-        candidates = self._replica.index.candidates(filter_)
-        return self._replica.records if candidates is None else candidates
 
     def _build_page(self, query: Query, size: int, after: str) -> Page:
         start = bisect_right(query.names, after) if after else 0

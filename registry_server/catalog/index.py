@@ -1,6 +1,6 @@
 """``Index``: an inverted index from terms to the names of services."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator, Iterable
 from typing import Final
 
 from registry_server.catalog.sorted_names import SortedNames
@@ -55,17 +55,27 @@ class Index:
         """Return the distinct versions of a capability that services offer, unordered."""
         return self._capability_versions.get(capability, ())
 
-    def candidates(self, filter_: Filter) -> Collection[str] | None:
-        """Return the names that have all terms that the filter requires; ``None`` if it requires none."""
-        groups: list[Collection[str]] = [self.names(term) for term in filter_.required]
-        groups += [set().union(*map(self.names, group)) for group in filter_.any_of]
+    def find_candidates(self, filter_: Filter) -> Generator[None, None, set[str] | None]:
+        """Return the names that have all terms that the filter requires; ``None`` if it requires none.
+
+        Each step looks at the services of one term, which takes 5 ms for 100,000. The names are those of the time of
+        these steps.
+        """
+        groups = [(term,) for term in filter_.required] + list(filter_.any_of)
         if not groups:
             return None
-        groups.sort(key=len)
-        smallest, *others = groups
-        if not others or not smallest:
-            return smallest
-        return set(smallest).intersection(*others)
+        smallest, *others = sorted(groups, key=lambda group: sum(map(self.count, group)))
+        found = set[str]()
+        for term in smallest:
+            found.update(self.names(term))
+            yield
+        for group in others:
+            kept = set[str]()
+            for term in group:
+                kept |= found.intersection(self.names(term))
+                yield
+            found = kept
+        return found
 
     def anchors(self, filter_: Filter) -> tuple[str, ...]:
         """Return the rarest set of terms of which every match has at least one.

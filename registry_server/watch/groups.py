@@ -71,6 +71,7 @@ class WatchGroups:
         self._replica = replica
         self._limits = limits
         self._turn = Turn(limits.slice_seconds)
+        # Groups that are not behind: those that are need not be found when a change arrives.
         self._by_anchor: dict[str, dict[WatchGroup, None]] = {}
         self._behind: FairQueue[WatchGroup] = FairQueue()
         self._backlog: list[tuple[Position, Sequence[Change]]] = []
@@ -83,18 +84,14 @@ class WatchGroups:
     def add_group(self, caller: Hashable, filter_: Filter) -> WatchGroup:
         """Add a group, which receives the changes from now on."""
         group = WatchGroup(caller, filter_, self._replica)
-        for anchor in group.anchors:
-            self._by_anchor.setdefault(anchor, {})[group] = None
+        self._await_changes(group)
         return group
 
     def remove_group(self, group: WatchGroup) -> None:
         """Remove a group."""
         self._replica.anchors.unsubscribe(group.anchors)
-        for anchor in group.anchors:
-            groups = self._by_anchor[anchor]
-            del groups[group]
-            if not groups:
-                del self._by_anchor[anchor]
+        if not group.behind:
+            self._forget(group)
 
     def catch_up(self, group: WatchGroup) -> bool:
         """Match what a group has missed, as far as time permits; return whether it is not behind now."""
@@ -102,10 +99,21 @@ class WatchGroups:
             self._advance(group, self._turn.deadline())
         return not group.behind
 
+    def _await_changes(self, group: WatchGroup) -> None:
+        for anchor in group.anchors:
+            self._by_anchor.setdefault(anchor, {})[group] = None
+
+    def _forget(self, group: WatchGroup) -> None:
+        for anchor in group.anchors:
+            groups = self._by_anchor[anchor]
+            del groups[group]
+            if not groups:
+                del self._by_anchor[anchor]
+
     def _on_published(self, changes: Sequence[Change], anchors: Collection[str]) -> None:
         previous, self._position = self._position, self._replica.position
         tick = self._replica.anchors.tick
-        affected = [group for anchor in anchors for group in self._by_anchor.get(anchor, ()) if not group.behind]
+        affected = [group for anchor in anchors for group in self._by_anchor.get(anchor, ())]
         if not affected and not self._behind:
             return
         if not self._backlog:
@@ -116,6 +124,7 @@ class WatchGroups:
             self._shorten_backlog()
         for group in affected:
             if not group.behind:  # it may have several of the anchors
+                self._forget(group)
                 group.fall_behind(tick - 1, previous)
                 self._behind.push(group.caller, group)
         if not self._scheduled:
@@ -165,6 +174,8 @@ class WatchGroups:
             if group.tick < newest and time.perf_counter() >= deadline:
                 return
         group.behind = False
+        if group.watchers:  # otherwise it was removed
+            self._await_changes(group)
 
 
 def match_event(filter_: Filter, change: Change) -> WatchEvent | None:

@@ -1,5 +1,5 @@
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from typing import Any, TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +14,8 @@ from tests.support.samples import small_service
 NAMES = st.sampled_from(["alpha", "beta", "gamma", "delta"])
 TAGS = st.lists(st.sampled_from(["x", "y", "z"]), unique=True)
 VERSIONS = st.sampled_from(["", "1.0.0", "2.0.0"])
+
+T = TypeVar("T")
 
 
 def record(name: str, **fields: Any) -> Record:
@@ -53,6 +55,16 @@ def indexed(*held: Record) -> Index:
     for each in held:
         index.add_record(each)
     return index
+
+
+def result_of(steps: Generator[None, None, T]) -> T:
+    """Run a computation and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def assert_index_equals(index: Index, held: Mapping[str, Record]) -> None:
@@ -101,7 +113,7 @@ def test_emptied_index_keeps_no_postings(held: list[Record]) -> None:
 def test_candidates_are_exactly_the_services_with_the_terms(held: list[Record], message: ServiceFilter) -> None:
     filter_ = compiled(message)
 
-    candidates = indexed(*held).candidates(filter_)
+    candidates = result_of(indexed(*held).find_candidates(filter_))
 
     matching = {each.name for each in held if filter_.matches(each)}
     if filter_.required or filter_.any_of:
