@@ -173,6 +173,30 @@ async def test_stream_ends_at_the_expiry_that_a_reload_adds_to_its_key(redis: Re
         assert datetime.now(UTC) >= soon
 
 
+async def test_reload_without_reachable_issuer_keeps_tokens_and_withdrawn_keys_end_streams(
+    redis: RedisProcess, policy: Policy
+) -> None:
+    async with served(redis, policy) as server, connected(server.grpc_address) as (_, stub):
+        request, metadata = pb.WatchEventsRequest(), bearer(token(roles=["viewer"]))
+        watch, opened = stub.WatchEvents(request, metadata=metadata), asyncio.Event()
+        await watch.read()
+        keys = policy.jwks_file.read_text(encoding="utf-8")
+        policy.jwks_file.unlink()
+        server.guard.reload()
+        ending = asyncio.create_task(end_of_watch(server.grpc_address, bearer(token("new", roles=["viewer"])), opened))
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await opened.wait()
+        assert not watch.done()
+        # The issuer is back and has withdrawn the key.
+        document = json.loads(keys)
+        document["keys"] = [key for key in document["keys"] if key["kid"] != "RS256"]
+        policy.jwks_file.write_text(json.dumps(document), encoding="utf-8")
+        server.guard.reload()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            assert await watch.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert await ending is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_stream_ends_when_its_role_is_revoked(redis: RedisProcess, policy: Policy) -> None:
     async with served(redis, policy) as server, connected(server.grpc_address) as (_, stub):
         call = stub.KeepAlive(metadata=policy.metadata("agent"))

@@ -8,7 +8,7 @@ import pytest
 from registry_server.security.authenticator import MAX_CACHED_CREDENTIALS, Credentials
 from registry_server.security.identity import Role
 from registry_server.security.jwt_tokens import CredentialRefused
-from tests.support.security import Policy
+from tests.support.security import Policy, token
 from tests.unit.security.credentials import authenticator_of, bearer_credentials
 
 
@@ -70,3 +70,25 @@ async def test_missing_credential_is_anonymous(policy: Policy) -> None:
 async def test_malformed_bearer_credential_is_refused(authorization: str, policy: Policy) -> None:
     with pytest.raises(CredentialRefused):
         await authenticator_of(policy).verify(Credentials(authorization=authorization))
+
+
+async def test_spellings_of_one_credential_share_its_cache_entry(policy: Policy) -> None:
+    authenticator = authenticator_of(policy)
+    for credential in (token(roles=["admin"]), policy.keys["agent"]):
+        cached = len(authenticator._cache)
+        for spelling in ("Bearer {}", "bearer {}", "BEARER   {}", "Bearer {} "):
+            credentials = Credentials(authorization=spelling.format(credential))
+            identity = await authenticator.verify(credentials)
+            assert identity.role in {Role.ADMIN, Role.AGENT}
+        assert len(authenticator._cache) == cached + 1
+    with pytest.raises(CredentialRefused):
+        await authenticator.verify(bearer_credentials(token(roles=["admin"]) + "!"))
+
+
+async def test_certificate_name_with_control_characters_matches_no_rule(policy: Policy) -> None:
+    policy.document["certificates"] = [{"common_name": "agent*", "role": "admin"}]
+    authenticator = authenticator_of(policy)
+    assert (await authenticator.verify(Credentials(certificate=(("common_name", "agent-1"),)))).role is Role.ADMIN
+    for name in ("agent\0", "agent\n", "agent\ud800"):
+        with pytest.raises(CredentialRefused):
+            await authenticator.verify(Credentials(certificate=(("common_name", name),)))
