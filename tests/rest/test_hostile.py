@@ -74,6 +74,8 @@ async def test_pages_of_other_sites_can_do_nothing(headers: dict[str, str], serv
         setting = "http.allowed_hosts" if "Host" in headers else "http.cors_origins"
         assert setting in answer.body["error"]["message"]
         assert "Access-Control-Allow-Origin" not in answer.headers
+    for path in ("/health", "/health/live", "/metrics", "/openapi.yaml", "/docs"):
+        assert (await rest.call("GET", path, headers=headers, base="")).status == 403
     assert [record.name for record in server.parts.hub.replica.records.values()] == ["agent"]
 
 
