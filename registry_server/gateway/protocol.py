@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aiohttp import StreamReader, web
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from registry_server.gateway.connections import Place
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
@@ -60,6 +60,7 @@ class ServerProtocol(RequestHandler):
         "_headers_bytes",
         "_headers_timer",
         "_limits",
+        "_malformed",
         "_place",
         "_started",
         "_stream",
@@ -72,6 +73,7 @@ class ServerProtocol(RequestHandler):
         super().__init__(manager, **kwargs)
         self._place, self._limits = place, limits
         self._started = False
+        self._malformed = False
         self._address = ""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
@@ -125,12 +127,16 @@ class ServerProtocol(RequestHandler):
             self._receive(data[start : start + SMALL_HEADERS_BYTES])
 
     def _receive(self, data: bytes) -> None:
+        if self._upgraded and len(self._message_tail) >= SMALL_HEADERS_BYTES:
+            self._close = True  # after the answer: data of a protocol that was requested but not confirmed
+        if self._malformed or self._close:
+            return
         in_body = not self._body.is_eof()
         if not in_body and self._headers_timer is None and not self._busy:
             self._headers_bytes = 0  # the previous request has ended
         super().data_received(data)
-        if self._messages and self._messages[-1][1] is not self._body:
-            self._body, self._body_bytes = self._messages[-1][1], 0
+        if self._messages:
+            self._note_newest(*self._messages[-1])
         if in_body:
             self._body_bytes += len(data)
             # Chunks of one byte take six. Anything beyond that is chunk extensions or trailers.
@@ -147,6 +153,13 @@ class ServerProtocol(RequestHandler):
             self._refuse("431 Request Header Fields Too Large")
         elif not self._hold_bytes():
             self._refuse("503 Service Unavailable")
+
+    def _note_newest(self, message: object, body: StreamReader) -> None:
+        if body is not self._body:
+            self._body, self._body_bytes = body, 0
+        if isinstance(message, _ErrInfo):
+            self._malformed = True  # otherwise aiohttp reports the same error for each further piece
+            message.exc.__traceback__ = None  # its frames refer to this connection, which refers to the error
 
     def pause_writing(self) -> None:
         """Require that the client reads its answers."""

@@ -1,10 +1,12 @@
 """Clients that want to hold memory, connections or CPU time of the HTTP server, or use another's browser."""
 
 import asyncio
+import gc
 import gzip
 import json
 import socket
 import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -300,3 +302,24 @@ async def test_snapshots_that_are_never_read_are_limited_in_bytes(redis: RedisPr
             async with asyncio.timeout(20):
                 while sum(line["event"] == "slow reader disconnected" for line in logs) < 10:
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "start", [b"PRI * HTTP/2.0\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["preface", "connect"]
+)
+async def test_data_that_is_not_http_is_not_kept(start: bytes, server: Server) -> None:
+    """Not even until the garbage collector runs: errors referred to their connection and to the data."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            async with connection(server.http) as (reader, writer):
+                writer.write(start + b"a" * 300_000)
+                await reader.read(1)
+        await asyncio.sleep(0.1)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < 2 * MIB
