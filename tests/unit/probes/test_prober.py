@@ -15,12 +15,47 @@ import grpc.aio
 import pytest
 
 from registry_server.probes import Outcome, OutcomeKind
+from registry_server.probes import http as http_probe
 from registry_server.probes.grpc import GrpcProber
 from registry_server.probes.prober import Prober
 from registry_server.security.egress import EgressPolicy
 from tests.support.endpoints import answer, black_hole, grpc_server, listening, respond
 from tests.unit.probes.probe_tables import GRPC, HTTP, TLS, serving
 from tests.unit.probes.probing import FAILED, INCONCLUSIVE, OK, plan, resolve_names
+
+
+async def test_large_answers_of_an_owner_are_parsed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise hundreds that arrive at once would stop the event loop for as long as a pause."""
+    passes: list[int] = [0]
+    parse = http_probe._details
+
+    def details(body: bytes) -> object:
+        passes[-1] += 1
+        return parse(body)
+
+    async def count_passes() -> None:
+        while True:
+            await asyncio.sleep(0)
+            passes.append(0)
+
+    monkeypatch.setattr(http_probe, "_details", details)
+    release = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        await respond(answer(b'{"a": "' + b"x" * 3_000 + b'"}'))(reader, writer)
+
+    async with Prober(EgressPolicy()) as prober, listening(handle, backlog=200) as port:
+        by_owner = plan(f"http://127.0.0.1:{port}")._replace(owner="greedy")
+        sent = [asyncio.create_task(prober.send_probe(by_owner)) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        counting = asyncio.create_task(count_passes())
+        release.set()
+        outcomes = await asyncio.gather(*sent)
+        counting.cancel()
+    assert {outcome.kind for outcome in outcomes} == {OK}
+    assert sum(passes) == 100
+    assert max(passes) <= 4
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "grpc", "tcp"])
