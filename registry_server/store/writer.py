@@ -297,7 +297,8 @@ class StoreWriter:
                 case b"limit":
                     outcome = "refused"
                     limit = commit.max_services
-                    raise LimitExceeded("services", limit, f"service quota of {limit} reached")
+                    reason = f"service quota of {limit} reached (limits.services_per_owner)"
+                    raise LimitExceeded("services", limit, reason)
                 case _:
                     outcome = "epoch_changed"
                     return EpochChanged()

@@ -167,7 +167,8 @@ async def test_more_watches_than_the_limit_per_caller(redis: RedisProcess) -> No
             return None
         return call
 
-    async with serving(redis) as (server, stub), channels(server, 4) as four, watched(server) as growth:
+    limit = "--limits.watches-per-caller=5000"  # the default does not apply to an address without a policy
+    async with serving(redis, limit) as (server, stub), channels(server, 4) as four, watched(server) as growth:
         calls = []
         for _ in range(11):
             calls += await asyncio.gather(*(opened(four[i % 4]) for i in range(500)))
