@@ -1,6 +1,5 @@
 """``read_state``: reads the whole state of the store, for the first load and for a resync."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from registry_server.catalog.change import Change
 from registry_server.errors import StoreUnavailable
 from registry_server.model.record import Record
 from registry_server.replication.changes import change_from_event, merge_changes, read_record
+from registry_server.runtime.pacing import Turn
 from registry_server.store import DamagedEvent, Position, StoredEvent, StoreReader
 
 
@@ -56,15 +56,16 @@ async def read_state(
 async def _read_records(reader: StoreReader, held: Mapping[str, Record]) -> tuple[dict[str, Record], set[str]]:
     records: dict[str, Record] = {}
     damaged: set[str] = set()
+    turn = Turn()
     async for page in reader.scan_records():
         for encoded_name, wire in page.items():
+            await turn.yield_if_over()
             name = encoded_name.decode(errors="replace")
             record = read_record(wire, name) or held.get(name)
             if record is None:
                 damaged.add(name)
             elif (earlier := records.get(name)) is None or earlier.revision < record.revision:
                 records[name] = record
-        await asyncio.sleep(0)
     return records, damaged
 
 
@@ -72,8 +73,10 @@ async def _read_past(reader: StoreReader, high: Position) -> tuple[list[Change],
     """Return the changes in the stream that lead to ``high`` without a gap, and the last event."""
     past: list[Change] = []
     newest: StoredEvent | None = None
+    turn = Turn()
     async for page in reader.scan_events(until=high.revision):
         for event in page:
+            await turn.yield_if_over()
             if event.epoch != high.epoch or (past and event.revision != past[-1].revision + 1):
                 past.clear()
             try:

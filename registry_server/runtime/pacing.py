@@ -29,6 +29,11 @@ class Turn:
             asyncio.get_running_loop().call_soon(self._end)
         return self._deadline
 
+    async def yield_if_over(self) -> None:
+        """Let other tasks run if the computation must stop."""
+        if self._clock() >= self.deadline():
+            await asyncio.sleep(0)
+
     def _end(self) -> None:
         self._deadline = None
 

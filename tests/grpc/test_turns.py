@@ -11,12 +11,13 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability, Metadata, Service, ServiceFilter
 from registry_server.config import GrpcSettings
 from registry_server.errors import InvalidRequest
-from registry_server.model.wire import bytes_field
+from registry_server.model.wire import bytes_field, integer_field
 from registry_server.rpc.calls import RpcCall
-from tests.grpc.calls import HEALTHY, failure_of, find_names, get, register
+from tests.grpc.calls import HEALTHY, failure_of, find_names, get, redis_client, register
 from tests.support.floods import floods
+from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
-from tests.support.server import Server
+from tests.support.server import Server, running
 from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
 from tests.support.waiting import until
 
@@ -163,3 +164,18 @@ async def test_batch_with_refused_services_releases_them(server: Server) -> None
 def count(kind: type) -> int:
     """Return the number of objects of a class."""
     return sum(isinstance(each, kind) for each in gc.get_objects())
+
+
+async def test_large_records_are_loaded_in_slices(redis: RedisProcess) -> None:
+    revision = integer_field(number(Service, "revision"), 1)
+    async with redis_client(redis) as client:
+        await client.set("ossa:registry:revision", 1)
+        for start in range(0, 1_000, 100):
+            names = [f"s{i}" for i in range(start, start + 100)]
+            await client.hset(
+                "ossa:registry:records", mapping={each: costly_service(each) + revision for each in names}
+            )
+    with measured_turns() as turns:
+        async with running(redis.url) as server:
+            assert len(server.parts.replica.records) == 1_000
+    assert turns.longest < MAX_TURN_SECONDS
