@@ -28,6 +28,8 @@ from tests.support.samples import small_service
 PAUSE_SECONDS = 1.0
 """Pause between two rounds of a family. The registry must withstand what a round costs, not the speed of the attacker,
 which on a small machine takes the processor from the registry."""
+_CALLS_PER_ROUND = 600
+"""Calls of a harmless caller at once: a round of all attacks starts about 1,200 calls and streams for both callers."""
 _DATA, _END_STREAM = 0, 1
 _METHOD = "/ossa.registry.v1.RegistryService/"
 _numbers = itertools.count(os.getpid() << 20)
@@ -205,7 +207,7 @@ class Attacker:
     async def harmless_reads(self) -> None:
         """Read services in bursts like those of the attack, with pauses that make the load equal."""
         request = pb.GetServiceRequest(name="fleet-1")
-        await asyncio.gather(*(self.call("GetService", request, self._viewer) for _ in range(300)))
+        await asyncio.gather(*(self.call("GetService", request, self._viewer) for _ in range(_CALLS_PER_ROUND)))
 
     async def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> None:
         with suppress(aiohttp.ClientError, TimeoutError):

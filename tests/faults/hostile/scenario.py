@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HONEST_SERVICES = 20
 LEASE_SECONDS = 20
 _PROBE_SECONDS = 5
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS, _ATTEMPTS = 30, 5
 _HEARTBEAT_SECONDS = 2.0
 _TOKEN_SECONDS = 1.0
 _READERS, _READ_PAUSE_SECONDS = 4, 0.02
@@ -54,6 +54,8 @@ class Report:
     processors_harmless: float = 0.0
     added_mib: float = 0.0
     """Memory that the second attack added."""
+    retries: int = 0
+    """Calls of honest callers that were UNAVAILABLE and repeated."""
     stalls: float = 0.0
     """Stalls of the event loop during the attacks."""
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -63,7 +65,8 @@ class Report:
             f"GetService p99: {self.p99_hostile * 1000:.1f} ms beside hostile callers "
             f"({self.processors_hostile:.2f} processors), {self.p99_harmless * 1000:.1f} ms beside harmless load "
             f"({self.processors_harmless:.2f}); the second attack added {self.added_mib:.1f} MiB; "
-            f"{self.stalls:.0f} stalls of the event loop; {len(self.violations)} violations"
+            f"{self.stalls:.0f} stalls of the event loop; "
+            f"{self.retries} retries; {len(self.violations)} violations"
         )
 
 
@@ -99,11 +102,21 @@ class Honest:
                 group.create_task(self._read())
 
     async def _call(self, method: str, request: Any, metadata: Any) -> float:
-        began = time.perf_counter()
-        try:
-            await getattr(self._stub, method)(request, metadata=metadata, timeout=_TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            self._report.violations.append(f"{method} failed: {error.code().name} {error.details()}")
+        """Make a call, with retries of UNAVAILABLE as in the SDK, and return its duration in seconds."""
+        began, error = time.perf_counter(), ""
+        for _ in range(_ATTEMPTS):
+            try:
+                await getattr(self._stub, method)(request, metadata=metadata, timeout=_TIMEOUT_SECONDS)
+                break
+            except grpc.aio.AioRpcError as caught:
+                error = f"{method} failed: {caught.code().name} {caught.details()}"
+                if caught.code() is not grpc.StatusCode.UNAVAILABLE:
+                    self._report.violations.append(error)
+                    break
+                self._report.retries += 1
+                await asyncio.sleep(1)
+        else:
+            self._report.violations.append(error)
         return time.perf_counter() - began
 
     async def _read(self) -> None:
