@@ -93,6 +93,14 @@ async def test_killed_registry(alerts: tuple[str, ...], tmp_path: Path, redis: R
         await prometheus.fires(*alerts)
 
 
+@causes("OssaRegistryProblem")
+async def test_damaged_key(alerts: tuple[str, ...], tmp_path: Path, redis: RedisProcess) -> None:
+    async with monitored(tmp_path, redis) as (prometheus, _, _), Redis.from_url(redis.url) as client:
+        await client.delete("ossa:registry:leases")
+        await client.set("ossa:registry:leases", "of another program")
+        await prometheus.fires(*alerts)
+
+
 @pytest.mark.own_redis
 @causes(
     *("OssaRegistryStoreUnavailable", "OssaRegistryCommitFailures", "OssaRegistryCommitsSlow"),

@@ -266,7 +266,7 @@ async def test_command_that_a_restart_disabled_is_named(tmp_path: Path, policy: 
 TYPED_KEYS = ("revision", "epoch", "records", "leases", "ttls", "events", "checks", "sweep", "bare", "owners", "owned")
 
 
-@pytest.mark.parametrize("field", [*TYPED_KEYS, "members"])
+@pytest.mark.parametrize("field", [*TYPED_KEYS, "members", "secret"])
 async def test_key_of_another_type_is_named_until_it_is_deleted(
     redis: RedisProcess, policy: Policy, field: str
 ) -> None:
@@ -276,6 +276,8 @@ async def test_key_of_another_type_is_named_until_it_is_deleted(
         await rig.admin.rpush(key, "of another program")
         if field == "bare":
             await delete_document(rig)
+        if field == "secret":
+            await drop_connections(rig)
         await rig.work()
         if field not in {"revision", "sweep"}:  # the next change or sweep replaces them
             await rig.expect_named(key, "WRONGTYPE")
