@@ -5,6 +5,7 @@ without limit for a client to read its answer. It collects 1.6 MB of headers for
 """
 
 from collections.abc import Callable
+from contextvars import Context
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -13,7 +14,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from registry_server.gateway.connections import Place
-from registry_server.instrumentation.request_context import REQUEST_CONTEXT
+from registry_server.instrumentation.request_context import REQUEST_CONTEXT, RequestContext
 
 if TYPE_CHECKING:
     import asyncio
@@ -166,20 +167,28 @@ class ServerProtocol(RequestHandler):
         super().pause_writing()
         if self._stream is not None and self._write_timer is None:
             self._unread_bytes = self._stream.get_write_buffer_size() + self.pending_bytes
-            self._write_timer = self._loop.call_later(self._limits.write_timeout, self._disconnect)
+            self._start_write_timer()
             if not self._hold_bytes():
-                self._loop.call_soon(self._disconnect)  # not within a write
+                self._loop.call_soon(self._disconnect, REQUEST_CONTEXT.get())  # not within a write
 
     def resume_writing(self) -> None:
         """Note that the client has read its answers."""
         self._stop_write_timer()
         super().resume_writing()
 
+    async def _drain_helper(self) -> None:
+        try:
+            await super()._drain_helper()
+        except ConnectionError as error:
+            # Of a frame in it, a local variable is the future that it was set on: a cycle with this connection.
+            error.__traceback__ = None
+            raise ConnectionResetError("the client left") from None
+
     def force_close(self) -> None:
         """Close the connection; the client has the write timeout to read what was sent."""
         super().force_close()
         if self._stream is not None and self._stream.get_write_buffer_size() and self._write_timer is None:
-            self._write_timer = self._loop.call_later(self._limits.write_timeout, self._disconnect)
+            self._start_write_timer()
 
     async def start(self) -> None:
         """Handle requests, and then close the connection as ``force_close`` does."""
@@ -211,10 +220,9 @@ class ServerProtocol(RequestHandler):
             self.transport.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         self.force_close()
 
-    def _disconnect(self) -> None:
-        """Disconnect a client that does not read."""
+    def _disconnect(self, context: RequestContext | None) -> None:
+        """Disconnect a client that does not read the answer to this request."""
         if self._stream is not None:
-            context = REQUEST_CONTEXT.get()  # the context of the write that had to wait
             fields = context.log_fields() if context else {"peer": self._address}
             self._place.log("slow reader disconnected", **fields)
             self._stream.abort()
@@ -233,6 +241,13 @@ class ServerProtocol(RequestHandler):
         if self._headers_timer is not None:
             self._headers_timer.cancel()
             self._headers_timer = None
+
+    def _start_write_timer(self) -> None:
+        # asyncio keeps the context of a cancelled timer until its time: it must not refer to the request.
+        request, nothing = REQUEST_CONTEXT.get(), Context()
+        self._write_timer = self._loop.call_later(
+            self._limits.write_timeout, self._disconnect, request, context=nothing
+        )
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
