@@ -73,6 +73,10 @@ class Authenticator:
         self._certificates = policy.certificates
         self._cache: LRUCache[object, Identity] = LRUCache(MAX_CACHED_CREDENTIALS)
 
+    def load_keys(self) -> None:
+        """Load the keys of all issuers in the background, before the first callers need them and after a reload."""
+        self.tokens.load_keys()
+
     async def close(self) -> None:
         """Cancel background work."""
         await self.tokens.close()

@@ -268,13 +268,15 @@ class Guard:
         return UNCHECKED
 
     def _read_policy(self, file: Path) -> Authenticator:
-        return Authenticator(
+        authenticator = Authenticator(
             read_policy(file),
             self._default_limits,
             previous=self._authenticator,
             on_withdrawal=self._start_recheck,
             monotonic=self._monotonic,
         )
+        authenticator.load_keys()
+        return authenticator
 
     def _log_refusal(self, reason: str, peer: str) -> None:
         """Log a refused credential without its value, at most once a second for each reason."""

@@ -51,7 +51,7 @@ class JwtVerifier:
         previous: "JwtVerifier | None" = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take over the keys of the previous verifier, and load them again; load all others when they are needed.
+        """Take over the keys of the previous verifier.
 
         Args:
             issuers: The issuers.
@@ -77,10 +77,14 @@ class JwtVerifier:
                 keys = KeySet(issuer, monotonic=monotonic)
             else:
                 keys.name = issuer.name
-                keys.reload()
             keys.on_withdrawal = on_withdrawal
             self.issuers[issuer.issuer] = issuer, keys
         self.replaced = [keys for keys in (*self.replaced, *known.values()) if keys.is_loading]
+
+    def load_keys(self) -> None:
+        """Load the keys of all issuers in the background."""
+        for _, keys in self.issuers.values():
+            keys.reload()
 
     async def close(self) -> None:
         """Cancel loads of keys in flight."""

@@ -134,7 +134,7 @@ async def test_fleet_behind_one_address_may_open_most_streams_without_a_policy()
         open_stream(other)
 
 
-def test_limits_in_force_are_logged(policy: Policy) -> None:
+async def test_limits_in_force_are_logged(policy: Policy) -> None:
     with capture_logs() as logs:
         for security in (SecuritySettings(), SecuritySettings(policy_file=policy.file)):
             for limits in (LimitSettings(), LOW_RATE):

@@ -141,6 +141,7 @@ async def test_known_keys_serve_while_the_provider_hangs(policy: Policy, clock: 
         policy.document["jwt"][0]["name"] = "renamed"
         policy.write()
         reloaded = Authenticator(read_policy(policy.file), DEFAULT_LIMITS, previous=authenticator, monotonic=clock)
+        reloaded.load_keys()
         identity = await reloaded.verify(bearer_credentials(token("one", roles=["admin"])))
         assert identity.name == "renamed:one"
         assert time.perf_counter() - began < 0.5
@@ -177,6 +178,7 @@ async def test_withdrawn_key_admits_no_token_that_it_verified(policy: Policy, cl
         reloaded = Authenticator(
             read_policy(policy.file), DEFAULT_LIMITS, previous=authenticator, on_withdrawal=ended.set, monotonic=clock
         )
+        reloaded.load_keys()
         await reloaded.verify(withdrawn)  # the new key set is not loaded yet
         async with asyncio.timeout(20):
             await ended.wait()
