@@ -32,6 +32,7 @@ SERVICES = [f"fleet-{i}" for i in range(3)]
 # All commands of the registry; INFO is optional while it runs.
 COMMANDS = sorted({*re.findall(r"try\('(\w+)'", Scripts().sources["access"]), "EVALSHA", "SCRIPT", "PING"})
 TIMEOUT = 12  # seconds; a write waits for up to five
+READ_TIMEOUT = 4  # less than a read that waits for the store would take
 
 
 class Rig:
@@ -72,10 +73,10 @@ class Rig:
             ),
         ]
         outcomes = [await self._outcome(call) for call in calls]
-        found = await stub.DiscoverServices(pb.DiscoverServicesRequest(), metadata=self.metadata, timeout=1)
+        found = await stub.DiscoverServices(pb.DiscoverServicesRequest(), metadata=self.metadata, timeout=READ_TIMEOUT)
         assert set(SERVICES) <= {service.name for service in found.services}
         for name in SERVICES:
-            await stub.GetService(pb.GetServiceRequest(name=name), metadata=self.metadata, timeout=1)
+            await stub.GetService(pb.GetServiceRequest(name=name), metadata=self.metadata, timeout=READ_TIMEOUT)
         health = pb.GetServiceHealthRequest(name=SERVICES[0])
         await stub.GetServiceHealth(health, metadata=self.metadata, timeout=TIMEOUT)
         return set(outcomes)
