@@ -383,12 +383,7 @@ class Follower:
         self._on_connection(connected=True)
 
     def _set_disconnected(self, reason: str, shown: str = "") -> bool:
-        """Serve reads as stale; return whether this is new.
-
-        Args:
-            reason: Cause for the log, which may name hosts.
-            shown: Cause for callers; empty if it is the same.
-        """
+        """Serve reads as stale; return whether the reason, which may name hosts, is new. ``shown`` names none."""
         text = f"Redis cannot be followed: {shown or reason}"
         self._problems.report("store", text)
         if new := reason not in self._logged_reasons and len(self._logged_reasons) < _MAX_LOGGED_REASONS:
