@@ -81,12 +81,13 @@ async def test_head_is_get_without_the_body(path: str, rest: Rest) -> None:
     await rest.post("/services", service())
     if path.endswith(("heartbeat", "cleanup")):
         return
-    answer = await rest.call("HEAD", path, base="")
+    headers = {"X-Request-Id": "1"}  # generated ones differ in length
+    answer = await rest.call("HEAD", path, base="", headers=headers)
     assert (answer.status, answer.raw) == (200, b"")
     if path.endswith("/events"):
         assert answer.headers["Content-Type"] == "text/event-stream"
         return
-    got = await rest.call("GET", path, base="")
+    got = await rest.call("GET", path, base="", headers=headers)
     assert answer.headers["Content-Type"] == got.headers["Content-Type"]
     if path != "/metrics":  # metrics change between the requests
         assert answer.headers["Content-Length"] == got.headers["Content-Length"]
