@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from registry_server.admission.request_log import LogBudget
 from registry_server.config import LogSettings
 from registry_server.errors import RegistryError
 from registry_server.instrumentation.counters import CallCounters, TransportCounters
+from registry_server.instrumentation.log_budget import LogBudget
 from registry_server.instrumentation.request_context import RequestContext
 from registry_server.instrumentation.tracing import Attributes, Tracer
 from registry_server.security.guard import Guard

@@ -1,23 +1,21 @@
 """``ChangeBudgets``: limits the size of each owner's changes, so that the history has room for those of others."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from cachetools import LRUCache
-
 from registry_server.catalog.change import Change
 from registry_server.errors import RateLimited
+from registry_server.runtime.token_buckets import TokenBuckets
 
 DEFAULT_BYTES_PER_SECOND: Final = 128 << 10
 _BURST_SECONDS: Final = 256
 """A burst of 32 MiB by default: 10,000 services of 1 KiB may be registered and become healthy at once."""
 _SERVICES: Final = 10_000
 """Owners of more services, such as operators, may make as many times as many changes."""
-_MAX_OWNERS: Final = 10_000
-"""Owners that are tracked; beyond it, the one that made no change for the longest time is forgotten."""
 
 
 class ChangeBudgets:
@@ -33,8 +31,7 @@ class ChangeBudgets:
     ) -> None:
         """Set the sustained size of the changes of one owner."""
         self._bytes_per_second = bytes_per_second
-        self._monotonic = monotonic
-        self._full_at: LRUCache[str, float] = LRUCache(_MAX_OWNERS)
+        self._buckets = TokenBuckets(monotonic)
         self._reserved: Counter[str] = Counter()
         self._services: Counter[str] = Counter()
 
@@ -50,9 +47,7 @@ class ChangeBudgets:
             if owner_before:
                 _decrease(self._services, owner_before, 1)
         if owner := change.owner or owner_before:
-            now = self._monotonic()
-            full_at = max(self._full_at.get(owner, now), now)
-            self._full_at[owner] = full_at + change.size / self._rate(owner)
+            self._buckets.take(owner, self._rate(owner), math.inf, change.size)
 
     @contextmanager
     def reserve(self, owner: str, size: int, quota: int = 0) -> Iterator[None]:
@@ -66,9 +61,8 @@ class ChangeBudgets:
         Raises:
             RateLimited: The owner has no budget left.
         """
-        rate, now = self._rate(owner, quota), self._monotonic()
-        charged_seconds = max(self._full_at.get(owner, now) - now, 0.0)
-        excess = charged_seconds + (self._reserved[owner] + size) / rate - _BURST_SECONDS
+        rate = self._rate(owner, quota)
+        excess = self._buckets.seconds_until_full(owner) + (self._reserved[owner] + size) / rate - _BURST_SECONDS
         if excess > 0:
             reason = f"limit of {rate:.0f} bytes of changes a second for one owner reached"
             raise RateLimited(excess, f"{reason} (limits.change_bytes_per_second)")

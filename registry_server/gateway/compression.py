@@ -9,6 +9,8 @@ from typing import Final
 
 from aiohttp import web
 
+from registry_server.runtime.token_buckets import TokenBuckets
+
 MIN_COMPRESSED_BYTES: Final = 1_024
 """Smaller answers hardly shrink and fit in one packet anyway."""
 COMPRESSED_BYTES_PER_SECOND: Final = 32 << 20
@@ -40,19 +42,16 @@ class Compression:
         self, bytes_per_second: int = COMPRESSED_BYTES_PER_SECOND, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         """Set the budget; a second's worth may be used at once."""
-        self._bytes_per_second, self._monotonic = bytes_per_second, monotonic
-        self._spent_until = monotonic()
+        self._bytes_per_second = bytes_per_second
+        self._buckets = TokenBuckets(monotonic)
 
     async def compress(self, response: web.Response) -> None:
         """Compress the body of an answer, unless it is small or the budget is spent."""
         body = response.body
         if not isinstance(body, bytes) or len(body) < MIN_COMPRESSED_BYTES or "Content-Encoding" in response.headers:
             return
-        now = self._monotonic()
-        spent_until = max(self._spent_until, now) + len(body) / self._bytes_per_second
-        if spent_until > now + 1:
+        if self._buckets.take(None, self._bytes_per_second, self._bytes_per_second, len(body)):
             return
-        self._spent_until = spent_until
         response.body = await gzipped(body, _LEVEL)
         response.headers["Content-Encoding"] = "gzip"
 

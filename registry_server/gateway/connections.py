@@ -1,15 +1,14 @@
 """``Connections``: the open connections and the bytes that they hold, with a share for each address."""
 
-import ipaddress
 import resource
-from functools import lru_cache
 from itertools import islice
 from typing import Final, Protocol
 
 import structlog
 
-from registry_server.admission.request_log import LogBudget
 from registry_server.config import HttpSettings
+from registry_server.instrumentation.log_budget import LogBudget
+from registry_server.security.identity import network_of
 from registry_server.security.limits import Shares
 
 _CANDIDATES: Final = 16
@@ -112,12 +111,3 @@ class Place:
             others.pop(connection, None)
         if not others:
             self._connections._open.pop(self._network, None)  # noqa: SLF001
-
-
-@lru_cache(4096)
-def network_of(address: str) -> str:
-    """Return what counts as one address: all of an IPv6 network of 64 bits, which one host may have."""
-    if ":" not in address:
-        return address
-    ip = ipaddress.IPv6Address(address)
-    return str(ip.ipv4_mapped) if ip.ipv4_mapped else str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))

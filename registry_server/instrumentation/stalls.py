@@ -1,7 +1,6 @@
 """``StallMonitor``: measures how late the event loop runs a timer, and reports its stalls."""
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -9,11 +8,12 @@ from typing import Final
 import structlog
 
 from registry_server.instrumentation.counters import Histogram
+from registry_server.instrumentation.log_budget import LogBudget
 
 STALL_SECONDS: Final = 0.25
 """Five times the time that one request may take; a stall of a second delays heartbeats and probes noticeably."""
 _SAMPLE_SECONDS: Final = 0.1
-_LOG_INTERVAL_SECONDS: Final = 10.0
+_LOG_LINES_PER_SECOND: Final = 0.1
 _LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STALL_BOUNDS: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -42,8 +42,7 @@ class StallMonitor:
         self.stalls = Histogram(_STALL_BOUNDS)
         """Delays of more than ``STALL_SECONDS``."""
         self._sleep, self._monotonic, self._thread_time = sleep, monotonic, thread_time
-        self._logged_at = -math.inf
-        self._unlogged = 0
+        self._log_budget = LogBudget(_LOG_LINES_PER_SECOND, 1, monotonic)
 
     async def run(self) -> None:
         """Measure until cancelled."""
@@ -60,14 +59,11 @@ class StallMonitor:
         """Log a stall that this process caused itself; the others are pauses, or the machine is overloaded."""
         if processor_seconds < STALL_SECONDS:
             return
-        now = self._monotonic()
-        if now - self._logged_at < _LOG_INTERVAL_SECONDS:
-            self._unlogged += 1
-            return
-        log.warning(
-            "event loop stalled",
-            seconds=round(seconds, 3),
-            processor_seconds=round(processor_seconds, 3),
-            suppressed=self._unlogged,
-        )
-        self._logged_at, self._unlogged = now, 0
+        suppressed = self._log_budget.take_line()
+        if suppressed is not None:
+            log.warning(
+                "event loop stalled",
+                seconds=round(seconds, 3),
+                processor_seconds=round(processor_seconds, 3),
+                suppressed=suppressed,
+            )

@@ -11,7 +11,9 @@ import structlog
 
 from registry_server.config import LimitSettings, SecuritySettings
 from registry_server.errors import ConfigurationError, PermissionDenied, RateLimited, Unauthenticated
+from registry_server.instrumentation.log_budget import LogBudget
 from registry_server.runtime.tasks import cancel
+from registry_server.runtime.token_buckets import TokenBuckets
 from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.identity import (
     ANONYMOUS,
@@ -23,15 +25,13 @@ from registry_server.security.identity import (
     current_identity,
 )
 from registry_server.security.jwt_tokens import CredentialRefused
-from registry_server.security.limits import Buckets, Gauge, InFlight, Places, Streams
+from registry_server.security.limits import Gauge, InFlight, Places, Streams
 from registry_server.security.permissions import HEALTH, Permission
 from registry_server.security.policy import read_policy
 from registry_server.security.sessions import Caller, Session, Sessions
 
 _GUEST_BYTES_DIVISOR: Final = 4
 """Callers without a credential may hold a quarter of ``limits.call_bytes``, in addition to it."""
-_LOG_INTERVAL_SECONDS: Final = 1.0
-"""Shortest time between two log lines with the same reason."""
 _RATE: Final = ("requests_per_second", "request_burst")
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ class Guard:
             limits.requests_per_second, limits.request_burst, limits.watches_per_caller, limits.services_per_owner
         )
         self._monotonic = monotonic
-        self._buckets = Buckets(monotonic)
+        self._buckets = TokenBuckets(monotonic)
         self._places, self._guest_places = _caller_places(limits), _guest_places(limits)
         self.in_flight = self._places.in_flight
         """Calls in flight of all callers; with a policy, of those with a credential."""
@@ -72,7 +72,7 @@ class Guard:
         self._spare_streams = limits.is_default("watches_per_caller")
         """Whether addresses may exceed their number of streams while the process has room."""
         self._sessions = Sessions()
-        self._log_times: dict[str, tuple[float, int]] = {}
+        self._refusals_log = LogBudget(1, 1, monotonic)  # for each reason
         self._rechecking: asyncio.Task[None] | None = None
         self._authenticator: Authenticator | None = None
         if self._file:
@@ -155,14 +155,11 @@ class Guard:
         if self._spare_rate and not self.in_flight.calls.scarce:
             return
         limits = identity.limits or self._default_limits
-        try:
-            self._buckets.take_token(caller.caller_key, limits.requests_per_second, limits.burst)
-        except RateLimited as error:
-            rate = limits.requests_per_second
+        rate = limits.requests_per_second
+        if retry_after := self._buckets.take(caller.caller_key, rate, limits.burst):
             is_default = rate == self._default_limits.requests_per_second
             setting = "limits.requests_per_second" if is_default else "limits in the policy"
-            reason = f"limit of {rate:g} calls a second reached ({setting})"
-            raise RateLimited(error.retry_after, reason) from None
+            raise RateLimited(retry_after, f"limit of {rate:g} calls a second reached ({setting})")
 
     def charge_guest(self, caller: Caller) -> None:
         """Charge a call that is rejected before its credentials are looked at.
@@ -175,7 +172,7 @@ class Guard:
 
     def places(self, key: tuple[str, str]) -> Places:
         """Return the places for a caller; with a policy, those without a credential have places of their own."""
-        return self._guest_places if key[0] == "none" and self._authenticator is not None else self._places
+        return self._guest_places if self.is_guest(key) else self._places
 
     def is_guest(self, key: tuple[str, str]) -> bool:
         """Return whether the key belongs to callers without a credential although there is a policy."""
@@ -280,13 +277,9 @@ class Guard:
 
     def _log_refusal(self, reason: str, peer: str) -> None:
         """Log a refused credential without its value, at most once a second for each reason."""
-        now = self._monotonic()
-        last, suppressed = self._log_times.get(reason, (float("-inf"), 0))
-        if now - last < _LOG_INTERVAL_SECONDS:
-            self._log_times[reason] = last, suppressed + 1
-            return
-        self._log_times[reason] = now, 0
-        log.warning("credential refused", reason=reason, peer=peer, suppressed=suppressed)
+        suppressed = self._refusals_log.take_line(reason)
+        if suppressed is not None:
+            log.warning("credential refused", reason=reason, peer=peer, suppressed=suppressed)
 
 
 GUEST: Final = Identity(ANONYMOUS, Role.NONE)

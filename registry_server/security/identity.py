@@ -113,8 +113,7 @@ def caller_key(identity: Identity, address: Callable[[], str]) -> tuple[str, str
     """Return the key for a caller's limits: its identity, or its address or IPv6 network if it has no credential."""
     if identity.method != "none":
         return identity.method, identity.name
-    text = address()
-    return ("none", _network(text)) if ":" in text else ("none", text)
+    return "none", network_of(address())
 
 
 def current_caller_key() -> tuple[str, str]:
@@ -122,9 +121,14 @@ def current_caller_key() -> tuple[str, str]:
     return CALLER_KEY.get()
 
 
+def network_of(address: str) -> str:
+    """Return the network of an IPv6 address, and any other address itself."""
+    return _ipv6_network(address) if ":" in address else address
+
+
 @lru_cache(_MAX_CACHED_ADDRESSES)
-def _network(address: str) -> str:
-    """Return the network of an IPv6 address, and the address itself if it maps an IPv4 address or is not valid."""
+def _ipv6_network(address: str) -> str:
+    """Return the network of an address, the IPv4 address that it maps, or the text itself if it is not valid."""
     try:
         parsed = ipaddress.IPv6Address(address.partition("%")[0])
     except ValueError:

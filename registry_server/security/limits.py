@@ -1,53 +1,15 @@
-"""Limits: call rates, concurrent streams, and calls in flight with their bytes."""
+"""Limits: concurrent streams, and calls in flight with their bytes."""
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from cachetools import LRUCache
+from registry_server.errors import LimitExceeded, Overloaded
 
-from registry_server.errors import LimitExceeded, Overloaded, RateLimited
-
-MAX_BUCKETS: Final = 10_000
-"""Callers whose rate is tracked; beyond it, the bucket that was not used for the longest time is dropped."""
 SMALL_REQUEST_BYTES: Final = 16 << 10
 """Requests up to this size do not count towards the byte limit: large requests must not block small ones."""
 UNRESERVED_PART: Final = 0.8
 """Part of a total that any caller may use; the rest is reserved for callers that hold less than an equal share."""
-
-
-class Buckets:
-    """A token bucket for each caller.
-
-    Implements the generic cell rate algorithm (ITU-T I.371): it stores one number per caller, the time at which its
-    bucket is full again.
-    """
-
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._monotonic = monotonic
-        self._full_at: LRUCache[Hashable, float] = LRUCache(MAX_BUCKETS)
-
-    def __len__(self) -> int:
-        return len(self._full_at)
-
-    def take_token(self, caller: Hashable, rate: float, burst: float) -> None:
-        """Take a token.
-
-        Args:
-            caller: Owner of the bucket.
-            rate: Tokens added per second.
-            burst: Capacity of the bucket.
-
-        Raises:
-            RateLimited: The bucket is empty.
-        """
-        now = self._monotonic()
-        full_at = max(self._full_at.get(caller, now), now) + 1 / rate
-        excess = full_at - now - burst / rate
-        if excess > 1e-9:  # noqa: PLR2004 - rounding error of float addition
-            raise RateLimited(retry_after=excess)
-        self._full_at[caller] = full_at
 
 
 class Shares:

@@ -13,9 +13,9 @@ import structlog
 from structlog.testing import capture_logs
 
 from registry_server.admission import Admission, CallScope, Endpoint, disclosed
-from registry_server.admission.request_log import BURST_LINES, LINES_PER_SECOND
 from registry_server.config import LimitSettings, LogSettings, SecuritySettings
 from registry_server.errors import LimitExceeded, Overloaded, RateLimited, RegistryError, ServiceNotFound
+from registry_server.instrumentation.log_budget import BURST_LINES, LINES_PER_SECOND
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials

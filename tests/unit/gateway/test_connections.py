@@ -1,10 +1,9 @@
 """Shares of connections and of the bytes that they hold."""
 
-import pytest
 from structlog.testing import capture_logs
 
 from registry_server.config import HttpSettings
-from registry_server.gateway.connections import Connections, Place, network_of
+from registry_server.gateway.connections import Connections, Place
 
 
 class Connection:
@@ -68,19 +67,6 @@ def test_held_bytes_have_the_same_shares_and_are_released() -> None:
     assert counted.bytes.held == 700
     second.release()
     assert counted.bytes.held == 0
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:0:1:ffff::1", "2001:db8:0:1::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_ipv6_network_counts_as_one_address(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 def test_closed_connections_are_logged_at_a_limited_rate() -> None:

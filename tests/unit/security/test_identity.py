@@ -1,8 +1,8 @@
-"""``Identity``: the services that a caller may own and the groups that it may join."""
+"""``Identity``: the services that a caller may own and the groups that it may join; networks of addresses."""
 
 import pytest
 
-from registry_server.security.identity import Identity, Role
+from registry_server.security.identity import Identity, Role, network_of
 
 
 @pytest.mark.parametrize("role", Role)
@@ -32,3 +32,17 @@ def test_group_is_authorised_like_a_name(pattern: str, group: str, *, expected: 
     assert Identity("someone", Role.AGENT, "api-key", (pattern,)).may_join(group) is expected
     assert Identity("someone", Role.VIEWER, "api-key", (pattern,)).may_join(group) is False
     assert Identity("someone", Role.OPERATOR).may_join(group) is True
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1:ffff::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("fe80::no", "fe80::no"),
+    ],
+)
+def test_ipv6_network_counts_as_one_address(address: str, network: str) -> None:
+    assert network_of(address) == network

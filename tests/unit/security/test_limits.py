@@ -1,57 +1,11 @@
-"""``Buckets``, ``Shares``, ``Gauge`` and ``CallSlot``."""
+"""``Shares``, ``Gauge`` and ``CallSlot``."""
 
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from registry_server.errors import LimitExceeded, Overloaded, RateLimited
-from registry_server.security.limits import MAX_BUCKETS, SMALL_REQUEST_BYTES, Buckets, CallSlot, Gauge, InFlight, Shares
-from tests.unit.security.manual_clock import ManualClock
-
-
-@given(
-    rate=st.floats(0.1, 1000),
-    burst=st.integers(1, 50),
-    pauses=st.lists(st.floats(0, 5), max_size=120),
-)
-def test_bucket_behaves_like_a_token_bucket(rate: float, burst: int, pauses: list[float]) -> None:
-    clock, tokens = ManualClock(), float(burst)
-    buckets = Buckets(clock)
-    for pause in pauses:
-        clock.now += pause
-        tokens = min(burst, tokens + pause * rate)
-        if abs(tokens - 1) < 1e-6:  # rounding decides
-            return
-        if tokens > 1:
-            buckets.take_token("a", rate, burst)
-            tokens -= 1
-            continue
-        with pytest.raises(RateLimited) as caught:
-            buckets.take_token("a", rate, burst)
-        assert caught.value.retry_after == pytest.approx((1 - tokens) / rate, rel=1e-3, abs=1e-6)
-
-
-def test_each_caller_has_a_separate_bucket(clock: ManualClock) -> None:
-    buckets = Buckets(clock)
-    buckets.take_token("a", 1, 1)
-    buckets.take_token("b", 1, 1)
-    with pytest.raises(RateLimited):
-        buckets.take_token("a", 1, 1)
-
-
-def test_buckets_are_bounded_and_keep_the_callers_that_call(clock: ManualClock) -> None:
-    buckets = Buckets(clock)
-    buckets.take_token("busy", 1, 1)
-    for i in range(3 * MAX_BUCKETS):
-        buckets.take_token(i, 1, 2)
-        if i % 1_000 == 0:
-            with pytest.raises(RateLimited):
-                buckets.take_token("busy", 1, 1)
-    assert len(buckets) == MAX_BUCKETS
-    with pytest.raises(RateLimited):
-        buckets.take_token("busy", 1, 1)
+from registry_server.errors import LimitExceeded, Overloaded
+from registry_server.security.limits import SMALL_REQUEST_BYTES, CallSlot, Gauge, InFlight, Shares
 
 
 def test_gauge_limits_each_caller_and_all_and_returns_to_zero() -> None:
