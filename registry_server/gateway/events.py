@@ -106,8 +106,8 @@ class EventStream:
                 if not batch.sse:  # fills the cache, so that the next line takes little time
                     await self._documents.encode_all([event.record for event in batch.events if event.record])
                 text = sse.encode_batch(batch, self._documents)
-                # Each snapshot has batches of its own, in the forms of both protocols; others are shared.
-                await write(text, 0 if batch.resumable else 2 * len(text))
+                await write(text, 0 if batch.shared else len(text))
+                del batch, text  # a quiet stream would hold them until its next event
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the status was sent: the error can only be reported in the stream

@@ -29,9 +29,11 @@ from registry_server.rpc.codec import Context, parse, require_size, serialized
 from registry_server.rpc.readers import SlowReaders, current_call
 from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.status import code_of, status_of, trailers_of
+from registry_server.runtime.fair_slots import FairSlots
 from registry_server.security.authenticator import CertificateNames, Credentials
 from registry_server.security.identity import current_identity
 from registry_server.security.limits import SMALL_REQUEST_BYTES, CallSlot
+from registry_server.watch import EventBatch
 
 MAX_WAIT_SECONDS: Final = 30.0
 """How long a call without a deadline waits for a revision."""
@@ -60,6 +62,8 @@ class RpcTransport:
     admission: Admission
     requests: AwaitedRequests
     readers: SlowReaders
+    large_messages: FairSlots
+    """Large messages of watches that clients have not read yet; other watches wait before they make theirs."""
     verifies_clients: bool
     """Whether connections carry client certificates."""
     draining: asyncio.Event
@@ -323,6 +327,22 @@ class RpcStream(RpcCall):
     async def write(self, message: Message | bytes) -> None:
         """Send a message, which the client must read within the write timeout."""
         await self.method.transport.readers.write_message(message, self.context)
+
+    async def write_batch(self, batch: EventBatch) -> None:
+        """Send the message of a watch. A large one first waits for its turn, in which the call may be refused."""
+        if batch.size <= _MAX_UNCOUNTED_ANSWER_BYTES:
+            await self.write(batch.wire)
+            return
+        turns = self.method.transport.large_messages
+        self.waiting = current_call()
+        try:
+            await turns.acquire(self.caller_key)
+        finally:
+            self.waiting = None
+        try:
+            await self.write(batch.wire)
+        finally:
+            turns.release(self.caller_key)
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)

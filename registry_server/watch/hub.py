@@ -115,7 +115,7 @@ class WatchHub:
         """Return a batch, built once for all watchers that send the same events."""
         last = self._last_batch
         if last is None or last.position != position or last.events != events:
-            last = self._last_batch = EventBatch(events, position)
+            last = self._last_batch = EventBatch(events, position, shared=True)
         return last
 
     def prepare_resync(self, changes: Sequence[Change]) -> None:

@@ -61,20 +61,30 @@ class EventBatch:
     """False while a snapshot is incomplete: the cursor cannot be resumed from."""
     snapshot_complete: bool = field(default=False, kw_only=True)
     """Whether this batch ends the snapshot."""
-    wire: bytes = field(init=False)
-    """The serialised ``WatchEventsResponse``."""
+    shared: bool = field(default=False, kw_only=True)
+    """Whether other watchers send it too; otherwise what it holds is held for one stream."""
+    size: int = field(init=False)
+    """Size of the events in the message, in bytes."""
     sse: bytes = field(default=b"", init=False)
     """The batch as Server-Sent Events; empty until the gateway has encoded it."""
+    _wire: bytes = field(default=b"", init=False)
 
     def __post_init__(self) -> None:
-        self.wire = b"".join(
-            (
-                *(event.frame for event in self.events),
-                bytes_field(_CURSOR, encode_cursor(self.cursor).encode()),
-                integer_field(_REVISION, self.revision),
-                integer_field(_SNAPSHOT_COMPLETE, int(self.snapshot_complete)),
+        self.size = sum(len(event.frame) for event in self.events)
+
+    @property
+    def wire(self) -> bytes:
+        """The serialised ``WatchEventsResponse``, made when it is first needed: a stream may have to wait before."""
+        if not self._wire:
+            self._wire = b"".join(
+                (
+                    *(event.frame for event in self.events),
+                    bytes_field(_CURSOR, encode_cursor(self.cursor).encode()),
+                    integer_field(_REVISION, self.revision),
+                    integer_field(_SNAPSHOT_COMPLETE, int(self.snapshot_complete)),
+                )
             )
-        )
+        return self._wire
 
     @property
     def revision(self) -> int:

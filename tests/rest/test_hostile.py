@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from registry_server.app import Serving, serving
+from registry_server.model.tokens import Cursor, encode_cursor
 from tests.rest.client import BASE, Rest, client, service
 from tests.rest.raw import exchange
 from tests.support.redis_process import RedisProcess
@@ -282,7 +283,10 @@ async def test_malformed_requests_are_charged(redis: RedisProcess) -> None:
     assert statuses[-1] == 429
 
 
-async def test_snapshots_that_are_never_read_are_limited_in_bytes(redis: RedisProcess) -> None:
+@pytest.mark.parametrize("start", ["snapshot=true", "lastEventId={cursor}"])
+async def test_beginnings_of_event_streams_that_are_never_read_are_limited_in_bytes(
+    start: str, redis: RedisProcess
+) -> None:
     """Each holds a batch of 256 KiB of its own."""
     async with running(redis.url, limits={"call_bytes": MIB}) as server, AsyncExitStack() as stack:
         async with client(server.http) as rest:
@@ -291,13 +295,14 @@ async def test_snapshots_that_are_never_read_are_limited_in_bytes(redis: RedisPr
                 answer = await rest.post("/services", service(f"agent-{i}", capabilities=capabilities))
                 assert answer.status == 201
         url = URL(server.http)
+        query = start.format(cursor=encode_cursor(Cursor(server.parts.replica.position.epoch, 0)))
         with capture_logs() as logs:
             for _ in range(20):
                 reading = stack.enter_context(socket.socket())
                 reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
                 reading.settimeout(0)
                 await asyncio.get_running_loop().sock_connect(reading, (str(url.host), url.port))
-                request = f"GET {BASE}/events?snapshot=true HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                request = f"GET {BASE}/events?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n"
                 await asyncio.get_running_loop().sock_sendall(reading, request.encode())
             async with asyncio.timeout(20):
                 while sum(line["event"] == "slow reader disconnected" for line in logs) < 10:
