@@ -12,6 +12,7 @@ from registry_server import __version__
 from registry_server.app import WorkerContext, serving
 from registry_server.config import Settings
 from registry_server.instrumentation.logs import configure_logging
+from registry_server.runtime.open_files import raise_open_files_limit
 from registry_server.runtime.scheduling import adapt_scheduling
 from registry_server.runtime.tasks import cancel, run_loop
 
@@ -68,6 +69,7 @@ async def serve_until(
         ConfigurationError: The server cannot start with these settings.
     """
     gc.set_threshold(*_GC_THRESHOLDS)
+    raise_open_files_limit()
     scheduling = asyncio.create_task(adapt_scheduling(), name="scheduling")
     try:
         async with serving(settings, worker=worker) as server:

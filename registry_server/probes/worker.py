@@ -3,7 +3,6 @@
 import asyncio
 import os
 import pickle
-import resource
 import signal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from registry_server.probes.prober import Prober
 from registry_server.probes.rounds import Rounds, SendProbe
 from registry_server.runtime.child import serve_child
 from registry_server.runtime.connection import Connection
+from registry_server.runtime.open_files import raise_open_files_limit
 from registry_server.security.egress import EgressPolicy
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ async def _main(connection: Connection, setup: "WorkerSetup") -> None:
 
 def main() -> None:
     """Serve as configured by the registry."""
-    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))  # each probe opens a file
+    raise_open_files_limit()
     serve_child(_main, ignored_signals=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 

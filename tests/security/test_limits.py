@@ -18,7 +18,7 @@ from registry_client import RegistryClient
 from registry_server.rpc.status import DETAILS_KEY
 from tests.support.redis_process import RedisProcess
 from tests.support.security import Policy, bearer, token
-from tests.support.server import Server, connected, running
+from tests.support.server import Server, ServerProcess, connected, running
 
 STATS = "/api/v1/registry/stats"
 EVENTS = "/api/v1/registry/events"
@@ -309,3 +309,14 @@ async def test_headers_in_pieces_are_accepted_within_the_time_limit(redis: Redis
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             await reader.readuntil(b"}")
         writer.transport.abort()
+
+
+async def test_server_opens_as_many_files_as_the_hard_limit_allows(redis: RedisProcess) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with AsyncExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        try:
+            server = await stack.enter_async_context(ServerProcess(f"--redis.url={redis.url}"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
