@@ -23,10 +23,10 @@ from registry_server.gateway.envelope import Envelope, failure_of
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
-from registry_server.security.identity import NO_KEY, UNCHECKED, current_identity
+from registry_server.security.guard import GUEST
+from registry_server.security.identity import UNCHECKED, caller_key, current_identity
 from registry_server.security.limits import SMALL_REQUEST_BYTES, Streams
 from registry_server.security.permissions import Permission
-from registry_server.security.sessions import Caller
 from registry_server.security.tls import certificate_names
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Middleware:
     def admit_malformed(self, address: str) -> bool:
         """Charge a request that is not HTTP to its address; return whether to answer it."""
         try:
-            self.admission.guard.charge_guest(_Unparsed(address))
+            self.admission.guard.charge(GUEST, caller_key(GUEST, lambda: address))
         except RateLimited:
             return False
         return True
@@ -183,22 +183,6 @@ class Middleware:
                 "Access-Control-Max-Age": _CORS_MAX_AGE_SECONDS,
             }
         return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
-
-
-class _Unparsed(Caller):
-    """The caller of a request that cannot be parsed."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self.caller_key = NO_KEY
-
-    def address(self) -> str:
-        """Return the address of the client."""
-        return self._address
-
-    def credentials(self) -> Credentials:
-        """Return that there are none."""
-        return Credentials()
 
 
 class HttpCall(CallScope):

@@ -16,11 +16,10 @@ import structlog
 from registry_server.catalog.replica import Replica
 from registry_server.errors import RevisionNotReached, StoreUnavailable
 from registry_server.instrumentation.problems import Problems
-from registry_server.model.normal import ttl_seconds
 from registry_server.replication.follower import Follower
-from registry_server.replication.repair import batches
+from registry_server.replication.repair import batches, restored_service
 from registry_server.runtime.tasks import raise_if_cancelled
-from registry_server.store import RedisStore, RestoredService, StoreSizes
+from registry_server.store import RedisStore, StoreSizes
 
 _WAIT_SECONDS: Final = 5.0
 _CATCH_UP_SECONDS: Final = 0.2
@@ -155,18 +154,17 @@ class Reconciler:
         deadline = self._monotonic() + _WAIT_SECONDS
         while self._monotonic() < deadline:
             # No await between reading the records and the position.
-            services = [self._restored_service(name) for name in names if name in self._replica.records]
+            services = [
+                restored_service(self._replica, name, self._default_ttl)
+                for name in names
+                if name in self._replica.records
+            ]
             position, newest = self._replica.position, self._replica.history.newest
             restored = await self._store.repairs.restore_missing(services, position, newest.at_ms if newest else None)
             if restored is not None:
                 return restored
             await asyncio.sleep(_POLL_SECONDS)  # until the follower has applied more
         raise StoreUnavailable("this process cannot follow the store")
-
-    def _restored_service(self, name: str) -> RestoredService:
-        record = self._replica.records[name]
-        ttl = ttl_seconds(record.message(), self._default_ttl)
-        return RestoredService(name, record.wire, ttl, self._replica.owners.get(name, ""))
 
     def _size_of(self, name: str) -> int:
         record = self._replica.records.get(name)

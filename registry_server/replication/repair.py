@@ -247,9 +247,7 @@ class Repairer:
     async def _write_services(self, difference: _Difference, plan: str) -> None:
         def lost_services() -> Iterator[RestoredService]:
             for name in difference.restore:
-                record = self._replica.records[name]
-                ttl = ttl_seconds(record.message(), self._default_ttl)
-                yield RestoredService(name, record.wire, ttl, self._replica.owners.get(name, ""))
+                yield restored_service(self._replica, name, self._default_ttl)
             for name in difference.remove:
                 yield RestoredService(name, b"", 0, "")
 
@@ -278,6 +276,13 @@ class Repairer:
         async for page in self._store.reader.scan_events(2**53, newest_first=True):
             return page[0].revision == revision
         return False
+
+
+def restored_service(replica: Replica, name: str, default_ttl: float) -> RestoredService:
+    """Return a service of the replica as it is written back to the store."""
+    record = replica.records[name]
+    ttl = ttl_seconds(record.message(), default_ttl)
+    return RestoredService(name, record.wire, ttl, replica.owners.get(name, ""))
 
 
 def batches(items: Iterator[T], size: Callable[[T], int], length: int) -> Iterator[Sequence[T]]:

@@ -299,7 +299,7 @@ class RpcStream(RpcCall):
                     return
                 request = decode(wire)
                 current_identity.set(session.identity)  # a reloaded policy may have changed its patterns
-                guard.charge(session.identity, self)
+                guard.charge(session.identity, self.caller_key)
                 yield request
         finally:
             transport.requests.finished(self)

@@ -111,10 +111,10 @@ class Guard:
             if identity is not GUEST:
                 current_identity.set(identity)  # for the request log
             caller.caller_key = caller_key(identity, caller.address)
-            self.charge(identity, caller)
+            self.charge(identity, caller.caller_key)
             raise error from None
         caller.caller_key = caller_key(identity, caller.address)
-        self.charge(identity, caller)
+        self.charge(identity, caller.caller_key)
         return identity
 
     def admit_known(self, caller: Caller, permission: Permission) -> Identity | None:
@@ -130,7 +130,7 @@ class Guard:
         if authenticator is None:
             caller.caller_key = caller_key(UNCHECKED, caller.address)
             if permission is not HEALTH:
-                self.charge(UNCHECKED, caller)
+                self.charge(UNCHECKED, caller.caller_key)
             return UNCHECKED
         public = permission.part in self._public
         try:
@@ -143,11 +143,15 @@ class Guard:
             identity = GUEST  # public parts do not verify credentials
         caller.caller_key = caller_key(identity, caller.address)
         if permission is not HEALTH or not public:  # probes of a platform must work under overload
-            self.charge(identity, caller)
+            self.charge(identity, caller.caller_key)
         return identity
 
-    def charge(self, identity: Identity, caller: Caller) -> None:
-        """Charge a call to its caller, which was admitted.
+    def charge(self, identity: Identity, key: tuple[str, str]) -> None:
+        """Charge a call to its caller.
+
+        Args:
+            identity: The caller, with its limits.
+            key: Key for them; see ``caller_key``.
 
         Raises:
             RateLimited: The caller exceeded its rate.
@@ -156,7 +160,7 @@ class Guard:
             return
         limits = identity.limits or self._default_limits
         rate = limits.requests_per_second
-        if retry_after := self._buckets.take(caller.caller_key, rate, limits.burst):
+        if retry_after := self._buckets.take(key, rate, limits.burst):
             is_default = rate == self._default_limits.requests_per_second
             setting = "limits.requests_per_second" if is_default else "limits in the policy"
             raise RateLimited(retry_after, f"limit of {rate:g} calls a second reached ({setting})")
@@ -168,7 +172,7 @@ class Guard:
             RateLimited: Its address exceeded its rate.
         """
         caller.caller_key = caller_key(GUEST, caller.address)
-        self.charge(GUEST, caller)
+        self.charge(GUEST, caller.caller_key)
 
     def places(self, key: tuple[str, str]) -> Places:
         """Return the places for a caller; with a policy, those without a credential have places of their own."""

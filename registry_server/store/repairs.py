@@ -82,8 +82,7 @@ class Repairs:
 
     async def restore_services(self, services: Sequence[RestoredService], plan: str) -> None:
         """Restore or remove up to ``batch_size`` services; keep the plan for a process that must finish it."""
-        flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
-        await self._write("repair_services", self._turn_ms, plan, self._keys.document_prefix, *flat)
+        await self._write("repair_services", self._turn_ms, plan, self._keys.document_prefix, *_arguments(services))
 
     async def restore_events(self, events: Sequence[StoredEvent], *, restart: bool) -> None:
         """Append up to ``batch_size`` events to the stream; with ``restart``, clear the stream first."""
@@ -134,8 +133,8 @@ class Repairs:
         Returns:
             Number of services that were incomplete; ``None`` if the caller must catch up first.
         """
-        flat = [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
-        answer: int | None = await self._commands.run_script("restore", *applied, "" if at_ms is None else at_ms, *flat)
+        commit_time = "" if at_ms is None else at_ms
+        answer: int | None = await self._commands.run_script("restore", *applied, commit_time, *_arguments(services))
         return answer
 
     async def recount_owners(self) -> None:
@@ -144,6 +143,10 @@ class Repairs:
 
     async def _write(self, script: str, *args: Any) -> None:
         _raise_if_lost(await self._commands.run_script(script, self._id, *args, keys=(self._keys.repair,)))
+
+
+def _arguments(services: Sequence[RestoredService]) -> list[Any]:
+    return [value for name, record, ttl, owner in services for value in (name, record, round(ttl * 1000), owner)]
 
 
 def _raise_if_lost(answer: int) -> None:
