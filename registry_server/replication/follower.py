@@ -199,7 +199,7 @@ class Follower:
             self._set_connected()
 
     async def _share_secret(self) -> None:
-        """Take over the registry's secret, or give it back to a store that has lost it."""
+        """Take over the registry's secret, or write it to a store that has lost it."""
         self._replica.secret = await self._store.reader.share_secret(self._replica.secret)
 
     async def _verify_newest(self) -> None:

@@ -103,13 +103,13 @@ class Sessions:
         permit: Callable[[Identity, Permission], None],
         public: frozenset[str],
     ) -> None:
-        """Give every stream the identity that its credentials have now, and end those that are no longer authorised.
+        """Set the identity that the credentials of every stream have now, and end those that are no longer authorised.
 
         A stream whose credentials cannot be verified is ended too.
 
         Args:
             verify: Returns the identity of credentials, or raises.
-            permit: Raises if an identity has not got a permission.
+            permit: Raises if an identity lacks a permission.
             public: Parts whose streams need no credential.
         """
         sessions = [session for session in self._open if session.permission.part not in public]

@@ -9,15 +9,6 @@ from redis import exceptions as redis_errors
 
 from registry_server.errors import StoreFault, StoreUnavailable
 
-__all__ = [
-    "NO_ANSWER",
-    "NO_CONNECTION",
-    "StoreFault",
-    "as_unavailable",
-    "is_moved",
-    "translate_errors",
-]
-
 _COMMAND_ERRORS: Final = (redis_errors.RedisError, OSError, ValueError, TypeError, LookupError)
 """What a command may raise: the errors of redis-py and of connections, and those of decoding an answer."""
 

@@ -263,7 +263,7 @@ async def test_command_that_a_restart_disabled_is_named(tmp_path: Path, policy: 
         await rig.expect_recovery()
 
 
-# Keys that daily work reads: the others belong to repairs, and are written anew.
+# Keys that daily work reads: the others belong to repairs, and are written again.
 TYPED_KEYS = ("revision", "epoch", "records", "leases", "ttls", "events", "checks", "sweep", "bare", "owners", "owned")
 
 

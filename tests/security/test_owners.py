@@ -200,7 +200,7 @@ async def test_agent_joins_only_groups_that_its_patterns_admit(guarded: Server, 
     ):
         assert refused.status == 403
         assert "payments" in (await refused.json())["error"]["message"]
-    # An operator moved the service: its owner renews it, and registers it anew in its own groups only.
+    # An operator moved the service: its owner renews it, and registers it again in its own groups only.
     assert await update("operator", ["group"], group="payments") is OK
     heartbeat = guarded.stub.Heartbeat(pb.HeartbeatRequest(names=["fleet-1"]), metadata=policy.metadata("agent"))
     assert await heartbeat.code() is OK

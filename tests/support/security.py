@@ -118,7 +118,7 @@ def bearer(credential: str) -> tuple[tuple[str, str], ...]:
 
 
 def registry_acl(password: str) -> list[str]:
-    """Return the rules of ``ACL SETUSER`` that docs/security.md gives for the registry, with a password."""
+    """Return the rules of ``ACL SETUSER`` in docs/security.md, with a password."""
     (rules,) = re.findall(r"^ACL SETUSER registry (.*)$", text_of("docs/security.md"), flags=re.MULTILINE)
     assert ">PASSWORD" in rules
     return str(rules).replace("PASSWORD", password).split()

@@ -4,7 +4,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from registry_server.store.failures import StoreFault, as_unavailable, is_moved
+from registry_server.errors import StoreFault
+from registry_server.store.failures import as_unavailable, is_moved
 
 NOT_PRIMARY = "another server of the store is the primary now"
 MOVING = "the store is moving its keys to another server"
