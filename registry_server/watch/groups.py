@@ -55,8 +55,9 @@ class WatchGroup:
         self.tick += 1
         self._reached = position
         for event in events:
+            offered = position, event  # one for all buffers: a tuple in each would use eight times the memory
             for watcher in list(self.watchers):  # a copy: a watcher that is too slow removes itself
-                watcher.offer(position, event)
+                watcher.offer(offered)
 
 
 class WatchGroups:

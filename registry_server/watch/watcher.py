@@ -122,11 +122,12 @@ class Watcher:
         """
         self._opening = self._event_batches(events, start)
 
-    def offer(self, position: Position, event: WatchEvent) -> None:
-        """Buffer an event; end the watch if the buffer is full."""
+    def offer(self, offered: tuple[Position, WatchEvent]) -> None:
+        """Buffer an event with the position that it belongs to; end the watch if the buffer is full."""
+        event = offered[1]
         if self._end is not None or (self._types and event.type not in self._types):
             return
-        self._buffer.append((position, event))
+        self._buffer.append(offered)
         self._buffer_bytes += len(event.frame)
         if len(self._buffer) > self._limits.buffer_events or self._buffer_bytes > self._limits.buffer_bytes:
             self.end(WatcherTooSlow(len(self._buffer)), immediately=True)

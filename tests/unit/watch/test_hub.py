@@ -1,5 +1,6 @@
 import asyncio
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
@@ -719,6 +720,26 @@ async def test_slow_snapshot_reader_is_ended_mid_snapshot() -> None:
 
         with pytest.raises(WatcherTooSlow):
             await read_message(watcher)
+
+
+async def test_buffered_event_costs_each_watcher_no_more_than_a_reference() -> None:
+    async def traced_bytes(watchers: int, events: int = 500) -> int:
+        catalog = Catalog()
+        async with AsyncExitStack() as stack:
+            for _ in range(watchers):
+                await stack.enter_async_context(catalog.following())
+            before, _ = tracemalloc.get_traced_memory()
+            for i in range(events):
+                catalog.put_service(f"a{i}")
+            return tracemalloc.get_traced_memory()[0] - before
+
+    tracemalloc.start()
+    try:
+        await traced_bytes(1)  # fills caches
+        more = await traced_bytes(101) - await traced_bytes(1)
+    finally:
+        tracemalloc.stop()
+    assert more < 100 * 500 * 16
 
 
 async def test_slow_watcher_does_not_affect_others() -> None:
