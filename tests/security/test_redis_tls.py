@@ -66,19 +66,8 @@ async def test_registry_works_over_tls_with_the_documented_acl(tls_redis: TlsRed
     assert ACL in text_of("docs/security.md")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"host": "127.0.0.1"},  # not a name in the certificate
-        {"password": "wrong"},
-        {"user": "unknown"},
-    ],
-    ids=str,
-)
-async def test_wrong_host_or_credentials_never_load_and_are_not_logged(
-    change: dict[str, str], tls_redis: TlsRedis
-) -> None:
-    configured = settings("unused", redis=tls_redis.section(**change))
+async def test_wrong_host_never_loads(tls_redis: TlsRedis) -> None:
+    configured = settings("unused", redis=tls_redis.section(host="127.0.0.1"))  # not a name in the certificate
     with capture_logs() as logs:
         async with serving(configured) as served:
             with pytest.raises(TimeoutError):
@@ -86,6 +75,15 @@ async def test_wrong_host_or_credentials_never_load_and_are_not_logged(
                     await served.parts.loaded.wait()
     assert logs
     assert PASSWORD not in str(logs) + repr(configured) + str(configured.redis.url)
+
+
+@pytest.mark.parametrize("change", [{"password": "wrong"}, {"user": "unknown"}], ids=str)
+async def test_wrong_credentials_end_the_start_and_are_not_logged(change: dict[str, str], tls_redis: TlsRedis) -> None:
+    configured = settings("unused", redis=tls_redis.section(**change))
+    with capture_logs() as logs, pytest.raises(ConfigurationError, match="AUTH: WRONGPASS") as caught:
+        async with serving(configured) as served:
+            await served.parts.loaded.wait()
+    assert PASSWORD not in str(logs) + str(caught.value) + repr(configured) + str(configured.redis.url)
 
 
 async def test_certificate_of_another_authority_is_not_trusted(tls_redis: TlsRedis, tmp_path: Path) -> None:
