@@ -12,7 +12,7 @@ from registry_server.model.document import encode_document_prefix
 from registry_server.model.record import Record
 
 _MAX_BYTES: Final = 32 << 20
-_MAX_BYTES_PER_PASS: Final = 64 << 10
+_MAX_BYTES_PER_TURN: Final = 64 << 10
 """Services that are encoded without yielding to the event loop: 5 ms for 90 usual ones, or for one of 64 KiB."""
 _ENTRY_OVERHEAD_BYTES: Final = 600
 
@@ -47,7 +47,7 @@ class Documents:
 
     async def encode_all(self, records: Sequence[Record]) -> list[bytes]:
         """Return the JSON of several services; large ones are encoded in slices."""
-        if sum(len(record.framed) for record in records) <= _MAX_BYTES_PER_PASS:
+        if sum(len(record.framed) for record in records) <= _MAX_BYTES_PER_TURN:
             return list(map(self.encoded, records))
         documents: list[bytes] = []
 

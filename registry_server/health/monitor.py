@@ -28,7 +28,7 @@ from registry_server.runtime.fair_slots import FairSlots, TooManyWaiters
 from registry_server.runtime.tasks import cancel
 from registry_server.security.identity import current_caller_key
 
-_SERVICES_PER_SLICE: Final = 100
+_SERVICES_PER_TURN: Final = 100
 """Services processed without yielding to the event loop: about 4 ms."""
 _MAX_CONCURRENT_ON_DEMAND: Final = 64
 """Concurrent probes requested by clients, in addition to due ones, which they cannot delay. Callers share them."""
@@ -291,7 +291,7 @@ class HealthMonitor:
             await self._assignment_changed.wait()
             self._assignment_changed.clear()
             for i, record in enumerate(list(self._replica.records.values())):
-                if i % _SERVICES_PER_SLICE == 0:
+                if i % _SERVICES_PER_TURN == 0:
                     await asyncio.sleep(0)
                 if self._replica.records.get(record.name) is not record:
                     continue  # changed in the meantime; _on_change has assigned or released it

@@ -32,7 +32,7 @@ _DEGRADED = "the service reports that it is degraded"
 
 _MAX_CACHED_BODIES = 1_024
 _SMALL_BODY_BYTES = 512
-_PARSED_PER_PASS = 8
+_PARSED_PER_TURN = 8
 """Larger bodies parsed in one pass of the event loop, each for up to 2 ms. The owners share them: hundreds of answers
 that arrive at once would otherwise look like a pause of this process, during which no failure counts."""
 # Header lines are held in memory, twice, until the header is complete; an owner may have hundreds of probes in flight.
@@ -79,7 +79,7 @@ class HttpProber:
     def __init__(self, policy: EgressPolicy, authorities: str | None) -> None:
         """Create the session, in a running event loop; the arguments are those of ``Prober``."""
         self._policy = policy
-        self._turns = FairSlots(_PARSED_PER_PASS, max_waiting=sys.maxsize)  # at most one for each probe in flight
+        self._turns = FairSlots(_PARSED_PER_TURN, max_waiting=sys.maxsize)  # at most one for each probe in flight
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 force_close=True,

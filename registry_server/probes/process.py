@@ -33,9 +33,9 @@ _SILENT_CHECKS: Final = 3
 """Checks without a message after which due services get INCONCLUSIVE results."""
 _DEAD_CHECKS: Final = 10
 """Checks without a message after which the worker is replaced."""
-_RESULTS_PER_SLICE: Final = 4
+_RESULTS_PER_TURN: Final = 4
 """Results processed without yielding to the event loop, so that results do not delay calls."""
-_SERVICES_PER_SLICE: Final = 200
+_SERVICES_PER_TURN: Final = 200
 """Services sent to a worker without yielding to the event loop: about 2 ms."""
 
 log = structlog.get_logger(__name__)
@@ -223,7 +223,7 @@ class ProbeProcess:
     async def _listen(self, connection: Connection, on_result: ResultListener) -> None:
         async for frame in connection:
             for i, (number, *outcome, started, late) in enumerate(json.loads(frame)):
-                if i % _RESULTS_PER_SLICE == _RESULTS_PER_SLICE - 1:
+                if i % _RESULTS_PER_TURN == _RESULTS_PER_TURN - 1:
                     await asyncio.sleep(0)
                 if late is None:
                     self._on_demand.resolve(number, _outcome(*outcome))
@@ -255,7 +255,7 @@ class ProbeProcess:
 
 def _slices(services: Iterable[tuple[int, _AssignedService]]) -> Iterator[list[tuple[int, _AssignedService]]]:
     each = list(services)
-    return (each[start : start + _SERVICES_PER_SLICE] for start in range(0, len(each), _SERVICES_PER_SLICE))
+    return (each[start : start + _SERVICES_PER_TURN] for start in range(0, len(each), _SERVICES_PER_TURN))
 
 
 def _outcome(kind: str, response_time: float, error: str, details: str | None) -> Outcome:

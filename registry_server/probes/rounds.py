@@ -19,10 +19,10 @@ from registry_server.runtime.fair_slots import FairSlots
 
 _TICK_SECONDS: Final = 0.01
 """Resolution of the schedule: one wake-up for several probes is cheaper than one for each."""
-_STARTS_PER_PASS: Final = 8
+_STARTS_PER_TURN: Final = 8
 """Probes started in one pass of the event loop, so that their start does not inflate measured response times. The
 owners share them: thousands of services of one owner that answer fast would otherwise delay those of others."""
-_DUE_PER_SLICE: Final = 100
+_DUE_PER_TURN: Final = 100
 """Due services that are queued without yielding to the event loop: about 1 ms."""
 _TIMEOUT_SLACK_SECONDS: Final = 0.5
 """If a probe exceeds its timeout by more than this, this process delayed it."""
@@ -73,7 +73,7 @@ class Rounds:
         self._slots = FairSlots(concurrency, max_waiting=sys.maxsize)  # at most one for each service
         self._schedule = Schedule()
         self._plans: dict[int, Plan] = {}
-        self._turns = FairSlots(_STARTS_PER_PASS, max_waiting=sys.maxsize)
+        self._turns = FairSlots(_STARTS_PER_TURN, max_waiting=sys.maxsize)
         self._waiting: dict[int, _Waiting] = {}  # due services without a slot or a turn to start
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._pauses = PauseDetector(self._spread)
@@ -122,7 +122,7 @@ class Rounds:
             try:
                 for handled in itertools.count(1):
                     number, due = await self._next_due()
-                    if handled % _DUE_PER_SLICE == 0:
+                    if handled % _DUE_PER_TURN == 0:
                         await asyncio.sleep(0)
                     if number in self._plans:
                         self._handle_due(group, number, due)

@@ -40,12 +40,12 @@ from registry_server.security.identity import NO_CLAIM, Claim, current_identity
 from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.watch import WatchHub
 
-_MAX_BYTES_PER_PASS: Final = 128 << 10
+_MAX_BYTES_PER_TURN: Final = 128 << 10
 """Services of a batch that are prepared in one pass of the event loop: two of the maximum size, 15 ms each (measured
 with a schema of 16,000 values)."""
-_DOCUMENTS_PER_SLICE: Final = 50
+_DOCUMENTS_PER_TURN: Final = 50
 """Documents that are encoded without yielding to the event loop: about 10 ms."""
-_NAMES_PER_PASS: Final = 500
+_NAMES_PER_TURN: Final = 500
 """Names whose patterns are checked in one pass of the event loop: 5 ms for an agent with twenty patterns."""
 
 
@@ -170,7 +170,7 @@ class ServiceRegistry(RegistryReads):
                 for i, (name, service) in enumerate(checked, 1):
                     tasks.append(group.create_task(register_one(name, service)))
                     prepared_bytes += service.ByteSize() if isinstance(service, Service) else 0
-                    if i % MAX_COMMITS_PER_GROUP == 0 or prepared_bytes > _MAX_BYTES_PER_PASS:
+                    if i % MAX_COMMITS_PER_GROUP == 0 or prepared_bytes > _MAX_BYTES_PER_TURN:
                         prepared_bytes = 0
                         await asyncio.sleep(0)
         return [task.result() for task in tasks]
@@ -245,10 +245,10 @@ class ServiceRegistry(RegistryReads):
         self._writes.require_loaded()
         distinct = list(dict.fromkeys(names))
         claim = NO_CLAIM
-        for start in range(0, len(distinct), _NAMES_PER_PASS):
+        for start in range(0, len(distinct), _NAMES_PER_TURN):
             if start:
                 await asyncio.sleep(0)
-            claim = _claim_on(*distinct[start : start + _NAMES_PER_PASS])
+            claim = _claim_on(*distinct[start : start + _NAMES_PER_TURN])
         unknown = await self._store.writer.renew_leases(distinct, claim)
         if any(name in self._replica.records for name in unknown):
             # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
@@ -259,9 +259,9 @@ class ServiceRegistry(RegistryReads):
     async def restore_documents(self, names: Sequence[str]) -> None:
         """Rewrite the JSON documents that Redis expired before the lease of their service was renewed or adjusted."""
         records = [record for name in names if (record := self._replica.records.get(name))]
-        for start in range(0, len(records), _DOCUMENTS_PER_SLICE):
+        for start in range(0, len(records), _DOCUMENTS_PER_TURN):
             async with asyncio.TaskGroup() as group:
-                for record in records[start : start + _DOCUMENTS_PER_SLICE]:
+                for record in records[start : start + _DOCUMENTS_PER_TURN]:
                     group.create_task(self._restore_document(record))
 
     async def _restore_document(self, record: Record) -> None:

@@ -19,7 +19,7 @@ from registry_server.replication.changes import change_from_event, resync_change
 from registry_server.replication.loading import State, read_state
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import Clock
-from registry_server.runtime.pacing import SLICE_SECONDS
+from registry_server.runtime.pacing import Turn
 from registry_server.runtime.tasks import wait_until_idle
 from registry_server.store import DamagedEvent, Position, RedisStore, StoredEvent
 
@@ -236,12 +236,10 @@ class Follower:
         try:
             await wait_until_idle(_MAX_BATCHING_SECONDS)
             events = await self._store.reader.wait_for_events(self._replica.revision, wait=wait)
-            yield_at = time.perf_counter() + SLICE_SECONDS
+            turn = Turn()
             for event in events:
                 self._apply(event)
-                if time.perf_counter() >= yield_at:  # records may be large, and watched by many groups
-                    await asyncio.sleep(0)
-                    yield_at = time.perf_counter() + SLICE_SECONDS
+                await turn.yield_if_over()  # records may be large, and watched by many groups
             if not events:
                 await self._check_continuity()
         except _HistoryBroken as error:

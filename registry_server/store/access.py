@@ -12,6 +12,7 @@ from typing import Final
 from redis.exceptions import AuthenticationError
 
 from registry_server.errors import ConfigurationError, StoreFault, StoreUnavailable
+from registry_server.store.failures import readable
 from registry_server.store.keys import Keys
 
 _DENIED_KEYS: Final = re.compile(r"access (?:a key|(?:one|at least one|any) of the keys|the '.*' key)", re.IGNORECASE)
@@ -28,7 +29,6 @@ _REMEDIES: Final = (
     (re.compile(r"CROSSSLOT"), "in a cluster, redis.key_prefix needs a hash tag, such as {{ossa}}:services"),
     (re.compile(r"AUTH|WRONGPASS|password|credentials"), "correct the user and the password in redis.url"),
 )
-_POSITION: Final = re.compile(r"^(?:ERR )?(?:@user_script: ?\d+: )?(?:ERR )?|,? ?script: \w+, on @user_script:\d+\.?")
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def find_faults(answer: Sequence[Sequence[bytes]]) -> list[StoreFault]:
     """Return the failures of ``access.lua`` that are not errors about its arguments."""
     faults = []
     for command, key, error in answer:
-        cause = _POSITION.sub("", error.decode(errors="replace"))
+        cause = readable(error.decode(errors="replace")).removeprefix("ERR ")
         if any(pattern.search(cause) for pattern in (_DENIED_KEYS, _DENIED, _UNKNOWN, _DAMAGED)):
             faults.append(StoreFault(command.decode(), key.decode(), cause, temporary=False))
     return faults

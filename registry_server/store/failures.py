@@ -87,11 +87,13 @@ def _code(error: redis_errors.RedisError) -> str:
 
 
 def _cause(error: redis_errors.RedisError) -> str:
-    """Return the text of Redis in one line, without the name of our user, arguments and positions in scripts."""
-    text = _USER.sub("this user has", _DETAILS.sub("", str(error))).lstrip("-")
-    code = _code(error)
-    if code and not text.startswith(code):
-        text = f"{code} {text}"
+    text, code = readable(str(error)), _code(error)
+    return f"{code} {text}" if code and not text.startswith(code) else text
+
+
+def readable(text: str) -> str:
+    """Return a text of Redis in one line, without the name of our user, arguments and positions in scripts."""
+    text = _USER.sub("this user has", _DETAILS.sub("", text)).lstrip("-")
     return " ".join(text.split())[:_MAX_CAUSE_LENGTH]
 
 
