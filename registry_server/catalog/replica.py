@@ -77,7 +77,6 @@ class Replica:
         """Called once for each change, and once for all changes of a resync."""
         self._wakeups = Wakeups()
         self._waiting_clients = Shares(max_waiting_clients)
-        self._waiting_clients.hold(None, 0)  # leaves a share to a caller that has none yet
         self._waiters: dict[int, dict[asyncio.Future[None], None]] = {}  # by revision
 
     @property

@@ -33,7 +33,7 @@ _DEGRADED = "the service reports that it is degraded"
 _MAX_CACHED_BODIES = 1_024
 _SMALL_BODY_BYTES = 512
 _PARSED_PER_TURN = 8
-"""Larger bodies parsed in one pass of the event loop, each for up to 2 ms. The owners share them: hundreds of answers
+"""Larger bodies parsed in one turn of the event loop, each for up to 2 ms. The owners share them: hundreds of answers
 that arrive at once would otherwise look like a pause of this process, during which no failure counts."""
 # Header lines are held in memory, twice, until the header is complete; an owner may have hundreds of probes in flight.
 _MAX_HEADERS = 64

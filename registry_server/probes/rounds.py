@@ -20,7 +20,7 @@ from registry_server.runtime.fair_slots import FairSlots
 _TICK_SECONDS: Final = 0.01
 """Resolution of the schedule: one wake-up for several probes is cheaper than one for each."""
 _STARTS_PER_TURN: Final = 8
-"""Probes started in one pass of the event loop, so that their start does not inflate measured response times. The
+"""Probes started in one turn of the event loop, so that their start does not inflate measured response times. The
 owners share them: thousands of services of one owner that answer fast would otherwise delay those of others."""
 _DUE_PER_TURN: Final = 100
 """Due services that are queued without yielding to the event loop: about 1 ms."""

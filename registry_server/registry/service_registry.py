@@ -41,12 +41,12 @@ from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged,
 from registry_server.watch import WatchHub
 
 _MAX_BYTES_PER_TURN: Final = 128 << 10
-"""Services of a batch that are prepared in one pass of the event loop: two of the maximum size, 15 ms each (measured
+"""Services of a batch that are prepared in one turn of the event loop: two of the maximum size, 15 ms each (measured
 with a schema of 16,000 values)."""
 _DOCUMENTS_PER_TURN: Final = 50
 """Documents that are encoded without yielding to the event loop: about 10 ms."""
 _NAMES_PER_TURN: Final = 500
-"""Names whose patterns are checked in one pass of the event loop: 5 ms for an agent with twenty patterns."""
+"""Names whose patterns are checked in one turn of the event loop: 5 ms for an agent with twenty patterns."""
 
 
 class ServiceRegistry(RegistryReads):
@@ -162,7 +162,7 @@ class ServiceRegistry(RegistryReads):
         # Validate first: batched validation halves its cost (measured).
         await self.slices.run(check_all())
         # The tasks share round trips, and writes to one name keep their order. The sleep sends a full group, which the
-        # store commits while this process prepares the next one, and limits the work in one pass of the event loop.
+        # store commits while this process prepares the next one, and limits the work in one turn of the event loop.
         tasks: list[asyncio.Task[Service | RegistryError]] = []
         with batch_log_lines():
             async with asyncio.TaskGroup() as group:

@@ -72,7 +72,6 @@ class Writes:
         self._default_ttl = default_ttl
         self._reconciler = reconciler or Reconciler(store, replica, follower, default_ttl=default_ttl)
         self._places = Shares(max_in_flight)
-        self._places.hold(None, 0)  # leaves a share to a caller that has none yet
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property

@@ -5,17 +5,11 @@ from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change
 from registry_server.errors import RateLimited
 from registry_server.model.record import Record
+from tests.support.manual_clock import ManualClock
 from tests.support.samples import small_service
 
 RATE = 100
 BURST = 256 * RATE
-
-
-class ManualClock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -73,9 +67,9 @@ def test_applied_changes_are_charged_and_recovered(budgets: ChangeBudgets, clock
         budgets.charge_change(change("a"), "a")
 
     assert available(budgets, "a") == pytest.approx(BURST - 5 * size, abs=1)
-    clock.now = 2 * size / RATE
+    clock.now += 2 * size / RATE
     assert available(budgets, "a") == pytest.approx(BURST - 3 * size, abs=1)
-    clock.now = 1_000
+    clock.now += 1_000
     assert available(budgets, "a") == BURST
 
 

@@ -4,8 +4,8 @@ from registry_server.config import LimitSettings, SecuritySettings
 from registry_server.errors import LimitExceeded, Overloaded, RegistryError, ShuttingDown
 from registry_server.rpc.requests import MAX_REQUEST_SECONDS, SLOW_SECONDS, AwaitedRequests
 from registry_server.security.guard import Guard
+from tests.support.manual_clock import ManualClock
 from tests.support.security import Policy
-from tests.unit.security.manual_clock import ManualClock
 
 MIB = 1 << 20
 

@@ -2,24 +2,18 @@ import asyncio
 from collections.abc import Sequence
 
 from registry_server.runtime.pacing import FairQueue, Turn, Wakeups
-
-
-class ManualClock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.manual_clock import ManualClock
 
 
 async def test_deadline_is_set_by_the_first_call_of_a_turn() -> None:
     clock = ManualClock()
     turn = Turn(2.0, clock)
     first = turn.deadline()
-    clock.now = 1.0
+    clock.now += 1.0
 
-    assert turn.deadline() == first == 2.0
+    assert turn.deadline() == first == 1002.0
     await asyncio.sleep(0)
-    assert turn.deadline() == 3.0
+    assert turn.deadline() == 1003.0
 
 
 def test_queue_serves_keys_in_turns_and_items_in_order() -> None:

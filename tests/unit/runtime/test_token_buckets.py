@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry_server.runtime.token_buckets import TokenBuckets
-from tests.unit.security.manual_clock import ManualClock
+from tests.support.manual_clock import ManualClock
 
 
 @given(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.manual_clock import ManualClock
 from tests.support.security import Policy
-from tests.unit.security.manual_clock import ManualClock
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 from registry_server.security.authenticator import Authenticator, Credentials
 from registry_server.security.identity import Limits
 from registry_server.security.policy import read_policy
+from tests.support.manual_clock import ManualClock
 from tests.support.security import Policy
-from tests.unit.security.manual_clock import ManualClock
 
 DEFAULT_LIMITS = Limits(requests_per_second=1000, burst=1000, watches=10, services=10)
 

@@ -13,9 +13,9 @@ from registry_server.security.guard import Guard
 from registry_server.security.identity import UNCHECKED
 from registry_server.security.limits import CallSlot
 from registry_server.security.permissions import HEALTH, OPERATE, READ, Permission
+from tests.support.manual_clock import ManualClock
 from tests.support.security import Policy, token
 from tests.unit.security.credentials import bearer_credentials
-from tests.unit.security.manual_clock import ManualClock
 
 
 @dataclass

@@ -23,10 +23,10 @@ from registry_server.security.jwks import (
 )
 from registry_server.security.jwt_tokens import CredentialRefused
 from registry_server.security.policy import read_policy
+from tests.support.manual_clock import ManualClock
 from tests.support.security import Policy, jwks, token
 from tests.support.waiting import until
 from tests.unit.security.credentials import DEFAULT_LIMITS, authenticator_of, bearer_credentials
-from tests.unit.security.manual_clock import ManualClock
 
 
 class IdentityProvider:

@@ -19,7 +19,7 @@ from registry_server.config import TlsSettings
 from registry_server.errors import ConfigurationError
 from registry_server.security.tls import CHECK_INTERVAL_SECONDS, Certificates
 from tests.support.certificates import Authority
-from tests.unit.security.manual_clock import ManualClock
+from tests.support.manual_clock import ManualClock
 
 
 def corruptions(directory: Path, authority: Authority) -> Iterator[tuple[str, Path, bytes]]:
