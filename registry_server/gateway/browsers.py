@@ -23,6 +23,7 @@ from registry_server.errors import PermissionDenied
 from registry_server.security.exposure import is_local
 
 _READS: Final = frozenset({"GET", "HEAD"})
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _CACHED_HOSTS: Final = 256
 """Values of ``Host`` whose check is cached: it takes 5 µs."""
 
@@ -51,8 +52,9 @@ class BrowserRules:
         """
         host = headers.get("Host", "")  # absent in HTTP/1.0, which no browser uses
         if host and not self._any_host and not self._is_allowed_host(host):
+            parts = split_host_port(host, default_port=0)  # http.allowed_hosts lists names without a port
             raise PermissionDenied(
-                f"the registry is not known as {quoted(host)}: call it by its address, or add the host name to "
+                f"the registry is not known as {quoted(parts.host if parts else host)}: call it by its address, or add the host name to "
                 "http.allowed_hosts"
             )
         origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
@@ -65,15 +67,16 @@ class BrowserRules:
         if origin is not None and self._is_allowed_origin(origin, host):
             return
         raise PermissionDenied(
-            f"requests of pages of {'another site' if origin is None else quoted(origin)} are not accepted: add the "
+            f"requests from pages of {'another site' if origin is None else quoted(origin)} are not accepted: add the "
             "origin to http.cors_origins"
         )
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        # Only the host is compared: a proxy may have terminated TLS.
-        return origin.partition("://")[2].lower() == host.lower()
+        # Only the host is compared: a proxy may have terminated TLS. Browsers omit the default port; proxies may add it.
+        scheme, _, origin_host = origin.lower().partition("://")
+        return origin_host == host.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
 
     def _check_host(self, host: str) -> bool:
         parts = split_host_port(host.lower(), default_port=0)

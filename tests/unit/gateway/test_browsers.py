@@ -98,6 +98,21 @@ def test_reads_of_other_origins_need_a_credential_that_pages_lack() -> None:
     assert accepts("registry.example.com", "POST", {"Origin": "https://registry.example.com"}, credential=True)
 
 
+def test_a_proxy_may_add_the_default_port_that_browsers_omit() -> None:
+    for origin, port in (("https://registry.example.com", "443"), ("http://registry.example.com", "80")):
+        assert accepts(f"registry.example.com:{port}", "POST", {"Origin": origin}, credential=True)
+    for origin, port in (("https://registry.example.com", "80"), ("http://registry.example.com", "443")):
+        assert not accepts(f"registry.example.com:{port}", "POST", {"Origin": origin}, credential=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("build-box:3002", "build-box"), ("build-box", "build-box"), ("[2001:db8::1]", "2001:db8::1")]
+)
+def test_the_error_names_the_host_as_the_setting_accepts_it(host: str, name: str) -> None:
+    with pytest.raises(PermissionDenied, match=f"not known as '{name}'"):
+        BrowserRules(HttpSettings(), needs_credential=False).check("GET", {"Host": host})
+
+
 def test_preflights_are_left_to_the_browser() -> None:
     assert accepts("localhost", "OPTIONS", {"Origin": EVIL, "Sec-Fetch-Site": "cross-site"})
     assert not accepts("evil.example", "OPTIONS", {"Origin": EVIL})
