@@ -32,6 +32,8 @@ from registry_server.security.sessions import Caller, Session, Sessions
 
 _GUEST_BYTES_DIVISOR: Final = 4
 """Callers without a credential may hold a quarter of ``limits.call_bytes``, in addition to it."""
+_NEED_POLICY: Final = {"unauthenticated_calls", "services_per_owner", "change_bytes_per_second"}
+"""Limits that have no effect without a policy: no caller is without a credential, and no service has an owner."""
 _RATE: Final = ("requests_per_second", "request_burst")
 
 log = structlog.get_logger(__name__)
@@ -85,7 +87,7 @@ class Guard:
             "limits in force",
             callers="identities" if self._file else "addresses",
             only_above_80_percent=[] if self._file else spare,
-            **limits.model_dump(),
+            **limits.model_dump(exclude=None if self._file else _NEED_POLICY),
         )
 
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
@@ -304,7 +306,7 @@ def _require_role(identity: Identity, permission: Permission) -> None:
 
 
 def _caller_places(limits: LimitSettings) -> Places:
-    per_caller = "limits.watches_per_caller"
+    per_caller = "limits.watches_per_caller, or limits in the policy"
     return Places(
         InFlight(limits.calls, limits.call_bytes),
         {

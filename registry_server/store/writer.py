@@ -297,7 +297,8 @@ class StoreWriter:
                 case b"limit":
                     outcome = "refused"
                     limit = commit.max_services
-                    reason = f"service quota of {limit} reached (limits.services_per_owner)"
+                    setting = "limits.services_per_owner, or limits in the policy"
+                    reason = f"service quota of {limit} reached ({setting})"
                     raise LimitExceeded("services", limit, reason)
                 case _:
                     outcome = "epoch_changed"

@@ -219,6 +219,10 @@ async def test_service_quota_holds_across_processes(redis: RedisProcess, policy:
         assert sorted(code.name for code in codes) == ["OK"] * 3 + ["RESOURCE_EXHAUSTED"] * 5
         names, counts = await owners(redis)
         assert counts == {"agent": 3}
+        request = pb.RegisterServiceRequest(service=small_service("fleet-more"))
+        refused = one.stub.RegisterService(request, metadata=policy.metadata("agent"))
+        setting = "(limits.services_per_owner, or limits in the policy)"
+        assert await refused.details() == f"service quota of 3 reached {setting}"
         [first, *_] = names
         assert await register(one, policy, "agent", first, version="2.0.0") is OK, (
             "an agent at its quota may still change its services"

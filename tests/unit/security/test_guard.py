@@ -1,7 +1,7 @@
 """``Guard``: unknown credentials, charges and places."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,7 +10,7 @@ from registry_server.config import LimitSettings, SecuritySettings
 from registry_server.errors import LimitExceeded, PermissionDenied, RateLimited, RegistryError, Unauthenticated
 from registry_server.security.authenticator import Credentials
 from registry_server.security.guard import Guard
-from registry_server.security.identity import UNCHECKED
+from registry_server.security.identity import UNCHECKED, Limits
 from registry_server.security.limits import CallSlot
 from registry_server.security.permissions import HEALTH, OPERATE, READ, Permission
 from tests.support.manual_clock import ManualClock
@@ -134,11 +134,26 @@ async def test_fleet_behind_one_address_may_open_most_streams_without_a_policy()
         open_stream(other)
 
 
+async def test_refused_watch_names_the_policy_which_may_set_the_limit(policy: Policy) -> None:
+    guard = Guard(SecuritySettings(policy_file=policy.file), LimitSettings())
+    call = Call(bearer_credentials(policy.keys["agent"]), "192.0.2.1")
+    identity = replace(await guard.admit(call, READ), limits=Limits(1, 1, watches=0, services=1))
+    setting = r"\(limits\.watches_per_caller, or limits in the policy\)"
+    with (
+        pytest.raises(LimitExceeded, match=rf"^limit of 0 watches per caller reached {setting}"),
+        guard.session(call, identity, READ, "watches"),
+    ):
+        pass
+
+
 async def test_limits_in_force_are_logged(policy: Policy) -> None:
     with capture_logs() as logs:
         for security in (SecuritySettings(), SecuritySettings(policy_file=policy.file)):
             for limits in (LimitSettings(), LOW_RATE):
                 Guard(security, limits).log_limits(limits)
+    without_effect = {"unauthenticated_calls", "services_per_owner", "change_bytes_per_second"}
+    for line in logs:
+        assert without_effect & line.keys() == (set() if line["callers"] == "addresses" else without_effect)
     shown = [(line["callers"], line["requests_per_second"], line["only_above_80_percent"]) for line in logs]
     assert shown == [
         ("addresses", 10_000, ["requests_per_second", "request_burst", "watches_per_caller"]),
