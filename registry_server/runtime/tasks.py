@@ -49,7 +49,7 @@ async def keep_running(
         try:
             with first_error(Exception):
                 await work()
-        except Exception as error:  # noqa: BLE001 - one sick part must not end the others
+        except Exception as error:  # noqa: BLE001 - one task that fails must not end the others
             on_failure(error)
         else:
             return
