@@ -52,9 +52,10 @@ class BrowserRules:
         """
         host = headers.get("Host", "")  # absent in HTTP/1.0, which no browser uses
         if host and not self._any_host and not self._is_allowed_host(host):
-            parts = split_host_port(host, default_port=0)  # http.allowed_hosts lists names without a port
+            parts = split_host_port(host, default_port=0)
+            name = quoted(parts.host if parts else host)  # http.allowed_hosts lists names without a port
             raise PermissionDenied(
-                f"the registry is not known as {quoted(parts.host if parts else host)}: call it by its address, or add the host name to "
+                f"the registry is not known as {name}: call it by its address, or add the host name to "
                 "http.allowed_hosts"
             )
         origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
@@ -74,7 +75,8 @@ class BrowserRules:
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        # Only the host is compared: a proxy may have terminated TLS. Browsers omit the default port; proxies may add it.
+        # Only the host is compared: a proxy may have terminated TLS. Browsers omit the default port; proxies may add
+        # it.
         scheme, _, origin_host = origin.lower().partition("://")
         return origin_host == host.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
 
