@@ -75,8 +75,7 @@ class BrowserRules:
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
         if "*" in self._origins or origin in self._origins:
             return True
-        # Only the host is compared: a proxy may have terminated TLS. Browsers omit the default port; proxies may add
-        # it.
+        # Only the host is compared: a proxy may have terminated TLS, and may add the default port that browsers omit.
         scheme, _, origin_host = origin.lower().partition("://")
         return origin_host == host.lower().removesuffix(_DEFAULT_PORTS.get(scheme, ""))
 

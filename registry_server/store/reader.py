@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from registry_server.errors import StoreUnavailable
 from registry_server.store.commands import Commands
 from registry_server.store.connecting import Connections
@@ -61,7 +59,7 @@ class StoreReader:
             if stored is None:
                 await self._commands.run_command("SET", key, own, "NX")
                 stored = await self._commands.run_command("GET", key)
-        except (StoreUnavailable, ResponseError):
+        except StoreUnavailable:
             return own  # only tokens of other processes are refused, until the next connect
         return stored or own
 
