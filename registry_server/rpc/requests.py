@@ -16,6 +16,7 @@ MAX_REQUEST_SECONDS: Final = 30.0
 """Time limit for a request to arrive."""
 SLOW_SECONDS: Final = 0.25
 """Requests that take longer count with the largest size that they may have: gRPC does not report what it holds."""
+_NOTE: Final = ": a request that arrives slowly counts with grpc.max_message_bytes"
 _CHECK_INTERVAL_SECONDS: Final = 0.1
 _CALLS_PER_TURN: Final = 50
 """Calls that are rejected in one turn of the event loop: about 10 ms (measured)."""
@@ -108,7 +109,7 @@ class AwaitedRequests:
             in_flight = self._guard.places(next(iter(callers))).in_flight
             room = in_flight.bytes.limit - in_flight.bytes.held
             excess = sum(map(len, callers.values())) - max(1, room // self._max_bytes)
-            rejected += [(call, in_flight.too_many_bytes()) for call in self._newest_of_most(callers, excess)]
+            rejected += [(call, in_flight.too_many_bytes(_NOTE)) for call in self._newest_of_most(callers, excess)]
         return rejected
 
     def _newest_of_most(self, callers: dict[tuple[str, str], list[WaitingCall]], number: int) -> list[WaitingCall]:

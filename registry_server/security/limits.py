@@ -130,11 +130,15 @@ class InFlight:
         limit = self.calls.limit
         return Overloaded("calls", limit, f"limit of {limit} calls in flight reached ({self.setting})")
 
-    def too_many_bytes(self) -> Overloaded:
-        """Return the error for a call that exceeds the limit on bytes, and count it."""
+    def too_many_bytes(self, note: str = "") -> Overloaded:
+        """Return the error for a call that exceeds the limit on bytes, and count it.
+
+        Args:
+            note: Why a small request may exceed it.
+        """
         self.rejected += 1
         limit = self.bytes.limit
-        reason = f"limit of {limit} bytes of requests and answers reached (limits.call_bytes)"
+        reason = f"limit of {limit} bytes of requests and answers reached (limits.call_bytes){note}"
         return Overloaded("call-bytes", limit, reason)
 
 

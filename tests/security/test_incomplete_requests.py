@@ -160,6 +160,7 @@ async def test_caller_with_most_incomplete_requests_loses_them(redis: RedisProce
         refused = await hostile.responses(99)
         for trailers in refused.values():
             assert b"limit of 4194304 bytes of requests and answers reached (limits.call_bytes)" in trailers
+            assert b"a request that arrives slowly counts with grpc.max_message_bytes" in trailers
         assert 1 not in refused, "the newest are refused first"
         honest.send(1, slow[20:], end=True)
         assert b"grpc-status\x010" in (await honest.responses(1))[1]
