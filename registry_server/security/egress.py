@@ -183,7 +183,7 @@ def _reached_loopback(*addresses: Address) -> tuple[Address, ...]:
 
 def _embedded_ipv4(address: Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses that an IPv6 address embeds."""
-    if isinstance(address, IPv4Address) or address.is_loopback:
+    if isinstance(address, IPv4Address) or address in _LOOPBACK:  # since Python 3.13 is_loopback looks at the IPv4 part
         return ()
     for embedded in (address.ipv4_mapped, address.sixtofour):
         if embedded is not None:
