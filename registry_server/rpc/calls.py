@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 from urllib.parse import unquote
 
 import grpc
@@ -18,7 +18,6 @@ from registry_server.admission import Admission, CallScope, Endpoint
 from registry_server.errors import (
     InvalidRequest,
     LimitExceeded,
-    Overloaded,
     RegistryError,
     ShuttingDown,
     Unauthenticated,
@@ -29,11 +28,9 @@ from registry_server.rpc.codec import Context, parse, require_size, serialized
 from registry_server.rpc.readers import SlowReaders, current_call
 from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.status import code_of, status_of, trailers_of
-from registry_server.runtime.fair_slots import FairSlots
 from registry_server.security.authenticator import CertificateNames, Credentials
 from registry_server.security.identity import current_identity
 from registry_server.security.limits import SMALL_REQUEST_BYTES, CallSlot
-from registry_server.watch import EventBatch
 
 MAX_WAIT_SECONDS: Final = 30.0
 """How long a call without a deadline waits for a revision."""
@@ -62,8 +59,6 @@ class RpcTransport:
     admission: Admission
     requests: AwaitedRequests
     readers: SlowReaders
-    large_messages: FairSlots
-    """Large messages of watches that clients have not read yet; other watches wait before they make theirs."""
     verifies_clients: bool
     """Whether connections carry client certificates."""
     draining: asyncio.Event
@@ -194,26 +189,24 @@ class RpcCall(CallScope):
         if answer is None:
             REQUEST_CONTEXT.set(self)  # each call runs in its own task, so the variable needs no reset
             answer = serialized(await method.handle(method.decode(wire), self))
-        if len(answer) > _MAX_UNCOUNTED_ANSWER_BYTES and self.slot is not None:
-            try:
-                self.slot.hold_bytes(len(answer))
-            except Overloaded:
-                answer = b""  # released before the client has read the error
-                raise
-            self._release_after_read(self.slot)
-            self.slot = None
+        self._release_after_read(answer)
         return answer
 
-    def _release_after_read(self, slot: CallSlot) -> None:
-        """Release the slot once the client has read its answer; start the time limit for that."""
-        sending, readers = current_call(), self.method.transport.readers
-        readers.write_started(sending)
+    def _release_after_read(self, answer: bytes) -> None:
+        """Keep the place of the call until its client has read the answer or left.
 
-        def sent(_: Context) -> None:
-            readers.write_finished(sending)
-            slot.release()
+        gRPC holds an answer for that long, even if the call is cancelled.
 
-        self.context.add_done_callback(cast("Any", sent))  # types-grpcio declares its callback protocol as a class
+        Raises:
+            Overloaded: A limit is reached.
+        """
+        if (slot := self.slot) is None:
+            places = self.admission.guard.places(self.caller_key, self.endpoint.permission)
+            slot = self.slot = CallSlot(places.in_flight, self.caller_key)
+        if len(answer) > _MAX_UNCOUNTED_ANSWER_BYTES:
+            slot.hold_bytes(len(answer))
+        self.slot = None
+        current_call().add_done_callback(lambda _: slot.release())
 
     async def _fail(self, error: Exception) -> None:
         if isinstance(error, grpc.aio.AbortError):  # the handler has ended it
@@ -223,11 +216,14 @@ class RpcCall(CallScope):
         self.result = code_of(status).name
         request_id = (REQUEST_ID_HEADER, self.request_id)
         trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), request_id)
-        # Not ``abort``: gRPC keeps the exception that it raises, whose frames refer to this call and its request. Only
-        # the garbage collector frees such a cycle, after thousands of calls.
-        self.context.set_trailing_metadata(trailers)
-        self.context.set_details(status.message)
-        self.context.set_code(code_of(status))
+        # ``abort`` sends the status alone. Otherwise gRPC sends an empty message first, which waits until the client
+        # allows it, and so would the call.
+        try:
+            await self.context.abort(code_of(status), status.message, trailers)
+        except grpc.aio.AbortError as aborted:
+            # gRPC keeps this exception, and raises it again. Its frames refer to this call and its request: only the
+            # garbage collector would free such a cycle, after thousands of calls.
+            aborted.__traceback__ = aborted.__context__ = None
 
     # Reporting the call.
 
@@ -327,22 +323,6 @@ class RpcStream(RpcCall):
     async def write(self, message: Message | bytes) -> None:
         """Send a message, which the client must read within the write timeout."""
         await self.method.transport.readers.write_message(message, self.context)
-
-    async def write_batch(self, batch: EventBatch) -> None:
-        """Send the message of a watch. A large one first waits for its turn, in which the call may be refused."""
-        if batch.size <= _MAX_UNCOUNTED_ANSWER_BYTES:
-            await self.write(batch.wire)
-            return
-        turns = self.method.transport.large_messages
-        self.waiting = current_call()
-        try:
-            await turns.acquire(self.caller_key)
-        finally:
-            self.waiting = None
-        try:
-            await self.write(batch.wire)
-        finally:
-            turns.release(self.caller_key)
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)

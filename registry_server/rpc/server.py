@@ -20,7 +20,6 @@ from registry_server.rpc.readers import SlowReaders
 from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.service import SERVICE, RegistryRpc
 from registry_server.rpc.tls import server_credentials
-from registry_server.runtime.fair_slots import FairSlots
 from registry_server.runtime.tasks import cancel
 from registry_server.security.limits import UNRESERVED_PART, Streams
 from registry_server.security.tls import Certificates
@@ -33,8 +32,6 @@ whose request is not complete take no places of others: about 3,500 arrive in a 
 _HANDSHAKE_TIMEOUT_MS: Final = 20_000
 """Time for a new connection to complete TLS and send its HTTP/2 settings."""
 _UNLIMITED_CONNECTIONS: Final = 2**31 - 1
-_HELD_MESSAGE_BYTES: Final = 512 << 10
-"""What a large message of a watch holds until its client has read it: 256 KiB here and again in gRPC."""
 _MAX_PENDING_CALLS: Final = 3_000
 """Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
 
@@ -83,7 +80,6 @@ class RpcServer:
             admission,
             self._requests,
             self._readers,
-            _large_messages(limits),
             verifies_clients,
             self._draining,
         )
@@ -164,11 +160,6 @@ class RpcServer:
 def _max_concurrent_rpcs(limits: LimitSettings) -> int:
     kinds = len(get_args(Streams))
     return limits.calls + kinds * limits.watches + (1 + kinds) * limits.unauthenticated_calls + REJECTION_HEADROOM
-
-
-def _large_messages(limits: LimitSettings) -> FairSlots:
-    # A caller may use half of the free waiting places: no watch is refused one.
-    return FairSlots(limits.call_bytes // _HELD_MESSAGE_BYTES, 2 * limits.watches + 1)
 
 
 def _max_connections() -> int:

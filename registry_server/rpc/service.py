@@ -144,9 +144,8 @@ class RegistryRpc:
     async def watch_events(self, request: pb.WatchEventsRequest, call: RpcStream) -> None:
         with await self._registry.watch(request) as watcher:
             call.on_revoked(partial(watcher.end, immediately=True))
-            call.on_revoked(call.refuse)  # while it waits for its turn
             async for batch in watcher:
-                await call.write_batch(batch)
+                await call.write(batch.wire)
                 del batch  # a quiet stream would hold it until its next event
 
     @rpc(READ)

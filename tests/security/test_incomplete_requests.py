@@ -1,11 +1,13 @@
 """Requests that never arrive, or arrive only in part, take nothing from other callers."""
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
+import aiohttp
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -23,6 +25,8 @@ CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 SMALL_LIMITS = {"calls": 20, "watches": 20, "unauthenticated_calls": 20}
 TIMEOUT_SECONDS = 20.0
+_NO_MESSAGES = (4).to_bytes(2, "big") + bytes(4)
+"""SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, 6.5.2) of 0 bytes."""
 
 
 async def never() -> AsyncIterator[bytes]:
@@ -58,16 +62,26 @@ async def expect_service(server: Server, metadata: Any) -> None:
         watch.cancel()
 
 
-class RawConnection:
-    """An HTTP/2 connection that sends parts of requests."""
+async def calls_in_flight(server: Server, policy: Policy) -> float:
+    """Return the number of calls in flight, including those of callers without a credential."""
+    async with aiohttp.ClientSession() as session:
+        answer = await session.get(f"{server.http}/metrics", headers=dict(policy.metadata("viewer")))
+        text = await answer.text()
+    (value,) = re.findall(r"^ossa_registry_calls_in_flight(?:{.*})? (\S+)$", text, re.MULTILINE)
+    return float(value)
 
-    def __init__(self, address: str) -> None:
+
+class RawConnection:
+    """An HTTP/2 connection that sends parts of requests, and may allow the server to send no messages."""
+
+    def __init__(self, address: str, *, reads: bool = True) -> None:
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
+        self._settings = b"" if reads else _NO_MESSAGES
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
-        self._writer.write(PREFACE + frame(SETTINGS, 0, 0, b""))
+        self._writer.write(PREFACE + frame(SETTINGS, 0, 0, self._settings))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -171,6 +185,30 @@ async def test_caller_with_most_incomplete_requests_loses_them(redis: RedisProce
             ).services
         ]
         assert names == ["fleet-slow"]
+
+
+# Answers that are not read.
+
+
+async def test_unread_answers_keep_the_places_of_their_caller_only(redis: RedisProcess, policy: Policy) -> None:
+    """gRPC holds an unread answer until its client leaves, and with it one of the places of all callers."""
+    async with running(redis.url, security=policy.section, limits=SMALL_LIMITS) as server:
+        async with RawConnection(server.grpc_address, reads=False) as hostile:
+            for number in range(200):
+                hostile.open(1 + 4 * number, CHECK)
+                hostile.send(1 + 4 * number, message(b""), end=True)
+                hostile.open(3 + 4 * number, f"{SERVICE}/GetStats", policy.metadata("other"))
+                hostile.send(3 + 4 * number, message(b""), end=True)
+            refused = await hostile.responses(2 * (200 - 16))
+            for stream, trailers in refused.items():
+                setting = b"limits.unauthenticated_calls" if stream % 4 == 1 else b"limits.calls"
+                assert b"limit of 20 calls in flight reached (" + setting in trailers
+            assert await calls_in_flight(server, policy) == 2 * 16
+            await expect_service(server, policy.metadata("viewer"))
+
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while await calls_in_flight(server, policy) > 0:
+                await asyncio.sleep(0.05)
 
 
 # Streams of the standard services.

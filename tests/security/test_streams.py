@@ -16,8 +16,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from ossa.registry.v1.service_pb2 import Capability
 from registry_client import RegistryClient, Unauthenticated
 from registry_server.app import Serving, serving
 from registry_server.runtime.tasks import cancel
@@ -137,37 +135,6 @@ async def test_health_and_reflection_streams_end_when_their_key_is_removed(redis
             assert await watch.code() is grpc.StatusCode.UNAUTHENTICATED
             assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
         assert not other.done()
-
-
-async def test_unread_watches_of_a_caller_hold_one_large_message_and_delay_no_one(
-    redis: RedisProcess, policy: Policy
-) -> None:
-    small = {"call_bytes": 1 << 20}
-    async with served(redis, policy, limits=small) as server, connected(server.grpc_address) as (_, stub):
-        for i in range(8):
-            described = [Capability(name=f"c{j}", description="d" * 4000) for j in range(10)]
-            service = small_service(f"large-{i}", capabilities=described)
-            await stub.RegisterService(pb.RegisterServiceRequest(service=service), metadata=policy.metadata("admin"))
-        request = pb.WatchEventsRequest(include_snapshot=True)
-        small_window = grpc.aio.insecure_channel(server.grpc_address, [("grpc.http2.bdp_probe", 0)])  # 64 KiB
-        async with asyncio.timeout(TIMEOUT_SECONDS), small_window as idle:
-            reader: Any = RegistryServiceStub(idle)
-            unread = [reader.WatchEvents(request, metadata=policy.metadata("viewer")) for _ in range(4)]
-            begun = [asyncio.ensure_future(call.initial_metadata()) for call in unread]
-            await asyncio.wait(begun, return_when=asyncio.FIRST_COMPLETED)
-            async with connected(server.grpc_address) as (_, another):
-                watch: Any = another.WatchEvents(request, metadata=policy.metadata("admin"))
-                while not (await watch.read()).snapshot_complete:
-                    pass
-            waiting = [call for call, answer in zip(unread, begun, strict=True) if not answer.done()]
-            assert len(waiting) == 3
-            policy.document["api_keys"] = [key for key in policy.document["api_keys"] if key["name"] != "viewer"]
-            policy.write()
-            server.guard.reload()
-            for call in waiting:
-                assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
-        for call in unread:
-            call.cancel()
 
 
 async def test_streams_of_a_removed_key_end_whatever_else_their_address_does(

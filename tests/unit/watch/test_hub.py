@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -728,9 +729,11 @@ async def test_buffered_event_costs_each_watcher_no_more_than_a_reference() -> N
         async with AsyncExitStack() as stack:
             for _ in range(watchers):
                 await stack.enter_async_context(catalog.following())
+            gc.collect()
             before, _ = tracemalloc.get_traced_memory()
             for i in range(events):
                 catalog.put_service(f"a{i}")
+            gc.collect()
             return tracemalloc.get_traced_memory()[0] - before
 
     tracemalloc.start()
