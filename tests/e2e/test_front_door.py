@@ -35,6 +35,7 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
 from tests.grpc.calls import TIMEOUT, kind_and_name, open_watch
 from tests.support.leases import pass_time
+from tests.support.processes import run_to_end
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import ServerProcess, connected
@@ -489,21 +490,15 @@ async def starting(*flags: str) -> AsyncIterator[ServerProcess]:
         await server.stop()
 
 
-async def run_to_the_end(*flags: str) -> tuple[int | None, list[str]]:
+async def run_to_the_end(*flags: str) -> tuple[int, list[str]]:
     """Run a server that cannot start; return its exit code and the lines of its standard error."""
-    process = await asyncio.create_subprocess_exec(
+    code, errors = await run_to_end(
         *(sys.executable, "-m", "registry_server", "--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", *flags),
+        max_seconds=TIMEOUT,
         env={name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")},
-        stderr=asyncio.subprocess.PIPE,
+        stderr_only=True,
     )
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            _, errors = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode, errors.decode().splitlines()
+    return code, errors.splitlines()
 
 
 async def answer(server: ServerProcess, path: str) -> tuple[int, Any]:

@@ -15,7 +15,7 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import RegistryClient
 from registry_server import open_registry
 from registry_server.errors import ConfigurationError
-from tests.support.processes import children_of, command_of
+from tests.support.processes import children_of, command_of, run_to_end
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.samples import small_service
 from tests.support.security import registry_acl
@@ -40,26 +40,16 @@ async def set_rights(redis: RedisProcess, *changes: str) -> str:
 
 async def run_until_refused(*flags: str) -> list[str]:
     """Run a server that must fail to start, and return the lines of its output that are not log records."""
-    process = await asyncio.create_subprocess_exec(
-        *(
-            Path(sys.executable).with_name("ossa-registry"),
-            "serve",
-            "--grpc.address=127.0.0.1:0",
-            "--http.address=127.0.0.1:0",
-        ),
+    code, output = await run_to_end(
+        Path(sys.executable).with_name("ossa-registry"),
+        "serve",
+        "--grpc.address=127.0.0.1:0",
+        "--http.address=127.0.0.1:0",
         *flags,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        max_seconds=TIMEOUT,
     )
-    try:
-        async with asyncio.timeout(TIMEOUT):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 2, output
-    return [line for line in output.decode().splitlines() if not line.startswith("{")]
+    assert code == 2, output
+    return [line for line in output.splitlines() if not line.startswith("{")]
 
 
 async def refused_right(redis: RedisProcess) -> str:

@@ -342,20 +342,20 @@ async def expire_junk(rig: Rig, key: str) -> None:
     await rig.admin.zadd(KEYS.leases, {"fleet-junk": 1, b"\xff\xfe": 1})
 
 
-async def add_event_without_a_change(rig: Rig, key: str) -> None:
+async def add_event(rig: Rig, key: str, **fields: Any) -> None:
     revision = int(await rig.admin.get(KEYS.revision)) + 1
     epoch = await rig.admin.get(KEYS.epoch)
-    event = {"e": epoch, "k": 3, "r": 1, "t": 1, "n": "x", "s": b"", "b": b"\xff\xff", "x": "", "o": ""}
+    event = {"e": epoch, "r": 1, "t": 1, "s": b"", "b": b"", "x": "", "o": "", **fields}
     await rig.admin.xadd(key, event, id=f"{revision}-0")
     await rig.admin.set(KEYS.revision, revision)
+
+
+async def add_event_without_a_change(rig: Rig, key: str) -> None:
+    await add_event(rig, key, k=3, n="x", b=b"\xff\xff")
 
 
 async def add_undecodable_service(rig: Rig, key: str) -> None:
-    revision = int(await rig.admin.get(KEYS.revision)) + 1
-    epoch = await rig.admin.get(KEYS.epoch)
-    event = {"e": epoch, "k": 1, "r": 1, "t": 1, "n": "fleet-0", "s": b"\xff\xff\xff", "b": b"", "x": "", "o": ""}
-    await rig.admin.xadd(key, event, id=f"{revision}-0")
-    await rig.admin.set(KEYS.revision, revision)
+    await add_event(rig, key, k=1, n="fleet-0", s=b"\xff\xff\xff")
 
 
 CHANGES = {

@@ -190,17 +190,22 @@ def _hpack_text(text: bytes) -> bytes:
     return bytes((*out, rest)) + text
 
 
-def connection(method: str, wire: bytes, credential: str, dice: random.Random) -> bytes:
-    """Return all bytes that a client sends on a connection: several calls, most of which are malformed."""
-    fields = [
+def call_fields(path: bytes, *metadata: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of a gRPC call."""
+    return [
         (b":method", b"POST"),
         (b":scheme", b"http"),
-        (b":path", method.encode()),
+        (b":path", path),
         (b":authority", b"a"),
         (b"content-type", b"application/grpc"),
         (b"te", b"trailers"),
-        (b"authorization", f"Bearer {credential}".encode()),
+        *metadata,
     ]
+
+
+def connection(method: str, wire: bytes, credential: str, dice: random.Random) -> bytes:
+    """Return all bytes that a client sends on a connection: several calls, most of which are malformed."""
+    fields = call_fields(method.encode(), (b"authorization", f"Bearer {credential}".encode()))
     pieces = [PREFACE, frame(SETTINGS, 0, 0, b"")]
     for stream in range(1, 2 * dice.randint(1, 4), 2):
         pieces += _call(fields, wire, stream, dice)

@@ -6,7 +6,7 @@ import grpc
 from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, header_block
+from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_fields, frame, header_block
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, ServerProcess, connected
@@ -18,15 +18,7 @@ INVALID_PATH = b"/ossa.registry.v1.RegistryService/GetStats\xff"
 async def send_call(address: str, path: bytes = INVALID_PATH) -> None:
     """Send one call with this path and a credential that is not UTF-8, and disconnect."""
     host, _, port = address.rpartition(":")
-    fields = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", path),
-        (b":authority", b"a"),
-        (b"content-type", b"application/grpc"),
-        (b"te", b"trailers"),
-        (b"authorization", b"Bearer " + SECRET),
-    ]
+    fields = call_fields(path, (b"authorization", b"Bearer " + SECRET))
     _, writer = await asyncio.open_connection(host, int(port))
     writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS, 1, header_block(fields)))
     await writer.drain()

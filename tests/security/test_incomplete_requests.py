@@ -13,7 +13,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from tests.fuzz.requests import DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame, header_block
+from tests.fuzz.requests import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    SETTINGS,
+    call_fields,
+    frame,
+    header_block,
+)
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.security import Policy
@@ -88,15 +98,7 @@ class RawConnection:
         self._writer.transport.abort()
 
     def open(self, stream: int, path: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
-        fields = [
-            (b":method", b"POST"),
-            (b":scheme", b"http"),
-            (b":path", path.encode()),
-            (b":authority", b"a"),
-            (b"content-type", b"application/grpc"),
-            (b"te", b"trailers"),
-            *((name.encode(), value.encode()) for name, value in metadata),
-        ]
+        fields = call_fields(path.encode(), *((name.encode(), value.encode()) for name, value in metadata))
         self._writer.write(frame(HEADERS, END_HEADERS, stream, header_block(fields)))
 
     def send(self, stream: int, part: bytes, *, end: bool = False) -> None:

@@ -18,7 +18,6 @@ marks a command that keeps running, such as a server: the caller has already sta
 ``Substitutions``.
 """
 
-import asyncio
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,8 @@ from dataclasses import dataclass, replace
 from difflib import unified_diff
 from pathlib import Path
 from typing import Final, Literal
+
+from tests.support.processes import run_to_end
 
 TIMEOUT_SECONDS: Final = 60.0
 TOOLS: Final = ("curl", "docker", "grpcurl", "jq", "make", "nc", "npm", "python", "python3", "redis-cli", "uv")
@@ -185,23 +186,8 @@ async def run(
     for command in block.commands:
         text = substitutions.apply(command.text)
         arguments = (python, "-c", text) if block.language == "python" else (_shell(), "-c", text)
-        process = await asyncio.create_subprocess_exec(
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=directory,
-            env=env,
-        )
-        try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        printed = substitutions.undo(output.decode(errors="replace"))
-        results.append(Result(command, tuple(printed.splitlines()), process.returncode or 0))
+        code, output = await run_to_end(*arguments, max_seconds=TIMEOUT_SECONDS, cwd=directory, env=env)
+        results.append(Result(command, tuple(substitutions.undo(output).splitlines()), code))
     return results
 
 

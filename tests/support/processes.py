@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.waiting import TIMEOUT_SECONDS, until
@@ -23,6 +24,37 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
+
+
+async def run_to_end(
+    *command: str | Path,
+    max_seconds: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stderr_only: bool = False,
+) -> tuple[int, str]:
+    """Run a command and return its exit code and output, with standard error in it or nothing but that.
+
+    Raises:
+        TimeoutError: It did not end in time, and was killed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=None if stderr_only else asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE if stderr_only else asyncio.subprocess.STDOUT,
+        cwd=cwd,
+        env=env,
+    )
+    try:
+        async with asyncio.timeout(max_seconds):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, ((errors if stderr_only else output) or b"").decode(errors="replace")
 
 
 async def assert_ends_with_parent(parent_code: str) -> None:

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter
-from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, frame, header_block
+from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_fields, frame, header_block
 from tests.support.samples import small_service
 
 PAUSE_SECONDS = 1.0
@@ -269,10 +269,7 @@ def _large(name: str, version: str) -> Service:
 
 
 def _call_frame(stream: int, flags: int) -> bytes:
-    fields = [
-        (b":method", b"POST"), (b":scheme", b"http"), (b":path", _METHOD.encode() + b"RegisterService"),
-        (b":authority", b"localhost"), (b"content-type", b"application/grpc"), (b"te", b"trailers"),
-    ]  # fmt: skip
+    fields = call_fields(_METHOD.encode() + b"RegisterService")
     return frame(HEADERS, flags, stream, header_block(fields))
 
 

@@ -10,11 +10,9 @@ from cachetools import LRUCache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import DiscoverServicesRequest, DiscoverServicesResponse
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
 from ossa_common.violations import Violation
-from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import _ENTRY_BYTES, DEFAULT_LIMITS, Discovery, DiscoveryLimits, PageKey
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
@@ -22,6 +20,7 @@ from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import encode_page_token
 from registry_server.store import Position
+from tests.support.changes import change
 from tests.support.samples import small_service
 
 
@@ -110,17 +109,6 @@ def parsed(page: Page) -> DiscoverServicesResponse:
     assert (page.total_size, page.next_page_token) == (message.total_size, message.next_page_token)
     assert (page.revision, page.stale) == (message.revision, message.stale)
     return message
-
-
-def change(revision: int, before: Record | None, after: Record | None) -> Change:
-    return Change(
-        revision=revision,
-        type=EventType.EVENT_TYPE_SERVICE_UPDATED,
-        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
-        at_ms=0,
-        before=before,
-        after=after,
-    )
 
 
 def request_for(size: int = 100, token: str = "", **filter_: Any) -> DiscoverServicesRequest:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
 from registry_server.catalog import replica as replica_module
 from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.errors import Overloaded, RevisionNotReached
 from registry_server.model.record import Record, tag_term
 from registry_server.store import Position
+from tests.support.changes import change
 from tests.support.samples import small_service
 
 LONG_WAIT_SECONDS = 30.0
@@ -37,17 +37,6 @@ class Publications:
 def record(name: str, revision: int = 1, **fields: Any) -> Record:
     service = small_service(name, **{"group": name, "revision": revision, **fields})
     return Record(service.SerializeToString())
-
-
-def change(revision: int, before: Record | None, after: Record | None) -> Change:
-    return Change(
-        revision=revision,
-        type=EventType.EVENT_TYPE_SERVICE_UPDATED,
-        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
-        at_ms=0,
-        before=before,
-        after=after,
-    )
 
 
 def loaded(*records: Record, past: Sequence[Change] = (), revision: int = 0) -> Replica:

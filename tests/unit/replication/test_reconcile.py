@@ -2,28 +2,16 @@
 
 import pytest
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
-from registry_server.catalog.change import Change
 from registry_server.catalog.replica import Replica
 from registry_server.model.record import Record
 from registry_server.replication.reconcile import contradicts
 from registry_server.store import Position
+from tests.support.changes import change
 from tests.support.samples import small_service
 
 
 def record(name: str, revision: int) -> Record:
     return Record(small_service(name, revision=revision).SerializeToString())
-
-
-def change(revision: int, before: Record | None, after: Record | None) -> Change:
-    return Change(
-        revision=revision,
-        type=EventType.EVENT_TYPE_SERVICE_UPDATED,
-        reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
-        at_ms=0,
-        before=before,
-        after=after,
-    )
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ async def test_refused_credentials_are_logged_once_a_second_for_each_reason(poli
 LOW_RATE = LimitSettings(requests_per_second=1, request_burst=5)
 
 
-async def test_refused_calls_are_charged_to_whoever_makes_them(policy: Policy, clock: ManualClock) -> None:
+async def test_refused_calls_are_charged_to_their_caller(policy: Policy, clock: ManualClock) -> None:
     guard = Guard(SecuritySettings(policy_file=policy.file), LOW_RATE, monotonic=clock)
     viewer, admin = bearer_credentials(policy.keys["viewer"]), bearer_credentials(policy.keys["admin"])
     forbidden = [await outcome(guard, viewer, permission=OPERATE) for _ in range(7)]
