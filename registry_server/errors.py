@@ -132,8 +132,8 @@ class WatcherTooSlow(RegistryError):
 
     reason = "WATCHER_TOO_SLOW"
 
-    def __init__(self, buffered: int) -> None:
-        super().__init__(f"the watcher fell behind: {buffered} events were buffered; resume from the last cursor")
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the watcher fell behind: {cause}; resume from the last cursor")
 
 
 class StoreFault(NamedTuple):

@@ -38,7 +38,7 @@ class GrpcSettings(SettingsGroup):
     max_concurrent_streams: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
     """Maximum number of concurrent calls and streams on one connection. Further calls wait."""
     write_timeout_ms: Milliseconds = 30_000
-    """Maximum time for a client to read one message of a stream before the stream is cancelled, in milliseconds."""
+    """Maximum time for a client to read one message of a watch before the watch is ended, in milliseconds."""
 
 
 class HttpSettings(SettingsGroup):

@@ -76,7 +76,7 @@ class Listeners:
             return
         if len(self._pending) >= self._max_pending:
             self._pending.clear()
-            self._pending.append((REGISTRY_ERROR, (WatcherTooSlow(self._max_pending),)))
+            self._pending.append((REGISTRY_ERROR, (WatcherTooSlow(f"{self._max_pending} events were buffered"),)))
         self._pending.append((event, _arguments(change)))
         self._wakeup.set()
 

@@ -21,11 +21,12 @@ from registry_server.errors import (
     RegistryError,
     ShuttingDown,
     Unauthenticated,
+    WatcherTooSlow,
 )
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT, REQUEST_ID_HEADER
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.rpc.codec import Context, parse, require_size, serialized
-from registry_server.rpc.readers import SlowReaders, current_call
+from registry_server.rpc.readers import SlowReaders
 from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.status import code_of, status_of, trailers_of
 from registry_server.security.authenticator import CertificateNames, Credentials
@@ -243,10 +244,19 @@ class RpcCall(CallScope):
         return {"rpc.grpc.status_code": grpc.StatusCode[self.result].value[0]}, self.result in _FAILED_SPANS
 
 
+def current_call() -> "asyncio.Task[Any]":
+    """Return the task of the current call, which runs the handler and sends its answer."""
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("not inside a call")
+    return task
+
+
 class RpcStream(RpcCall):
     """A streaming call. Its handler writes the messages: generators would add several hops to each message."""
 
     timed = False
+    _end_unread: Callable[[RegistryError], object] | None = None
 
     async def _handle(self) -> None:  # type: ignore[override]  # the handler has sent the answers
         if not self.method.client_streaming:
@@ -320,9 +330,30 @@ class RpcStream(RpcCall):
         else:
             super().refuse(reason)
 
+    def on_unread(self, end: Callable[[RegistryError], object]) -> None:
+        """Call a function with the reason if the client does not read a message within the write timeout.
+
+        It releases what waits to be sent. The client receives the reason if it reads on.
+        """
+        self._end_unread = end
+
     async def write(self, message: Message | bytes) -> None:
-        """Send a message, which the client must read within the write timeout."""
-        await self.method.transport.readers.write_message(message, self.context)
+        """Send a message once the client has read those before it."""
+        context: Any = self.context  # whose responses are serialised by gRPC
+        if self._end_unread is None:
+            await context.write(message)
+            return
+        readers = self.method.transport.readers
+        readers.write_started(self)
+        try:
+            await context.write(message)
+        finally:
+            readers.write_finished(self)
+
+    def end_unread(self, seconds: float) -> None:
+        """Release what waits to be sent: the client has not read a message within this time."""
+        if self._end_unread is not None:
+            self._end_unread(WatcherTooSlow(f"a message was not read within {seconds:g} s (grpc.write_timeout_ms)"))
 
 
 @lru_cache(_MAX_CACHED_ADDRESSES)

@@ -143,7 +143,9 @@ class RegistryRpc:
     @rpc(READ, streams="watches")
     async def watch_events(self, request: pb.WatchEventsRequest, call: RpcStream) -> None:
         with await self._registry.watch(request) as watcher:
-            call.on_revoked(partial(watcher.end, immediately=True))
+            end = partial(watcher.end, immediately=True)
+            call.on_revoked(end)
+            call.on_unread(end)
             async for batch in watcher:
                 await call.write(batch.wire)
                 del batch  # a quiet stream would hold it until its next event

@@ -42,7 +42,7 @@ def load_metrics(
     yield _counter("calls_rejected", "Calls rejected because a limit on calls in flight was reached", rejected)
     yield _counter(
         "slow_readers_disconnected",
-        "gRPC calls and streams ended because their client did not read",
+        "gRPC watches ended because their client did not read",
         grpc.slow_readers,
     )
     yield _gauge("writes_in_flight", "Writes that wait for their turn or for Redis", writes.in_flight)

@@ -162,7 +162,7 @@ class WatchGroups:
             entry = group.tick + 1 - self._backlog_tick
             if entry < 0:
                 for watcher in list(group.watchers):
-                    watcher.end(WatcherTooSlow(newest - group.tick), immediately=True)
+                    watcher.end(WatcherTooSlow(f"{newest - group.tick} changes were not matched"), immediately=True)
                 break
             position, changes = self._backlog[entry]
             for change in islice(changes, group.matched_changes, None):

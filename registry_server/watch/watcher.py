@@ -130,7 +130,7 @@ class Watcher:
         self._buffer.append(offered)
         self._buffer_bytes += len(event.frame)
         if len(self._buffer) > self._limits.buffer_events or self._buffer_bytes > self._limits.buffer_bytes:
-            self.end(WatcherTooSlow(len(self._buffer)), immediately=True)
+            self.end(WatcherTooSlow(f"{len(self._buffer)} events were buffered"), immediately=True)
         self._wake()
 
     def end(self, reason: RegistryError, *, immediately: bool = False) -> None:

@@ -21,7 +21,7 @@ SAMPLES: dict[type[server_errors.RegistryError], server_errors.RegistryError] = 
     server_errors.WriteConflict: server_errors.WriteConflict("a"),
     server_errors.RevisionNotReached: server_errors.RevisionNotReached(2, 1),
     server_errors.CursorExpired: server_errors.CursorExpired("too old"),
-    server_errors.WatcherTooSlow: server_errors.WatcherTooSlow(3),
+    server_errors.WatcherTooSlow: server_errors.WatcherTooSlow("3 events were buffered"),
     server_errors.StoreUnavailable: server_errors.StoreUnavailable(),
     server_errors.NotReplicated: server_errors.NotReplicated(7, 1, 2),
     server_errors.ShuttingDown: server_errors.ShuttingDown(),

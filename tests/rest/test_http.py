@@ -306,7 +306,7 @@ ERRORS = [
     (WriteConflict("a"), 409),
     (RevisionNotReached(2, 1), 504),
     (CursorExpired("it is old"), 410),
-    (WatcherTooSlow(3), 429),
+    (WatcherTooSlow("3 events were buffered"), 429),
     (StoreUnavailable(), 503),
     (NotReplicated(7, 1, 2), 503),
     (ShuttingDown(), 503),

@@ -20,6 +20,7 @@ from tests.fuzz.requests import (
     HEADERS,
     PREFACE,
     SETTINGS,
+    WINDOW,
     call_fields,
     frame,
     header_block,
@@ -100,6 +101,9 @@ class RawConnection:
     def open(self, stream: int, path: str, metadata: Sequence[tuple[str, str]] = ()) -> None:
         fields = call_fields(path.encode(), *((name.encode(), value.encode()) for name, value in metadata))
         self._writer.write(frame(HEADERS, END_HEADERS, stream, header_block(fields)))
+
+    def allow(self, stream: int, size: int) -> None:
+        self._writer.write(frame(WINDOW, 0, stream, size.to_bytes(4, "big")))
 
     def send(self, stream: int, part: bytes, *, end: bool = False) -> None:
         self._writer.write(frame(DATA, END_STREAM if end else 0, stream, part))
@@ -211,6 +215,27 @@ async def test_unread_answers_keep_the_places_of_their_caller_only(redis: RedisP
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while await calls_in_flight(server, policy) > 0:
                 await asyncio.sleep(0.05)
+
+
+async def test_unread_watch_ends_with_a_reason_once_its_client_reads(redis: RedisProcess, policy: Policy) -> None:
+    security = {"security": policy.section, "limits": SMALL_LIMITS}
+    async with running(redis.url, **security, grpc={"write_timeout_ms": 200}) as server:
+        await server.stub.RegisterService(
+            pb.RegisterServiceRequest(service=small_service("fleet-a")), metadata=policy.metadata("agent")
+        )
+        wire = message(pb.WatchEventsRequest(include_snapshot=True).SerializeToString())
+        async with RawConnection(server.grpc_address, reads=False) as slow:
+            for stream in range(1, 33, 2):
+                slow.open(stream, f"{SERVICE}/WatchEvents", policy.metadata("viewer"))
+                slow.send(stream, wire, end=True)
+            await until(lambda: server.parts.hub.watchers == 16)
+            await until(lambda: server.parts.hub.watchers == 0)
+            with pytest.raises(grpc.aio.AioRpcError, match="limit of 20 watches in this process reached"):
+                await server.stub.WatchEvents(pb.WatchEventsRequest(), metadata=policy.metadata("viewer")).read()
+            slow.allow(1, 1 << 20)
+            (trailers,) = (await slow.responses(1)).values()
+            assert b"a message was not read within 0.2 s (grpc.write_timeout_ms)" in trailers
+            await server.stub.WatchEvents(pb.WatchEventsRequest(), metadata=policy.metadata("viewer")).read()
 
 
 # Streams of the standard services.

@@ -39,7 +39,7 @@ TABLE: list[tuple[RegistryError, grpc.StatusCode, dict[str, str], float | None]]
     (errors.WriteConflict("a"), grpc.StatusCode.ABORTED, {}, None),
     (errors.RevisionNotReached(7, 5), grpc.StatusCode.DEADLINE_EXCEEDED, {}, None),
     (errors.CursorExpired("too old"), grpc.StatusCode.OUT_OF_RANGE, {}, None),
-    (errors.WatcherTooSlow(9), grpc.StatusCode.RESOURCE_EXHAUSTED, {}, None),
+    (errors.WatcherTooSlow("9 events were buffered"), grpc.StatusCode.RESOURCE_EXHAUSTED, {}, None),
     (errors.StoreUnavailable(), grpc.StatusCode.UNAVAILABLE, {}, 1.0),
     (
         errors.NotReplicated(7, 1, 2),
