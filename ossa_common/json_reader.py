@@ -127,6 +127,7 @@ def _shape(kind: AnyDescriptor) -> _Shape:
 _SCALARS: Final[Mapping[int, Callable[[ValueReader, Any, str], Any]]] = {
     FieldDescriptor.TYPE_STRING: ValueReader.text,
     FieldDescriptor.TYPE_INT32: ValueReader.int32,
+    FieldDescriptor.TYPE_BOOL: ValueReader.boolean,
     FieldDescriptor.TYPE_ENUM: ValueReader.status,  # the only enum of a service
 }
 

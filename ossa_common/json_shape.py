@@ -36,7 +36,7 @@ DURATIONS: Final[Mapping[str, tuple[str, int]]] = {
     "replication_lag": ("replicationLagMs", NANOS_PER_MS),
 }
 """JSON key and nanoseconds per unit of each duration field."""
-OUTPUT_ONLY: Final = frozenset({"registered_at", "updated_at", "revision", "status_changed_at"})
+OUTPUT_ONLY: Final = frozenset({"registered_at", "updated_at", "revision", "status_changed_at", "maintenance"})
 """Fields that are ignored in input, so that a service can be registered as it was returned."""
 PROBE_TYPE_KEY: Final = "type"
 PROBE_TYPES: Final = tuple(field.name for field in HealthCheck.DESCRIPTOR.oneofs_by_name["probe"].fields)

@@ -130,6 +130,12 @@ class ValueReader:
             return 0
         return value
 
+    def boolean(self, value: object, at: str) -> bool:
+        """Return a boolean."""
+        if not isinstance(value, bool):
+            self.add_violation(at, f"must be true or false, not {_kind(value)}")
+        return value is True
+
     def status(self, value: object, at: str) -> HealthStatus.ValueType:
         """Return the status of a word."""
         word = self.text(value, at)

@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, Metadata, Service
 from ossa_common.json_shape import NANOS_PER_SECOND, STATUS_WORDS
-from ossa_common.json_writer import duration_number, plain_struct, time_text
+from ossa_common.json_writer import duration_number, message_document, plain_struct, time_text
 
 # The limits bound the cache of schemas to about 8 MiB.
 _MAX_CACHED_SCHEMAS = 1_024
@@ -76,6 +76,12 @@ def _document(service: Service, convert_schema: _SchemaConverter) -> dict[str, A
         document["healthCheck"] = _health_check_document(service.health_check)
     if service.HasField("ttl"):
         document["ttlSeconds"] = duration_number(service.ttl, NANOS_PER_SECOND)
+    if instance_id := service.instance_id:
+        document["instanceId"] = instance_id
+    if service.draining:
+        document["draining"] = True
+    if service.HasField("maintenance"):
+        document["maintenance"] = message_document(service.maintenance)
     return document
 
 

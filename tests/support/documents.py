@@ -56,6 +56,9 @@ def full() -> Service:
             "degraded_after": {"nanos": 250_000_000},
         },
         ttl={"seconds": 30, "nanos": 500_000_000},
+        instance_id="i-1",
+        draining=True,
+        maintenance={"reason": "r", "since": {"seconds": 1_795_496_400}, "by": "op"},
     )
 
 
@@ -105,6 +108,9 @@ FULL: dict[str, Any] = {
         "degradedAfterMs": 250,
     },
     "ttlSeconds": 30.5,
+    "instanceId": "i-1",
+    "draining": True,
+    "maintenance": {"reason": "r", "since": "2026-11-24T05:00:00.000Z", "by": "op"},
     "revision": 7,
 }
 

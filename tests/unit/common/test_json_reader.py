@@ -24,7 +24,7 @@ def violations_of(document: object) -> list[Violation]:
 
 def test_every_field_is_read() -> None:
     expected = full()
-    for field in ("registered_at", "updated_at", "revision"):
+    for field in ("registered_at", "updated_at", "revision", "maintenance"):
         expected.ClearField(field)
     expected.health.ClearField("status_changed_at")
     assert service_from_document(FULL) == expected
@@ -157,6 +157,7 @@ BAD: list[tuple[object, str, str]] = [
     ({"healthCheck": {"degradedAfterMs": -math.inf}}, "healthCheck.degradedAfterMs", "must be a finite number"),
     ({"healthCheck": {"interval": 5}}, "healthCheck.interval", "is not a field"),
     ({"ttlSeconds": "300"}, "ttlSeconds", "must be a number, not text"),
+    ({"draining": "yes"}, "draining", "must be true or false, not text"),
     ({"ttlSeconds": 1e-12}, "ttlSeconds", "is shorter than a nanosecond"),
     ({"ttl": 300}, "ttl", "is not a field"),
 ]  # fmt: skip

@@ -57,7 +57,7 @@ def test_every_field_is_written() -> None:
 
 def test_document_prefix_is_utf_8_and_lacks_only_the_revision() -> None:
     encoded = encode_document_prefix(full())
-    assert encoded.endswith(b',"ttlSeconds":30.5,"revision":')
+    assert encoded.endswith(b'"by":"op"},"revision":')
     assert "ü".encode() in encoded
     assert json.loads(encoded + b"9}") == {**FULL, "revision": 9}
 

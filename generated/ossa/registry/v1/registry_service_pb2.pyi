@@ -382,19 +382,23 @@ class UnregisterServiceRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name of the service."""
     expected_revision: _builtins.int
     """Optional. Remove the service only if this is its current revision. 0 = any revision."""
+    instance_id: _builtins.str
+    """Optional. Remove the service only if this is its `instance_id`. Empty = whichever instance is registered."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         expected_revision: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "instance_id", b"instance_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,6 +458,7 @@ class GetServiceHealthResponse(_message.Message):
 
     HEALTH_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def health(self) -> _service_pb2.Health:
         """Most recent health of the service."""
@@ -464,15 +469,20 @@ class GetServiceHealthResponse(_message.Message):
         store is unavailable.
         """
 
+    @_builtins.property
+    def observed(self) -> _service_pb2.Health:
+        """Most recent health according to probes and reports. Differs from `health` only during maintenance."""
+
     def __init__(
         self,
         *,
         health: _service_pb2.Health | None = ...,
         lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        observed: _service_pb2.Health | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,12 +498,20 @@ class ReportServiceHealthRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name of the service."""
     status: _service_pb2.HealthStatus.ValueType
-    """Required. Reported status."""
+    """Reported status. Required unless `draining` is set: unset = keep the status."""
     error: _builtins.str
     """Optional. Human-readable reason why the status is not HEALTHY, at most 1,024 characters."""
+    draining: _builtins.bool
+    """Optional. Sets or clears `Service.draining`. A change is an event of type SERVICE_UPDATED. Unset = keep it."""
+    instance_id: _builtins.str
+    """Optional. Record the report only if this is the `instance_id` of the service. Empty = whichever instance is
+    registered.
+    """
     @_builtins.property
     def details(self) -> _struct_pb2.Struct:
         """Optional. Additional details; at most 4 KiB and at most 32 levels deep. Numbers must be finite."""
@@ -505,12 +523,16 @@ class ReportServiceHealthRequest(_message.Message):
         status: _service_pb2.HealthStatus.ValueType = ...,
         details: _struct_pb2.Struct | None = ...,
         error: _builtins.str = ...,
+        draining: _builtins.bool | None = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "details", b"details", "draining", b"draining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "error", b"error", "name", b"name", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "details", b"details", "draining", b"draining", "error", b"error", "instance_id", b"instance_id", "name", b"name", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__draining: _TypeAlias = _typing.Literal["draining"]  # noqa: Y015
+    _WhichOneofArgType__draining: _TypeAlias = _typing.Literal["_draining", b"_draining"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draining) -> _WhichOneofReturnType__draining | None: ...
 
 Global___ReportServiceHealthRequest: _TypeAlias = ReportServiceHealthRequest  # noqa: Y015
 
@@ -585,24 +607,64 @@ class CheckServiceHealthResponse(_message.Message):
 Global___CheckServiceHealthResponse: _TypeAlias = CheckServiceHealthResponse  # noqa: Y015
 
 @_typing.final
+class Lease(_message.Message):
+    """A lease in a heartbeat."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name of the service."""
+    instance_id: _builtins.str
+    """Optional. Renew the lease only if this is the `instance_id` of the service. Empty = whichever instance is registered."""
+    draining: _builtins.bool
+    """Optional. Sets or clears `Service.draining`. A change is an event of type SERVICE_UPDATED. Unset = keep it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        draining: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining", "instance_id", b"instance_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__draining: _TypeAlias = _typing.Literal["draining"]  # noqa: Y015
+    _WhichOneofArgType__draining: _TypeAlias = _typing.Literal["_draining", b"_draining"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__draining) -> _WhichOneofReturnType__draining | None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
 class HeartbeatRequest(_message.Message):
     """Request of `Heartbeat`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. Names of the services whose leases are renewed, 1 to 10,000. Duplicates count once."""
+        """Names of the services whose leases are renewed, whichever instance is registered. Together with `leases` 1 to 10,000
+        entries. Duplicates count once.
+        """
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Leases that are renewed on behalf of one instance."""
 
     def __init__(
         self,
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -616,21 +678,29 @@ class HeartbeatResponse(_message.Message):
 
     RENEWED_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_NAMES_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_NAMES_FIELD_NUMBER: _builtins.int
     renewed_count: _builtins.int
     """Number of renewed leases. Permanent services are included."""
     @_builtins.property
     def unknown_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that are not registered, in the order of the request."""
 
+    @_builtins.property
+    def superseded_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that belong to another instance than the one in the request; nothing of them was changed. The client stops
+        sending heartbeats for them.
+        """
+
     def __init__(
         self,
         *,
         renewed_count: _builtins.int = ...,
         unknown_names: _abc.Iterable[_builtins.str] | None = ...,
+        superseded_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewed_count", b"renewed_count", "unknown_names", b"unknown_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewed_count", b"renewed_count", "superseded_names", b"superseded_names", "unknown_names", b"unknown_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -643,18 +713,26 @@ class KeepAliveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. Names of the services whose leases are renewed, 1 to 10,000. Duplicates count once."""
+        """Names of the services whose leases are renewed, whichever instance is registered. Together with `leases` 1 to 10,000
+        entries. Duplicates count once.
+        """
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Leases that are renewed on behalf of one instance."""
 
     def __init__(
         self,
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "names", b"names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,21 +746,29 @@ class KeepAliveResponse(_message.Message):
 
     RENEWED_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_NAMES_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_NAMES_FIELD_NUMBER: _builtins.int
     renewed_count: _builtins.int
     """Number of renewed leases. Permanent services are included."""
     @_builtins.property
     def unknown_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that are not registered, in the order of the request."""
 
+    @_builtins.property
+    def superseded_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that belong to another instance than the one in the request; nothing of them was changed. The client stops
+        sending heartbeats for them.
+        """
+
     def __init__(
         self,
         *,
         renewed_count: _builtins.int = ...,
         unknown_names: _abc.Iterable[_builtins.str] | None = ...,
+        superseded_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewed_count", b"renewed_count", "unknown_names", b"unknown_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewed_count", b"renewed_count", "superseded_names", b"superseded_names", "unknown_names", b"unknown_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1042,6 +1128,60 @@ class GetRegistryHealthResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRegistryHealthResponse: _TypeAlias = GetRegistryHealthResponse  # noqa: Y015
+
+@_typing.final
+class SetMaintenanceRequest(_message.Message):
+    """Request of `SetMaintenance`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name of the service."""
+    enabled: _builtins.bool
+    """True starts the maintenance, false ends it. Starting it again changes only the reason."""
+    reason: _builtins.str
+    """Optional. Reason for other operators and for agents, at most 1,024 characters. Must be empty if `enabled` is false."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMaintenanceRequest: _TypeAlias = SetMaintenanceRequest  # noqa: Y015
+
+@_typing.final
+class SetMaintenanceResponse(_message.Message):
+    """Response of `SetMaintenance`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def service(self) -> _service_pb2.Service:
+        """The service after the change."""
+
+    def __init__(
+        self,
+        *,
+        service: _service_pb2.Service | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMaintenanceResponse: _TypeAlias = SetMaintenanceResponse  # noqa: Y015
 
 @_typing.final
 class CleanupRequest(_message.Message):

@@ -203,7 +203,8 @@ class RegistryServiceServicer:
 
     def UnregisterService(self, request, context):
         """Removes a service.
-        Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
+        Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH, or INSTANCE_SUPERSEDED if the name belongs to another
+        instance); UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,7 +220,8 @@ class RegistryServiceServicer:
 
     def ReportServiceHealth(self, request, context):
         """Records a status reported by the service or its operator. Sends an event only if the status changes.
-        Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
+        UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

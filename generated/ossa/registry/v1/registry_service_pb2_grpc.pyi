@@ -78,7 +78,8 @@ class RegistryServiceStub:
     """
     UnregisterService: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UnregisterServiceRequest, _registry_service_pb2.UnregisterServiceResponse]
     """Removes a service.
-    Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
+    Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH, or INSTANCE_SUPERSEDED if the name belongs to another
+    instance); UNAVAILABLE.
     """
     GetServiceHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetServiceHealthRequest, _registry_service_pb2.GetServiceHealthResponse]
     """Returns the most recent health of one service, not only its last change of status, and the expiry of its lease.
@@ -86,7 +87,8 @@ class RegistryServiceStub:
     """
     ReportServiceHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportServiceHealthRequest, _registry_service_pb2.ReportServiceHealthResponse]
     """Records a status reported by the service or its operator. Sends an event only if the status changes.
-    Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
+    UNAVAILABLE.
     """
     CheckServiceHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckServiceHealthRequest, _registry_service_pb2.CheckServiceHealthResponse]
     """Probes the service immediately as configured in `Service.health_check` and returns the result. For a service that
@@ -172,7 +174,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     UnregisterService: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UnregisterServiceRequest, _registry_service_pb2.UnregisterServiceResponse]  # type: ignore[assignment]
     """Removes a service.
-    Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
+    Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH, or INSTANCE_SUPERSEDED if the name belongs to another
+    instance); UNAVAILABLE.
     """
     GetServiceHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetServiceHealthRequest, _registry_service_pb2.GetServiceHealthResponse]  # type: ignore[assignment]
     """Returns the most recent health of one service, not only its last change of status, and the expiry of its lease.
@@ -180,7 +183,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     ReportServiceHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportServiceHealthRequest, _registry_service_pb2.ReportServiceHealthResponse]  # type: ignore[assignment]
     """Records a status reported by the service or its operator. Sends an event only if the status changes.
-    Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
+    UNAVAILABLE.
     """
     CheckServiceHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckServiceHealthRequest, _registry_service_pb2.CheckServiceHealthResponse]  # type: ignore[assignment]
     """Probes the service immediately as configured in `Service.health_check` and returns the result. For a service that
@@ -299,7 +303,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.UnregisterServiceResponse, _abc.Awaitable[_registry_service_pb2.UnregisterServiceResponse]]:
         """Removes a service.
-        Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH); UNAVAILABLE.
+        Errors: NOT_FOUND; ABORTED (reason REVISION_MISMATCH, or INSTANCE_SUPERSEDED if the name belongs to another
+        instance); UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -319,7 +324,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ReportServiceHealthResponse, _abc.Awaitable[_registry_service_pb2.ReportServiceHealthResponse]]:
         """Records a status reported by the service or its operator. Sends an event only if the status changes.
-        Errors: INVALID_ARGUMENT; NOT_FOUND; UNAVAILABLE.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
+        UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

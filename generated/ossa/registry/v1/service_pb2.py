@@ -27,50 +27,52 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eossa/registry/v1/service.proto\x12\x10ossa.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x03\n\x07Service\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x32\n\x0c\x63\x61pabilities\x18\x03 \x03(\x0b\x32\x1c.ossa.registry.v1.Capability\x12\x0f\n\x07version\x18\x04 \x01(\t\x12(\n\x06health\x18\x05 \x01(\x0b\x32\x18.ossa.registry.v1.Health\x12,\n\x08metadata\x18\x06 \x01(\x0b\x32\x1a.ossa.registry.v1.Metadata\x12\x31\n\rregistered_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\r\n\x05group\x18\n \x01(\t\x12\x33\n\x0chealth_check\x18\x0b \x01(\x0b\x32\x1d.ossa.registry.v1.HealthCheck\x12&\n\x03ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\"\x93\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x06inputs\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x07outputs\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\xd0\x01\n\x08Metadata\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x15\n\rdocumentation\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.ossa.registry.v1.Metadata.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x02\n\x06Health\x12.\n\x06status\x18\x01 \x01(\x0e\x32\x1e.ossa.registry.v1.HealthStatus\x12.\n\nlast_check\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rresponse_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x35\n\x11status_changed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x06\n\x0bHealthCheck\x12\x37\n\x04http\x18\x01 \x01(\x0b\x32\'.ossa.registry.v1.HealthCheck.HttpProbeH\x00\x12\x37\n\x04grpc\x18\x02 \x01(\x0b\x32\'.ossa.registry.v1.HealthCheck.GrpcProbeH\x00\x12\x35\n\x03tcp\x18\x03 \x01(\x0b\x32&.ossa.registry.v1.HealthCheck.TcpProbeH\x00\x12\x41\n\theartbeat\x18\x04 \x01(\x0b\x32,.ossa.registry.v1.HealthCheck.HeartbeatProbeH\x00\x12\x35\n\x04none\x18\x05 \x01(\x0b\x32%.ossa.registry.v1.HealthCheck.NoProbeH\x00\x12+\n\x08interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x66\x61ilure_threshold\x18\x08 \x01(\x05\x12\x19\n\x11success_threshold\x18\t \x01(\x05\x12\x31\n\x0e\x64\x65graded_after\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xbb\x01\n\tHttpProbe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x45\n\x07headers\x18\x03 \x03(\x0b\x32\x34.ossa.registry.v1.HealthCheck.HttpProbe.HeadersEntry\x12\x19\n\x11\x65xpected_statuses\x18\x04 \x03(\x05\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x1c\n\tGrpcProbe\x12\x0f\n\x07service\x18\x01 \x01(\t\x1a\n\n\x08TcpProbe\x1a\x10\n\x0eHeartbeatProbe\x1a\t\n\x07NoProbeB\x07\n\x05probe\"\xe3\x02\n\rServiceFilter\x12\x14\n\x0cname_pattern\x18\x01 \x01(\t\x12\x12\n\ncapability\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x61pability_version\x18\x03 \x01(\t\x12.\n\x06health\x18\x04 \x03(\x0e\x32\x1e.ossa.registry.v1.HealthStatus\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12-\n\ttag_match\x18\x06 \x01(\x0e\x32\x1a.ossa.registry.v1.TagMatch\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x08 \x01(\t\x12\r\n\x05group\x18\t \x01(\t\x12;\n\x06labels\x18\n \x03(\x0b\x32+.ossa.registry.v1.ServiceFilter.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xbb\x01\n\x0cHealthStatus\x12\x1d\n\x19HEALTH_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15HEALTH_STATUS_HEALTHY\x10\x01\x12\x1b\n\x17HEALTH_STATUS_UNHEALTHY\x10\x02\x12\x1a\n\x16HEALTH_STATUS_DEGRADED\x10\x03\x12\x19\n\x15HEALTH_STATUS_UNKNOWN\x10\x04\x12\x1d\n\x19HEALTH_STATUS_MAINTENANCE\x10\x05*K\n\x08TagMatch\x12\x19\n\x15TAG_MATCH_UNSPECIFIED\x10\x00\x12\x11\n\rTAG_MATCH_ANY\x10\x01\x12\x11\n\rTAG_MATCH_ALL\x10\x02\x42\x14\n\x10ossa.registry.v1P\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eossa/registry/v1/service.proto\x12\x10ossa.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x04\n\x07Service\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x32\n\x0c\x63\x61pabilities\x18\x03 \x03(\x0b\x32\x1c.ossa.registry.v1.Capability\x12\x0f\n\x07version\x18\x04 \x01(\t\x12(\n\x06health\x18\x05 \x01(\x0b\x32\x18.ossa.registry.v1.Health\x12,\n\x08metadata\x18\x06 \x01(\x0b\x32\x1a.ossa.registry.v1.Metadata\x12\x31\n\rregistered_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\t \x01(\x03\x12\r\n\x05group\x18\n \x01(\t\x12\x33\n\x0chealth_check\x18\x0b \x01(\x0b\x32\x1d.ossa.registry.v1.HealthCheck\x12&\n\x03ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0binstance_id\x18\r \x01(\t\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x32\n\x0bmaintenance\x18\x0f \x01(\x0b\x32\x1d.ossa.registry.v1.Maintenance\"T\n\x0bMaintenance\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\n\n\x02\x62y\x18\x03 \x01(\t\"\x93\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\'\n\x06inputs\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12(\n\x07outputs\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\"\xd0\x01\n\x08Metadata\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x0e\n\x06\x61uthor\x18\x03 \x01(\t\x12\x15\n\rdocumentation\x18\x04 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x05 \x01(\t\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.ossa.registry.v1.Metadata.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x02\n\x06Health\x12.\n\x06status\x18\x01 \x01(\x0e\x32\x1e.ossa.registry.v1.HealthStatus\x12.\n\nlast_check\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rresponse_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x07\x64\x65tails\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x35\n\x11status_changed_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x06\n\x0bHealthCheck\x12\x37\n\x04http\x18\x01 \x01(\x0b\x32\'.ossa.registry.v1.HealthCheck.HttpProbeH\x00\x12\x37\n\x04grpc\x18\x02 \x01(\x0b\x32\'.ossa.registry.v1.HealthCheck.GrpcProbeH\x00\x12\x35\n\x03tcp\x18\x03 \x01(\x0b\x32&.ossa.registry.v1.HealthCheck.TcpProbeH\x00\x12\x41\n\theartbeat\x18\x04 \x01(\x0b\x32,.ossa.registry.v1.HealthCheck.HeartbeatProbeH\x00\x12\x35\n\x04none\x18\x05 \x01(\x0b\x32%.ossa.registry.v1.HealthCheck.NoProbeH\x00\x12+\n\x08interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x66\x61ilure_threshold\x18\x08 \x01(\x05\x12\x19\n\x11success_threshold\x18\t \x01(\x05\x12\x31\n\x0e\x64\x65graded_after\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xbb\x01\n\tHttpProbe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x45\n\x07headers\x18\x03 \x03(\x0b\x32\x34.ossa.registry.v1.HealthCheck.HttpProbe.HeadersEntry\x12\x19\n\x11\x65xpected_statuses\x18\x04 \x03(\x05\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x1c\n\tGrpcProbe\x12\x0f\n\x07service\x18\x01 \x01(\t\x1a\n\n\x08TcpProbe\x1a\x10\n\x0eHeartbeatProbe\x1a\t\n\x07NoProbeB\x07\n\x05probe\"\xe3\x02\n\rServiceFilter\x12\x14\n\x0cname_pattern\x18\x01 \x01(\t\x12\x12\n\ncapability\x18\x02 \x01(\t\x12\x1a\n\x12\x63\x61pability_version\x18\x03 \x01(\t\x12.\n\x06health\x18\x04 \x03(\x0e\x32\x1e.ossa.registry.v1.HealthStatus\x12\x0c\n\x04tags\x18\x05 \x03(\t\x12-\n\ttag_match\x18\x06 \x01(\x0e\x32\x1a.ossa.registry.v1.TagMatch\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x08 \x01(\t\x12\r\n\x05group\x18\t \x01(\t\x12;\n\x06labels\x18\n \x03(\x0b\x32+.ossa.registry.v1.ServiceFilter.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xbb\x01\n\x0cHealthStatus\x12\x1d\n\x19HEALTH_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15HEALTH_STATUS_HEALTHY\x10\x01\x12\x1b\n\x17HEALTH_STATUS_UNHEALTHY\x10\x02\x12\x1a\n\x16HEALTH_STATUS_DEGRADED\x10\x03\x12\x19\n\x15HEALTH_STATUS_UNKNOWN\x10\x04\x12\x1d\n\x19HEALTH_STATUS_MAINTENANCE\x10\x05*K\n\x08TagMatch\x12\x19\n\x15TAG_MATCH_UNSPECIFIED\x10\x00\x12\x11\n\rTAG_MATCH_ANY\x10\x01\x12\x11\n\rTAG_MATCH_ALL\x10\x02\x42\xbf\x01\n\x10ossa.registry.v1P\x01ZIgithub.com/ossa-registry/ossa-registry/gen/go/ossa/registry/v1;registryv1\xa2\x02\x03ORX\xaa\x02\x10Ossa.Registry.V1\xca\x02\x10Ossa\\Registry\\V1\xe2\x02\x1cOssa\\Registry\\V1\\GPBMetadata\xea\x02\x12Ossa::Registry::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ossa.registry.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\020ossa.registry.v1P\001'
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020ossa.registry.v1P\001ZIgithub.com/ossa-registry/ossa-registry/gen/go/ossa/registry/v1;registryv1\242\002\003ORX\252\002\020Ossa.Registry.V1\312\002\020Ossa\\Registry\\V1\342\002\034Ossa\\Registry\\V1\\GPBMetadata\352\002\022Ossa::Registry::V1'
   _globals['_METADATA_LABELSENTRY']._loaded_options = None
   _globals['_METADATA_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._loaded_options = None
   _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_SERVICEFILTER_LABELSENTRY']._loaded_options = None
   _globals['_SERVICEFILTER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_HEALTHSTATUS']._serialized_start=2333
-  _globals['_HEALTHSTATUS']._serialized_end=2520
-  _globals['_TAGMATCH']._serialized_start=2522
-  _globals['_TAGMATCH']._serialized_end=2597
+  _globals['_HEALTHSTATUS']._serialized_start=2510
+  _globals['_HEALTHSTATUS']._serialized_end=2697
+  _globals['_TAGMATCH']._serialized_start=2699
+  _globals['_TAGMATCH']._serialized_end=2774
   _globals['_SERVICE']._serialized_start=148
-  _globals['_SERVICE']._serialized_end=571
-  _globals['_CAPABILITY']._serialized_start=574
-  _globals['_CAPABILITY']._serialized_end=721
-  _globals['_METADATA']._serialized_start=724
-  _globals['_METADATA']._serialized_end=932
-  _globals['_METADATA_LABELSENTRY']._serialized_start=887
-  _globals['_METADATA_LABELSENTRY']._serialized_end=932
-  _globals['_HEALTH']._serialized_start=935
-  _globals['_HEALTH']._serialized_end=1201
-  _globals['_HEALTHCHECK']._serialized_start=1204
-  _globals['_HEALTHCHECK']._serialized_end=1972
-  _globals['_HEALTHCHECK_HTTPPROBE']._serialized_start=1705
-  _globals['_HEALTHCHECK_HTTPPROBE']._serialized_end=1892
-  _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._serialized_start=1846
-  _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._serialized_end=1892
-  _globals['_HEALTHCHECK_GRPCPROBE']._serialized_start=1894
-  _globals['_HEALTHCHECK_GRPCPROBE']._serialized_end=1922
-  _globals['_HEALTHCHECK_TCPPROBE']._serialized_start=1924
-  _globals['_HEALTHCHECK_TCPPROBE']._serialized_end=1934
-  _globals['_HEALTHCHECK_HEARTBEATPROBE']._serialized_start=1936
-  _globals['_HEALTHCHECK_HEARTBEATPROBE']._serialized_end=1952
-  _globals['_HEALTHCHECK_NOPROBE']._serialized_start=1954
-  _globals['_HEALTHCHECK_NOPROBE']._serialized_end=1963
-  _globals['_SERVICEFILTER']._serialized_start=1975
-  _globals['_SERVICEFILTER']._serialized_end=2330
-  _globals['_SERVICEFILTER_LABELSENTRY']._serialized_start=887
-  _globals['_SERVICEFILTER_LABELSENTRY']._serialized_end=932
+  _globals['_SERVICE']._serialized_end=662
+  _globals['_MAINTENANCE']._serialized_start=664
+  _globals['_MAINTENANCE']._serialized_end=748
+  _globals['_CAPABILITY']._serialized_start=751
+  _globals['_CAPABILITY']._serialized_end=898
+  _globals['_METADATA']._serialized_start=901
+  _globals['_METADATA']._serialized_end=1109
+  _globals['_METADATA_LABELSENTRY']._serialized_start=1064
+  _globals['_METADATA_LABELSENTRY']._serialized_end=1109
+  _globals['_HEALTH']._serialized_start=1112
+  _globals['_HEALTH']._serialized_end=1378
+  _globals['_HEALTHCHECK']._serialized_start=1381
+  _globals['_HEALTHCHECK']._serialized_end=2149
+  _globals['_HEALTHCHECK_HTTPPROBE']._serialized_start=1882
+  _globals['_HEALTHCHECK_HTTPPROBE']._serialized_end=2069
+  _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._serialized_start=2023
+  _globals['_HEALTHCHECK_HTTPPROBE_HEADERSENTRY']._serialized_end=2069
+  _globals['_HEALTHCHECK_GRPCPROBE']._serialized_start=2071
+  _globals['_HEALTHCHECK_GRPCPROBE']._serialized_end=2099
+  _globals['_HEALTHCHECK_TCPPROBE']._serialized_start=2101
+  _globals['_HEALTHCHECK_TCPPROBE']._serialized_end=2111
+  _globals['_HEALTHCHECK_HEARTBEATPROBE']._serialized_start=2113
+  _globals['_HEALTHCHECK_HEARTBEATPROBE']._serialized_end=2129
+  _globals['_HEALTHCHECK_NOPROBE']._serialized_start=2131
+  _globals['_HEALTHCHECK_NOPROBE']._serialized_end=2140
+  _globals['_SERVICEFILTER']._serialized_start=2152
+  _globals['_SERVICEFILTER']._serialized_end=2507
+  _globals['_SERVICEFILTER_LABELSENTRY']._serialized_start=1064
+  _globals['_SERVICEFILTER_LABELSENTRY']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)

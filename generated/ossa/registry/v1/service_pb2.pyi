@@ -102,6 +102,9 @@ class Service(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Immutable. Unique name of the service. Format: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`."""
     endpoint: _builtins.str
@@ -118,6 +121,17 @@ class Service(_message.Message):
     """
     group: _builtins.str
     """Optional. Logical service to which the replicas belong. Same format as `name`. Unset = the value of `name`."""
+    instance_id: _builtins.str
+    """Optional. Identifies the process behind the name, 1 to 64 printable ASCII characters without spaces; a new value for
+    each start of the process. A registration with another value, or without one, takes the name over: `draining` is
+    cleared, the lease begins again, and the health starts over unless `endpoint` and `health_check` are unchanged and
+    the service is HEALTHY. A service with an `instance_id` lives by its heartbeats and registrations: a successful probe
+    renews only leases of services without one. `UpdateService` cannot change it.
+    """
+    draining: _builtins.bool
+    """Optional. The agent finishes its work and will leave. Set by registrations, heartbeats and `ReportServiceHealth`;
+    cleared when another instance takes the name over.
+    """
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Capability]:
         """Capabilities of the service, at most 64. No two entries may have the same name and version."""
@@ -152,6 +166,12 @@ class Service(_message.Message):
         the server (300 s); `0s` = permanent; otherwise 5 s to 24 h.
         """
 
+    @_builtins.property
+    def maintenance(self) -> Global___Maintenance:
+        """Output only. Set while an operator keeps the service in maintenance; see `SetMaintenance`. `health.status` is then
+        MAINTENANCE, whatever probes and reports say.
+        """
+
     def __init__(
         self,
         *,
@@ -167,14 +187,49 @@ class Service(_message.Message):
         group: _builtins.str = ...,
         health_check: Global___HealthCheck | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        instance_id: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+        maintenance: Global___Maintenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "health_check", b"health_check", "metadata", b"metadata", "registered_at", b"registered_at", "ttl", b"ttl", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "health_check", b"health_check", "maintenance", b"maintenance", "metadata", b"metadata", "registered_at", b"registered_at", "ttl", b"ttl", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "endpoint", b"endpoint", "group", b"group", "health", b"health", "health_check", b"health_check", "metadata", b"metadata", "name", b"name", "registered_at", b"registered_at", "revision", b"revision", "ttl", b"ttl", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draining", b"draining", "endpoint", b"endpoint", "group", b"group", "health", b"health", "health_check", b"health_check", "instance_id", b"instance_id", "maintenance", b"maintenance", "metadata", b"metadata", "name", b"name", "registered_at", b"registered_at", "revision", b"revision", "ttl", b"ttl", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Service: _TypeAlias = Service  # noqa: Y015
+
+@_typing.final
+class Maintenance(_message.Message):
+    """A maintenance that an operator has started with `SetMaintenance`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Reason that the operator gave, at most 1,024 characters. May be empty."""
+    by: _builtins.str
+    """Identity of the operator. Empty if the registry does not require authentication."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Time at which the maintenance began."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Maintenance: _TypeAlias = Maintenance  # noqa: Y015
 
 @_typing.final
 class Capability(_message.Message):
