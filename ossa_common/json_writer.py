@@ -28,7 +28,9 @@ from ossa_common.json_shape import (
 
 _ALWAYS_PRESENT: Final = frozenset({"name", "endpoint", "version"})
 """String fields that are included even if empty."""
-_OMITTED_IF_EMPTY: Final = frozenset({"headers", "expected_statuses", "failure_threshold", "success_threshold", "draining"})
+_OMITTED_IF_EMPTY: Final = frozenset(
+    {"headers", "expected_statuses", "failure_threshold", "success_threshold", "draining"}
+)
 """Number, boolean and list fields that are omitted if empty."""
 _DECIMALS: Final = 2
 """Decimals of the average in statistics, as in the OSSA reference implementation."""

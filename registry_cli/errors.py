@@ -9,6 +9,7 @@ from registry_cli.exits import Exit, Failure
 from registry_client import (
     CursorExpired,
     DeadlineExceeded,
+    InstanceSuperseded,
     InvalidRequest,
     PermissionDenied,
     RegistryError,
@@ -26,7 +27,7 @@ _EXIT_CODES: Final[Mapping[Exit, tuple[type[RegistryError], ...]]] = {
     Exit.USAGE: (InvalidRequest,),
     Exit.NOT_FOUND: (ServiceNotFound, CursorExpired),
     Exit.UNAVAILABLE: (RegistryUnavailable, DeadlineExceeded),
-    Exit.CONFLICT: (ServiceExists, RevisionMismatch, WriteConflict),
+    Exit.CONFLICT: (ServiceExists, RevisionMismatch, InstanceSuperseded, WriteConflict),
     Exit.DENIED: (Unauthenticated, PermissionDenied),
 }
 

@@ -22,7 +22,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 4
     """The registry is unavailable or did not respond in time."""
     CONFLICT = 5
-    """The service exists already, or is at another revision."""
+    """The service exists already, is at another revision, or belongs to another instance."""
     DENIED = 6
     """The token is missing, was rejected or does not permit the call."""
     UNHEALTHY = 7

@@ -36,6 +36,7 @@ from registry_client.client import RegistryClient
 from registry_client.errors import (
     CursorExpired,
     DeadlineExceeded,
+    InstanceSuperseded,
     InternalError,
     InvalidRequest,
     IssuerUnavailable,
@@ -82,6 +83,7 @@ __all__ = [
     "HealthCheck",
     "HealthStatus",
     "HeartbeatResponse",
+    "InstanceSuperseded",
     "InternalError",
     "InvalidRequest",
     "IssuerUnavailable",

@@ -7,6 +7,7 @@
     ├── ServiceNotFound
     ├── ServiceExists
     ├── RevisionMismatch           a precondition on the revision does not hold
+    ├── InstanceSuperseded         another instance has taken the name over
     ├── WriteConflict              concurrent writers won every attempt
     ├── CursorExpired              a watch cannot resume without a gap
     ├── WatcherTooSlow             the reader of a watch fell behind
@@ -107,6 +108,12 @@ class RevisionMismatch(RegistryError):
     def actual_revision(self) -> int:
         """Current revision of the service; 0 if the registry did not report it."""
         return int(self.metadata.get("actualRevision", "0"))
+
+
+class InstanceSuperseded(RegistryError):
+    """Another instance has taken over the name in ``metadata["name"]``; nothing was changed. Do not retry."""
+
+    default_code = grpc.StatusCode.ABORTED
 
 
 class WriteConflict(RegistryError):

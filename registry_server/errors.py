@@ -7,6 +7,7 @@
     ├── ServiceNotFound
     ├── ServiceExists
     ├── RevisionMismatch           a precondition on the revision failed
+    ├── InstanceSuperseded         another instance has taken the name over
     ├── WriteConflict              other writers changed the service on every attempt; safe to retry
     ├── RevisionNotReached         this process did not reach the requested revision in time
     ├── CursorExpired              the watch cannot resume without missing events
@@ -98,6 +99,21 @@ class RevisionMismatch(RegistryError):
     def metadata(self) -> dict[str, str]:
         """Name, expected and actual revision."""
         return {"name": self.name, "expectedRevision": str(self.expected), "actualRevision": str(self.actual)}
+
+
+class InstanceSuperseded(RegistryError):
+    """Another instance has taken the name over; nothing was changed. Retrying does not help."""
+
+    reason = "INSTANCE_SUPERSEDED"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"service {name!r} belongs to another instance, which registered it later")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The name of the service."""
+        return {"name": self.name}
 
 
 class WriteConflict(RegistryError):

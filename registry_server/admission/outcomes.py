@@ -26,6 +26,7 @@ OUTCOMES: Final[Mapping[type[errors.RegistryError], Outcome]] = {
     errors.ServiceNotFound: Outcome("NOT_FOUND", HTTPStatus.NOT_FOUND),
     errors.ServiceExists: Outcome("ALREADY_EXISTS", HTTPStatus.CONFLICT),
     errors.RevisionMismatch: Outcome("ABORTED", HTTPStatus.PRECONDITION_FAILED),
+    errors.InstanceSuperseded: Outcome("ABORTED", HTTPStatus.CONFLICT),
     errors.WriteConflict: Outcome("ABORTED", HTTPStatus.CONFLICT),
     errors.RevisionNotReached: Outcome("DEADLINE_EXCEEDED", HTTPStatus.GATEWAY_TIMEOUT),
     errors.CursorExpired: Outcome("OUT_OF_RANGE", HTTPStatus.GONE),
