@@ -16,12 +16,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+from aiohttp import hdrs
+from multidict import istr
+
 from ossa_common.violations import quoted
 from registry_server.config import HttpSettings
 from registry_server.config.addresses import split_host_port
 from registry_server.errors import PermissionDenied
 from registry_server.security.exposure import is_local
 
+_SEC_FETCH_SITE: Final = istr("Sec-Fetch-Site")
 _READS: Final = frozenset({"GET", "HEAD"})
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _CACHED_HOSTS: Final = 256
@@ -50,7 +54,7 @@ class BrowserRules:
         Raises:
             PermissionDenied: It comes from a page of another site.
         """
-        host = headers.get("Host", "")  # absent in HTTP/1.0, which no browser uses
+        host = headers.get(hdrs.HOST, "")  # absent in HTTP/1.0, which no browser uses
         if host and not self._any_host and not self._is_allowed_host(host):
             parts = split_host_port(host, default_port=0)
             name = quoted(parts.host if parts else host)  # http.allowed_hosts lists names without a port
@@ -58,7 +62,7 @@ class BrowserRules:
                 f"the registry is not known as {name}: call it by its address, or add the host name to "
                 "http.allowed_hosts"
             )
-        origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
+        origin, site = headers.get(hdrs.ORIGIN), headers.get(_SEC_FETCH_SITE)
         if (origin is None and site is None) or site in {"same-origin", "none"}:
             return
         if method == "OPTIONS":  # a preflight, which the browser judges by the headers of the answer

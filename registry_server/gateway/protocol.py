@@ -124,8 +124,30 @@ class ServerProtocol(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse data in pieces, and limit what it adds to the connection."""
+        if (
+            self._waiter is not None
+            and self._headers_timer is None
+            and len(data) <= SMALL_HEADERS_BYTES
+            and not (self._messages or self._malformed or self._close or self._upgraded)
+        ):
+            self._receive_first(data)
+            return
         for start in range(0, len(data), SMALL_HEADERS_BYTES) or (0,):
             self._receive(data[start : start + SMALL_HEADERS_BYTES])
+
+    def _receive_first(self, data: bytes) -> None:
+        """Receive the first data since the connection was idle: almost always a whole request without a body."""
+        if self._headers_bytes > SMALL_HEADERS_BYTES:
+            self._headers_bytes = 0
+            self._hold_bytes()
+        super().data_received(data)
+        self._headers_bytes = len(data)
+        if not self._messages:
+            self._start_headers_timer()
+            return
+        message, body = self._messages[-1]
+        if body is not self._body or isinstance(message, _ErrInfo):
+            self._note_newest(message, body)
 
     def _receive(self, data: bytes) -> None:
         if self._upgraded and len(self._message_tail) >= SMALL_HEADERS_BYTES:

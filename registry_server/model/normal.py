@@ -85,6 +85,8 @@ def set_change_time(service: Service, now: Timestamp) -> Service:
 
 def update_type(before: Service, after: Service) -> EventType.ValueType:
     """Return the event type of an update: a health change if only ``health.status`` differs, otherwise an update."""
+    if before.health.status == after.health.status:
+        return EventType.EVENT_TYPE_SERVICE_UPDATED
     contents = []
     for service in (before, after):
         content = Service()
@@ -92,7 +94,7 @@ def update_type(before: Service, after: Service) -> EventType.ValueType:
         content.ClearField("health")
         clear_output_only(content)
         contents.append(content)
-    if contents[0] == contents[1] and before.health.status != after.health.status:
+    if contents[0] == contents[1]:
         return EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
     return EventType.EVENT_TYPE_SERVICE_UPDATED
 

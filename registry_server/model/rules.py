@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,6 +45,8 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?:{_HOST_LABEL}\.)*{_HOST_LABEL}\.?")
 _MAX_HOST_LENGTH = 253
+_MAX_CACHED_HOSTS: Final = 1_024
+"""IP addresses whose check is cached: it takes 3 µs, and services share hosts."""
 # Resolvers and browsers parse a host that ends in a number as an IPv4 address, also in octal and hexadecimal.
 _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
@@ -310,6 +313,7 @@ def _is_host(host: str) -> bool:
     return not _NUMERIC_HOST.fullmatch(host) or _is_ip(ipaddress.IPv4Address, host)
 
 
+@lru_cache(_MAX_CACHED_HOSTS)
 def _is_ip(family: type[ipaddress.IPv4Address | ipaddress.IPv6Address], host: str) -> bool:
     try:
         family(host)

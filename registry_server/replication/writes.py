@@ -12,7 +12,14 @@ from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.event_pb2 import EventReason, EventType
+from ossa.registry.v1.event_pb2 import (
+    EVENT_REASON_CLIENT_REQUEST,
+    EVENT_REASON_HEALTH_CHECK,
+    EVENT_TYPE_SERVICE_HEALTH_CHANGED,
+    EVENT_TYPE_SERVICE_REGISTERED,
+    EventReason,
+    EventType,
+)
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.catalog import Replica
 from registry_server.catalog.change import change_size
@@ -39,6 +46,9 @@ REPLICA_WAIT_SECONDS: Final = 5.0
 MAX_IN_FLIGHT_WRITES: Final = 5_000
 """Writes that wait, which callers share. Below the limit on calls, so that reads are still admitted while Redis
 hangs."""
+
+_NO_BUDGET: Final = nullcontext()
+"""Reservation of a change that has no owner."""
 
 _T = TypeVar("_T")
 
@@ -154,7 +164,7 @@ class Writes:
         becomes_owner = claim.exclusive and after.name not in self._replica.owners
         if before is not None and after == before and not becomes_owner:
             return await self.touch_service(before, renew=renew, claim=claim)  # the replica may be stale
-        type_ = normal.update_type(before, after) if before else EventType.EVENT_TYPE_SERVICE_REGISTERED
+        type_ = normal.update_type(before, after) if before else EVENT_TYPE_SERVICE_REGISTERED
         return await self.write_service(before, normal.set_change_time(after, now), type_, renew=renew, claim=claim)
 
     async def write_service(
@@ -164,7 +174,7 @@ class Writes:
         type_: EventType.ValueType,
         *,
         renew: bool,
-        reason: EventReason.ValueType = EventReason.EVENT_REASON_CLIENT_REQUEST,
+        reason: EventReason.ValueType = EVENT_REASON_CLIENT_REQUEST,
         claim: Claim = NO_CLAIM,
     ) -> Service | Conflict | EpochChanged:
         """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change.
@@ -198,12 +208,12 @@ class Writes:
         """Reserve a change in the budget of its owner: an agent that makes it, or whose service was probed."""
         if claim.exclusive:
             owner = claim.owner
-        elif reason == EventReason.EVENT_REASON_HEALTH_CHECK:
+        elif reason == EVENT_REASON_HEALTH_CHECK:
             owner = self._replica.owners.get(after.name, "")
         else:
             owner = ""
         if not owner:
-            return nullcontext()
+            return _NO_BUDGET
         size = change_size(self._replica.records.get(after.name), after.ByteSize())
         return self._replica.budgets.reserve(owner, size, claim.max_services)
 
@@ -219,7 +229,7 @@ class Writes:
     ) -> Service | Conflict | EpochChanged:
         """Replace the health of a service with one of another status; see ``write_service``."""
         after = normal.set_change_time(normal.replace_health(before, health, now), now)
-        type_ = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+        type_ = EVENT_TYPE_SERVICE_HEALTH_CHANGED
         return await self.write_service(before, after, type_, reason=reason, renew=renew, claim=claim)
 
     async def touch_service(
@@ -247,7 +257,7 @@ class Writes:
             record.name,
             seen=self._replica.position,
             expected=record.revision,
-            reason=EventReason.EVENT_REASON_CLIENT_REQUEST,
+            reason=EVENT_REASON_CLIENT_REQUEST,
             claim=claim,
         )
         if not isinstance(outcome, int):

@@ -1,10 +1,9 @@
 """``TokenBuckets``: limits a rate for each of many keys, such as calls, bytes or log lines of a caller."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final
-
-from cachetools import LRUCache
 
 _MAX_KEYS: Final = 10_000
 _ROUNDING: Final = 1e-9
@@ -20,7 +19,9 @@ class TokenBuckets:
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, max_keys: int = _MAX_KEYS) -> None:
         self._monotonic = monotonic
-        self._full_at: LRUCache[Hashable, float] = LRUCache(max_keys)
+        self._max_keys = max_keys
+        self._full_at: OrderedDict[Hashable, float] = OrderedDict()
+        """Least recently used first. With an LRU cache of cachetools, ``take`` would need 2 µs more for every call."""
 
     def __len__(self) -> int:
         return len(self._full_at)
@@ -40,10 +41,14 @@ class TokenBuckets:
         now = self._monotonic()
         full_at = max(self._full_at.get(key, now), now) + tokens / rate
         excess = full_at - now - burst / rate
-        if excess > _ROUNDING:
-            return excess
-        self._full_at[key] = full_at
-        return 0.0
+        if excess <= _ROUNDING:
+            excess = 0.0
+            self._full_at[key] = full_at
+        if key in self._full_at:
+            self._full_at.move_to_end(key)
+        if len(self._full_at) > self._max_keys:
+            self._full_at.popitem(last=False)
+        return excess
 
     def seconds_until_full(self, key: Hashable) -> float:
         """Return the time until the bucket is full again."""
