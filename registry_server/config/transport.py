@@ -22,7 +22,8 @@ class GrpcSettings(SettingsGroup):
     """gRPC."""
 
     address: Annotated[str, AfterValidator(check_listen_address), Metavar("ADDRESS")] = "127.0.0.1:50051"
-    """Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. Port 0 selects a free port."""
+    """Address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH; 0.0.0.0 and [::] both are all interfaces with IPv4 and
+    IPv6. Port 0 selects a free port."""
     max_message_bytes: Annotated[Number, Field(ge=64 * KIB, le=64 * MIB)] = 4 * MIB
     """Maximum size of a message that the server receives, in bytes."""
     reflection: bool = True
@@ -45,7 +46,8 @@ class HttpSettings(SettingsGroup):
     """HTTP (REST, events, health, metrics)."""
 
     address: Annotated[str, AfterValidator(check_tcp_address), Metavar("ADDRESS")] = "127.0.0.1:3002"
-    """Address to listen on: HOST:PORT or [IPV6]:PORT. Port 0 selects a free port."""
+    """Address to listen on: HOST:PORT or [IPV6]:PORT; 0.0.0.0 and [::] both are all interfaces with IPv4 and IPv6. Port
+    0 selects a free port."""
     cors_origins: Annotated[
         tuple[str, ...], BeforeValidator(split_list), AfterValidator(check_origins), Metavar("ORIGINS")
     ] = ()

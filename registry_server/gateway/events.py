@@ -65,7 +65,8 @@ class EventStream:
                     raise
                 batches, snapshot = _failed_watch(error), False
             if call.request.method != "HEAD":
-                with suppress(ConnectionError):  # the client left, or was disconnected since it did not read
+                # The client may leave, or is disconnected if it does not read.
+                with suppress(ConnectionError), call.protocol.streaming():
                     await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 

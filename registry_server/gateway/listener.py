@@ -14,6 +14,7 @@ import structlog
 
 from registry_server.config.addresses import HostPort
 from registry_server.gateway.connections import Connections, Place
+from registry_server.runtime.listening import bind_sockets
 
 RECEIVE_BUFFER_BYTES: Final = 64 << 10
 """Receive buffer of a connection in the kernel. It also limits how much arrives in one turn of the event loop."""
@@ -58,15 +59,14 @@ class Listener:
         Raises:
             OSError: That failed.
         """
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, bound in dict.fromkeys((info[0], info[4]) for info in found):
-            listening = socket.create_server(bound, family=family, backlog=_BACKLOG, reuse_port=shared_port)
-            self._sockets.append(listening)
+        # In a thread: a name is resolved.
+        self._sockets = await asyncio.to_thread(bind_sockets, *address, reuse_port=shared_port)
+        for listening in self._sockets:
             # Connections inherit both.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             listening.setblocking(False)  # noqa: FBT003 - the name of the argument is not public
+            listening.listen(_BACKLOG)
             self._watch(listening)
         port: int = self._sockets[0].getsockname()[1]
         return port

@@ -152,7 +152,7 @@ class Middleware:
         Raises:
             ConnectionError: The client left or was disconnected.
         """
-        view, protocol = memoryview(text), cast("ServerProtocol", call.request.protocol)
+        view, protocol = memoryview(text), call.protocol
         protocol.pending_bytes = held
         try:
             for start in range(0, len(text), CHUNK_BYTES):
@@ -208,6 +208,11 @@ class HttpCall(CallScope):
     def header(self, name: str) -> str | None:
         """Return a header."""
         return self.request.headers.get(name)
+
+    @property
+    def protocol(self) -> "ServerProtocol":
+        """The connection."""
+        return cast("ServerProtocol", self.request.protocol)
 
     @property
     def peer(self) -> str:

@@ -4,10 +4,12 @@ aiohttp waits for the first request, and for the headers of each, as long as for
 without limit for a client to read its answer. It collects 1.6 MB of headers for each request that never ends.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiohttp import StreamReader, web
 from aiohttp.streams import EMPTY_PAYLOAD
@@ -15,9 +17,6 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from registry_server.gateway.connections import Place
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT, RequestContext
-
-if TYPE_CHECKING:
-    import asyncio
 
 SMALL_HEADERS_BYTES: Final = 4 << 10
 """Size up to which the headers of a connection are not counted. Data is parsed in pieces of this size."""
@@ -65,6 +64,7 @@ class ServerProtocol(RequestHandler):
         "_place",
         "_started",
         "_stream",
+        "_streaming",
         "_unread_bytes",
         "_write_timer",
         "pending_bytes",
@@ -78,6 +78,8 @@ class ServerProtocol(RequestHandler):
         self._address = ""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
+        self._streaming: asyncio.Task[Any] | None = None
+        """Sends an answer without an end."""
         self._headers_timer: asyncio.TimerHandle | None = None
         """Runs while the headers of a request are expected."""
         self._headers_bytes = 0
@@ -117,10 +119,32 @@ class ServerProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Release everything."""
         self._stream = None
+        if self._streaming is not None:
+            self._streaming.cancel()
         super().connection_lost(exc)
         self._stop_headers_timer()
         self._stop_write_timer()
         self._place.release(self)
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """End the block as soon as the client leaves; aiohttp would report that to the next write.
+
+        Raises:
+            ConnectionError: The client left.
+        """
+        task = asyncio.current_task()
+        if self._stream is None or task is None:
+            raise ConnectionResetError("the client left")
+        self._streaming = task
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._stream is not None or task.uncancel():  # the server stops
+                raise
+            raise ConnectionResetError("the client left") from None
+        finally:
+            self._streaming = None
 
     def data_received(self, data: bytes) -> None:
         """Parse data in pieces, and limit what it adds to the connection."""

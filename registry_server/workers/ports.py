@@ -4,8 +4,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from registry_server.config import HostPort, split_host_port
+from registry_server.config import split_host_port
 from registry_server.errors import ConfigurationError
+from registry_server.runtime.listening import bind_sockets
 
 
 @contextmanager
@@ -29,20 +30,26 @@ def reserve_port(setting: str, address: str) -> Iterator[str]:
     with ExitStack() as stack:
         try:
             # First without sharing: otherwise the workers would silently share the port of another registry.
-            with _bound_socket(parts, shared=False) as bound:
-                port = bound.getsockname()[1]
-            stack.enter_context(_bound_socket(parts._replace(port=port), shared=True))
+            with _closing(bind_sockets(*parts, reuse_port=False)) as found:
+                port = found[0].getsockname()[1]
+            stack.enter_context(_closing(_share(parts.host, port)))
         except OSError as error:
             raise ConfigurationError(f"{setting}: cannot listen on {address}: {error.strerror}") from error
         yield f"{address.rpartition(':')[0]}:{port}"
 
 
+def _share(host: str, port: int) -> list[socket.socket]:
+    try:
+        # Another supervisor that starts at the same time then finds the port in use.
+        return bind_sockets(host, port, reuse_port=True, reuse_address=False)
+    except OSError:  # connections of a registry that has just exited, to clients that have not closed them yet
+        return bind_sockets(host, port, reuse_port=True)
+
+
 @contextmanager
-def _bound_socket(address: HostPort, *, shared: bool) -> Iterator[socket.socket]:
-    infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, socket_address = infos[0]
-    with socket.socket(family, kind, protocol) as bound:
-        # Without SO_REUSEADDR, connections of a registry that has just exited would make the port appear in use.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
-        bound.bind(socket_address)
-        yield bound
+def _closing(sockets: list[socket.socket]) -> Iterator[list[socket.socket]]:
+    try:
+        yield sockets
+    finally:
+        for each in sockets:
+            each.close()

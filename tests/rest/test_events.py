@@ -220,12 +220,19 @@ async def test_head_returns_the_headers_and_leaves_no_watcher(server: Server, re
     assert server.parts.hub.watchers == 0
 
 
-async def test_disconnected_client_leaves_no_watcher(redis: RedisProcess) -> None:
-    async with running(redis.url, http={"events_keep_alive_ms": 100}) as server:
-        for _ in range(3):
-            async with streaming(server.http) as stream:
-                await stream.read_until_id()
-        await until(lambda: server.parts.hub.watchers == 0)
+@pytest.mark.parametrize("leave", ["close", "abort"])
+async def test_client_that_leaves_gives_its_place_back_at_once(redis: RedisProcess, leave: str) -> None:
+    limits = {"watches": 2, "watches_per_caller": 1}
+    async with running(redis.url, http={"events_keep_alive_ms": 3_600_000}, limits=limits) as server:
+        url = URL(server.http)
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(f"GET {BASE}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert b"retry:" in await reader.readuntil(b"\n\n")
+            getattr(writer.transport, leave)()
+            await until(lambda: server.parts.hub.watchers == 0)
+        assert server.parts.hub.counters.ended["CLIENT_LEFT"] == 4
 
 
 # Slow readers.
