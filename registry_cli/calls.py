@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -25,6 +26,7 @@ DATA_AND_NAME_FORMATS: Final[tuple[Format, ...]] = ("table", "json", "yaml", "na
 ALL_FORMATS: Final[tuple[Format, ...]] = ("table", "wide", "json", "yaml", "name")
 _MAX_TIMEOUT_SECONDS: Final = 86_400.0
 _FILE_PATH: Final = click.Path(dir_okay=False, path_type=Path)
+OUTPUT_FLAGS: Final = ("-o", "--output")
 
 
 class NoRetry(Backoff):
@@ -66,24 +68,28 @@ class Connection:
         return RegistryClient(
             self.targets,
             tls=self.tls,
-            token=self._read_token if self.token_file or TOKEN_VARIABLE in os.environ else None,
+            token=self._read_token if self.has_token else None,
             timeout=self.timeout,
             backoff=None if retries else NoRetry(),
         )
 
     @property
+    def has_token(self) -> bool:
+        """Whether calls carry a token."""
+        return self.token_file is not None or TOKEN_VARIABLE in os.environ
+
+    @property
     def sends_token_unencrypted(self) -> bool:
         """Whether the token is sent unencrypted over a network."""
         local = ("localhost:", "127.0.0.1:", "[::1]:", "unix:")
-        has_token = self.token_file is not None or TOKEN_VARIABLE in os.environ
-        return has_token and self.tls is None and not all(target.startswith(local) for target in self.targets)
+        return self.has_token and self.tls is None and not all(target.startswith(local) for target in self.targets)
 
     def _read_token(self) -> str:
         """Return the current token: its file may be replaced during a watch."""
         if self.token_file is None:
             return os.environ[TOKEN_VARIABLE].strip()
         try:
-            return self.token_file.read_text(encoding="utf-8").strip()
+            return self.token_file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise Unauthenticated(f"cannot read the token from {self.token_file}: {error}") from None
 
@@ -95,6 +101,10 @@ class CommandContext:
     connection: Connection
     client: RegistryClient
     out: Output
+
+    async def registry_time(self) -> datetime:
+        """Return the time by the clock of the registry, which sets the times of leases; the local one may differ."""
+        return (await self.client.get_registry_health()).checked_at.ToDatetime(UTC)
 
     def failure(self, error: RegistryError) -> Failure:
         """Convert an error of the registry into a failure of the command."""
@@ -120,11 +130,12 @@ Command: TypeAlias = Callable[..., Awaitable[Exit | None]]
 """Receives a ``CommandContext`` and the parameters of the command; returns the exit code, or None for 0."""
 
 
-def registry_command(*formats: Format) -> Callable[[Command], click.Command]:
+def registry_command(*formats: Format, **attributes: Any) -> Callable[[Command], click.Command]:
     """Return a decorator that turns a coroutine function with its own options into a command with all options.
 
     Args:
-        *formats: The values that ``-o`` accepts, the default first.
+        *formats: The values that ``-o`` accepts, the default first; a single one makes no option.
+        **attributes: Arguments of ``click.Command``.
     """
 
     def decorate(command: Command) -> click.Command:
@@ -132,14 +143,15 @@ def registry_command(*formats: Format) -> Callable[[Command], click.Command]:
         @functools.wraps(command)
         def run(context: click.Context, /, **parameters: Any) -> None:
             connection = Connection.from_parameters(parameters)
-            out = Output(parameters["output"], color=_color(parameters), quiet=parameters["quiet"])
+            out = Output(parameters.get("output", formats[0]), color=_color(parameters), quiet=parameters["quiet"])
             own_parameters = {name: value for name, value in parameters.items() if name not in _COMMON_NAMES}
             context.exit(asyncio.run(_run(command, connection, out, own_parameters)) or Exit.OK)
 
         output = click.Option(
-            ("-o", "--output"), type=click.Choice(formats), default=formats[0], show_default=True, help="Output format."
+            OUTPUT_FLAGS, type=click.Choice(formats), default=formats[0], show_default=True, help="Output format."
         )
-        return click.command(cls=RegistryCommand, params=[output, *_COMMON_OPTIONS])(run)
+        options = _COMMON_OPTIONS if len(formats) == 1 else (output, *_COMMON_OPTIONS)
+        return click.command(cls=RegistryCommand, params=list(options), **attributes)(run)
 
     return decorate
 
@@ -161,6 +173,11 @@ async def _run(command: Callable[..., Awaitable[Any]], connection: Connection, o
 
 def _color(parameters: Mapping[str, Any]) -> bool | None:
     return {"always": True, "never": False}.get("never" if parameters["no_color"] else parameters["color"])
+
+
+def _show_traceback(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - a callback
+    if value:
+        context.find_root().params["debug"] = True
 
 
 def _split_targets(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,5 +230,12 @@ _COMMON_OPTIONS: Final = (
     ),
     click.Option(("--no-color",), is_flag=True, help="Same as --color never."),
     click.Option(("-q", "--quiet"), is_flag=True, help="Suppress informational messages; errors are still printed."),
+    click.Option(
+        ("--debug",), is_flag=True, expose_value=False, callback=_show_traceback, help="Show a traceback for errors."
+    ),
 )
 _COMMON_NAMES: Final = frozenset({"output"} | {option.name for option in _COMMON_OPTIONS})
+COMMON_FLAGS: Final[Mapping[str, bool]] = dict.fromkeys(OUTPUT_FLAGS, True) | {
+    flag: not option.is_flag for option in _COMMON_OPTIONS for flag in option.opts
+}
+"""Whether a value follows each flag that all commands have."""

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -29,19 +29,31 @@ class ServiceInput(NamedTuple):
     """Errors in the structure of the document."""
 
 
-def read_services(path: str) -> Iterator[ServiceInput]:
-    """Read the services of a file, of stdin (``-``), or of all files in a directory, ordered by file name.
+def read_services(paths: Sequence[str]) -> tuple[list[ServiceInput], list[Failure]]:
+    """Read the services of files, of stdin (``-``), and of all files in directories, ordered by file name.
 
-    Raises:
-        Failure: The path cannot be read, or is neither YAML nor JSON.
+    Returns:
+        The services, and the failures of the paths that cannot be read or are neither YAML nor JSON.
     """
+    inputs: list[ServiceInput] = []
+    failures: list[Failure] = []
+    for path in paths:
+        for file in _files(path):
+            try:
+                inputs += _read_file(file)
+            except Failure as failure:
+                failures.append(failure)
+    return inputs, failures
+
+
+def _files(path: str) -> list[str]:
+    """Return the files of a directory, or the path itself."""
     if path != STDIN and Path(path).is_dir():
-        files = sorted(file for file in Path(path).iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise Failure(f"{path}: the directory contains no files with suffix {', '.join(SUFFIXES)}", Exit.USAGE)
-        for file in files:
-            yield from read_services(str(file))
-        return
+        return sorted(str(file) for file in Path(path).iterdir() if file.suffix in SUFFIXES) or [path]
+    return [path]
+
+
+def _read_file(path: str) -> Iterator[ServiceInput]:
     name = "standard input" if path == STDIN else path
     for location, value in _parse_values(name, _read_text(path, name)):
         yield ServiceInput(location, *read_service(value, number_hint="; put it in quotes"))
@@ -50,6 +62,9 @@ def read_services(path: str) -> Iterator[ServiceInput]:
 def _read_text(path: str, name: str) -> str:
     try:
         data = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+    except IsADirectoryError:
+        suffixes = ", ".join(SUFFIXES)
+        raise Failure(f"{path}: the directory contains no files with suffix {suffixes}", Exit.USAGE) from None
     except OSError as error:
         raise Failure(f"cannot read {name}: {error.strerror}", Exit.USAGE) from None
     try:

@@ -5,7 +5,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -13,6 +13,7 @@ import click
 from registry_cli.exits import Exit, Failure
 
 _COMPLETE_VARIABLE: Final = "_OSSA_REGISTRY_COMPLETE"
+_OWN_FLAGS: Final = frozenset({"--version", "--debug", "-h", "--help"})
 
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Run a registry server; `serve --help` lists its settings.",
@@ -37,6 +38,10 @@ COMMANDS: Final[Mapping[str, str]] = {
 
 class Program(click.Group):
     """The group of all commands. It shows help without loading commands, and turns exceptions into exit codes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Accept the connection and output options before the command too."""
+        return super().parse_args(ctx, _after_command(args))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, in the order of the help."""
@@ -98,6 +103,26 @@ class Program(click.Group):
                 raise
             description = f"{type(error).__name__}: {error}"
             raise Failure(f"internal error: {description}; run `ossa-registry --debug COMMAND` for details") from error
+
+
+def _after_command(args: Sequence[str]) -> list[str]:
+    """Return arguments in which the options that all commands have follow the command."""
+    own, moved, rest = [], [], list(args)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        flag = rest.pop(0)
+        if flag in _OWN_FLAGS:
+            own.append(flag)
+            continue
+        from registry_cli.calls import COMMON_FLAGS  # noqa: PLC0415 - loads the client, which the help does not need
+
+        name = flag.partition("=")[0] if flag.startswith("--") else flag[:2]
+        if name not in COMMON_FLAGS:
+            own.append(flag)
+            break
+        moved.append(flag)
+        if COMMON_FLAGS[name] and name == flag and rest:
+            moved.append(rest.pop(0))
+    return [*own, *rest[:1], *moved, *rest[1:]] if rest else own
 
 
 def _configure_process() -> None:

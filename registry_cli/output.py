@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 import click
 
 from registry_cli.exits import Failure
-from registry_cli.text import column_width, escape, escape_json
+from registry_cli.text import column_width, cut, escape, escape_json
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
 
@@ -22,6 +23,8 @@ _STATUS_COLORS: Final = {
     "maintenance": "blue",
 }
 _COLUMN_GAP: Final = 3
+_MIN_CUT_COLUMNS: Final = 8
+"""Columns that remain of a cell that is cut to fit the terminal; narrower columns are not cut."""
 _YAML_WIDTH: Final = 1_000_000
 """Large enough to prevent line breaks within values."""
 _EMPTY_CELL: Final = "-"
@@ -80,15 +83,17 @@ class Output:
             self.print_line(line)
 
     def print_table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> None:
-        """Print a table without borders; each column is as wide as its longest cell."""
+        """Print a table without borders. Columns are as wide as their longest cell, or narrower to fit a terminal."""
         self.print_rows([[Cell(header, "bold") for header in headers], *rows])
 
     def print_rows(self, rows: Iterable[Sequence[str | Cell]]) -> None:
-        """Print rows without headers, such as names and values; each column is as wide as its longest cell."""
+        """Print rows without headers, such as names and values, with the widths of ``print_table``."""
         cells = [[_cell(value) for value in row] for row in rows]
-        widths = [max(column_width(cell.text) for cell in column) + _COLUMN_GAP for column in zip(*cells, strict=True)]
+        widths = [max(column_width(cell.text) for cell in column) for column in zip(*cells, strict=True)]
+        widths = fit_columns(widths, self._columns)
         for row in cells:
-            self._print(self._format_row(row, widths))
+            fitting = [cell._replace(text=cut(cell.text, width)) for cell, width in zip(row, widths, strict=True)]
+            self._print(self._format_row(fitting, [width + _COLUMN_GAP for width in widths]))
 
     def print_row(self, cells: Sequence[tuple[str | Cell, int]]) -> None:
         """Print one row of a table with fixed column widths, for tables of unknown length."""
@@ -109,11 +114,19 @@ class Output:
         """Print an error to standard error; the command continues."""
         Failure(text).show()
 
+    @property
+    def _columns(self) -> int | None:
+        """Width of the terminal; None where nothing may be cut: in ``wide``, in files and in pipes."""
+        return None if self.wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
+
     def _format_row(self, cells: Sequence[Cell], widths: Sequence[int]) -> str:
-        return "".join(
-            self._style(cell) + " " * max(columns - column_width(cell.text), 1)
-            for cell, columns in zip(cells, widths, strict=True)
-        ).rstrip()
+        row, used, limit = "", 0, self._columns
+        for cell, columns in zip(cells, widths, strict=True):
+            shown = cell if limit is None else cell._replace(text=cut(cell.text, limit - used))
+            padding = max(columns - column_width(shown.text), 1)
+            row += self._style(shown) + " " * padding
+            used += column_width(shown.text) + padding
+        return row.rstrip()
 
     def _style(self, cell: Cell) -> str:
         if not self.color or cell.color is None:
@@ -122,6 +135,19 @@ class Output:
 
     def _print(self, text: str) -> None:
         click.echo(text, color=self.color)
+
+
+def fit_columns(widths: Sequence[int], limit: int | None) -> list[int]:
+    """Return the widths of columns with which a table fits ``limit``: the widest are reduced, the first one last."""
+    fitting = list(widths)
+    excess = 0 if limit is None else sum(widths) + _COLUMN_GAP * (len(widths) - 1) - limit
+    for candidates in (range(1, len(fitting)), range(1)):
+        while excess > 0 and (widest := max(candidates, key=fitting.__getitem__, default=-1)) >= 0:
+            if fitting[widest] <= _MIN_CUT_COLUMNS:
+                break
+            fitting[widest] -= 1
+            excess -= 1
+    return fitting
 
 
 def status_cell(status: str) -> Cell:

@@ -5,6 +5,7 @@ import unicodedata
 from typing import Final
 
 _DOUBLE_WIDTH_CLASSES: Final = ("W", "F")
+_ELLIPSIS: Final = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def escape(text: str) -> str:
@@ -26,6 +27,18 @@ def column_width(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(_character_width(character) for character in text)
+
+
+def cut(text: str, columns: int) -> str:
+    """Return an escaped text that occupies at most so many columns; an ellipsis replaces what is cut."""
+    if column_width(text) <= columns:
+        return text
+    width = 0
+    for end, character in enumerate(text):
+        width += _character_width(character)
+        if width >= columns:
+            return text[:end] + _ELLIPSIS if columns > 0 else ""
+    return text
 
 
 def _escape_character(character: str) -> str:

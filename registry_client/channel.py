@@ -98,12 +98,12 @@ class Channels:
         Raises:
             RuntimeError: The client is closed.
         """
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if self.target not in self._open:
-            channel = self._create_channel(self.target)
-            self._open[self.target] = channel, RegistryServiceStub(channel)
-        return self._open[self.target][1]
+        return self._connection()[1]
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """Channel of the current target, for other gRPC services of the registry; raises like ``stub``."""
+        return self._connection()[0]
 
     def fail_over(self, failed_target: str, failures: int = 1, at_least: float = 0.0) -> float:
         """Switch to the next target, unless another task has done so already.
@@ -143,6 +143,14 @@ class Channels:
         for channel, _ in self._open.values():
             await channel.close()
         self._open.clear()
+
+    def _connection(self) -> "tuple[grpc.aio.Channel, RegistryServiceAsyncStub]":
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        if self.target not in self._open:
+            channel = self._create_channel(self.target)
+            self._open[self.target] = channel, RegistryServiceStub(channel)
+        return self._open[self.target]
 
     def _create_channel(self, target: str) -> grpc.aio.Channel:
         options: list[tuple[str, str | int]] = list(_CHANNEL_OPTIONS)

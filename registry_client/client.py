@@ -1,13 +1,13 @@
 """``RegistryClient``: every unary RPC as a method, and registrations, watches and caches built on the streams."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Self, Unpack
+from typing import TYPE_CHECKING, Final, Self, Unpack
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from registry_client import values
 from registry_client.cache import ServiceCache
-from registry_client.calls import Caller, Session
+from registry_client.calls import Caller, Session, sdk_errors
 from registry_client.channel import Channels, Tls
 from registry_client.leases import LeaseKeeper
 from registry_client.registration import Registration
@@ -16,10 +16,16 @@ from registry_client.retry import Backoff
 from registry_client.rpcs import UnaryCalls
 from registry_client.watch import Watch
 
+if TYPE_CHECKING:
+    import grpc
+
 DEFAULT_TIMEOUT: Final = 10.0
 """Seconds for a call with all its attempts."""
 DEFAULT_TTL: Final = 30.0
 """Seconds of the lease of a registration whose service sets no ``ttl``."""
+_HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+_SERVING: Final = b"\x08\x01"
+"""A serialised ``HealthCheckResponse`` with the status SERVING."""
 
 
 class RegistryClient(UnaryCalls):
@@ -76,6 +82,14 @@ class RegistryClient(UnaryCalls):
     def target(self) -> str:
         """The current target."""
         return self._channels.target
+
+    async def is_serving(self, *, timeout: float | None = None) -> bool:
+        """Return whether the registry is ready, by ``grpc.health.v1``, which needs no credential unless configured."""
+        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channels.channel.unary_unary(_HEALTH_CHECK)
+        metadata = self._channels.call_metadata()
+        with sdk_errors():
+            answer = await check(b"", timeout=self._timeout if timeout is None else timeout, metadata=metadata)
+        return bool(answer == _SERVING)
 
     # Streams.
 

@@ -39,7 +39,7 @@ from registry_server.security.guard import Guard
 from registry_server.security.identity import current_identity
 from registry_server.security.tls import Certificates
 from registry_server.store import RedisStore, RedisTls
-from registry_server.store.embedded import EmbeddedRedis, disk_of
+from registry_server.store.embedded import EmbeddedRedis, check_data_dir, disk_of
 from registry_server.telemetry.metrics import Metrics
 from registry_server.watch import WatchHub, WatchLimits
 
@@ -149,19 +149,7 @@ async def open_parts(
         else:
             log.info("using Redis", url=settings.redis.safe_url)
         tracer = await stack.enter_async_context(_tracing()) if settings.trace.enabled else None
-        store = RedisStore(
-            url,
-            key_prefix=settings.redis.key_prefix,
-            timeout=settings.redis.timeout_ms / 1000,
-            events_max_length=settings.redis.events_max_length,
-            sweep_interval=settings.lease.sweep_interval_ms / 1000,
-            tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
-            tracer=tracer,
-            wait_replicas=settings.redis.wait_replicas,
-            wait_timeout=settings.redis.wait_timeout_ms / 1000,
-            problems=problems,
-            disk=disk_of(url, settings.data_dir),
-        )
+        store = _redis_store(settings, url, problems, tracer)
         stack.push_async_callback(store.close)
         audit = Audit(enabled=settings.log.audit != "off", identity=lambda: current_identity.get().name)
         parts = _build(settings, store, audit, tracer, make_registry, problems)
@@ -190,6 +178,49 @@ async def open_parts(
             finally:
                 await cancel(tasks)
                 await parts.monitor.stop()
+
+
+async def check(settings: Settings) -> str:
+    """Verify that a server can start with these settings; serve nothing, and change no data.
+
+    An embedded Redis is not started, because a server may be running with the same settings.
+
+    Returns:
+        The Redis that the server would use.
+
+    Raises:
+        ConfigurationError: The server cannot start with these settings.
+        StoreUnavailable: Redis does not answer.
+    """
+    check_exposure(settings)
+    await Guard(settings.security, settings.limits).close()
+    if settings.tls.cert_file is not None:
+        Certificates(settings.tls)
+    url = settings.redis.url.get_secret_value()
+    if url == EMBEDDED:
+        return await check_data_dir(settings.data_dir)
+    store = _redis_store(settings, url, Problems(), None)
+    try:
+        await store.open()
+    finally:
+        await store.close()
+    return settings.redis.safe_url
+
+
+def _redis_store(settings: Settings, url: str, problems: Problems, tracer: Tracer | None) -> RedisStore:
+    return RedisStore(
+        url,
+        key_prefix=settings.redis.key_prefix,
+        timeout=settings.redis.timeout_ms / 1000,
+        events_max_length=settings.redis.events_max_length,
+        sweep_interval=settings.lease.sweep_interval_ms / 1000,
+        tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
+        tracer=tracer,
+        wait_replicas=settings.redis.wait_replicas,
+        wait_timeout=settings.redis.wait_timeout_ms / 1000,
+        problems=problems,
+        disk=disk_of(url, settings.data_dir),
+    )
 
 
 @asynccontextmanager

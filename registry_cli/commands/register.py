@@ -8,7 +8,7 @@ import click
 from ossa_common.json_shape import PROBE_TYPES
 from registry_cli.bulk import Result, register_all
 from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, registry_command
-from registry_cli.exits import Exit
+from registry_cli.exits import Exit, Failure
 from registry_cli.files import ServiceInput, read_services
 from registry_cli.filters import parse_labels
 from registry_cli.keep_alive import keep_registered
@@ -61,27 +61,59 @@ async def command(
     fields = {key: value for key, value in options.items() if value not in (None, (), {})}
     _check_usage(name, endpoint, files, modes, fields)
     if files:
-        inputs = [each for file in files for each in read_services(file)]
+        inputs, unreadable = read_services(files)
+        if unreadable and not inputs:
+            raise Failure("\n".join(failure.message for failure in unreadable), Exit.USAGE)
+        for failure in unreadable:
+            context.out.print_error(failure.message)
     else:
-        inputs = [ServiceInput("", make_service(name or "", endpoint or "", **fields), [])]
+        inputs, unreadable = [ServiceInput("", make_service(name or "", endpoint or "", **fields), [])], []
+        _warn_about_versions(context, inputs[0].service)
     invalid = _print_invalid(context, inputs)
     valid = [each for each in inputs if id(each) not in invalid]
+    failed = bool(invalid or unreadable)
     if modes["dry_run"]:
         services = [each.service for each in valid]
         lines = [f"{service.name} would be registered" for service in services]
         show_services(context.out, services, single=not files, lines=lines)
         context.out.print_notice("only the structure was checked; the registry validates the values")
-        return Exit.USAGE if invalid else Exit.OK
+        return Exit.USAGE if failed else Exit.OK
     if modes["keep_alive"]:
-        if invalid:
+        if failed:
             return Exit.USAGE
         return await keep_registered(context, valid, replicas=modes["replicas"], drain=modes["drain"] or 0.0)
+    newest = await _newest_revision(context) if valid and context.out.is_table else 0
     results = await register_all(context, valid, create_only=modes["create_only"]) if valid else []
     code = _print_failures(context, results, len(valid), single=not files)
     registered = [result for _, result in results if isinstance(result, Service)]
-    lines = [f"{service.name} registered, revision {service.revision}" for service in registered]
+    lines = [f"{each.name} {_change(each, newest)}, revision {each.revision}" for each in registered]
     show_services(context.out, registered, single=not files, lines=lines)
-    return code or (Exit.FAILED if invalid else Exit.OK)
+    return code or (Exit.FAILED if failed else Exit.OK)
+
+
+async def _newest_revision(context: CommandContext) -> int:
+    """Return the revision of the registry before the registrations, which report failures themselves; 0 = unknown."""
+    try:
+        return (await context.client.get_registry_health()).revision
+    except RegistryError:
+        return 0
+
+
+def _change(service: Service, newest: int) -> str:
+    """Return what a registration did, if ``newest`` was the revision of the registry before it."""
+    if service.revision <= newest:
+        return "unchanged"
+    return "registered" if service.registered_at == service.updated_at else "updated"
+
+
+def _warn_about_versions(context: CommandContext, service: Service) -> None:
+    """Print a notice for texts after ``@`` that are unlikely to be meant as a version."""
+    for each in service.capabilities:
+        if each.version and not any(map(str.isdigit, each.version)):
+            context.out.print_notice(
+                f"{each.name}@{each.version}: the capability is {each.name!r}, its version {each.version!r}, which is "
+                "not a version number; filters match it as text only"
+            )
 
 
 def _check_usage(

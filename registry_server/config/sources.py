@@ -143,7 +143,7 @@ def read_file(file: Given | None) -> Source:
         source.problems.append(f"{file.name}: must be the path of a TOML file, not ''")
         return source
     try:
-        _read_table(tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8")), (), path, source)
+        _read_table(tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8-sig")), (), path, source)
     except (OSError, RuntimeError) as error:  # RuntimeError: '~' of an unknown user
         reason = error.strerror if isinstance(error, OSError) else error
         source.problems.append(f"{file.name}: cannot read {path!r}: {reason}")

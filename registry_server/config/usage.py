@@ -33,6 +33,10 @@ def usage(program: str, width: int = 100) -> str:
     lines = "\n\n".join(textwrap.fill(_one_line(text), width) for text in paragraphs).splitlines()
     lines += ["", "General:"]
     lines += _entry(f"{CONFIG_FLAG} FILE", "TOML file with settings.", f"Environment: {CONFIG_VARIABLE}", width)
+    lines += _entry(
+        "--check", "Verify the settings, their files and Redis, then exit: 0 if a server can start, else 2.", "", width
+    )
+    lines += _entry("--version", "Show the version and exit.", "", width)
     lines += _entry("-h, --help", "Show this help and exit.", "", width)
     for group, settings in groupby(SETTINGS, key=lambda setting: setting.path[:-1]):
         if group:

@@ -116,7 +116,7 @@ def parse_json(raw: bytes) -> Any:
     if sum(map(raw.count, _SEPARATORS)) > _MAX_SEPARATORS:
         raise _not_json(f"has more than {_MAX_SEPARATORS} values and members; a service has at most 64 KiB")
     try:
-        return json.loads(raw.decode(), object_pairs_hook=_unique_members, parse_constant=_reject_constant)
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique_members, parse_constant=_reject_constant)
     except UnicodeDecodeError as error:
         raise _not_json(f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -82,10 +82,11 @@ def _encode(plain: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """Return the decoded bytes, or nothing if the text is too long or not base64."""
+    """Return the decoded bytes, or nothing if the text is too long, not base64 or not what ``_encode`` returns."""
     if len(text) > _MAX_TOKEN_LENGTH:
         return b""
     try:
-        return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        plain = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:  # also UnicodeEncodeError and binascii.Error
         return b""
+    return plain if _encode(plain) == text else b""  # base64 ignores the last bits of an incomplete group

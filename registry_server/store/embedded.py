@@ -12,6 +12,7 @@ Nor may it start empty in a directory that held services: ``append_only.py`` det
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import shutil
@@ -231,6 +232,30 @@ class EmbeddedRedis:
                 self._problems.report(_PROBLEM, "the embedded Redis does not start again; the log has the cause")
             else:
                 self._problems.resolve(_PROBLEM)
+
+
+async def check_data_dir(data_dir: Path) -> str:
+    """Verify that an embedded Redis can use a data directory, without starting it.
+
+    Returns:
+        The program that would run, with its version.
+
+    Raises:
+        ConfigurationError: It cannot; the message names the setting ``data_dir`` or ``redis.url``.
+    """
+    _check_access(data_dir)
+    append_only.check_directory(data_dir)
+    binary, version = await choose_redis_server(data_dir)
+    return f"{binary} {version} in {data_dir}"
+
+
+def _check_access(data_dir: Path) -> None:
+    directory = data_dir.absolute()
+    existing = next(each for each in (directory, *directory.parents) if each.exists())
+    if not existing.is_dir():
+        raise ConfigurationError(f"data_dir: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"data_dir: cannot write to {existing}: {os.strerror(errno.EACCES)}")
 
 
 def disk_of(url: str, data_dir: Path) -> str:

@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from registry_cli.main import COMMANDS
 from registry_client import SyncRegistryClient, make_service
-from tests.cli.program import Program, lines
+from tests.cli.program import PROGRAM, Program, lines
 
 # Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -55,7 +57,7 @@ def test_register_accepts_a_service_from_flags(program: Program) -> None:
         "healthCheck": {"type": "grpc"},
         "ttlSeconds": 60,
     }
-    assert re.fullmatch(r"translator-1 registered, revision \d+\n", program.run_ok(*_register_updated(done.out)).out)
+    assert re.fullmatch(r"translator-1 updated, revision \d+\n", program.run_ok(*_register_updated(done.out)).out)
 
 
 def _register_updated(document: str) -> tuple[str, ...]:
@@ -256,3 +258,50 @@ def test_version_prints_the_same_as_the_option(program: Program) -> None:
     shown = program.run_ok("version", "-o", "json").json
     assert shown["ossa-registry"] in program.run_ok("--version").out
     assert ["ossa-registry", shown["ossa-registry"]] in lines(program.run_ok("version").out)
+
+
+def test_register_tells_new_changed_and_unchanged_services_apart(program: Program) -> None:
+    args = ("register", "a", "http://a.test", "--health-check", "heartbeat", "--version")
+    for version, expected in (("1", "registered"), ("1", "unchanged"), ("2", "updated"), ("2", "unchanged")):
+        assert program.run_ok(*args, version).out.startswith(f"a {expected}, revision ")
+
+
+@pytest.mark.parametrize(("capability", "warnings"), [("foo@bar", 1), ("foo@1", 0), ("foo", 0)])
+def test_capability_version_without_digits_is_warned_about(program: Program, capability: str, warnings: int) -> None:
+    done = program.run("register", "a", "http://a.test", *SERVICE, "--capability", capability)
+    assert done.code == 0
+    assert done.err.count("its version 'bar', which is not a version number") == done.err.count("\n") == warnings
+
+
+def test_connection_and_output_options_may_precede_the_command(program: Program) -> None:
+    register(program, "a")
+    assert program.run_ok("-o", "name", "list").out == "a\n"
+    done = program.run("--target=127.0.0.1:1", "--quiet", "list")
+    assert (done.code, done.out) == (4, "")
+    assert "127.0.0.1:1: connection refused" in done.err
+
+
+def test_debug_option_may_follow_the_command() -> None:
+    done = subprocess.run(
+        [PROGRAM, "list", "-t", "127.0.0.1:1", "--debug"], capture_output=True, encoding="utf-8", check=False
+    )
+    assert "Traceback" in done.stderr
+
+
+def test_lease_is_measured_by_the_clock_of_the_registry(program: Program) -> None:
+    register(program, "a", "--ttl", "3600")
+    code = (
+        "import datetime, sys\n"
+        "class Late(datetime.datetime):\n"
+        "    @classmethod\n"
+        "    def now(cls, tz=None): return datetime.datetime.now(tz) + datetime.timedelta(hours=2)\n"
+        "import registry_cli.output, registry_cli.commands.health\n"
+        "registry_cli.output.datetime = registry_cli.commands.health.datetime = Late\n"
+        "from registry_cli.main import main\n"
+        "main(['health', 'a'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=program.environment({}), capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r" 59m | 1h ", done.stdout)

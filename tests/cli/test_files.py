@@ -237,3 +237,20 @@ def test_unreachable_registry_is_reported_once(program: Program) -> None:
         assert "cannot reach the registry at 127.0.0.1:1: connection refused; is it running?" in done.err
         assert done.err.splitlines()[-1].endswith("more services were not attempted")
         assert Path(program.directory / "many.json").exists()
+
+
+def test_bad_file_in_a_directory_does_not_stop_the_others(program: Program) -> None:
+    write_file(program, "agents/1.yaml", yaml.safe_dump(ONE))
+    write_file(program, "agents/2.yaml", "name: [")
+    write_file(program, "agents/3.json", b"\xff")
+    write_file(program, "agents/4.json", json.dumps(TWO))
+    done = program.run("register", "-f", "no.yaml", "-f", "agents")
+    assert done.code == 1
+    assert registered_names(program) == ["a", "b"]
+    assert done.out.count(" registered, revision ") == 2
+    assert [line.partition(": ")[2][:26] for line in done.err.splitlines()] == [
+        "cannot read no.yaml: No su",
+        "agents/2.yaml: invalid YAM",
+        "agents/3.json: invalid UTF",
+    ]
+    assert program.run("register", "-f", "agents", "--dry-run").code == 2

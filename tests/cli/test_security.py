@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.program import Done, Program
 from tests.client.test_channel import Listener, certificate
+from tests.support.security import Policy
+from tests.support.server import ServerProcess
 
 # Starts many processes, each of which takes a second or more on a busy machine.
 pytestmark = pytest.mark.timeout(300)
@@ -69,3 +71,28 @@ async def test_client_certificate_is_sent_for_mutual_tls(certificate: tuple[Path
     )
     async with Listener().listening(credentials) as target:
         assert (await stats(target, tmp_path, *mutual_tls)).code == 0
+
+
+async def test_health_of_a_registry_with_a_policy_needs_no_credential(tmp_path: Path) -> None:
+    policy = Policy(tmp_path / "policy")
+    flags = (f"--data-dir={tmp_path / 'data'}", f"--security.policy-file={policy.file}")
+
+    async def health(server: ServerProcess, *args: str, **variables: str) -> Done:
+        program = Program(server.grpc_address, tmp_path)
+        return await asyncio.to_thread(program.run, "health", *args, "--timeout", "20", **variables)
+
+    async with ServerProcess(*flags) as server:
+        done = await health(server)
+        assert done.code == 0
+        assert [line.split() for line in done.out.splitlines()] == [
+            ["registry", server.grpc_address],
+            ["status", "healthy"],
+        ]
+        assert done.err.startswith("ossa-registry: more needs a credential: ")
+        assert (await health(server, "-o", "json")).json == {"status": "healthy"}
+        full = await health(server, OSSA_REGISTRY_TOKEN=policy.keys["viewer"])
+        assert (full.code, "revision" in full.out) == (0, True)
+        assert (await health(server, OSSA_REGISTRY_TOKEN="wrong")).code == 6
+        assert (await health(server, "some-service")).code == 6
+    async with ServerProcess(*flags, "--security.public=none") as server:
+        assert (await health(server)).code == 6

@@ -177,6 +177,11 @@ async def test_body_that_is_not_json_is_refused(method: str, case: str, rest: Re
     assert (answer.status, answer.code, answer.fields) == (400, "INVALID_REQUEST", ["body"])
 
 
+async def test_body_may_begin_with_a_byte_order_mark(rest: Rest) -> None:
+    answer = await rest.call("POST", "/services", data="\ufeff" + json.dumps(service()), headers=JSON)
+    assert answer.status == 201
+
+
 @pytest.mark.parametrize("text", ['"\\ud800"', '{"\\ud800": 1}'])
 async def test_lone_surrogate_is_refused(text: str, rest: Rest) -> None:
     body = f'{{"name": "a", "endpoint": "http://a", "version": "1", "capabilities": [], "group": {text}}}'

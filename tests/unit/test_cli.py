@@ -21,10 +21,17 @@ SERVE = [*COMMAND, "serve"]
 MODULE = [sys.executable, "-m", "registry_server"]
 
 
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")}
     return subprocess.run(
-        command, env=environ | variables, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+        command,
+        env=environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
+        cwd=cwd,
     )
 
 
@@ -142,3 +149,35 @@ def test_configuration_errors_of_the_server_are_reported_alike(
     assert serve([]) == 2
     assert started == []
     assert capsys.readouterr().err == "ossa-registry: grpc.address: in use\n"
+
+
+def test_serve_shows_its_version(started: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve(["--version"]) == 0
+    assert started == []
+    assert capsys.readouterr().out == f"ossa-registry, version {version('ossa-registry')}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--workers=0"], "--workers: must be at least 1, not '0'"),
+        (["--redis.url=redis://127.0.0.1:1"], "redis.url: redis://127.0.0.1:1: Error 111 connecting to"),
+        (["--security.policy-file=no.yaml"], "security.policy_file: cannot read 'no.yaml': No such file"),
+        (["--tls.cert-file=no.pem", "--tls.key-file=no.pem"], "tls.cert_file, tls.key_file: cannot read"),
+        (["--data-dir=registry.toml"], "data_dir: "),
+    ],
+)
+def test_check_reports_what_would_prevent_the_start(tmp_path: Path, flags: list[str], expected: str) -> None:
+    (tmp_path / "registry.toml").touch()
+    done = run([*SERVE, "--check", *flags], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"ossa-registry: {expected}")
+
+
+@pytest.mark.slow
+def test_check_changes_nothing_if_a_server_can_start(tmp_path: Path) -> None:
+    done = run([*SERVE, "--check", f"--data-dir={tmp_path / 'data'}"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ossa-registry: the configuration is valid; Redis: ")
+    assert list(tmp_path.iterdir()) == []

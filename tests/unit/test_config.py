@@ -587,3 +587,8 @@ def test_networks_can_be_none_or_a_list_in_the_file(tmp_path: Path) -> None:
     assert errors_of(["--config", bad])[0].endswith(
         "must be networks such as 10.0.0.0/8, separated by commas, or 'none', not 7"
     )
+
+
+def test_toml_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = toml_file(tmp_path, "\ufeffservice_ttl_seconds = 60")
+    assert load_settings([f"--config={file}"], {}).service_ttl_seconds == 60

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_cli.output import Cell, Output, format_age, shorten_list, yaml_text
+from registry_cli.output import Cell, Output, fit_columns, format_age, shorten_list, yaml_text
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -91,3 +91,38 @@ def test_yaml_round_trips_and_is_printable(value: object) -> None:
     text = yaml_text({"value": value})
     assert yaml.safe_load(text) == {"value": value}
     assert all(line.isprintable() for line in text.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("widths", "limit", "expected"),
+    [
+        ([10, 20, 30], None, [10, 20, 30]),
+        ([10, 20, 30], 66, [10, 20, 30]),
+        ([10, 20, 30], 56, [10, 20, 20]),
+        ([10, 20, 30], 46, [10, 15, 15]),
+        ([10, 6, 30], 30, [10, 6, 8]),
+        ([30, 6, 30], 40, [20, 6, 8]),
+        ([30, 20, 30], 20, [8, 8, 8]),
+        ([], 10, []),
+    ],
+)
+def test_widest_columns_are_reduced_and_the_first_one_last(
+    widths: list[int], limit: int | None, expected: list[int]
+) -> None:
+    assert fit_columns(widths, limit) == expected
+
+
+def test_table_is_cut_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    row = ("name", "日本語日本語日本語", "x")
+    for form, is_terminal, expected in (
+        ("table", True, "name   日本語日…   x\n"),
+        ("table", False, "name   日本語日本語日本語   x\n"),
+        ("wide", True, "name   日本語日本語日本語   x\n"),
+    ):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        Output(form, color=False, quiet=False).print_rows([row])  # type: ignore[arg-type]
+        assert capsys.readouterr().out == expected
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    Output("table", color=False, quiet=False).print_row([("12:00:00", 8), ("a very long text", 0)])
+    assert capsys.readouterr().out == "12:00:00   a very l…\n"

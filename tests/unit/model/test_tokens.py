@@ -133,3 +133,19 @@ def test_scope_and_name_cannot_be_shifted_into_each_other() -> None:
     code = base64.urlsafe_b64decode(encode_page_token(SECRET, b"scope", "ab") + "==")[:16]
     with pytest.raises(ValueError, match="not a page token of this query"):
         decode_page_token(SECRET, b"scopea", encoded(code + b"b"))
+
+
+@given(NAMES)
+def test_no_other_text_stands_for_a_token(last: str) -> None:
+    token = encode_page_token(SECRET, b"scope", last)
+    cursor = encode_cursor(Cursor("abc", 1))
+    for end in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=":
+        for other in (token[:-1] + end, token + end):
+            if other != token:
+                with pytest.raises(ValueError, match="not a page token of this query"):
+                    decode_page_token(SECRET, b"scope", other)
+        with pytest.raises(ValueError, match="not a cursor"):
+            decode_cursor(cursor + "=" + end)
+    for length in range(len(token)):
+        with pytest.raises(ValueError, match="not a page token of this query"):
+            decode_page_token(SECRET, b"scope", token[:length])
