@@ -17,6 +17,7 @@ _OWN_FLAGS: Final = frozenset({"--version", "--debug", "-h", "--help"})
 
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "Run a registry server; `serve --help` lists its settings.",
+    "healthcheck": "Check the registry of this container; needs no credential.",
     "register": "Register services from flags or files.",
     "list": "List services that match a filter.",
     "get": "Show services by name.",

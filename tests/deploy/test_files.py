@@ -1,7 +1,7 @@
 """Deployment files pass the linters and schemas of their tools, and match the registry's settings."""
 
-import asyncio
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +16,7 @@ import yaml
 from compose_spec import PyCompose
 
 from registry_server.config.sources import SETTINGS
+from tests.support.processes import run_to_end
 from tests.support.redis_process import RedisProcess
 from tests.support.server import ServerProcess
 
@@ -67,19 +68,13 @@ def test_files_copied_into_the_image_build_a_wheel(tmp_path: Path) -> None:
 
 
 async def test_health_check_fails_after_the_server_is_killed(redis: RedisProcess) -> None:
-    command = json.loads(re.findall(r"HEALTHCHECK [^\[]*(\[.*\])", DOCKERFILE)[0])
-    assert command[0] == "python"
+    program, *arguments = json.loads(re.findall(r"^HEALTHCHECK [^\[]*(\[.*\])", DOCKERFILE, re.MULTILINE)[0])
     async with ServerProcess(f"--redis.url={redis.url}") as server:
-        check = [sys.executable, *command[1:-1], command[-1].replace("127.0.0.1:3002", server.http_address)]
-        assert check[-1] != command[-1]
-        assert await exit_code(check) == 0
+        env = os.environ | {"OSSA_REGISTRY_HTTP__ADDRESS": server.http_address}
+        check = (Path(sys.executable).with_name(program), *arguments)
+        assert await run_to_end(*check, max_seconds=60, env=env) == (0, "")
         await server.kill()
-        assert await exit_code(check) != 0
-
-
-async def exit_code(command: list[str]) -> int:
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    return await process.wait()
+        assert (await run_to_end(*check, max_seconds=60, env=env))[0] == 1
 
 
 def test_variables_of_the_image_are_settings() -> None:
