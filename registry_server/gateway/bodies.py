@@ -9,14 +9,18 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa.registry.v1.service_pb2 import Service
 from ossa_common.json_reader import read_service
 from ossa_common.json_shape import OUTPUT_ONLY, json_key
+from ossa_common.json_values import ValueReader
 from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 from registry_server.errors import InvalidRequest
 from registry_server.gateway.compression import InvalidEncoding, inflater_of
 from registry_server.gateway.middleware import HttpCall
 from registry_server.gateway.names import renamed
+from registry_server.model import rules
+from registry_server.model.normal import OF_INSTANCE
 from registry_server.model.requests import raise_if_invalid
 from registry_server.model.validation import service_violations
 from registry_server.security.limits import SMALL_REQUEST_BYTES
@@ -31,9 +35,14 @@ MAX_CONTENT_TYPE_LENGTH: Final = 256
 """Maximum length of the header ``Content-Type``."""
 
 _MASK_PATHS: Final[Mapping[str, str]] = {
-    json_key(field): field.name for field in Service.DESCRIPTOR.fields if field.name not in OUTPUT_ONLY | {"name"}
+    json_key(field): field.name
+    for field in Service.DESCRIPTOR.fields
+    if field.name not in OUTPUT_ONLY | OF_INSTANCE | {"name"}
 }
 """JSON members that an update can change, with their paths in a field mask."""
+
+
+_LEASE_MEMBERS: Final = ("instanceId", "draining")
 
 
 async def read_json(call: HttpCall, max_bytes: int, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> Any:
@@ -170,6 +179,26 @@ def parse_update(document: object, name: str) -> tuple[Service, FieldMask]:
     # An empty mask would update every field that is set. The name is always set and never changes.
     paths = [path for key, path in _MASK_PATHS.items() if key in document] or ["name"]
     return service, FieldMask(paths=paths)
+
+
+def parse_heartbeat(document: object, lease: Lease) -> None:
+    """Set the fields of a lease from the body of a heartbeat.
+
+    Raises:
+        InvalidRequest: A member is unknown or not valid.
+    """
+    reader = ValueReader("body")
+    for key, value in reader.members(document, "").items():
+        if value is None and key in _LEASE_MEMBERS:
+            continue
+        if key == "instanceId":
+            lease.instance_id = reader.text(value, key)
+        elif key == "draining":
+            lease.draining = reader.boolean(value, key)
+        else:
+            reader.add_violation(key, f"is not a field; the fields are {', '.join(_LEASE_MEMBERS)}")
+    rules.check_instance_id(lease.instance_id, "instanceId", reader.violations)
+    raise_if_invalid(reader.violations)
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

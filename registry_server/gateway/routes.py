@@ -5,11 +5,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
 from registry_server.config import HttpSettings
-from registry_server.errors import ServiceNotFound
+from registry_server.errors import InstanceSuperseded, ServiceNotFound
 from registry_server.gateway import bodies, preconditions
 from registry_server.gateway.docs import Assets, asset
 from registry_server.gateway.documents import Documents
@@ -105,17 +106,18 @@ class Api:
         service, mask = bodies.parse_update(document, name)
         expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
-            updated = await self._registry.update_service(service, mask, expected_revision=expected)
+            updated = await self._registry.update_service(service, mask, expected_revision=expected, renew=True)
         headers = {"ETag": preconditions.etag(updated.revision)}
         return self._success(call, service_document(updated), headers=headers)
 
     async def unregister(self, call: HttpCall) -> web.Response:
         """Remove a service."""
-        reject_parameters(call.request.query)
+        query = Query(call.request.query, ("instanceId",))
+        query.check()
         name = call.request.match_info["name"]
         expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
-            await self._registry.unregister(name, expected_revision=expected)
+            await self._registry.unregister(name, expected_revision=expected, instance_id=query.text("instanceId"))
         return self._success(call, {"message": f"Service {name} unregistered"})
 
     async def service_health(self, call: HttpCall) -> web.Response:
@@ -131,10 +133,16 @@ class Api:
         """Renew the lease of a service."""
         reject_parameters(call.request.query)
         name = call.request.match_info["name"]
-        await self._registry.get(name)  # rejects an invalid name as ``name``, not as ``names[0]``
-        _, unknown = await self._registry.heartbeat([name])
-        if unknown:
+        lease = Lease(name=name)
+        if call.request.body_exists:
+            document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
+            bodies.parse_heartbeat(document, lease)
+        await self._registry.get(name)  # rejects an invalid name as ``name``, not as ``leases[0].name``
+        renewal = await self._registry.heartbeat((), [lease])
+        if renewal.unknown:
             raise ServiceNotFound(name)
+        if renewal.superseded:
+            raise InstanceSuperseded(name)
         return self._success(call, {"message": f"Lease of service {name} renewed"})
 
     async def registry_health(self, call: HttpCall) -> web.Response:

@@ -133,14 +133,17 @@ class HealthEvaluator:
             if own_streak and status in UP:
                 # A fleet that has just started must count completely.
                 self.self_preservation.track_service(name, up=True)
+        renewable = (
+            not record.instance_id
+        )  # an instance lives by its heartbeats: its endpoint may be that of its successor
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
         if status != before:
             health.status_changed_at.CopyFrom(now)
-            return Verdict(record, before, health, not failed, started, connection, plan.owner)
+            return Verdict(record, before, health, renewable and not failed, started, connection, plan.owner)
         # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
-        renew = not failed or self.self_preservation.protects(plan.owner)
+        renew = renewable and (not failed or self.self_preservation.protects(plan.owner))
         if connection:
             self._results.add_result(name, health.SerializeToString(), renew=renew)
         return Verdict(record, before, health, renew, started, connection, plan.owner)
@@ -247,5 +250,9 @@ def _notice(transitions: Sequence[Transition]) -> str:
 
 
 def same_check(service: Service, probed: Service) -> bool:
-    """Return whether endpoint and checks of a service are still those that were probed."""
-    return service.endpoint == probed.endpoint and service.health_check == probed.health_check
+    """Return whether endpoint, checks and instance of a service are still those that were probed."""
+    return (
+        service.endpoint == probed.endpoint
+        and service.health_check == probed.health_check
+        and service.instance_id == probed.instance_id
+    )

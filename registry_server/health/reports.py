@@ -3,7 +3,7 @@
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.event_pb2 import EventReason
+from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.health.results import ResultWriter
@@ -51,35 +51,61 @@ class HealthReports:
                 health = check
         return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
 
-    async def report(self, name: str, reported: Health, entry: AuditEntry, claim: Claim = NO_CLAIM) -> Health:
-        """Record a valid report; commit it if the status changes, otherwise only store it.
+    async def report(
+        self,
+        name: str,
+        reported: Health | None,
+        entry: AuditEntry,
+        claim: Claim = NO_CLAIM,
+        *,
+        draining: bool | None = None,
+        instance_id: str = "",
+    ) -> Health:
+        """Record a valid report; commit it if the status or ``draining`` changes, otherwise only store it.
 
         Args:
             name: Name of the service.
-            reported: The reported health.
+            reported: The reported health; ``None`` = keep it.
             entry: Audit entry, which receives the revisions before and after.
             claim: Ownership that the caller claims.
+            draining: The new value of ``Service.draining``; ``None`` = keep it.
+            instance_id: Instance that reports; empty = whichever is registered.
 
         Raises:
             PermissionDenied: The service has another owner.
             ServiceNotFound: The service is not registered.
+            InstanceSuperseded: The service belongs to another instance.
             WriteConflict: Concurrent changes of the service prevented the commit.
             StoreUnavailable: Redis does not answer.
         """
 
         async def attempt(current: Record | None) -> Health | Conflict | EpochChanged:
-            before = require_existing(name, current).message()
+            before = require_existing(name, current, instance_id=instance_id).message()
             entry.before = entry.after = before.revision
             now = timestamp(self._clock())
-            reported.last_check.CopyFrom(now)
-            if reported.status == before.health.status:
+            health = reported or before.health
+            if reported is not None:
+                reported.last_check.CopyFrom(now)
+            after = normal.replace_health(before, health, now)
+            type_ = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
+            if draining is not None and draining != before.draining:
+                after.draining = draining
+                type_ = EventType.EVENT_TYPE_SERVICE_UPDATED
+            elif health.status == before.health.status:
                 await self.require_owner(name, claim)
+                if reported is None:
+                    return health
                 self._results.discard_result(name)  # a pending probe result is older
-                health = normal.replace_health(before, reported, now).health
-                check = health.SerializeToString()
-                return await self._store.writer.write_check(name, check, expected=before.revision) or health
-            reason = EventReason.EVENT_REASON_HEALTH_REPORT
-            outcome = await self._writes.replace_health(before, reported, now, reason=reason, renew=False, claim=claim)
+                check = after.health.SerializeToString()
+                return await self._store.writer.write_check(name, check, expected=before.revision) or after.health
+            outcome = await self._writes.write_service(
+                before,
+                normal.set_change_time(after, now),
+                type_,
+                reason=EventReason.EVENT_REASON_HEALTH_REPORT,
+                renew=False,
+                claim=claim,
+            )
             if not isinstance(outcome, Service):
                 return outcome
             entry.after = outcome.revision

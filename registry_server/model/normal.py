@@ -1,5 +1,7 @@
 """The normal form of a service: what is stored after a registration, an update or a change of health."""
 
+from typing import Final
+
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -7,6 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from ossa_common.json_shape import OUTPUT_ONLY
+
+OF_INSTANCE: Final = frozenset({"instance_id", "draining"})
+"""Fields that updates do not change: the registered instance sets them by registrations, heartbeats and reports."""
 
 _NO_STATUS = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS_UNKNOWN)
 
@@ -32,7 +37,16 @@ def apply_registration(sent: Service, current: Service | None, now: Timestamp) -
     # Registering again with an unchanged status is not a new health report, even if its ``last_check`` is newer.
     same = current is not None and (sent.health.status, sent.endpoint) == (current.health.status, current.endpoint)
     keep_health = same or sent.health.status in _NO_STATUS
+    if current is not None and takes_over(sent, current):
+        # The health of the previous instance says nothing about this one, unless both answer at the same place.
+        same_place = (sent.endpoint, sent.health_check) == (current.endpoint, current.health_check)
+        keep_health &= same_place and current.health.status == HealthStatus.HEALTH_STATUS_HEALTHY
     return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
+
+
+def takes_over(sent: Service, current: Service) -> bool:
+    """Return whether a registration gives the name to another instance."""
+    return sent.instance_id != current.instance_id
 
 
 def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestamp) -> Service:
@@ -50,7 +64,7 @@ def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestam
     service = Service()
     paths = list(mask.paths)
     if not paths:
-        paths = [field.name for field, _ in sent.ListFields() if field.name not in OUTPUT_ONLY]
+        paths = [field.name for field, _ in sent.ListFields() if field.name not in OUTPUT_ONLY | OF_INSTANCE]
         if sent.health.status == current.health.status:
             paths = [path for path in paths if path != "health"]  # the client sent back the health that it read
     if paths == ["*"]:
@@ -59,6 +73,7 @@ def apply_update(sent: Service, mask: FieldMask, current: Service, now: Timestam
         service.CopyFrom(current)
         for path in paths:
             _copy_field(path, sent, service)
+    service.instance_id, service.draining = current.instance_id, current.draining
     keep_health = not any(path.split(".")[0] in ("health", "*") for path in paths)
     return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
 
@@ -132,9 +147,14 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
     service.registered_at.CopyFrom(current.registered_at)
     service.updated_at.CopyFrom(current.updated_at)
     service.revision = current.revision
+    if current.HasField("maintenance"):
+        service.maintenance.CopyFrom(current.maintenance)
+        health.CopyFrom(current.health)
+        return service
     in_maintenance = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
-    if keep_health and service.endpoint != current.endpoint and not in_maintenance:
-        # The known health belongs to the old endpoint. Maintenance was set by an operator and belongs to the service.
+    found_elsewhere = service.endpoint != current.endpoint or (_is_probed(current) and not _is_probed(service))
+    if keep_health and found_elsewhere and not in_maintenance:
+        # The known health belongs to the old endpoint or to its probes. A reported MAINTENANCE belongs to the service.
         health.Clear()
         health.status = HealthStatus.HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)
@@ -145,6 +165,10 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
         changed = health.status != current.health.status
         health.status_changed_at.CopyFrom(now if changed else current.health.status_changed_at)
     return service
+
+
+def _is_probed(service: Service) -> bool:
+    return service.health_check.WhichOneof("probe") not in {"heartbeat", "none"}
 
 
 def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
@@ -162,5 +186,6 @@ def clear_output_only(service: Service) -> None:
     service.ClearField("registered_at")
     service.ClearField("updated_at")
     service.ClearField("revision")
+    service.ClearField("maintenance")
     if service.HasField("health"):
         service.health.ClearField("status_changed_at")

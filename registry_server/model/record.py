@@ -67,7 +67,7 @@ class Record:
     The parsed message is not kept: it takes several times the memory of its bytes, and parsing takes about 5 µs.
     """
 
-    __slots__ = ("framed", "name", "revision", "status", "terms")
+    __slots__ = ("draining", "framed", "instance_id", "name", "revision", "status", "terms")
 
     framed: bytes
     """The service as field 1 (tag, length, bytes) of ``GetServiceResponse`` and ``DiscoverServicesResponse``."""
@@ -75,6 +75,9 @@ class Record:
     revision: int
     status: int
     """``HealthStatus``."""
+    instance_id: str
+    """The instance that owns the name; empty if it registered without one."""
+    draining: bool
     terms: tuple[str, ...]
     """Distinct index terms; records share equal ones."""
 
@@ -92,6 +95,8 @@ class Record:
         self.name = shared(service.name)
         self.revision = service.revision
         self.status = service.health.status
+        self.instance_id = service.instance_id
+        self.draining = service.draining
         self.terms = _terms(service)
 
     @property

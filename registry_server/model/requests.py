@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
+from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa_common.violations import AND_MORE, MAX_VIOLATIONS, Violation
 from registry_server.errors import InvalidRequest
 from registry_server.model import rules
@@ -42,15 +43,22 @@ def check_not_negative(value: int, at: str, violations: list[Violation]) -> None
         violations.append(Violation(at, f"is {value}; must not be negative"))
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Reject an empty list, a list with too many names, and names that no service can have."""
-    if not names:
+def check_leases(names: Sequence[str], leases: Sequence[Lease]) -> None:
+    """Reject a heartbeat without a name or with too many, and names and instance ids that no service can have."""
+    count = len(names) + len(leases)
+    if not count:
         raise InvalidRequest([Violation("names", "is empty; name at least one service")])
-    if len(names) > MAX_NAMES:
-        raise InvalidRequest([Violation("names", f"has {len(names)} names; at most {MAX_NAMES} are allowed")])
+    if count > MAX_NAMES:
+        at = "leases" if leases else "names"
+        raise InvalidRequest([Violation(at, f"has {count} names; at most {MAX_NAMES} are allowed")])
     violations: list[Violation] = []
     for i, name in enumerate(names):
         rules.NAME.check(name, f"names[{i}]", violations)
+        if len(violations) > MAX_VIOLATIONS:
+            break
+    for i, lease in enumerate(leases):
+        rules.NAME.check(lease.name, f"leases[{i}].name", violations)
+        rules.check_instance_id(lease.instance_id, f"leases[{i}].instance_id", violations)
         if len(violations) > MAX_VIOLATIONS:
             break
     raise_if_invalid(violations)

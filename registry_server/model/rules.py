@@ -40,6 +40,7 @@ _FRAMING_HEADERS: Final = frozenset(
     {"connection", "content-length", "expect", "http2-settings", "keep-alive"}
     | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
+_INSTANCE_ID = re.compile(r"[\x21-\x7e]{1,64}")
 _PORT = re.compile(r"[0-9]{1,5}")
 # RFC 952 does not allow underscores in host names, but container networks use them.
 _HOST_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -73,6 +74,13 @@ class Identifier:
 NAME: Final = Identifier("name", "._-")
 CAPABILITY_NAME: Final = Identifier("capability name", "._:/-")
 LABEL_KEY: Final = Identifier("label key", "._/-")
+
+
+def check_instance_id(value: str, at: str, found: list[Violation]) -> None:
+    """Check an optional instance id."""
+    if value and not _INSTANCE_ID.fullmatch(value):
+        rule = "1 to 64 printable ASCII characters without spaces"
+        found.append(Violation(at, f"{quoted(value)} is not an instance id: {rule}"))
 
 
 def check_length(value: str, at: str, limit: int, found: list[Violation]) -> None:

@@ -47,6 +47,8 @@ _TIMEOUT_RANGE = (timedelta(milliseconds=10), timedelta(minutes=5))
 _DEGRADED_AFTER_RANGE = (timedelta(milliseconds=1), timedelta(minutes=5))
 _ZERO = timedelta()
 
+_OF_INSTANCE = "cannot be updated; the instance sets it, in registrations, heartbeats or reports"
+
 _STATUSES: Final[Mapping[int, str]] = {
     number: name.removeprefix("HEALTH_STATUS_") for name, number in HealthStatus.items()
 }
@@ -78,6 +80,7 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
         _check_health_check(service.health_check, f"{at}.health_check", found)
     if service.HasField("ttl") and (service.ttl.seconds or service.ttl.nanos):
         rules.check_duration(service.ttl, f"{at}.ttl", MIN_TTL, MAX_TTL, found, otherwise=", or 0 s = permanent")
+    rules.check_instance_id(service.instance_id, f"{at}.instance_id", found)
     return found
 
 
@@ -286,7 +289,7 @@ def _path_fault(path: str, *, alone: bool) -> str | None:
     if path == "*":
         return None if alone else "`*` means every field and must be the only path"
     if path in _PATHS and not _is_output_only(path):
-        return None
+        return f"{quoted(path)} {_OF_INSTANCE}" if path in normal.OF_INSTANCE else None
     # The longest valid prefix determines the error.
     parts = path.split(".", _MAX_PATH_DEPTH)[:_MAX_PATH_DEPTH]
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))

@@ -11,12 +11,12 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason
+from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from ossa_common.violations import Violation
 from registry_server.catalog import Discovery, Replica
 from registry_server.errors import (
     InvalidRequest,
-    PermissionDenied,
     RegistryError,
     ServiceExists,
     StoreUnavailable,
@@ -32,11 +32,12 @@ from registry_server.model.validation import (
     status_violations,
     update_mask_violations,
 )
+from registry_server.registry.claims import claim_on, require_group
+from registry_server.registry.heartbeats import Heartbeats, Renewal
 from registry_server.registry.reads import RegistryReads
 from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
 from registry_server.security.egress import EgressPolicy
-from registry_server.security.identity import NO_CLAIM, Claim, current_identity
 from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.watch import WatchHub
 
@@ -45,8 +46,6 @@ _MAX_BYTES_PER_TURN: Final = 128 << 10
 with a schema of 16,000 values)."""
 _DOCUMENTS_PER_TURN: Final = 50
 """Documents that are encoded without yielding to the event loop: about 10 ms."""
-_NAMES_PER_TURN: Final = 500
-"""Names whose patterns are checked in one turn of the event loop: 5 ms for an agent with twenty patterns."""
 
 
 class ServiceRegistry(RegistryReads):
@@ -92,6 +91,7 @@ class ServiceRegistry(RegistryReads):
         self._reports = reports
         self._egress = egress
         self._audit = audit
+        self._heartbeats = Heartbeats(store=store, replica=replica, writes=writes, reports=reports, audit=audit)
 
     # Registration.
 
@@ -115,10 +115,13 @@ class ServiceRegistry(RegistryReads):
             before = current.message() if current else None
             now = self._now()
             after = normal.apply_registration(service, before, now)
-            return await self._writes.put_service(before, after, now, renew=True, claim=claim)
+            outcome = await self._writes.put_service(before, after, now, renew=True, claim=claim)
+            if before is not None and isinstance(outcome, Service) and normal.takes_over(after, before):
+                self._store.counters.takeovers += 1
+            return outcome
 
-        claim = _claim_on(service.name)
-        _require_group(service)
+        claim = claim_on(service.name)
+        require_group(service)
         registered = await self._writes.change_service(service.name, attempt)
         entry.after = registered.revision
         return registered
@@ -176,9 +179,11 @@ class ServiceRegistry(RegistryReads):
         return [task.result() for task in tasks]
 
     async def update_service(
-        self, service: Service, mask: FieldMask | None = None, *, expected_revision: int = 0
+        self, service: Service, mask: FieldMask | None = None, *, expected_revision: int = 0, renew: bool = False
     ) -> Service:
         """Set the fields in ``mask`` to their values in ``service``; see ``UpdateServiceRequest``.
+
+        With ``renew``, also renew the lease, unless an instance keeps it by heartbeats.
 
         Raises:
             InvalidRequest: The mask or the resulting service is not valid.
@@ -197,64 +202,57 @@ class ServiceRegistry(RegistryReads):
             if after.endpoint != before.endpoint:
                 violations += self._endpoint_violations(after, violations)
             requests.raise_if_invalid(violations)
-            _require_group(after)
-            return await self._writes.put_service(before, after, now, renew=False, claim=claim)
+            require_group(after)
+            return await self._writes.put_service(
+                before, after, now, renew=renew and not before.instance_id, claim=claim
+            )
 
         with self._audit.record_change("update", service.name) as entry:
             violations = name_violations(service.name, "service.name") + size_violations(service)
             violations += update_mask_violations(mask)
             requests.check_not_negative(expected_revision, "expected_revision", violations)
             requests.raise_if_invalid(violations)
-            claim = _claim_on(service.name)
+            claim = claim_on(service.name)
             updated = await self._writes.change_service(service.name, attempt)
             entry.after = updated.revision
         return updated
 
-    async def unregister(self, name: str, *, expected_revision: int = 0) -> Service:
+    async def unregister(self, name: str, *, expected_revision: int = 0, instance_id: str = "") -> Service:
         """Remove a service and return its last state.
 
         Raises:
             ServiceNotFound: The service is not registered.
+            InstanceSuperseded: Its instance is not ``instance_id`` ('' = any).
             RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
             WriteConflict: Other processes kept changing it.
         """
 
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             entry.before = current.revision if current else None
-            return await self._writes.delete_service(require_existing(name, current, expected_revision), claim)
+            record = require_existing(name, current, expected_revision, instance_id=instance_id)
+            return await self._writes.delete_service(record, claim)
 
         with self._audit.record_change("unregister", name) as entry:
             violations = name_violations(name, "name")
             requests.check_not_negative(expected_revision, "expected_revision", violations)
+            rules.check_instance_id(instance_id, "instance_id", violations)
             requests.raise_if_invalid(violations)
-            claim = _claim_on(name)
+            claim = claim_on(name)
             return await self._writes.change_service(name, attempt)
 
     # Leases and health.
 
-    async def heartbeat(self, names: Sequence[str]) -> tuple[int, list[str]]:
+    async def heartbeat(self, names: Sequence[str], leases: Sequence[Lease] = ()) -> Renewal:
         """Renew leases.
 
-        Returns:
-            Number of renewed leases, and the names that are not registered, in the order given.
+        Args:
+            names: Services whose leases are renewed, whichever instance is registered.
+            leases: Leases that are renewed for the instance that they name.
 
         Raises:
             PermissionDenied: The caller may not renew one of the leases; none is renewed.
         """
-        requests.check_names(names)
-        self._writes.require_loaded()
-        distinct = list(dict.fromkeys(names))
-        claim = NO_CLAIM
-        for start in range(0, len(distinct), _NAMES_PER_TURN):
-            if start:
-                await asyncio.sleep(0)
-            claim = _claim_on(*distinct[start : start + _NAMES_PER_TURN])
-        unknown = await self._store.writer.renew_leases(distinct, claim)
-        if any(name in self._replica.records for name in unknown):
-            # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
-            await self._writes.catch_up()
-            unknown = await self._store.writer.renew_leases(unknown, claim)
-        return len(distinct) - len(unknown), unknown
+        return await self._heartbeats.renew(names, leases)
 
     async def restore_documents(self, names: Sequence[str]) -> None:
         """Rewrite the JSON documents that Redis expired before the lease of their service was renewed or adjusted."""
@@ -280,24 +278,37 @@ class ServiceRegistry(RegistryReads):
         return await self._reports.newest_health(await self.get(name))
 
     async def report_health(
-        self, name: str, status: HealthStatus.ValueType, details: Struct | None, error: str
+        self,
+        name: str,
+        status: HealthStatus.ValueType,
+        details: Struct | None,
+        error: str,
+        *,
+        draining: bool | None = None,
+        instance_id: str = "",
     ) -> Health:
-        """Record a reported status; it is an event only if the status changes.
+        """Record a report; see ``ReportServiceHealthRequest``. It is an event only if it changes the service.
 
         Raises:
             InvalidRequest: A field of the report is not valid.
             ServiceNotFound: The service is not registered.
+            InstanceSuperseded: Its instance is not ``instance_id`` ('' = any).
             WriteConflict: Other processes kept changing it.
         """
         with self._audit.record_change("report_health", name) as entry:
-            violations = name_violations(name, "name") + status_violations(status, "status")
+            violations = name_violations(name, "name")
+            # A report of draining alone keeps the health.
+            has_health = bool(draining is None or status or details is not None or error)
+            if has_health:
+                violations += status_violations(status, "status")
+            rules.check_instance_id(instance_id, "instance_id", violations)
             rules.check_length(error, "error", rules.MAX_ERROR_LENGTH, violations)
             if details is not None:
                 rules.check_details(details, "details", violations)
             requests.raise_if_invalid(violations)
-            claim = _claim_on(name)
-            health = Health(status=status, details=details, error=error)
-            return await self._reports.report(name, health, entry, claim)
+            claim = claim_on(name)
+            health = Health(status=status, details=details, error=error) if has_health else None
+            return await self._reports.report(name, health, entry, claim, draining=draining, instance_id=instance_id)
 
     async def check_health(self, name: str) -> Health:
         """Probe a service now with its own settings; the result counts like that of any other probe.
@@ -309,7 +320,7 @@ class ServiceRegistry(RegistryReads):
             ProbingDisabled: Health monitoring is off in this process.
         """
         record = await self.get(name)
-        await self._reports.require_owner(name, _claim_on(name))
+        await self._reports.require_owner(name, claim_on(name))
         health = await self._monitor.check_now(record)
         if health is None:
             return (await self.health(name))[0]
@@ -361,26 +372,3 @@ class ServiceRegistry(RegistryReads):
             return []
         refusal = self._egress.literal_denial_reason(urlsplit(service.endpoint).hostname or "")
         return [Violation(f"{at}.endpoint", f"{refusal} by the settings of this registry")] if refusal else []
-
-
-def _require_group(service: Service) -> None:
-    """Check whether the caller may write services of this service's group, which default to the name.
-
-    Raises:
-        PermissionDenied: The caller's name patterns do not match the group.
-    """
-    if service.group not in ("", service.name) and not current_identity.get().may_join(service.group):
-        raise PermissionDenied(f"{service.group!r} is not a group that this identity may join")
-
-
-def _claim_on(*names: str) -> Claim:
-    """Return the ownership under which the caller writes services of these names.
-
-    Raises:
-        PermissionDenied: The caller's name patterns do not match one of them.
-    """
-    identity = current_identity.get()
-    refused = next((name for name in names if not identity.may_own(name)), None)
-    if refused is not None:
-        raise PermissionDenied(f"{refused!r} is not a name that this identity may own")
-    return identity.claim()

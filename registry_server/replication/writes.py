@@ -24,6 +24,7 @@ from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.catalog import Replica
 from registry_server.catalog.change import change_size
 from registry_server.errors import (
+    InstanceSuperseded,
     Overloaded,
     RevisionMismatch,
     RevisionNotReached,
@@ -99,7 +100,7 @@ class Writes:
         Args:
             name: Name of the service.
             attempt: Attempts the write, given this process's record of the service; returns its result or why the
-                store refused it. May raise ``ServiceExists``, ``ServiceNotFound`` or ``RevisionMismatch``.
+                store refused it. May raise ``ServiceExists``, or an error of ``require_existing``.
 
         Raises:
             WriteConflict: Other processes kept changing the service.
@@ -129,7 +130,7 @@ class Writes:
             epoch = self._replica.position.epoch
             try:
                 outcome = await attempt(self._replica.records.get(name))
-            except (ServiceExists, ServiceNotFound, RevisionMismatch):
+            except (ServiceExists, ServiceNotFound, RevisionMismatch, InstanceSuperseded):
                 if caught_up:
                     raise
                 # The replica may lag by milliseconds: catch up before refusing the write.
@@ -193,7 +194,11 @@ class Writes:
                 renew=renew,
                 # The newest probe result no longer describes the service.
                 forget_check=before is not None
-                and (before.endpoint != after.endpoint or before.health != after.health),
+                and (
+                    before.endpoint != after.endpoint
+                    or before.health != after.health
+                    or normal.takes_over(after, before)
+                ),
                 claim=claim,
             )
             if not isinstance(outcome, int):
@@ -348,15 +353,18 @@ class Writes:
             raise Overloaded("writes", limit, f"{self.in_flight} of at most {limit} writes are waiting for the store")
 
 
-def require_existing(name: str, record: Record | None, expected_revision: int = 0) -> Record:
-    """Return the record if it exists at the expected revision.
+def require_existing(name: str, record: Record | None, expected_revision: int = 0, *, instance_id: str = "") -> Record:
+    """Return the record if it exists at the expected revision and belongs to the expected instance.
 
     Raises:
         ServiceNotFound: The service is not registered.
+        InstanceSuperseded: Its instance is not ``instance_id`` ('' = any).
         RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
     """
     if record is None:
         raise ServiceNotFound(name)
+    if instance_id and record.instance_id != instance_id:
+        raise InstanceSuperseded(name)
     if expected_revision and record.revision != expected_revision:
         raise RevisionMismatch(name, expected_revision, record.revision)
     return record

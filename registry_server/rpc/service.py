@@ -20,7 +20,7 @@ from registry_server.security.permissions import OPERATE, READ, WRITE_OWN
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
 _MAX_NAMES_BYTES: Final = 2 << 20
-"""Limit of a request of 10,000 names, each of 128 characters."""
+"""Limit of a request of 10,000 leases, each with a name of 128 and an instance id of 64 characters."""
 _SERVICES: Final = pb.BatchRegisterServicesRequest.DESCRIPTOR.fields_by_name["services"].number
 _RESULTS: Final = pb.BatchRegisterServicesResponse.DESCRIPTOR.fields_by_name["results"].number
 
@@ -107,7 +107,9 @@ class RegistryRpc:
     async def unregister_service(
         self, request: pb.UnregisterServiceRequest, _: RpcCall
     ) -> pb.UnregisterServiceResponse:
-        service = await self._registry.unregister(request.name, expected_revision=request.expected_revision)
+        service = await self._registry.unregister(
+            request.name, expected_revision=request.expected_revision, instance_id=request.instance_id
+        )
         return pb.UnregisterServiceResponse(service=service)
 
     @rpc(READ)
@@ -119,8 +121,14 @@ class RegistryRpc:
     async def report_service_health(
         self, request: pb.ReportServiceHealthRequest, _: RpcCall
     ) -> pb.ReportServiceHealthResponse:
-        details = request.details if request.HasField("details") else None
-        health = await self._registry.report_health(request.name, request.status, details, request.error)
+        health = await self._registry.report_health(
+            request.name,
+            request.status,
+            request.details if request.HasField("details") else None,
+            request.error,
+            draining=request.draining if request.HasField("draining") else None,
+            instance_id=request.instance_id,
+        )
         return pb.ReportServiceHealthResponse(health=health)
 
     @rpc(WRITE_OWN)
@@ -131,14 +139,16 @@ class RegistryRpc:
 
     @rpc(WRITE_OWN, max_bytes=_MAX_NAMES_BYTES)
     async def heartbeat(self, request: pb.HeartbeatRequest, _: RpcCall) -> pb.HeartbeatResponse:
-        renewed, unknown = await self._registry.heartbeat(request.names)
-        return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown)
+        renewed, unknown, superseded = await self._registry.heartbeat(request.names, request.leases)
+        return pb.HeartbeatResponse(renewed_count=renewed, unknown_names=unknown, superseded_names=superseded)
 
     @rpc(WRITE_OWN, streams="keep-alive-streams", max_bytes=_MAX_NAMES_BYTES)
     async def keep_alive(self, requests: AsyncIterator[pb.KeepAliveRequest], call: RpcStream) -> None:
         async for request in requests:
-            renewed, unknown = await self._registry.heartbeat(request.names)
-            await call.write(pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown))
+            renewed, unknown, superseded = await self._registry.heartbeat(request.names, request.leases)
+            await call.write(
+                pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown, superseded_names=superseded)
+            )
 
     @rpc(READ, streams="watches")
     async def watch_events(self, request: pb.WatchEventsRequest, call: RpcStream) -> None:

@@ -41,6 +41,10 @@ class StoreCounters:
         """Leases renewed by heartbeats."""
         self.unknown_leases = 0
         """Heartbeats for services that were not registered."""
+        self.superseded_leases = 0
+        """Heartbeats of instances whose name was taken over."""
+        self.takeovers = 0
+        """Registrations that gave a name to another instance."""
         self.expired_services: Counter[Expiry] = Counter()
         """Services that this process removed after their leases expired."""
         self.active_leases: int | None = None

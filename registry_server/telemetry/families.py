@@ -182,9 +182,14 @@ def lease_metrics(store: RedisStore) -> Iterator[Metric]:
     expired = {reason: counters.expired_services[reason] for reason in EXPIRIES}
     help_ = "Services that this process removed because their lease expired"
     yield _counters("leases_expired", help_, "reason", expired)
-    heartbeats = {"renewed": counters.renewed_leases, "unknown": counters.unknown_leases}
-    help_ = "Lease renewals by heartbeats, by whether the service is registered"
+    heartbeats = {
+        "renewed": counters.renewed_leases,
+        "unknown": counters.unknown_leases,
+        "superseded": counters.superseded_leases,
+    }
+    help_ = "Lease renewals by heartbeats, by whether the service and the instance are registered"
     yield _counters("heartbeats", help_, "result", heartbeats)
+    yield _counter("takeovers", "Registrations that gave a name to another instance", counters.takeovers)
 
 
 def health_metrics(monitor: HealthMonitor) -> Iterator[Metric]:

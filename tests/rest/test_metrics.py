@@ -208,10 +208,12 @@ async def test_dropped_watcher_is_counted(redis: RedisProcess) -> None:
         assert (await samples(server))["watches_ended_total reason=client_left"] == 0
 
 
-async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
+async def test_leases_heartbeats_and_takeovers_are_counted(redis: RedisProcess) -> None:
     async with running(redis.url, lease={"sweep_interval_ms": 20}) as server:
         await register(server, "a", ttl={"seconds": 5})
         await server.stub.Heartbeat(pb.HeartbeatRequest(names=["a", "unknown"]))
+        await register(server, "a", ttl={"seconds": 5}, instance_id="one")
+        await server.stub.Heartbeat(pb.HeartbeatRequest(leases=[pb.Lease(name="a", instance_id="old")]))
         counters = server.parts.store.counters
         await until(lambda: counters.active_leases == 1)
         values = await samples(server)
@@ -219,6 +221,8 @@ async def test_leases_and_heartbeats_are_counted(redis: RedisProcess) -> None:
             values["leases"]
             == values["heartbeats_total result=renewed"]
             == values["heartbeats_total result=unknown"]
+            == values["heartbeats_total result=superseded"]
+            == values["takeovers_total"]
             == 1
         )
         await until(lambda: counters.expired_services["lease_expired"])

@@ -49,6 +49,7 @@ LABEL = "label.KEY"
 QUERIES = {
     ("POST", f"{BASE}/services"): {"createOnly"},
     ("GET", f"{BASE}/services"): {*FILTERS, *PAGE, LABEL},
+    ("DELETE", f"{BASE}/services/{{name}}"): {"instanceId"},
     ("GET", f"{BASE}/capabilities"): {*PAGE},
     ("GET", f"{BASE}/events"): {*FILTERS, *EVENTS, LABEL},
 }

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from ossa.registry.v1.registry_service_pb2 import GetServiceRequest
+from tests.grpc.calls import redis_client, set_remaining_lease
 from tests.rest.client import Rest, service
+from tests.support.redis_process import RedisProcess
 from tests.support.server import Server
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -423,3 +425,62 @@ async def test_heartbeat_renews_the_lease(rest: Rest) -> None:
         assert (answer.status, answer.data) == (200, {"message": "Lease of service agent renewed"})
         if (await rest.get("/services/agent/health")).data["leaseExpiresAt"] > before:
             return
+
+
+# Instances.
+
+
+async def test_instance_of_a_service_is_checked_and_taken_over(rest: Rest) -> None:
+    registered = (await rest.post("/services", service(instanceId="one"))).data
+    assert registered["instanceId"] == "one"
+    path, renewed = "/services/agent/heartbeat", {"message": "Lease of service agent renewed"}
+    for body in ({"instanceId": "one"}, {"instanceId": "one", "draining": None}, {}, None):
+        assert (await rest.post(path, body)).data == renewed
+    await rest.post(path, {"instanceId": "one", "draining": True})
+    assert (await rest.get("/services/agent")).data["draining"] is True
+
+    taken = (await rest.post("/services", service(instanceId="two"))).data
+    assert taken["instanceId"] == "two"
+    assert "draining" not in taken
+    for refused in (
+        await rest.post(path, {"instanceId": "one", "draining": True}),
+        await rest.delete("/services/agent?instanceId=one"),
+    ):
+        assert (refused.status, refused.code) == (409, "INSTANCE_SUPERSEDED")
+        assert refused.body["error"]["details"] == {"name": "agent"}
+    assert (await rest.get("/services/agent")).data == taken
+    assert (await rest.delete("/services/agent?instanceId=two")).status == 200
+
+
+async def test_update_ignores_the_instance_of_a_service_that_was_read(rest: Rest) -> None:
+    read = (await rest.post("/services", service(instanceId="one"))).data
+    for changed in ({**read, "version": "9.0.0"}, {"instanceId": "two", "draining": True, "version": "9.0.0"}):
+        updated = (await rest.put("/services/agent", changed)).data
+        assert (updated["instanceId"], updated["version"], "draining" in updated) == ("one", "9.0.0", False)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"instanceId": "two words"}, ["instanceId"]),
+        ({"instanceId": 7, "draining": "yes", "drain": True}, ["instanceId", "draining", "drain"]),
+        ([], ["body"]),
+    ],
+)
+async def test_invalid_heartbeat_body_is_refused_by_field(body: Any, fields: list[str], rest: Rest) -> None:
+    await rest.post("/services", service())
+    answer = await rest.post("/services/agent/heartbeat", body)
+    assert (answer.status, answer.code, answer.fields) == (400, "INVALID_REQUEST", fields)
+    answer = await rest.delete("/services/agent?instanceId=" + "x" * 65)
+    assert (answer.status, answer.fields) == (400, ["instanceId"])
+
+
+async def test_update_renews_the_lease_only_without_an_instance(rest: Rest, redis: RedisProcess) -> None:
+    async with redis_client(redis) as client:
+        for instance, renews in (({}, True), ({"instanceId": "one"}, False)):
+            await rest.post("/services", service(**instance))
+            for body in ({}, {"version": "2.0.0"}):
+                await set_remaining_lease(client, "agent", 10)
+                before = (await rest.get("/services/agent/health")).data["leaseExpiresAt"]
+                await rest.put("/services/agent", body)
+                assert ((await rest.get("/services/agent/health")).data["leaseExpiresAt"] > before) is renews

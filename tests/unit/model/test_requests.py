@@ -5,6 +5,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
+from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa_common.violations import Violation
 from registry_server.errors import InvalidRequest
 from registry_server.model import requests, rules
@@ -37,7 +38,10 @@ def test_negative_number_is_refused(value: int, bad: list[str]) -> None:
 
 @pytest.mark.parametrize("count", [1, requests.MAX_NAMES])
 def test_one_to_ten_thousand_names_are_accepted(count: int) -> None:
-    requests.check_names([f"s{i}" for i in range(count)])
+    names = [f"s{i}" for i in range(count)]
+
+    requests.check_leases(names, [])
+    requests.check_leases(names[: count // 2], [Lease(name=name, instance_id="i1") for name in names[count // 2 :]])
 
 
 @pytest.mark.parametrize(
@@ -52,9 +56,24 @@ def test_one_to_ten_thousand_names_are_accepted(count: int) -> None:
 )
 def test_every_invalid_name_is_reported(names: list[str], fields: list[str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        requests.check_names(names)
+        requests.check_leases(names, [])
 
     assert [violation.field for violation in caught.value.violations] == fields
+
+
+def test_every_invalid_lease_is_reported() -> None:
+    leases = [Lease(name="a", instance_id="i" * 64), Lease(name="-"), Lease(name="b", instance_id="x y"), Lease()]
+
+    with pytest.raises(InvalidRequest) as caught:
+        requests.check_leases(["a", ""], leases)
+
+    fields = ["names[1]", "leases[1].name", "leases[2].instance_id", "leases[3].name"]
+    assert [violation.field for violation in caught.value.violations] == fields
+
+
+def test_names_and_leases_together_are_limited() -> None:
+    with pytest.raises(InvalidRequest, match="leases: has 10001 names"):
+        requests.check_leases(["a"] * requests.MAX_NAMES, [Lease(name="a")])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""``Heartbeats``: renews leases on behalf of the instances that hold them."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from ossa.registry.v1.registry_service_pb2 import Lease
+from registry_server.catalog import Replica
+from registry_server.errors import InstanceSuperseded, RegistryError, ServiceNotFound
+from registry_server.health import HealthReports
+from registry_server.instrumentation.audit import Audit
+from registry_server.model import requests
+from registry_server.registry.claims import claim_on
+from registry_server.replication import Writes
+from registry_server.security.identity import NO_CLAIM, Claim
+from registry_server.store import MAX_COMMITS_PER_GROUP, RedisStore
+
+_NAMES_PER_TURN: Final = 500
+"""Names whose patterns are checked in one turn of the event loop: 5 ms for an agent with twenty patterns."""
+
+
+class Renewal(NamedTuple):
+    """The result of a heartbeat; each name occurs once."""
+
+    renewed: int
+    """Number of renewed leases."""
+    unknown: list[str]
+    """Names that are not registered, in the order of the request."""
+    superseded: list[str]
+    """Names that belong to another instance than the one in their lease."""
+
+
+class Heartbeats:
+    """Renews leases, and commits ``draining`` if it changes.
+
+    The record of a service names the instance that holds its lease. This process compares its copy of the record, and
+    catches up before it refuses a lease. A copy that is milliseconds old may therefore renew the lease for an instance
+    that was just superseded, but the lease of the registered instance is never refused.
+    """
+
+    def __init__(
+        self, *, store: RedisStore, replica: Replica, writes: Writes, reports: HealthReports, audit: Audit
+    ) -> None:
+        self._store = store
+        self._replica = replica
+        self._writes = writes
+        self._reports = reports
+        self._audit = audit
+
+    async def renew(self, names: Sequence[str], leases: Sequence[Lease]) -> Renewal:
+        """Renew leases; see ``ServiceRegistry.heartbeat``."""
+        requests.check_leases(names, leases)
+        self._writes.require_loaded()
+        distinct = list(dict.fromkeys((*names, *(lease.name for lease in leases))))
+        claim = NO_CLAIM
+        for start in range(0, len(distinct), _NAMES_PER_TURN):
+            if start:
+                await asyncio.sleep(0)
+            claim = claim_on(*distinct[start : start + _NAMES_PER_TURN])
+        superseded: dict[str, None] = {}
+        if any(lease.instance_id and self._instance_of(lease.name) != lease.instance_id for lease in leases):
+            await self._writes.catch_up()
+            kept = []
+            for lease in leases:
+                if lease.instance_id and self._instance_of(lease.name) not in {None, lease.instance_id}:
+                    superseded[lease.name] = None
+                else:
+                    kept.append(lease)
+            leases = kept
+            distinct = list(dict.fromkeys((*names, *(lease.name for lease in leases))))
+        unknown = await self._store.writer.renew_leases(distinct, claim)
+        if any(name in self._replica.records for name in unknown):
+            # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
+            await self._writes.catch_up()
+            unknown = await self._store.writer.renew_leases(unknown, claim)
+        renewed = len(distinct) - len(unknown)
+        for name, error in await self._set_draining(leases, claim):
+            match error:  # another process changed the service in between
+                case InstanceSuperseded():
+                    superseded[name] = None
+                case ServiceNotFound():
+                    unknown.append(name)
+                case _:
+                    raise error
+            renewed -= 1
+        self._store.counters.superseded_leases += len(superseded)
+        return Renewal(renewed, unknown, list(superseded))
+
+    def _instance_of(self, name: str) -> str | None:
+        """Return the instance that is registered under a name; ``None`` if the name is not registered."""
+        record = self._replica.records.get(name)
+        return None if record is None else record.instance_id
+
+    async def _set_draining(self, leases: Sequence[Lease], claim: Claim) -> list[tuple[str, RegistryError]]:
+        """Commit ``draining`` of the leases whose service has another value; return the errors."""
+        errors: list[tuple[str, RegistryError]] = []
+
+        async def set_one(lease: Lease) -> None:
+            name = lease.name
+            try:
+                with self._audit.record_change("report_health", name) as entry:
+                    await self._reports.report(
+                        name, None, entry, claim, draining=lease.draining, instance_id=lease.instance_id
+                    )
+            except RegistryError as error:
+                errors.append((name, error))
+
+        records = self._replica.records
+        changed = [
+            lease
+            for lease in leases
+            if lease.HasField("draining") and lease.name in records and records[lease.name].draining != lease.draining
+        ]
+        for start in range(0, len(changed), MAX_COMMITS_PER_GROUP):
+            async with asyncio.TaskGroup() as group:
+                for lease in changed[start : start + MAX_COMMITS_PER_GROUP]:
+                    group.create_task(set_one(lease))
+        return errors
