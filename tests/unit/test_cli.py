@@ -21,17 +21,10 @@ SERVE = [*COMMAND, "serve"]
 MODULE = [sys.executable, "-m", "registry_server"]
 
 
-def run(command: list[str], cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OSSA_REGISTRY_")}
     return subprocess.run(
-        command,
-        env=environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        encoding="utf-8",
-        cwd=cwd,
+        command, env=environ | variables, capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
     )
 
 
@@ -168,9 +161,12 @@ def test_serve_shows_its_version(started: list[Settings], capsys: pytest.Capture
         (["--data-dir=registry.toml"], "data_dir: "),
     ],
 )
-def test_check_reports_what_would_prevent_the_start(tmp_path: Path, flags: list[str], expected: str) -> None:
+def test_check_reports_what_would_prevent_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "registry.toml").touch()
-    done = run([*SERVE, "--check", *flags], cwd=tmp_path)
+    done = run([*SERVE, "--check", *flags])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"ossa-registry: {expected}")
 
