@@ -1,4 +1,4 @@
-"""Version filters: exact text, or a range in npm's notation over Semantic Versioning 2.0.0.
+"""Version filters: exact text or a range in npm's notation over Semantic Versioning 2.0.0.
 
 The notation and its rule for pre-releases are those of https://github.com/npm/node-semver (README, "Ranges"). They are
 implemented here because ``semantic_version.NpmSpec`` 2.10 is wrong for pre-releases: it finds 2.0.0-rc.2 in
@@ -45,6 +45,10 @@ _LOWEST: _Prerelease = ((0, 0, ""),)
 _ZERO: _Key = (0, 0, 0, 1, ())
 
 
+class _NotARange(Exception):
+    """The text of a filter is not a range, and so matches only the version that equals it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Comparator:
     """A comparison such as ``>=1.2.3``."""
@@ -79,24 +83,27 @@ class VersionFilter:
 def parse_version_filter(text: str) -> VersionFilter:
     """Parse a version filter.
 
-    Text without any of ``< > = ^ ~ * |``, white space and parts such as the ``x`` in ``1.x`` matches exactly that
-    version, SemVer or not. Any other text is a range: ``>=1.2 <2``, ``^1.4``, ``~2.1``, ``1.x``, ``<1 || >=3``,
-    ``1.2 - 2.3``, ``=1.2.3``, ``*``. In a range a version may have a leading ``v`` and lack minor and patch. A
-    pre-release lies in a range only if one of the compared versions is a pre-release of the same major.minor.patch.
+    Text matches the version that equals it, SemVer or not: ``release 5`` and ``==1.0`` are versions too. If it is also
+    a range, it matches the versions in it: ``>=1.2 <2``, ``^1.4``, ``~2.1``, ``1.x``, ``<1 || >=3``, ``1.2 - 2.3``,
+    ``=1.2.3``, ``*``. In a range a version may have a leading ``v`` and lack minor and patch. A pre-release lies in a
+    range only if one of the compared versions is a pre-release of the same major.minor.patch.
 
     Args:
         text: At most 128 characters.
 
     Raises:
-        ValueError: The text is too long, contains unprintable characters or is not a range.
+        ValueError: No version can equal the text: it is too long or contains unprintable characters.
     """
     if len(text) > MAX_FILTER_LENGTH:
         raise ValueError(f"has {len(text)} characters; at most {MAX_FILTER_LENGTH} are allowed")
     if not text.isprintable():
         raise ValueError(f"{text!r} contains control or other unprintable characters; remove them")
-    if not _RANGE_CHARACTERS.search(text) and not _X_RANGE.fullmatch(text):
+    if not _RANGE_CHARACTERS.search(text.strip()) and not _X_RANGE.fullmatch(text):
         return VersionFilter(text, exact=text)
-    return VersionFilter(text, None, tuple(_alternative(part.strip(), text) for part in text.split("||")))
+    try:
+        return VersionFilter(text, None, tuple(map(_alternative, text.split("||"))))
+    except _NotARange:
+        return VersionFilter(text, exact=text)
 
 
 def _all_hold(alternative: _Alternative, key: _Key) -> bool:
@@ -129,24 +136,21 @@ def _identifiers(prerelease: str | None) -> _Prerelease:
     )
 
 
-def _alternative(text: str, whole: str) -> _Alternative:
+def _alternative(text: str) -> _Alternative:
     low, hyphen, high = (part.strip() for part in text.partition(" - "))
     if hyphen:
-        return _parse_term(low, whole, default=">=") + _parse_term(high, whole, default="<=")
+        return _parse_term(low, default=">=") + _parse_term(high, default="<=")
     comparators: _Alternative = ()  # with none, every release matches
     for term in _SPACE_AFTER_OPERATOR.sub(r"\1", text).split():
-        comparators += _parse_term(term, whole)
+        comparators += _parse_term(term)
     return comparators
 
 
-def _parse_term(term: str, whole: str, default: str = "") -> _Alternative:
+def _parse_term(term: str, default: str = "") -> _Alternative:
     """Return the comparators of one term. ``default`` is the operator of a hyphen range, whose ends must have none."""
     match = _PARTIAL.fullmatch(term)
     if match is None or (default and match["operator"]):
-        raise ValueError(
-            f"{term!r} in {whole!r} is not a version range; write `>=1.2 <2`, `^1.4`, `~2.1`, `1.x`, `1.2 - 2.3` "
-            "or `<1 || >=3`"
-        )
+        raise _NotARange
     numbers: list[int] = []
     for part in (match["major"], match["minor"], match["patch"]):
         # Parts after an `x` are ignored: 1.x.3 is 1.x.
@@ -155,11 +159,11 @@ def _parse_term(term: str, whole: str, default: str = "") -> _Alternative:
         numbers.append(int(part))
     complete = len(numbers) == 3  # noqa: PLR2004 - major, minor and patch
     if match["prerelease"] and not complete:
-        raise ValueError(f"{term!r} in {whole!r} has a pre-release without a full version; write all of 1.2.3-rc.1")
+        raise _NotARange
     symbol = match["operator"] or default
     if not numbers:
-        if symbol in {"<", ">"}:
-            raise ValueError(f"{term!r} in {whole!r} matches no version")
+        if symbol in {"<", ">"}:  # no version
+            raise _NotARange
         return ()
     filled = [*numbers, 0, 0]
     low = _make_key(filled[0], filled[1], filled[2], _identifiers(match["prerelease"]))

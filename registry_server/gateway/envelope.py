@@ -119,8 +119,6 @@ def _http_error_message(error: web.HTTPException) -> str:
     match error:
         case web.HTTPMethodNotAllowed():
             return f"method not allowed; this path supports {', '.join(sorted(error.allowed_methods))}"
-        case web.HTTPNotFound():
-            return "there is no resource at this path"
         case _:
             return error.text or error.reason
 

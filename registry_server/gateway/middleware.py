@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -81,23 +81,27 @@ class Middleware:
         self._any_origin = "*" in settings.cors_origins
         self._origins = frozenset(settings.cors_origins)
 
-    def add_routes(self, router: web.UrlDispatcher, routes: Iterable[Route], api: Any) -> None:
+    def add_routes(self, router: web.UrlDispatcher, routes: Sequence[Route], api: Any, *, base: str) -> None:
         """Route the requests of the table to its handlers, and reject all others.
 
         Args:
             router: A router without routes.
             routes: The complete table.
             api: Object that the handlers belong to.
+            base: Prefix of the paths that may end with a slash.
         """
-        for route in routes:
+        # Express, and so the OSSA reference implementation, also accepts a trailing slash.
+        with_slash = [route for route in routes if route.path.startswith(base)]
+        for route, path in [(each, each.path) for each in routes] + [(each, f"{each.path}/") for each in with_slash]:
             counters = self.admission.counters_of(route.path)
             endpoint = Endpoint(route.permission, counters, limited=route.limited, streams=route.streams)
             wrapped = self._wrap(partial(route.handler, api), route.path, endpoint)
-            web.RouteDef(route.method, route.path, wrapped, {}).register(router)
+            web.RouteDef(route.method, path, wrapped, {}).register(router)
         for resource in list(router.resources()):
             allowed = sorted(route.method for route in resource)
             if isinstance(resource, web.Resource):
-                resource.add_route("*", self._reject(partial(self._reject_method, allowed), resource.canonical))
+                path = resource.canonical.rstrip("/")
+                resource.add_route("*", self._reject(partial(self._reject_method, allowed), path))
         router.add_route("*", "/{path:.*}", self._reject(_not_found, "OTHER"))
 
     def _reject(self, handler: BoundHandler, path: str) -> AiohttpHandler:
@@ -323,5 +327,6 @@ def _body_bytes(response: web.StreamResponse) -> int:
     return len(body) if isinstance(body, bytes) else response.content_length or 0
 
 
-async def _not_found(_: HttpCall) -> web.Response:
-    raise web.HTTPNotFound
+async def _not_found(call: HttpCall) -> web.Response:
+    hint = "; write a slash in a name as %2F" if "/services/" in call.request.path else ""
+    raise web.HTTPNotFound(text=f"there is no resource at this path{hint}")

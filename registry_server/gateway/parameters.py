@@ -20,6 +20,10 @@ _TEXTS: Final = {camel_case(name): field for field, name in TEXT_FILTERS.items()
 
 FILTERS: Final = (*_TEXTS, "health", "tags", "tagMatch")
 """Filter parameters, without those for labels."""
+_LISTS: Final = ("health", "tags")
+"""Parameters with several values, which are separated by commas or in repeated parameters."""
+_ECHO_NAMES: Final = {"name": "namePattern", "health": "healthStatus"}
+"""Members of the filter in answers whose name in OSSA is not that of the parameter."""
 PAGE: Final = ("pageSize", "pageToken")
 EVENTS: Final = ("snapshot", "lastEventId")
 
@@ -43,9 +47,11 @@ class Query:
             if name not in known and not (labels and name.startswith(LABEL)):
                 supported = ", ".join((*known, *([f"{LABEL}KEY"] if labels else []))) or "none"
                 self._add_violation(name, f"is not a parameter of this path; supported are {supported}")
+            elif name in self._values and name in _LISTS:
+                self._values[name] += f",{value}"
             elif name in self._values:
-                self._add_violation(name, "is repeated; pass it once, and separate several values with commas")
-            elif not value and not name.startswith(LABEL):
+                self._add_violation(name, "is repeated; pass it once")
+            elif not value and name != "tags" and not name.startswith(LABEL):
                 self._add_violation(name, "is empty; omit it")
             elif not (name + value).isascii() and not _is_unicode(name + value):
                 self._add_violation(name, "is not UTF-8 text")
@@ -73,9 +79,13 @@ class Query:
     def filter(self) -> ServiceFilter:
         """Return the filter; record its violations with their REST names."""
         filter_ = ServiceFilter(**{field: self.text(name) for name, field in _TEXTS.items()})  # type: ignore[arg-type]
-        for word in self._list("health"):
-            if word in STATUS_BY_WORD:
-                filter_.health.append(STATUS_BY_WORD[word])
+        words = self._list("health")
+        if self.text("health") and not words:
+            self._add_violation("health", "is empty; omit it")
+        for word in words:
+            status = STATUS_BY_WORD.get(word.lower())
+            if status is not None:
+                filter_.health.append(status)
             else:
                 self._add_violation("health", f"{quoted(word)} is not a status; use one of {', '.join(STATUS_BY_WORD)}")
         filter_.tags.extend(self._list("tags"))
@@ -91,10 +101,14 @@ class Query:
         return filter_
 
     def echo(self) -> dict[str, Any]:
-        """Return the filter parameters as the answer repeats them, with lists as arrays."""
-        filters: dict[str, Any] = {name: self._values[name] for name in FILTERS if name in self._values}
+        """Return the filter parameters as the answer repeats them, with the names and values of OSSA's filter."""
+        filters: dict[str, Any] = {
+            _ECHO_NAMES.get(name, name): self._values[name] for name in FILTERS if self.text(name)
+        }
         if "tags" in filters:
             filters["tags"] = self._list("tags")
+        if "healthStatus" in filters:
+            filters["healthStatus"] = ",".join(self._list("health")).lower()
         labels = {name.removeprefix(LABEL): value for name, value in self._values.items() if name.startswith(LABEL)}
         return filters | ({"labels": labels} if labels else {})
 
@@ -107,8 +121,7 @@ class Query:
         raise_if_invalid(self.violations)
 
     def _list(self, name: str) -> list[str]:
-        text = self.text(name)
-        return text.split(",") if text else []
+        return [part for each in self.text(name).split(",") if (part := each.strip())]
 
     def _choice(self, name: str, choices: Mapping[str, Any]) -> Any:
         text = self.text(name)

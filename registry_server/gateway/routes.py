@@ -2,10 +2,11 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 from aiohttp import web
 
-from ossa.registry.v1.registry_service_pb2 import Lease
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease
 from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
@@ -77,7 +78,7 @@ class Api:
             registered = await self._registry.register(service, create_only=create_only)
         headers = {
             "ETag": preconditions.etag(registered.revision),
-            "Location": f"{BASE}/services/{registered.name}",
+            "Location": f"{call.request.path.rstrip('/')}/{quote(registered.name, safe='@')}",
         }
         return self._success(call, service_document(registered), status=201, headers=headers)
 
@@ -99,7 +100,7 @@ class Api:
         return self._envelope.success(self._documents.encoded(record), call.request_id, headers=headers)
 
     async def update(self, call: HttpCall) -> web.Response:
-        """Update the fields in the body."""
+        """Update the fields in the body, and renew the lease."""
         reject_parameters(call.request.query)
         name = call.request.match_info["name"]
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
@@ -123,8 +124,9 @@ class Api:
     async def service_health(self, call: HttpCall) -> web.Response:
         """Return the newest health of a service and the end of its lease."""
         reject_parameters(call.request.query)
-        health, lease_ends = await self._registry.health(call.request.match_info["name"])
-        document = health_document(health)
+        name = call.request.match_info["name"]
+        health, lease_ends = await self._registry.health(name)
+        document = health_document(health, (await self._registry.get(name)).message().registered_at)
         if lease_ends is not None:
             document["leaseExpiresAt"] = time_text(lease_ends)
         return self._success(call, document)
@@ -169,8 +171,8 @@ class Api:
         with rest_names():
             page = await self._registry.list_capabilities(size, query.text("pageToken"))
         document = {
-            "capabilities": [message_document(summary) for summary in page.capabilities],
-            "count": len(page.capabilities),
+            "capabilities": [_capability_document(summary) for summary in page.capabilities],
+            "totalCapabilities": self._registry.get_stats().unique_capabilities,
             "nextPageToken": page.next_page_token or None,
         }
         return self._success(call, document)
@@ -209,6 +211,11 @@ class Api:
         self, call: HttpCall, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
     ) -> web.Response:
         return self._envelope.success(encode_json(document), call.request_id, status, headers)
+
+
+def _capability_document(summary: CapabilitySummary) -> dict[str, Any]:
+    document = message_document(summary)
+    return {"services" if key == "serviceNames" else key: value for key, value in document.items()}
 
 
 ROUTES: Final = (

@@ -17,7 +17,7 @@ from registry_server.gateway.envelope import Envelope
 from registry_server.gateway.listener import Listener
 from registry_server.gateway.middleware import MAX_URL_BYTES, Middleware
 from registry_server.gateway.protocol import ConnectionLimits, Runner
-from registry_server.gateway.routes import ROUTES, Api
+from registry_server.gateway.routes import BASE, ROUTES, Api
 from registry_server.instrumentation.problems import Problems
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.clock import Clock, system_clock
@@ -82,7 +82,7 @@ class HttpServer:
         middleware = Middleware(
             envelope, admission, settings, BrowserRules(settings, needs_credential=needs_credential)
         )
-        middleware.add_routes(app.router, ROUTES, self._api)
+        middleware.add_routes(app.router, ROUTES, self._api, base=BASE)
         self._certificates = certificates
         self._connections = Connections(settings, admission.guard.in_flight.bytes.limit)
         self._listener: Listener | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, Metadata, Service
 from ossa_common.json_shape import NANOS_PER_SECOND, STATUS_WORDS
@@ -40,11 +41,18 @@ def encode_document_prefix(service: Service) -> bytes:
     return orjson.dumps(_document(service, _schema_fragment))[:-1] + b',"revision":'
 
 
-def health_document(health: Health) -> dict[str, Any]:
-    """Return the JSON form of a valid health as plain values for ``json.dumps``; unset optional fields are omitted."""
+def health_document(health: Health, registered_at: Timestamp | None = None) -> dict[str, Any]:
+    """Return the JSON form of a valid health as plain values for ``json.dumps``; unset optional fields are omitted.
+
+    Args:
+        health: The health.
+        registered_at: Registration of its service. It is the ``lastCheck``, which OSSA requires, until the first check.
+    """
     document: dict[str, Any] = {"status": STATUS_WORDS.get(health.status, "unknown")}
     if health.HasField("last_check"):
         document["lastCheck"] = time_text(health.last_check)
+    elif registered_at is not None:
+        document["lastCheck"] = time_text(registered_at)
     if health.HasField("response_time"):
         document["responseTime"] = duration_number(health.response_time)
     if health.HasField("details"):
@@ -63,7 +71,7 @@ def _document(service: Service, convert_schema: _SchemaConverter) -> dict[str, A
         "endpoint": service.endpoint,
         "capabilities": [_capability_document(capability, convert_schema) for capability in service.capabilities],
         "version": service.version,
-        "health": health_document(service.health),
+        "health": health_document(service.health, service.registered_at if service.HasField("registered_at") else None),
     }
     if service.HasField("metadata"):
         document["metadata"] = _metadata_document(service.metadata)

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from ossa_common.json_shape import OUTPUT_ONLY
+from registry_server.model.endpoints import probe_kind
 
 OF_INSTANCE: Final = frozenset({"instance_id", "draining"})
 """Fields that updates do not change: the registered instance sets them by registrations, heartbeats and reports."""
@@ -164,17 +165,19 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
         health.status = health.status or HealthStatus.HEALTH_STATUS_UNKNOWN
         changed = health.status != current.health.status
         health.status_changed_at.CopyFrom(now if changed else current.health.status_changed_at)
+        if health.last_check == service.registered_at and not current.health.HasField("last_check"):
+            health.ClearField("last_check")  # sent back as it was read in JSON
     return service
 
 
 def _is_probed(service: Service) -> bool:
-    return service.health_check.WhichOneof("probe") not in {"heartbeat", "none"}
+    return probe_kind(service) not in {"heartbeat", "none"}
 
 
 def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
-    """Set an unknown status to healthy if the health check is ``heartbeat``: the lease then monitors the service."""
+    """Set an unknown status to healthy if heartbeats decide the health: the lease then monitors the service."""
     health = service.health
-    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and service.health_check.HasField("heartbeat"):
+    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and probe_kind(service) == "heartbeat":
         health.status = HealthStatus.HEALTH_STATUS_HEALTHY
         same = current is not None and current.health.status == health.status
         health.status_changed_at.CopyFrom(current.health.status_changed_at if current and same else now)

@@ -1,4 +1,4 @@
-"""Validation rules for single values: names, text, durations, structs, endpoints.
+"""Validation rules for single values: names, text, durations, structs.
 
 Every function appends its violations to ``found``. Registration is a hot path, so a whole message shares one list.
 """
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
@@ -23,8 +22,6 @@ T = TypeVar("T")
 
 HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
-ENDPOINT_SCHEMES: Final = ("http", "https", "grpc", "grpcs", "tcp", "ws", "wss")
-MAX_ENDPOINT_LENGTH: Final = 2_048
 MAX_ERROR_LENGTH: Final = 1_024
 MAX_DETAILS_BYTES: Final = 4_096
 
@@ -33,7 +30,6 @@ _NANOS = 1_000_000_000
 # Range of the well-known type: https://protobuf.dev/reference/protobuf/google.protobuf
 _MIN_TIMESTAMP_SECONDS, _MAX_TIMESTAMP_SECONDS = -62_135_596_800, 253_402_300_799
 
-_NOT_VISIBLE_ASCII = re.compile(r"[^\x21-\x7e]|\\")
 _NOT_IN_PATH = re.compile(r"[^\x21-\x7e]|[\\#]")
 _NOT_IN_HEADER_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _FRAMING_HEADERS: Final = frozenset(
@@ -55,13 +51,18 @@ _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 _LEVEL_TAGS = (b"\x2a", b"\x32")
 
 
+_RESERVED_LAST_SEGMENTS: Final = frozenset({"health", "heartbeat", "maintenance", "explain"})
+"""Routes below a service: a proxy that decodes ``%2F`` must not turn the path of one service into that of another."""
+
+
 class Identifier:
     """A kind of identifier: 1 to 128 letters, digits and certain other characters."""
 
-    def __init__(self, noun: str, others: str) -> None:
+    def __init__(self, noun: str, others: str, first: str = "") -> None:
         self._noun = noun
-        self._rule = f"1 to 128 characters of A-Z a-z 0-9 {' '.join(others)}, starting with a letter or digit"
-        self.regex = re.compile(rf"[A-Za-z0-9][A-Za-z0-9{others}]{{0,127}}")
+        start = f"a letter, digit or {first}" if first else "a letter or digit"
+        self._rule = f"1 to 128 characters of A-Z a-z 0-9 {' '.join(others)}, starting with {start}"
+        self.regex = re.compile(rf"[A-Za-z0-9{first}][A-Za-z0-9{others}]{{0,127}}")
         """Used with ``fullmatch`` only: ``$`` would accept a trailing line break."""
 
     def check(self, value: str, at: str, found: list[Violation]) -> None:
@@ -71,7 +72,27 @@ class Identifier:
             found.append(Violation(at, f"{fault}: {self._rule}"))
 
 
-NAME: Final = Identifier("name", "._-")
+class ServiceName(Identifier):
+    """The name of a service or group: an identifier that is also one segment of a URL, with ``%2F`` for a slash."""
+
+    def check(self, value: str, at: str, found: list[Violation]) -> None:
+        """Check a required name."""
+        super().check(value, at, found)
+        if "/" not in value or not self.regex.fullmatch(value):
+            return
+        segments = value.split("/")
+        if not {"", ".", ".."}.isdisjoint(segments):
+            found.append(
+                Violation(at, f"{quoted(value)} has an empty segment, or one that is . or .., between slashes")
+            )
+        elif segments[-1] in _RESERVED_LAST_SEGMENTS:
+            reserved = ", ".join(sorted(_RESERVED_LAST_SEGMENTS))
+            found.append(
+                Violation(at, f"{quoted(value)} ends in a reserved segment; after a slash, use none of {reserved}")
+            )
+
+
+NAME: Final = ServiceName("name", "._/@-", first="@")
 CAPABILITY_NAME: Final = Identifier("capability name", "._:/-")
 LABEL_KEY: Final = Identifier("label key", "._/-")
 
@@ -124,7 +145,7 @@ def check_header(name: str, value: str, at: str, limit: int, found: list[Violati
         found.append(Violation(at, f"{quoted(name)} is not an HTTP header name: letters, digits and !#$%&'*+-.^_`|~"))
     elif lowered in _FRAMING_HEADERS or lowered.startswith("proxy-"):
         found.append(Violation(at, f"{quoted(name)} frames the request or concerns its connection; remove it"))
-    elif lowered == "host" and (fault := _authority_fault(value, port_required=False)):
+    elif lowered == "host" and (fault := authority_fault(value, port_required=False)):
         found.append(Violation(at, fault))
     if _NOT_IN_HEADER_VALUE.search(value):
         found.append(Violation(at, "the value contains line breaks or other control characters; remove them"))
@@ -264,39 +285,8 @@ def check_details(details: Struct, at: str, found: list[Violation]) -> None:
         check_struct(details, at, found)
 
 
-def check_endpoint(endpoint: str, at: str, found: list[Violation]) -> None:
-    """Check the URL of a service."""
-    fault: str | None
-    if not endpoint:
-        fault = "is required: an absolute URL such as https://host:8080"
-    elif len(endpoint) > MAX_ENDPOINT_LENGTH:
-        fault = f"has {len(endpoint)} characters; at most {MAX_ENDPOINT_LENGTH} are allowed"
-    # Checked before parsing, because urlsplit silently drops line breaks and leading spaces.
-    elif stray := _NOT_VISIBLE_ASCII.search(endpoint):
-        fault = f"has {stray.group()!r} at position {stray.start()}; a URL is visible ASCII without backslashes"
-    else:
-        fault = _url_fault(endpoint)
-    if fault:
-        found.append(Violation(at, fault))
-
-
-def _url_fault(endpoint: str) -> str | None:
-    try:
-        parts = urlsplit(endpoint)
-    except ValueError:
-        return "is not a URL: the brackets of its host do not hold an IPv6 address"
-    if parts.scheme not in ENDPOINT_SCHEMES:
-        scheme = f"{quoted(parts.scheme)} is not a scheme for an endpoint" if parts.scheme else "has no scheme"
-        return f"{scheme}; use one of {', '.join(ENDPOINT_SCHEMES)}, as in https://host:8080"
-    if not parts.netloc:
-        return f"has no host; write {parts.scheme}://host:port"
-    # Never quoted, because the value may contain a password.
-    if "@" in parts.netloc:
-        return "contains a user name or password; remove it, because every reader of the registry can see this field"
-    return _authority_fault(parts.netloc, port_required=parts.scheme == "tcp")
-
-
-def _authority_fault(authority: str, *, port_required: bool) -> str | None:
+def authority_fault(authority: str, *, port_required: bool) -> str | None:
+    """Return what is wrong with ``host`` or ``host:port``; ``None`` if it is valid."""
     if authority.startswith("["):
         host, bracket, rest = authority[1:].partition("]")
         if not bracket or not _is_ip(ipaddress.IPv6Address, host):

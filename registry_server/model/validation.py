@@ -15,7 +15,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, HealthStatus, Metadata, Service
 from ossa_common.json_shape import OUTPUT_ONLY
 from ossa_common.violations import Violation, keyed, quoted
-from registry_server.model import normal, rules
+from registry_server.model import endpoints, normal, rules
 from registry_server.model.rules import MAX_ERROR_LENGTH
 
 MAX_SERVICE_BYTES: Final = 65_536
@@ -64,7 +64,7 @@ def service_violations(service: Service, at: str = "service") -> list[Violation]
     found = size_violations(service, at)
     check_structs = not found  # a request may be far larger than a service
     rules.NAME.check(service.name, f"{at}.name", found)
-    rules.check_endpoint(service.endpoint, f"{at}.endpoint", found)
+    endpoints.check_endpoint(service.endpoint, f"{at}.endpoint", found)
     if not service.version:
         found.append(Violation(f"{at}.version", "is required: SemVer such as 1.4.2 is recommended"))
     rules.check_printable(service.version, f"{at}.version", MAX_VERSION_LENGTH, found)

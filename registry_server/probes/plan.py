@@ -1,22 +1,19 @@
 """``Plan``: how a service is probed, derived from its settings and the defaults."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import SplitResult, urlsplit
 
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
+from registry_server.model.endpoints import ProbeKind, probe_kind
 
 if TYPE_CHECKING:  # see process.py
     from registry_server.config import HealthCheckSettings
 
-ProbeKind = Literal["http", "grpc", "tcp", "heartbeat", "none"]
-
 DEFAULT_PATH: Final = "/health"
 DEFAULT_METHOD: Final = "GET"
 
-_BY_SCHEME: Final[Mapping[str, ProbeKind]] = {"http": "http", "https": "http", "grpc": "grpc", "grpcs": "grpc"}
 _TLS_SCHEMES: Final = frozenset({"https", "grpcs", "wss"})
 _PORT, _TLS_PORT = 80, 443
 
@@ -83,7 +80,7 @@ class Plan(NamedTuple):
         interval = _seconds(check.interval) if check.HasField("interval") else defaults.interval_ms / 1000
         timeout = _seconds(check.timeout) if check.HasField("timeout") else defaults.timeout_ms / 1000
         common = cls(
-            kind=check.WhichOneof("probe") or _BY_SCHEME.get(endpoint.scheme, "tcp"),
+            kind=probe_kind(service),
             interval=interval,
             timeout=min(timeout, interval),
             failure_threshold=check.failure_threshold or defaults.failure_threshold,

@@ -22,7 +22,9 @@ SUBJECT: Final = "{subject}"
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Public-key algorithms only: with a shared secret, every verifier could also create tokens."""
 
-_PATTERN: Final = re.compile(r"[A-Za-z0-9._*-]{1,128}")
+_PATTERN: Final = re.compile(r"[A-Za-z0-9._*/@-]{1,128}")
+_SUBJECT: Final = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+"""Subjects that may be part of a pattern: without a slash, which so separates them from what follows."""
 _CLAIM: Final = re.compile(r"[^\s.]+(\.[^\s.]+)*")
 
 # Replacements for pydantic's messages, which are written for programmers.
@@ -177,8 +179,8 @@ def granted_identity(
         default_limits: Limits where the entry sets none.
         expires: Expiry of the credential, in seconds since the epoch.
     """
-    # A subject that is not valid in a name, or contains *, must not become part of a pattern.
-    is_plain = _PATTERN.fullmatch(subject) and "*" not in subject
+    # A subject that is not valid in a name, or contains * or /, must not become part of a pattern.
+    is_plain = _SUBJECT.fullmatch(subject)
     patterns = tuple(
         pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or is_plain
     )
@@ -216,13 +218,13 @@ def read_policy(file: Path) -> Policy:
     if problems := [*_name_problems(policy), *_key_problems(policy), *_rule_problems(policy)]:
         raise ConfigurationError("\n".join(_format_problems(file, document, problems)))
     for place, pattern in _overlapping_patterns(policy):
-        # A subject may contain every character that a name may contain, so no separator ends it.
+        # A subject may contain every character that a name may contain but the slash, so no other separator ends it.
         log.warning(
             "policy pattern admits names of other subjects",
             line=document.line_of(place),
             rule=_place_prefix(place).removesuffix(": "),
             pattern=pattern,
-            hint="the subject team also admits names of the subject team-b; see docs/security.md",
+            hint="the subject team also admits names of the subject team-b; write {subject}/; see docs/security.md",
         )
     return policy
 
@@ -235,7 +237,9 @@ def _overlapping_patterns(policy: Policy) -> Iterator[tuple[Place, str]]:
     grants += [(("certificates", i), rule) for i, rule in enumerate(policy.certificates)]
     for place, grant in grants:
         for k, pattern in enumerate(grant.patterns):
-            if SUBJECT in pattern and "*" in pattern:
+            fixed, _, rest = pattern.partition("*")
+            ended = "/" in fixed.rpartition(SUBJECT)[2] and SUBJECT not in rest
+            if SUBJECT in pattern and "*" in pattern and not ended:
                 yield (*place, "patterns", k), pattern
 
 

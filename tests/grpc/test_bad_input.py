@@ -126,7 +126,7 @@ def test_servers_still_serve_after_all_invalid_requests(results: Results) -> Non
 
 async def test_each_bad_service_of_a_batch_is_refused_separately(server: Server) -> None:
     good, nothing = small_service("good"), Service()
-    bad = small_service("bad", endpoint="ftp://h", capabilities=[{"name": "a"}, {"name": "-"}])
+    bad = small_service("bad", endpoint="file://h", capabilities=[{"name": "a"}, {"name": "-"}])
     large = small_service("large", metadata={"documentation": "a" * 70_000})
 
     answer = await server.stub.BatchRegisterServices(

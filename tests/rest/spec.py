@@ -69,7 +69,7 @@ def operation(method: str, path: str) -> Node | None:
     """Return the operation of a request, or ``None``; ``path`` excludes the query."""
     for template, item in DOCUMENT["paths"].items():
         pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template))
-        if re.fullmatch(pattern, path) and method.lower() in item:
+        if re.fullmatch(pattern + "/?" * template.startswith("/api/"), path) and method.lower() in item:
             return ROOT["paths"][template][method.lower()]
     return None
 

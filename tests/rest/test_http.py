@@ -68,7 +68,7 @@ async def test_options_returns_the_methods(path: str, rest: Rest) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/nothing", "/services/", "/services/a/b", "//services", "/services/a/health/"]
+    "path", ["", "/", "/nothing", "/services//", "/services/a/b", "//services", "/services/a/health//"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_unknown_paths_are_not_found(method: str, path: str, rest: Rest) -> None:

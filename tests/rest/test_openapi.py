@@ -18,7 +18,7 @@ from registry_server.gateway.envelope import HTTP_CODES
 from registry_server.gateway.middleware import MAX_URL_BYTES
 from registry_server.gateway.parameters import EVENTS, FILTERS, PAGE, TAG_MATCHES
 from registry_server.gateway.routes import ROUTES
-from registry_server.model import filters, requests, rules, validation
+from registry_server.model import endpoints, filters, requests, rules, validation
 from tests.rest import spec
 from tests.rest.client import BASE, Rest, service
 from tests.rest.spec import DOCUMENT, Node, operations, parameters, schema
@@ -147,8 +147,7 @@ def limits() -> list[tuple[Any, Any]]:
         (capability["version"]["maxLength"], validation.MAX_VERSION_LENGTH),
         (of["Capabilities"]["maxItems"], validation.MAX_CAPABILITIES),
         (of["ServiceVersion"]["maxLength"], validation.MAX_VERSION_LENGTH),
-        (of["Endpoint"]["maxLength"], rules.MAX_ENDPOINT_LENGTH),
-        (of["Endpoint"]["pattern"], f"^({'|'.join(rules.ENDPOINT_SCHEMES)})://[!-~]+$"),
+        (of["Endpoint"]["maxLength"], endpoints.MAX_ENDPOINT_LENGTH),
         (of["Health"]["properties"]["error"]["maxLength"], rules.MAX_ERROR_LENGTH),
         (of["Status"]["enum"], list(STATUS_BY_WORD)),
         (metadata["description"]["maxLength"], validation.MAX_DESCRIPTION_LENGTH),
@@ -198,7 +197,10 @@ def limits() -> list[tuple[Any, Any]]:
             ),
             {*EVENT_NAMES.values(), sse.SNAPSHOT_STARTED, sse.SNAPSHOT_COMPLETE},
         ),
-        (set(of["ServiceList"]["properties"]["filter"]["properties"]), {*FILTERS, "labels"}),
+        (
+            set(of["ServiceList"]["properties"]["filter"]["properties"]),
+            {*FILTERS, "labels", "namePattern", "healthStatus"} - {"name", "health"},
+        ),
     ]
 
 

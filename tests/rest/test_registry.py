@@ -62,13 +62,13 @@ async def test_capabilities_are_aggregated_over_services(rest: Rest) -> None:
             {
                 "name": "a",
                 "versions": ["1", "2"],
-                "serviceNames": ["one", "two"],
+                "services": ["one", "two"],
                 "serviceCount": 2,
                 "description": "Description of a",
             },
-            {"name": "b", "versions": ["1"], "serviceNames": ["one"], "serviceCount": 1},
+            {"name": "b", "versions": ["1"], "services": ["one"], "serviceCount": 1},
         ],
-        "count": 2,
+        "totalCapabilities": 2,
         "nextPageToken": None,
     }
 

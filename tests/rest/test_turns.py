@@ -37,7 +37,7 @@ QUERIES: Final = {
     "tags": "tags=" + "a," * 4_000,
     "statuses": "health=" + "up," * 2_600,
     "repeated": "&".join(["tags=a"] * 1_100),
-    "escapes": "tags=" + "%2C" * 2_600,
+    "escapes": "tags=" + "%61%2C" * 1_300,
     "version": "version=" + "%3E1%20" * 1_100,
     "pattern": "namePattern=" + "(a|b)*" * 1_300,
 }

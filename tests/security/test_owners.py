@@ -15,7 +15,7 @@ from registry_server.security.identity import Claim
 from registry_server.store import RedisStore
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
-from tests.support.security import Policy
+from tests.support.security import Policy, bearer, token
 from tests.support.server import Server, running
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -23,7 +23,7 @@ OK = grpc.StatusCode.OK
 
 
 async def register(server: Server, policy: Policy, key: str, name: str, **fields: Any) -> grpc.StatusCode:
-    request = pb.RegisterServiceRequest(service=small_service(name, **fields))
+    request = pb.RegisterServiceRequest(service=small_service(name, **{"endpoint": "http://agent.test", **fields}))
     code: grpc.StatusCode = await server.stub.RegisterService(request, metadata=policy.metadata(key)).code()
     return code
 
@@ -283,3 +283,33 @@ async def test_random_writes_keep_owners_and_counts_consistent(redis: RedisProce
     assert names == model
     assert counts == {owner: list(model.values()).count(owner) for owner in set(model.values())}
     await store.close()
+
+
+async def test_star_in_a_pattern_also_matches_slashes(redis: RedisProcess, policy: Policy) -> None:
+    policy.document["api_keys"] += [policy.entry("agent", patterns=["@acme/*", "team/*-1"]) | {"name": "acme"}]
+    policy.document["api_keys"] = [key for key in policy.document["api_keys"] if key["name"] != "agent"]
+    policy.write()
+    async with running(redis.url, security=policy.section) as server:
+        for name in ("@acme/agent", "@acme/team/agent", "team/a/b-1"):
+            assert await register(server, policy, "agent", name, group=name) is OK, name
+        for name in ("@acme", "@acmes/agent", "acme/agent", "team/a/b-2", "fleet-1"):
+            assert await register(server, policy, "agent", name) is DENIED, name
+        assert await register(server, policy, "agent", "@acme/agent", group="@acme") is OK
+        assert await unregister(server, policy, "other", "@acme/agent") is DENIED
+
+
+async def test_subject_with_a_slash_is_in_no_pattern(redis: RedisProcess, policy: Policy) -> None:
+    policy.document["jwt"][0]["rules"] = [{"role": "agent", "patterns": ["{subject}/*"]}]
+    policy.write()
+    async with running(redis.url, security=policy.section) as server:
+
+        async def code(subject: str, name: str) -> grpc.StatusCode:
+            request = pb.RegisterServiceRequest(service=small_service(name, endpoint="http://agent.test"))
+            call = server.stub.RegisterService(request, metadata=bearer(token(subject)))
+            found: grpc.StatusCode = await call.code()
+            return found
+
+        assert await code("bob@acme.com", "bob@acme.com/agent") is OK
+        assert await code("team", "team/b/agent") is OK
+        assert await code("team-b", "team/b/other") is DENIED
+        assert await code("team/b", "team/b/other") is DENIED

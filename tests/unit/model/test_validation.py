@@ -16,7 +16,7 @@ from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
 from ossa_common.json_shape import MAX_STRUCT_DEPTH
 from ossa_common.violations import MAX_VIOLATIONS, Violation
-from registry_server.model import rules
+from registry_server.model import endpoints, rules
 from registry_server.model.validation import (
     MAX_MASK_PATHS,
     name_violations,
@@ -118,7 +118,15 @@ VALID: dict[str, Change] = {
     "no capabilities": lambda message: message.ClearField("capabilities"),
     "name of one character": setting("name", "a"),
     "longest name": setting("name", "a" * 128),
-    "all characters of names": setting("name", "9.a_B-"),
+    "all characters of names": setting("name", "9.a_B-@/c"),
+    "name of a package": setting("name", "@acme/agent"),
+    "name of a server in the MCP registry": setting("name", "io.github.acme/weather"),
+    "name of a route": setting("name", "health"),
+    "route before the last segment": setting("name", "a/health/b"),
+    "group of a package": setting("group", "@acme/agents"),
+    "endpoint with any scheme": endpoint("mcp://tools.company.com"),
+    "endpoint with a compound scheme": endpoint("a2a+https://agents.company.com:8443/v1?x=1"),
+    "endpoint of a file transfer": endpoint("ftp://host"),
     "group": setting("group", "text.processors"),
     "version that is not SemVer": setting("version", "build 7, Zürich"),
     "longest version": setting("version", "v" * 128),
@@ -184,12 +192,16 @@ INVALID: list[tuple[str, Change, str, str]] = [
     ("no name", setting("name", ""), "service.name", "is required"),
     ("name with a space", setting("name", "bad name"), "service.name",
      "'bad name' is not a name: 1 to 128 characters of"),
-    ("name that begins with a dot", setting("name", ".hidden"), "service.name", "starting with a letter or digit"),
+    ("name that begins with a dot", setting("name", ".hidden"), "service.name", "starting with a letter, digit or @"),
+    ("name with an empty segment", setting("name", "a//b"), "service.name", "has an empty segment"),
+    ("name with a slash at its end", setting("name", "@acme/"), "service.name", "has an empty segment"),
+    ("name with a segment of dots", setting("name", "a/../b"), "service.name", "between slashes"),
+    ("name like the path of a route", setting("name", "a/health"), "service.name", "ends in a reserved segment"),
     ("name with a line break at its end", setting("name", "name\n"), "service.name", r"'name\n' is not a name"),
     ("name in other letters", setting("name", "größe"), "service.name", "is not a name"),
     ("name with other digits", setting("name", "a\uff11"), "service.name", "is not a name"),
     ("name too long", setting("name", "n" * 129), "service.name", f"'{'n' * 64}'... is not a name"),
-    ("bad group", setting("group", "a/b"), "service.group", "is not a name"),
+    ("bad group", setting("group", "a:b"), "service.group", "is not a name"),
     ("no version", setting("version", ""), "service.version", "is required"),
     ("version too long", setting("version", "v" * 129), "service.version", "has 129 characters; at most 128"),
     ("version with a line break", setting("version", "1\n"), "service.version", "control"),
@@ -363,9 +375,14 @@ def test_valid_endpoint_is_accepted(url: str) -> None:
     [
         ("", "is required"),
         ("http://host/" + "p" * (2_049 - 12), "has 2049 characters"),
-        ("host:8080", "'host' is not a scheme for an endpoint; use one of http, https, grpc, grpcs, tcp, ws, wss"),
-        ("ftp://host", "'ftp' is not a scheme"),
-        ("javascript:alert(1)", "is not a scheme"),
+        ("host:8080", "has no scheme; write 'http://host:8080'"),
+        ("agent.company.com:8080/v1", "has no scheme; write 'http://agent.company.com:8080/v1'"),
+        ("[::1]:8080", "has no scheme; write 'http://[::1]:8080'"),
+        ("urn:agents:one", "has no host"),
+        ("javascript:alert(1)", "must not have the scheme javascript"),
+        ("FILE://host/etc/passwd", "must not have the scheme file"),
+        ("data:text/html,x", "must not have the scheme data"),
+        ("vbscript://host", "must not have the scheme vbscript"),
         ("/path", "has no scheme"),
         ("//host/path", "has no scheme"),
         ("host", "has no scheme"),
@@ -569,7 +586,7 @@ def test_any_text_is_validated_with_short_violations(
 @given(st.from_regex(r"\A(https?|tcp|ws)://[a-z0-9.:\[\]@%/?#-]*\Z"))
 def test_any_endpoint_has_at_most_one_violation(url: str) -> None:
     found: list[Violation] = []
-    rules.check_endpoint(url, "endpoint", found)
+    endpoints.check_endpoint(url, "endpoint", found)
     assert len(found) <= 1
 
 

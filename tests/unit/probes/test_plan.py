@@ -32,6 +32,7 @@ def plan(endpoint: str, check: dict[str, Any] | None = None, defaults: HealthChe
         ("ws://agent.test", "tcp", "agent.test", 80, False),
         ("wss://agent.test", "tcp", "agent.test", 443, True),
         ("tcp://agent.test:6379", "tcp", "agent.test", 6379, False),
+        ("mcp://agent.test:9000", "tcp", "agent.test", 9000, False),
         ("http://agent.test:8080/base", "http", "agent.test", 8080, False),
         ("http://[::1]:8080", "http", "::1", 8080, False),
         ("grpcs://10.0.0.1:50051", "grpc", "10.0.0.1", 50051, True),
@@ -88,6 +89,12 @@ def test_path_is_appended_to_the_endpoint(endpoint: str, path: str, url: str) ->
 )
 def test_configured_kind_takes_precedence_over_the_scheme(check: dict[str, Any], kind: str) -> None:
     assert plan("http://agent.test", check).kind == kind
+
+
+def test_endpoint_that_cannot_be_probed_needs_heartbeats() -> None:
+    assert plan("mcp://agent.test").kind == "heartbeat"
+    assert plan("mcp://agent.test", {"interval": "10s"}).by_heartbeat
+    assert plan("mcp://agent.test", {"tcp": {}}).kind == "tcp"
 
 
 @pytest.mark.parametrize(("kind", "by_heartbeat"), [("heartbeat", True), ("none", False)])

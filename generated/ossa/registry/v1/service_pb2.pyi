@@ -106,10 +106,14 @@ class Service(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required. Immutable. Unique name of the service. Format: `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`."""
+    """Required. Immutable. Unique name of the service, such as `summarizer`, `@acme/agent` or `io.github.acme/weather`.
+    Format: `[A-Za-z0-9@][A-Za-z0-9._/@-]{0,127}`. No segment between slashes is empty, `.` or `..`; after a slash, the
+    last segment is not `health`, `heartbeat`, `maintenance` or `explain`.
+    """
     endpoint: _builtins.str
-    """Required. Absolute URL of the service, at most 2,048 characters. Schemes: http, https, grpc, grpcs, tcp (with a
-    port), ws and wss. Must not contain a user name or password, because every reader of the registry sees this field.
+    """Required. Absolute URL of the service with a host, at most 2,048 characters, such as `https://host:8080` or
+    `mcp://tools.company.com`. Any scheme except javascript, data, file and vbscript; tcp needs a port. Must not contain
+    a user name or password, because every reader of the registry sees this field.
     """
     version: _builtins.str
     """Required. Version of the service, 1 to 128 printable characters. SemVer is recommended: version ranges in filters
@@ -157,7 +161,8 @@ class Service(_message.Message):
     @_builtins.property
     def health_check(self) -> Global___HealthCheck:
         """Optional. How the registry probes the service. Unset = HTTP GET `{endpoint}/health` for http and https,
-        `grpc.health.v1` for grpc and grpcs, a TCP connection for other schemes.
+        `grpc.health.v1` for grpc and grpcs, a TCP connection for other schemes if the endpoint has a port (ws and wss have
+        default ports), otherwise `heartbeat`.
         """
 
     @_builtins.property
@@ -637,12 +642,15 @@ class ServiceFilter(_message.Message):
     """The service has a capability with this name."""
     capability_version: _builtins.str
     """The capability named in `capability` has exactly this version, or a version in this SemVer range, such as
-    `>=1.2 <2`, `^1.4`, `~2.1`, `1.x` or `<1 || >=3`. Requires `capability`. At most 128 characters.
+    `>=1.2 <2`, `^1.4`, `~2.1`, `1.x` or `<1 || >=3`; text that is not a range matches only the equal version. Requires
+    `capability`. At most 128 characters.
     """
     tag_match: Global___TagMatch.ValueType
     """Whether any or all of `tags` must be present."""
     version: _builtins.str
-    """The service has exactly this version, or a version in this SemVer range. At most 128 characters."""
+    """The service has exactly this version, or a version in this SemVer range; text that is not a range matches only the
+    equal version. At most 128 characters.
+    """
     environment: _builtins.str
     """The environment equals this value."""
     group: _builtins.str
