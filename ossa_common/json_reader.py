@@ -31,6 +31,9 @@ from ossa_common.violations import Violation, inside, member, quoted
 _MAX_MISTYPED: Final = 64
 """Maximum length of an unknown key that is compared with the fields."""
 
+_SCHEMAS: Final = frozenset({"inputs", "outputs"})
+"""Fields that contain a JSON Schema."""
+
 _Read: TypeAlias = Callable[[ValueReader, Any, str, Any], None]
 """Reads a value that is not null into a field of a message. Arguments: reader, value, its path, message."""
 
@@ -141,7 +144,8 @@ def _reader_of(field: AnyFieldDescriptor) -> _Read:
         convert = _SCALARS[field.type]
         return lambda reader, value, at, message: setattr(message, name, convert(reader, value, at))
     if kind.full_name == Struct.DESCRIPTOR.full_name:
-        return lambda reader, value, at, message: reader.read_struct(value, at, getattr(message, name))
+        read = ValueReader.read_schema if name in _SCHEMAS else ValueReader.read_struct
+        return lambda reader, value, at, message: read(reader, value, at, getattr(message, name))
     if kind.full_name == Duration.DESCRIPTOR.full_name:
         nanos_per_unit = DURATIONS[name][1]
         return _copying_reader(name, lambda reader, value, at: reader.duration(value, at, nanos_per_unit))

@@ -15,11 +15,11 @@ from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import MAX_DURATION_SECONDS, MAX_STRUCT_DEPTH, NANOS_PER_SECOND, STATUS_BY_WORD
 from ossa_common.violations import MAX_VIOLATIONS, Violation, inside, keyed, quoted
 
-MAX_VALUES: Final = 16_384
-"""Maximum number of values in all schemas and details of a document. A service has at most 64 KiB, and each value takes
-at least four bytes."""
+MAX_VALUES: Final = 32_768
+"""Maximum number of values in all schemas and details of a document. A service has at most 128 KiB, and each value
+takes at least four bytes."""
 MAX_ITEMS: Final = 1_000
-"""Maximum number of items of other arrays and objects; the registry accepts at most 64."""
+"""Maximum number of items of other arrays and objects; the registry accepts at most 256."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # RFC 3339 with up to nine fractional digits; `datetime` accepts more formats, but only six fractional digits.
@@ -27,12 +27,13 @@ _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?(Z|[+-][0-9]{2}:[0-9]{2})"
 )
 _NOT_FINITE = "must be a finite number in the range of a 64-bit float"
+_MAX_EXACT_INTEGER = 2**53
 _NULL_ITEM = "must not be null"
 _MAX_SHOWN_NUMBER = 1e15
 _INT32 = range(-(2**31), 2**31)
 # Tuples, because `int | float` builds a union object on each evaluation.
 _NUMBERS = (int, float)
-_CONTAINERS = (dict, list)
+_CONTAINERS = (dict, list, tuple)
 _KINDS: Final[Mapping[type, str]] = {
     NoneType: "null",
     bool: "a boolean",
@@ -68,6 +69,15 @@ class ValueReader:
         """Copy an object with any content into ``struct``."""
         struct.SetInParent()
         self._fill_struct(value, at, struct, 1)
+
+    def read_schema(self, value: object, at: str, struct: Struct) -> None:
+        """Copy a JSON Schema into ``struct``; the schemas ``true`` and ``false`` have equivalent objects."""
+        if value is True:
+            struct.SetInParent()
+        elif value is False:
+            struct.fields["not"].struct_value.SetInParent()
+        else:
+            self.read_struct(value, at, struct)
 
     def members(self, value: object, at: str) -> dict[str, Any]:
         """Return an object with any members; an empty one if it is wrong."""
@@ -198,16 +208,22 @@ class ValueReader:
         elif isinstance(item, bool):
             value.bool_value = item
         elif isinstance(item, _NUMBERS):
-            if _is_finite(item):
-                value.number_value = item
-            else:
+            if not _is_finite(item):
                 self.add_violation(inside(at, key), _NOT_FINITE)
+            elif abs(item) > _MAX_EXACT_INTEGER and float(item) != item:  # Python compares them exactly
+                self.add_violation(
+                    inside(at, key), f"would become {float(item):.17g} as a 64-bit float; send it as text"
+                )
+            else:
+                value.number_value = item
         elif isinstance(item, _CONTAINERS):
             self._fill_container(item, inside(at, key), value, depth + 1)
         else:
             self.text(item, inside(at, key))
 
-    def _fill_container(self, item: dict[str, Any] | list[Any], at: str, value: Value, depth: int) -> None:
+    def _fill_container(
+        self, item: dict[str, Any] | list[Any] | tuple[Any, ...], at: str, value: Value, depth: int
+    ) -> None:
         if depth > MAX_STRUCT_DEPTH:
             self.add_violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; reduce the nesting")
         elif isinstance(item, dict):
@@ -232,6 +248,19 @@ class ValueReader:
         if before <= MAX_VALUES < self._values:
             self.add_violation(at, f"is too large: a service may have at most {MAX_VALUES} values")
         return self._values <= MAX_VALUES
+
+
+def struct_of(value: object, at: str) -> Struct:
+    """Return an object with any content as a struct.
+
+    Raises:
+        ValueError: It cannot be converted exactly; the message has the path of each violation.
+    """
+    reader, struct = ValueReader(at), Struct()
+    reader.read_struct(value, at, struct)
+    if reader.violations:
+        raise ValueError("; ".join(f"{field}: {description}" for field, description in reader.violations))
+    return struct
 
 
 def _is_finite(number: float) -> bool:

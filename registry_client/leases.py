@@ -37,8 +37,8 @@ _MAX_JITTER: Final = 0.9
 """Heartbeats are sent after 0.75 to 0.9 of their interval. The jitter spreads agents that started together, and the
 upper bound ensures that a registry which has lost a service receives it again within a third of the TTL."""
 _MAX_NAMES_PER_HEARTBEAT: Final = 10_000
-_REGISTRATION_BATCH_SIZE: Final = 50
-"""Services in one ``BatchRegisterServices`` call: up to 64 KiB each, in a message of up to 4 MiB."""
+_REGISTRATION_BATCH_SIZE: Final = 30
+"""Services in one ``BatchRegisterServices`` call: up to 128 KiB each, in a message of up to 4 MiB."""
 _MAX_BACKOFF_SHARE: Final = 0.25
 """Maximum delay before the next attempt, as a share of the shortest heartbeat interval."""
 _MIN_HEARTBEAT_TIMEOUT_SECONDS: Final = 2.0

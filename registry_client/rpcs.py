@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service, ServiceFilter
+from ossa_common.json_values import struct_of
 from registry_client import values
 from registry_client.calls import Caller, Session
 from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_from_status
@@ -153,16 +154,17 @@ class UnaryCalls:
             name: Name of the service.
             status: New status. ``maintenance`` remains until another status is reported.
             error: Why the service is not healthy.
-            details: Additional information; values must be representable in JSON.
+            details: Additional information; values must be representable in JSON, integers also as 64-bit floats.
             timeout: Seconds for the call.
 
         Raises:
             InvalidRequest: The report violates the contract.
             ServiceNotFound: The service is not registered.
+            ValueError: A value of ``details`` cannot be represented.
         """
         request = pb.ReportServiceHealthRequest(name=name, status=values.enum_value(HealthStatus, status), error=error)
         if details is not None:
-            request.details.update(details)
+            request.details.CopyFrom(struct_of(dict(details), "details"))
         return (await self._call(request, pb.ReportServiceHealthResponse, timeout)).health
 
     async def check_service_health(self, name: str, *, timeout: float | None = None) -> Health:

@@ -23,7 +23,7 @@ class WatchSettings(SettingsGroup):
 
     buffer_events: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Maximum number of events that are buffered for one watcher."""
-    # An event contains a service, which may have 64 KiB.
+    # An event contains a service, which may have 128 KiB; a single event may be larger than the buffer.
     buffer_bytes: Annotated[Number, Field(ge=128 * KIB, le=1024 * MIB)] = 8 * MIB
     """Maximum size of the events that are buffered for one watcher, in bytes."""
 

@@ -55,7 +55,8 @@ class LimitSettings(SettingsGroup):
     process."""
     services_per_owner: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Maximum number of services that one identity may own, in the whole registry."""
-    change_bytes_per_second: Annotated[Number, Field(ge=KIB, le=1024 * MIB)] = 128 * KIB
+    # A change counts the service before and after it, which together may have 256 KiB: a burst is larger.
+    change_bytes_per_second: Annotated[Number, Field(ge=2 * KIB, le=1024 * MIB)] = 128 * KIB
     """Sustained size of the changes to the services of one owner, in bytes a second, in the whole registry. A burst may
     be 256 times as large. Limits agents and status changes by probes, so that the history of changes holds a minute."""
     stream_idle_seconds: Annotated[Number, Field(ge=1, le=24 * 60 * 60)] = 36_000

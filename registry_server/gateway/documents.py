@@ -13,7 +13,8 @@ from registry_server.model.record import Record
 
 _MAX_BYTES: Final = 32 << 20
 _MAX_BYTES_PER_TURN: Final = 64 << 10
-"""Services that are encoded without yielding to the event loop: 5 ms for 90 usual ones, or for one of 64 KiB."""
+"""Services that are encoded without yielding to the event loop: 5 ms for 90 usual ones. One of 128 KiB takes up to 40
+ms."""
 _ENTRY_OVERHEAD_BYTES: Final = 600
 
 

@@ -74,6 +74,7 @@ class Api:
         query.check()
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
         service = bodies.parse_registration(document)
+        await bodies.end_turn_if_large(service)
         with rest_names():
             registered = await self._registry.register(service, create_only=create_only)
         headers = {
@@ -105,6 +106,7 @@ class Api:
         name = call.request.match_info["name"]
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
         service, mask = bodies.parse_update(document, name)
+        await bodies.end_turn_if_large(service)
         expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
             updated = await self._registry.update_service(service, mask, expected_revision=expected, renew=True)

@@ -6,7 +6,7 @@ Every function appends its violations to ``found``. Registration is a hot path, 
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -49,6 +49,9 @@ _NUMERIC_HOST = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
 # Tags of ``Value.struct_value`` and ``Value.list_value``. Each level below the first has one of them on the wire.
 _LEVEL_TAGS = (b"\x2a", b"\x32")
+_LEVEL_BYTES = 2
+"""Minimum size of a level."""
+_NUMBER_BYTES = 9
 
 
 _RESERVED_LAST_SEGMENTS: Final = frozenset({"health", "heartbeat", "maintenance", "explain"})
@@ -235,45 +238,63 @@ def check_struct(struct: Struct, at: str, found: list[Violation]) -> None:
         or b"\xff" in wire
         or wire.count(_LEVEL_TAGS[0]) + wire.count(_LEVEL_TAGS[1]) >= MAX_STRUCT_DEPTH
     ):
-        _walk_fields(struct.fields, [], at, found)
+        _walk(_members(struct), 1, [], at, found)
 
 
-def _walk_fields(fields: Mapping[str, Value], trail: list[str], at: str, found: list[Violation]) -> None:
-    if not _check_depth(trail, at, found):
-        return
-    for key in sorted(fields):
-        _walk_value(fields[key], key, trail, at, found)
+def _walk(
+    values: Iterable[tuple[str | int, Value]], depth: int, trail: list[str | int], at: str, found: list[Violation]
+) -> None:
+    """Check the values of a struct or list at a depth; ``trail`` has the keys that lead to it."""
+    # Smaller values are neither numbers nor too deep. Reading the size creates no objects.
+    min_bytes = min(_NUMBER_BYTES, _LEVEL_BYTES * (MAX_STRUCT_DEPTH - depth))
+    for key, value in values:
+        if value.ByteSize() < min_bytes:
+            continue
+        kind = value.WhichOneof("kind")
+        if kind == "number_value":
+            if not math.isfinite(value.number_value) and len(found) <= MAX_VIOLATIONS:
+                where = quoted("/".join(map(str, (*trail, key))))
+                found.append(Violation(at, f"the number at {where} is {value.number_value}; numbers must be finite"))
+        elif kind in {"struct_value", "list_value"}:
+            if depth == MAX_STRUCT_DEPTH:
+                too_deep = Violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; reduce the nesting")
+                if too_deep not in found:
+                    found.append(too_deep)
+                return
+            trail.append(key)
+            inner = _members(value.struct_value) if kind == "struct_value" else enumerate(value.list_value.values)
+            _walk(inner, depth + 1, trail, at, found)
+            trail.pop()
 
 
-def _walk_items(items: Iterable[Value], trail: list[str], at: str, found: list[Violation]) -> None:
-    if not _check_depth(trail, at, found):
-        return
-    for index, item in enumerate(items):
-        _walk_value(item, str(index), trail, at, found)
+def _members(struct: Struct) -> Iterator[tuple[str, Value]]:
+    fields = struct.fields
+    return ((key, fields[key]) for key in sorted(fields))
 
 
-def _walk_value(value: Value, key: str, trail: list[str], at: str, found: list[Violation]) -> None:
-    kind = value.WhichOneof("kind")
-    if kind == "number_value":
-        if not math.isfinite(value.number_value) and len(found) <= MAX_VIOLATIONS:
-            where = quoted("/".join((*trail, key)))
-            found.append(Violation(at, f"the number at {where} is {value.number_value}; numbers must be finite"))
-    elif kind in {"struct_value", "list_value"}:
-        trail.append(key)
-        if kind == "struct_value":
-            _walk_fields(value.struct_value.fields, trail, at, found)
-        else:
-            _walk_items(value.list_value.values, trail, at, found)
-        trail.pop()
+def check_schema(schema: Struct, at: str, found: list[Violation]) -> None:
+    """Check a JSON Schema: a struct that is not the empty ``Struct`` of another program, read as a plain object."""
+    fields = schema.fields
+    if len(fields) == 1 and "fields" in fields and not _has_content(fields["fields"]):
+        found.append(
+            Violation(
+                at,
+                'has only the key "fields", without content: a plain object was given where the library expects a '
+                'google.protobuf.Struct, such as {"fields":{"type":{"stringValue":"object"}}}; see docs/stubs.md',
+            )
+        )
+    else:
+        check_struct(schema, at, found)
 
 
-def _check_depth(trail: Sequence[str], at: str, found: list[Violation]) -> bool:
-    if len(trail) < MAX_STRUCT_DEPTH:
-        return True
-    too_deep = Violation(at, f"is nested more than {MAX_STRUCT_DEPTH} levels deep; reduce the nesting")
-    if too_deep not in found:
-        found.append(too_deep)
-    return False
+def _has_content(value: Value) -> bool:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return bool(value.struct_value.fields)
+        case "list_value":
+            return bool(value.list_value.values)
+        case kind:
+            return kind not in {None, "null_value"}
 
 
 def check_details(details: Struct, at: str, found: list[Violation]) -> None:

@@ -18,8 +18,8 @@ from ossa_common.violations import Violation, keyed, quoted
 from registry_server.model import endpoints, normal, rules
 from registry_server.model.rules import MAX_ERROR_LENGTH
 
-MAX_SERVICE_BYTES: Final = 65_536
-MAX_CAPABILITIES: Final = 64
+MAX_SERVICE_BYTES: Final = 131_072
+MAX_CAPABILITIES: Final = 256
 MAX_TAGS: Final = 64
 MAX_LABELS: Final = 64
 MAX_VERSION_LENGTH: Final = 128
@@ -147,9 +147,9 @@ def _check_capabilities(
             rules.check_printable(version, f"{here}.version", MAX_VERSION_LENGTH, found)
         rules.check_length(capability.description, f"{here}.description", MAX_DESCRIPTION_LENGTH, found)
         if check_structs and capability.HasField("inputs"):
-            rules.check_struct(capability.inputs, f"{here}.inputs", found)
+            rules.check_schema(capability.inputs, f"{here}.inputs", found)
         if check_structs and capability.HasField("outputs"):
-            rules.check_struct(capability.outputs, f"{here}.outputs", found)
+            rules.check_schema(capability.outputs, f"{here}.outputs", found)
         first = seen.setdefault((name, version), index)
         if first != index:
             found.append(

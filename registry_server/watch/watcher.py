@@ -129,7 +129,9 @@ class Watcher:
             return
         self._buffer.append(offered)
         self._buffer_bytes += len(event.frame)
-        if len(self._buffer) > self._limits.buffer_events or self._buffer_bytes > self._limits.buffer_bytes:
+        if len(self._buffer) > self._limits.buffer_events or (
+            self._buffer_bytes > self._limits.buffer_bytes and len(self._buffer) > 1
+        ):
             self.end(WatcherTooSlow(f"{len(self._buffer)} events were buffered"), immediately=True)
         self._wake()
 

@@ -61,6 +61,13 @@ async def test_lifecycle_of_a_service(client: RegistryClient) -> None:
     assert await client.cleanup() == []
 
 
+async def test_details_that_cannot_be_represented_are_refused(client: RegistryClient) -> None:
+    await client.register_service(agent())
+    details = {"offsets": (1, 2**63 - 1), "ratio": float("nan")}
+    with pytest.raises(ValueError, match=r"details\.offsets\[1\]: would become .*; details\.ratio: must be a finite"):
+        await client.report_service_health("agent", "degraded", details=details)
+
+
 async def test_batch_returns_one_result_for_each_service(client: RegistryClient) -> None:
     good, bad = await client.batch_register_services([agent("good"), Service(name="no spaces")])
     assert isinstance(good, Service)

@@ -433,7 +433,7 @@ def registrations() -> Iterator[Row]:
     yield bad("create-only-of-nothing", "RegisterService", pb.RegisterServiceRequest(create_only=True), *required)
     yield bad("200-kib", "RegisterService", register(capabilities=[large(200 << 10)]), "service")
     yield bad("1-mib", "RegisterService", register(capabilities=[large(1 << 20)]), "(request)")
-    yield bad("1-byte-over-64-kib", "RegisterService", of_size(65_537), "service")
+    yield bad("1-byte-over-128-kib", "RegisterService", of_size(131_073), "service")
     yield bad(
         "too-large-and-bad",
         "RegisterService",
@@ -506,7 +506,7 @@ def capabilities() -> Iterator[Fault]:
     yield case("inputs-33-levels", "inputs", inputs=nested(33))
     yield case("outputs-33-lists", "outputs", outputs=nested_lists(33))
     yield case("both-schemas", "inputs", "outputs", inputs=plain({"a": math.nan}), outputs=plain({"a": math.inf}))
-    yield fault("capabilities-65", "capabilities", capabilities=[{"name": f"c{i}"} for i in range(65)])
+    yield fault("capabilities-257", "capabilities", capabilities=[{"name": f"c{i}"} for i in range(257)])
     yield fault("capability-twice", "capabilities[1]", capabilities=[{"name": "a"}, {"name": "a"}])
     yield fault(
         "capability-thrice",

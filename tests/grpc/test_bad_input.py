@@ -127,7 +127,7 @@ def test_servers_still_serve_after_all_invalid_requests(results: Results) -> Non
 async def test_each_bad_service_of_a_batch_is_refused_separately(server: Server) -> None:
     good, nothing = small_service("good"), Service()
     bad = small_service("bad", endpoint="file://h", capabilities=[{"name": "a"}, {"name": "-"}])
-    large = small_service("large", metadata={"documentation": "a" * 70_000})
+    large = small_service("large", metadata={"documentation": "a" * 140_000})
 
     answer = await server.stub.BatchRegisterServices(
         pb.BatchRegisterServicesRequest(services=[good, nothing, bad, large])

@@ -287,20 +287,20 @@ async def test_service_at_the_size_limits_is_accepted(server: Server) -> None:
     largest = small_service(
         "n" * 128,
         endpoint="http://n.test",
-        capabilities=[Capability(name=f"c{i}") for i in range(64)],
+        capabilities=[Capability(name=f"c{i}") for i in range(256)],
         metadata=Metadata(tags=[f"t{i}" for i in range(64)], labels={f"l{i}": "v" for i in range(64)}),
     )
     for i, capability in enumerate(largest.capabilities):
-        capability.description = "d" * 4096 if i < 15 else ""
-    available = 65_536 - largest.ByteSize()
-    largest.capabilities[63].description = "d" * (available - 4)
-    largest.capabilities[63].description += "d" * (65_536 - largest.ByteSize())
-    assert largest.ByteSize() == 65_536
+        capability.description = "d" * 4096 if i < 31 else ""
+    available = 131_072 - largest.ByteSize()
+    largest.capabilities[255].description = "d" * (available - 4)
+    largest.capabilities[255].description += "d" * (131_072 - largest.ByteSize())
+    assert largest.ByteSize() == 131_072
 
     service = await register(server, largest)
     assert await get(server, "n" * 128) == service
 
-    largest.capabilities[62].description = "one more"
+    largest.capabilities[254].description = "one more"
     refused = await failure(register(server, largest))
     assert refused.fields == ["service"]
 

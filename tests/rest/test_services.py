@@ -484,3 +484,38 @@ async def test_update_renews_the_lease_only_without_an_instance(rest: Rest, redi
                 before = (await rest.get("/services/agent/health")).data["leaseExpiresAt"]
                 await rest.put("/services/agent", body)
                 assert ((await rest.get("/services/agent/health")).data["leaseExpiresAt"] > before) is renews
+
+
+async def test_values_that_json_readers_would_change_are_refused_with_their_path(rest: Rest) -> None:
+    schema = '{"enum":[9007199254740992,9007199254740993],"maximum":9223372036854775807}'
+    body = f'{{"name":"a","endpoint":"http://a.test","version":"1","capabilities":[{{"name":"c","inputs":{schema}}}]}}'
+    answer = await rest.call("POST", "/services", data=body, headers={"Content-Type": "application/json"})
+    assert answer.status == 400
+    assert [each["field"] for each in answer.body["error"]["details"]["violations"]] == [
+        "capabilities[0].inputs.enum[1]",
+        "capabilities[0].inputs.maximum",
+    ]
+    answer = await rest.post("/services", service("a", capabilities=[{"name": "c", "inputs": True, "outputs": False}]))
+    assert answer.data["capabilities"] == [{"name": "c", "version": "", "inputs": {}, "outputs": {"not": {}}}]
+    answer = await rest.post("/services", service("a", capabilities=[{"name": "c", "inputs": {"fields": None}}]))
+    assert (answer.status, answer.body["error"]["details"]["violations"][0]["field"]) == (400, "capabilities[0].inputs")
+
+
+async def test_tools_of_a_large_mcp_server_are_registered(rest: Rest) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "string", "description": "d" * 50} for i in range(8)}}
+    tools = [{"name": f"tool-{i}", "version": "1", "description": "d" * 200, "inputs": schema} for i in range(117)]
+    tools += [{"name": f"small-{i}", "version": "1"} for i in range(256 - len(tools))]
+    answer = await rest.post("/services", service("github", capabilities=tools))
+    assert (answer.status, answer.data["capabilities"]) == (201, tools)
+    tools.append({"name": "more", "version": "1"})
+    answer = await rest.post("/services", service("github", capabilities=tools))
+    assert (
+        answer.body["error"]["details"]["violations"][0]["description"]
+        == "has 257 capabilities; at most 256 are allowed"
+    )
+
+
+async def test_text_in_a_body_may_have_any_number_of_separators(rest: Rest) -> None:
+    schemas = [{"name": f"c{i}", "version": "", "inputs": {"text": ",[{" * 10_000}} for i in range(4)]
+    answer = await rest.post("/services", service("a", capabilities=schemas))
+    assert (answer.status, answer.data["capabilities"]) == (201, schemas)

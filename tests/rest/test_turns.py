@@ -57,7 +57,7 @@ async def test_flood_of_parameters_does_not_stop_the_event_loop(server: Server, 
 async def test_services_with_costly_schemas_are_listed_in_slices(server: Server) -> None:
     await register_costly_services(server)
     async with aiohttp.ClientSession() as client:
-        for path, size in (("services?pageSize=1000", 3_500_000), ("events?snapshot=true", 4_500_000)):
+        for path, size in (("services?pageSize=1000", 2_300_000), ("events?snapshot=true", 2_800_000)):
             with measured_turns() as turns:
                 async with client.get(f"{server.http}/api/v1/registry/{path}") as response:
                     await response.content.readexactly(size)

@@ -15,8 +15,8 @@ from tests.support.server import Server, running
 from tests.support.waiting import until
 
 KIB = 1 << 10
-LOW_BUDGET = {"change_bytes_per_second": KIB}
-"""With bursts of 256 KiB."""
+LOW_BUDGET = {"change_bytes_per_second": 2 * KIB}
+"""With bursts of 512 KiB."""
 
 
 def large_service(name: str, version: int) -> Service:
@@ -56,7 +56,7 @@ async def test_large_updates_of_one_agent_are_limited(redis: RedisProcess, polic
         running(redis.url, security=policy.section, limits=LOW_BUDGET) as other,
     ):
         made, delay = await changes_until_refused(server, policy, "agent", "fleet-a")
-        assert 256 * KIB / (33 * KIB) - 1 < made < 256 * KIB / (32 * KIB) + 2
+        assert 512 * KIB / (33 * KIB) - 1 < made < 512 * KIB / (32 * KIB) + 2
         assert 0 < delay < 60
 
         # The budget is that of the whole registry, and of this owner.

@@ -60,7 +60,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "limits.call_bytes": (134217728, "1048576", 1048576),
     "limits.services_per_owner": (10000, "9", 9),
     "limits.unauthenticated_calls": (1_000, "5", 5),
-    "limits.change_bytes_per_second": (131072, "1024", 1024),
+    "limits.change_bytes_per_second": (131072, "2048", 2048),
     "limits.stream_idle_seconds": (36000, "60", 60),
     "health_check.enabled": (True, "false", False),
     "health_check.interval_ms": (30000, "5000", 5000),

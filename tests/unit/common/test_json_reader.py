@@ -63,6 +63,19 @@ def test_ttl_of_zero_differs_from_no_ttl() -> None:
     assert service_document(build_service(ttl={}))["ttlSeconds"] == 0
 
 
+@pytest.mark.parametrize("number", [2**53, -(2**53), 2**53 + 2, 2**63, 10**22, 1e300])
+def test_integers_that_a_double_holds_are_kept(number: float) -> None:
+    service = service_from_document({"capabilities": [{"name": "c", "inputs": {"maximum": number}}]})
+    assert service.capabilities[0].inputs["maximum"] == number
+
+
+@pytest.mark.parametrize(("schema", "stored"), [(True, {}), (False, {"not": {}}), ({"items": True}, {"items": True})])
+def test_boolean_schemas_are_read_as_the_equivalent_objects(schema: object, stored: object) -> None:
+    service = service_from_document({"capabilities": [{"name": "c", "inputs": schema, "outputs": schema}]})
+    (capability,) = service_document(service)["capabilities"]
+    assert (capability["inputs"], capability["outputs"]) == (stored, stored)
+
+
 @pytest.mark.parametrize("value", ["2026", 5, [], {"a": 1}, "no time"])
 def test_output_only_fields_are_ignored(value: object) -> None:
     document = {"registeredAt": value, "updatedAt": value, "revision": value, "health": {"statusChangedAt": value}}
@@ -98,6 +111,12 @@ BAD: list[tuple[object, str, str]] = [
     ({"capabilities": [{"inputs": {"a": math.nan}}]}, "capabilities[0].inputs.a", "must be a finite number"),
     ({"capabilities": [{"inputs": {"a": [1, math.inf]}}]}, "capabilities[0].inputs.a[1]", "must be a finite number"),
     ({"capabilities": [{"inputs": {"a b": 10**400}}]}, 'capabilities[0].inputs["a b"]', "must be a finite number"),
+    ({"capabilities": [{"inputs": {"enum": [2**53, 1_234_567_890_123_456_789]}}]}, "capabilities[0].inputs.enum[1]",
+     "would become 1.2345678901234568e+18 as a 64-bit float; send it as text"),
+    ({"capabilities": [{"outputs": {"not": {"maximum": -(2**53) - 1}}}]}, "capabilities[0].outputs.not.maximum",
+     "would become -9007199254740992 as a 64-bit float"),
+    ({"health": {"details": {"offset": 2**63 - 1}}}, "health.details.offset", "as a 64-bit float"),
+    ({"health": {"details": True}}, "health.details", "must be an object, not a boolean"),
     ({"capabilities": [{"outputs": {"a": "\ud800"}}]}, "capabilities[0].outputs.a", "is not Unicode text"),
     ({"capabilities": [{"outputs": {"\ud800": 1}}]}, 'capabilities[0].outputs["\\ud800"]', "the key is not Unicode"),
     ({"capabilities": [{"outputs": {"a": {1: 2}}}]}, "capabilities[0].outputs.a", "keys must be text"),
@@ -231,9 +250,9 @@ def test_number_of_values_is_limited() -> None:
     multiplied = {"v": [shared] * (MAX_VALUES // 1_000 + 1)}
     (violation,) = violations_of({"capabilities": [{"name": "c", "inputs": multiplied}]})
     assert violation.field.startswith("capabilities[0].inputs.v[")
-    assert violation.description == "is too large: a service may have at most 16384 values"
+    assert violation.description == "is too large: a service may have at most 32768 values"
     (violation,) = violations_of({"capabilities": [{"name": "c", "inputs": shared}] * 100})
-    assert violation.field == "capabilities[16].inputs.v"
+    assert violation.field == "capabilities[32].inputs.v"
     looped: dict[str, Any] = {}
     looped["i"] = looped
     (violation,) = violations_of({"health": {"details": looped}})

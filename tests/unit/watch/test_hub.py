@@ -691,6 +691,13 @@ async def test_watcher_that_falls_behind_is_ended_and_can_resume(limits: dict[st
         assert types_and_names(await read_message(watcher)) == [(REGISTERED, f"s{i:02}") for i in range(50)]
 
 
+async def test_single_event_may_be_larger_than_the_buffer() -> None:
+    catalog = Catalog(buffer_bytes=1000)
+    async with catalog.following() as watcher:
+        catalog.put_service("s", **tagged("x", description="d" * 2000))
+        assert len((await read_message(watcher)).events) == 1
+
+
 async def test_buffer_limits_do_not_count_events_already_read() -> None:
     catalog = Catalog(buffer_events=3, buffer_bytes=1000)
     async with catalog.following() as watcher:

@@ -85,7 +85,7 @@ Global___TagMatch: _TypeAlias = TagMatch  # noqa: Y015
 @_typing.final
 class Service(_message.Message):
     """A registered agent: one endpoint under a unique name. Each replica of a logical service registers under its own name
-    and shares a `group` with the others. At most 64 KiB in the binary encoding.
+    and shares a `group` with the others. At most 128 KiB in the binary encoding.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -138,7 +138,7 @@ class Service(_message.Message):
     """
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Capability]:
-        """Capabilities of the service, at most 64. No two entries may have the same name and version."""
+        """Capabilities of the service, at most 256. No two entries may have the same name and version."""
 
     @_builtins.property
     def health(self) -> Global___Health:
@@ -255,11 +255,14 @@ class Capability(_message.Message):
     """Optional. Human-readable description, at most 4,096 characters."""
     @_builtins.property
     def inputs(self) -> _struct_pb2.Struct:
-        """Optional. JSON Schema of the input. Numbers must be finite; at most 32 levels deep."""
+        """Optional. JSON Schema of the input. Numbers must be finite; at most 32 levels deep. The schema `true` is `{}`, and
+        `false` is `{"not":{}}`. A schema whose only key is `fields`, without content, is rejected: some libraries convert a
+        plain object to it.
+        """
 
     @_builtins.property
     def outputs(self) -> _struct_pb2.Struct:
-        """Optional. JSON Schema of the output. Numbers must be finite; at most 32 levels deep."""
+        """Optional. JSON Schema of the output, as for `inputs`."""
 
     def __init__(
         self,
