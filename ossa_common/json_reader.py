@@ -56,6 +56,13 @@ def read_service(document: object, *, number_hint: str = "") -> tuple[Service, l
     return service, reader.violations
 
 
+def read_fields(document: object, message: Message) -> list[Violation]:
+    """Read the fields of a request from parsed JSON, as ``read_service`` does; return the violations."""
+    reader = ValueReader("body")
+    _read_message(reader, document, "", message)
+    return reader.violations
+
+
 def _read_message(reader: ValueReader, value: object, at: str, message: Message) -> None:
     """Fill a message from an object. Unknown members are violations; members that are ``null`` are absent."""
     members, probe_members = _shape(message.DESCRIPTOR)

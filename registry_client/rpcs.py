@@ -177,6 +177,25 @@ class UnaryCalls:
         request = pb.CheckServiceHealthRequest(name=name)
         return (await self._call(request, pb.CheckServiceHealthResponse, timeout)).health
 
+    async def set_maintenance(
+        self, name: str, *, enabled: bool, reason: str = "", timeout: float | None = None
+    ) -> Service:
+        """Start or end the maintenance of a service; return the service afterwards. Only operators may do so.
+
+        Args:
+            name: Name of the service.
+            enabled: True starts the maintenance, or changes its reason; false ends it.
+            reason: Reason for other operators and for agents.
+            timeout: Seconds for the call.
+
+        Raises:
+            InvalidRequest: The reason is too long, or set although the maintenance ends.
+            ServiceNotFound: The service is not registered.
+            PermissionDenied: The caller is not an operator.
+        """
+        request = pb.SetMaintenanceRequest(name=name, enabled=enabled, reason=reason)
+        return self._observe((await self._call(request, pb.SetMaintenanceResponse, timeout)).service)
+
     # Reads.
 
     async def get_service(self, name: str, *, min_revision: int | None = None, timeout: float | None = None) -> Service:

@@ -86,6 +86,7 @@ class SyncRegistryClient:
     get_service_health = _blocking(RegistryClient.get_service_health)
     report_service_health = _blocking(RegistryClient.report_service_health)
     check_service_health = _blocking(RegistryClient.check_service_health)
+    set_maintenance = _blocking(RegistryClient.set_maintenance)
     list_capabilities = _blocking(RegistryClient.list_capabilities)
     get_stats = _blocking(RegistryClient.get_stats)
     get_registry_health = _blocking(RegistryClient.get_registry_health)

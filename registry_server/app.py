@@ -18,6 +18,7 @@ from registry_server.health import (
     HealthMonitor,
     HealthReports,
     LeaseSweeper,
+    Maintenance,
     Membership,
     ResultWriter,
     SelfPreservation,
@@ -271,6 +272,7 @@ def _build(
     )
     reconciler = Reconciler(store, replica, follower, default_ttl=settings.service_ttl_seconds, problems=problems)
     writes = Writes(store, replica, follower, default_ttl=settings.service_ttl_seconds, reconciler=reconciler)
+    maintenance = Maintenance(store=store, writes=writes, clock=system_clock)
     checks = settings.health_check
     results = ResultWriter(store)
     self_preservation = SelfPreservation(
@@ -294,6 +296,7 @@ def _build(
             replica=replica,
             writes=writes,
             results=results,
+            maintenance=maintenance,
             self_preservation=self_preservation,
             connection_since=follower.connection_since,
             clock=system_clock,
@@ -310,7 +313,15 @@ def _build(
         follower=follower,
         writes=writes,
         monitor=monitor,
-        reports=HealthReports(store=store, follower=follower, writes=writes, results=results, clock=system_clock),
+        reports=HealthReports(
+            store=store,
+            follower=follower,
+            writes=writes,
+            results=results,
+            maintenance=maintenance,
+            clock=system_clock,
+        ),
+        maintenance=maintenance,
         egress=EgressPolicy(checks.allowed_networks, checks.denied_networks),
         audit=audit,
         clock=system_clock,

@@ -10,9 +10,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from ossa.registry.v1.registry_service_pb2 import Lease
+from ossa.registry.v1.registry_service_pb2 import Lease, SetMaintenanceRequest
 from ossa.registry.v1.service_pb2 import Service
-from ossa_common.json_reader import read_service
+from ossa_common.json_reader import read_fields, read_service
 from ossa_common.json_shape import OUTPUT_ONLY, json_key
 from ossa_common.json_values import ValueReader
 from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
@@ -183,9 +183,7 @@ def parse_update(document: object, name: str) -> tuple[Service, FieldMask]:
     """
     if not isinstance(document, dict):
         raise InvalidRequest(read_service(document)[1])
-    violations: list[Violation] = []
-    if document.get("name", name) != name:
-        violations.append(Violation("name", f"cannot change: the name in the path is {quoted(name)}"))
+    violations = _name_violations(document, name)
     if "capabilities" in document and document["capabilities"] is None:
         violations.append(Violation("capabilities", "must be an array, not null"))
     service, misshapen = read_service({**document, "name": name})
@@ -213,6 +211,30 @@ def parse_heartbeat(document: object, lease: Lease) -> None:
             reader.add_violation(key, f"is not a field; the fields are {', '.join(_LEASE_MEMBERS)}")
     rules.check_instance_id(lease.instance_id, "instanceId", reader.violations)
     raise_if_invalid(reader.violations)
+
+
+def parse_maintenance(document: object, name: str) -> SetMaintenanceRequest:
+    """Return the request of a body such as ``{"enabled": true, "reason": "disk replacement"}``.
+
+    Raises:
+        InvalidRequest: A member is missing, unknown or of the wrong type.
+    """
+    request = SetMaintenanceRequest()
+    violations = read_fields(document, request)
+    if isinstance(document, dict):
+        if document.get("enabled") is None:
+            violations.append(Violation("enabled", "is required: true starts the maintenance, false ends it"))
+        violations += _name_violations(document, name)
+    raise_if_invalid(violations)
+    request.name = name
+    return request
+
+
+def _name_violations(document: Mapping[str, Any], name: str) -> list[Violation]:
+    """Check that the name in a body, if there is one, is the one in the path."""
+    if document.get("name", name) == name:
+        return []
+    return [Violation("name", f"cannot change: the name in the path is {quoted(name)}")]
 
 
 def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -127,11 +127,23 @@ class Api:
         """Return the newest health of a service and the end of its lease."""
         reject_parameters(call.request.query)
         name = call.request.match_info["name"]
-        health, lease_ends = await self._registry.health(name)
-        document = health_document(health, (await self._registry.get(name)).message().registered_at)
+        health, lease_ends, observed = await self._registry.newest_health(name)
+        registered_at = (await self._registry.get(name)).message().registered_at
+        document = health_document(health, registered_at)
         if lease_ends is not None:
             document["leaseExpiresAt"] = time_text(lease_ends)
+        if observed is not None and observed != health:
+            document["observed"] = health_document(observed, registered_at)
         return self._success(call, document)
+
+    async def set_maintenance(self, call: HttpCall) -> web.Response:
+        """Start or end the maintenance of a service."""
+        reject_parameters(call.request.query)
+        document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
+        request = bodies.parse_maintenance(document, call.request.match_info["name"])
+        service = await self._registry.set_maintenance(request.name, enabled=request.enabled, reason=request.reason)
+        headers = {"ETag": preconditions.etag(service.revision)}
+        return self._success(call, service_document(service), headers=headers)
 
     async def heartbeat(self, call: HttpCall) -> web.Response:
         """Renew the lease of a service."""
@@ -228,6 +240,7 @@ ROUTES: Final = (
     Route("DELETE", f"{BASE}/services/{{name}}", Api.unregister, WRITE_OWN),
     Route("GET", f"{BASE}/services/{{name}}/health", Api.service_health, READ),
     Route("POST", f"{BASE}/services/{{name}}/heartbeat", Api.heartbeat, WRITE_OWN),
+    Route("PUT", f"{BASE}/services/{{name}}/maintenance", Api.set_maintenance, OPERATE),
     Route("GET", f"{BASE}/health", Api.registry_health, READ),
     Route("GET", f"{BASE}/stats", Api.stats, READ),
     Route("GET", f"{BASE}/capabilities", Api.capabilities, READ),

@@ -3,9 +3,10 @@
 from registry_server.health.counters import ProbeCounters
 from registry_server.health.evaluator import HealthEvaluator
 from registry_server.health.leases import LeaseSweeper
+from registry_server.health.maintenance import Maintenance
 from registry_server.health.members import Membership
 from registry_server.health.monitor import HealthMonitor
-from registry_server.health.reports import HealthReports
+from registry_server.health.reports import HealthReports, NewestHealth
 from registry_server.health.results import ResultWriter
 from registry_server.health.self_preservation import SelfPreservation
 
@@ -14,7 +15,9 @@ __all__ = [
     "HealthMonitor",
     "HealthReports",
     "LeaseSweeper",
+    "Maintenance",
     "Membership",
+    "NewestHealth",
     "ProbeCounters",
     "ResultWriter",
     "SelfPreservation",

@@ -11,6 +11,7 @@ from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from registry_server.catalog import Replica
 from registry_server.errors import RegistryError, StoreUnavailable
+from registry_server.health.maintenance import Maintenance
 from registry_server.health.results import ResultWriter
 from registry_server.health.self_preservation import SelfPreservation, Transition
 from registry_server.health.thresholds import Streak
@@ -43,11 +44,17 @@ class Verdict(NamedTuple):
     """Number of the store connection that has been up since the start of the probe; 0 = none."""
     owner: str = ""
     """Owner of the service, as in the plan of the probe."""
+    in_maintenance: bool = False
+    """Whether an operator kept the service in maintenance."""
+    streak: Streak | None = None
+    """Results of the service so far; ``None`` if the result does not count or statuses are frozen."""
+    thresholds: tuple[int, int] = (1, 1)
+    """Numbers of failures and successes that change the status."""
 
     @property
     def changes(self) -> bool:
-        """Whether the status changes, which must be committed."""
-        return self.health.status != self.before
+        """Whether the result must be committed: the status changes, or may change when the maintenance ends."""
+        return self.health.status != self.before or (self.in_maintenance and self.connection != 0)
 
 
 class HealthEvaluator:
@@ -62,6 +69,7 @@ class HealthEvaluator:
         replica: Replica,
         writes: Writes,
         results: ResultWriter,
+        maintenance: Maintenance,
         self_preservation: SelfPreservation,
         connection_since: Callable[[float], int],
         clock: Clock,
@@ -72,6 +80,7 @@ class HealthEvaluator:
             replica: The registered services.
             writes: Commits status changes.
             results: Stores all other results.
+            maintenance: Stores what is observed during maintenance.
             self_preservation: Suspends status changes when too many probes fail at once.
             connection_since: Returns the number of the store connection that has been up since a monotonic time,
                 counted from 1; 0 = none.
@@ -83,6 +92,7 @@ class HealthEvaluator:
         self._replica = replica
         self._writes = writes
         self._results = results
+        self._maintenance = maintenance
         self._clock = clock
         self._connection_since = connection_since
         self._streaks: dict[str, Streak] = {}
@@ -120,6 +130,8 @@ class HealthEvaluator:
         if connection not in (0, self._connection):
             self._connection = connection
             self._streaks = {each: Streak() for each in self._streaks}
+        counted: Streak | None = None
+        thresholds = plan.failure_threshold, plan.success_threshold
         if connection and outcome.kind is not OutcomeKind.INCONCLUSIVE:
             # A service of another process has no streak here, so that this result is evaluated on its own.
             own_streak = self._streaks.get(name)
@@ -129,24 +141,24 @@ class HealthEvaluator:
                 self.self_preservation.add_result(name, failed=failed, up=status in UP)
                 self._update_self_preservation()
             if not self.self_preservation.protects(plan.owner):
-                status = streak.next_status(status, plan.failure_threshold, plan.success_threshold)
+                counted = streak
+                status = streak.next_status(status, *thresholds)
             if own_streak and status in UP:
                 # A fleet that has just started must count completely.
                 self.self_preservation.track_service(name, up=True)
-        renewable = (
-            not record.instance_id
-        )  # an instance lives by its heartbeats: its endpoint may be that of its successor
+        # An instance lives by its heartbeats: its endpoint may be that of its successor.
+        renewable = not record.instance_id
         now = timestamp(self._clock())
         health = Health(status=status, last_check=now, details=outcome.details, error=outcome.error)
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
-        if status != before:
-            health.status_changed_at.CopyFrom(now)
-            return Verdict(record, before, health, renewable and not failed, started, connection, plan.owner)
         # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
         renew = renewable and (not failed or self.self_preservation.protects(plan.owner))
-        if connection:
+        maintained = before == HealthStatus.HEALTH_STATUS_MAINTENANCE and record.message().HasField("maintenance")
+        if status != before:
+            health.status_changed_at.CopyFrom(now)
+        elif connection and not maintained:
             self._results.add_result(name, health.SerializeToString(), renew=renew)
-        return Verdict(record, before, health, renew, started, connection, plan.owner)
+        return Verdict(record, before, health, renew, started, connection, plan.owner, maintained, counted, thresholds)
 
     async def apply_result(self, probed: Record, plan: Plan, outcome: Outcome, started: float) -> Health | None:
         """Evaluate a probe whose service may have changed since the probe started, and commit a status change.
@@ -206,7 +218,11 @@ class HealthEvaluator:
 
         async def attempt(current: Record | None) -> bool | Conflict | EpochChanged:
             before = current.message() if current else None
-            if before is None or not same_check(before, probed) or before.health.status != status:
+            if before is None or not same_check(before, probed):
+                return False
+            if before.HasField("maintenance"):
+                return await self._observe(before, verdict)
+            if verdict.in_maintenance or before.health.status != status:
                 return False
             if health.status not in UP:
                 # A store that hangs would execute the commit when it resumes. This read detects it beforehand.
@@ -227,8 +243,33 @@ class HealthEvaluator:
             self.store_unchanged(verdict)
             raise
 
+    async def _observe(self, before: Service, verdict: Verdict) -> bool | Conflict:
+        """Record the result of a service in maintenance."""
+        if self._connection_since(verdict.started) != verdict.connection:
+            return False
+        health = Health()
+        health.CopyFrom(verdict.health)
+
+        def observation(status: HealthStatus.ValueType) -> Health:
+            health.status = status
+            if verdict.streak is not None:
+                verdict.streak.restart_if_reported(status)
+                health.status = verdict.streak.next_status(status, *verdict.thresholds)
+            return health
+
+        conflict = await self._maintenance.observe(before, observation, health.last_check)
+        if conflict is not None:
+            return conflict
+        if verdict.streak is not None:
+            verdict.streak.observed = health.status
+        self._results.add_result(before.name, b"", renew=verdict.renew)
+        return True
+
     def store_unchanged(self, verdict: Verdict) -> None:
         """Store the result without its status change, which renews the lease if the probe did not fail."""
+        if verdict.in_maintenance:
+            self._results.add_result(verdict.record.name, b"", renew=verdict.renew)
+            return
         health = Health()
         health.CopyFrom(verdict.health)
         health.status = verdict.before

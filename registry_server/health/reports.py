@@ -1,11 +1,13 @@
 """``HealthReports``: records statuses that agents and operators report, and returns the newest health."""
 
-from google.protobuf.message import DecodeError
+from typing import NamedTuple
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Health, Service
 from registry_server.errors import PermissionDenied, StoreUnavailable
+from registry_server.health.maintenance import Maintenance, current_health, observed_health
 from registry_server.health.results import ResultWriter
 from registry_server.instrumentation.audit import AuditEntry
 from registry_server.model import normal
@@ -14,42 +16,54 @@ from registry_server.replication import Follower, Writes
 from registry_server.replication.writes import require_existing
 from registry_server.runtime.clock import Clock, timestamp
 from registry_server.security.identity import NO_CLAIM, Claim, owned_by_another
-from registry_server.store import Conflict, EpochChanged, RedisStore
+from registry_server.store import CheckChange, Conflict, EpochChanged, RedisStore
+
+
+class NewestHealth(NamedTuple):
+    """The newest health of a service."""
+
+    health: Health
+    lease_ends: Timestamp | None
+    """End of the lease; ``None`` for a permanent service and while the store is unavailable."""
+    observed: Health | None
+    """What probes and reports say; ``None`` during maintenance while the store is unavailable."""
 
 
 class HealthReports:
     """Records reported statuses and returns the newest health, whether reported or probed by any process."""
 
     def __init__(
-        self, *, store: RedisStore, follower: Follower, writes: Writes, results: ResultWriter, clock: Clock
+        self,
+        *,
+        store: RedisStore,
+        follower: Follower,
+        writes: Writes,
+        results: ResultWriter,
+        maintenance: Maintenance,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._follower = follower
         self._writes = writes
         self._results = results
+        self._maintenance = maintenance
         self._clock = clock
 
-    async def newest_health(self, record: Record) -> tuple[Health, Timestamp | None]:
-        """Return the newest health of a service and the end of its lease.
-
-        The end is ``None`` for a permanent service and while the store is unavailable.
-        """
-        health = record.message().health
-        if not self._follower.connected:
-            return health, None
-        try:
-            wire, lease_ends = await self._store.reader.read_check(record.name)
-        except StoreUnavailable:
-            return health, None
-        check = None if wire is None else _read_health(wire)
-        if check is not None:
-            # A check written just before a status change is outdated by it. The check time of that change is no
-            # reference, because a registration may set it to any value.
-            since = health.status_changed_at
-            if check.status == health.status and check.last_check.ToNanoseconds() >= since.ToNanoseconds():
-                check.status_changed_at.CopyFrom(since)
-                health = check
-        return health, None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+    async def newest_health(self, record: Record) -> NewestHealth:
+        """Return the newest health of a service and the end of its lease."""
+        service = record.message()
+        stored, lease_ends = None, None
+        available = self._follower.connected
+        if available:
+            try:
+                stored, lease_ends = await self._store.reader.read_check(record.name)
+            except StoreUnavailable:
+                available = False
+        if not available:
+            return NewestHealth(service.health, None, None if service.HasField("maintenance") else service.health)
+        observed = observed_health(service, stored)
+        ends = None if lease_ends is None else timestamp(lease_ends * 1_000_000)
+        return NewestHealth(current_health(service, observed), ends, observed)
 
     async def report(
         self,
@@ -83,21 +97,28 @@ class HealthReports:
             before = require_existing(name, current, instance_id=instance_id).message()
             entry.before = entry.after = before.revision
             now = timestamp(self._clock())
-            health = reported or before.health
             if reported is not None:
                 reported.last_check.CopyFrom(now)
-            after = normal.replace_health(before, health, now)
+
+            def change(seen: Service) -> Service:
+                after = normal.replace_health(seen, reported or seen.health, now)
+                if draining is not None:
+                    after.draining = draining
+                return after
+
+            after, check = await self._maintenance.apply_change(before, change, reported=True)
+            if reported is not None:
+                after.health.last_check.CopyFrom(now)
             type_ = EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
-            if draining is not None and draining != before.draining:
-                after.draining = draining
+            if after.draining != before.draining:
                 type_ = EventType.EVENT_TYPE_SERVICE_UPDATED
-            elif health.status == before.health.status:
+            elif after.health.status == before.health.status:
                 await self.require_owner(name, claim)
                 if reported is None:
-                    return health
+                    return before.health
                 self._results.discard_result(name)  # a pending probe result is older
-                check = after.health.SerializeToString()
-                return await self._store.writer.write_check(name, check, expected=before.revision) or after.health
+                check = check or CheckChange(after.health.SerializeToString())
+                return await self._maintenance.write_check(before, check) or after.health
             outcome = await self._writes.write_service(
                 before,
                 normal.set_change_time(after, now),
@@ -105,6 +126,7 @@ class HealthReports:
                 reason=EventReason.EVENT_REASON_HEALTH_REPORT,
                 renew=False,
                 claim=claim,
+                check=check,
             )
             if not isinstance(outcome, Service):
                 return outcome
@@ -121,11 +143,3 @@ class HealthReports:
         """
         if claim.exclusive and await self._store.reader.read_owner(name) not in {None, claim.owner}:
             raise PermissionDenied(owned_by_another(name))
-
-
-def _read_health(wire: bytes) -> Health | None:
-    """Return a stored health, or ``None`` if it is damaged; the next check replaces it."""
-    try:
-        return Health.FromString(wire)
-    except DecodeError:
-        return None

@@ -30,10 +30,15 @@ class ResultWriter:
         self._wakeup = asyncio.Event()
 
     def add_result(self, name: str, health: bytes, *, renew: bool) -> None:
-        """Queue a result. It replaces a pending result of the same service, whose lease renewal is kept."""
+        """Queue a result. It replaces a pending result of the same service, whose lease renewal is kept.
+
+        An empty ``health`` only renews the lease.
+        """
         pending = self._pending.get(name)
         if pending is not None or len(self._pending) < self._max_pending:
-            self._pending[name] = ProbeResult(name, health, renew or (pending is not None and pending.renew))
+            if pending is not None:
+                health, renew = health or pending.health, renew or pending.renew
+            self._pending[name] = ProbeResult(name, health, renew)
             self._wakeup.set()
 
     def discard_result(self, name: str) -> None:

@@ -20,7 +20,7 @@ class Streak:
     ``success_threshold`` OK results, each consecutive.
     """
 
-    __slots__ = ("count", "failures", "kind", "successes")
+    __slots__ = ("count", "failures", "kind", "observed", "successes")
 
     def __init__(self) -> None:
         self.kind: OutcomeKind | None = None
@@ -28,6 +28,15 @@ class Streak:
         """Consecutive results of the newest kind."""
         self.failures = 0
         self.successes = 0
+        self.observed: HealthStatus.ValueType | None = None
+        """Status that the latest result of this process led to during a maintenance, if there was one."""
+
+    def restart_if_reported(self, status: HealthStatus.ValueType) -> None:
+        """Forget all results but the newest if the status observed during a maintenance comes from a report."""
+        if self.observed is not None and self.observed != status and self.kind is not None:
+            kind, self.kind = self.kind, None
+            self.failures = self.successes = 0
+            self.add_outcome(kind)
 
     def add_outcome(self, kind: OutcomeKind) -> None:
         """Add the result of a probe."""

@@ -20,7 +20,9 @@ ANONYMOUS: Final = "anonymous"
 REGISTRY: Final = "registry"
 """Identity of changes that no call requested, such as expired leases."""
 
-Operation: TypeAlias = Literal["register", "update", "unregister", "report_health", "cleanup", "expire"]
+Operation: TypeAlias = Literal[
+    "register", "update", "unregister", "report_health", "set_maintenance", "cleanup", "expire"
+]
 
 # An invalid name may have any length.
 _MAX_NAME_LENGTH: Final = 256

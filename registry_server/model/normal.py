@@ -150,8 +150,6 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
     service.revision = current.revision
     if current.HasField("maintenance"):
         service.maintenance.CopyFrom(current.maintenance)
-        health.CopyFrom(current.health)
-        return service
     in_maintenance = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
     found_elsewhere = service.endpoint != current.endpoint or (_is_probed(current) and not _is_probed(service))
     if keep_health and found_elsewhere and not in_maintenance:
@@ -174,11 +172,20 @@ def _is_probed(service: Service) -> bool:
     return probe_kind(service) not in {"heartbeat", "none"}
 
 
+def initial_status(service: Service) -> HealthStatus.ValueType:
+    """Return the status of a service before its first probe or report.
+
+    It is HEALTHY if heartbeats decide the health: the lease then monitors the service.
+    """
+    by_heartbeat = probe_kind(service) == "heartbeat"
+    return HealthStatus.HEALTH_STATUS_HEALTHY if by_heartbeat else HealthStatus.HEALTH_STATUS_UNKNOWN
+
+
 def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
-    """Set an unknown status to healthy if heartbeats decide the health: the lease then monitors the service."""
+    """Replace an unknown status by the initial one."""
     health = service.health
-    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN and probe_kind(service) == "heartbeat":
-        health.status = HealthStatus.HEALTH_STATUS_HEALTHY
+    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN != initial_status(service):
+        health.status = initial_status(service)
         same = current is not None and current.health.status == health.status
         health.status_changed_at.CopyFrom(current.health.status_changed_at if current and same else now)
     return service

@@ -104,6 +104,15 @@ def name_violations(name: str, at: str) -> list[Violation]:
     return found
 
 
+def maintenance_violations(name: str, reason: str, *, enabled: bool) -> list[Violation]:
+    """Check the fields of a ``SetMaintenanceRequest``."""
+    found = name_violations(name, "name")
+    rules.check_length(reason, "reason", MAX_ERROR_LENGTH, found)
+    if reason and not enabled:
+        found.append(Violation("reason", "must be empty if the maintenance ends"))
+    return found
+
+
 def status_violations(status: int, at: str) -> list[Violation]:
     """Check a status that must be set and known."""
     found: list[Violation] = []

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.registry_service_pb2 import Lease
@@ -21,7 +20,7 @@ from registry_server.errors import (
     ServiceExists,
     StoreUnavailable,
 )
-from registry_server.health import HealthMonitor, HealthReports
+from registry_server.health import HealthMonitor, HealthReports, Maintenance
 from registry_server.instrumentation.audit import Audit, AuditEntry, batch_log_lines
 from registry_server.model import normal, requests, rules
 from registry_server.model.record import Record
@@ -33,8 +32,8 @@ from registry_server.model.validation import (
     update_mask_violations,
 )
 from registry_server.registry.claims import claim_on, require_group
+from registry_server.registry.health import RegistryHealth
 from registry_server.registry.heartbeats import Heartbeats, Renewal
-from registry_server.registry.reads import RegistryReads
 from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
 from registry_server.security.egress import EgressPolicy
@@ -48,7 +47,7 @@ _DOCUMENTS_PER_TURN: Final = 50
 """Documents that are encoded without yielding to the event loop: about 10 ms."""
 
 
-class ServiceRegistry(RegistryReads):
+class ServiceRegistry(RegistryHealth):
     """Registers services, keeps their leases, finds them and watches them.
 
     Values are the messages of ``ossa.registry.v1``. Every method raises only ``RegistryError``. While Redis is
@@ -66,6 +65,7 @@ class ServiceRegistry(RegistryReads):
         writes: Writes,
         monitor: HealthMonitor,
         reports: HealthReports,
+        maintenance: Maintenance,
         egress: EgressPolicy,
         audit: Audit,
         clock: Clock,
@@ -81,16 +81,25 @@ class ServiceRegistry(RegistryReads):
             writes: Compare-and-set writes.
             monitor: Probes services.
             reports: Reported and newest health.
+            maintenance: Maintenance by operators.
             egress: Addresses that an endpoint may have.
             audit: Records every change.
             clock: Wall clock.
         """
-        super().__init__(replica=replica, discovery=discovery, hub=hub, follower=follower, writes=writes, clock=clock)
+        super().__init__(
+            replica=replica,
+            discovery=discovery,
+            hub=hub,
+            follower=follower,
+            writes=writes,
+            monitor=monitor,
+            reports=reports,
+            maintenance=maintenance,
+            audit=audit,
+            clock=clock,
+        )
         self._store = store
-        self._monitor = monitor
-        self._reports = reports
         self._egress = egress
-        self._audit = audit
         self._heartbeats = Heartbeats(store=store, replica=replica, writes=writes, reports=reports, audit=audit)
 
     # Registration.
@@ -114,8 +123,10 @@ class ServiceRegistry(RegistryReads):
                 raise ServiceExists(service.name)
             before = current.message() if current else None
             now = self._now()
-            after = normal.apply_registration(service, before, now)
-            outcome = await self._writes.put_service(before, after, now, renew=True, claim=claim)
+            after, check = await self._maintenance.apply_change(
+                before, lambda seen: normal.apply_registration(service, seen, now)
+            )
+            outcome = await self._writes.put_service(before, after, now, renew=True, claim=claim, check=check)
             if before is not None and isinstance(outcome, Service) and normal.takes_over(after, before):
                 self._store.counters.takeovers += 1
             return outcome
@@ -197,15 +208,16 @@ class ServiceRegistry(RegistryReads):
             entry.before = current.revision if current else None
             before = require_existing(service.name, current, expected_revision).message()
             now = self._now()
-            after = normal.apply_update(service, mask, before, now)
+            after, check = await self._maintenance.apply_change(
+                before, lambda seen: normal.apply_update(service, mask, seen, now)
+            )
             violations = service_violations(after)
             if after.endpoint != before.endpoint:
                 violations += self._endpoint_violations(after, violations)
             requests.raise_if_invalid(violations)
             require_group(after)
-            return await self._writes.put_service(
-                before, after, now, renew=renew and not before.instance_id, claim=claim
-            )
+            renewed = renew and not before.instance_id
+            return await self._writes.put_service(before, after, now, renew=renewed, claim=claim, check=check)
 
         with self._audit.record_change("update", service.name) as entry:
             violations = name_violations(service.name, "service.name") + size_violations(service)
@@ -267,16 +279,6 @@ class ServiceRegistry(RegistryReads):
         with suppress(StoreUnavailable):
             await self._writes.touch_service(record.message(), renew=False, confirm=False)
 
-    async def health(self, name: str) -> tuple[Health, Timestamp | None]:
-        """Return the newest health of a service and the end of its lease.
-
-        The end is ``None`` for a permanent service and while the store is unavailable.
-
-        Raises:
-            ServiceNotFound: The service is not registered.
-        """
-        return await self._reports.newest_health(await self.get(name))
-
     async def report_health(
         self,
         name: str,
@@ -327,19 +329,6 @@ class ServiceRegistry(RegistryReads):
         if not health.HasField("status_changed_at"):
             health.status_changed_at.CopyFrom(record.message().health.status_changed_at)
         return health
-
-    async def start_health_monitoring(self) -> None:
-        """Start probing this process's share of the services; do nothing if it is already running.
-
-        Raises:
-            StoreUnavailable: The catalog is not loaded yet.
-        """
-        self._writes.require_loaded()
-        await self._monitor.start()
-
-    async def stop_health_monitoring(self) -> None:
-        """Stop probing; other processes take over this one's share."""
-        await self._monitor.stop()
 
     async def cleanup(self) -> list[str]:
         """Remove services whose lease has expired and return their names."""

@@ -39,7 +39,7 @@ from registry_server.replication.follower import Follower
 from registry_server.replication.reconcile import Reconciler, contradicts
 from registry_server.security.identity import NO_CLAIM, Claim, current_caller_key
 from registry_server.security.limits import Shares
-from registry_server.store import Conflict, EpochChanged, RedisStore
+from registry_server.store import FORGET_CHECK, KEEP_CHECK, CheckChange, Conflict, EpochChanged, RedisStore
 
 REPLICA_WAIT_SECONDS: Final = 5.0
 """How long a call waits for this replica to reach a committed revision, and a write retries after conflicts."""
@@ -151,7 +151,14 @@ class Writes:
                 raise WriteConflict(name)
 
     async def put_service(
-        self, before: Service | None, after: Service, now: Timestamp, *, renew: bool, claim: Claim
+        self,
+        before: Service | None,
+        after: Service,
+        now: Timestamp,
+        *,
+        renew: bool,
+        claim: Claim,
+        check: CheckChange | None = None,
     ) -> Service | Conflict | EpochChanged:
         """Write what a client sent: replace the service, or touch it if neither its content nor its owner changes.
 
@@ -161,12 +168,15 @@ class Writes:
             now: Time of the change.
             renew: Whether to renew the lease.
             claim: Ownership that the caller claims.
+            check: As for ``write_service``.
         """
         becomes_owner = claim.exclusive and after.name not in self._replica.owners
         if before is not None and after == before and not becomes_owner:
-            return await self.touch_service(before, renew=renew, claim=claim)  # the replica may be stale
+            # The replica may be stale.
+            return await self.touch_service(before, renew=renew, claim=claim, check=check or KEEP_CHECK)
         type_ = normal.update_type(before, after) if before else EVENT_TYPE_SERVICE_REGISTERED
-        return await self.write_service(before, normal.set_change_time(after, now), type_, renew=renew, claim=claim)
+        after = normal.set_change_time(after, now)
+        return await self.write_service(before, after, type_, renew=renew, claim=claim, check=check)
 
     async def write_service(
         self,
@@ -177,12 +187,28 @@ class Writes:
         renew: bool,
         reason: EventReason.ValueType = EVENT_REASON_CLIENT_REQUEST,
         claim: Claim = NO_CLAIM,
+        check: CheckChange | None = None,
     ) -> Service | Conflict | EpochChanged:
         """Replace a service (``before`` is ``None`` if there is none) and wait until this replica has the change.
+
+        Args:
+            before: The service in this replica.
+            after: Its new state.
+            type_: Event type.
+            renew: Whether to renew the lease.
+            reason: Event reason.
+            claim: Ownership that the caller claims.
+            check: What becomes of the newest probe result; by default it is deleted if it no longer describes the
+                service.
 
         Raises:
             RateLimited: The owner of the service has no budget for changes left.
         """
+        if check is None:
+            outdated = before is not None and (
+                before.endpoint != after.endpoint or before.health != after.health or normal.takes_over(after, before)
+            )
+            check = FORGET_CHECK if outdated else KEEP_CHECK
         with self._reserve_budget(after, reason, claim):
             outcome = await self._store.writer.write_service(
                 after,
@@ -192,13 +218,7 @@ class Writes:
                 reason=reason,
                 ttl=normal.ttl_seconds(after, self._default_ttl),
                 renew=renew,
-                # The newest probe result no longer describes the service.
-                forget_check=before is not None
-                and (
-                    before.endpoint != after.endpoint
-                    or before.health != after.health
-                    or normal.takes_over(after, before)
-                ),
+                check=check,
                 claim=claim,
             )
             if not isinstance(outcome, int):
@@ -238,7 +258,13 @@ class Writes:
         return await self.write_service(before, after, type_, reason=reason, renew=renew, claim=claim)
 
     async def touch_service(
-        self, service: Service, *, renew: bool, claim: Claim = NO_CLAIM, confirm: bool = True
+        self,
+        service: Service,
+        *,
+        renew: bool,
+        claim: Claim = NO_CLAIM,
+        confirm: bool = True,
+        check: CheckChange = KEEP_CHECK,
     ) -> Service | Conflict | EpochChanged:
         """Rewrite the JSON document of an unchanged service; with ``renew``, renew its lease.
 
@@ -251,6 +277,7 @@ class Writes:
             expected=service.revision,
             ttl=normal.ttl_seconds(service, self._default_ttl),
             renew=renew,
+            check=check,
             claim=claim,
             confirm=confirm,
         )

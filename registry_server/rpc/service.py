@@ -114,8 +114,8 @@ class RegistryRpc:
 
     @rpc(READ)
     async def get_service_health(self, request: pb.GetServiceHealthRequest, _: RpcCall) -> pb.GetServiceHealthResponse:
-        health, lease_ends = await self._registry.health(request.name)
-        return pb.GetServiceHealthResponse(health=health, lease_expires_at=lease_ends)
+        health, lease_ends, observed = await self._registry.newest_health(request.name)
+        return pb.GetServiceHealthResponse(health=health, lease_expires_at=lease_ends, observed=observed)
 
     @rpc(WRITE_OWN)
     async def report_service_health(
@@ -136,6 +136,11 @@ class RegistryRpc:
         self, request: pb.CheckServiceHealthRequest, _: RpcCall
     ) -> pb.CheckServiceHealthResponse:
         return pb.CheckServiceHealthResponse(health=await self._registry.check_health(request.name))
+
+    @rpc(OPERATE)
+    async def set_maintenance(self, request: pb.SetMaintenanceRequest, _: RpcCall) -> pb.SetMaintenanceResponse:
+        service = await self._registry.set_maintenance(request.name, enabled=request.enabled, reason=request.reason)
+        return pb.SetMaintenanceResponse(service=service)
 
     @rpc(WRITE_OWN, max_bytes=_MAX_NAMES_BYTES)
     async def heartbeat(self, request: pb.HeartbeatRequest, _: RpcCall) -> pb.HeartbeatResponse:

@@ -8,6 +8,9 @@ from registry_server.store.redis_store import RedisStore
 from registry_server.store.repairs import Repairs, RestoredService, Turn, TurnLost
 from registry_server.store.tls import RedisTls
 from registry_server.store.values import (
+    FORGET_CHECK,
+    KEEP_CHECK,
+    CheckChange,
     Conflict,
     DamagedEvent,
     EpochChanged,
@@ -22,7 +25,10 @@ from registry_server.store.writer import StoreWriter
 __all__ = [
     "COMMIT_OUTCOMES",
     "EXPIRIES",
+    "FORGET_CHECK",
+    "KEEP_CHECK",
     "MAX_COMMITS_PER_GROUP",
+    "CheckChange",
     "Conflict",
     "DamagedEvent",
     "EpochChanged",

@@ -42,8 +42,10 @@ class Commit(NamedTuple):
     """Length of the lease; 0 = permanent."""
     renew_lease: int = 0
     """1 = start a new lease, 0 = keep the lease unless its length changes."""
-    forget_check: int = 0
-    """1 = delete the newest probe result."""
+    check: bytes | str = "="
+    """New newest probe result: see ``CheckChange``."""
+    seen_check: bytes | str = "*"
+    """Newest probe result that the caller has read: see ``CheckChange``."""
 
 
 class CommitGroups(Batches[Commit]):

@@ -1,6 +1,6 @@
 """Arguments and results of the store."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 
@@ -41,12 +41,26 @@ class DamagedEvent(Exception):
 
 
 class Conflict(NamedTuple):
-    """A change was refused because the service is not at the expected revision."""
+    """A change was refused because the service, or its newest probe result, is not the one that the caller has read."""
 
     newest: int
     """Revision of the registry at that time; a replica at this revision contains the cause of the conflict."""
     stored: int
     """Revision of the service at that time; 0 if it was not stored or its record was damaged."""
+
+
+class CheckChange(NamedTuple):
+    """What a commit does with the newest probe result of its service."""
+
+    new: bytes | Literal["="]
+    """Result to store; ``=`` = keep the stored one, empty = delete it."""
+    seen: bytes | Literal["*"] = "*"
+    """Result that the caller has read, empty = none: if the store holds another one, the commit is a conflict. ``*`` =
+    any."""
+
+
+KEEP_CHECK: Final = CheckChange("=")
+FORGET_CHECK: Final = CheckChange(b"")
 
 
 class EpochChanged:
@@ -66,7 +80,7 @@ class ProbeResult(NamedTuple):
 
     name: str
     health: bytes
-    """Serialised ``Health``."""
+    """Serialised ``Health``; empty = keep the stored one."""
     renew: bool
     """Whether to renew the service's lease."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
@@ -15,6 +15,8 @@ from registry_server.store.groups import Commit, CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
 from registry_server.store.values import (
+    KEEP_CHECK,
+    CheckChange,
     Conflict,
     EpochChanged,
     Position,
@@ -77,7 +79,7 @@ class StoreWriter:
         reason: EventReason.ValueType,
         ttl: float,
         renew: bool,
-        forget_check: bool = False,
+        check: CheckChange = KEEP_CHECK,
         claim: Claim = NO_CLAIM,
     ) -> int | Conflict | EpochChanged:
         """Commit a service's new state and wait for the configured number of replicas.
@@ -91,7 +93,7 @@ class StoreWriter:
             reason: Event reason of the change.
             ttl: Length of the lease in seconds; 0 = permanent.
             renew: Start a new lease; otherwise the lease continues unless ``ttl`` changes.
-            forget_check: Delete the newest probe result, because it belongs to another endpoint.
+            check: What becomes of the newest probe result.
             claim: Identity on whose behalf the service is written.
 
         Returns:
@@ -117,7 +119,8 @@ class StoreWriter:
             document=encode_document_prefix(service),
             ttl_ms=round(ttl * 1000),
             renew_lease=int(renew),
-            forget_check=int(forget_check),
+            check=check.new,
+            seen_check=check.seen,
         )
         return await self._commit(commit, self._commits)
 
@@ -129,6 +132,7 @@ class StoreWriter:
         expected: int,
         ttl: float,
         renew: bool,
+        check: CheckChange = KEEP_CHECK,
         claim: Claim = NO_CLAIM,
         confirm: bool = True,
     ) -> int | Conflict | EpochChanged:
@@ -147,6 +151,8 @@ class StoreWriter:
             document=encode_document_prefix(service),
             ttl_ms=round(ttl * 1000),
             renew_lease=int(renew),
+            check=check.new,
+            seen_check=check.seen,
         )
         return await self._commit(commit, self._commits if confirm else self._unconfirmed_commits)
 
@@ -227,15 +233,20 @@ class StoreWriter:
             StoreSizes(*sizes),
         )
 
-    async def write_check(self, name: str, health: bytes, *, expected: int) -> Conflict | None:
-        """Store the newest probe result of a service at revision ``expected``, without an event."""
-        answer = await self._commands.run_script("check", name, health, expected)
+    async def write_check(
+        self, name: str, health: bytes, *, expected: int, seen: bytes | Literal["*"] = "*"
+    ) -> Conflict | None:
+        """Store the newest probe result of a service at revision ``expected``, without an event.
+
+        ``seen`` is the result that the caller has read and replaces, empty = none; ``*`` = any.
+        """
+        answer = await self._commands.run_script("check", name, health, expected, seen)
         return Conflict(*answer[1:]) if answer[0] == b"conflict" else None
 
     async def write_checks(self, results: Sequence[ProbeResult]) -> None:
         """Store the newest probe results and renew leases, without events.
 
-        Results of services that are no longer registered are dropped.
+        Results of services that are no longer registered are dropped. An empty result only renews the lease.
         """
         size = self._limits.checks_batch
         batches = [results[i : i + size] for i in range(0, len(results), size)]

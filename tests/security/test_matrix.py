@@ -167,6 +167,7 @@ def document(name: str) -> dict[str, Any]:
 BODIES: dict[str, Callable[[str], Any]] = {
     f"POST {BASE}/services": document,
     f"PUT {BASE}/services/{{name}}": lambda _: {"version": "2.0.0"},
+    f"PUT {BASE}/services/{{name}}/maintenance": lambda _: {"enabled": True, "reason": "disk replacement"},
 }
 
 

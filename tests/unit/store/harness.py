@@ -7,7 +7,7 @@ import redis.asyncio
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.store import Conflict, EpochChanged, Position, RedisStore, StoredEvent
+from registry_server.store import FORGET_CHECK, KEEP_CHECK, Conflict, EpochChanged, Position, RedisStore, StoredEvent
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -52,7 +52,7 @@ class StoreHarness(NamedTuple):
             reason=CLIENT_REQUEST,
             ttl=ttl,
             renew=renew,
-            forget_check=forget_check,
+            check=FORGET_CHECK if forget_check else KEEP_CHECK,
         )
 
     async def touch_service(

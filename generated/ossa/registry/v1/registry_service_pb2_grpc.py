@@ -98,6 +98,11 @@ class RegistryServiceStub:
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthRequest.SerializeToString,
                 response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthResponse.FromString,
                 _registered_method=True)
+        self.SetMaintenance = channel.unary_unary(
+                '/ossa.registry.v1.RegistryService/SetMaintenance',
+                request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceRequest.SerializeToString,
+                response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceResponse.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/ossa.registry.v1.RegistryService/Heartbeat',
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.HeartbeatRequest.SerializeToString,
@@ -238,6 +243,15 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetMaintenance(self, request, context):
+        """Starts or ends the maintenance of a service. While it lasts, `health.status` reads MAINTENANCE, and neither
+        registrations, reports, updates, probes nor other instances end it. A call that changes nothing sends no event.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for callers that are not operators; UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
         """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
         Errors: INVALID_ARGUMENT; UNAVAILABLE.
@@ -341,6 +355,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.CheckServiceHealth,
                     request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthRequest.FromString,
                     response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthResponse.SerializeToString,
+            ),
+            'SetMaintenance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMaintenance,
+                    request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceRequest.FromString,
+                    response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceResponse.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -640,6 +659,33 @@ class RegistryService:
             '/ossa.registry.v1.RegistryService/CheckServiceHealth',
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthRequest.SerializeToString,
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.CheckServiceHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMaintenance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ossa.registry.v1.RegistryService/SetMaintenance',
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceRequest.SerializeToString,
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.SetMaintenanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

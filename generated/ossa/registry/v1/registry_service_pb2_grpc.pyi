@@ -97,6 +97,11 @@ class RegistryServiceStub:
     Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) if probing is disabled on this server;
     UNAVAILABLE if a change of status could not be stored.
     """
+    SetMaintenance: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetMaintenanceRequest, _registry_service_pb2.SetMaintenanceResponse]
+    """Starts or ends the maintenance of a service. While it lasts, `health.status` reads MAINTENANCE, and neither
+    registrations, reports, updates, probes nor other instances end it. A call that changes nothing sends no event.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for callers that are not operators; UNAVAILABLE.
+    """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]
     """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
     Errors: INVALID_ARGUMENT; UNAVAILABLE.
@@ -192,6 +197,11 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     towards the thresholds like that of any other probe; on other servers it is evaluated on its own.
     Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) if probing is disabled on this server;
     UNAVAILABLE if a change of status could not be stored.
+    """
+    SetMaintenance: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetMaintenanceRequest, _registry_service_pb2.SetMaintenanceResponse]  # type: ignore[assignment]
+    """Starts or ends the maintenance of a service. While it lasts, `health.status` reads MAINTENANCE, and neither
+    registrations, reports, updates, probes nor other instances end it. A call that changes nothing sends no event.
+    Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for callers that are not operators; UNAVAILABLE.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
@@ -339,6 +349,17 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         towards the thresholds like that of any other probe; on other servers it is evaluated on its own.
         Errors: INVALID_ARGUMENT; NOT_FOUND; UNIMPLEMENTED (reason PROBING_DISABLED) if probing is disabled on this server;
         UNAVAILABLE if a change of status could not be stored.
+        """
+
+    @_abc_1.abstractmethod
+    def SetMaintenance(
+        self,
+        request: _registry_service_pb2.SetMaintenanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.SetMaintenanceResponse, _abc.Awaitable[_registry_service_pb2.SetMaintenanceResponse]]:
+        """Starts or ends the maintenance of a service. While it lasts, `health.status` reads MAINTENANCE, and neither
+        registrations, reports, updates, probes nor other instances end it. A call that changes nothing sends no event.
+        Errors: INVALID_ARGUMENT; NOT_FOUND; PERMISSION_DENIED for callers that are not operators; UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
