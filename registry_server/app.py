@@ -11,7 +11,7 @@ import structlog
 from registry_server.admission import Admission, Transport
 from registry_server.catalog import ChangeBudgets, Discovery, Replica
 from registry_server.config import EMBEDDED, Settings
-from registry_server.errors import ConfigurationError
+from registry_server.errors import ConfigurationError, ShuttingDown
 from registry_server.gateway import HttpServer
 from registry_server.health import (
     HealthEvaluator,
@@ -125,6 +125,13 @@ async def serving(settings: Settings, *, worker: WorkerContext | None = None) ->
             parts.hub.drain()
             for transport in transports:
                 await transport.drain()
+            ended = rpc.counters.ended_by_drain
+            log.info(
+                "drained",
+                watches=parts.hub.counters.ended[ShuttingDown.reason],
+                keep_alive_streams=ended.pop("KeepAlive", 0),
+                refused_calls=ended.total() - ended["WatchEvents"],
+            )
             await guard.close()
 
 

@@ -71,3 +71,5 @@ class TransportCounters:
         """Caches of answers, by name."""
         self.slow_readers = 0
         """Number of calls that were ended because their client did not read."""
+        self.ended_by_drain: Counter[str] = Counter()
+        """Number of calls that ended because the server drains, by RPC. They are logged together."""

@@ -111,6 +111,8 @@ class RpcCall(CallScope):
 
     request: bytes = b""
     """The serialised request of a unary call."""
+    ended_by_drain = False
+    """Whether it ended because the server drains, which is no failure of the call."""
 
     def __init__(self, method: RpcMethod, requests: Any, context: Context) -> None:
         """Create the scope of a call; ``requests`` is an iterator of serialised messages."""
@@ -215,6 +217,9 @@ class RpcCall(CallScope):
         REQUEST_CONTEXT.set(self)
         status = status_of(error)
         self.result = code_of(status).name
+        if isinstance(error, ShuttingDown):
+            self.ended_by_drain = True
+            self.admission.counters.ended_by_drain[self.method.name] += 1
         request_id = (REQUEST_ID_HEADER, self.request_id)
         trailers: tuple[tuple[str, str | bytes], ...] = (*trailers_of(status), request_id)
         # ``abort`` sends the status alone. Otherwise gRPC sends an empty message first, which waits until the client
@@ -229,7 +234,7 @@ class RpcCall(CallScope):
     # Reporting the call.
 
     def _failure_level(self) -> int:
-        if self.result in _NO_ERROR:
+        if self.result in _NO_ERROR or self.ended_by_drain:
             return 0
         return logging.WARNING if self.result in _SERVER_ERRORS else logging.INFO
 
