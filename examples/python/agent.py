@@ -43,18 +43,19 @@ class Greeter(BaseHTTPRequestHandler):
 
 
 async def print_states(registration: Registration, endpoint: str) -> None:
-    """Print changes of the registration state, until the registry rejects the service.
+    """Print changes of the registration state, until the registry rejects the service or another process replaces it.
 
     The SDK sends a heartbeat every third of the TTL on one stream, registers again if needed, and handles SIGTERM.
     """
     states: asyncio.Queue[RegistrationState] = asyncio.Queue()
     registration.on_change(states.put_nowait)
-    while (state := await states.get()) is not RegistrationState.REFUSED:
+    final = (RegistrationState.REFUSED, RegistrationState.SUPERSEDED)
+    while (state := await states.get()) not in final:
         if state is RegistrationState.REGISTERED:
             print(f"registered {NAME} at {endpoint}", flush=True)
         elif state is RegistrationState.AWAY:
             print(f"registry unavailable: {registration.error}", file=sys.stderr)
-    raise SystemExit(f"refused: {registration.error}")
+    raise SystemExit(f"{state.value}: {registration.error}")
 
 
 async def main(port: int) -> None:
