@@ -8,23 +8,26 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
-from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, KeepAliveResponse
+from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Service
 from registry_client.calls import next_message
 from registry_client.channel import Channels
 from registry_client.errors import (
     DeadlineExceeded,
+    InstanceSuperseded,
+    InvalidRequest,
     PermissionDenied,
     RegistryError,
     RegistryUnavailable,
     Unauthenticated,
 )
+from registry_client.retry import REOPEN_SECONDS
 from registry_client.tasks import Listeners, cancel_and_wait
 
 if TYPE_CHECKING:
     import grpc
 
-    _KeepAliveCall: TypeAlias = grpc.aio.StreamStreamCall[KeepAliveRequest, KeepAliveResponse]
+    _KeepAliveCall: TypeAlias = grpc.aio.StreamStreamCall[pb.KeepAliveRequest, pb.KeepAliveResponse]
 
 RegisterBatch: TypeAlias = Callable[[Sequence[Service]], Awaitable[Sequence[Service | RegistryError]]]
 """Registers a batch of services and returns one result for each, in order."""
@@ -59,8 +62,13 @@ class RegistrationState(Enum):
     """The registry is unavailable; the client retries until it responds."""
     REFUSED = "refused"
     """The registry rejected the service, for the reason in ``error``. The client retries periodically."""
+    SUPERSEDED = "superseded"
+    """Another process has registered the name. This is final: the client neither renews nor registers it again."""
     ENDED = "ended"
     """The service was unregistered, or its lease is no longer renewed."""
+
+
+_FINAL_STATES: Final = (RegistrationState.SUPERSEDED, RegistrationState.ENDED)
 
 
 class Lease:
@@ -75,6 +83,8 @@ class Lease:
         self.error: RegistryError | None = None
         self.known = False
         """Whether the registry holds the service, according to its last response."""
+        self.draining = False
+        """Whether the agent leaves. A service that the registry has lost is then not registered again."""
         self.due = 0.0
         """Time of the next heartbeat or registration, by the clock of the ``LeaseKeeper``."""
         self.refusals = 0
@@ -91,9 +101,18 @@ class Lease:
         """Maximum seconds between two heartbeats."""
         return self.service.ttl.ToNanoseconds() / 1e9 / _HEARTBEATS_PER_TTL or _PERMANENT_HEARTBEAT_SECONDS
 
+    @property
+    def superseded(self) -> bool:
+        """Whether another process has registered the name."""
+        return self.state is RegistrationState.SUPERSEDED
+
+    def heartbeat(self) -> pb.Lease:
+        """Return the lease to send in a heartbeat."""
+        return pb.Lease(name=self.name, instance_id=self.service.instance_id, draining=True if self.draining else None)
+
     def set_state(self, state: RegistrationState, error: RegistryError | None = None) -> None:
         """Change the state, and notify the listeners if it differs from the current one."""
-        if self.state is RegistrationState.ENDED:
+        if self.state in _FINAL_STATES:
             return  # a response to a call that was in flight when the registration ended
         changed = state is not self.state
         self.state, self.error = state, error
@@ -131,6 +150,12 @@ class LeaseKeeper:
         self._min_heartbeat_timeout = min_heartbeat_timeout
         self._leases: dict[str, Lease] = {}
         self._failures = 0
+        self._answered = False
+        """Whether the registry has answered on the current stream."""
+        self._reopen_until = 0.0
+        """Until when failures of new streams are not reported; by the clock."""
+        self._sends_names = False
+        """Whether the current stream sends names instead of leases."""
         self._wake = asyncio.Event()
         self.registration_lock = asyncio.Lock()
         """Held during a registration, so that old content cannot overwrite newer content."""
@@ -142,16 +167,24 @@ class LeaseKeeper:
         Raises:
             ValueError: This client already keeps a lease of that name.
         """
-        if lease.name in self._leases:
-            raise ValueError(f"this client has already registered {lease.name}")
+        self.require_free(lease.name)
         self._leases[lease.name] = lease
         self._wake.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="registry leases")
 
+    def require_free(self, name: str) -> None:
+        """Check that this client keeps no lease of a name.
+
+        Raises:
+            ValueError: It does.
+        """
+        if name in self._leases:
+            raise ValueError(f"this client has already registered {name}")
+
     async def remove_lease(self, lease: Lease) -> None:
         """Stop keeping a lease alive. Afterwards the service is not registered again."""
-        self._leases.pop(lease.name, None)
+        self._forget(lease)
         async with self.registration_lock:  # waits for a registration in flight
             pass
         if not self._leases:
@@ -166,6 +199,18 @@ class LeaseKeeper:
             await cancel_and_wait(task)
         for lease in leases.values():
             lease.set_state(RegistrationState.ENDED)
+
+    def mark_superseded(self, lease: Lease) -> None:
+        """Stop keeping a lease alive, because another process has registered the name."""
+        self._forget(lease)
+        lease.known = False
+        lease.set_state(
+            RegistrationState.SUPERSEDED, InstanceSuperseded(f"another process has registered {lease.name}")
+        )
+
+    def _forget(self, lease: Lease) -> None:
+        if self._leases.get(lease.name) is lease:
+            del self._leases[lease.name]
 
     def mark_registered(self, lease: Lease, service: Service | None = None) -> None:
         """Record that the registry holds a service, which it returned if it has just been registered."""
@@ -186,15 +231,35 @@ class LeaseKeeper:
                 log.exception("lease renewal failed, retrying")
                 failure = RegistryError(str(error))
             self._failures += 1
-            refused = isinstance(failure, Unauthenticated | PermissionDenied)
-            for lease in self._leases.values():
-                if refused:
-                    lease.set_state(RegistrationState.REFUSED, failure)
-                else:
-                    was_registered = lease.state is RegistrationState.REGISTERED
-                    lease.set_state(RegistrationState.AWAY if was_registered else lease.state, failure)
-            delay = self._channels.fail_over(target, self._failures)
+            if not self._is_planned_end(failure):
+                self._set_failed(failure)
+            if isinstance(failure, Unauthenticated):
+                delay = self._channels.backoff.delay(self._failures)  # not the fault of this target
+            else:
+                delay = self._channels.fail_over(target, self._failures)
             await self._sleep(min(delay, self._max_retry_delay()))
+
+    def _is_planned_end(self, failure: RegistryError) -> bool:
+        """Return whether the end of a stream is no failure, as long as another one is answered soon.
+
+        A registry of the previous version rejects ``leases``; the next stream sends names.
+        """
+        rejected = isinstance(failure, InvalidRequest) and not self._sends_names
+        answered = self._answered and not isinstance(failure, DeadlineExceeded)
+        self._sends_names, self._answered = rejected, False
+        if answered:
+            self._reopen_until = self._clock() + REOPEN_SECONDS
+        reopening = isinstance(failure, RegistryUnavailable) and self._clock() < self._reopen_until
+        return rejected or answered or reopening
+
+    def _set_failed(self, failure: RegistryError) -> None:
+        refused = isinstance(failure, Unauthenticated | PermissionDenied)
+        for lease in list(self._leases.values()):
+            if refused:
+                lease.set_state(RegistrationState.REFUSED, failure)
+            else:
+                was_registered = lease.state is RegistrationState.REGISTERED
+                lease.set_state(RegistrationState.AWAY if was_registered else lease.state, failure)
 
     def _max_retry_delay(self) -> float:
         """Return the limit of delays, with which all leases are renewed within one heartbeat interval.
@@ -225,7 +290,7 @@ class LeaseKeeper:
                 renewing = [lease for lease in due if lease.known]
                 # Detects a stream that has broken while no heartbeat is due.
                 if call.done() and not renewing:
-                    await next_message(call, KeepAliveResponse, self._heartbeat_timeout())
+                    await next_message(call, pb.KeepAliveResponse, self._heartbeat_timeout())
                 for start in range(0, len(renewing), _MAX_NAMES_PER_HEARTBEAT):
                     await self._send_heartbeat(call, renewing[start : start + _MAX_NAMES_PER_HEARTBEAT])
                 await self._wait_until_due()
@@ -233,12 +298,21 @@ class LeaseKeeper:
             call.cancel()
 
     async def _send_heartbeat(self, call: "_KeepAliveCall", leases: Sequence[Lease]) -> None:
-        request = KeepAliveRequest(names=[lease.name for lease in leases])
-        response = await next_message(call, KeepAliveResponse, self._heartbeat_timeout(), request)
+        if self._sends_names:
+            request = pb.KeepAliveRequest(names=[lease.name for lease in leases])
+        else:
+            request = pb.KeepAliveRequest(leases=[lease.heartbeat() for lease in leases])
+        response = await next_message(call, pb.KeepAliveResponse, self._heartbeat_timeout(), request)
         self._failures = 0
-        unknown = set(response.unknown_names)
+        self._answered = True
+        unknown, superseded = set(response.unknown_names), set(response.superseded_names)
         for lease in leases:
-            if lease.name in unknown:
+            if lease.name in superseded:
+                self.mark_superseded(lease)
+            elif lease.name in unknown and lease.draining:
+                self._forget(lease)
+                lease.known = False
+            elif lease.name in unknown:
                 lease.known = False
                 lease.due = 0.0
                 lease.set_state(RegistrationState.PENDING)

@@ -3,23 +3,23 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ossa.registry.v1.service_pb2 import HealthStatus, Service
-from registry_client.errors import RegistryError, ServiceNotFound
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from registry_client.errors import InstanceSuperseded, InvalidRequest, RegistryError, ServiceNotFound
 from registry_client.leases import Lease, LeaseKeeper, RegistrationState
 from registry_client.rpcs import UnaryCalls
 from registry_client.signals import sigterm_blocks
-from registry_client.values import status_after_maintenance
+from registry_client.values import enum_value
 
 _LEAVE_TIMEOUT_SECONDS: Final = 5.0
-"""Limit for maintenance and unregistration together. If the registry is unavailable for longer, the lease expires."""
-_LEAVING_REASON: Final = "the agent is leaving"
-"""Reason of the maintenance status that a leaving agent reports. It distinguishes it from an operator's maintenance."""
+"""Limit for both calls of a leaving agent together. If the registry is unavailable for longer, the lease expires."""
 _MAX_NAME_LENGTH: Final = 128
 _NAME_SUFFIX_BYTES: Final = 6
+_INSTANCE_ID_BYTES: Final = 12
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class Registration:
         if replicas:
             service.group = service.group or service.name
             service.name = _unique_name(service.name)
+        service.instance_id = service.instance_id or secrets.token_hex(_INSTANCE_ID_BYTES)
         self._client = client
         self._leases = leases
         self._lease = Lease(service)
@@ -57,9 +58,9 @@ class Registration:
             RegistryError: The registration failed, unless ``wait`` is false.
             ValueError: This client already keeps a service of that name registered.
         """
+        self._leases.require_free(self.name)
         if self._wait:
             self._leases.mark_registered(self._lease, await self._client.register_service(self._lease.service))
-            await self._clear_own_maintenance()
         self._leases.add_lease(self._lease)
         if self._sigterm:
             sigterm_blocks().enter_block(self)
@@ -126,12 +127,18 @@ class Registration:
         The status is part of later registrations, if the registry loses the service.
 
         Raises:
+            InstanceSuperseded: Another process has registered the name.
             RegistryError: The registry did not accept the report.
         """
-        health = await self._client.report_service_health(self.name, status, error=error, details=details)
-        self._lease.service.health.Clear()
-        self._lease.service.health.status = health.status
-        self._lease.service.health.error = health.error
+        try:
+            await self._client.report_service_health(
+                self.name, status, error=error, details=details, instance_id=self._instance_id
+            )
+        except InstanceSuperseded:
+            self._leases.mark_superseded(self._lease)
+            raise
+        # Not the health in the response, which reads MAINTENANCE while an operator keeps the service in maintenance.
+        self._lease.service.health.CopyFrom(Health(status=enum_value(HealthStatus, status), error=error))
 
     async def update(self, service: Service) -> Service:
         """Register new content under the same name; ``service.name`` is ignored, an empty group keeps the current one.
@@ -140,11 +147,13 @@ class Registration:
             The service as it is registered now.
 
         Raises:
+            InstanceSuperseded: Another process has registered the name.
             RegistryError: The registry did not accept the content; the previous content remains registered.
         """
+        await self._require_own_name()
         updated = Service()
         updated.CopyFrom(service)
-        updated.name = self.name
+        updated.name, updated.instance_id = self.name, self._instance_id
         updated.group = updated.group or self._lease.service.group
         if not updated.HasField("ttl"):
             updated.ttl.CopyFrom(self._lease.service.ttl)
@@ -154,21 +163,25 @@ class Registration:
             self._leases.mark_registered(self._lease, registered)
         return registered
 
-    async def _clear_own_maintenance(self) -> None:
-        """End the maintenance that a previous process of this name reported while leaving, if it did not unregister.
+    @property
+    def _instance_id(self) -> str:
+        return self._lease.service.instance_id
 
-        A registration keeps the maintenance status, because it may be an operator's decision. Only maintenance with the
-        reason of a leaving agent is ended.
+    async def _require_own_name(self) -> None:
+        """Check that the name belongs to this registration, or to none: a registration would take it from another.
+
+        Raises:
+            InstanceSuperseded: Another process has registered the name.
         """
-        health = self.service.health
-        if health.status != HealthStatus.HEALTH_STATUS_MAINTENANCE or health.error != _LEAVING_REASON:
-            return
-        await self._client.report_service_health(self.name, status_after_maintenance(self._lease.service))
-        self._leases.mark_registered(self._lease, await self._client.get_service(self.name))
-
-    async def _is_own_service(self) -> bool:
-        """Return whether the registered service is this one: a rolling restart may have replaced it."""
-        return (await self._client.get_service(self.name)).endpoint == self._lease.service.endpoint
+        if not self._lease.superseded:
+            try:
+                answer = await self._client.heartbeat(leases=[self._lease.heartbeat()])
+            except InvalidRequest:  # a registry of the previous version, which does not know instances
+                return
+            if self.name not in answer.superseded_names:
+                return
+            self._leases.mark_superseded(self._lease)
+        raise InstanceSuperseded(f"another process has registered {self.name}", metadata={"name": self.name})
 
     async def _leave_uninterrupted(self) -> bool:
         """Leave within a bounded time, even if the task is cancelled meanwhile.
@@ -189,25 +202,41 @@ class Registration:
         return cancelled
 
     async def _leave(self) -> None:
-        known = self._lease.known
+        drained_at = time.monotonic() + self._drain
+        may_have_callers = self._lease.known or self._lease.superseded
+        self._lease.draining = True  # from now on a lost service is not registered again
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS + self._drain):
-                if known and await self._is_own_service():
-                    maintenance = HealthStatus.HEALTH_STATUS_MAINTENANCE
-                    await self._client.report_service_health(self.name, maintenance, error=_LEAVING_REASON)
-                    await asyncio.sleep(self._drain)
+                if self._lease.known:
+                    await self._announce_drain()
+                if may_have_callers:
+                    await asyncio.sleep(drained_at - time.monotonic())
                 await self._leases.remove_lease(self._lease)
-                if known and await self._is_own_service():
-                    await self._client.unregister_service(self.name)
-                self._removed = known
+                if self._lease.known:
+                    await self._client.unregister_service(self.name, instance_id=self._instance_id)
+                self._removed = self._lease.known or self._lease.superseded
         except ServiceNotFound:
             self._removed = True
             log.info("%s was already unregistered", self.name)
+        except InstanceSuperseded:
+            self._removed = True
+            self._leases.mark_superseded(self._lease)
         except (RegistryError, TimeoutError) as error:
             log.warning("cannot unregister %s, it remains until its lease expires: %s", self.name, error)
         finally:
             await self._leases.remove_lease(self._lease)
             self._lease.set_state(RegistrationState.ENDED)
+
+    async def _announce_drain(self) -> None:
+        """Mark the service as draining, so that no new calls reach it. A failure does not shorten the drain."""
+        try:
+            await self._client.report_service_health(self.name, draining=True, instance_id=self._instance_id)
+        except InstanceSuperseded:
+            self._leases.mark_superseded(self._lease)
+        except ServiceNotFound:
+            self._lease.known = False
+        except RegistryError as error:
+            log.info("cannot mark %s as draining: %s", self.name, error)
 
 
 def _unique_name(name: str) -> str:

@@ -109,7 +109,7 @@ class Pool:
             return NoEndpoint(f"no service matches {conditions}")
         counts: dict[str, int] = {}
         for service in self.matching:
-            word = STATUS_WORDS.get(service.health.status, "unknown")
+            word = "draining" if service.draining else STATUS_WORDS.get(service.health.status, "unknown")
             counts[word] = counts.get(word, 0) + 1
         found = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
         return NoEndpoint(f"no usable service matches {conditions}: found {found}")
@@ -174,7 +174,7 @@ def query_matcher(query: Query) -> Callable[[Service], bool]:
 
 def _usable_services(services: Sequence[Service], fallback: Sequence[HealthStatus.ValueType]) -> tuple[Service, ...]:
     for status in (HealthStatus.HEALTH_STATUS_HEALTHY, *fallback):
-        if found := tuple(service for service in services if service.health.status == status):
+        if found := tuple(each for each in services if each.health.status == status and not each.draining):
             return found
     return ()
 

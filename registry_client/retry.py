@@ -27,6 +27,12 @@ _MAX_EXPONENT = 30
 """Keeps ``2 ** failures`` small: a client retries thousands of times during an outage of a week."""
 
 
+REOPEN_SECONDS = 1.0
+"""Time in which a stream that was answered and has ended is opened again without reporting an interruption. Drains,
+rolling restarts, expired tokens and many proxies end streams. A new one may still reach the process that stops, which
+resets it. The time is below the heartbeat interval of the shortest lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Exponential back-off with full jitter; times are in seconds."""

@@ -98,9 +98,15 @@ class UnaryCalls:
         return self._observe((await self._call(request, pb.UpdateServiceResponse, timeout)).service)
 
     async def unregister_service(
-        self, name: str, *, expected_revision: int = 0, timeout: float | None = None
+        self, name: str, *, expected_revision: int = 0, instance_id: str = "", timeout: float | None = None
     ) -> Service:
         """Unregister a service.
+
+        Args:
+            name: Name of the service.
+            expected_revision: Remove the service only at this revision; 0 = any.
+            instance_id: Remove the service only if this is its ``instance_id``; empty = any.
+            timeout: Seconds for the call.
 
         Returns:
             The last state of the service.
@@ -108,17 +114,21 @@ class UnaryCalls:
         Raises:
             ServiceNotFound: The service is not registered; also if the response to a successful first attempt was lost.
             RevisionMismatch: The service is not at ``expected_revision``.
+            InstanceSuperseded: The service belongs to another instance.
         """
-        request = pb.UnregisterServiceRequest(name=name, expected_revision=expected_revision)
+        request = pb.UnregisterServiceRequest(name=name, expected_revision=expected_revision, instance_id=instance_id)
         return self._observe((await self._call(request, pb.UnregisterServiceResponse, timeout)).service)
 
-    async def heartbeat(self, names: Iterable[str], *, timeout: float | None = None) -> pb.HeartbeatResponse:
-        """Renew the leases of 1 to 10,000 services.
+    async def heartbeat(
+        self, names: Iterable[str] = (), *, leases: Iterable[pb.Lease] = (), timeout: float | None = None
+    ) -> pb.HeartbeatResponse:
+        """Renew the leases of 1 to 10,000 services, by name or on behalf of an instance.
 
         Returns:
-            The number of renewed leases, and ``unknown_names``: services that must be registered again.
+            The number of renewed leases; ``unknown_names``: services that must be registered again; and
+            ``superseded_names``: services that belong to another instance than the one in ``leases``.
         """
-        return await self._call(pb.HeartbeatRequest(names=names), pb.HeartbeatResponse, timeout)
+        return await self._call(pb.HeartbeatRequest(names=names, leases=leases), pb.HeartbeatResponse, timeout)
 
     async def cleanup(self, *, timeout: float | None = None) -> list[str]:
         """Remove services with an expired lease now, instead of at the next sweep; return their names."""
@@ -142,27 +152,39 @@ class UnaryCalls:
     async def report_service_health(
         self,
         name: str,
-        status: HealthStatus.ValueType | str,
+        status: HealthStatus.ValueType | str = HealthStatus.HEALTH_STATUS_UNSPECIFIED,
         *,
         error: str = "",
         details: Mapping[str, Any] | None = None,
+        draining: bool | None = None,
+        instance_id: str = "",
         timeout: float | None = None,
     ) -> Health:
         """Report the status of a service, such as ``"degraded"``; return its recorded health.
 
         Args:
             name: Name of the service.
-            status: New status. ``maintenance`` remains until another status is reported.
+            status: New status. ``maintenance`` remains until another status is reported. May be omitted if
+                ``draining`` is set.
             error: Why the service is not healthy.
             details: Additional information; values must be representable in JSON, integers also as 64-bit floats.
+            draining: Whether the agent finishes its work and will leave; unset = as before.
+            instance_id: Record the report only if this is the ``instance_id`` of the service; empty = any.
             timeout: Seconds for the call.
 
         Raises:
             InvalidRequest: The report violates the contract.
             ServiceNotFound: The service is not registered.
+            InstanceSuperseded: The service belongs to another instance.
             ValueError: A value of ``details`` cannot be represented.
         """
-        request = pb.ReportServiceHealthRequest(name=name, status=values.enum_value(HealthStatus, status), error=error)
+        request = pb.ReportServiceHealthRequest(
+            name=name,
+            status=values.enum_value(HealthStatus, status),
+            error=error,
+            draining=draining,
+            instance_id=instance_id,
+        )
         if details is not None:
             request.details.CopyFrom(struct_of(dict(details), "details"))
         return (await self._call(request, pb.ReportServiceHealthResponse, timeout)).health

@@ -13,8 +13,15 @@ from ossa.registry.v1.service_pb2 import Service, ServiceFilter
 from registry_client import difference
 from registry_client.calls import Session, next_message
 from registry_client.channel import Channels
-from registry_client.errors import CursorExpired, RegistryError, Unauthenticated, WatcherTooSlow
-from registry_client.retry import is_resumable
+from registry_client.errors import (
+    CursorExpired,
+    DeadlineExceeded,
+    RegistryError,
+    RegistryUnavailable,
+    Unauthenticated,
+    WatcherTooSlow,
+)
+from registry_client.retry import REOPEN_SECONDS, is_resumable
 from registry_client.values import duration
 
 if TYPE_CHECKING:
@@ -68,6 +75,9 @@ class Watch:
         self._include_snapshot = include_snapshot
         self._bookmark_interval = bookmark_interval
         self._call: _WatchCall | None = None
+        self._answered = False  # whether a message has arrived on the current stream
+        self._connected = False
+        self._reopen_until = 0.0  # until when failures of new streams are not reported
         self._target = ""
         self._failures = 0
         self._resume_cursor = cursor  # where the stream resumes; `cursor` follows once the events are handled
@@ -110,8 +120,8 @@ class Watch:
 
     @property
     def connected(self) -> bool:
-        """Whether the stream is open and has received a message."""
-        return self._call is not None and self.last_error is None and self.last_heard > 0
+        """Whether messages arrive. A planned end, as of a rolling restart, is no interruption if it resumes at once."""
+        return self._connected
 
     @property
     def next_cursor(self) -> str:
@@ -123,7 +133,7 @@ class Watch:
 
     async def close(self) -> None:
         """End the watch: iteration stops. Idempotent."""
-        self._closed = True
+        self._closed, self._connected = True, False
         self._cancel_stream()
 
     async def next_events(self) -> list[Event]:
@@ -131,6 +141,13 @@ class Watch:
 
         The list is empty for a bookmark, which marks an interval without changes, and while a snapshot arrives.
         """
+        try:
+            return await self._next_events()
+        except BaseException:
+            self._connected = False
+            raise
+
+    async def _next_events(self) -> list[Event]:
         while True:
             try:
                 message = await self._read_message()
@@ -138,7 +155,7 @@ class Watch:
                 self._cancel_stream()
                 if self._resume_cursor and not self._complete:
                     raise
-                self.last_error = error
+                self.last_error, self._connected = error, False
                 if not self._resume_cursor:  # during a snapshot: the store was replaced meanwhile
                     await self.back_off(error)
                 self._resume_cursor = ""
@@ -146,31 +163,36 @@ class Watch:
                 self._cancel_stream()
                 if self._closed:
                     return []
-                if not is_resumable(error) and not self._is_token_expiry(error):
+                planned = self._is_planned_end(error)
+                if not is_resumable(error) and not planned:
                     raise
-                await self.back_off(error)
+                await self.back_off(error, planned=planned)
             else:
                 self.last_heard = time.monotonic()
                 self.last_error = None
+                self._answered = self._connected = True
                 self._failures = 0
                 return self._apply_message(message)
 
-    async def back_off(self, error: RegistryError) -> None:
-        """Record an error, switch to the next target, and wait before the stream is opened again."""
-        self.last_error = error
+    async def back_off(self, error: RegistryError, *, planned: bool = False) -> None:
+        """Switch to the next target, and wait before the stream is opened again; record the error of a failure."""
+        if not planned:
+            self.last_error, self._connected = error, False
         if isinstance(error, WatcherTooSlow):
             return  # the missed events are available now
         self._failures += 1
-        await asyncio.sleep(self._channels.fail_over(self._target, self._failures))
+        if isinstance(error, Unauthenticated):
+            await asyncio.sleep(self._channels.backoff.delay(self._failures))  # not the fault of this target
+        else:
+            await asyncio.sleep(self._channels.fail_over(self._target, self._failures))
 
-    def _is_token_expiry(self, error: RegistryError) -> bool:
-        """Return whether the token expired on an open stream, and the token function may return a new one."""
-        return (
-            isinstance(error, Unauthenticated)
-            and self._channels.has_token_source
-            and self.last_heard > 0
-            and not self._failures
-        )
+    def _is_planned_end(self, error: RegistryError) -> bool:
+        """Return whether the end of a stream is no interruption, as long as another one is answered soon."""
+        if self._answered and not isinstance(error, DeadlineExceeded | WatcherTooSlow):
+            self._reopen_until = time.monotonic() + REOPEN_SECONDS
+            # The token may have expired; a function may return a new one.
+            return is_resumable(error) or (isinstance(error, Unauthenticated) and self._channels.has_token_source)
+        return isinstance(error, RegistryUnavailable) and time.monotonic() < self._reopen_until
 
     async def _read_message(self) -> WatchEventsResponse:
         timeout = _MAX_MISSED_BOOKMARKS * self._bookmark_interval
@@ -185,6 +207,7 @@ class Watch:
             raise
 
     def _open_stream(self) -> "_WatchCall":
+        self._answered = False
         request = WatchEventsRequest(
             filter=self._filter,
             cursor=self._resume_cursor,

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
-from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, KeepAliveResponse
+from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import (
     Backoff,
     DeadlineExceeded,
+    InstanceSuperseded,
+    InvalidRequest,
     RegistrationState,
     RegistryError,
     RegistryUnavailable,
     Service,
+    ShuttingDown,
+    Unauthenticated,
     make_service,
 )
 from registry_client.leases import Lease, LeaseKeeper
@@ -28,19 +32,25 @@ class FakeClock:
 
 
 class FakeStream:
-    """A ``KeepAlive`` call that records heartbeats; it responds to each, or never."""
+    """A ``KeepAlive`` call that records heartbeats; it responds to each, or never, or ends with an error."""
 
     def __init__(self, *, responsive: bool = True) -> None:
         self.responsive = responsive
         self.heartbeats: list[list[str]] = []
+        self.requests: list[pb.KeepAliveRequest] = []
+        self.response = pb.KeepAliveResponse()
+        self.error: RegistryError | None = None
 
-    async def write(self, request: KeepAliveRequest) -> None:
-        self.heartbeats.append(list(request.names))
+    async def write(self, request: pb.KeepAliveRequest) -> None:
+        if self.error is not None:
+            raise self.error
+        self.requests.append(request)
+        self.heartbeats.append([each.name for each in request.leases])
 
-    async def read(self) -> KeepAliveResponse:
+    async def read(self) -> pb.KeepAliveResponse:
         if not self.responsive:
             await asyncio.Event().wait()
-        return KeepAliveResponse()
+        return self.response
 
     def done(self) -> bool:
         return False
@@ -133,4 +143,126 @@ async def test_missing_heartbeat_response_is_a_failure() -> None:
     leases.add_lease(kept)
     await until(lambda: kept.state is RegistrationState.AWAY)
     assert isinstance(kept.error, DeadlineExceeded)
+    await leases.close()
+
+
+@pytest.mark.parametrize("error", [ShuttingDown("drain"), RegistryUnavailable("proxy"), Unauthenticated("expired")])
+async def test_end_of_an_answered_stream_is_not_reported(error: RegistryError) -> None:
+    stream = FakeStream()
+    leases = keeper(stream)
+    kept = lease(ttl=60)
+    states: list[RegistrationState] = []
+    leases.add_lease(kept)
+    await until(lambda: kept.state is RegistrationState.REGISTERED)
+    kept.listeners.subscribe(states.append)
+
+    stream.error, kept.due = error, 0.0
+    leases._wake.set()
+    await until(lambda: leases._failures == 1)
+    stream.error = None
+    await until(lambda: len(stream.heartbeats) == 2)
+    assert (states, kept.error) == ([], None)
+    await leases.close()
+
+
+async def test_stream_that_cannot_be_opened_again_soon_is_reported() -> None:
+    stream, clock = FakeStream(), FakeClock()
+    channels: Any = FakeChannels(stream)
+    leases = LeaseKeeper(channels, accept_all, clock=clock)
+    kept = lease(ttl=60)
+    leases.add_lease(kept)
+    await until(lambda: kept.state is RegistrationState.REGISTERED)
+
+    stream.error, kept.due = ShuttingDown("drain"), 0.0
+    channels.stream = None
+    leases._wake.set()
+    await until(lambda: leases._failures >= 2)
+    assert kept.state is RegistrationState.REGISTERED
+    clock.now += 1.1
+    await until(lambda: kept.state is RegistrationState.AWAY)
+    await leases.close()
+
+
+async def test_rejected_credential_of_a_new_stream_is_reported() -> None:
+    stream = FakeStream()
+    leases = keeper(stream)
+    kept = lease(ttl=60)
+    leases.add_lease(kept)
+    await until(lambda: kept.state is RegistrationState.REGISTERED)
+    stream.error, kept.due = Unauthenticated("revoked"), 0.0
+    leases._wake.set()
+    await until(lambda: kept.state is RegistrationState.REFUSED)
+    await leases.close()
+
+
+async def test_superseded_lease_is_final() -> None:
+    registrations: list[str] = []
+
+    async def record(services: Sequence[Service]) -> Sequence[Service | RegistryError]:
+        registrations.extend(each.name for each in services)
+        return services
+
+    stream, clock = FakeStream(), FakeClock()
+    channels: Any = FakeChannels(stream)
+    leases = LeaseKeeper(channels, record, clock=clock)
+    kept = lease(ttl=60)
+    states: list[RegistrationState] = []
+    kept.service.instance_id = "one"
+    kept.listeners.subscribe(states.append)
+    leases.add_lease(kept)
+    await until(lambda: kept.state is RegistrationState.REGISTERED)
+    assert stream.requests[0].leases == [pb.Lease(name="agent", instance_id="one")]
+
+    stream.response = pb.KeepAliveResponse(superseded_names=["agent"])
+    clock.now += 60
+    leases._wake.set()
+    await until(lambda: kept.state is RegistrationState.SUPERSEDED)
+    assert isinstance(kept.error, InstanceSuperseded)
+    stream.response = pb.KeepAliveResponse(unknown_names=["agent"])
+    sent = len(stream.requests)
+    clock.now += 600
+    leases._wake.set()
+    await asyncio.sleep(0.05)
+    await leases.close()
+    assert (len(stream.requests), registrations) == (sent, ["agent"])
+    assert states == [RegistrationState.REGISTERED, RegistrationState.SUPERSEDED]
+
+
+async def test_draining_lease_is_not_registered_again() -> None:
+    stream, clock = FakeStream(), FakeClock()
+    leases = keeper(stream, clock=clock)
+    kept = lease(ttl=60)
+    leases.add_lease(kept)
+    await until(lambda: kept.state is RegistrationState.REGISTERED)
+    kept.draining = True
+    stream.response = pb.KeepAliveResponse(unknown_names=["agent"])
+    clock.now += 60
+    leases._wake.set()
+    await until(lambda: not kept.known)
+    assert stream.requests[-1].leases[0].draining
+    sent = len(stream.requests)
+    clock.now += 600
+    leases._wake.set()
+    await asyncio.sleep(0.05)
+    assert (len(stream.requests), kept.known) == (sent, False)
+    await leases.close()
+
+
+async def test_registry_of_the_previous_version_receives_names() -> None:
+    class PreviousVersion(FakeStream):
+        async def write(self, request: pb.KeepAliveRequest) -> None:
+            if not request.names:
+                raise InvalidRequest("names is empty")
+            await super().write(request)
+
+    stream = PreviousVersion()
+    leases = keeper(stream)
+    kept = lease(ttl=60)
+    states: list[RegistrationState] = []
+    leases.mark_registered(kept, kept.service)
+    kept.listeners.subscribe(states.append)
+    leases.add_lease(kept)
+    await until(lambda: stream.requests)
+    assert stream.requests[0] == pb.KeepAliveRequest(names=["agent"])
+    assert states == []
     await leases.close()

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from registry_client import (
     HealthStatus,
+    InstanceSuperseded,
     InvalidRequest,
     Registration,
     RegistrationState,
@@ -94,13 +95,6 @@ async def test_replicas_have_unique_names_in_a_group(client: RegistryClient) -> 
     assert len(long.name) == 128
 
 
-async def test_client_registers_a_name_only_once(client: RegistryClient) -> None:
-    async with client.registration(agent()):
-        with pytest.raises(ValueError, match="already"):
-            async with client.registration(agent()):
-                pass
-
-
 async def test_invalid_service_raises_on_entry(client: RegistryClient) -> None:
     with pytest.raises(InvalidRequest):
         async with client.registration(Service(name="no spaces")):
@@ -178,43 +172,85 @@ async def test_rejection_in_the_background_is_a_state(client: RegistryClient) ->
         assert isinstance(me.error, InvalidRequest)
 
 
-async def test_service_is_in_maintenance_before_it_is_unregistered(client: RegistryClient) -> None:
+async def test_service_drains_before_it_is_unregistered(client: RegistryClient) -> None:
     async with client.cache() as cache:
         async with client.registration(agent(), drain=0.2):
             await until(lambda: "agent" in cache)
-            statuses: list[int] = []
-            cache.on_change(lambda event: statuses.append(event.service.health.status))
+            assert cache.resolve().name == "agent"
+            draining: list[bool] = []
+            cache.on_change(lambda event: draining.append(event.service.draining))
         await until(lambda: "agent" not in cache)
-    assert statuses == [HealthStatus.HEALTH_STATUS_MAINTENANCE, HealthStatus.HEALTH_STATUS_MAINTENANCE]
+    assert draining == [True, True]
 
 
-async def test_service_of_a_successor_is_not_unregistered(registry: RegistryProcess) -> None:
+async def test_successor_makes_the_registration_superseded(registry: RegistryProcess) -> None:
     async with RegistryClient(registry.target) as old, RegistryClient(registry.target) as new:
-        leaving = old.registration(agent())
-        await leaving.__aenter__()
-        successor = make_service("agent", "http://successor.test", version="2.0.0", health_check="heartbeat")
-        async with new.registration(successor):
-            await leaving.__aexit__(None, None, None)
-            assert leaving.removed
-            service = await new.get_service("agent")
-            assert (service.version, service.health.status) == ("2.0.0", HealthStatus.HEALTH_STATUS_HEALTHY)
+        states: list[RegistrationState] = []
+        async with old.registration(agent()) as leaving:
+            leaving.on_change(states.append)
+            successor = make_service("agent", "http://successor.test", version="2.0.0", health_check="heartbeat")
+            async with new.registration(successor) as successor_registration:
+                trigger_heartbeat(leaving)
+                await until(lambda: leaving.state is RegistrationState.SUPERSEDED)
+                assert isinstance(leaving.error, InstanceSuperseded)
+                assert await new.get_service("agent") == successor_registration.service
+        assert (leaving.state, leaving.removed) == (RegistrationState.SUPERSEDED, True)
+        assert states == [RegistrationState.SUPERSEDED]
 
 
-@pytest.mark.parametrize(
-    ("reason", "status"),
-    [
-        ("the agent is leaving", HealthStatus.HEALTH_STATUS_HEALTHY),
-        ("disk replacement", HealthStatus.HEALTH_STATUS_MAINTENANCE),
-    ],
-)
-async def test_own_maintenance_is_cleared_and_an_operators_is_kept(
-    reason: str, status: HealthStatus.ValueType, client: RegistryClient
-) -> None:
-    await client.register_service(agent())
-    await client.report_service_health("agent", "maintenance", error=reason)
+@pytest.mark.parametrize("leave", [True, False], ids=["leaves", "works"])
+async def test_superseded_instance_changes_nothing(leave: object, registry: RegistryProcess) -> None:
+    async with RegistryClient(registry.target) as old, RegistryClient(registry.target) as new:
+        superseded = old.registration(agent())
+        await superseded.__aenter__()
+        async with new.registration(make_service("agent", "http://x.test", version="2", health_check="heartbeat")):
+            before = await new.get_service("agent")
+            if not leave:  # it has not learned that it is superseded
+                with pytest.raises(InstanceSuperseded):
+                    await superseded.report("degraded")
+                assert superseded.state is RegistrationState.SUPERSEDED
+                with pytest.raises(InstanceSuperseded):
+                    await superseded.update(agent())
+            await superseded.__aexit__(None, None, None)
+            assert superseded.removed
+            assert await new.get_service("agent") == before
+
+
+async def test_update_does_not_take_the_name_back(registry: RegistryProcess) -> None:
+    async with (
+        RegistryClient(registry.target) as old,
+        RegistryClient(registry.target) as new,
+        old.registration(agent()) as superseded,
+        new.registration(agent()) as me,
+    ):
+        with pytest.raises(InstanceSuperseded, match="another process"):
+            await superseded.update(agent())
+        assert (await new.get_service("agent")).instance_id == me.service.instance_id
+
+
+async def test_second_registration_of_a_name_does_not_take_it_over(client: RegistryClient) -> None:
     async with client.registration(agent()) as me:
-        assert me.service.health.status == status
-        assert (await client.get_service("agent")).health.status == status
+        with pytest.raises(ValueError, match="already"):
+            async with client.registration(agent()):
+                pass
+        assert (await client.get_service("agent")).instance_id == me.service.instance_id
+
+
+async def test_drain_lasts_as_long_as_requested_without_registry(registry: RegistryProcess) -> None:
+    async with RegistryClient(registry.target, timeout=0.3) as client:
+        registration = client.registration(agent(), drain=1.0)
+        await registration.__aenter__()
+        registry.kill()
+        started = asyncio.get_running_loop().time()
+        await registration.__aexit__(None, None, None)
+        assert asyncio.get_running_loop().time() - started >= 1.0
+
+
+async def test_given_instance_id_is_kept(client: RegistryClient) -> None:
+    service = agent()
+    service.instance_id = "pod-7f8"
+    async with client.registration(service) as me:
+        assert me.service.instance_id == "pod-7f8"
 
 
 async def test_registration_and_cache_fail_over_to_the_next_target(redis: RedisProcess) -> None:

@@ -155,3 +155,12 @@ def test_query_matches_services_that_satisfy_all_conditions(query: Query, *, exp
 
 def test_group_of_a_service_defaults_to_its_name() -> None:
     assert query_matcher(ANY_SERVICE._replace(group="agent"))(agent("agent"))
+
+
+def test_draining_service_is_not_selected() -> None:
+    leaving = agent("leaving")
+    leaving.draining = True
+    assert count_picks(pool(leaving, agent("staying")), Policy.ROUND_ROBIN, 4) == {"staying": 4}
+    only_leaving = pool(leaving, fallback=(HEALTHY,))
+    assert only_leaving.usable == ()
+    assert "1 draining" in str(only_leaving.no_endpoint_error(ANY_SERVICE))
