@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from registry_server.gateway.routes import ROUTES
-from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
+from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_NAMES, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
 from registry_server.rpc.methods import declarations
 from registry_server.rpc.service import RPCS
 from registry_server.security.identity import Role
@@ -24,8 +24,11 @@ _RPC: Final = re.compile(r"((?:  // .*\n)+)  rpc (\w+)\(")
 _FIELD: Final = re.compile(r"((?:  // .*\n)+)  .* (\w+) = [0-9]+;")
 _TABLE: Final = re.compile(r"(?<=^<!-- table: )(\w+)( -->\n\n).*?(?=\n<!-- end -->$)", re.MULTILINE | re.DOTALL)
 _OTHER_RPCS: Final = {
-    f"{service.full_name}/{name}": declared
-    for service, servicer in ((HEALTH_SERVICE, HealthRpc), (REFLECTION_SERVICE, ReflectionRpc))
+    f"{full_name}/{name}": declared
+    for full_name, service, servicer in (
+        (HEALTH_SERVICE.full_name, HEALTH_SERVICE, HealthRpc),
+        *((full_name, REFLECTION_SERVICE, ReflectionRpc) for full_name in REFLECTION_NAMES),
+    )
     for name, declared in declarations(service, servicer, complete=False).items()
 }
 _CREATED: Final = ("POST", "/api/v1/registry/services")

@@ -7,8 +7,9 @@ malformed messages fail with INVALID_ARGUMENT instead of INTERNAL.
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
@@ -18,7 +19,16 @@ from registry_server.rpc.methods import rpc
 from registry_server.security.permissions import HEALTH, REFLECTION
 
 HEALTH_SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
-REFLECTION_SERVICE: Final[Any] = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
+_REFLECTION_ALPHA: Final[Any] = reflection_pb2.DESCRIPTOR
+# Version 1 differs only in its package. A pool of its own leaves the name to a library that may be imported later.
+_REFLECTION_FILE: Final = text_format.Parse(
+    str(FileDescriptorProto.FromString(_REFLECTION_ALPHA.serialized_pb)).replace("v1alpha", "v1"), FileDescriptorProto()
+)
+_REFLECTION_POOL: Final = descriptor_pool.DescriptorPool()
+_REFLECTION_POOL.AddSerializedFile(_REFLECTION_FILE.SerializeToString())
+REFLECTION_SERVICE: Final[Any] = _REFLECTION_ALPHA.services_by_name["ServerReflection"]
+REFLECTION_NAMES: Final = (f"{_REFLECTION_FILE.package}.ServerReflection", REFLECTION_SERVICE.full_name)
+"""Both versions of the service, which exchange the same messages."""
 MAX_HEALTH_REQUEST_BYTES: Final = 1_024
 """A watch keeps the name in its request for as long as it is open."""
 
@@ -57,16 +67,24 @@ class ReflectionRpc:
 
 
 class _Symbols:
-    """The default descriptor pool, extended to find methods.
+    """The default descriptor pool, extended by the current version of reflection, and to find methods.
 
-    The pool itself cannot find the file of a method, which makes ``grpcurl describe SERVICE.METHOD`` fail.
+    A pool itself cannot find the file of a method, which makes ``grpcurl describe SERVICE.METHOD`` fail.
     """
 
     def __init__(self) -> None:
-        self._pool = descriptor_pool.Default()
+        self._pools = (descriptor_pool.Default(), _REFLECTION_POOL)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
+        return getattr(self._pools[0], name)
+
+    def FindFileByName(self, name: str) -> FileDescriptor:  # noqa: N802 - protobuf's name
+        """Return the file of a name.
+
+        Raises:
+            KeyError: There is no such file.
+        """
+        return self._pools[name == _REFLECTION_FILE.name].FindFileByName(name)
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - protobuf's name
         """Return the file that defines a symbol.
@@ -74,7 +92,8 @@ class _Symbols:
         Raises:
             KeyError: The symbol is unknown.
         """
+        pool = self._pools[symbol.startswith(f"{_REFLECTION_FILE.package}.")]
         try:
-            return self._pool.FindFileContainingSymbol(symbol)
+            return pool.FindFileContainingSymbol(symbol)
         except KeyError:
-            return self._pool.FindMethodByName(symbol).containing_service.file
+            return pool.FindMethodByName(symbol).containing_service.file

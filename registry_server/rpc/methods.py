@@ -68,7 +68,12 @@ def declarations(service: ServiceDescriptor, servicer: type, *, complete: bool =
 
 
 def method_handlers(
-    service: ServiceDescriptor, servicer: Any, transport: RpcTransport, *, counted: bool = True
+    service: ServiceDescriptor,
+    servicer: Any,
+    transport: RpcTransport,
+    *,
+    counted: bool = True,
+    full_name: str = "",
 ) -> grpc.GenericRpcHandler:
     """Return gRPC's handlers for all RPCs of a service.
 
@@ -77,13 +82,15 @@ def method_handlers(
         servicer: Object with one method for each RPC.
         transport: What all calls share.
         counted: Whether calls are limited, counted, logged and traced.
+        full_name: Name under which the service is served, if it is not that of the descriptor.
     """
+    full_name = full_name or service.full_name
     handlers: dict[str, Any] = {}
     for name, declared in declarations(service, type(servicer), complete=counted).items():
         descriptor = service.methods_by_name[name]
         is_stream = descriptor.client_streaming or descriptor.server_streaming
         method = RpcMethod(
-            service.full_name,
+            full_name,
             name,
             GetMessageClass(descriptor.input_type),
             declared.max_bytes,
@@ -102,7 +109,7 @@ def method_handlers(
         if is_stream and counted:
             transport.admission.counters.streams.add(name)
         handlers[name] = _method_handler(method, is_stream=is_stream)
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+    return grpc.method_handlers_generic_handler(full_name, handlers)
 
 
 def _method_handler(method: RpcMethod, *, is_stream: bool) -> Any:

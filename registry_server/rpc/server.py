@@ -12,7 +12,7 @@ from registry_server.admission import Admission
 from registry_server.config import GrpcSettings, LimitSettings
 from registry_server.errors import ConfigurationError
 from registry_server.registry import ServiceRegistry
-from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
+from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_NAMES, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
 from registry_server.rpc.calls import RpcTransport
 from registry_server.rpc.listener import Listener
 from registry_server.rpc.methods import method_handlers
@@ -88,8 +88,11 @@ class RpcServer:
             method_handlers(HEALTH_SERVICE, HealthRpc(self._health), transport, counted=False),
         ]
         if settings.reflection:
-            names = tuple(each.full_name for each in (SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE))
-            handlers.append(method_handlers(REFLECTION_SERVICE, ReflectionRpc(names), transport, counted=False))
+            reflection = ReflectionRpc((SERVICE.full_name, HEALTH_SERVICE.full_name, *REFLECTION_NAMES))
+            handlers += [
+                method_handlers(REFLECTION_SERVICE, reflection, transport, counted=False, full_name=name)
+                for name in REFLECTION_NAMES
+            ]
 
         def make_server() -> grpc.aio.Server:
             return grpc.aio.server(

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability
@@ -101,9 +101,12 @@ async def test_ended_streams_are_freed_without_the_garbage_collector(server: Ser
 # Reflection.
 
 
-async def reflected(channel: Any, **request: str) -> reflection_pb2.ServerReflectionResponse:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    stream = stub.ServerReflectionInfo()
+async def reflected(channel: Any, version: str = "v1", **request: str) -> reflection_pb2.ServerReflectionResponse:
+    stream = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )()
     await stream.write(reflection_pb2.ServerReflectionRequest(**request))  # type: ignore[arg-type]
     answer = await stream.read()
     assert isinstance(answer, reflection_pb2.ServerReflectionResponse)
@@ -111,10 +114,12 @@ async def reflected(channel: Any, **request: str) -> reflection_pb2.ServerReflec
     return answer
 
 
-async def test_reflection_lists_the_services(server: Server) -> None:
-    answer = await reflected(server.channel, list_services="")
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_the_services(version: str, server: Server) -> None:
+    answer = await reflected(server.channel, version, list_services="")
     assert {service.name for service in answer.list_services_response.service} == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "ossa.registry.v1.RegistryService",
     }
@@ -147,6 +152,17 @@ async def test_reflection_returns_all_files_of_the_contract(server: Server) -> N
     for method, known in zip(service.methods, REGISTRY.methods, strict=True):
         assert method.input_type.fields_by_name.keys() == known.input_type.fields_by_name.keys()
         assert method.output_type.fields_by_name.keys() == known.output_type.fields_by_name.keys()
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_describes_itself(version: str, server: Server) -> None:
+    name = f"grpc.reflection.{version}"
+    answer = await reflected(server.channel, file_containing_symbol=f"{name}.ServerReflection.ServerReflectionInfo")
+    (wire,) = answer.file_descriptor_response.file_descriptor_proto
+    file = FileDescriptorProto.FromString(wire)
+    assert (file.package, file.service[0].method[0].input_type) == (name, f".{name}.ServerReflectionRequest")
+    answer = await reflected(server.channel, file_by_filename=file.name)
+    assert list(answer.file_descriptor_response.file_descriptor_proto) == [wire]
 
 
 @pytest.mark.parametrize("name", ["RegistryService", "RegistryService.WatchEvents", "Service", "Service.name"])

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -45,11 +45,6 @@ def service(name: str) -> Service:
 
 def health_stub(channel: grpc.aio.Channel) -> Any:
     return health_pb2_grpc.HealthStub(channel)
-
-
-def reflection_stub(channel: Any) -> Any:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub
-    return stub(channel)
 
 
 async def watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
@@ -107,10 +102,15 @@ async def health_watch(channel: grpc.aio.Channel, _: str, metadata: Metadata) ->
     call.cancel()
 
 
-async def reflect(channel: grpc.aio.Channel, _: str, metadata: Metadata) -> None:
-    stub = reflection_stub(channel)
+def reflect(version: str) -> Call:
+    path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     message = reflection_pb2.ServerReflectionRequest(list_services="")
-    await call_stream(lambda: stub.ServerReflectionInfo(metadata=metadata), message)
+
+    async def call(channel: Any, _: str, metadata: Metadata) -> None:
+        serialize = reflection_pb2.ServerReflectionRequest.SerializeToString
+        await call_stream(lambda: channel.stream_stream(path, serialize)(metadata=metadata), message)
+
+    return call
 
 
 def unary(method: str, request: Callable[[str], Any]) -> Call:
@@ -150,7 +150,7 @@ RPC_CALLS: dict[str, Call] = {
         health_pb2.HealthCheckRequest(), metadata=metadata
     ),
     "grpc.health.v1.Health/Watch": health_watch,
-    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": reflect,
+    **{f"grpc.reflection.{each}.ServerReflection/ServerReflectionInfo": reflect(each) for each in ("v1", "v1alpha")},
 }
 
 
