@@ -1,13 +1,12 @@
 """``Slices``: long computations of many callers, in slices of the event loop's time."""
 
-import asyncio
 import time
 from collections.abc import Iterator
 from typing import Final
 
 from registry_server.errors import Overloaded
 from registry_server.runtime.fair_slots import FairSlots, TooManyWaiters
-from registry_server.runtime.pacing import SLICE_SECONDS, Turn
+from registry_server.runtime.pacing import SLICE_SECONDS, Turn, leave_turns
 from registry_server.security.identity import current_caller_key
 
 _MAX_WAITING: Final = 10_000
@@ -39,7 +38,7 @@ class Slices:
         while True:
             try:
                 async with self._slots.slot(caller):
-                    await asyncio.sleep(0)  # a slice of the next turn
+                    await leave_turns()
                     if self.run_now(steps):
                         return
             except TooManyWaiters:

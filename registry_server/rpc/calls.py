@@ -343,17 +343,23 @@ class RpcStream(RpcCall):
         self._end_unread = end
 
     async def write(self, message: Message | bytes) -> None:
-        """Send a message once the client has read those before it."""
+        """Send a message once the client has read those before it.
+
+        Raises:
+            CancelledError: The client has left.
+        """
         context: Any = self.context  # whose responses are serialised by gRPC
-        if self._end_unread is None:
-            await context.write(message)
-            return
-        readers = self.method.transport.readers
-        readers.write_started(self)
+        readers = None if self._end_unread is None else self.method.transport.readers
+        if readers is not None:
+            readers.write_started(self)
         try:
             await context.write(message)
+        except grpc.aio.InternalError as error:
+            # A write may fail just before gRPC reports that the connection is lost, and cancels the call.
+            raise asyncio.CancelledError from error
         finally:
-            readers.write_finished(self)
+            if readers is not None:
+                readers.write_finished(self)
 
     def end_unread(self, seconds: float) -> None:
         """Release what waits to be sent: the client has not read a message within this time."""

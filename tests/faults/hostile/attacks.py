@@ -26,8 +26,8 @@ from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_fi
 from tests.support.samples import small_service
 
 PAUSE_SECONDS = 1.0
-"""Pause between two rounds of a family. The registry must withstand what a round costs, not the speed of the attacker,
-which on a small machine takes the processor from the registry."""
+"""Pause between two rounds of a family: the registry must withstand what a round costs, not the speed of the
+attacker."""
 _CALLS_PER_ROUND = 600
 """Calls of a harmless caller at once: a round of all attacks starts about 1,200 calls and streams for both callers."""
 _DATA, _END_STREAM = 0, 1
@@ -320,4 +320,5 @@ def arguments(target: Target, families: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
+    os.nice(19)  # callers have machines of their own: here they take processors that the others leave
     asyncio.run(attack(Target(**json.loads(sys.argv[1])), sys.argv[2:]))

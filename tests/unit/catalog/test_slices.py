@@ -36,6 +36,21 @@ async def test_each_turn_runs_at_most_one_slice_of_all_computations() -> None:
     assert max(after - before for before, after in pairwise(counts)) == 1
 
 
+async def test_other_tasks_get_many_turns_between_two_slices() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    await Slices(0).run(steps(5, []))
+    counting.cancel()
+    assert turns > 4 * 16
+
+
 async def test_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     sliced, done = Slices(0), list[int]()
     many = [asyncio.create_task(sliced.run(steps(50, done, 1))) for _ in range(20)]
