@@ -194,6 +194,24 @@ async def test_heartbeat_after_flushall_does_not_report_unknown(redis: RedisProc
         assert len(member.repairs()) == 1
 
 
+async def test_instance_and_draining_survive_the_loss_of_redis(redis: RedisProcess) -> None:
+    async with members(redis, 2) as [first, second]:
+        for instance_id in ("old", "new"):
+            service = small_service("agent", instance_id=instance_id)
+            await first.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+        draining = pb.Lease(name="agent", instance_id="new", draining=True)
+        await second.stub.Heartbeat(pb.HeartbeatRequest(leases=[draining]))
+        before = await agreed(first)
+        await flush(redis)
+        leases = [pb.Lease(name="agent", instance_id="old"), pb.Lease(name="agent", instance_id="new")]
+        beat = await second.stub.Heartbeat(pb.HeartbeatRequest(leases=leases))
+        assert beat == pb.HeartbeatResponse(renewed_count=1, superseded_names=["agent"])
+        assert has_repaired([first, second], 1)
+        for member in (first, second):
+            assert await agreed(member) == before
+            assert_received_all(member)
+
+
 class Copy:
     """A copy of the data directory of Redis."""
 

@@ -68,6 +68,25 @@ async def test_failover_of_a_killed_primary_keeps_confirmed_writes(tmp_path: Pat
         await assert_nothing_is_lost(server, seen, subscriber)
 
 
+async def test_takeover_survives_a_failover(tmp_path: Path) -> None:
+    async with watched(tmp_path) as redis, running(redis.url, redis={"wait_replicas": 1}) as server:
+        for instance_id in ("old", "new"):
+            service = small_service("agent", instance_id=instance_id, draining=True)
+            taken = await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+        redis.servers[0].kill()
+        await redis.primary(other_than=redis.servers[0])
+        leases = [pb.Lease(name="agent", instance_id="old"), pb.Lease(name="agent", instance_id="new")]
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                try:
+                    beat = await server.stub.Heartbeat(pb.HeartbeatRequest(leases=leases))
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - until the server follows
+        assert beat == pb.HeartbeatResponse(renewed_count=1, superseded_names=["agent"])
+        assert (await server.stub.GetService(pb.GetServiceRequest(name="agent"))).service == taken.service
+
+
 async def test_hung_primary_is_replaced_and_accepts_no_write_afterwards(tmp_path: Path) -> None:
     settings = {"wait_replicas": 1, "timeout_ms": 1000}
     async with (

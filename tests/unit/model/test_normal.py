@@ -88,6 +88,8 @@ FIELDS = st.fixed_dictionaries(
             optional={"error": st.sampled_from(["", "why"]), "last_check": st.sampled_from([THEN, NOW])},
         ),
         "metadata": st.fixed_dictionaries({"tags": st.lists(st.sampled_from("xy"), unique=True)}),
+        "instance_id": st.sampled_from(["one", "two"]),
+        "draining": st.booleans(),
         "ttl": st.fixed_dictionaries({"seconds": st.sampled_from([0, 60])}),
         "capabilities": st.lists(st.fixed_dictionaries({"name": st.sampled_from(["read", "write"])}), max_size=1),
     },
@@ -184,6 +186,68 @@ def test_status_sent_with_a_new_endpoint_is_used() -> None:
     service = apply_registration(sent(endpoint="http://elsewhere.test", health=health(HEALTHY)), current, NOW)
 
     assert service.health == Health(status=HEALTHY, status_changed_at=THEN)
+
+
+# Instances.
+
+
+@pytest.mark.parametrize("was", [UNHEALTHY, UNKNOWN, MAINTENANCE])
+def test_takeover_starts_the_health_over_unless_healthy(was: HealthStatus.ValueType) -> None:
+    current = stored(instance_id="one", draining=True, health=health(was, error="as it was", last_check=THEN))
+
+    service = apply_registration(sent(instance_id="two"), current, NOW)
+
+    changed = THEN if was == UNKNOWN else NOW
+    assert service.health == Health(status=UNKNOWN, status_changed_at=changed)
+    assert (service.instance_id, service.draining, service.registered_at) == ("two", False, THEN)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [({"version": "2"}, True), ({"endpoint": "http://elsewhere.test"}, False), ({"health_check": {"tcp": {}}}, False)],
+    ids=["version", "endpoint", "health check"],
+)
+def test_takeover_keeps_healthy_only_where_the_probes_stay(change: dict[str, Any], kept: bool) -> None:  # noqa: FBT001
+    current = stored(instance_id="one", health=health(HEALTHY, last_check=THEN))
+
+    for instance_id in ("two", ""):
+        service = apply_registration(sent(instance_id=instance_id, **change), current, NOW)
+
+        assert (service.health == current.health) is kept
+        assert (service.health.status == HEALTHY) is kept
+
+
+def test_maintenance_of_an_operator_survives_any_change() -> None:
+    current = stored(instance_id="one", health=health(MAINTENANCE))
+    current.maintenance.reason = "new disks"
+    elsewhere = sent(instance_id="two", endpoint="http://elsewhere.test", maintenance={"reason": "forged"})
+
+    for service in (
+        apply_registration(elsewhere, current, NOW),
+        apply_update(elsewhere, FieldMask(paths=["*"]), current, NOW),
+    ):
+        assert (service.maintenance, service.health.status) == (current.maintenance, MAINTENANCE)
+
+
+def test_draining_is_that_of_the_registration() -> None:
+    current = stored(instance_id="one", draining=True)
+
+    assert not apply_registration(sent(instance_id="one"), current, NOW).draining
+    assert apply_registration(sent(instance_id="one", draining=True), current, NOW) == current
+
+
+@pytest.mark.parametrize("change", ["registration", "update"])
+def test_health_ends_with_the_probes_that_found_it(change: str) -> None:
+    current = stored(health=health(UNHEALTHY, error="connection refused"), health_check={"http": {"path": "/up"}})
+    for check, status in (({"heartbeat": {}}, HEALTHY), ({"none": {}}, UNKNOWN), ({"tcp": {}}, UNHEALTHY)):
+        changed = sent(health_check=check)
+
+        if change == "registration":
+            service = apply_registration(changed, current, NOW)
+        else:
+            service = apply_update(changed, FieldMask(paths=["health_check"]), current, NOW)
+
+        assert service.health.status == status
 
 
 # Update.
