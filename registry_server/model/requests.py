@@ -56,9 +56,13 @@ def check_leases(names: Sequence[str], leases: Sequence[Lease]) -> None:
         rules.NAME.check(name, f"names[{i}]", violations)
         if len(violations) > MAX_VIOLATIONS:
             break
+    found: list[Violation] = []
     for i, lease in enumerate(leases):
-        rules.NAME.check(lease.name, f"leases[{i}].name", violations)
-        rules.check_instance_id(lease.instance_id, f"leases[{i}].instance_id", violations)
+        rules.NAME.check(lease.name, "name", found)
+        rules.check_instance_id(lease.instance_id, "instance_id", found)
+        if found:  # building the paths of all leases would take longer than the checks
+            violations += [Violation(f"leases[{i}].{field}", description) for field, description in found]
+            found.clear()
         if len(violations) > MAX_VIOLATIONS:
             break
     raise_if_invalid(violations)

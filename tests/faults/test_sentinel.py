@@ -70,17 +70,18 @@ async def test_failover_of_a_killed_primary_keeps_confirmed_writes(tmp_path: Pat
 
 async def test_takeover_survives_a_failover(tmp_path: Path) -> None:
     async with watched(tmp_path) as redis, running(redis.url, redis={"wait_replicas": 1}) as server:
-        for instance_id in ("old", "new"):
-            service = small_service("agent", instance_id=instance_id, draining=True)
-            taken = await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+        taken = [
+            await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
+            for service in (small_service("agent", instance_id=each, draining=True) for each in ("old", "new"))
+        ][-1]
         redis.servers[0].kill()
         await redis.primary(other_than=redis.servers[0])
         leases = [pb.Lease(name="agent", instance_id="old"), pb.Lease(name="agent", instance_id="new")]
+        beat: pb.HeartbeatResponse | None = None
         async with asyncio.timeout(TIMEOUT):
-            while True:
+            while beat is None:
                 try:
                     beat = await server.stub.Heartbeat(pb.HeartbeatRequest(leases=leases))
-                    break
                 except grpc.aio.AioRpcError as error:
                     assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - until the server follows
         assert beat == pb.HeartbeatResponse(renewed_count=1, superseded_names=["agent"])

@@ -239,8 +239,8 @@ def test_draining_is_that_of_the_registration() -> None:
 @pytest.mark.parametrize("change", ["registration", "update"])
 def test_health_ends_with_the_probes_that_found_it(change: str) -> None:
     current = stored(health=health(UNHEALTHY, error="connection refused"), health_check={"http": {"path": "/up"}})
-    for check, status in (({"heartbeat": {}}, HEALTHY), ({"none": {}}, UNKNOWN), ({"tcp": {}}, UNHEALTHY)):
-        changed = sent(health_check=check)
+    for probe, status in (("heartbeat", HEALTHY), ("none", UNKNOWN), ("tcp", UNHEALTHY)):
+        changed = sent(health_check={probe: {}})
 
         if change == "registration":
             service = apply_registration(changed, current, NOW)
