@@ -1,6 +1,6 @@
 """Validation of the fields that several requests share."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from datetime import timedelta
 from functools import partial
 from typing import Final
@@ -43,8 +43,16 @@ def check_not_negative(value: int, at: str, violations: list[Violation]) -> None
         violations.append(Violation(at, f"is {value}; must not be negative"))
 
 
-def check_leases(names: Sequence[str], leases: Sequence[Lease]) -> None:
-    """Reject a heartbeat without a name or with too many, and names and instance ids that no service can have."""
+def name_violations(names: Sequence[str], leases: Sized = ()) -> list[Violation]:
+    """Check the names of a heartbeat.
+
+    Args:
+        names: Names to check.
+        leases: Leases of the same request, which ``lease_violations`` checks.
+
+    Raises:
+        InvalidRequest: The request has no name, or too many.
+    """
     count = len(names) + len(leases)
     if not count:
         raise InvalidRequest([Violation("names", "is empty; name at least one service")])
@@ -56,16 +64,20 @@ def check_leases(names: Sequence[str], leases: Sequence[Lease]) -> None:
         rules.NAME.check(name, f"names[{i}]", violations)
         if len(violations) > MAX_VIOLATIONS:
             break
+    return violations
+
+
+def lease_violations(leases: Sequence[Lease], first: int) -> list[Violation]:
+    """Check names and instance ids of a part of the leases, of which the first one has this index."""
     found: list[Violation] = []
-    for i, lease in enumerate(leases):
+    violations: list[Violation] = []
+    for i, lease in enumerate(leases, first):
         rules.NAME.check(lease.name, "name", found)
         rules.check_instance_id(lease.instance_id, "instance_id", found)
         if found:  # building the paths of all leases would take longer than the checks
             violations += [Violation(f"leases[{i}].{field}", description) for field, description in found]
             found.clear()
-        if len(violations) > MAX_VIOLATIONS:
-            break
-    raise_if_invalid(violations)
+    return violations
 
 
 def page_size(requested: int, violations: list[Violation]) -> int:

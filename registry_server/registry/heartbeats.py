@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.registry_service_pb2 import Lease
+from ossa_common.violations import MAX_VIOLATIONS, Violation
 from registry_server.catalog import Replica
 from registry_server.errors import InstanceSuperseded, RegistryError, ServiceNotFound
 from registry_server.health import HealthReports
@@ -43,6 +44,29 @@ def _held(lease: Lease) -> _Held:
     return _Held(lease.name, lease.instance_id, lease.draining if lease.HasField("draining") else None)
 
 
+async def _read(leases: Sequence[Lease], violations: list[Violation]) -> list[_Held]:
+    """Check and read leases.
+
+    Args:
+        leases: Leases of a request.
+        violations: Violations in the rest of the request.
+
+    Raises:
+        InvalidRequest: The request is not valid.
+    """
+    held: list[_Held] = []
+    for start in range(0, len(leases), _NAMES_PER_TURN):
+        if start:
+            await asyncio.sleep(0)
+        part = leases[start : start + _NAMES_PER_TURN]
+        violations += requests.lease_violations(part, start)
+        if len(violations) > MAX_VIOLATIONS:
+            break
+        held += map(_held, part)
+    requests.raise_if_invalid(violations)
+    return held
+
+
 class Heartbeats:
     """Renews leases, and commits ``draining`` if it changes.
 
@@ -62,13 +86,8 @@ class Heartbeats:
 
     async def renew(self, names: Sequence[str], leases: Sequence[Lease]) -> Renewal:
         """Renew leases; see ``ServiceRegistry.heartbeat``."""
-        requests.check_leases(names, leases)
+        held = await _read(leases, requests.name_violations(names, leases))
         self._writes.require_loaded()
-        held: list[_Held] = []
-        for start in range(0, len(leases), _NAMES_PER_TURN):
-            if start:
-                await asyncio.sleep(0)
-            held += map(_held, leases[start : start + _NAMES_PER_TURN])
         distinct = list(dict.fromkeys((*names, *(lease.name for lease in held))))
         claim = NO_CLAIM
         for start in range(0, len(distinct), _NAMES_PER_TURN):

@@ -154,9 +154,12 @@ async def test_invalid_instance_id_is_refused_with_its_field(server: Server, bad
         (report(server, "a", HEALTHY, instance_id=bad), "instance_id"),
         (unregister(server, "a", bad), "instance_id"),
         (renew(server, Lease(name="a"), Lease(name="b", instance_id=bad)), "leases[1].instance_id"),
+        (renew(server, Lease(instance_id=bad), names=["-"]), "names[0]"),
     ):
         refused = await failure(call)
-        assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+        assert (refused.code, refused.fields[0]) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+        also = ["leases[0].name", "leases[0].instance_id"] if field == "names[0]" else []
+        assert refused.fields[1:] == also
         assert "1 to 64 printable ASCII characters without spaces" in refused.message
 
 

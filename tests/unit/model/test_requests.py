@@ -40,8 +40,7 @@ def test_negative_number_is_refused(value: int, bad: list[str]) -> None:
 def test_one_to_ten_thousand_names_are_accepted(count: int) -> None:
     names = [f"s{i}" for i in range(count)]
 
-    requests.check_leases(names, [])
-    requests.check_leases(names[: count // 2], [Lease(name=name, instance_id="i1") for name in names[count // 2 :]])
+    assert requests.name_violations(names) == requests.name_violations(names[: count // 2], names[count // 2 :]) == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_one_to_ten_thousand_names_are_accepted(count: int) -> None:
 )
 def test_every_invalid_name_is_reported(names: list[str], fields: list[str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        requests.check_leases(names, [])
+        requests.raise_if_invalid(requests.name_violations(names))
 
     assert [violation.field for violation in caught.value.violations] == fields
 
@@ -64,16 +63,15 @@ def test_every_invalid_name_is_reported(names: list[str], fields: list[str]) -> 
 def test_every_invalid_lease_is_reported() -> None:
     leases = [Lease(name="a", instance_id="i" * 64), Lease(name="-"), Lease(name="b", instance_id="x y"), Lease()]
 
-    with pytest.raises(InvalidRequest) as caught:
-        requests.check_leases(["a", ""], leases)
+    violations = requests.lease_violations(leases, 500)
 
-    fields = ["names[1]", "leases[1].name", "leases[2].instance_id", "leases[3].name"]
-    assert [violation.field for violation in caught.value.violations] == fields
+    fields = ["leases[501].name", "leases[502].instance_id", "leases[503].name"]
+    assert [violation.field for violation in violations] == fields
 
 
 def test_names_and_leases_together_are_limited() -> None:
     with pytest.raises(InvalidRequest, match="leases: has 10001 names"):
-        requests.check_leases(["a"] * requests.MAX_NAMES, [Lease(name="a")])
+        requests.name_violations(["a"] * requests.MAX_NAMES, [Lease(name="a")])
 
 
 @pytest.mark.parametrize(
