@@ -1,4 +1,4 @@
-"""The registry inside another Python program, without the transports."""
+"""The registry inside another Python program, without ports of its own."""
 
 from registry_server.embedding.embedded_registry import EmbeddedRegistry, open_registry
 

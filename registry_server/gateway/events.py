@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Final
 
@@ -43,6 +43,12 @@ class EventStream:
         self._registry = registry
         self._documents = documents
         self._keep_alive = keep_alive
+        self._watchers: set[Watcher] = set()
+
+    def end_streams(self) -> None:
+        """End the open streams once what they hold was sent."""
+        for watcher in list(self._watchers):
+            watcher.end(ShuttingDown())
 
     async def stream(self, call: HttpCall) -> web.StreamResponse:
         """Stream events until the client leaves or the watch ends.
@@ -59,6 +65,8 @@ class EventStream:
                 watcher, snapshot = await self._open_watch(watch)
                 batches: AsyncIterator[EventBatch] = stack.enter_context(watcher)
                 call.on_revoked(partial(watcher.end, immediately=True))
+                self._watchers.add(watcher)
+                stack.callback(self._watchers.discard, watcher)
             except (StoreUnavailable, ShuttingDown) as error:
                 # A browser's EventSource never reconnects after a status other than 200, and this error is temporary.
                 if "text/event-stream" not in call.request.headers.get("Accept", ""):
@@ -66,7 +74,8 @@ class EventStream:
                 batches, snapshot = _failed_watch(error), False
             if call.request.method != "HEAD":
                 # The client may leave, or is disconnected if it does not read.
-                with suppress(ConnectionError), call.protocol.streaming():
+                streaming = call.protocol.streaming() if call.protocol else nullcontext()
+                with suppress(ConnectionError), streaming:
                     await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 

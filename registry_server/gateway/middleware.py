@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias, cast
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 import structlog
 from aiohttp import web
@@ -20,6 +20,7 @@ from registry_server.errors import InvalidRequest, PermissionDenied, RateLimited
 from registry_server.gateway.browsers import BrowserRules
 from registry_server.gateway.compression import Compression, accepts_gzip
 from registry_server.gateway.envelope import Envelope, failure_of
+from registry_server.gateway.protocol import ServerProtocol
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT
 from registry_server.instrumentation.tracing import Attributes
 from registry_server.security.authenticator import Credentials
@@ -28,9 +29,6 @@ from registry_server.security.identity import UNCHECKED, caller_key, current_ide
 from registry_server.security.limits import SMALL_REQUEST_BYTES, Streams
 from registry_server.security.permissions import Permission
 from registry_server.security.tls import certificate_names
-
-if TYPE_CHECKING:
-    from registry_server.gateway.protocol import ServerProtocol
 
 MAX_URL_BYTES: Final = 8_192
 """Maximum length of path and query."""
@@ -78,6 +76,7 @@ class Middleware:
         self.admission = admission
         self.browsers = browsers
         self.compression = Compression()
+        self._write_timeout = settings.write_timeout_ms / 1000
         self._any_origin = "*" in settings.cors_origins
         self._origins = frozenset(settings.cors_origins)
 
@@ -145,7 +144,7 @@ class Middleware:
         return response
 
     async def write(self, call: "HttpCall", response: web.StreamResponse, text: bytes, held: int = 0) -> None:
-        """Write to a stream in pieces. A client that does not read is disconnected (``gateway/protocol.py``).
+        """Write to a stream in pieces. A client that does not read is disconnected, by ``gateway/protocol.py`` or here.
 
         Args:
             call: The request.
@@ -156,14 +155,19 @@ class Middleware:
         Raises:
             ConnectionError: The client left or was disconnected.
         """
-        view, protocol = memoryview(text), call.protocol
+        protocol = call.protocol
+        if protocol is None:
+            try:
+                async with asyncio.timeout(self._write_timeout):
+                    await _write_pieces(call, response, text)
+            except TimeoutError:
+                if call.request.transport is not None:
+                    call.request.transport.abort()
+                raise ConnectionResetError("the client does not read") from None
+            return
         protocol.pending_bytes = held
         try:
-            for start in range(0, len(text), CHUNK_BYTES):
-                if start:
-                    await asyncio.sleep(0)
-                await response.write(view[start : start + CHUNK_BYTES])
-                await call.request.writer.drain()
+            await _write_pieces(call, response, text)
         finally:
             protocol.pending_bytes = 0
 
@@ -214,9 +218,10 @@ class HttpCall(CallScope):
         return self.request.headers.get(name)
 
     @property
-    def protocol(self) -> "ServerProtocol":
-        """The connection."""
-        return cast("ServerProtocol", self.request.protocol)
+    def protocol(self) -> ServerProtocol | None:
+        """The connection; ``None`` if it belongs to the server of another program (``gateway/mounting.py``)."""
+        protocol = self.request.protocol
+        return protocol if isinstance(protocol, ServerProtocol) else None
 
     @property
     def peer(self) -> str:
@@ -325,6 +330,15 @@ def _body_bytes(response: web.StreamResponse) -> int:
     body = response.body if isinstance(response, web.Response) else b""
     # ``content_length`` takes 1 µs.
     return len(body) if isinstance(body, bytes) else response.content_length or 0
+
+
+async def _write_pieces(call: HttpCall, response: web.StreamResponse, text: bytes) -> None:
+    view = memoryview(text)
+    for start in range(0, len(text), CHUNK_BYTES):
+        if start:
+            await asyncio.sleep(0)
+        await response.write(view[start : start + CHUNK_BYTES])
+        await call.request.writer.drain()
 
 
 async def _not_found(call: HttpCall) -> web.Response:

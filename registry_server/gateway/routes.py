@@ -67,6 +67,10 @@ class Api:
         self.draining = False
         """Whether readiness fails, so that load balancers stop sending requests."""
 
+    def end_streams(self) -> None:
+        """End the open event streams; their clients reconnect."""
+        self._events.end_streams()
+
     async def register(self, call: HttpCall) -> web.Response:
         """Register a service, or replace its content."""
         query = Query(call.request.query, ("createOnly",))

@@ -15,7 +15,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
 from registry_server import EmbeddedRegistry, open_registry, registry
 from registry_server.config import HealthCheckSettings, RedisSettings, RedisUrl, Settings
 from registry_server.embedding.listeners import Listeners
-from registry_server.errors import ConfigurationError, WatcherTooSlow
+from registry_server.errors import ConfigurationError, ServiceNotFound, WatcherTooSlow
 from tests.support.processes import children_of
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
@@ -74,6 +74,23 @@ async def test_embedded_registry_offers_the_contract(redis: RedisProcess) -> Non
     ]
     await registry.close()
     await registry.close()
+
+
+async def test_dictionaries_of_ossa_are_accepted(redis: RedisProcess) -> None:
+    async with await open_registry(settings(redis.url)) as registry:
+        document = {"name": "@acme/a", "endpoint": "http://a.test", "version": "1", "capabilities": [{"name": "c"}]}
+        registered = await registry.register(document)
+        assert (await registry.discover({"capability": "c", "healthStatus": ["unknown"]})) == [registered]
+        updated = await registry.update_service("@acme/a", {"version": "2"})
+        assert (updated.version, [each.name for each in updated.capabilities]) == ("2", ["c"])
+        with pytest.raises(ServiceNotFound):
+            await registry.update_service("b", {"version": "2"})
+        with pytest.raises(ServiceNotFound):
+            await registry.health("b")
+        with pytest.raises(ServiceNotFound):
+            await registry.unregister("b")
+        with pytest.raises(TypeError, match="a name and a dictionary"):
+            await registry.update_service("@acme/a")
 
 
 async def test_changes_of_another_registry_on_the_same_redis_are_seen(redis: RedisProcess) -> None:
