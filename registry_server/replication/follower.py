@@ -161,7 +161,8 @@ class Follower:
         """Follow the store until cancelled, whatever it answers.
 
         Raises:
-            ConfigurationError: Before the catalog is loaded: the registry cannot work with this store.
+            ConfigurationError: Before the catalog is loaded: the registry cannot work with this store. Afterwards: the
+                store holds data of a newer version.
         """
         delay = self._first_retry
         while True:
@@ -188,19 +189,21 @@ class Follower:
     async def _follow(self) -> None:
         if not self.loaded:
             await self._store.open()
-            await self._share_secret()
+            await self._share_values()
             await self._load()
         else:
             await self._store.reconnect()
-            await self._share_secret()
+            await self._share_values()
             await self._verify_newest()
         while True:
             await self._follow_once()
             self._set_connected()
 
-    async def _share_secret(self) -> None:
-        """Take over the registry's secret, or write it to a store that has lost it."""
-        self._replica.secret = await self._store.reader.share_secret(self._replica.secret)
+    async def _share_values(self) -> None:
+        """Take over the registry's secret and verify the format of its data, or write what a store has lost."""
+        reader, secret = self._store.reader, self._store.keys.secret
+        self._replica.secret = await reader.share_value(secret, self._replica.secret)
+        await self._store.share_format()
 
     async def _verify_newest(self) -> None:
         """Check, after a reconnect, that our newest revision is still the same change in the store.
@@ -224,7 +227,7 @@ class Follower:
             await self._read_events(wait=self.connected)
         if self._broken is not None:  # also if the store disconnected during the previous attempt
             await self._recover(self._broken)
-            await self._share_secret()
+            await self._share_values()
             self._broken, self._rewritten, self._must_reload = None, False, False
             await self._read_events(wait=False)
             if self._broken is not None:  # reading it again and again would not help

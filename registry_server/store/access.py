@@ -11,9 +11,10 @@ from typing import Final
 
 from redis.exceptions import AuthenticationError
 
+from registry_server import __version__
 from registry_server.errors import ConfigurationError, StoreFault, StoreUnavailable
 from registry_server.store.failures import readable
-from registry_server.store.keys import Keys
+from registry_server.store.keys import DATA_FORMAT, Keys
 
 _DENIED_KEYS: Final = re.compile(r"access (?:a key|(?:one|at least one|any) of the keys|the '.*' key)", re.IGNORECASE)
 _DENIED: Final = re.compile(r"NOPERM|ACL failure|(?:can't run|no permissions to run) (?:this|the)", re.IGNORECASE)
@@ -46,6 +47,19 @@ def starting_with(keys: Keys) -> Iterator[None]:
         if fault is None or fault.temporary:
             raise
         raise ConfigurationError(explain_faults([fault], keys)) from error
+
+
+def is_newer_format(stored: bytes) -> bool:
+    """Return whether data of a format can be misread or damaged by this version."""
+    return stored.isdigit() and int(stored) > DATA_FORMAT
+
+
+def explain_format(stored: bytes, keys: Keys) -> str:
+    """Return one sentence about data of a newer format."""
+    return (
+        f"redis.url: {keys.format} is {int(stored)}: a newer version of ossa-registry wrote this data, and version "
+        f"{__version__} reads format {DATA_FORMAT}; install the newer version, or restore a backup of this version"
+    )
 
 
 def find_faults(answer: Sequence[Sequence[bytes]]) -> list[StoreFault]:

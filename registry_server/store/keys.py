@@ -1,6 +1,13 @@
 """Names of the keys in Redis; docs/redis.md describes their contents."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+DATA_FORMAT: Final = 1
+"""Format of the data that this version reads and writes; a server refuses a newer one.
+
+It increases only when older versions would misread or damage the data. A release reads a format before the next one
+writes it, so that each serves one store together with its predecessor (docs/stability.md).
+"""
 
 
 class Keys(NamedTuple):
@@ -38,6 +45,8 @@ class Keys(NamedTuple):
     """hash: epoch merged into another one to the newest common revision, and the newest revision that was merged."""
     secret: str
     """string: random bytes that authenticate page tokens."""
+    format: str
+    """string: number of the format of the data; see ``DATA_FORMAT``."""
 
     @classmethod
     def under(cls, prefix: str) -> "Keys":

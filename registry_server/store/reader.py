@@ -51,16 +51,15 @@ class StoreReader:
             # A revision that is no number is behind that of any process, as in the scripts.
             return Position((epoch or b"").decode(), int(revision) if revision and revision.isdigit() else 0)
 
-    async def share_secret(self, own: bytes) -> bytes:
-        """Return the secret of the registry; store ``own`` if there is none."""
-        key = self._keys.secret
+    async def share_value(self, key: str, own: bytes) -> bytes:
+        """Return the value of a key that all processes share; store ``own`` if there is none."""
         try:
             stored: bytes | None = await self._commands.run_command("GET", key)
             if stored is None:
                 await self._commands.run_command("SET", key, own, "NX")
                 stored = await self._commands.run_command("GET", key)
         except StoreUnavailable:
-            return own  # only tokens of other processes are refused, until the next connect
+            return own  # until the next connect
         return stored or own
 
     async def resolve_head(self, known: Position | None = None, *, rewritten: bool = False) -> Position:

@@ -7,13 +7,13 @@ from redis.asyncio import Redis
 from registry_server.errors import ConfigurationError, StoreFault
 from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.tracing import Tracer
-from registry_server.store.access import explain_faults, find_faults, starting_with
+from registry_server.store.access import explain_faults, explain_format, find_faults, is_newer_format, starting_with
 from registry_server.store.commands import Commands, Confirmation
 from registry_server.store.connecting import Connections
 from registry_server.store.counters import PoolStats, StoreCounters
 from registry_server.store.failures import translate_errors
 from registry_server.store.groups import CommitGroups
-from registry_server.store.keys import Keys
+from registry_server.store.keys import DATA_FORMAT, Keys
 from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.reader import StoreReader
@@ -137,7 +137,8 @@ class RedisStore:
         """Load the scripts, and verify that this Redis is supported and permits everything that the registry needs.
 
         Raises:
-            ConfigurationError: Redis is too old, refuses a command, or holds other data under the registry's keys.
+            ConfigurationError: Redis is too old, refuses a command, or holds other data under the registry's keys, or
+                data of a newer version.
             StoreUnavailable: Redis does not answer.
         """
         with starting_with(self.keys):
@@ -151,12 +152,23 @@ class RedisStore:
                     await self._client.wait(0, 1)
             await self._commands.load_scripts()
             keys = self.keys
-            answer = await self._commands.run_script(
-                "access", keys=(keys.members, keys.repair, keys.merged, keys.secret, keys.document_prefix)
-            )
-            if faults := find_faults(answer):
+            more = keys.members, keys.repair, keys.merged, keys.secret, keys.format, keys.document_prefix
+            stored_format, failures = await self._commands.run_script("access", keys=more)
+            if is_newer_format(stored_format):  # which may also have other types of keys
+                raise ConfigurationError(explain_format(stored_format, keys))
+            if faults := find_faults(failures):
                 raise ConfigurationError(explain_faults(faults, keys))
             await self.reader.verify_connection()
+
+    async def share_format(self) -> None:
+        """Write the format of the data to a store that has none.
+
+        Raises:
+            ConfigurationError: The store holds data of a newer version now.
+        """
+        stored = await self.reader.share_value(self.keys.format, str(DATA_FORMAT).encode())
+        if is_newer_format(stored):
+            raise ConfigurationError(explain_format(stored, self.keys))
 
     async def reconnect(self) -> None:
         """Drop idle connections after an outage, so that no write has to discover that its connection is closed.

@@ -70,18 +70,25 @@ async def key_of_another_type(redis: RedisProcess) -> str:
     return redis.url
 
 
+async def newer_format(redis: RedisProcess) -> str:
+    async with admin(redis) as client:
+        await client.set("ossa:registry:format", "1000")
+    return redis.url
+
+
 REFUSED: dict[str, tuple[Callable[[RedisProcess], Awaitable[str]], str]] = {
     "a right": (refused_right, "redis.url: Redis refuses TIME: "),
     "INFO": (refused_info, "redis.url: Redis refuses INFO: NOPERM "),
     "a password": (refused_password, "redis.url: Redis refuses AUTH: WRONGPASS "),
     "a key of another type": (key_of_another_type, "on ossa:registry:leases: WRONGTYPE "),
+    "a newer format": (newer_format, "ossa:registry:format is 1000: a newer version of ossa-registry wrote this data"),
 }
 
 
 @pytest.mark.parametrize(
     ("workers", "prepare", "cause"),
-    [(1, *each) for each in REFUSED.values()] + [(2, *REFUSED["a right"])],
-    ids=[*REFUSED, "a right, with workers"],
+    [(1, *each) for each in REFUSED.values()] + [(2, *REFUSED["a right"]), (2, *REFUSED["a newer format"])],
+    ids=[*REFUSED, "a right, with workers", "a newer format, with workers"],
 )
 async def test_start_ends_with_code_2_and_one_sentence(
     redis: RedisProcess, workers: int, prepare: Callable[[RedisProcess], Awaitable[str]], cause: str
@@ -146,6 +153,14 @@ async def test_restarted_workers_wait_for_a_right_that_was_revoked(redis: RedisP
         server.log.clear()
         server.signal(signal.SIGUSR2)
         await server.logged("all workers restarted")
+
+
+async def test_serving_registry_ends_when_its_data_has_a_newer_format(redis: RedisProcess) -> None:
+    async with ServerProcess(f"--redis.url={redis.url}") as server, admin(redis) as client:
+        await client.set("ossa:registry:format", "1000")
+        await client.client_kill_filter(_type="normal")
+        assert await server.wait() == 2
+        assert "a newer version of ossa-registry wrote this data" in server.log[-1]["event"]
 
 
 async def test_documented_rights_suffice_for_workers_sweeps_and_repairs(redis: RedisProcess) -> None:

@@ -20,6 +20,7 @@ from registry_server.parts import Parts
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
+ROOT = Path(__file__).parents[2]
 START_TIMEOUT_SECONDS = 30.0
 
 
@@ -49,6 +50,11 @@ def settings(redis_url: str, **sections: Mapping[str, Any]) -> Settings:
     )
 
 
+def import_from(source: Path) -> dict[str, str]:
+    """Return the variables with which Python prefers the modules of a source tree to those of this checkout."""
+    return {"PYTHONPATH": f"{source}{os.pathsep}{source / 'generated'}"}
+
+
 @asynccontextmanager
 async def running(redis_url: str, **sections: Mapping[str, Any]) -> AsyncIterator[Server]:
     """Run a server in this event loop within the block."""
@@ -70,14 +76,21 @@ async def connected(address: str) -> AsyncIterator["tuple[grpc.aio.Channel, Regi
 class ServerProcess:
     """``python -m registry_server`` as a process, for signals, kills and several servers at a time.
 
-    Probing is disabled unless a flag enables it. ``module`` replaces the module and its first arguments.
+    Probing is disabled unless a flag enables it. ``module`` replaces the module and its first arguments, ``source`` the
+    directory from which all modules are imported.
     """
 
     def __init__(
-        self, *flags: str, env: Mapping[str, str] | None = None, module: Sequence[str] = ("registry_server",)
+        self,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        module: Sequence[str] = ("registry_server",),
+        source: Path = ROOT,
     ) -> None:
-        self._flags, self._module = flags, module
+        self._flags, self._module, self._source = flags, module, source
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("OSSA_REGISTRY_")} | dict(env or {})
+        if source != ROOT:
+            self._env |= import_from(source)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -111,7 +124,7 @@ class ServerProcess:
             "--health-check.enabled=false",
             *self._flags,
             env=self._env,
-            cwd=Path(__file__).parents[2],
+            cwd=self._source,
             stderr=asyncio.subprocess.PIPE,
         )
         self._reader = asyncio.create_task(self._read())

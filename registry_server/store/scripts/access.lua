@@ -1,10 +1,11 @@
 -- Verifies that the caller may run the commands of the registry on its keys, and that the keys have the right types.
 -- KEYS[12] members  KEYS[13] repair  KEYS[14] merged  KEYS[15] secret
--- KEYS[16] document of a service without a name
--- Returns  for each call that fails: command, key, error
+-- KEYS[16] format  KEYS[17] document of a service without a name
+-- Returns  format of the data, empty for none; for each call that fails: command, key, error
 -- Nothing changes. Redis checks permissions before arguments, so a write has arguments that Redis then rejects, or the
 -- empty name, which no service has. The caller ignores errors about arguments.
-local MEMBERS, REPAIR, MERGED, SECRET, DOCUMENT = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
+local MEMBERS, REPAIR, MERGED, SECRET, FORMAT, DOCUMENT =
+  KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17]
 local failures = {}
 
 local function try(command, ...)
@@ -17,13 +18,13 @@ local function try(command, ...)
 end
 
 try('TIME')
-for _, key in ipairs({REVISION, SWEEP}) do
+for _, key in ipairs({REVISION, SWEEP, FORMAT}) do
   local value = try('GET', key)
   if type(value) == 'string' and not string.match(value, '^%d+$') then
     failures[#failures + 1] = {'GET', key, 'DAMAGED the value is not a number'}
   end
 end
-for _, key in ipairs({REVISION, EPOCH, SWEEP, SECRET, DOCUMENT}) do
+for _, key in ipairs({REVISION, EPOCH, SWEEP, SECRET, FORMAT, DOCUMENT}) do
   try('GET', key)
   try('SET', key, '', 'rejected')
 end
@@ -68,4 +69,5 @@ if type(removed) == 'number' then
   try('SADD', BARE, '') -- it has no argument that Redis rejects
   redis.pcall('SREM', BARE, '')
 end
-return failures
+local format = redis.pcall('GET', FORMAT)
+return {type(format) == 'string' and format or '', failures}

@@ -455,6 +455,7 @@ async def test_state_reflects_the_follower_activity(
 
 @pytest.mark.slow
 async def test_event_lag_is_measured_from_the_commit(process: FollowerProcess, writer: Writer) -> None:
+    await process.catch_up()
     await process.pause()
     await writer.write_services("late")
     await asyncio.sleep(0.3)

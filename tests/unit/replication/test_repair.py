@@ -13,6 +13,7 @@ from ossa.registry.v1.event_pb2 import EventType
 from registry_server.errors import PermissionDenied, StoreUnavailable
 from registry_server.security.identity import Claim
 from registry_server.store import EpochChanged, Position, RestoredService, StoreLimits, TurnLost
+from registry_server.store.keys import DATA_FORMAT
 from tests.support.followers import (
     CLIENT_REQUEST,
     REGISTERED,
@@ -489,7 +490,7 @@ async def test_interrupted_repair_completes_after_the_reconnect(
     assert process.follower.resyncs == 0
 
 
-async def test_secret_returns_to_a_store_that_lost_it(
+async def test_secret_and_format_return_to_a_store_that_lost_them(
     redis: RedisProcess, process: FollowerProcess, writer: Writer, client: Redis
 ) -> None:
     await process.catch_up()
@@ -500,6 +501,7 @@ async def test_secret_returns_to_a_store_that_lost_it(
     await wait_repaired(process)
 
     await eventually_stored(client, writer.store.keys.secret, secret)
+    await eventually_stored(client, writer.store.keys.format, str(DATA_FORMAT).encode())
     async with FollowerProcess(redis.url).running() as other:
         await other.catch_up()
         assert other.replica.secret == secret

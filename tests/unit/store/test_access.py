@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from registry_server import __version__
 from registry_server.errors import ConfigurationError, StoreFault, StoreUnavailable
 from registry_server.store import Position, ProbeResult, RedisStore
 from registry_server.store.access import explain_faults, find_faults
-from registry_server.store.keys import Keys
+from registry_server.store.keys import DATA_FORMAT, Keys
 from registry_server.store.lua import Scripts
 from tests.support.redis_process import RedisProcess
 from tests.support.security import registry_acl
@@ -24,7 +25,7 @@ KEYS = Keys.under("ossa:services")
 ACCESS = Scripts().sources["access"]
 VERIFIED = set(re.findall(r"try\('(\w+)'", ACCESS))
 TYPES = {
-    **dict.fromkeys(("revision", "epoch", "sweep"), "string"),
+    **dict.fromkeys(("revision", "epoch", "sweep", "format"), "string"),
     **dict.fromkeys(("records", "ttls", "checks", "owners", "owned", "repair", "merged"), "hash"),
     **dict.fromkeys(("leases", "members"), "zset"),
     "events": "stream",
@@ -163,12 +164,44 @@ async def test_key_of_another_type_is_named_at_start(redis_process: RedisProcess
     assert "restore the keys ossa:* from a backup" in message
 
 
-@pytest.mark.parametrize("field", ["revision", "sweep"])
+@pytest.mark.parametrize("field", ["revision", "sweep", "format"])
 async def test_value_that_is_no_number_is_named_at_start(redis_process: RedisProcess, field: str) -> None:
     async with admin(redis_process) as client:
         await client.set(getattr(KEYS, field), "junk")
 
     assert f" on {getattr(KEYS, field)}: DAMAGED the value is not a number" in await refusal(redis_process)
+
+
+@pytest.mark.parametrize("other_changes", [False, True])
+async def test_newer_format_is_refused_whatever_else_it_changed(
+    redis_process: RedisProcess, *, other_changes: bool
+) -> None:
+    async with admin(redis_process) as client:
+        await client.set(KEYS.format, DATA_FORMAT + 1)
+        if other_changes:
+            await client.set(KEYS.leases, "not a zset any more")
+
+    message = await refusal(redis_process)
+
+    assert message == (
+        f"redis.url: ossa:registry:format is {DATA_FORMAT + 1}: a newer version of ossa-registry wrote this data, "
+        f"and version {__version__} reads format {DATA_FORMAT}; install the newer version, or restore a backup of this "
+        "version"
+    )
+
+
+async def test_format_is_written_once_and_kept(redis_process: RedisProcess) -> None:
+    async with store_of_user(redis_process) as store, admin(redis_process) as client:
+        await store.open()
+        await store.share_format()
+        assert await client.get(KEYS.format) == str(DATA_FORMAT)
+        await client.set(KEYS.format, "0")
+        await store.open()
+        await store.share_format()
+        assert await client.get(KEYS.format) == "0"
+        await client.set(KEYS.format, DATA_FORMAT + 1)
+        with pytest.raises(ConfigurationError, match="newer version"):
+            await store.share_format()
 
 
 @pytest.mark.slow
@@ -239,6 +272,7 @@ async def test_documented_rights_suffice(redis_process: RedisProcess) -> None:
         await store.sample_memory()
         assert store.counters.memory is not None
         await store.reconnect()
+        await store.share_format()
         assert await client.execute_command("ACL", "LOG") == []
 
 

@@ -1,0 +1,166 @@
+"""This version and its predecessor serve one Redis: docs/stability.md, and the procedure of docs/upgrading.md.
+
+The predecessor runs from its own source tree, with the libraries of this checkout.
+"""
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.rolling_fleet import Fleet
+from ossa.registry.v1 import registry_service_pb2 as pb
+from ossa.registry.v1.service_pb2 import Capability, HealthStatus, Service
+from registry_client import RegistryClient
+from tests.support.processes import run_to_end
+from tests.support.redis_process import RedisProcess, free_port
+from tests.support.samples import small_service
+from tests.support.server import ROOT, ServerProcess, connected, import_from
+
+PREVIOUS: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ossa-registry"][
+    "previous"
+]
+SERVICES, WATCHERS = 60, 10
+UNEXPECTED = {"resynchronised with the store", "store repaired from memory", "store disconnected"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source tree of the predecessor."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git and the history of the project; this is an archive of it")
+    archive = subprocess.run([git, "-C", ROOT, "archive", PREVIOUS], capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip(f"git fetch --unshallow --tags is needed for {PREVIOUS}: {archive.stderr.decode()}")
+    directory = tmp_path_factory.mktemp("previous")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(directory, filter="data")
+    return directory
+
+
+async def imported_from(source: Path) -> str:
+    """Return where a process that is started like a server of a source tree imports the registry from."""
+    command = (
+        sys.executable,
+        "-P",
+        "-c",
+        "import ossa, registry_server; print(ossa.__path__, registry_server.__path__)",
+    )
+    code, output = await run_to_end(*command, max_seconds=60, env=os.environ | import_from(source), cwd=source)
+    assert code == 0, output
+    return output
+
+
+async def test_predecessor_is_imported_from_its_own_source(previous: Path) -> None:
+    output = await imported_from(previous)
+    assert output.count(str(previous)) == 2
+    assert str(ROOT) not in output
+
+
+async def test_rolling_upgrade_and_rollback_lose_nothing_under_load(redis: RedisProcess, previous: Path) -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    flags = (f"--redis.url={redis.url}", "--shutdown.grace-seconds=5", "--health-check.enabled=true")
+    servers: list[ServerProcess] = []
+    logs: list[dict[str, Any]] = []
+
+    async def start(source: Path, number: int) -> ServerProcess:
+        server = ServerProcess(*flags, f"--grpc.address={addresses[number]}", source=source)
+        return await stack.enter_async_context(server)
+
+    async with AsyncExitStack() as stack:
+        servers = [await start(previous, number) for number in range(2)]
+        fleet, stop, ready = Fleet(f"ipv4:{','.join(addresses)}", changes_every=0.05), asyncio.Event(), asyncio.Event()
+        load = asyncio.create_task(fleet.run(SERVICES, 2, WATCHERS, stop, ready))
+        await ready.wait()
+        await verify(servers, "before")
+        for step, (source, number) in enumerate([(ROOT, 0), (ROOT, 1), (previous, 0), (previous, 1), (ROOT, 0)]):
+            old = servers[number]
+            assert await old.stop() == 0
+            logs += old.log
+            servers[number] = await start(source, number)
+            await verify(servers, f"step-{step}")
+        stop.set()
+        await load
+        for server in servers:
+            assert await server.stop() == 0
+            logs += server.log
+    assert (fleet.lost, fleet.missed_or_repeated) == (0, 0), fleet.counters()
+    assert fleet.renewed >= SERVICES
+    assert len(fleet.resumed) == WATCHERS
+    failures = [line for line in logs if line.get("level") in {"error", "critical"} or line["event"] in UNEXPECTED]
+    assert failures == []
+
+
+async def verify(servers: list[ServerProcess], label: str) -> None:
+    """Write through each process what it can write, change it through the other, and compare what both read."""
+    async with AsyncExitStack() as stack:
+        stubs = [(await stack.enter_async_context(connected(server.grpc_address)))[1] for server in servers]
+        for number, (writer, other) in enumerate([stubs, stubs[::-1]]):
+            service = newest_service(f"{label}-{number}")
+            await writer.RegisterService(pb.RegisterServiceRequest(service=service))
+            lease = pb.Lease(name=service.name, instance_id=service.instance_id)
+            for stub in (writer, other):
+                beat = await stub.Heartbeat(pb.HeartbeatRequest(names=[service.name], leases=[lease]))
+                assert (list(beat.unknown_names), list(beat.superseded_names)) == ([], [])
+            report = pb.ReportServiceHealthRequest(name=service.name, status=HealthStatus.HEALTH_STATUS_DEGRADED)
+            await other.ReportServiceHealth(report)
+            service.metadata.description = "changed"
+            update = pb.UpdateServiceRequest(service=service)
+            update.update_mask.paths.append("metadata.description")
+            changed = (await other.UpdateService(update)).service
+            read = [
+                (await stub.GetService(pb.GetServiceRequest(name=service.name, min_revision=changed.revision))).service
+                for stub in stubs
+            ]
+            assert read[0] == read[1] == changed
+            assert changed.health.status == HealthStatus.HEALTH_STATUS_DEGRADED
+            assert changed.capabilities == service.capabilities
+            await other.UnregisterService(pb.UnregisterServiceRequest(name=service.name))
+        everything = pb.DiscoverServicesRequest(consistency=pb.CONSISTENCY_STRONG)
+        names = [[each.name for each in (await stub.DiscoverServices(everything)).services] for stub in stubs]
+        assert names[0] == names[1]
+        assert len(names[0]) == SERVICES
+
+
+def newest_service(name: str) -> Service:
+    """Return a service with every field that a registration may set."""
+    capabilities = [Capability(name="translate", version="1.0.0")]
+    service = small_service(name, instance_id="one", draining=True, capabilities=capabilities)
+    service.ttl.FromSeconds(30)
+    service.health_check.heartbeat.SetInParent()
+    return service
+
+
+@pytest.mark.parametrize("newer", ["client", "server"])
+async def test_clients_and_servers_of_both_versions_work_together(
+    redis: RedisProcess, previous: Path, newer: str
+) -> None:
+    client_source, server_source = (ROOT, previous) if newer == "client" else (previous, ROOT)
+
+    async def run(*arguments: str) -> str:
+        command = (sys.executable, "-P", "-c", "from registry_cli.main import main; main()", *arguments)
+        env = os.environ | import_from(client_source) | {"OSSA_REGISTRY_TARGET": server.grpc_address}
+        code, output = await run_to_end(*command, max_seconds=60, env=env, cwd=client_source)
+        assert code == 0, output
+        return output
+
+    async with ServerProcess(f"--redis.url={redis.url}", source=server_source) as server:
+        await run("register", "agent", "http://agent.test", "--version=1.0.0", "--capability=a@1.0.0")
+        await run("heartbeat", "agent")
+        assert [each["name"] for each in json.loads(await run("list", "-o", "json"))] == ["agent"]
+        async with RegistryClient(server.grpc_address) as client:
+            assert (await client.get_service("agent")).capabilities[0].version == "1.0.0"
+        await run("unregister", "agent")
