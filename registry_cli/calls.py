@@ -18,6 +18,7 @@ from registry_cli.exits import Exit, Failure
 from registry_cli.output import Format, Output
 from registry_client import Backoff, RegistryClient, RegistryError, Tls, Unauthenticated
 from registry_client.client import DEFAULT_TIMEOUT
+from registry_client.targets import is_loopback, parse_target
 
 TOKEN_VARIABLE: Final = "OSSA_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
 DEFAULT_TARGET: Final = "localhost:50051"
@@ -47,6 +48,7 @@ class Connection:
     retry: bool
     tls: Tls | None
     token_file: Path | None
+    proxy: bool
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
@@ -60,6 +62,7 @@ class Connection:
             retry=bool(parameters.get("retry")),
             tls=Tls(files["ca"], files["cert"], files["key"], server_name) if secure else None,
             token_file=parameters.get("token_file"),
+            proxy=not parameters.get("no_proxy"),
         )
 
     def create_client(self, *, retry: bool | None = None) -> RegistryClient:
@@ -71,6 +74,7 @@ class Connection:
             token=self._read_token if self.has_token else None,
             timeout=self.timeout,
             backoff=None if retries else NoRetry(),
+            proxy=self.proxy,
         )
 
     @property
@@ -81,8 +85,7 @@ class Connection:
     @property
     def sends_token_unencrypted(self) -> bool:
         """Whether the token is sent unencrypted over a network."""
-        local = ("localhost:", "127.0.0.1:", "[::1]:", "unix:")
-        return self.has_token and self.tls is None and not all(target.startswith(local) for target in self.targets)
+        return self.has_token and self.tls is None and not all(map(is_loopback, self.targets))
 
     def _read_token(self) -> str:
         """Return the current token: its file may be replaced during a watch."""
@@ -181,7 +184,10 @@ def _show_traceback(context: click.Context, _parameter: click.Parameter, value: 
 
 
 def _split_targets(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(target for value in values for target in re.split(r"[,\s]+", value) if target)
+    try:
+        return tuple(parse_target(target) for value in values for target in re.split(r"[,\s]+", value) if target)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _file_option(flag: str, help_: str) -> click.Option:
@@ -222,6 +228,7 @@ _COMMON_OPTIONS: Final = (
     _file_option("--key-file", "Private key of the client certificate, PEM."),
     click.Option(("--server-name",), help="Host name in the server certificate, if it differs from --target."),
     _file_option("--token-file", f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself."),
+    click.Option(("--no-proxy",), is_flag=True, help="Ignore http_proxy and similar variables."),
     click.Option(
         ("--color",),
         type=click.Choice(("auto", "always", "never")),

@@ -36,6 +36,7 @@ _FLAGS: Final = {"tags": "--tag", "tag_match": "--all-tags", "labels": "--label"
 
 # gRPC's messages about connections are long and vary; these patterns cover the common causes.
 _CONNECTION_FAILURES: Final = (
+    ("http proxy returned response code", "the proxy refuses to connect"),
     ("connection refused", "connection refused; is it running?"),
     (
         "domain name not found|dns resolution failed|could not contact dns|name or service not known",
@@ -69,6 +70,8 @@ def failure_from_error(error: RegistryError, target: str) -> Failure:
 def error_text(error: RegistryError, target: str) -> str:
     """Return the message of an error: one line, or one line for each invalid field."""
     text = str(error)
+    if "proxy" in error.metadata:
+        target = f"{target} through the proxy {error.metadata['proxy']}"
     match error:
         case InvalidRequest() if error.violations:
             text = "\n".join(f"{field_name(field)}: {problem}" for field, problem in error.violations)

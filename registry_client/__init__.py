@@ -64,7 +64,7 @@ from registry_client.registration import Registration
 from registry_client.resolve import Policy
 from registry_client.retry import Backoff
 from registry_client.sync import SyncRegistryClient
-from registry_client.values import make_service
+from registry_client.values import enum_name, make_service
 from registry_client.watch import Watch
 
 __all__ = [
@@ -119,5 +119,6 @@ __all__ = [
     "Watch",
     "WatcherTooSlow",
     "WriteConflict",
+    "enum_name",
     "make_service",
 ]

@@ -100,6 +100,7 @@ class Caller:
             try:
                 return await self._attempt(rpc, request, remaining)
             except RegistryError as error:
+                self._channels.name_proxy(error, target)
                 if not is_retryable(error, repeatable=repeatable):
                     raise
                 failures += 1

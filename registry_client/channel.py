@@ -9,16 +9,21 @@ gRPC offers a similar feature, a target ``ipv4:a,b`` with a load-balancing polic
   draining or has lost its store.
 """
 
+import asyncio
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakSet
 
 import grpc
 
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from registry_client.errors import Unauthenticated
+from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, Unauthenticated
 from registry_client.retry import Backoff
+from registry_client.targets import Proxy, parse_proxy, parse_target, proxy_from_environment
 
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
@@ -41,9 +46,47 @@ _CHANNEL_OPTIONS: Final = (
 )
 
 
+_IN_USE: Final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING)
+"""States in which a channel may have new calls, so that it cannot be replaced."""
+
+_open_channels: "WeakSet[grpc.aio.Channel]" = WeakSet()
+_inherited_channels: Final[list[grpc.aio.Channel]] = []
+"""Channels that were open when this process was forked. They are kept, because a child process cannot close them: gRPC
+would wait for a thread that exists only in the parent, and their event loops share an epoll instance with it."""
+
+
+def _after_fork_in_child() -> None:
+    _inherited_channels.extend(_open_channels)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def is_broken_by_fork() -> bool:
+    """Return whether this process was forked from one with an open client, so that gRPC does not work in it."""
+    return bool(_inherited_channels)
+
+
+def check_process() -> None:
+    """Check that gRPC works in this process.
+
+    Raises:
+        RuntimeError: The process was forked while a client was open.
+    """
+    if is_broken_by_fork():
+        raise RuntimeError(
+            "this process was forked while a client of the registry was open, so gRPC does not work in it: open clients"
+            " only after the fork, or use the start method 'spawn' or 'forkserver' of multiprocessing"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS configuration of the connection. ``Tls()`` trusts the certificate authorities bundled with gRPC."""
+    """TLS configuration of the connection. ``Tls()`` trusts the certificate authorities bundled with gRPC.
+
+    Files that were replaced are read again before the client connects the next time.
+    """
 
     ca: bytes | Path | None = None
     """Certificate authorities to trust instead: PEM text, or the path of a PEM file."""
@@ -62,24 +105,57 @@ class Tls:
         """
         return grpc.ssl_channel_credentials(_pem(self.ca), _pem(self.key), _pem(self.certificate))
 
+    def file_versions(self) -> tuple[tuple[int, int, int], ...]:
+        """Return values that change when a file is replaced or written.
+
+        Raises:
+            OSError: A file is missing.
+        """
+        files = [each.stat() for each in (self.ca, self.key, self.certificate) if isinstance(each, Path)]
+        return tuple((each.st_mtime_ns, each.st_size, each.st_ino) for each in files)
+
+
+class _Connection(NamedTuple):
+    channel: grpc.aio.Channel
+    stub: "RegistryServiceAsyncStub"
+    proxy: Proxy | None
+    file_versions: tuple[tuple[int, int, int], ...]
+    """Versions of the TLS files that the channel uses."""
+
 
 class Channels:
     """One channel for each target; ``stub`` is the stub of the current target.
 
     Channels are created on first use, in the event loop that uses them.
+
+    Args:
+        targets: Addresses of the registry.
+        tls: TLS configuration.
+        token: Bearer token, or a function that returns it.
+        backoff: How long to wait between attempts.
+        proxy: URL of an HTTP proxy; True = by the environment, False = none.
     """
 
     def __init__(
-        self, targets: Sequence[str], tls: Tls | None, token: str | Callable[[], str] | None, backoff: Backoff
+        self,
+        targets: Sequence[str],
+        tls: Tls | None,
+        token: str | Callable[[], str] | None,
+        backoff: Backoff,
+        *,
+        proxy: str | bool = True,
     ) -> None:
-        if not targets or not all(targets):
+        if not targets:
             raise ValueError("at least one target is needed, such as localhost:50051")
-        self._targets = tuple(dict.fromkeys(targets))
+        self._targets = tuple(dict.fromkeys(map(parse_target, targets)))
         self._tls = tls
         self._token = token
+        self._proxy = parse_proxy(proxy) if isinstance(proxy, str) else proxy
         self.backoff = backoff
         """How long to wait between attempts."""
-        self._open: dict[str, tuple[grpc.aio.Channel, RegistryServiceAsyncStub]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop that the client belongs to: that of its first use."""
+        self._open: dict[str, _Connection] = {}
         self._current = 0
         self._closed = False
 
@@ -96,14 +172,32 @@ class Channels:
         """Stub of the current target.
 
         Raises:
-            RuntimeError: The client is closed.
+            RuntimeError: The client is closed, or belongs to another event loop or process.
         """
-        return self._connection()[1]
+        return self._connection().stub
 
     @property
     def channel(self) -> grpc.aio.Channel:
         """Channel of the current target, for other gRPC services of the registry; raises like ``stub``."""
-        return self._connection()[0]
+        return self._connection().channel
+
+    def check_usable(self) -> None:
+        """Check that the client can be used here, and bind it to the running event loop on first use.
+
+        Raises:
+            RuntimeError: The client is closed, or belongs to another event loop or process.
+        """
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            check_process()
+            if self._loop is not None:
+                raise RuntimeError(
+                    "the client belongs to the event loop of its first use, which is not the running one: create a"
+                    " client in each event loop and thread (each asyncio.run starts an event loop)"
+                )
+            self._loop = loop
 
     def fail_over(self, failed_target: str, failures: int = 1, at_least: float = 0.0) -> float:
         """Switch to the next target, unless another task has done so already.
@@ -119,6 +213,15 @@ class Channels:
         if failed_target == self.target:
             self._current = (self._current + 1) % len(self._targets)
         return 0.0 if failures < len(self._targets) else self.backoff.delay(failures, at_least)
+
+    def name_proxy(self, error: RegistryError, target: str) -> None:
+        """Add the proxy, if there is one, to an error that may come from it instead of the registry."""
+        connection = self._open.get(target)
+        if connection is None or connection.proxy is None or error.reason or "proxy" in error.metadata:
+            return
+        if isinstance(error, RegistryUnavailable | DeadlineExceeded):
+            error.metadata["proxy"] = str(connection.proxy)
+            error.args = (f"{error}; the connection uses the proxy {connection.proxy}",)
 
     @property
     def has_token_source(self) -> bool:
@@ -140,25 +243,42 @@ class Channels:
     async def close(self) -> None:
         """Cancel all calls and close all connections. Idempotent."""
         self._closed = True
-        for channel, _ in self._open.values():
-            await channel.close()
+        for connection in self._open.values():
+            await connection.channel.close()
         self._open.clear()
 
-    def _connection(self) -> "tuple[grpc.aio.Channel, RegistryServiceAsyncStub]":
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if self.target not in self._open:
-            channel = self._create_channel(self.target)
-            self._open[self.target] = channel, RegistryServiceStub(channel)
-        return self._open[self.target]
+    def _connection(self) -> _Connection:
+        self.check_usable()
+        connection = self._open.get(self.target)
+        if connection is None or (self._tls and self._is_outdated(connection, self._tls)):
+            # A replaced channel is not closed, because calls in flight may still use it: it ends with the last of them.
+            connection = self._open[self.target] = self._connect(self.target)
+        return connection
 
-    def _create_channel(self, target: str) -> grpc.aio.Channel:
+    def _is_outdated(self, connection: _Connection, tls: Tls) -> bool:
+        """Return whether TLS files were replaced and the channel would use the old ones to connect."""
+        if connection.channel.get_state() in _IN_USE:
+            return False
+        with suppress(OSError):  # while a file is replaced, it may be missing
+            return tls.file_versions() != connection.file_versions
+        return False
+
+    def _connect(self, target: str) -> _Connection:
         options: list[tuple[str, str | int]] = list(_CHANNEL_OPTIONS)
+        proxy = proxy_from_environment(target, os.environ) if self._proxy is True else self._proxy or None
+        options.append(("grpc.enable_http_proxy", int(proxy is not None)))
+        if proxy is not None:
+            options.append(("grpc.http_proxy", proxy.url))
+        versions: tuple[tuple[int, int, int], ...] = ()
         if self._tls is None:
-            return grpc.aio.insecure_channel(target, options=options)
-        if self._tls.server_name:
-            options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        return grpc.aio.secure_channel(target, self._tls.credentials(), options=options)
+            channel = grpc.aio.insecure_channel(target, options=options)
+        else:
+            if self._tls.server_name:
+                options.append(("grpc.ssl_target_name_override", self._tls.server_name))
+            versions = self._tls.file_versions()  # before the content: a later change is noticed the next time
+            channel = grpc.aio.secure_channel(target, self._tls.credentials(), options=options)
+        _open_channels.add(channel)
+        return _Connection(channel, RegistryServiceStub(channel), proxy, versions)
 
 
 def _pem(value: bytes | Path | None) -> bytes | None:

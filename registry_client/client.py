@@ -8,7 +8,7 @@ from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from registry_client import values
 from registry_client.cache import ServiceCache
 from registry_client.calls import Caller, Session, sdk_errors
-from registry_client.channel import Channels, Tls
+from registry_client.channel import Channels, Tls, is_broken_by_fork
 from registry_client.leases import LeaseKeeper
 from registry_client.registration import Registration
 from registry_client.resolve import Policy
@@ -40,13 +40,15 @@ class RegistryClient(UnaryCalls):
 
     Args:
         target: Address of a registry, such as ``localhost:50051``, or several addresses of the same registry: one is
-            used until it fails, then the next.
+            used until it fails, then the next. Without a port it is 50051.
         tls: TLS configuration; without it the connection is not encrypted.
         token: Bearer token, or a function that returns the current one. It is sent unencrypted without ``tls``.
         timeout: Seconds for a call with all its attempts, unless the call sets its own.
         session: Whether reads wait until the registry process holds the highest revision that this client has seen.
             With it the client reads its own writes and never goes back in time, whichever process responds.
         backoff: How long to wait between attempts.
+        proxy: URL of an HTTP proxy that supports CONNECT; true = the proxy that the environment names for the target,
+            never for loopback; false = no proxy.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class RegistryClient(UnaryCalls):
         timeout: float = DEFAULT_TIMEOUT,
         session: bool = True,
         backoff: Backoff | None = None,
+        proxy: str | bool = True,
     ) -> None:
         targets = [target] if isinstance(target, str) else target
-        self._channels = Channels(targets, tls, token, backoff or Backoff())
+        self._channels = Channels(targets, tls, token, backoff or Backoff(), proxy=proxy)
         super().__init__(Caller(self._channels, timeout), Session(enabled=session))
         self._leases = LeaseKeeper(self._channels, self.batch_register_services)
 
@@ -73,8 +76,11 @@ class RegistryClient(UnaryCalls):
     async def close(self) -> None:
         """Stop heartbeats and watches, and close the connections. Idempotent.
 
-        Registered services remain until their leases expire.
+        Registered services remain until their leases expire. In a child process of the one that opened the client,
+        the method does nothing: the connections belong to the parent.
         """
+        if is_broken_by_fork():
+            return
         await self._leases.close()
         await self._channels.close()
 

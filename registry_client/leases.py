@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from ossa.registry.v1 import registry_service_pb2 as pb
@@ -51,7 +51,7 @@ detected, and another target used, before a lease expires."""
 log = logging.getLogger(__name__)
 
 
-class RegistrationState(Enum):
+class RegistrationState(StrEnum):
     """State of a registration."""
 
     PENDING = "pending"
@@ -166,7 +166,9 @@ class LeaseKeeper:
 
         Raises:
             ValueError: This client already keeps a lease of that name.
+            RuntimeError: The client is closed, or belongs to another event loop or process.
         """
+        self._channels.check_usable()
         self.require_free(lease.name)
         self._leases[lease.name] = lease
         self._wake.set()
@@ -226,6 +228,7 @@ class LeaseKeeper:
             try:
                 await self._run_stream()
             except RegistryError as error:
+                self._channels.name_proxy(error, target)
                 failure = error
             except Exception as error:
                 log.exception("lease renewal failed, retrying")

@@ -10,7 +10,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
@@ -29,7 +29,7 @@ _FASTEST_MAX_AGE_SECONDS: Final = 1.0
 """How long a computed fastest service is used while no new measurement arrives."""
 
 
-class Policy(Enum):
+class Policy(StrEnum):
     """How ``ServiceCache.resolve`` selects among the usable services."""
 
     ROUND_ROBIN = "round_robin"

@@ -5,6 +5,7 @@ is that ``async with client.registration(...)`` is left as if its body had ended
 """
 
 import asyncio
+import os
 import signal
 import threading
 from contextlib import suppress
@@ -55,6 +56,18 @@ class SigtermBlocks:
         self._installed = False
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # restores the default action
 
+    @property
+    def installed(self) -> bool:
+        """Whether SIGTERM has the handler of this object."""
+        return self._installed
+
+    def restore_default_after_fork(self) -> None:
+        """Restore the default action of SIGTERM in a forked child process."""
+        self._installed = False
+        self._tasks.clear()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _on_sigterm(self) -> None:
         self._remove_handler()  # a second SIGTERM ends the process immediately
         for task in set(self._tasks.values()):
@@ -70,3 +83,30 @@ def sigterm_blocks() -> SigtermBlocks:
     """Return the blocks of the running event loop."""
     loop = asyncio.get_running_loop()
     return _BLOCKS_BY_LOOP.setdefault(loop, SigtermBlocks())
+
+
+# asyncio writes the numbers of signals to a socket, which a forked child shares: SIGTERM to the child would end the
+# blocks of its parent. The signal is blocked during a fork, until the child has the default action.
+def _installed_blocks() -> list[SigtermBlocks]:
+    return [blocks for blocks in _BLOCKS_BY_LOOP.values() if blocks.installed]
+
+
+def _before_fork() -> None:
+    if _installed_blocks():
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+
+def _after_fork_in_parent() -> None:
+    if _installed_blocks():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+
+def _after_fork_in_child() -> None:
+    if inherited := _installed_blocks():
+        for blocks in inherited:
+            blocks.restore_default_after_fork()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

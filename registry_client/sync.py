@@ -2,11 +2,13 @@
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from registry_client.channel import Tls
+from registry_client.channel import Tls, check_process, is_broken_by_fork
 from registry_client.client import DEFAULT_TIMEOUT, RegistryClient
+from registry_client.errors import DeadlineExceeded
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -20,7 +22,15 @@ def _blocking(
     @functools.wraps(method)
     def call(self: "SyncRegistryClient", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         self._check_usable()
-        return self._runner.run(method(self._client, *args, **kwargs))
+        timeout: Any = kwargs.get("timeout")
+        seconds = self._timeout if timeout is None else timeout
+        if not self._lock.acquire(timeout=min(max(0.0, seconds), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded(f"calls of other threads used this client for {seconds:g} s; use several clients")
+        try:
+            self._check_usable()
+            return self._runner.run(method(self._client, *args, **kwargs))
+        finally:
+            self._lock.release()
 
     return call
 
@@ -29,7 +39,8 @@ class SyncRegistryClient:
     """A blocking ``RegistryClient`` for scripts, with the same calls and errors.
 
     It has no background thread, so nothing runs between calls. For that reason it offers no registrations, watches and
-    caches. It belongs to one thread and cannot be used in a running event loop.
+    caches. Several threads may share it: their calls are made one after another, and waiting for the others counts
+    towards the timeout. It cannot be used in a running event loop, nor in a child process of the one that opened it.
 
     Args:
         target: Address of a registry, such as ``localhost:50051``, or several addresses of the same registry.
@@ -37,6 +48,7 @@ class SyncRegistryClient:
         token: Bearer token, or a function that returns the current one.
         timeout: Seconds for a call with all its attempts, unless the call sets its own.
         session: Whether reads wait for the highest revision that this client has seen.
+        proxy: URL of an HTTP proxy; true = by the environment, false = none.
     """
 
     def __init__(
@@ -47,10 +59,13 @@ class SyncRegistryClient:
         token: str | Callable[[], str] | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         session: bool = True,
+        proxy: str | bool = True,
     ) -> None:
         self._runner = asyncio.Runner()
+        self._lock = threading.Lock()  # held during a call: a runner executes one at a time
+        self._timeout = timeout
         self._closed = False
-        self._client = RegistryClient(target, tls=tls, token=token, timeout=timeout, session=session)
+        self._client = RegistryClient(target, tls=tls, token=token, timeout=timeout, session=session, proxy=proxy)
 
     def __enter__(self) -> Self:
         return self
@@ -59,16 +74,20 @@ class SyncRegistryClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Idempotent."""
-        if not self._closed:
-            self._check_usable()
-            self._closed = True
-            self._runner.run(self._client.close())
-            self._runner.close()
+        """Close the connections, after calls in flight. Idempotent; does nothing in a forked child process."""
+        if self._closed or is_broken_by_fork():
+            return
+        self._check_usable()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._runner.run(self._client.close())
+                self._runner.close()
 
     def _check_usable(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
+        check_process()
         try:
             asyncio.get_running_loop()
         except RuntimeError:

@@ -176,6 +176,7 @@ class Watch:
 
     async def back_off(self, error: RegistryError, *, planned: bool = False) -> None:
         """Switch to the next target, and wait before the stream is opened again; record the error of a failure."""
+        self._channels.name_proxy(error, self._target)
         if not planned:
             self.last_error, self._connected = error, False
         if isinstance(error, WatcherTooSlow):

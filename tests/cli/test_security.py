@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from tests.cli.program import Done, Program
-from tests.client.test_channel import Listener, certificate
+from tests.client.listener import Listener
+from tests.client.test_channel import certificate
 from tests.support.security import Policy
 from tests.support.server import ServerProcess
 

@@ -1,46 +1,15 @@
 """Targets, TLS and tokens, against a gRPC server that records the metadata it receives."""
 
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
-from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import Backoff, RegistryClient, RegistryUnavailable, Tls, Unauthenticated
 from registry_client.channel import Channels
 from registry_client.errors import DeadlineExceeded
-
-
-class Listener:
-    """A server of ``GetStats`` that records the authorization of each call."""
-
-    def __init__(self) -> None:
-        self.authorizations: list[object] = []
-        self.port = 0
-
-    @asynccontextmanager
-    async def listening(self, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[str]:
-        server = grpc.aio.server()
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self._answer)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("ossa.registry.v1.RegistryService", {"GetStats": handler}),)
-        )
-        if credentials is None:
-            self.port = server.add_insecure_port("127.0.0.1:0")
-        else:
-            self.port = server.add_secure_port("127.0.0.1:0", credentials)
-        await server.start()
-        try:
-            yield f"127.0.0.1:{self.port}"
-        finally:
-            await server.stop(0)
-
-    async def _answer(self, _: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        self.authorizations.append(dict(context.invocation_metadata() or ()).get("authorization"))
-        return pb.GetStatsResponse().SerializeToString()
+from tests.client.listener import Listener
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +77,17 @@ def test_repr_of_tls_omits_keys() -> None:
 
 def test_several_failures_on_one_target_fail_over_once() -> None:
     channels = Channels(["a", "b", "a", "c"], None, None, Backoff())
-    assert (len(channels), channels.target) == (3, "a")
-    channels.fail_over("a")
-    channels.fail_over("a")
-    assert channels.target == "b"
-    channels.fail_over("b")
-    channels.fail_over("c")
-    assert channels.target == "a"
+    assert (len(channels), channels.target) == (3, "a:50051")
+    channels.fail_over("a:50051")
+    channels.fail_over("a:50051")
+    assert channels.target == "b:50051"
+    channels.fail_over("b:50051")
+    channels.fail_over("c:50051")
+    assert channels.target == "a:50051"
 
 
 def test_every_other_target_is_tried_once_without_a_delay() -> None:
     channels = Channels(["a", "b", "c"], None, None, Backoff(first=0.1, uniform=max))
     delays = [channels.fail_over(channels.target, failures, at_least=1.0) for failures in (1, 2, 3, 4)]
     assert delays == [0, 0, pytest.approx(1.4), pytest.approx(1.8)]
-    assert Channels(["a"], None, None, Backoff(first=0.1, uniform=max)).fail_over("a", 1) == pytest.approx(0.1)
+    assert Channels(["a"], None, None, Backoff(first=0.1, uniform=max)).fail_over("a:50051", 1) == pytest.approx(0.1)

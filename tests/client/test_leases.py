@@ -80,6 +80,12 @@ class FakeChannels:
             raise RegistryUnavailable("connection refused")
         return self.stream
 
+    def check_usable(self) -> None:
+        pass
+
+    def name_proxy(self, *_: object) -> None:
+        pass
+
     def call_metadata(self) -> tuple[()]:
         return ()
 

@@ -1,5 +1,7 @@
 """Helpers that build messages."""
 
+from typing import Any, cast
+
 import pytest
 
 from registry_client import (
@@ -8,8 +10,11 @@ from registry_client import (
     EventType,
     HealthCheck,
     HealthStatus,
+    Policy,
+    RegistrationState,
     ServiceFilter,
     TagMatch,
+    enum_name,
 )
 from registry_client.values import FilterFields, enum_value, make_filter, make_service
 
@@ -59,8 +64,58 @@ def test_unknown_probe_types_fields_and_statuses_raise() -> None:
         make_service("a", "http://a.test", version="1", health_check="psychic")
     with pytest.raises(TypeError, match="colour"):
         make_service("a", "http://a.test", version="1", colour="red")  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="JOLLY"):
+    with pytest.raises(ValueError, match=r"jolly.* use one of healthy, unhealthy"):
         enum_value(HealthStatus, "jolly")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"version": 1}, "version must be a str, such as '1', not 1"),
+        ({"version": None}, "version must be a str, not None"),
+        ({"tags": "nlp"}, r"tags must be a list of str, such as \['nlp'\], not 'nlp'"),
+        ({"tags": ["a", 1]}, r"tags\[1\] must be a str, such as '1'"),
+        ({"tags": None}, "tags must be a list"),
+        ({"labels": ["a"]}, "labels must be a dict"),
+        ({"labels": {"weight": 3}}, r"labels\['weight'\] must be a str, such as '3'"),
+        ({"capabilities": "summarize"}, "capabilities must be a list"),
+        ({"capabilities": {"name": "summarize"}}, "capabilities must be a list"),
+        ({"capabilities": [1]}, r"capabilities\[0\] must be a str, a dict or a Capability"),
+        ({"ttl": "30"}, "ttl must be a number of seconds"),
+        ({"group": 7}, "group must be a str"),
+        ({"tag": ["a"]}, "has no field tag"),
+    ],
+)
+def test_value_of_the_wrong_type_is_refused_by_name(fields: dict[str, Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        make_service("a", "http://a.test", **{"version": "1", **fields})
+    if fields.keys() <= FilterFields.__annotations__.keys():
+        with pytest.raises(TypeError, match=problem):
+            make_filter(None, cast("FilterFields", fields))
+
+
+def test_endpoint_must_be_text_and_times_finite() -> None:
+    with pytest.raises(TypeError, match="endpoint must be a str, not None"):
+        make_service("a", cast("str", None), version="1")
+    with pytest.raises(ValueError, match="ttl must be a finite number"):
+        make_service("a", "http://a.test", version="1", ttl=float("nan"))
+    with pytest.raises(TypeError, match="a filter has no field tagz"):
+        make_filter(None, cast("FilterFields", {"tagz": ["a"]}))
+
+
+def test_capabilities_may_be_dicts() -> None:
+    schema = {"type": "object", "required": ("text",)}
+    service = make_service(
+        "a", "http://a.test", version="1", capabilities=["x", {"name": "y", "version": "1.2.0", "inputs": schema}]
+    )
+    assert [(each.name, each.version) for each in service.capabilities] == [("x", ""), ("y", "1.2.0")]
+    assert service.capabilities[1].inputs.fields["required"].list_value.values[0].string_value == "text"
+    with pytest.raises(ValueError, match=r"capabilities\[1\]\.nam: .*did you mean name"):
+        make_service("a", "http://a.test", version="1", capabilities=["x", {"nam": "y"}])
+
+
+def test_health_sets_the_first_status() -> None:
+    assert make_service("a", "http://a.test", version="1", health="degraded").health.status == DEGRADED
 
 
 @pytest.mark.parametrize(
@@ -92,5 +147,7 @@ def test_keyword_arguments_override_a_copy_of_the_filter() -> None:
 def test_enums_accept_names_and_values() -> None:
     assert enum_value(HealthStatus, "maintenance") == enum_value(HealthStatus, MAINTENANCE) == MAINTENANCE
     assert enum_value(Consistency, "strong") == enum_value(Consistency, "CONSISTENCY_STRONG") == STRONG
+    assert (enum_name(HealthStatus, MAINTENANCE), enum_name(HealthStatus, 99)) == ("maintenance", "99")
+    assert f"{RegistrationState.AWAY} {Policy.ROUND_ROBIN}" == "away round_robin"
     snapshot = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
     assert enum_value(EventType, "service_snapshot") == enum_value(EventType, snapshot) == snapshot
