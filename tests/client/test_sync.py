@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from registry_client import RegistryUnavailable, Service, ServiceNotFound, SyncRegistryClient, make_service
+from registry_client import (
+    HealthStatus,
+    RegistryUnavailable,
+    Service,
+    ServiceNotFound,
+    SyncRegistryClient,
+    make_service,
+)
 from registry_client.errors import DeadlineExceeded
 from registry_client.rpcs import UnaryCalls
 from registry_client.testing import RegistryProcess
@@ -26,6 +33,11 @@ def test_script_registers_finds_and_unregisters(registry: RegistryProcess) -> No
         client.update_service(Service(name="agent", version="2.0.0"), ["version"])
         client.report_service_health("agent", "maintenance")
         assert client.get_stats().services_in_maintenance == 1
+        client.report_service_health("agent", "healthy")
+        assert client.set_maintenance("agent", enabled=True, reason="why").maintenance.reason == "why"
+        assert client.report_service_health("agent", "degraded").status == HealthStatus.HEALTH_STATUS_MAINTENANCE
+        ended = client.set_maintenance("agent", enabled=False)
+        assert ended.health.status == HealthStatus.HEALTH_STATUS_DEGRADED
         client.unregister_service("agent")
         with pytest.raises(ServiceNotFound):
             client.get_service("agent")

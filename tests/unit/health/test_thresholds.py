@@ -45,3 +45,16 @@ def test_statuses_follow_consecutive_results(initial: str, results: str, statuse
 
 def test_status_does_not_change_without_a_result() -> None:
     assert Streak().next_status(STATUSES["?"], 3, 2) == STATUSES["?"]
+
+
+def test_report_during_maintenance_starts_the_counts_again() -> None:
+    streak = Streak()
+    for _ in range(5):
+        streak.add_outcome(OutcomeKind.OK)
+    streak.observed = STATUSES["H"]
+    streak.restart_if_reported(STATUSES["H"])
+    assert streak.successes == 5, "nothing was reported"
+    streak.restart_if_reported(STATUSES["U"])
+    assert streak.next_status(STATUSES["U"], 3, 2) == STATUSES["U"], "one success counts"
+    streak.add_outcome(OutcomeKind.OK)
+    assert streak.next_status(STATUSES["U"], 3, 2) == STATUSES["H"]

@@ -7,7 +7,16 @@ import redis.asyncio
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.store import FORGET_CHECK, KEEP_CHECK, Conflict, EpochChanged, Position, RedisStore, StoredEvent
+from registry_server.store import (
+    FORGET_CHECK,
+    KEEP_CHECK,
+    CheckChange,
+    Conflict,
+    EpochChanged,
+    Position,
+    RedisStore,
+    StoredEvent,
+)
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 
@@ -42,6 +51,7 @@ class StoreHarness(NamedTuple):
         ttl: float = 60,
         renew: bool = True,
         forget_check: bool = False,
+        check: CheckChange = KEEP_CHECK,
         epoch: str | None = None,
     ) -> Outcome:
         return await self.store.writer.write_service(
@@ -52,7 +62,7 @@ class StoreHarness(NamedTuple):
             reason=CLIENT_REQUEST,
             ttl=ttl,
             renew=renew,
-            check=FORGET_CHECK if forget_check else KEEP_CHECK,
+            check=FORGET_CHECK if forget_check else check,
         )
 
     async def touch_service(

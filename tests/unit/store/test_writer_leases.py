@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.store import Conflict, ProbeResult
+from registry_server.store import CheckChange, Conflict, ProbeResult
 from tests.support.redis_process import RedisProcess
 from tests.unit.store.harness import LEASE_EXPIRED, SLACK_MS, UNREGISTERED, StoreHarness, open_harness
 
@@ -262,6 +262,44 @@ async def test_check_is_stored_for_registered_services_only(harness: StoreHarnes
     assert ends == await harness.read_deadline("a")
     assert await harness.store.reader.read_check("absent") == (None, None)
     assert await harness.read_revision() == 1
+
+
+async def test_check_replaces_only_the_one_that_was_read(harness: StoreHarness) -> None:
+    await harness.write_service("a")
+    writer, reader = harness.store.writer, harness.store.reader
+
+    assert await writer.write_check("a", b"one", expected=1, seen=b"other") == Conflict(1, 1)
+    assert await writer.write_check("a", b"one", expected=1, seen=b"") is None
+    assert await writer.write_check("a", b"two", expected=1, seen=b"") == Conflict(1, 1)
+    assert await writer.write_check("a", b"two", expected=1, seen=b"one") is None
+    assert (await reader.read_check("a"))[0] == b"two"
+
+
+async def test_commit_replaces_only_the_check_that_was_read(harness: StoreHarness) -> None:
+    await harness.write_service("a")
+
+    async def commit(expected: int, check: CheckChange) -> object:
+        return await harness.write_service("a", expected, check=check)
+
+    assert await commit(1, CheckChange(b"one", b"other")) == Conflict(1, 1)
+    assert await commit(1, CheckChange(b"one", b"")) == 2
+    assert (await harness.store.reader.read_check("a"))[0] == b"one"
+    assert await commit(2, CheckChange(b"", b"two")) == Conflict(2, 2)
+    assert await commit(2, CheckChange(b"", b"one")) == 3
+    assert (await harness.store.reader.read_check("a"))[0] is None
+
+
+async def test_empty_result_renews_the_lease_and_keeps_the_check(harness: StoreHarness) -> None:
+    await harness.write_service("a", ttl=60)
+    await harness.store.writer.write_check("a", b"check", expected=1)
+    await harness.set_deadline("a", await harness.now_ms() + 1_000)
+
+    await harness.store.writer.write_checks([ProbeResult("a", b"", renew=True)])
+
+    check, ends = await harness.store.reader.read_check("a")
+    assert check == b"check"
+    assert ends is not None
+    assert ends > await harness.now_ms() + 30_000
 
 
 async def test_check_is_kept_until_forgotten_or_service_deleted(harness: StoreHarness) -> None:
