@@ -143,6 +143,21 @@ async def test_token_is_sent_and_a_rejection_ends_the_programs(example: Example,
     assert set(tokens) == {"Bearer s3cret"}
 
 
+@pytest.mark.parametrize("example", LANGUAGES[:1], indirect=True, ids=["python"])
+async def test_agent_ends_when_another_process_registers_its_name(example: Example, tmp_path: Path) -> None:
+    with RegistryProcess() as registry:
+        async with (
+            RegistryClient(registry.target, timeout=TIMEOUT) as client,
+            example.agent(tmp_path / "first", REGISTRY=registry.target) as first,
+        ):
+            await first.wait_for_line("registered greeter-python at .*")
+            async with example.agent(tmp_path / "second", REGISTRY=registry.target) as second:
+                endpoint = (await second.wait_for_line("registered greeter-python at (.*)"))[1]
+                assert await first.wait_for_exit() == 1
+                assert "superseded: another process has registered greeter-python" in first.errors()
+                assert (await client.get_service("greeter-python")).endpoint == endpoint
+
+
 def test_node_packages_are_pinned_without_a_private_mirror() -> None:
     lock = json.loads((ROOT / "examples" / "node" / "package-lock.json").read_text(encoding="utf-8"))
     packages = [package for path, package in lock["packages"].items() if path]
