@@ -113,15 +113,18 @@ class RegistryClient(UnaryCalls):
         The lease is renewed three times per TTL (30 s unless ``service.ttl`` is set), on one stream that carries all
         registrations of this client. If the registry loses the service, the client registers it again; if the registry
         is unavailable, the client retries until it responds. Neither raises an error in the block: see
-        ``Registration.state`` and ``on_change``. At the end of the block the service is put in maintenance and, after
+        ``Registration.state`` and ``on_change``. At the end of the block the service is marked as draining and, after
         ``drain`` seconds, unregistered.
+
+        Each registration is an instance of its own, unless ``service.instance_id`` is set. If another process registers
+        the name, the registration is superseded: that is final, and the client leaves the name to the other process.
 
         Args:
             service: The service to register; see ``make_service``.
             replicas: Whether the name is that of a group: each registration gets a unique name in it.
             wait: Whether entering the block waits for the first registration and raises its error. If false, the
                 service is registered in the background, for agents that start before their registry.
-            drain: Seconds between maintenance and unregistration, for callers that still hold the endpoint.
+            drain: Seconds between draining and unregistration, for callers that still hold the endpoint.
             sigterm: Whether SIGTERM ends the block as if its body had ended, unless the program handles SIGTERM itself.
 
         Returns:

@@ -43,7 +43,7 @@ _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
     "--drain",
     type=_DURATION_SECONDS,
     metavar="SECONDS",
-    help="Time in maintenance before unregistration; with --keep-alive.",
+    help="Time of draining before unregistration; with --keep-alive.",
 )
 async def command(
     context: CommandContext, *, name: str | None, endpoint: str | None, files: Sequence[str], **options: Any
