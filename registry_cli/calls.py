@@ -129,7 +129,7 @@ class RegistryCommand(click.Command):
                 formatter.write_dl(records)
 
 
-Command: TypeAlias = Callable[..., Awaitable[Exit | None]]
+Command: TypeAlias = Callable[..., Awaitable[int | None]]
 """Receives a ``CommandContext`` and the parameters of the command; returns the exit code, or None for 0."""
 
 

@@ -27,6 +27,10 @@ class Exit(IntEnum):
     """The token is missing, was rejected or does not permit the call."""
     UNHEALTHY = 7
     """``health`` and ``check``: the status is neither healthy nor degraded."""
+    CANNOT_RUN = 126
+    """``run``: the command cannot be executed, as in shells."""
+    NO_COMMAND = 127
+    """``run``: the command does not exist, as in shells."""
     INTERRUPTED = 130
     """Ctrl-C: 128 + SIGINT, the convention of shells."""
     BROKEN_PIPE = 141

@@ -12,6 +12,7 @@ import yaml
 from ossa_common.json_reader import read_service
 from ossa_common.violations import Violation
 from registry_cli.exits import Exit, Failure
+from registry_cli.output import Output
 from registry_client import Service
 
 STDIN: Final = "-"
@@ -44,6 +45,22 @@ def read_services(paths: Sequence[str]) -> tuple[list[ServiceInput], list[Failur
             except Failure as failure:
                 failures.append(failure)
     return inputs, failures
+
+
+def print_invalid(out: Output, inputs: Sequence[ServiceInput]) -> set[int]:
+    """Print structural errors and duplicate names; return the ids of the affected inputs."""
+    invalid: set[int] = set()
+    locations: dict[str, str] = {}
+    for each in inputs:
+        name = each.service.name
+        for field, text in each.violations:
+            out.print_error(f"{each.location}: {field}: {text}")
+        if name and name in locations:
+            out.print_error(f"{each.location}: name: duplicate of {name!r} in {locations[name]}")
+        if each.violations or (name and name in locations):
+            invalid.add(id(each))
+        locations.setdefault(name, each.location)
+    return invalid
 
 
 def _files(path: str) -> list[str]:

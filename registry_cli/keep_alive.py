@@ -11,14 +11,15 @@ from registry_cli.calls import CommandContext
 from registry_cli.exits import Exit
 from registry_cli.files import ServiceInput
 from registry_cli.output import Output
+from registry_cli.signals import ENDING, on_signals, restore_default
 from registry_client import RegistrationState, RegistryError
 
-_END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _STATE_TEXTS: Final[Mapping[RegistrationState, str]] = {
     RegistrationState.PENDING: "is not registered",
     RegistrationState.REGISTERED: "is registered",
     RegistrationState.AWAY: "cannot be renewed, retrying",
     RegistrationState.REFUSED: "was refused, retrying",
+    RegistrationState.SUPERSEDED: "is no longer renewed",
 }
 
 
@@ -37,7 +38,7 @@ async def keep_registered(
         RegistryError: The first registration of a service failed; the other services are unregistered.
     """
     code = Exit.OK
-    with _end_on_signal() as ended, _sdk_warnings_to(context.out):
+    with _end_on_signal() as ended, sdk_warnings_to(context.out):
         # Only the first calls fail immediately; from then on the client of the registrations retries.
         async with context.connection.create_client(retry=True) as client:
 
@@ -47,7 +48,7 @@ async def keep_registered(
                 async with block as registration:
                     context.out.print_line(f"{registration.name} registered, revision {registration.service.revision}")
                     registration.on_change(
-                        lambda state: _print_state(context.out, registration.name, state, registration.error)
+                        lambda state: print_state(context.out, registration.name, state, registration.error)
                     )
                     await ended.wait()
                 if registration.removed:
@@ -79,7 +80,8 @@ class _OutputHandler(logging.Handler):
 
 
 @contextmanager
-def _sdk_warnings_to(out: Output) -> Iterator[None]:
+def sdk_warnings_to(out: Output) -> Iterator[None]:
+    """Print the warnings of the SDK as errors within the block."""
     handler = _OutputHandler(out)
     log = logging.getLogger("registry_client")
     log.addHandler(handler)
@@ -89,7 +91,8 @@ def _sdk_warnings_to(out: Output) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _print_state(out: Output, name: str, state: RegistrationState, error: RegistryError | None) -> None:
+def print_state(out: Output, name: str, state: RegistrationState, error: RegistryError | None) -> None:
+    """Print a notice about the new state of a registration."""
     if state in _STATE_TEXTS:
         out.print_notice(f"{name} {_STATE_TEXTS[state]}" + (f": {error}" if error else ""))
 
@@ -97,22 +100,10 @@ def _print_state(out: Output, name: str, state: RegistrationState, error: Regist
 @contextmanager
 def _end_on_signal() -> Iterator[asyncio.Event]:
     ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
-    def end() -> None:
-        restore()  # a second signal ends the process immediately
+    def end(_number: signal.Signals) -> None:
+        restore_default(ENDING)  # a second signal ends the process immediately
         ended.set()
 
-    def restore() -> None:
-        for number in _END_SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    # SIGINT is handled even if the process inherited it as ignored, as in a script's background: Ctrl-C ends the agent
-    # there, and its leases must not outlive it.
-    for number in _END_SIGNALS:
-        loop.add_signal_handler(number, end)
-    try:
+    with on_signals(ENDING, end):
         yield ended
-    finally:
-        restore()

@@ -140,6 +140,24 @@ class Registration:
         # Not the health in the response, which reads MAINTENANCE while an operator keeps the service in maintenance.
         self._lease.service.health.CopyFrom(Health(status=enum_value(HealthStatus, status), error=error))
 
+    async def start_draining(self) -> None:
+        """Mark the service as draining before the block ends, so that no new calls reach it while the agent finishes.
+
+        The lease is still renewed, but a service that the registry loses is not registered again. Idempotent. A failure
+        is only logged, because it must not keep an agent from leaving.
+        """
+        already, self._lease.draining = self._lease.draining, True
+        if already or not self._lease.known:
+            return
+        try:
+            await self._client.report_service_health(self.name, draining=True, instance_id=self._instance_id)
+        except InstanceSuperseded:
+            self._leases.mark_superseded(self._lease)
+        except ServiceNotFound:
+            self._lease.known = False
+        except RegistryError as error:
+            log.info("cannot mark %s as draining: %s", self.name, error)
+
     async def update(self, service: Service) -> Service:
         """Register new content under the same name; ``service.name`` is ignored, an empty group keeps the current one.
 
@@ -204,11 +222,9 @@ class Registration:
     async def _leave(self) -> None:
         drained_at = time.monotonic() + self._drain
         may_have_callers = self._lease.known or self._lease.superseded
-        self._lease.draining = True  # from now on a lost service is not registered again
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS + self._drain):
-                if self._lease.known:
-                    await self._announce_drain()
+                await self.start_draining()
                 if may_have_callers:
                     await asyncio.sleep(drained_at - time.monotonic())
                 await self._leases.remove_lease(self._lease)
@@ -226,17 +242,6 @@ class Registration:
         finally:
             await self._leases.remove_lease(self._lease)
             self._lease.set_state(RegistrationState.ENDED)
-
-    async def _announce_drain(self) -> None:
-        """Mark the service as draining, so that no new calls reach it. A failure does not shorten the drain."""
-        try:
-            await self._client.report_service_health(self.name, draining=True, instance_id=self._instance_id)
-        except InstanceSuperseded:
-            self._leases.mark_superseded(self._lease)
-        except ServiceNotFound:
-            self._lease.known = False
-        except RegistryError as error:
-            log.info("cannot mark %s as draining: %s", self.name, error)
 
 
 def _unique_name(name: str) -> str:

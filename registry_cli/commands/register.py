@@ -9,7 +9,7 @@ from ossa_common.json_shape import PROBE_TYPES
 from registry_cli.bulk import Result, register_all
 from registry_cli.calls import DATA_AND_NAME_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit, Failure
-from registry_cli.files import ServiceInput, read_services
+from registry_cli.files import ServiceInput, print_invalid, read_services
 from registry_cli.filters import parse_labels
 from registry_cli.keep_alive import keep_registered
 from registry_cli.services import show_services
@@ -69,7 +69,7 @@ async def command(
     else:
         inputs, unreadable = [ServiceInput("", make_service(name or "", endpoint or "", **fields), [])], []
         _warn_about_versions(context, inputs[0].service)
-    invalid = _print_invalid(context, inputs)
+    invalid = print_invalid(context.out, inputs)
     valid = [each for each in inputs if id(each) not in invalid]
     failed = bool(invalid or unreadable)
     if modes["dry_run"]:
@@ -130,22 +130,6 @@ def _check_usage(
         raise click.UsageError("--keep-alive cannot be combined with --create-only or --dry-run.")
     if not modes["keep_alive"] and (modes["replicas"] or modes["drain"] is not None):
         raise click.UsageError("--replicas and --drain require --keep-alive.")
-
-
-def _print_invalid(context: CommandContext, inputs: Sequence[ServiceInput]) -> set[int]:
-    """Print structural errors and duplicate names; return the ids of the affected inputs."""
-    invalid: set[int] = set()
-    locations: dict[str, str] = {}
-    for each in inputs:
-        name = each.service.name
-        for field, text in each.violations:
-            context.out.print_error(f"{each.location}: {field}: {text}")
-        if name and name in locations:
-            context.out.print_error(f"{each.location}: name: duplicate of {name!r} in {locations[name]}")
-        if each.violations or (name and name in locations):
-            invalid.add(id(each))
-        locations.setdefault(name, each.location)
-    return invalid
 
 
 def _print_failures(

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
@@ -144,6 +145,8 @@ class EmbeddedRedis:
             return in_data_dir
         private = Path(tempfile.mkdtemp(prefix="ossa-"))
         stack.callback(shutil.rmtree, private, ignore_errors=True)
+        in_data_dir.unlink(missing_ok=True)
+        in_data_dir.symlink_to(private / "redis.sock")  # for ``running_socket_url``
         if len(os.fsencode(private / "redis.sock")) > MAX_SOCKET_PATH_BYTES:
             raise ConfigurationError(f"data_dir: {self._data_dir} is too long for a socket; so is TMPDIR, {private}")
         return private / "redis.sock"
@@ -256,6 +259,18 @@ def _check_access(data_dir: Path) -> None:
         raise ConfigurationError(f"data_dir: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigurationError(f"data_dir: cannot write to {existing}: {os.strerror(errno.EACCES)}")
+
+
+def running_socket_url(data_dir: Path) -> str:
+    """Return the URL of the embedded Redis that runs on a data directory; empty if none runs."""
+    path = data_dir.absolute() / "redis.sock"
+    path = path.readlink() if path.is_symlink() else path
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return ""
+    return f"unix://{quote(str(path))}"
 
 
 def disk_of(url: str, data_dir: Path) -> str:

@@ -57,9 +57,13 @@ class Running:
             assert time.monotonic() < deadline, f"{text!r} was not printed: {self.out}{self.err}"
             time.sleep(_POLL_SECONDS)
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> Done:
         """Send a signal and wait for the end."""
-        self._process.send_signal(number)
+        self.send(number)
         return self.wait()
 
     def wait(self) -> Done:

@@ -32,8 +32,8 @@ def test_help_loads_no_command() -> None:
 def test_command_loads_only_the_modules_it_needs(name: str) -> None:
     found = loaded_modules(f"from registry_cli.main import main\nmain.get_command(None, {name!r})")
     assert found & SERVER == set()
-    if name in {"serve", "healthcheck", "keys", "completion", "version"}:
+    if name in {"backup", "restore", "serve", "healthcheck", "keys", "completion", "version"}:
         assert found & CLIENT == set()
     else:
         assert CLIENT - {"yaml"} <= found
-        assert ("yaml" in found) == (name == "register")
+        assert ("yaml" in found) == (name in {"register", "run"})
