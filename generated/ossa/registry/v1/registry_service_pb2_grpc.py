@@ -224,7 +224,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReportServiceHealth(self, request, context):
-        """Records a status reported by the service or its operator. Sends an event only if the status changes.
+        """Records a status reported by the service or its operator. Sends an event only if the status or `draining`
+        changes.
         Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
         UNAVAILABLE.
         """
@@ -254,6 +255,7 @@ class RegistryServiceServicer:
 
     def Heartbeat(self, request, context):
         """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
+        So are names that another instance has taken over.
         Errors: INVALID_ARGUMENT; UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -86,7 +86,8 @@ class RegistryServiceStub:
     Errors: NOT_FOUND.
     """
     ReportServiceHealth: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportServiceHealthRequest, _registry_service_pb2.ReportServiceHealthResponse]
-    """Records a status reported by the service or its operator. Sends an event only if the status changes.
+    """Records a status reported by the service or its operator. Sends an event only if the status or `draining`
+    changes.
     Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
     UNAVAILABLE.
     """
@@ -104,6 +105,7 @@ class RegistryServiceStub:
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]
     """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
+    So are names that another instance has taken over.
     Errors: INVALID_ARGUMENT; UNAVAILABLE.
     """
     KeepAlive: _grpc.StreamStreamMultiCallable[_registry_service_pb2.KeepAliveRequest, _registry_service_pb2.KeepAliveResponse]
@@ -187,7 +189,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     Errors: NOT_FOUND.
     """
     ReportServiceHealth: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportServiceHealthRequest, _registry_service_pb2.ReportServiceHealthResponse]  # type: ignore[assignment]
-    """Records a status reported by the service or its operator. Sends an event only if the status changes.
+    """Records a status reported by the service or its operator. Sends an event only if the status or `draining`
+    changes.
     Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
     UNAVAILABLE.
     """
@@ -205,6 +208,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.HeartbeatRequest, _registry_service_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
+    So are names that another instance has taken over.
     Errors: INVALID_ARGUMENT; UNAVAILABLE.
     """
     KeepAlive: _aio.StreamStreamMultiCallable[_registry_service_pb2.KeepAliveRequest, _registry_service_pb2.KeepAliveResponse]  # type: ignore[assignment]
@@ -333,7 +337,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ReportServiceHealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ReportServiceHealthResponse, _abc.Awaitable[_registry_service_pb2.ReportServiceHealthResponse]]:
-        """Records a status reported by the service or its operator. Sends an event only if the status changes.
+        """Records a status reported by the service or its operator. Sends an event only if the status or `draining`
+        changes.
         Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (reason INSTANCE_SUPERSEDED) if the name belongs to another instance;
         UNAVAILABLE.
         """
@@ -369,6 +374,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.HeartbeatResponse, _abc.Awaitable[_registry_service_pb2.HeartbeatResponse]]:
         """Renews leases. Unknown names are returned in the response and are not an error: the client registers them again.
+        So are names that another instance has taken over.
         Errors: INVALID_ARGUMENT; UNAVAILABLE.
         """
 
