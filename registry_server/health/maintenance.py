@@ -78,7 +78,7 @@ class Maintenance:
             before: The registered service, if there is one.
             change: Returns the service after the change.
             reported: Whether the change is a report or a probe. Otherwise the status MAINTENANCE is the one that the
-                client has read, not what it observed, and is ignored.
+                client has read, and not an observation.
 
         Returns:
             The new state, and what becomes of the newest probe result; ``None`` = the default of ``write_service``.
@@ -88,8 +88,11 @@ class Maintenance:
             return change(before), None
         stored, observed = await self._read_observed(registered)
         after = change(_with_health(registered, observed))
+        if not reported and after.health.status == _MAINTENANCE != observed.status:
+            same_place = after.endpoint == registered.endpoint
+            after.health.CopyFrom(observed if same_place else Health(status=normal.initial_status(after)))
         check = KEEP_CHECK
-        if after.health != observed and (reported or after.health.status != _MAINTENANCE):
+        if after.health != observed:
             check = CheckChange(after.health.SerializeToString(), stored)
         return _with_health(after, registered.health), check
 

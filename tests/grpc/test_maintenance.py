@@ -166,6 +166,12 @@ async def register_elsewhere(server: Server) -> None:
     await register(server, service("a", "http://elsewhere.test:8080", {"none": {}}))
 
 
+async def register_as_read_elsewhere(server: Server) -> None:
+    moved = await get(server, "a")
+    moved.endpoint = "http://elsewhere.test:8080"
+    await register(server, moved)
+
+
 async def register_with_heartbeat(server: Server) -> None:
     await register(server, service("a", "http://a.test:8080", {"heartbeat": {}}))
 
@@ -206,6 +212,7 @@ WRITES: dict[Write, HealthStatus.ValueType] = {
     register_again: HEALTHY,
     register_without_status: HEALTHY,
     register_elsewhere: UNKNOWN,
+    register_as_read_elsewhere: UNKNOWN,
     register_with_heartbeat: HEALTHY,
     register_unhealthy: UNHEALTHY,
     register_as_read: HEALTHY,

@@ -471,7 +471,9 @@ class GetServiceHealthResponse(_message.Message):
 
     @_builtins.property
     def observed(self) -> _service_pb2.Health:
-        """Most recent health according to probes and reports. Differs from `health` only during maintenance."""
+        """Most recent health according to probes and reports. Differs from `health` only during maintenance, and is then unset
+        while the store is unavailable.
+        """
 
     def __init__(
         self,
@@ -591,7 +593,9 @@ class CheckServiceHealthResponse(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def health(self) -> _service_pb2.Health:
-        """Health of the service after the probe."""
+        """Health of the service after the probe. During maintenance the status is MAINTENANCE; the other fields describe the
+        probe.
+        """
 
     def __init__(
         self,

@@ -39,7 +39,9 @@ class _HealthStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthSt
     HEALTH_STATUS_UNKNOWN: _HealthStatus.ValueType  # 4
     """Not determined yet."""
     HEALTH_STATUS_MAINTENANCE: _HealthStatus.ValueType  # 5
-    """Taken out of service by its operator. Probes do not change this status; a report or an update does."""
+    """Taken out of service. If an operator did so, only an operator ends it: see `SetMaintenance`. A reported or registered
+    status MAINTENANCE lasts until the next report, registration or update with a status; probes do not change it.
+    """
 
 class HealthStatus(_HealthStatus, metaclass=_HealthStatusEnumTypeWrapper):
     """Health status of a service or of the registry itself."""
@@ -55,7 +57,9 @@ HEALTH_STATUS_DEGRADED: HealthStatus.ValueType  # 3
 HEALTH_STATUS_UNKNOWN: HealthStatus.ValueType  # 4
 """Not determined yet."""
 HEALTH_STATUS_MAINTENANCE: HealthStatus.ValueType  # 5
-"""Taken out of service by its operator. Probes do not change this status; a report or an update does."""
+"""Taken out of service. If an operator did so, only an operator ends it: see `SetMaintenance`. A reported or registered
+status MAINTENANCE lasts until the next report, registration or update with a status; probes do not change it.
+"""
 Global___HealthStatus: _TypeAlias = HealthStatus  # noqa: Y015
 
 class _TagMatch:
