@@ -73,7 +73,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return install(wheel, tmp_path_factory.mktemp("client"))
+    return install(wheel, tmp_path_factory.mktemp("client"), tmp_path_factory.mktemp("home"))
 
 
 def project(file: Path) -> dict[str, Any]:

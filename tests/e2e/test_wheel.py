@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from registry_server import __version__
-from tests.support.wheels import Installed, build_wheel, environ, install
+from tests.support.wheels import Installed, build_wheel, install, install_with_uv
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"ossa": ROOT / "generated" / "ossa"} | {path.parent.name: path.parent for path in ROOT.glob("*/py.typed")}
@@ -48,8 +49,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def installed(wheel: Path, tmp_path: Path) -> Installed:
-    return install(wheel, tmp_path)
+def home() -> Iterator[Path]:
+    """A home directory. pytest's may be too long a path for the socket of the embedded Redis."""
+    with tempfile.TemporaryDirectory(prefix="ossa-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(params=[install, install_with_uv], ids=["pip", "uvx"])
+def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path, home: Path) -> Installed:
+    made: Installed = request.param(wheel, tmp_path, home)
+    return made
 
 
 def test_wheel_contains_exactly_the_packages(wheel: Path) -> None:
@@ -90,35 +99,41 @@ def test_metadata_is_that_of_the_project(wheel: Path) -> None:
     assert dict(entry_points["console_scripts"]) == {"ossa-registry": "registry_cli.main:main"}
 
 
-def test_installed_server_serves_an_installed_client(installed: Installed) -> None:
+def test_installed_program_serves_without_settings_or_other_programs(installed: Installed) -> None:
     assert installed.run("ossa-registry", "--version") == f"ossa-registry, version {__version__}\n"
 
-    # pytest's directory may be too long a path for the socket of the embedded Redis.
-    with tempfile.TemporaryDirectory(prefix="ossa-") as data_dir, serving(installed, data_dir) as server:
-        address = ""
+    with serving(installed) as server:
+        logged: dict[str, Any] = {}
         for line in server.stderr or ():
             event = json.loads(line)
-            if event["event"] == "gRPC listening":
-                address = event["address"]
+            logged[event["event"]] = event
             if event["event"] == "ossa-registry serves":
                 break
-        output = installed.run("python", "-c", CLIENT, address)
+        assert Path(logged["embedded Redis started"]["data_dir"]).is_relative_to(installed.home)
+        target, http = logged["gRPC listening"]["address"], logged["HTTP listening"]["address"]
+        stubs, *names = installed.run("python", "-c", CLIENT, target).split()
+        assert not Path(stubs).is_relative_to(ROOT)
+        assert names == ["a"]
+        register = ("register", "b", "http://b.test", "--version=1.0.0", "--health-check=heartbeat")
+        installed.run("ossa-registry", *register, "--target", target)
+        listed = json.loads(installed.run("ossa-registry", "list", "--target", target, "-o", "json"))
+        assert [each["name"] for each in listed] == ["a", "b"]
+        assert installed.run("ossa-registry", "healthcheck", "--ready", f"--http.address={http}") == ""
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=30) == 0
 
-    stubs, *names = output.split()
-    assert Path(stubs).is_relative_to(installed.environment)
-    assert names == ["a"]
-
 
 @contextmanager
-def serving(installed: Installed, data_dir: str) -> Iterator[subprocess.Popen[str]]:
+def serving(installed: Installed) -> Iterator[subprocess.Popen[str]]:
     """Run ``ossa-registry serve`` with the embedded Redis."""
-    command = [str(installed.environment / "bin" / "ossa-registry"), *SERVE, f"--data-dir={data_dir}"]
     with subprocess.Popen(
-        command, cwd=installed.working_directory, env=environ(), stderr=subprocess.PIPE, text=True
+        installed.command("ossa-registry", *SERVE),
+        cwd=installed.working_directory,
+        env=installed.variables(),
+        stderr=subprocess.PIPE,
+        text=True,
     ) as server:
         try:
             yield server
         finally:
-            server.kill()  # no effect if it has exited
+            server.terminate()  # no effect if it has exited; uvx forwards it

@@ -1,29 +1,42 @@
-"""Wheels built from the checkout, and virtual environments that contain them but not the checkout."""
+"""Wheels built from the checkout, and environments that contain them but not the checkout."""
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 _TIMEOUT_SECONDS = 240.0
 
 
 class Installed(NamedTuple):
-    """A virtual environment with a wheel, and a working directory, both outside the checkout."""
+    """An environment with a wheel, a working directory and a home directory, all outside the checkout."""
 
     environment: Path
     working_directory: Path
+    home: Path
+    runner: tuple[str, ...] = ()
+    """Runs the programs of the environment; empty if they are in ``bin``."""
+
+    def command(self, program: str, *arguments: str) -> list[str]:
+        """Return the command that runs a program of the environment."""
+        return [*self.runner, program if self.runner else str(self.environment / "bin" / program), *arguments]
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of its programs: they find no other program and no setting."""
+        return {"HOME": str(self.home), "PATH": str(self.environment / "bin")}
 
     def run(self, program: str, *arguments: str) -> str:
         """Run a program of the environment and return its output. Fails if the exit code is not 0."""
-        command = [str(self.environment / "bin" / program), *arguments]
         return subprocess.run(
-            command,
+            self.command(program, *arguments),
             cwd=self.working_directory,
-            env=environ(),
+            env=self.variables(),
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -47,10 +60,37 @@ def build_wheel(project: Path, directory: Path) -> Path:
     return wheel
 
 
-def install(wheel: Path, directory: Path) -> Installed:
-    """Install a wheel into a new virtual environment."""
-    made = Installed(directory / "venv", directory / "work")
-    made.working_directory.mkdir()
+def install(wheel: Path, directory: Path, home: Path) -> Installed:
+    """Install a wheel into a new virtual environment, as pipx does."""
+    made = _prepare(directory, home)
     venv.create(made.environment, with_pip=True)
-    made.run("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel))
+    _run_online(*made.command("python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)))
     return made
+
+
+def install_with_uv(wheel: Path, directory: Path, home: Path) -> Installed:
+    """Install a wheel with ``uvx``; its programs then run offline."""
+    uvx = Path(sys.executable).with_name("uvx")
+    if not uvx.exists():
+        pytest.skip("needs uv, of the dependency group dev")
+    runner = (str(uvx), "--quiet", "--cache-dir", str(directory / "cache"), "--python", sys.executable)
+    links = os.environ.get("PIP_FIND_LINKS", "").split()
+    source = ("--from", str(wheel), *(flag for link in links for flag in ("--find-links", link)))
+    _run_online(*runner, *source, "ossa-registry", "--version")
+    made = _prepare(directory, home)
+    tools = made.environment / "bin"
+    tools.mkdir(parents=True)
+    for name in ("dirname", "realpath"):  # used by the scripts that uv writes
+        (tools / name).symlink_to(shutil.which(name) or pytest.skip(f"needs {name}"))
+    return made._replace(runner=(*runner, "--offline", *source))
+
+
+def _prepare(directory: Path, home: Path) -> Installed:
+    made = Installed(directory / "venv", directory / "work", home)
+    made.working_directory.mkdir()
+    return made
+
+
+def _run_online(*command: str) -> None:
+    """Run a command with the proxies and package indexes of this environment."""
+    subprocess.run(command, env=environ(), stdout=subprocess.DEVNULL, check=True, timeout=_TIMEOUT_SECONDS)
