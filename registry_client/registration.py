@@ -230,7 +230,7 @@ class Registration:
                 await self._leases.remove_lease(self._lease)
                 if self._lease.known:
                     await self._client.unregister_service(self.name, instance_id=self._instance_id)
-                self._removed = self._lease.known or self._lease.superseded
+                self._removed = may_have_callers or self._lease.known
         except ServiceNotFound:
             self._removed = True
             log.info("%s was already unregistered", self.name)

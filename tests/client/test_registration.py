@@ -246,6 +246,21 @@ async def test_drain_lasts_as_long_as_requested_without_registry(registry: Regis
         assert asyncio.get_running_loop().time() - started >= 1.0
 
 
+async def test_service_removed_during_its_drain_is_not_registered_again(client: RegistryClient) -> None:
+    registration = client.registration(agent(), drain=1.0)
+    await registration.__aenter__()
+    leaving = asyncio.create_task(registration.__aexit__(None, None, None))
+    async with asyncio.timeout(30):
+        while not (await client.get_service("agent")).draining:
+            await asyncio.sleep(0.01)
+    await client.unregister_service("agent")
+    trigger_heartbeat(registration)
+    await leaving
+    assert registration.removed
+    with pytest.raises(ServiceNotFound):
+        await client.get_service("agent")
+
+
 async def test_given_instance_id_is_kept(client: RegistryClient) -> None:
     service = agent()
     service.instance_id = "pod-7f8"
