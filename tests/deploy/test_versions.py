@@ -4,14 +4,9 @@ The predecessor runs from its own source tree, with the libraries of this checko
 """
 
 import asyncio
-import io
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tarfile
-import tomllib
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -23,14 +18,12 @@ from benchmarks.rolling_fleet import Fleet
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Capability, HealthStatus, Service
 from registry_client import RegistryClient
+from tests.support.previous import previous_source
 from tests.support.processes import run_to_end
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.samples import small_service
 from tests.support.server import ROOT, ServerProcess, connected, import_from
 
-PREVIOUS: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ossa-registry"][
-    "previous"
-]
 SERVICES, WATCHERS = 60, 10
 UNEXPECTED = {"resynchronised with the store", "store repaired from memory", "store disconnected"}
 
@@ -56,16 +49,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source tree of the predecessor."""
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        pytest.skip("needs git and the history of the project; this is an archive of it")
-    archive = subprocess.run([git, "-C", ROOT, "archive", PREVIOUS], capture_output=True, check=False)
-    if archive.returncode:
-        pytest.skip(f"git fetch --unshallow --tags is needed for {PREVIOUS}: {archive.stderr.decode()}")
-    directory = tmp_path_factory.mktemp("previous")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(directory, filter="data")
-    return directory
+    return previous_source(tmp_path_factory.mktemp("previous"))
 
 
 async def imported_from(source: Path) -> str:
