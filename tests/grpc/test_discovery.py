@@ -207,7 +207,7 @@ async def test_group_defaults_to_the_name(server: Server) -> None:
 
 
 async def test_all_bad_fields_of_a_query_are_reported(server: Server) -> None:
-    filter_ = ServiceFilter(name_pattern="(", capability_version="^1", version=">>1", tags=[""], health=[0])  # type: ignore[list-item]
+    filter_ = ServiceFilter(name_pattern="(", capability_version="^1", version=">1\n", tags=[""], health=[0])  # type: ignore[list-item]
     refused = await failure(
         discover(server, filter=filter_, page_size=-1, page_token="?", min_revision=-1, consistency=9)
     )
