@@ -94,8 +94,10 @@ class Heartbeats:
             if start:
                 await asyncio.sleep(0)
             claim = claim_on(*distinct[start : start + _NAMES_PER_TURN])
-        held, superseded = await self._split(held)
-        if superseded:
+        superseded: dict[str, None] = {}
+        if not all(map(self._is_registered, held)):
+            await self._writes.catch_up()
+            held, superseded = self._split(held)
             distinct = list(dict.fromkeys((*names, *(lease.name for lease in held))))
         unknown = await self._store.writer.renew_leases(distinct, claim)
         if any(name in self._replica.records for name in unknown):
@@ -103,7 +105,8 @@ class Heartbeats:
             await self._writes.catch_up()
             unknown = await self._store.writer.renew_leases(unknown, claim)
         renewed = len(distinct) - len(unknown)
-        for name, error in await self._set_draining(held, claim):
+        changed = [lease for lease in held if lease.draining is not None and self._changes(lease)]
+        for name, error in await self._set_draining(changed, claim) if changed else ():
             match error:  # another process changed the service in between
                 case InstanceSuperseded():
                     superseded[name] = None
@@ -115,27 +118,31 @@ class Heartbeats:
         self._store.counters.superseded_leases += len(superseded)
         return Renewal(renewed, unknown, list(superseded))
 
-    async def _split(self, leases: list[_Held]) -> tuple[list[_Held], dict[str, None]]:
+    def _is_registered(self, lease: _Held) -> bool:
+        """Return whether a lease may be renewed, as far as this process knows."""
+        if not lease.instance_id:
+            return True
+        record = self._replica.records.get(lease.name)
+        return record is not None and record.instance_id == lease.instance_id
+
+    def _split(self, leases: Sequence[_Held]) -> tuple[list[_Held], dict[str, None]]:
         """Return the leases to renew, and the names of those that belong to another instance."""
-        if all(not instance_id or self._instance_of(name) == instance_id for name, instance_id, _ in leases):
-            return leases, {}
-        await self._writes.catch_up()
         held: list[_Held] = []
         superseded: dict[str, None] = {}
         for lease in leases:
-            if lease.instance_id and self._instance_of(lease.name) not in {None, lease.instance_id}:
-                superseded[lease.name] = None
-            else:
+            if self._is_registered(lease) or lease.name not in self._replica.records:
                 held.append(lease)
+            else:
+                superseded[lease.name] = None
         return held, superseded
 
-    def _instance_of(self, name: str) -> str | None:
-        """Return the instance that is registered under a name; ``None`` if the name is not registered."""
-        record = self._replica.records.get(name)
-        return None if record is None else record.instance_id
+    def _changes(self, lease: _Held) -> bool:
+        """Return whether a lease changes ``draining`` of a registered service."""
+        record = self._replica.records.get(lease.name)
+        return record is not None and record.draining != lease.draining
 
     async def _set_draining(self, leases: Sequence[_Held], claim: Claim) -> list[tuple[str, RegistryError]]:
-        """Commit ``draining`` of the leases whose service has another value; return the errors."""
+        """Commit ``draining`` of leases; return the errors by the name of the service."""
         errors: list[tuple[str, RegistryError]] = []
 
         async def set_one(lease: _Held) -> None:
@@ -148,14 +155,8 @@ class Heartbeats:
             except RegistryError as error:
                 errors.append((name, error))
 
-        records = self._replica.records
-        changed = [
-            lease
-            for lease in leases
-            if lease.draining is not None and lease.name in records and records[lease.name].draining != lease.draining
-        ]
-        for start in range(0, len(changed), MAX_COMMITS_PER_GROUP):
+        for start in range(0, len(leases), MAX_COMMITS_PER_GROUP):
             async with asyncio.TaskGroup() as group:
-                for lease in changed[start : start + MAX_COMMITS_PER_GROUP]:
+                for lease in leases[start : start + MAX_COMMITS_PER_GROUP]:
                     group.create_task(set_one(lease))
         return errors

@@ -1,5 +1,6 @@
 """Instances: which process owns a name, and what happens to the one that owned it before."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -319,6 +320,24 @@ async def test_takeover_probes_the_new_instance_at_once_from_the_start(redis: Re
         await agent.wait_for_requests(requests + 1)  # although the interval is an hour
         for expected in (HEALTHY, UNHEALTHY):
             assert (await check(server)).status == expected, "failures of the previous instance do not count"
+
+
+@pytest.mark.usefixtures("no_pause_detection")
+async def test_probe_of_the_previous_instance_does_not_decide_about_the_next(redis: RedisProcess, agent: Agent) -> None:
+    async with probing_with(redis, **ON_DEMAND) as server:
+        await register_and_wait_for_probe(server, service("a", agent.endpoint(), instance_id="one"))
+        await report(server, "a", UNKNOWN)
+        agent.open.clear()
+        agent.script = [BROKEN]
+        probe = asyncio.ensure_future(check(server))
+        await agent.wait_for_requests(len(agent.requests) + 1)
+        async with watching(server) as watch:
+            await register(server, service("a", agent.endpoint(), instance_id="two"))
+            assert (await watch.event()).service.health.status == UNKNOWN
+            agent.open.set()
+            await probe
+            event = await watch.event()
+            assert (event.type, event.service.health.status) == (HEALTH_CHANGED, HEALTHY), event.service.health.error
 
 
 async def test_service_without_instance_still_lives_by_names(server: Server) -> None:
