@@ -210,6 +210,15 @@ class LeaseKeeper:
             RegistrationState.SUPERSEDED, InstanceSuperseded(f"another process has registered {lease.name}")
         )
 
+    def mark_lost(self, lease: Lease) -> None:
+        """Record that the registry does not hold a service: register it again, unless it is draining."""
+        lease.known = False
+        if lease.draining:
+            self._forget(lease)
+        else:
+            lease.due = 0.0
+            lease.set_state(RegistrationState.PENDING)
+
     def _forget(self, lease: Lease) -> None:
         if self._leases.get(lease.name) is lease:
             del self._leases[lease.name]
@@ -312,13 +321,8 @@ class LeaseKeeper:
         for lease in leases:
             if lease.name in superseded:
                 self.mark_superseded(lease)
-            elif lease.name in unknown and lease.draining:
-                self._forget(lease)
-                lease.known = False
             elif lease.name in unknown:
-                lease.known = False
-                lease.due = 0.0
-                lease.set_state(RegistrationState.PENDING)
+                self.mark_lost(lease)
             else:
                 self.mark_registered(lease)
 

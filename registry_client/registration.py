@@ -147,6 +147,8 @@ class Registration:
         is only logged, because it must not keep an agent from leaving.
         """
         already, self._lease.draining = self._lease.draining, True
+        if not self._lease.known:
+            self._leases.mark_lost(self._lease)
         if already or not self._lease.known:
             return
         try:
@@ -154,7 +156,7 @@ class Registration:
         except InstanceSuperseded:
             self._leases.mark_superseded(self._lease)
         except ServiceNotFound:
-            self._lease.known = False
+            self._leases.mark_lost(self._lease)
         except RegistryError as error:
             log.info("cannot mark %s as draining: %s", self.name, error)
 

@@ -261,6 +261,31 @@ async def test_service_removed_during_its_drain_is_not_registered_again(client: 
         await client.get_service("agent")
 
 
+async def test_lost_service_that_drains_is_not_registered_again(client: RegistryClient) -> None:
+    registration = client.registration(agent(), drain=1.0)
+    await registration.__aenter__()
+    await client.unregister_service("agent")
+    leaving = asyncio.create_task(registration.__aexit__(None, None, None))
+    while not leaving.done():
+        trigger_heartbeat(registration)
+        with pytest.raises(ServiceNotFound):
+            await client.get_service("agent")
+        await asyncio.sleep(0.05)
+    assert registration.removed
+
+
+async def test_agent_that_drains_before_its_registry_starts_is_not_registered(
+    registry: RegistryProcess, client: RegistryClient
+) -> None:
+    registry.stop()
+    async with client.registration(agent(), wait=False) as registration:
+        await registration.start_draining()
+        await asyncio.to_thread(registry.start)
+        await asyncio.sleep(1)
+        assert await client.find_services() == []
+    assert not registration.removed
+
+
 async def test_given_instance_id_is_kept(client: RegistryClient) -> None:
     service = agent()
     service.instance_id = "pod-7f8"
