@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Self
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final, Self, Unpack
 
 from ossa.registry.v1.event_pb2 import Event
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
-from registry_client.errors import RegistryError, RegistryUnavailable
-from registry_client.resolve import Policy, Pool, Query, ResponseTimes, query_matcher
+from registry_client.errors import NoEndpoint, NoEndpointInTime, RegistryError, RegistryUnavailable
+from registry_client.outliers import Outliers
+from registry_client.resolve import Criteria, Policy, Pool, Query, Requests, ResponseTimes, query_matcher
 from registry_client.tasks import Listeners, cancel_and_wait
 from registry_client.watch import REMOVAL_TYPES, Watch
 
@@ -25,8 +26,8 @@ class ServiceCache:
     """A copy of the registered services, updated by a watch. Create it with ``RegistryClient.cache``.
 
     While the registry is unavailable, the cache serves the last known state and raises no error; ``age`` is the age of
-    that state. Messages are shared: do not modify them. ``resolve``, ``find`` and ``get`` may be called from any
-    thread.
+    that state. Messages are shared: do not modify them. ``resolve``, ``observe``, ``find`` and ``get`` may be
+    called from any thread.
     """
 
     def __init__(
@@ -49,7 +50,11 @@ class ServiceCache:
         self._pools: dict[Query, Pool] = {}
         self._queries_by_capability: dict[str, set[Query]] = {}
         self._pickers: dict[tuple[object, ...], Callable[[], Service]] = {}
+        # What `observe` recorded about the services, removed with them.
         self._times = ResponseTimes()
+        self._requests = Requests()
+        self._outliers = Outliers()
+        self._ejected = self._outliers.ejected
         self._listeners: Listeners[Event] = Listeners()
         self._ready = asyncio.Event()
         self._change = asyncio.Event()
@@ -63,6 +68,7 @@ class ServiceCache:
             RegistryUnavailable: The snapshot did not arrive in time.
             RegistryError: The registry rejected the watch.
         """
+        self._watch.check_usable()
         self._task = asyncio.create_task(self._follow_watch(), name="registry cache")
         if self._snapshot_timeout:
             try:
@@ -111,9 +117,45 @@ class ServiceCache:
         """Wait for the first snapshot."""
         await self._ready.wait()
 
-    async def changed(self) -> None:
-        """Wait for the next change: ``while not cache.find("summarize"): await cache.changed()``."""
-        await self._change.wait()
+    async def changed(self, *, timeout: float | None = None) -> None:
+        """Wait for the next change: ``while not cache.find("summarize"): await cache.changed()``.
+
+        Args:
+            timeout: Seconds to wait; unset = no limit.
+
+        Raises:
+            TimeoutError: No change came in time.
+        """
+        change = self._change
+        async with asyncio.timeout(timeout):
+            await change.wait()
+
+    async def wait_for(
+        self, capability: str = "", *, timeout: float | None = None, **criteria: Unpack[Criteria]
+    ) -> Service:
+        """Wait until ``resolve`` finds a usable service, and return it.
+
+        Args:
+            capability: Capability that the service must have.
+            timeout: Seconds to wait; unset = no limit.
+            **criteria: The other arguments of ``resolve``, such as ``version``.
+
+        Raises:
+            NoEndpointInTime: No usable service came in time; the message is that of ``resolve``.
+            ValueError: ``version`` is not a supported range.
+        """
+        missing = NoEndpoint("")
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    change = self._change
+                    try:
+                        return self.resolve(capability, **criteria)
+                    except NoEndpoint as error:
+                        missing = error
+                    await change.wait()
+        except TimeoutError:
+            raise NoEndpointInTime(f"{missing}, within {timeout:g} s") from None
 
     def __len__(self) -> int:
         return len(self._services)
@@ -142,6 +184,7 @@ class ServiceCache:
         environment: str = "",
         labels: Mapping[str, str] | None = None,
         policy: Policy | None = None,
+        exclude: Collection[str] = (),
     ) -> Service:
         """Select a healthy service or, if none is healthy, one with a status in ``fallback``.
 
@@ -153,14 +196,22 @@ class ServiceCache:
             environment: Environment that the service must run in.
             labels: Labels that the service must all have.
             policy: How to select; unset = the policy of the cache.
+            exclude: Names of services to leave out, such as those at which this request has failed.
 
         Returns:
             The service; call it at its ``endpoint``.
 
         Raises:
-            NoEndpoint: No usable service matches; the message lists the unusable matches.
+            NoEndpoint: No usable service matches; the message lists the unusable matches. Or the cache has no snapshot
+                yet, so that it cannot know.
             ValueError: ``version`` is not a supported range.
         """
+        if self._ejected:
+            self._readmit_due()
+        if exclude:
+            label_set = frozenset(labels.items()) if labels else _NO_LABELS
+            query = Query(capability, version, group, environment, label_set)
+            return self._resolve_without(query, policy or self._policy, exclude)
         if labels is None:
             key: tuple[object, ...] = (capability, version, group, environment, policy)
         else:
@@ -190,16 +241,27 @@ class ServiceCache:
         with self._lock:
             return self._pool(Query(capability, version, group, environment, label_set)).matching
 
-    def observe(self, service: Service, seconds: float) -> None:
-        """Record a measured response time, for ``Policy.LEAST_RESPONSE_TIME``.
+    def observe(self, service: Service, seconds: float | None = None, *, error: object = None) -> None:
+        """Record the result of a call, for ``Policy.LEAST_RESPONSE_TIME`` and ``LEAST_REQUEST``, and to eject outliers.
 
-        A failed call may be recorded as a long response time.
+        After three failures in a row ``resolve`` leaves the service out for 30 s, and for longer each time it fails
+        again afterwards. At most half of the usable services are left out, and never the last one.
 
         Args:
-            service: A service that ``resolve`` returned.
-            seconds: Measured response time.
+            service: A service that ``resolve`` returned. Without effect if it has left or was replaced meanwhile.
+            seconds: Measured response time of a call that succeeded.
+            error: The exception of a call that failed, or any other true value.
         """
-        self._times.record(service.name, seconds)
+        name = service.name
+        with self._lock:
+            known = self._services.get(name)
+            if known is None or known.instance_id != service.instance_id:
+                return
+            self._requests.end(name)
+            if seconds is not None and not error:
+                self._times.record(name, seconds)
+            if self._outliers.record(name, failed=bool(error)):
+                self._invalidate({"", *_capability_names(known)})
 
     def on_change(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Call a function with each event, after the cache has applied it; events of a snapshot are included.
@@ -217,7 +279,7 @@ class ServiceCache:
         with self._lock:
             pool = self._pool(query)
             if not pool.usable:
-                raise pool.no_endpoint_error(query)
+                raise self._no_endpoint_error(pool, query)
             if len(self._pickers) >= _MAX_CACHED_QUERIES:
                 self._invalidate(list(self._queries_by_capability))
                 pool = self._pool(query)
@@ -230,12 +292,38 @@ class ServiceCache:
         if pool is None:
             capability = query.capability
             candidates = self._by_capability.get(capability, {}) if capability else self._services
-            pool = Pool(filter(query_matcher(query), candidates.values()), self._fallback, self._times)
+            pool = self._create_pool(filter(query_matcher(query), candidates.values()))
             if len(self._pools) >= _MAX_CACHED_QUERIES:
                 self._invalidate(list(self._queries_by_capability))
             self._pools[query] = pool
             self._queries_by_capability.setdefault(capability, set()).add(query)
         return pool
+
+    def _create_pool(self, matching: Iterable[Service]) -> Pool:
+        return Pool(matching, self._fallback, self._times, self._requests, self._ejected)
+
+    def _resolve_without(self, query: Query, policy: Policy, exclude: Collection[str]) -> Service:
+        if isinstance(exclude, str):
+            raise TypeError(f"exclude must be a collection of names, such as [{exclude!r}], not {exclude!r}")
+        with self._lock:
+            pool = self._pool(query)
+            rest = self._create_pool(each for each in pool.matching if each.name not in exclude)
+            if rest.usable:
+                return rest.picker(policy)()
+            error = self._no_endpoint_error(rest, query)
+            error.args = (f"{error}, without {len(pool.matching) - len(rest.matching)} excluded",)
+            raise error
+
+    def _no_endpoint_error(self, pool: Pool, query: Query) -> NoEndpoint:
+        if self.ready:
+            return pool.no_endpoint_error(query)
+        cause = f": {self.last_error}" if self.last_error else ""
+        return NoEndpoint(f"no snapshot of the services has arrived from the registry yet{cause}")
+
+    def _readmit_due(self) -> None:
+        with self._lock:
+            for name in self._outliers.readmit_due():
+                self._invalidate({"", *_capability_names(self._services.get(name))})
 
     def _invalidate(self, capabilities: Iterable[str]) -> None:
         """Drop the pools and pickers of queries for these capabilities."""
@@ -285,16 +373,19 @@ class ServiceCache:
 
     def _set_service(self, name: str, service: Service | None) -> set[str]:
         """Store the state of a service, or remove it if None; return the capabilities whose services changed."""
-        before = _capability_names(self._services.get(name))
+        known = self._services.get(name)
+        before = _capability_names(known)
         after = _capability_names(service)
         for capability in before - after:
             providers = self._by_capability[capability]
             del providers[name]
             if not providers:
                 del self._by_capability[capability]
+        if known is not None and (service is None or service.instance_id != known.instance_id):
+            for observed in (self._times, self._requests, self._outliers):
+                observed.discard(name)
         if service is None:
             self._services.pop(name, None)
-            self._times.discard(name)
         else:
             self._services[name] = service
             for capability in after:

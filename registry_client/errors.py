@@ -26,6 +26,7 @@
     │   └── ShuttingDown           the process is draining
     ├── InternalError              a bug in the registry; its log has the details
     └── NoEndpoint                 ``ServiceCache.resolve`` found no usable service; no call was made
+        └── NoEndpointInTime       ``ServiceCache.wait_for`` found none before its timeout; also a ``TimeoutError``
 
 A gRPC error carries a canonical code and, if it comes from the registry, a ``google.rpc.ErrorInfo`` whose reason is
 more specific. ``_BY_REASON`` and ``_BY_CODE`` map both to these classes.
@@ -217,6 +218,10 @@ class NoEndpoint(RegistryError):
     """A cache holds no usable service; the message lists the unusable matches."""
 
     default_code = grpc.StatusCode.NOT_FOUND
+
+
+class NoEndpointInTime(NoEndpoint, TimeoutError):
+    """``ServiceCache.wait_for`` found no usable service before its timeout."""
 
 
 _BY_REASON: Final[Mapping[str, type[RegistryError]]] = {

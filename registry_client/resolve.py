@@ -8,15 +8,17 @@ change of a service drops the affected pools, and the next query builds them aga
 import bisect
 import itertools
 import random
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
 from ossa.registry.v1.service_pb2 import HealthStatus, Service
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.versions import parse_version_filter
 from registry_client.errors import NoEndpoint
+from registry_client.outliers import max_ejected
 
 WEIGHT_LABEL: Final = "weight"
 """Label with the weight of a service for ``Policy.WEIGHTED_RANDOM``: a number of at least 0. The default is 1."""
@@ -37,8 +39,22 @@ class Policy(StrEnum):
     LEAST_RESPONSE_TIME = "least_response_time"
     """The fastest, according to the ``ServiceCache.observe`` calls of the last 30 s, else to the registry's last probe.
     Services without any measurement come first."""
+    LEAST_REQUEST = "least_request"
+    """The one with fewer requests in flight of this cache, among two random services ("power of two choices"). A
+    request begins with ``ServiceCache.resolve`` with this policy, and ends with ``ServiceCache.observe``."""
     WEIGHTED_RANDOM = "weighted_random"
     """At random, in proportion to the label ``weight``; the default weight is 1, and 0 excludes a service."""
+
+
+class Criteria(TypedDict, total=False):
+    """Keyword arguments of ``ServiceCache.resolve``."""
+
+    version: str
+    group: str
+    environment: str
+    labels: Mapping[str, str] | None
+    policy: Policy | None
+    exclude: Collection[str]
 
 
 class Query(NamedTuple):
@@ -57,36 +73,81 @@ class ResponseTimes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.changes = 0
-        self._averages: dict[str, tuple[float, float]] = {}
+        self._means: dict[str, tuple[float, float]] = {}
 
     def record(self, name: str, seconds: float) -> None:
         """Add a measurement."""
-        average, measured_at = self._averages.get(name, (seconds, 0.0))
+        average, measured_at = self._means.get(name, (seconds, 0.0))
         now = self.clock()
         fresh = now - measured_at < _MEASUREMENT_TTL_SECONDS
-        self._averages[name] = (average + _EWMA_WEIGHT * (seconds - average) if fresh else seconds), now
+        self._means[name] = (average + _EWMA_WEIGHT * (seconds - average) if fresh else seconds), now
         self.changes += 1
 
     def discard(self, name: str) -> None:
         """Remove the measurements of a service."""
-        self._averages.pop(name, None)
+        self._means.pop(name, None)
 
     def expected_seconds(self, service: Service) -> float:
         """Return the expected response time of a service; 0 if it was never measured."""
-        average, measured_at = self._averages.get(service.name, (0.0, float("-inf")))
+        average, measured_at = self._means.get(service.name, (0.0, float("-inf")))
         if self.clock() - measured_at < _MEASUREMENT_TTL_SECONDS:
             return average
         return service.health.response_time.ToNanoseconds() / 1e9
 
 
+class Requests:
+    """The number of requests in flight for each service."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # pickers are called from any thread
+        self._in_flight: dict[str, int] = {}
+
+    def begin_at_less_busy(self, one: Service, other: Service) -> Service:
+        """Select the service with fewer requests in flight, ``one`` if they have equally many; count a request."""
+        with self._lock:
+            ours, others = self._in_flight.get(one.name, 0), self._in_flight.get(other.name, 0)
+            chosen, count = (one, ours) if ours <= others else (other, others)
+            self._in_flight[chosen.name] = count + 1
+            return chosen
+
+    def end(self, name: str) -> None:
+        """Record the end of a request, if one was counted."""
+        with self._lock:
+            count = self._in_flight.pop(name, 0) - 1
+            if count > 0:
+                self._in_flight[name] = count
+
+    def discard(self, name: str) -> None:
+        """Forget the requests of a service."""
+        with self._lock:
+            self._in_flight.pop(name, None)
+
+
 class Pool:
-    """The services that match one query, and a picker for each policy, created on first use."""
+    """The services that match one query, and a picker for each policy, created on first use.
+
+    Args:
+        matching: The services that match.
+        fallback: Statuses that are acceptable if no service is healthy.
+        times: The response times of the cache.
+        requests: The requests in flight of the cache.
+        ejected: Names of services that are not used, except that some service always is.
+    """
 
     def __init__(
-        self, matching: Iterable[Service], fallback: Sequence[HealthStatus.ValueType], times: ResponseTimes
+        self,
+        matching: Iterable[Service],
+        fallback: Sequence[HealthStatus.ValueType],
+        times: ResponseTimes,
+        requests: Requests,
+        ejected: Collection[str] = (),
     ) -> None:
         self.matching = tuple(matching)
         self.usable = _usable_services(self.matching, fallback)
+        if ejected:
+            unused = [each.name for each in self.usable if each.name in ejected][: max_ejected(len(self.usable))]
+            self.usable = tuple(each for each in self.usable if each.name not in unused)
+        self._requests = requests
         self.picker_keys: list[tuple[object, ...]] = []
         """Keys under which the cache holds the pickers of this pool."""
         self._times = times
@@ -99,6 +160,8 @@ class Pool:
                 return self.pick_next
             case Policy.LEAST_RESPONSE_TIME:
                 return self._least_response_time()
+            case Policy.LEAST_REQUEST:
+                return self._least_request()
             case Policy.WEIGHTED_RANDOM:
                 return self._weighted_random()
 
@@ -130,6 +193,16 @@ class Pool:
                 fastest, changes = min(usable, key=times.expected_seconds), times.changes
                 valid_until = now + _FASTEST_MAX_AGE_SECONDS
             return fastest
+
+        return pick
+
+    def _least_request(self) -> Callable[[], Service]:
+        usable, count, begin = self.usable, len(self.usable), self._requests.begin_at_less_busy
+
+        def pick() -> Service:
+            first = int(random.random() * count)  # noqa: S311 - load distribution, not a secret
+            second = (first + 1 + int(random.random() * (count - 1))) % count  # noqa: S311 - as above
+            return begin(usable[first], usable[second])
 
         return pick
 

@@ -131,6 +131,10 @@ class Watch:
         """
         return "" if self._pending else self._resume_cursor
 
+    def check_usable(self) -> None:
+        """Raise the error of ``Channels.check_usable``."""
+        self._channels.check_usable()
+
     async def close(self) -> None:
         """End the watch: iteration stops. Idempotent."""
         self._closed, self._connected = True, False

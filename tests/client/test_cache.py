@@ -10,8 +10,10 @@ import pytest
 from registry_client import (
     Event,
     EventType,
+    HealthStatus,
     InvalidRequest,
     NoEndpoint,
+    NoEndpointInTime,
     Policy,
     RegistryClient,
     RegistryUnavailable,
@@ -21,6 +23,7 @@ from registry_client import (
 )
 from registry_client.errors import DeadlineExceeded
 from registry_client.testing import RegistryProcess
+from tests.support.manual_clock import ManualClock
 from tests.support.waiting import until
 
 
@@ -91,6 +94,86 @@ async def test_unregistered_service_is_no_longer_resolved(client: RegistryClient
         await client.unregister_service("one")
         await until(lambda: len(cache) == 1)
         assert {cache.resolve("x").name for _ in range(10)} == {"two"}
+
+
+async def test_waiting_ends_with_a_usable_service_or_in_time(client: RegistryClient) -> None:
+    async with client.cache() as cache:
+        with pytest.raises(TimeoutError):
+            await cache.changed(timeout=0.01)
+        waiting = asyncio.create_task(cache.wait_for("x", version="^2", timeout=60))
+        await client.register_service(agent("old", "x@1.0.0"))
+        with pytest.raises(NoEndpointInTime, match=r"capability=x, version=\^2, within 0.05 s") as caught:
+            await cache.wait_for("x", version="^2", timeout=0.05)
+        assert isinstance(caught.value, NoEndpoint)
+        assert isinstance(caught.value, TimeoutError)
+        assert not waiting.done()
+        await client.register_service(agent("new", "x@2.1.0"))
+        assert (await waiting).name == "new"
+        assert (await cache.wait_for("x", labels={}, timeout=0)).name in {"old", "new"}
+
+
+async def test_excluded_services_are_not_resolved(client: RegistryClient) -> None:
+    for name in "abc":
+        await client.register_service(agent(name))
+    async with client.cache(fallback=["degraded"]) as cache:
+        for policy in Policy:
+            assert {cache.resolve("x", policy=policy, exclude=["a", "c"]).name for _ in range(9)} == {"b"}
+        assert {cache.resolve("x", exclude={"a"}).name for _ in range(90)} == {"b", "c"}
+        with pytest.raises(NoEndpoint, match="without 3 excluded"):
+            cache.resolve("x", exclude=["a", "b", "c", "other"])
+        with pytest.raises(TypeError, match="exclude must be a collection of names"):
+            cache.resolve("x", exclude="a")
+        await client.report_service_health("c", "degraded")
+        await until(lambda: cache.services["c"].health.status == HealthStatus.HEALTH_STATUS_DEGRADED)
+        assert cache.resolve("x", exclude=["a", "b"]).name == "c"
+
+
+async def test_failing_service_is_ejected_and_readmitted(client: RegistryClient) -> None:
+    clock = ManualClock()
+    for name in "ab":
+        await client.register_service(agent(name))
+    async with client.cache() as cache:
+        cache._outliers._clock = clock
+        failing = cache.services["a"]
+        for _ in range(3):
+            assert {cache.resolve("x").name for _ in range(2)} == {"a", "b"}
+            cache.observe(failing, error=ConnectionError("refused"))
+        assert {cache.resolve("x").name for _ in range(9)} == {"b"}
+        assert {cache.resolve(policy=Policy.LEAST_RESPONSE_TIME).name for _ in range(9)} == {"b"}
+        clock.now += 31
+        assert {cache.resolve("x").name for _ in range(2)} == {"a", "b"}
+        cache.observe(failing, error=True)
+        assert {cache.resolve("x").name for _ in range(9)} == {"b"}
+        cache.observe(failing, 0.1)
+        assert {cache.resolve("x").name for _ in range(2)} == {"a", "b"}
+
+
+async def test_observations_leave_with_their_service(client: RegistryClient) -> None:
+    picked = Service()
+    async with client.cache(policy=Policy.LEAST_REQUEST) as cache:
+        for instance in ("one", "two"):
+            service = agent("a")
+            service.instance_id = instance
+            await client.register_service(service)
+            await until(lambda: "a" in cache and cache.services["a"].instance_id == instance)  # noqa: B023 - awaited
+            picked = cache.resolve("x")
+            cache.observe(picked, 0.1)
+            cache.observe(picked, error=True)
+            cache.resolve("x")
+            assert observed(cache) == ({"a"}, {"a"}, {"a"})
+        cache.observe(picked, 0.1)
+        replaced = Service(name="a", instance_id="one")
+        cache.observe(replaced, error=True)
+        assert observed(cache) == ({"a"}, set(), set())
+        await client.unregister_service("a", instance_id="two")
+        await until(lambda: "a" not in cache)
+        cache.observe(picked, 0.1)
+        cache.observe(picked, error=True)
+        assert observed(cache) == (set(), set(), set())
+
+
+def observed(cache: ServiceCache) -> tuple[set[str], set[str], set[str]]:
+    return set(cache._times._means), set(cache._requests._in_flight), set(cache._outliers._failures)
 
 
 async def test_labels_and_policy_can_be_set_for_each_call(client: RegistryClient) -> None:
@@ -169,8 +252,10 @@ async def test_cache_opens_empty_without_registry_if_wait_is_false() -> None:
     async with RegistryClient("127.0.0.1:1") as client, client.cache(wait=False) as cache:
         assert not cache.ready
         assert cache.age == math.inf
-        with pytest.raises(NoEndpoint):
+        with pytest.raises(NoEndpoint, match="no snapshot of the services has arrived"):
             cache.resolve()
+        with pytest.raises(NoEndpointInTime, match="no snapshot"):
+            await cache.wait_for("x", timeout=0.01)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await cache.wait_ready()

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from registry_client import HealthStatus, NoEndpoint, Policy, Service, make_service
-from registry_client.resolve import Pool, Query, ResponseTimes, query_matcher
+from registry_client.resolve import Pool, Query, Requests, ResponseTimes, query_matcher
 
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
@@ -29,7 +29,7 @@ class Clock:
 
 
 def pool(*services: Service, fallback: tuple[HealthStatus.ValueType, ...] = (), clock: Clock | None = None) -> Pool:
-    return Pool(services, fallback, ResponseTimes(clock or Clock()))
+    return Pool(services, fallback, ResponseTimes(clock or Clock()), Requests())
 
 
 def count_picks(from_pool: Pool, policy: Policy, count: int) -> Counter[str]:
@@ -75,7 +75,7 @@ def test_fastest_by_measurement_is_selected() -> None:
     clock = Clock()
     times = ResponseTimes(clock)
     services = [agent("a"), agent("b")]
-    pick = Pool(services, (), times).picker(Policy.LEAST_RESPONSE_TIME)
+    pick = Pool(services, (), times, Requests()).picker(Policy.LEAST_RESPONSE_TIME)
     times.record("a", 0.2)
     assert pick().name == "b"  # never measured
     times.record("b", 0.5)
@@ -97,6 +97,43 @@ def test_measurement_expires() -> None:
     assert times.expected_seconds(a) == 1.0
     times.discard("a")
     assert times.expected_seconds(a) == 0
+
+
+def test_less_busy_of_two_random_services_is_selected() -> None:
+    requests = Requests()
+    services = [agent(name) for name in "abcd"]
+    pick = Pool(services, (), ResponseTimes(Clock()), requests).picker(Policy.LEAST_REQUEST)
+    counts = Counter(pick().name for _ in range(400))
+    assert min(counts.values()) > 90  # a random selection would vary by about 17
+    for _ in range(counts["a"]):
+        requests.end("a")
+    assert {pick().name for _ in range(60)} >= {"a"}
+    only = Pool(services[:1], (), ResponseTimes(Clock()), requests).picker(Policy.LEAST_REQUEST)
+    assert {only().name for _ in range(5)} == {"a"}
+
+
+def test_busy_service_is_avoided_and_its_requests_end() -> None:
+    requests = Requests()
+    services = agent("busy"), agent("free")
+    for _ in range(50):
+        requests.begin_at_less_busy(services[0], services[0])
+    pick = Pool(services, (), ResponseTimes(Clock()), requests).picker(Policy.LEAST_REQUEST)
+    assert [pick().name for _ in range(50)] == ["free"] * 50
+    requests.discard("busy")
+    requests.discard("free")
+    requests.end("free")
+    assert {pick().name for _ in range(2)} == {"busy", "free"}
+
+
+def test_ejected_services_are_not_selected_if_others_remain() -> None:
+    services = [agent(name) for name in "abcd"]
+
+    def usable(ejected: set[str], count: int = 4) -> str:
+        pool = Pool(services[:count], (), ResponseTimes(Clock()), Requests(), ejected)
+        return "".join(each.name for each in pool.usable)
+
+    assert [usable({"a"}), usable({"a", "c", "x"}), usable(set("abcd"))] == ["bcd", "bd", "cd"]
+    assert [usable(set("ab"), 2), usable({"a"}, 1)] == ["b", "a"]
 
 
 def test_only_healthy_services_are_selected() -> None:
