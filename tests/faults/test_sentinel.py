@@ -68,12 +68,13 @@ async def test_failover_of_a_killed_primary_keeps_confirmed_writes(tmp_path: Pat
         await assert_nothing_is_lost(server, seen, subscriber)
 
 
-async def test_takeover_survives_a_failover(tmp_path: Path) -> None:
+async def test_takeover_and_maintenance_survive_a_failover(tmp_path: Path) -> None:
     async with watched(tmp_path) as redis, running(redis.url, redis={"wait_replicas": 1}) as server:
-        taken = [
+        for instance_id in ("old", "new"):
+            service = small_service("agent", instance_id=instance_id, draining=True)
             await server.stub.RegisterService(pb.RegisterServiceRequest(service=service))
-            for service in (small_service("agent", instance_id=each, draining=True) for each in ("old", "new"))
-        ][-1]
+        request = pb.SetMaintenanceRequest(name="agent", enabled=True, reason="why")
+        taken = await server.stub.SetMaintenance(request)
         redis.servers[0].kill()
         await redis.primary(other_than=redis.servers[0])
         leases = [pb.Lease(name="agent", instance_id="old"), pb.Lease(name="agent", instance_id="new")]

@@ -400,3 +400,57 @@ async def test_self_preservation_starts_although_its_notice_cannot_be_published(
     redis.kill()
     await harness.apply_result(FAILED, NAMES[9])
     assert harness.evaluator.self_preservation.active
+
+
+# Maintenance by operators.
+
+
+async def observe(harness: Harness, *outcomes: Outcome, **fields: Any) -> str:
+    """Apply results to a service in maintenance; return the initials of the statuses observed after each of them."""
+    seen = ""
+    for outcome in outcomes:
+        await harness.apply_result(outcome, **fields)
+        newest = await harness.registry.newest_health("a")
+        assert (newest.health.status, harness.record().status) == (MAINTENANCE, MAINTENANCE)
+        assert newest.observed is not None
+        seen += HealthStatus.Name(newest.observed.status).removeprefix("HEALTH_STATUS_")[0]
+    return seen
+
+
+async def test_thresholds_apply_to_what_is_observed_in_maintenance(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
+    await harness.registry.set_maintenance("a", enabled=True)
+    assert await observe(harness, FAILED, FAILED, FAILED, OK, OK, FAILED, NOT_SENT, FAILED, FAILED) == "HHUUHHHHU"
+    assert [event.service.health.status for event in await harness.wait_for_health_events(1)] == [MAINTENANCE]
+    ended = await harness.registry.set_maintenance("a", enabled=False)
+    assert (ended.health.status, ended.health.error) == (UNHEALTHY, "HTTP 500")
+
+
+async def test_report_in_maintenance_lasts_until_the_thresholds_decide(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
+    await harness.registry.set_maintenance("a", enabled=True)
+    assert await observe(harness, OK, OK, OK, OK) == "HHHH"
+    await harness.registry.report_health("a", UNHEALTHY, None, "")
+    assert await observe(harness, OK, OK) == "UH"
+    await harness.registry.report_health("a", MAINTENANCE, None, "")
+    assert await observe(harness, OK, FAILED, OK) == "MMM"
+
+
+async def test_result_during_an_outage_is_not_observed_in_maintenance(harness: Harness) -> None:
+    await harness.register(health=Health(status=HEALTHY))
+    await harness.registry.set_maintenance("a", enabled=True)
+    assert await observe(harness, FAILED, FAILED, FAILED, connection=0) == "HHH"
+
+
+async def test_failed_probes_of_services_in_maintenance_freeze_nothing(redis: RedisProcess) -> None:
+    async with open_harness(redis, self_preservation_min_failures=2) as harness:
+        for name in "abcd":
+            await harness.register(name, health=Health(status=HEALTHY))
+        for name in "abc":
+            await harness.registry.set_maintenance(name, enabled=True)
+            harness.evaluator.track_service(harness.record(name))  # as the monitor does
+            await harness.apply_result(FAILED, name)
+        assert not harness.evaluator.self_preservation.active
+        for _ in range(3):
+            await harness.apply_result(FAILED, "d")
+        assert harness.record("d").status == UNHEALTHY
