@@ -121,15 +121,19 @@ def valid_requests() -> dict[str, bytes]:
         "capabilities": [{"name": "c", "version": "1", "inputs": struct_pb2.Struct()}],
         "metadata": {"tags": ["x"], "labels": {"a": "b"}},
         "health_check": {"heartbeat": {}},
+        "instance_id": "i",
     }
+    heartbeat = {"names": ["fuzz-1", "fuzz-2"], "leases": [{"name": "fuzz-1", "instance_id": "i", "draining": True}]}
     fields: dict[str, dict[str, Any]] = {
         "RegisterService": {"service": service},
         "BatchRegisterServices": {"services": [service, service]},
         "UpdateService": {"service": service, "update_mask": {"paths": ["version"]}},
         "DiscoverServices": {"filter": {"name_pattern": "a", "tags": ["x"]}, "page_size": 5},
         "WatchEvents": {"filter": {"labels": {"a": "b"}}, "include_snapshot": True},
-        "KeepAlive": {"names": ["fuzz-1", "fuzz-2"]},
-        "Heartbeat": {"names": ["fuzz-1", "fuzz-2"]},
+        "KeepAlive": heartbeat,
+        "Heartbeat": heartbeat,
+        "UnregisterService": {"name": "fuzz-1", "instance_id": "i"},
+        "ReportServiceHealth": {"name": "fuzz-1", "draining": True, "instance_id": "i"},
     }
     wires = {}
     for method, kind in METHODS.items():
