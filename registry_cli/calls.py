@@ -227,8 +227,8 @@ _COMMON_OPTIONS: Final = (
     _file_option("--cert-file", "Client certificate, PEM."),
     _file_option("--key-file", "Private key of the client certificate, PEM."),
     click.Option(("--server-name",), help="Host name in the server certificate, if it differs from --target."),
-    _file_option("--token-file", f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself."),
     click.Option(("--no-proxy",), is_flag=True, help="Ignore http_proxy and similar variables."),
+    _file_option("--token-file", f"File with the bearer token; {TOKEN_VARIABLE} may hold the token itself."),
     click.Option(
         ("--color",),
         type=click.Choice(("auto", "always", "never")),
