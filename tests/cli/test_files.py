@@ -100,13 +100,13 @@ def test_errors_have_locations_and_valid_services_are_registered(program: Progra
 {json.dumps(ONE)}
 ---
 name: b
-endpoint: ftp://b.test
+endpoint: file://b.test
 version: 1.10
 colour: red
 healthcheck: {{type: tcp}}
 ---
 - name: c
-  endpoint: ftp://c.test
+  endpoint: file://c.test
   version: "1"
   ttlSeconds: 1
 - {{name: d, endpoint: "tcp://d.test:1", version: "1", healthCheck: {{type: tcp, path: /x, intervalMs: fast}}}}
@@ -193,7 +193,7 @@ def test_dry_run_does_not_call_the_registry(program: Program) -> None:
 
 def test_many_services_are_registered_in_batches_with_a_progress_bar(program: Program) -> None:
     services = [TWO | {"name": f"s{number:03}"} for number in range(250)]
-    services[120]["endpoint"] = "ftp://nowhere"
+    services[120]["endpoint"] = "file://nowhere"
     write_file(program, "many.json", json.dumps(services))
 
     done = program.run("register", "-f", "many.json")

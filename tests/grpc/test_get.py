@@ -30,7 +30,7 @@ async def test_unknown_name_is_not_found(server: Server) -> None:
 
 
 async def test_bad_fields_are_reported(server: Server) -> None:
-    for name in ("", "-a", "a b", "a/b", "a" * 129, "ä"):
+    for name in ("", "-a", "a b", "a//b", "a" * 129, "ä"):
         refused = await failure(get(server, name, min_revision=-1))
         assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name", "min_revision"])
     await register(server, small_service("a"))

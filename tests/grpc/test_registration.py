@@ -253,7 +253,7 @@ async def test_changed_ttl_starts_a_lease_of_the_new_length(server: Server, redi
 
 
 async def test_all_bad_fields_are_reported_and_nothing_is_registered(server: Server) -> None:
-    bad = Service(name="-a", endpoint="ftp://a.test", ttl=Duration(seconds=1))
+    bad = Service(name="-a", endpoint="file://a.test", ttl=Duration(seconds=1))
     bad.capabilities.add(name="ok")
     bad.capabilities.add(name="not ok")
     bad.metadata.tags.append("one,two")

@@ -264,7 +264,7 @@ async def test_update_must_not_clear_required_fields(server: Server, path: str, 
 
 async def test_update_must_result_in_a_valid_service(server: Server) -> None:
     await register(server, small_service("a"))
-    sent = Service(name="a", endpoint="ftp://a", group="?")
+    sent = Service(name="a", endpoint="file://a", group="?")
     sent.metadata.tags.extend(["x", "x"])
     refused = await failure(update(server, sent))
     assert sorted(refused.fields) == ["service.endpoint", "service.group", "service.metadata.tags[1]"]
