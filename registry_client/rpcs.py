@@ -146,8 +146,18 @@ class UnaryCalls:
         Raises:
             ServiceNotFound: The service is not registered.
         """
-        response = await self._call(pb.GetServiceHealthRequest(name=name), pb.GetServiceHealthResponse, timeout)
+        response = await self.get_service_health_details(name, timeout=timeout)
         return response.health, response.lease_expires_at if response.HasField("lease_expires_at") else None
+
+    async def get_service_health_details(
+        self, name: str, *, timeout: float | None = None
+    ) -> pb.GetServiceHealthResponse:
+        """Read the current health of a service with the observed health during maintenance, and with the owner.
+
+        Raises:
+            ServiceNotFound: The service is not registered.
+        """
+        return await self._call(pb.GetServiceHealthRequest(name=name), pb.GetServiceHealthResponse, timeout)
 
     async def report_service_health(
         self,

@@ -103,6 +103,7 @@ class SyncRegistryClient:
     unregister_service = _blocking(RegistryClient.unregister_service)
     heartbeat = _blocking(RegistryClient.heartbeat)
     get_service_health = _blocking(RegistryClient.get_service_health)
+    get_service_health_details = _blocking(RegistryClient.get_service_health_details)
     report_service_health = _blocking(RegistryClient.report_service_health)
     check_service_health = _blocking(RegistryClient.check_service_health)
     set_maintenance = _blocking(RegistryClient.set_maintenance)

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ossa.registry.v1.event_pb2 import EventReason
+from ossa_common.cursors import encode_cursor
 from ossa_common.event_names import EVENT_NAMES, REGISTRY_ERROR
 from ossa_common.json_shape import STATUS_WORDS, enum_word
 from ossa_common.json_writer import time_text
 from registry_server.catalog import WatchEvent
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Failure, encode_json
-from registry_server.model.tokens import encode_cursor
 from registry_server.runtime.clock import timestamp
 from registry_server.watch import EventBatch
 

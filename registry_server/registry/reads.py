@@ -13,16 +13,18 @@ from ossa.registry.v1.registry_service_pb2 import (
     WatchEventsRequest,
 )
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
+from ossa_common.cursors import decode_cursor
 from ossa_common.violations import Violation
 from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
 from registry_server.model import requests, rules
 from registry_server.model.filters import compile_filter
 from registry_server.model.record import Record
-from registry_server.model.tokens import decode_cursor, encode_page_token
+from registry_server.model.tokens import encode_page_token
 from registry_server.model.validation import name_violations
 from registry_server.model.wire import only_field
 from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock, timestamp
+from registry_server.security.identity import Role, current_identity
 from registry_server.watch import Watcher, WatchHub
 
 _CAPABILITIES_PAGE_SCOPE: Final = b"capabilities"
@@ -177,6 +179,11 @@ class RegistryReads:
         """Return counts of the registered services."""
         self._writes.require_loaded()
         return registry_stats(self._replica)
+
+    def visible_owner(self, name: str) -> str:
+        """Return the owner of a service if the caller is the owner or an operator; otherwise an empty string."""
+        owner, identity = self._replica.owners.get(name, ""), current_identity.get()
+        return owner if identity.role >= Role.OPERATOR or identity.name == owner else ""
 
     def registry_health(self) -> GetRegistryHealthResponse:
         """Return the health of the registry; never raises."""

@@ -16,6 +16,7 @@ from registry_server.rpc.calls import RpcCall, RpcStream
 from registry_server.rpc.codec import MAX_REQUEST_BYTES, not_a_message, parse, require_size
 from registry_server.rpc.methods import Declaration, declarations, rpc
 from registry_server.rpc.status import status_of
+from registry_server.security.identity import Identity, current_identity
 from registry_server.security.permissions import OPERATE, READ, WRITE_OWN
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
@@ -115,7 +116,12 @@ class RegistryRpc:
     @rpc(READ)
     async def get_service_health(self, request: pb.GetServiceHealthRequest, _: RpcCall) -> pb.GetServiceHealthResponse:
         health, lease_ends, observed = await self._registry.newest_health(request.name)
-        return pb.GetServiceHealthResponse(health=health, lease_expires_at=lease_ends, observed=observed)
+        return pb.GetServiceHealthResponse(
+            health=health,
+            lease_expires_at=lease_ends,
+            observed=observed,
+            owner=self._registry.visible_owner(request.name),
+        )
 
     @rpc(WRITE_OWN)
     async def report_service_health(
@@ -175,12 +181,23 @@ class RegistryRpc:
 
     @rpc(READ)
     async def get_registry_health(self, _: pb.GetRegistryHealthRequest, __: RpcCall) -> pb.GetRegistryHealthResponse:
-        return self._registry.registry_health()
+        health = self._registry.registry_health()
+        health.caller.CopyFrom(_caller(current_identity.get()))
+        return health
 
     @rpc(OPERATE)
     async def cleanup(self, _: pb.CleanupRequest, __: RpcCall) -> pb.CleanupResponse:
         names = await self._registry.cleanup()
         return pb.CleanupResponse(services_removed=len(names), names=names)
+
+
+def _caller(identity: Identity) -> pb.Caller:
+    caller = pb.Caller(
+        identity=identity.name, role=identity.role.word, method=identity.method, patterns=identity.patterns
+    )
+    if identity.expires is not None:
+        caller.expires_at.FromSeconds(int(identity.expires))
+    return caller
 
 
 RPCS: Final[Mapping[str, Declaration]] = declarations(SERVICE, RegistryRpc)

@@ -6,12 +6,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
+from ossa_common.cursors import Cursor
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired, Overloaded, RevisionNotReached, ShuttingDown
 from registry_server.model.filters import Filter
-from registry_server.model.tokens import Cursor
 from registry_server.runtime.pacing import Wakeups
 from registry_server.security.identity import current_caller_key
 from registry_server.store import Position

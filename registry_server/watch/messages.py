@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from ossa_common.cursors import Cursor, encode_cursor
 from registry_server.catalog.change import Change, WatchEvent, snapshot_event
 from registry_server.model.record import Record
-from registry_server.model.tokens import Cursor, encode_cursor
 from registry_server.model.wire import bytes_field, integer_field
 from registry_server.runtime.pacing import SLICE_SECONDS
 from registry_server.store import Position

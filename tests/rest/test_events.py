@@ -11,9 +11,9 @@ from yarl import URL
 
 from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, ReportServiceHealthRequest
 from ossa.registry.v1.service_pb2 import HealthStatus
+from ossa_common.cursors import Cursor, decode_cursor, encode_cursor
 from registry_server.app import serving
 from registry_server.gateway import sse
-from registry_server.model.tokens import Cursor, decode_cursor, encode_cursor
 from tests.rest.client import BASE, Rest, client, service
 from tests.rest.sse_client import Follower, SseEvent, following, streaming
 from tests.support.redis_process import RedisProcess

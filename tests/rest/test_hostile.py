@@ -17,8 +17,8 @@ import pytest
 from structlog.testing import capture_logs
 from yarl import URL
 
+from ossa_common.cursors import Cursor, encode_cursor
 from registry_server.app import Serving, serving
-from registry_server.model.tokens import Cursor, encode_cursor
 from tests.rest.client import BASE, Rest, client, service
 from tests.rest.raw import exchange
 from tests.support.redis_process import RedisProcess

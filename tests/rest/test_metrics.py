@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import HealthStatus
-from registry_server.model.tokens import Cursor, encode_cursor
+from ossa_common.cursors import Cursor, encode_cursor
 from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.server import Server, running

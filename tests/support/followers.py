@@ -14,12 +14,12 @@ from redis.asyncio import Redis
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import Service, ServiceFilter
+from ossa_common.cursors import Cursor
 from ossa_common.violations import Violation
 from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
 from registry_server.errors import RegistryError
 from registry_server.model.filters import compile_filter
-from registry_server.model.tokens import Cursor
 from registry_server.replication.follower import Follower
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import system_clock

@@ -10,7 +10,7 @@ import grpc
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from registry_server.model.tokens import decode_cursor
+from ossa_common.cursors import decode_cursor
 from tests.faults.suite.history import Message, ObservedEvent
 from tests.faults.suite.stage import PROCESSES
 

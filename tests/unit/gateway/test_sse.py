@@ -3,12 +3,12 @@
 import json
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa_common.cursors import Cursor, encode_cursor
 from ossa_common.event_names import EVENT_NAMES
 from registry_server.catalog import WatchEvent
 from registry_server.gateway import sse
 from registry_server.gateway.documents import Documents
 from registry_server.model.record import Record
-from registry_server.model.tokens import Cursor, encode_cursor
 from registry_server.store import Position
 from registry_server.watch import EventBatch
 from tests.support.samples import small_service

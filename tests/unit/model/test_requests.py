@@ -6,10 +6,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.registry_service_pb2 import Lease
+from ossa_common.cursors import Cursor, decode_cursor, encode_cursor
 from ossa_common.violations import Violation
 from registry_server.errors import InvalidRequest
 from registry_server.model import requests, rules
-from registry_server.model.tokens import Cursor, decode_cursor, encode_cursor, encode_page_token
+from registry_server.model.tokens import encode_page_token
 
 SECRET = b"secret"
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry_server.model.tokens import Cursor, decode_cursor, decode_page_token, encode_cursor, encode_page_token
+from ossa_common.cursors import Cursor, decode_cursor, encode_cursor
+from registry_server.model.tokens import decode_page_token, encode_page_token
 
 EPOCHS = st.text("0123456789abcdef", min_size=1, max_size=32)
 CURSORS = st.builds(Cursor, EPOCHS, st.integers(0, 2**63 - 1), st.booleans())

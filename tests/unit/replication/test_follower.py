@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from ossa.registry.v1.event_pb2 import EventType
 from ossa.registry.v1.service_pb2 import HealthStatus
+from ossa_common.cursors import Cursor
 from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired
-from registry_server.model.tokens import Cursor
 from registry_server.replication.follower import Follower
 from registry_server.runtime.clock import system_clock
 from registry_server.store import Position, RedisStore, StoreLimits

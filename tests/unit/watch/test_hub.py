@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import WatchEventsResponse
 from ossa.registry.v1.service_pb2 import HealthStatus, ServiceFilter
+from ossa_common.cursors import Cursor, decode_cursor
 from ossa_common.violations import Violation
 from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import Discovery, DiscoveryLimits
@@ -21,7 +22,6 @@ from registry_server.catalog.replica import Replica
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
 from registry_server.model.filters import Filter, compile_filter
 from registry_server.model.record import Record
-from registry_server.model.tokens import Cursor, decode_cursor
 from registry_server.store import Position
 from registry_server.watch import Watcher, WatchHub, WatchLimits, hub
 from registry_server.watch.messages import fits_one_message

@@ -459,6 +459,9 @@ class GetServiceHealthResponse(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Identity that owns the service. Empty if there is none, and for callers that are neither this identity nor operators."""
     @_builtins.property
     def health(self) -> _service_pb2.Health:
         """Most recent health of the service."""
@@ -481,10 +484,11 @@ class GetServiceHealthResponse(_message.Message):
         health: _service_pb2.Health | None = ...,
         lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
         observed: _service_pb2.Health | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1097,6 +1101,7 @@ class GetRegistryHealthResponse(_message.Message):
     STORE_CONNECTED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     REPLICATION_LAG_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     status: _service_pb2.HealthStatus.ValueType
     """HEALTHY; DEGRADED if a service is UNHEALTHY or the store is unavailable; UNHEALTHY if the registry cannot serve."""
     store_connected: _builtins.bool
@@ -1115,6 +1120,10 @@ class GetRegistryHealthResponse(_message.Message):
     def replication_lag(self) -> _duration_pb2.Duration:
         """Time since this server last held the newest changes of the store. Zero while it is caught up."""
 
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """The caller, as the registry has authenticated it."""
+
     def __init__(
         self,
         *,
@@ -1124,14 +1133,57 @@ class GetRegistryHealthResponse(_message.Message):
         store_connected: _builtins.bool = ...,
         revision: _builtins.int = ...,
         replication_lag: _duration_pb2.Duration | None = ...,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at", "replication_lag", b"replication_lag", "stats", b"stats"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "checked_at", b"checked_at", "replication_lag", b"replication_lag", "stats", b"stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at", b"checked_at", "replication_lag", b"replication_lag", "revision", b"revision", "stats", b"stats", "status", b"status", "store_connected", b"store_connected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "checked_at", b"checked_at", "replication_lag", b"replication_lag", "revision", b"revision", "stats", b"stats", "status", b"status", "store_connected", b"store_connected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRegistryHealthResponse: _TypeAlias = GetRegistryHealthResponse  # noqa: Y015
+
+@_typing.final
+class Caller(_message.Message):
+    """An authenticated caller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """Name of the API key, or subject of the token or certificate; `anonymous` without a credential."""
+    role: _builtins.str
+    """Role: `viewer`, `agent`, `operator` or `admin`. Without a policy every caller is `admin`."""
+    method: _builtins.str
+    """How it was authenticated: `api-key`, `jwt`, `certificate` or `none`."""
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that an agent may own, with `*` for any text. Empty for other roles."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Expiry of the credential. Unset if it does not expire."""
+
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        role: _builtins.str = ...,
+        method: _builtins.str = ...,
+        patterns: _abc.Iterable[_builtins.str] | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "identity", b"identity", "method", b"method", "patterns", b"patterns", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
 
 @_typing.final
 class SetMaintenanceRequest(_message.Message):
