@@ -22,7 +22,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "run": "Run a program as an agent: registered while it runs.",
     "list": "List services that match a filter.",
     "get": "Show services by name.",
-    "describe": "Show a service with its lease, check, owner, labels and events.",
+    "describe": "Show a service with its lease, check, owner and events.",
     "health": "Show the health of services or of the registry.",
     "check": "Probe services now.",
     "heartbeat": "Renew the leases of services.",

@@ -148,13 +148,6 @@ def enum_name(enum: "_EnumTypeWrapper[_Value]", value: int) -> str:
     return descriptor.name.removeprefix(_prefix(enum)).lower() if descriptor else str(value)
 
 
-def status_after_maintenance(service: Service) -> HealthStatus.ValueType:
-    """Return the status with which a service leaves maintenance: unknown until its next probe, if it is probed."""
-    if service.health_check.WhichOneof("probe") == "heartbeat":
-        return HealthStatus.HEALTH_STATUS_HEALTHY
-    return HealthStatus.HEALTH_STATUS_UNKNOWN
-
-
 def duration(seconds: float, name: str = "the duration") -> Duration:
     """Convert seconds into a ``Duration``, rounded to milliseconds.
 

@@ -24,7 +24,7 @@ _EVENT_HEADERS = ("TIME", "EVENT", "HEALTH", "REASON", "DETAILS")
 @click.argument("name", type=SERVICE_NAME)
 @click.option("--events", "count", type=click.IntRange(0, 1000), default=10, show_default=True, help="Newest events.")
 async def command(context: CommandContext, *, name: str, count: int) -> None:
-    """Show a service with its lease, check, owner, labels and events.
+    """Show a service with its lease, check, owner and events.
 
     The owner is shown to itself and to operators. Events are those that the registry keeps to resume watches.
     """
