@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "healthcheck": "Check the registry of this container; needs no credential.",
     "register": "Register services from flags or files.",
     "run": "Run a program as an agent: registered while it runs.",
+    "import": "Register the services in the Redis of another registry.",
     "list": "List services that match a filter.",
     "get": "Show services by name.",
     "describe": "Show a service with its lease, check, owner and events.",

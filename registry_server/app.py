@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ import structlog
 from registry_server.admission import Admission, Transport
 from registry_server.catalog import ChangeBudgets, Discovery, Replica
 from registry_server.config import EMBEDDED, Settings
-from registry_server.errors import ConfigurationError, ShuttingDown
+from registry_server.errors import ConfigurationError, ShuttingDown, StoreUnavailable
 from registry_server.gateway import HttpServer
 from registry_server.health import (
     HealthEvaluator,
@@ -177,6 +177,9 @@ async def open_parts(
                 "lease_sweeper": partial(_after, parts.loaded, sweeper.run),
                 "reconciler": parts.reconciler.run,
                 "samples": parts.samples.run,
+                "foreign_documents": partial(
+                    _after, parts.loaded, partial(_report_foreign_documents, store, parts.replica, settings)
+                ),
             }
             if settings.health_check.enabled:
                 work["first_probes"] = partial(_after, parts.loaded, parts.registry.start_health_monitoring)
@@ -186,6 +189,16 @@ async def open_parts(
             finally:
                 await cancel(tasks)
                 await parts.monitor.stop()
+
+
+async def _report_foreign_documents(store: RedisStore, replica: Replica, settings: Settings) -> None:
+    """Log how to import the services of the OSSA reference implementation, if an empty registry starts on its Redis."""
+    # Redis may not permit the scan, which the registry does not need otherwise.
+    with suppress(StoreUnavailable):
+        if not replica.records and await store.reader.holds_foreign_documents():
+            prefix = settings.redis.key_prefix
+            command = f"ossa-registry import ossa --redis URL --key-prefix {prefix} --dry-run"
+            log.warning("documents of the OSSA reference implementation found", key_prefix=prefix, command=command)
 
 
 async def check(settings: Settings) -> str:

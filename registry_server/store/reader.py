@@ -4,15 +4,19 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store.commands import Commands
 from registry_server.store.connecting import Connections
 from registry_server.store.failures import translate_errors
+from registry_server.store.foreign_documents import holds_documents
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
 from registry_server.store.values import DamagedEvent, Position, StoredEvent, parse_event
+
+_MAX_FOREIGN_PAGES: Final = 100
+"""Pages of 500 keys that are searched for documents of another registry."""
 
 
 class StoreReader:
@@ -171,6 +175,10 @@ class StoreReader:
         with translate_errors("HGETALL", self._keys.owners):
             answer: Any = await self.stream_client.hgetall(self._keys.owners)
         return {name.decode(errors="replace"): owner.decode(errors="replace") for name, owner in answer.items()}
+
+    async def holds_foreign_documents(self) -> bool:
+        """Return whether the OSSA reference implementation left documents under the key prefix, as far as was read."""
+        return await holds_documents(self.stream_client, self._keys.document_prefix, _MAX_FOREIGN_PAGES)
 
     def _count_stream_connection(self) -> None:
         self._opened_connections += 1

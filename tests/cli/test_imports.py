@@ -36,4 +36,4 @@ def test_command_loads_only_the_modules_it_needs(name: str) -> None:
         assert found & CLIENT == set()
     else:
         assert CLIENT - {"yaml"} <= found
-        assert ("yaml" in found) == (name in {"register", "run"})
+        assert ("yaml" in found) == (name in {"register", "run", "import"})

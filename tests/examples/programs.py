@@ -24,9 +24,10 @@ TIMEOUT: Final = 60.0
 """Seconds to wait for an expected output or exit."""
 
 _BUILD_PRODUCTS: Final = ("node_modules", "target", "bin", "gen", "__pycache__")
-_NETWORK_ERRORS: Final = re.compile(
+NETWORK_ERRORS: Final = re.compile(
     r"EAI_AGAIN|ENOTFOUND|ENETUNREACH|ECONNREFUSED|ECONNRESET|ETIMEDOUT"  # npm
     r"|dial tcp|i/o timeout|no such host"  # Go
+    r"|Could not resolve host|failed to download"  # Cargo
     r"|Unknown host|Could not transfer artifact|Connection refused|Network is unreachable"  # Maven
 )
 
@@ -141,11 +142,12 @@ def set_up(language: Language, shared: Path) -> Example:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not succeeded.exists() and not failed.exists():
             _copy_example(language, root)
-            output = _run_command(language.commands()[0], example.directory)
+            code, printed = run_command(language.commands()[0], example.directory)
+            output = (printed or f"exited with {code}") if code else ""
             (failed if output else succeeded).write_text(output, encoding="utf-8")
     if failed.exists():
         output = failed.read_text(encoding="utf-8")
-        cause = next((line for line in output.splitlines() if _NETWORK_ERRORS.search(line)), "")
+        cause = next((line for line in output.splitlines() if NETWORK_ERRORS.search(line)), "")
         if cause and not os.environ.get("CI"):
             pytest.skip(f"the packages of the {language.name} example cannot be downloaded: {cause}")
         pytest.fail(f"{language.commands()[0]}: {output}")
@@ -162,13 +164,13 @@ def _copy_example(language: Language, root: Path) -> None:
     (root / ".venv").symlink_to(Path(sys.prefix))
 
 
-def _run_command(command: str, directory: Path) -> str:
-    """Run a command; return its output if it failed, else an empty string."""
+def run_command(command: str, directory: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run a command; return its exit code, and its output with errors."""
     try:
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=directory,
-            env=_clean_environment(),
+            env=_clean_environment() | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -177,8 +179,8 @@ def _run_command(command: str, directory: Path) -> str:
             timeout=BUILD_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        return f"did not exit within {BUILD_TIMEOUT} s"
-    return (done.stdout or f"exited with {done.returncode}") if done.returncode else ""
+        return 1, f"did not exit within {BUILD_TIMEOUT} s"
+    return done.returncode, done.stdout
 
 
 def _clean_environment() -> dict[str, str]:
