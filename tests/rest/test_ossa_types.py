@@ -1,12 +1,17 @@
 """Answers hold what the types of the OSSA reference implementation require, and its requests are understood."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
+from redis.asyncio import Redis
 
 from tests.rest.client import Rest, service
+from tests.rest.sse_client import streaming
+from tests.support.redis_process import RedisProcess
+from tests.support.server import Server
 
 Check = Callable[[Any], bool]
 
@@ -135,6 +140,20 @@ async def test_every_answer_has_the_required_members(rest: Rest, registration: d
     }
     assert [operation for operation, (answer, shape) in answers.items() if not shape(answer)] == []
     assert answers["discover"][0]["count"] == 1
+
+
+async def test_events_and_documents_in_redis_hold_definitions(server: Server, redis: RedisProcess, rest: Rest) -> None:
+    async with streaming(server.http) as stream:
+        await stream.read_until_id()
+        await rest.post("/services", MINIMAL)
+        await rest.put("/services/ai-text-processor", {"health": {"status": "degraded"}})
+        async with Redis.from_url(redis.url) as client:
+            document = json.loads(await client.get("ossa:services:ai-text-processor") or "")
+        await rest.delete("/services/ai-text-processor")
+        events = await stream.next_events(3)
+    assert [event.name for event in events] == ["service:registered", "service:health:changed", "service:unregistered"]
+    assert all(DEFINITION(event.data["service"]) for event in events)
+    assert DEFINITION(document)
 
 
 async def test_last_check_is_the_registration_until_the_first_check(rest: Rest) -> None:
