@@ -184,7 +184,7 @@ class ServiceCache:
         environment: str = "",
         labels: Mapping[str, str] | None = None,
         policy: Policy | None = None,
-        exclude: Collection[str] = (),
+        exclude: Collection[str | Service] = (),
     ) -> Service:
         """Select a healthy service or, if none is healthy, one with a status in ``fallback``.
 
@@ -196,7 +196,7 @@ class ServiceCache:
             environment: Environment that the service must run in.
             labels: Labels that the service must all have.
             policy: How to select; unset = the policy of the cache.
-            exclude: Names of services to leave out, such as those at which this request has failed.
+            exclude: Services to leave out, or their names, such as those at which this request has failed.
 
         Returns:
             The service; call it at its ``endpoint``.
@@ -302,12 +302,13 @@ class ServiceCache:
     def _create_pool(self, matching: Iterable[Service]) -> Pool:
         return Pool(matching, self._fallback, self._times, self._requests, self._ejected)
 
-    def _resolve_without(self, query: Query, policy: Policy, exclude: Collection[str]) -> Service:
+    def _resolve_without(self, query: Query, policy: Policy, exclude: Collection[str | Service]) -> Service:
         if isinstance(exclude, str):
             raise TypeError(f"exclude must be a collection of names, such as [{exclude!r}], not {exclude!r}")
+        excluded = {each if isinstance(each, str) else each.name for each in exclude}
         with self._lock:
             pool = self._pool(query)
-            rest = self._create_pool(each for each in pool.matching if each.name not in exclude)
+            rest = self._create_pool(each for each in pool.matching if each.name not in excluded)
             if rest.usable:
                 return rest.picker(policy)()
             error = self._no_endpoint_error(rest, query)

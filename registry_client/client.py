@@ -9,6 +9,7 @@ from registry_client import values
 from registry_client.cache import ServiceCache
 from registry_client.calls import Caller, Session, sdk_errors
 from registry_client.channel import Channels, Tls, is_broken_by_fork
+from registry_client.errors import RegistryError
 from registry_client.leases import LeaseKeeper
 from registry_client.registration import Registration
 from registry_client.resolve import Policy
@@ -93,8 +94,13 @@ class RegistryClient(UnaryCalls):
         """Return whether the registry is ready, by ``grpc.health.v1``, which needs no credential unless configured."""
         check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channels.channel.unary_unary(_HEALTH_CHECK)
         metadata = self._channels.call_metadata()
-        with sdk_errors():
-            answer = await check(b"", timeout=self._timeout if timeout is None else timeout, metadata=metadata)
+        target = self.target
+        try:
+            with sdk_errors():
+                answer = await check(b"", timeout=self._timeout if timeout is None else timeout, metadata=metadata)
+        except RegistryError as error:
+            self._channels.name_proxy(error, target)
+            raise
         return bool(answer == _SERVING)
 
     # Streams.

@@ -54,7 +54,7 @@ class Criteria(TypedDict, total=False):
     environment: str
     labels: Mapping[str, str] | None
     policy: Policy | None
-    exclude: Collection[str]
+    exclude: Collection[str | Service]
 
 
 class Query(NamedTuple):

@@ -119,6 +119,7 @@ async def test_excluded_services_are_not_resolved(client: RegistryClient) -> Non
         for policy in Policy:
             assert {cache.resolve("x", policy=policy, exclude=["a", "c"]).name for _ in range(9)} == {"b"}
         assert {cache.resolve("x", exclude={"a"}).name for _ in range(90)} == {"b", "c"}
+        assert {cache.resolve("x", exclude=[cache.services["a"]]).name for _ in range(90)} == {"b", "c"}
         with pytest.raises(NoEndpoint, match="without 3 excluded"):
             cache.resolve("x", exclude=["a", "b", "c", "other"])
         with pytest.raises(TypeError, match="exclude must be a collection of names"):

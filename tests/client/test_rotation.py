@@ -9,6 +9,7 @@ import pytest
 
 from registry_client import RegistrationState, RegistryClient, Tls, make_service
 from registry_client.testing import RegistryProcess
+from tests.cli.program import Program
 from tests.client.listener import Listener
 from tests.support.certificates import Authority, Secret
 from tests.support.waiting import until
@@ -61,6 +62,27 @@ async def test_agent_outlives_its_certificates_and_a_restart(tmp_path: Path) -> 
             await client.register_service(make_service("other", "http://other.test", version="1.0.0"))
             assert (await asyncio.wait_for(pending, 30)).service.name == "other"
             await until(lambda: registration.state is RegistrationState.REGISTERED)
+
+
+async def test_running_command_outlives_its_certificates_and_a_restart(tmp_path: Path) -> None:
+    identity = Identity(tmp_path)
+    files = {"ca": identity.ca, "cert": identity.client.certificate, "key": identity.client.key}
+    flags = [item for kind, path in files.items() for item in (f"--{kind}-file", str(path))]
+    async with RegistryProcess(*identity.flags) as registry:
+        program = Program(registry.target, tmp_path)
+        with program.start("watch", "--snapshot", "-o", "json", *flags) as running:
+            await register(registry, identity, "first")
+            await until(lambda: "first" in running.out)
+            await asyncio.to_thread(registry.stop)
+            identity.replace()
+            await asyncio.to_thread(registry.start)
+            await register(registry, identity, "second")
+            await until(lambda: "second" in running.out)
+
+
+async def register(registry: RegistryProcess, identity: Identity, name: str) -> None:
+    async with RegistryClient(registry.target, tls=identity.tls, timeout=30) as client:
+        await client.register_service(make_service(name, f"http://{name}.test", version="1.0.0"))
 
 
 async def test_unreadable_or_mixed_files_are_read_again(tmp_path: Path) -> None:
