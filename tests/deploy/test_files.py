@@ -1,7 +1,5 @@
 """Deployment files pass the linters and schemas of their tools, and match the registry's settings."""
 
-import json
-import os
 import re
 import shlex
 import shutil
@@ -16,9 +14,6 @@ import yaml
 from compose_spec import PyCompose
 
 from registry_server.config.sources import SETTINGS
-from tests.support.processes import run_to_end
-from tests.support.redis_process import RedisProcess
-from tests.support.server import ServerProcess
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -52,29 +47,12 @@ def test_image_runs_as_non_root_and_receives_signals() -> None:
     assert 'ENTRYPOINT ["ossa-registry"]' in DOCKERFILE, "use the exec form: a shell does not forward SIGTERM"
 
 
-def test_files_copied_into_the_image_build_a_wheel(tmp_path: Path) -> None:
-    stage = DOCKERFILE.partition("RUN python -m venv")[0]
-    for sources, target in re.findall(r"^COPY (.+) (\S+)$", stage, re.MULTILINE):
-        for source in sources.split():
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, tmp_path / target)
+def test_image_copies_all_that_the_build_context_has() -> None:
+    copied = {
+        source for each in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for source in each.split()
+    }
     kept = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == set(re.findall(r"^!(\S+)$", kept, re.MULTILINE))
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path / "dist"), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
-    assert len(list((tmp_path / "dist").glob("*.whl"))) == 1
-
-
-async def test_health_check_fails_after_the_server_is_killed(redis: RedisProcess) -> None:
-    program, *arguments = json.loads(re.findall(r"^HEALTHCHECK [^\[]*(\[.*\])", DOCKERFILE, re.MULTILINE)[0])
-    async with ServerProcess(f"--redis.url={redis.url}") as server:
-        env = os.environ | {"OSSA_REGISTRY_HTTP__ADDRESS": server.http_address}
-        check = (Path(sys.executable).with_name(program), *arguments)
-        assert await run_to_end(*check, max_seconds=60, env=env) == (0, "")
-        await server.kill()
-        assert (await run_to_end(*check, max_seconds=60, env=env))[0] == 1
+    assert copied == set(re.findall(r"^!(\S+)$", kept, re.MULTILINE))
 
 
 def test_variables_of_the_image_are_settings() -> None:
