@@ -14,7 +14,16 @@ from typing import Any, Self
 import pytest
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from registry_client import Event, EventReason, EventType, HealthStatus, RegistryClient, Service, ServiceNotFound
+from registry_client import (
+    Event,
+    EventReason,
+    EventType,
+    HealthStatus,
+    RegistryClient,
+    Service,
+    ServiceNotFound,
+    make_service,
+)
 from registry_client.testing import RegistryProcess
 from tests.support.redis_process import PORTS
 from tests.support.server import connected
@@ -210,6 +219,14 @@ async def test_unhealthy_service_that_registers_as_heartbeat_is_healthy() -> Non
             assert (await client.get_service(NAME)).health.status == HEALTHY
             await asyncio.sleep(2)
             assert (await client.get_service(NAME)).health.status == HEALTHY
+
+
+async def test_unhealthy_service_that_is_updated_to_heartbeat_is_healthy() -> None:
+    probed = make_service(NAME, "http://127.0.0.1:1", version="1.0.0")
+    async with probing_registry() as (_, client), client.registration(probed, sigterm=False) as me:
+        await wait_for_status(client, UNHEALTHY)
+        changed = make_service(NAME, "http://127.0.0.1:1", version="1.0.0", health_check="heartbeat")
+        assert (await me.update(changed)).health.status == HEALTHY
 
 
 async def test_reported_health_ends_with_its_process(registry: RegistryProcess, client: RegistryClient) -> None:
