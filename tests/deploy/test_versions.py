@@ -112,10 +112,7 @@ async def verify(servers: list[ServerProcess], label: str) -> None:
         for number, (writer, other) in enumerate([stubs, stubs[::-1]]):
             service = newest_service(f"{label}-{number}")
             await call(writer.RegisterService, pb.RegisterServiceRequest(service=service))
-            lease = pb.Lease(name=service.name, instance_id=service.instance_id)
-            for stub in (writer, other):
-                beat = await call(stub.Heartbeat, pb.HeartbeatRequest(names=[service.name], leases=[lease]))
-                assert (list(beat.unknown_names), list(beat.superseded_names)) == ([], [])
+            await verify_leases(stubs, service)
             report = pb.ReportServiceHealthRequest(name=service.name, status=HealthStatus.HEALTH_STATUS_DEGRADED)
             await call(other.ReportServiceHealth, report)
             service.metadata.description = "changed"
@@ -128,11 +125,29 @@ async def verify(servers: list[ServerProcess], label: str) -> None:
             assert changed.health.status == HealthStatus.HEALTH_STATUS_DEGRADED
             assert changed.capabilities == service.capabilities
             await call(other.UnregisterService, pb.UnregisterServiceRequest(name=service.name))
+            service.instance_id = "two"
+            await call(other.RegisterService, pb.RegisterServiceRequest(service=service))
+            await verify_leases(stubs, service)
+            service.instance_id = "three"
+            await call(writer.RegisterService, pb.RegisterServiceRequest(service=service))
+            await verify_leases(stubs, service)
+            service.instance_id = "four"
+            await call(other.RegisterService, pb.RegisterServiceRequest(service=service))
+            await verify_leases(stubs, service)
+            await call(writer.UnregisterService, pb.UnregisterServiceRequest(name=service.name))
             await verify_maintenance(writer, other, f"{label}-{number}-maintained")
         everything = pb.DiscoverServicesRequest(consistency=pb.CONSISTENCY_STRONG)
         names = [[each.name for each in (await call(stub.DiscoverServices, everything)).services] for stub in stubs]
         assert names[0] == names[1]
         assert len(names[0]) == SERVICES
+
+
+async def verify_leases(stubs: list[Any], service: Service) -> None:
+    """Verify that the newest instance keeps its lease through each version; the older one reads only the names."""
+    lease = pb.Lease(name=service.name, instance_id=service.instance_id)
+    for stub in stubs:
+        beat = await call(stub.Heartbeat, pb.HeartbeatRequest(names=[service.name], leases=[lease]))
+        assert (list(beat.unknown_names), list(beat.superseded_names)) == ([], [])
 
 
 async def verify_maintenance(writer: Any, other: Any, name: str) -> None:
