@@ -102,13 +102,13 @@ class Program:
         return done
 
     @contextmanager
-    def start(self, *args: str) -> Iterator[Running]:
-        """Start a command that runs until it is stopped."""
+    def start(self, *args: str, executable: str = PROGRAM) -> Iterator[Running]:
+        """Start a command, or another program, that runs until it is stopped."""
         self._runs += 1
         out, err = (self.directory / f"{name}-{self._runs}" for name in ("out", "err"))
         with out.open("wb") as out_file, err.open("wb") as err_file:
             process = subprocess.Popen(
-                [PROGRAM, *args],
+                [executable, *args],
                 env=self.environment({}),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,

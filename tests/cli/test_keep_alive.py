@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 
 import pytest
 
@@ -105,3 +106,27 @@ def test_failed_first_registration_ends_the_command(program: Program, args: tupl
     done = program.run(*args)
     assert (done.code, done.out) == (code, "")
     assert done.err.startswith("ossa-registry: ")
+
+
+@pytest.mark.parametrize("command", ["register", "run"])
+def test_signals_end_the_command_where_loops_have_no_handlers(program: Program, command: str) -> None:
+    (program.directory / "a.json").write_text(
+        json.dumps({"name": "a", "endpoint": "custom://a.test", "version": "1", "healthCheck": {"type": "heartbeat"}}),
+        encoding="utf-8",
+    )
+    args = {"register": ("-f", "a.json", "--keep-alive"), "run": ("-f", "a.json", "--", "sleep", "600")}[command]
+    # As on Windows.
+    (program.directory / "without_handlers.py").write_text(
+        "import asyncio.unix_events\n"
+        "def refuse(*_): raise NotImplementedError\n"
+        "loop = asyncio.unix_events._UnixSelectorEventLoop\n"
+        "loop.add_signal_handler = loop.remove_signal_handler = refuse\n"
+        "from registry_cli.main import main\n"
+        "main()\n",
+        encoding="utf-8",
+    )
+    with program.start("without_handlers.py", command, *args, executable=sys.executable) as running:
+        running.wait_for("a registered" if command == "register" else "a is registered", err=command == "run")
+        done = running.stop(signal.SIGINT)
+    assert done.code == (0 if command == "register" else 128 + signal.SIGINT)
+    assert "a unregistered\n" in done.out + done.err
