@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import sys
+import zlib
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,7 +27,7 @@ from registry_server.errors import ConfigurationError
 from registry_server.store.connecting import Connections
 from registry_server.store.embedded import EmbeddedRedis, running_socket_url
 from registry_server.store.failures import translate_errors
-from registry_server.store.keys import Keys
+from registry_server.store.keys import DATA_FORMAT, Keys
 from registry_server.store.tls import RedisTls
 
 _T = TypeVar("_T")
@@ -128,12 +129,13 @@ async def _read(client: Redis, keys: Keys, place: str) -> tuple[dict[str, Any], 
     with translate_errors("EXEC"):
         async with client.pipeline(transaction=True) as transaction:
             transaction.get(keys.epoch)
+            transaction.get(keys.format)
             transaction.get(keys.revision)
             transaction.get(keys.sweep)
             transaction.zrange(keys.leases, 0, -1, withscores=True)
             for name in _HASHES:
                 transaction.hgetall(getattr(keys, name))
-            epoch, revision, sweep, leases, *hashes = await transaction.execute()
+            epoch, data_format, revision, sweep, leases, *hashes = await transaction.execute()
     if epoch is None:
         raise ConfigurationError(f"{place} holds no registry under {keys.document_prefix.removesuffix(':')}")
     parts = dict(zip(_HASHES, hashes, strict=True))
@@ -149,6 +151,7 @@ async def _read(client: Redis, keys: Keys, place: str) -> tuple[dict[str, Any], 
     header = {
         "kind": _KIND,
         "format": _FORMAT,
+        "data_format": int(data_format or DATA_FORMAT),
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": int(revision or 0),
         "swept_at_ms": int(sweep or 0),
@@ -240,9 +243,9 @@ def _read_file(file: Path) -> Content:
         raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
     try:
         content = _parse(packed)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, DecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError) as error:
         raise ConfigurationError(f"{file}: is not a complete backup of ossa-registry") from error
-    if content.header["format"] > _FORMAT:
+    if content.header["format"] > _FORMAT or content.header["data_format"] > DATA_FORMAT:
         raise ConfigurationError(f"{file}: a newer version of ossa-registry wrote this backup; use that version")
     return content
 
@@ -251,7 +254,7 @@ def _parse(packed: bytes) -> Content:
     """Return the content of a backup.
 
     Raises:
-        OSError, EOFError, ValueError, LookupError, TypeError, DecodeError: It is damaged or incomplete.
+        OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError: It is damaged or incomplete.
     """
     header, *services, end = map(json.loads, gzip.decompress(packed).splitlines())
     names = [Service.FromString(b64decode(each["records"])).name for each in services]

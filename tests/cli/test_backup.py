@@ -161,6 +161,7 @@ async def test_bad_backups_and_missing_registries_are_refused(redis_flags: tuple
     bad = {
         "text": b"hello",
         "cut": packed[:-4],
+        "changed": packed[:20] + bytes(20) + packed[40:],
         "incomplete": gzip.compress(b"".join(lines[:-1])),
         "fewer": gzip.compress(lines[0] + lines[-1]),
         "other": gzip.compress(b"{}\n{}\n"),
@@ -170,9 +171,10 @@ async def test_bad_backups_and_missing_registries_are_refused(redis_flags: tuple
         (tmp_path / name).write_bytes(content)
         done = await call(tmp_path, "restore", name, *redis_flags, "--replace")
         assert (done.code, done.err) == (2, f"ossa-registry: {name}: is not a complete backup of ossa-registry\n")
-    (tmp_path / "newer").write_bytes(gzip.compress(b"".join(lines).replace(b'"format": 1', b'"format": 2')))
-    done = await call(tmp_path, "restore", "newer", *redis_flags, "--replace")
-    assert "a newer version of ossa-registry wrote this backup" in done.err
+    for field in (b'"format": ', b'"data_format": '):
+        (tmp_path / "newer").write_bytes(gzip.compress(b"".join(lines).replace(field, field + b"9")))
+        done = await call(tmp_path, "restore", "newer", *redis_flags, "--replace")
+        assert "a newer version of ossa-registry wrote this backup" in done.err
     assert (await call(tmp_path, "restore", "no", *redis_flags)).err.startswith("ossa-registry: cannot read no: ")
     assert (await call(tmp_path, "backup", "x", "--redis.url=redis://127.0.0.1:1")).code == 4
     assert (await call(tmp_path, "backup", "x", "--colour=red")).code == 2
