@@ -80,8 +80,10 @@ class ServiceName(Identifier):
 
     def check(self, value: str, at: str, found: list[Violation]) -> None:
         """Check a required name."""
-        super().check(value, at, found)
-        if "/" not in value or not self.regex.fullmatch(value):
+        if not self.regex.fullmatch(value):
+            super().check(value, at, found)
+            return
+        if "/" not in value:
             return
         segments = value.split("/")
         if not {"", ".", ".."}.isdisjoint(segments):
