@@ -6,15 +6,23 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.event_pb2 import EventType
-from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from ossa.registry.v1.event_pb2 import EVENT_TYPE_SERVICE_HEALTH_CHANGED, EVENT_TYPE_SERVICE_UPDATED, EventType
+from ossa.registry.v1.service_pb2 import (
+    HEALTH_STATUS_HEALTHY,
+    HEALTH_STATUS_MAINTENANCE,
+    HEALTH_STATUS_UNKNOWN,
+    HEALTH_STATUS_UNSPECIFIED,
+    Health,
+    HealthStatus,
+    Service,
+)
 from ossa_common.json_shape import OUTPUT_ONLY
 from registry_server.model.endpoints import probe_kind
 
 OF_INSTANCE: Final = frozenset({"instance_id", "draining"})
 """Fields that updates do not change: the registered instance sets them by registrations, heartbeats and reports."""
 
-_NO_STATUS = (HealthStatus.HEALTH_STATUS_UNSPECIFIED, HealthStatus.HEALTH_STATUS_UNKNOWN)
+_NO_STATUS = (HEALTH_STATUS_UNSPECIFIED, HEALTH_STATUS_UNKNOWN)
 
 
 def ttl_seconds(service: Service, default: float) -> float:
@@ -41,7 +49,7 @@ def apply_registration(sent: Service, current: Service | None, now: Timestamp) -
     if current is not None and takes_over(sent, current):
         # The health of the previous instance says nothing about this one, unless both answer at the same place.
         same_place = (sent.endpoint, sent.health_check) == (current.endpoint, current.health_check)
-        keep_health &= same_place and current.health.status == HealthStatus.HEALTH_STATUS_HEALTHY
+        keep_health &= same_place and current.health.status == HEALTH_STATUS_HEALTHY
     return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
 
 
@@ -102,7 +110,7 @@ def set_change_time(service: Service, now: Timestamp) -> Service:
 def update_type(before: Service, after: Service) -> EventType.ValueType:
     """Return the event type of an update: a health change if only ``health.status`` differs, otherwise an update."""
     if before.health.status == after.health.status:
-        return EventType.EVENT_TYPE_SERVICE_UPDATED
+        return EVENT_TYPE_SERVICE_UPDATED
     contents = []
     for service in (before, after):
         content = Service()
@@ -111,8 +119,8 @@ def update_type(before: Service, after: Service) -> EventType.ValueType:
         clear_output_only(content)
         contents.append(content)
     if contents[0] == contents[1]:
-        return EventType.EVENT_TYPE_SERVICE_HEALTH_CHANGED
-    return EventType.EVENT_TYPE_SERVICE_UPDATED
+        return EVENT_TYPE_SERVICE_HEALTH_CHANGED
+    return EVENT_TYPE_SERVICE_UPDATED
 
 
 def _copy_field(path: str, source: Message, target: Message) -> None:
@@ -142,7 +150,7 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
     service.group = service.group or service.name
     health = service.health
     if current is None:
-        health.status = health.status or HealthStatus.HEALTH_STATUS_UNKNOWN
+        health.status = health.status or HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)
         return service
     service.registered_at.CopyFrom(current.registered_at)
@@ -150,22 +158,28 @@ def _normalise(service: Service, current: Service | None, now: Timestamp, *, kee
     service.revision = current.revision
     if current.HasField("maintenance"):
         service.maintenance.CopyFrom(current.maintenance)
-    in_maintenance = current.health.status == HealthStatus.HEALTH_STATUS_MAINTENANCE
-    found_elsewhere = service.endpoint != current.endpoint or (_is_probed(current) and not _is_probed(service))
-    if keep_health and found_elsewhere and not in_maintenance:
+    in_maintenance = current.health.status == HEALTH_STATUS_MAINTENANCE
+    if keep_health and not in_maintenance and _has_new_source(service, current):
         # The known health belongs to the old endpoint or to its probes. A reported MAINTENANCE belongs to the service.
         health.Clear()
-        health.status = HealthStatus.HEALTH_STATUS_UNKNOWN
+        health.status = HEALTH_STATUS_UNKNOWN
         health.status_changed_at.CopyFrom(now)
     elif keep_health:
         health.CopyFrom(current.health)
     else:
-        health.status = health.status or HealthStatus.HEALTH_STATUS_UNKNOWN
+        health.status = health.status or HEALTH_STATUS_UNKNOWN
         changed = health.status != current.health.status
         health.status_changed_at.CopyFrom(now if changed else current.health.status_changed_at)
         if health.last_check == service.registered_at and not current.health.HasField("last_check"):
             health.ClearField("last_check")  # sent back as it was read in JSON
     return service
+
+
+def _has_new_source(service: Service, current: Service) -> bool:
+    """Return whether the known health does not describe the service: it is elsewhere, or no longer probed."""
+    if service.endpoint != current.endpoint:
+        return True
+    return service.health_check != current.health_check and _is_probed(current) and not _is_probed(service)
 
 
 def _is_probed(service: Service) -> bool:
@@ -178,14 +192,14 @@ def initial_status(service: Service) -> HealthStatus.ValueType:
     It is HEALTHY if heartbeats decide the health: the lease then monitors the service.
     """
     by_heartbeat = probe_kind(service) == "heartbeat"
-    return HealthStatus.HEALTH_STATUS_HEALTHY if by_heartbeat else HealthStatus.HEALTH_STATUS_UNKNOWN
+    return HEALTH_STATUS_HEALTHY if by_heartbeat else HEALTH_STATUS_UNKNOWN
 
 
 def _mark_heartbeating_healthy(service: Service, current: Service | None, now: Timestamp) -> Service:
     """Replace an unknown status by the initial one."""
     health = service.health
-    if health.status == HealthStatus.HEALTH_STATUS_UNKNOWN != initial_status(service):
-        health.status = initial_status(service)
+    if health.status == HEALTH_STATUS_UNKNOWN and (initial := initial_status(service)) != health.status:
+        health.status = initial
         same = current is not None and current.health.status == health.status
         health.status_changed_at.CopyFrom(current.health.status_changed_at if current and same else now)
     return service

@@ -12,9 +12,9 @@ def claim_on(*names: str) -> Claim:
         PermissionDenied: The caller's name patterns do not match one of them.
     """
     identity = current_identity.get()
-    refused = next((name for name in names if not identity.may_own(name)), None)
-    if refused is not None:
-        raise PermissionDenied(f"{refused!r} is not a name that this identity may own")
+    for name in names:
+        if not identity.may_own(name):
+            raise PermissionDenied(f"{name!r} is not a name that this identity may own")
     return identity.claim()
 
 
