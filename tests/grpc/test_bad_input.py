@@ -112,7 +112,7 @@ def test_no_request_causes_an_internal_error(results: Results) -> None:
 
 
 def test_invalid_requests_store_nothing_in_an_empty_registry(results: Results) -> None:
-    assert results.empty_keys <= {f"ossa:registry:{key}" for key in ("epoch", "secret", "sweep")}
+    assert results.empty_keys <= {f"ossa:registry:{key}" for key in ("epoch", "format", "secret", "sweep")}
 
 
 def test_invalid_requests_change_nothing_in_a_registry_with_services(results: Results) -> None:
