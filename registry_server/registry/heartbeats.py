@@ -9,10 +9,11 @@ from ossa_common.violations import MAX_VIOLATIONS, Violation
 from registry_server.catalog import Replica
 from registry_server.errors import InstanceSuperseded, RegistryError, ServiceNotFound
 from registry_server.health import HealthReports
-from registry_server.instrumentation.audit import Audit
+from registry_server.instrumentation.audit import Audit, batch_log_lines
 from registry_server.model import requests
 from registry_server.registry.claims import claim_on
 from registry_server.replication import Writes
+from registry_server.runtime.pacing import BatchTurns
 from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import MAX_COMMITS_PER_GROUP, RedisStore
 
@@ -105,7 +106,9 @@ class Heartbeats:
             await self._writes.catch_up()
             unknown = await self._store.writer.renew_leases(unknown, claim)
         renewed = len(distinct) - len(unknown)
-        changed = [lease for lease in held if lease.draining is not None and self._changes(lease)]
+        # The last lease of a name decides: each commit costs as much as an update of the service.
+        wanted = {lease.name: lease for lease in held if lease.draining is not None}
+        changed = [lease for lease in wanted.values() if self._changes(lease)]
         for name, error in await self._set_draining(changed, claim) if changed else ():
             match error:  # another process changed the service in between
                 case InstanceSuperseded():
@@ -155,8 +158,12 @@ class Heartbeats:
             except RegistryError as error:
                 errors.append((name, error))
 
+        turns = BatchTurns(MAX_COMMITS_PER_GROUP)
         for start in range(0, len(leases), MAX_COMMITS_PER_GROUP):
-            async with asyncio.TaskGroup() as group:
-                for lease in leases[start : start + MAX_COMMITS_PER_GROUP]:
-                    group.create_task(set_one(lease))
+            with batch_log_lines():
+                async with asyncio.TaskGroup() as group:
+                    for lease in leases[start : start + MAX_COMMITS_PER_GROUP]:
+                        group.create_task(set_one(lease))
+                        record = self._replica.records.get(lease.name)
+                        await turns.add(len(record.framed) if record else 0)
         return errors

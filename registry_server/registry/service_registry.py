@@ -36,13 +36,11 @@ from registry_server.registry.health import RegistryHealth
 from registry_server.registry.heartbeats import Heartbeats, Renewal
 from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
+from registry_server.runtime.pacing import BatchTurns
 from registry_server.security.egress import EgressPolicy
 from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.watch import WatchHub
 
-_MAX_BYTES_PER_TURN: Final = 64 << 10
-"""Services of a batch that are prepared in one turn of the event loop, with the one that exceeds it: the largest takes
-40 ms (measured with a schema of 31,000 empty lists)."""
 _DOCUMENTS_PER_TURN: Final = 50
 """Documents that are encoded without yielding to the event loop: about 10 ms."""
 
@@ -175,18 +173,15 @@ class ServiceRegistry(RegistryHealth):
 
         # Validate first: batched validation halves its cost (measured).
         await self.slices.run(check_all())
-        # The tasks share round trips, and writes to one name keep their order. The sleep sends a full group, which the
-        # store commits while this process prepares the next one, and limits the work in one turn of the event loop.
+        # The tasks share round trips, and writes to one name keep their order. The end of a turn sends a full group,
+        # which the store commits while this process prepares the next one.
         tasks: list[asyncio.Task[Service | RegistryError]] = []
         with batch_log_lines():
             async with asyncio.TaskGroup() as group:
-                prepared_bytes = 0
-                for i, (name, service) in enumerate(checked, 1):
+                turns = BatchTurns(MAX_COMMITS_PER_GROUP)
+                for name, service in checked:
                     tasks.append(group.create_task(register_one(name, service)))
-                    prepared_bytes += service.ByteSize() if isinstance(service, Service) else 0
-                    if i % MAX_COMMITS_PER_GROUP == 0 or prepared_bytes > _MAX_BYTES_PER_TURN:
-                        prepared_bytes = 0
-                        await asyncio.sleep(0)
+                    await turns.add(service.ByteSize() if isinstance(service, Service) else 0)
         return [task.result() for task in tasks]
 
     async def update_service(

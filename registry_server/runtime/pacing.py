@@ -13,6 +13,10 @@ _TURNS_BETWEEN_SLICES: Final = 32
 _WAKE_UPS_PER_TURN: Final = 64
 """A woken stream or call takes about 0.1 ms to send its message."""
 
+_MAX_BYTES_PER_TURN: Final = 64 << 10
+"""Services of a batch that are prepared in one turn, with the one that exceeds it: the largest takes 40 ms (measured
+with a schema of 31,000 empty lists)."""
+
 _T = TypeVar("_T")
 
 
@@ -47,6 +51,23 @@ class Turn:
 
     def _end(self) -> None:
         self._deadline = None
+
+
+class BatchTurns:
+    """Ends the turn of the event loop after some services of a batch, whose writes are prepared in tasks."""
+
+    def __init__(self, max_services: int, max_bytes: int = _MAX_BYTES_PER_TURN) -> None:
+        self._max_services = max_services
+        self._max_bytes = max_bytes
+        self._services = self._bytes = 0
+
+    async def add(self, size: int) -> None:
+        """Count the size of a service; let the tasks run if a limit is reached."""
+        self._services += 1
+        self._bytes += size
+        if self._services == self._max_services or self._bytes > self._max_bytes:
+            self._services = self._bytes = 0
+            await asyncio.sleep(0)
 
 
 class FairQueue(Generic[_T]):

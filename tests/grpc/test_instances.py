@@ -279,6 +279,17 @@ async def test_many_instances_drain_in_one_heartbeat(server: Server) -> None:
     assert len(found.services) == 300
 
 
+async def test_last_lease_of_a_name_sets_draining_with_one_commit(server: Server) -> None:
+    first = await register(server, instance("one"))
+    leases = [Lease(name="a", instance_id="one", draining=i % 2 == 0) for i in range(999)]
+    answer = await renew(server, *leases)
+    assert answer == pb.HeartbeatResponse(renewed_count=1)
+    changed = await get(server, "a")
+    assert (changed.draining, changed.revision) == (True, first.revision + 1)
+    await renew(server, *leases, Lease(name="a", instance_id="one", draining=True))
+    assert (await get(server, "a")).revision == changed.revision
+
+
 async def test_report_needs_a_status_unless_only_draining_is_set(server: Server) -> None:
     await register(server, instance("one"))
     unset = HealthStatus.HEALTH_STATUS_UNSPECIFIED
