@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakSet
 
 import grpc
 
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, Unauthenticated
+from registry_client.forks import check_process, track_channel
 from registry_client.retry import Backoff
 from registry_client.targets import Proxy, parse_proxy, parse_target, proxy_from_environment
 
@@ -45,40 +45,8 @@ _CHANNEL_OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 
-
 _IN_USE: Final = (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.CONNECTING)
 """States in which a channel may have new calls, so that it cannot be replaced."""
-
-_open_channels: "WeakSet[grpc.aio.Channel]" = WeakSet()
-_inherited_channels: Final[list[grpc.aio.Channel]] = []
-"""Channels that were open when this process was forked. They are kept, because a child process cannot close them: gRPC
-would wait for a thread that exists only in the parent, and their event loops share an epoll instance with it."""
-
-
-def _after_fork_in_child() -> None:
-    _inherited_channels.extend(_open_channels)
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def is_broken_by_fork() -> bool:
-    """Return whether this process was forked from one with an open client, so that gRPC does not work in it."""
-    return bool(_inherited_channels)
-
-
-def check_process() -> None:
-    """Check that gRPC works in this process.
-
-    Raises:
-        RuntimeError: The process was forked while a client was open.
-    """
-    if is_broken_by_fork():
-        raise RuntimeError(
-            "this process was forked while a client of the registry was open, so gRPC does not work in it: open clients"
-            " only after the fork, or use the start method 'spawn' or 'forkserver' of multiprocessing"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,18 +218,15 @@ class Channels:
     def _connection(self) -> _Connection:
         self.check_usable()
         connection = self._open.get(self.target)
-        if connection is None or (self._tls and self._is_outdated(connection, self._tls)):
-            # A replaced channel is not closed, because calls in flight may still use it: it ends with the last of them.
+        if connection is None:
             connection = self._open[self.target] = self._connect(self.target)
+        elif self._tls is not None and connection.channel.get_state() not in _IN_USE:
+            # TLS files may have been replaced; while they are, one may be missing. The replaced channel is not closed,
+            # because calls in flight may still use it: it ends with the last of them.
+            with suppress(OSError):
+                if self._tls.file_versions() != connection.file_versions:
+                    connection = self._open[self.target] = self._connect(self.target)
         return connection
-
-    def _is_outdated(self, connection: _Connection, tls: Tls) -> bool:
-        """Return whether TLS files were replaced and the channel would use the old ones to connect."""
-        if connection.channel.get_state() in _IN_USE:
-            return False
-        with suppress(OSError):  # while a file is replaced, it may be missing
-            return tls.file_versions() != connection.file_versions
-        return False
 
     def _connect(self, target: str) -> _Connection:
         options: list[tuple[str, str | int]] = list(_CHANNEL_OPTIONS)
@@ -277,7 +242,7 @@ class Channels:
                 options.append(("grpc.ssl_target_name_override", self._tls.server_name))
             versions = self._tls.file_versions()  # before the content: a later change is noticed the next time
             channel = grpc.aio.secure_channel(target, self._tls.credentials(), options=options)
-        _open_channels.add(channel)
+        track_channel(channel)
         return _Connection(channel, RegistryServiceStub(channel), proxy, versions)
 
 

@@ -8,8 +8,9 @@ from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from registry_client import values
 from registry_client.cache import ServiceCache
 from registry_client.calls import Caller, Session, sdk_errors
-from registry_client.channel import Channels, Tls, is_broken_by_fork
+from registry_client.channel import Channels, Tls
 from registry_client.errors import RegistryError
+from registry_client.forks import is_broken_by_fork
 from registry_client.leases import LeaseKeeper
 from registry_client.registration import Registration
 from registry_client.resolve import Policy

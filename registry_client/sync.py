@@ -6,9 +6,10 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from registry_client.channel import Tls, check_process, is_broken_by_fork
+from registry_client.channel import Tls
 from registry_client.client import DEFAULT_TIMEOUT, RegistryClient
 from registry_client.errors import DeadlineExceeded
+from registry_client.forks import check_process, is_broken_by_fork
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
