@@ -57,6 +57,7 @@ async def test_leases_and_caches_fail_over_from_an_unresponsive_registry(pair: P
         client.registration(agent()) as me,
         client.cache(bookmark_interval=0.5) as cache,
     ):
+        await witness.get_service("agent", min_revision=me.service.revision)
         pair.first.signal(signal.SIGSTOP)
         before = (await witness.get_service_health("agent"))[1]
         assert before is not None
