@@ -142,7 +142,7 @@ class _Agent:
             if not self._ended.is_set() and registration.name in self._registered:
                 await registration.start_draining()
             await self._ended.wait()
-        if registration.removed:
+        if registration.removed and registration.state is not RegistrationState.SUPERSEDED:
             self._out.print_notice(f"{registration.name} unregistered")
 
     def _report(self, registration: Registration, state: RegistrationState) -> None:

@@ -51,10 +51,10 @@ async def keep_registered(
                         lambda state: print_state(context.out, registration.name, state, registration.error)
                     )
                     await ended.wait()
-                if registration.removed:
-                    context.out.print_line(f"{registration.name} unregistered")
-                else:
+                if not registration.removed:
                     code = Exit.UNAVAILABLE
+                elif registration.state is not RegistrationState.SUPERSEDED:
+                    context.out.print_line(f"{registration.name} unregistered")
 
             await context.client.get_registry_health()  # fails immediately if the registry is unreachable
             try:

@@ -172,6 +172,20 @@ def test_command_runs_while_the_registry_is_away(agent: Agent, registry: Registr
         assert running.stop(signal.SIGTERM).code == 0
 
 
+def test_agent_that_is_superseded_leaves_the_name_to_its_successor(agent: Agent, client: SyncRegistryClient) -> None:
+    agent.touch("open", "finish")
+    with agent.run() as old:
+        old.wait_for("a is registered", err=True)
+        with Agent(agent.program).run() as new:
+            new.wait_for("a is registered", err=True)
+            old.wait_for("a is no longer renewed: another process has registered a", err=True)
+            done = old.stop(signal.SIGTERM)
+            assert (done.code, "unregistered" in done.err) == (0, False)
+            assert not client.get_service("a").draining
+            assert new.stop(signal.SIGTERM).code == 0
+    assert names(client) == []
+
+
 def test_refused_service_ends_the_command(program: Program) -> None:
     agent = Agent(program, version="")
     agent.touch("open", "finish")

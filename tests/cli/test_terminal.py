@@ -68,6 +68,7 @@ def test_json_and_yaml_have_no_colours(two: Program) -> None:
         ("list", "-o", "wide"),
         ("get", "hostile", "-o", "wide"),
         ("health", "hostile"),
+        ("describe", "hostile"),
         ("capabilities", "-o", "wide"),
         ("watch", "--snapshot", "--count", "2"),
         *((*command, "-o", form) for command in (("list",), ("health", "hostile")) for form in ("json", "yaml")),
