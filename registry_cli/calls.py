@@ -56,6 +56,8 @@ class Connection:
         files = {name: parameters.get(f"{name}_file") for name in ("ca", "cert", "key")}
         server_name = parameters.get("server_name") or ""
         secure = parameters.get("tls") or any(files.values()) or server_name
+        if bool(files["cert"]) != bool(files["key"]):
+            raise click.UsageError("--cert-file and --key-file belong together: set both, or neither")
         return cls(
             targets=parameters.get("targets") or (DEFAULT_TARGET,),
             timeout=parameters.get("timeout") or DEFAULT_TIMEOUT,

@@ -65,6 +65,13 @@ class Tls:
     server_name: str = ""
     """Name expected in the server's certificate, if it differs from the host name of the target."""
 
+    def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a Path, or bytes with PEM text, not a str")
+        if (self.certificate is None) != (self.key is None):  # gRPC would abort the process
+            raise ValueError("certificate and key of the client belong together: set both, or neither")
+
     def credentials(self) -> grpc.ChannelCredentials:
         """Return the channel credentials for gRPC.
 

@@ -75,6 +75,21 @@ def test_repr_of_tls_omits_keys() -> None:
     assert "secret" not in repr(Tls(key=b"secret", certificate=b"secret"))
 
 
+@pytest.mark.parametrize("given", ["certificate", "key"])
+def test_certificate_and_key_without_the_other_are_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        Tls(**{given: b"PEM"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"{given} must be a Path, or bytes"):
+        Tls(**{given: "client.pem"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tls", [Tls(ca=b"no PEM"), Tls(certificate=b"no PEM", key=b"no PEM")])
+async def test_invalid_pem_text_raises_an_error(tls: Tls) -> None:
+    async with RegistryClient("127.0.0.1:1", tls=tls, timeout=0.5) as client:
+        with pytest.raises((RegistryUnavailable, DeadlineExceeded)):
+            await client.get_stats()
+
+
 def test_several_failures_on_one_target_fail_over_once() -> None:
     channels = Channels(["a", "b", "a", "c"], None, None, Backoff())
     assert (len(channels), channels.target) == (3, "a:50051")
