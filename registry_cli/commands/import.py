@@ -20,7 +20,7 @@ _INNER: Final[Mapping[str, type[Message]]] = {"health": Health, "metadata": Meta
 
 
 @registry_command("table")
-@click.argument("source", type=click.Choice(("ossa",)))
+@click.argument("source", metavar="ossa", type=click.Choice(("ossa",)))
 @click.option(
     "--redis",
     "url",
