@@ -16,6 +16,8 @@ from registry_cli.services import show_services
 from registry_client import RegistryError, RegistryUnavailable, Service, make_service
 
 _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
+_REVISION_SECONDS: Final = 2.0
+"""Timeout of the call that tells changed services from unchanged ones: with ``--retry`` it delays the registration."""
 
 
 @registry_command(*DATA_AND_NAME_FORMATS)
@@ -94,7 +96,8 @@ async def command(
 async def _newest_revision(context: CommandContext) -> int:
     """Return the revision of the registry before the registrations, which report failures themselves; 0 = unknown."""
     try:
-        return (await context.client.get_registry_health()).revision
+        seconds = min(context.connection.timeout, _REVISION_SECONDS)
+        return (await context.client.get_registry_health(timeout=seconds)).revision
     except RegistryError:
         return 0
 
