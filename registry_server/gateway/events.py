@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Final
 
@@ -17,6 +17,7 @@ from registry_server.gateway.envelope import failure_of
 from registry_server.gateway.middleware import HttpCall
 from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import EVENTS, FILTERS, Query
+from registry_server.gateway.protocol import ending_with_client
 from registry_server.registry import ServiceRegistry
 from registry_server.watch import EventBatch, Watcher
 
@@ -74,8 +75,7 @@ class EventStream:
                 batches, snapshot = _failed_watch(error), False
             if call.request.method != "HEAD":
                 # The client may leave, or is disconnected if it does not read.
-                streaming = call.protocol.streaming() if call.protocol else nullcontext()
-                with suppress(ConnectionError), streaming:
+                with suppress(ConnectionError), ending_with_client(call.request):
                     await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 

@@ -22,6 +22,8 @@ SMALL_HEADERS_BYTES: Final = 4 << 10
 """Size up to which the headers of a connection are not counted. Data is parsed in pieces of this size."""
 UNREAD_BYTES: Final = 16 << 10
 """Bytes of answers that may wait for a client; beyond it they are counted, and it must read them in time."""
+_CHECK_CONNECTION_SECONDS: Final = 1.0
+"""How often the connection of a stream is checked in the server of another program."""
 
 
 class ConnectionLimits(NamedTuple):
@@ -64,10 +66,10 @@ class ServerProtocol(RequestHandler):
         "_place",
         "_started",
         "_stream",
-        "_streaming",
         "_unread_bytes",
         "_write_timer",
         "pending_bytes",
+        "stream_task",
     )
 
     def __init__(self, manager: web.Server, place: Place, limits: ConnectionLimits, **kwargs: Any) -> None:
@@ -78,8 +80,8 @@ class ServerProtocol(RequestHandler):
         self._address = ""
         self._stream: asyncio.Transport | None = None
         """The transport, also while it closes."""
-        self._streaming: asyncio.Task[Any] | None = None
-        """Sends an answer without an end."""
+        self.stream_task: asyncio.Task[Any] | None = None
+        """Sends an answer without an end; cancelled when the client leaves."""
         self._headers_timer: asyncio.TimerHandle | None = None
         """Runs while the headers of a request are expected."""
         self._headers_bytes = 0
@@ -119,32 +121,12 @@ class ServerProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Release everything."""
         self._stream = None
-        if self._streaming is not None:
-            self._streaming.cancel()
+        if self.stream_task is not None:
+            self.stream_task.cancel()
         super().connection_lost(exc)
         self._stop_headers_timer()
         self._stop_write_timer()
         self._place.release(self)
-
-    @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """End the block as soon as the client leaves; aiohttp would report that to the next write.
-
-        Raises:
-            ConnectionError: The client left.
-        """
-        task = asyncio.current_task()
-        if self._stream is None or task is None:
-            raise ConnectionResetError("the client left")
-        self._streaming = task
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._stream is not None or task.uncancel():  # the server stops
-                raise
-            raise ConnectionResetError("the client left") from None
-        finally:
-            self._streaming = None
 
     def data_received(self, data: bytes) -> None:
         """Parse data in pieces, and limit what it adds to the connection."""
@@ -301,3 +283,38 @@ class ServerProtocol(RequestHandler):
             self._write_timer = None
         self._unread_bytes = 0
         self._hold_bytes()
+
+
+@contextmanager
+def ending_with_client(request: web.Request) -> Iterator[None]:
+    """End the block as soon as the client leaves; aiohttp would report that to the next write.
+
+    Raises:
+        ConnectionError: The client left.
+    """
+    task, protocol = asyncio.current_task(), request.protocol
+    assert task is not None  # noqa: S101 - within a coroutine
+    if request.transport is None:
+        raise ConnectionResetError("the client left")
+    watching: asyncio.Task[None] | None = None
+    if isinstance(protocol, ServerProtocol):
+        protocol.stream_task = task
+    else:
+        watching = asyncio.create_task(_cancel_when_closed(request, task), name="event-stream-connection")
+    try:
+        yield
+    except asyncio.CancelledError:
+        if request.transport is not None or task.uncancel():  # the server stops
+            raise
+        raise ConnectionResetError("the client left") from None
+    finally:
+        if isinstance(protocol, ServerProtocol):
+            protocol.stream_task = None
+        if watching is not None:
+            watching.cancel()
+
+
+async def _cancel_when_closed(request: web.Request, task: "asyncio.Task[Any]") -> None:
+    while request.transport is not None:  # noqa: ASYNC110 - aiohttp reports nothing
+        await asyncio.sleep(_CHECK_CONNECTION_SECONDS)
+    task.cancel()

@@ -18,6 +18,7 @@ from tests.support.redis_process import RedisProcess
 from tests.support.samples import small_service
 from tests.support.security import Policy
 from tests.support.server import settings
+from tests.support.waiting import until
 
 TIMEOUT = 20.0
 
@@ -117,6 +118,15 @@ async def test_event_stream_ends_when_the_program_stops(redis: RedisProcess) -> 
                 await response.content.readuntil(b'"name":"a"')
             response.close()
             assert (await rest.get("/stats")).data["totalServices"] == 1
+
+
+async def test_stream_of_a_client_that_left_is_ended(redis: RedisProcess) -> None:
+    async with mounted(redis, http={"events_keep_alive_ms": 3_600_000}) as (registry, rest):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(rest.base.rpartition(":")[2]))
+        writer.write(f"GET {BASE}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        await until(lambda: registry._hub.watchers == 1)
+        writer.close()
+        await until(lambda: registry._hub.watchers == 0)
 
 
 async def test_stream_of_a_client_that_does_not_read_is_ended(redis: RedisProcess) -> None:
