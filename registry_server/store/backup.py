@@ -242,22 +242,48 @@ def _read_file(file: Path) -> Content:
     except OSError as error:
         raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
     try:
-        content = _parse(packed)
-    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError) as error:
+        return _parse(file, packed)
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError, RecursionError) as error:
         raise ConfigurationError(f"{file}: is not a complete backup of ossa-registry") from error
-    if content.header["format"] > _FORMAT or content.header["data_format"] > DATA_FORMAT:
-        raise ConfigurationError(f"{file}: a newer version of ossa-registry wrote this backup; use that version")
-    return content
 
 
-def _parse(packed: bytes) -> Content:
+def _parse(file: Path, packed: bytes) -> Content:
     """Return the content of a backup.
 
     Raises:
-        OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError: It is damaged or incomplete.
+        ConfigurationError: A newer version wrote it.
+        OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, DecodeError, RecursionError: It is damaged or
+            incomplete.
     """
     header, *services, end = map(json.loads, gzip.decompress(packed).splitlines())
-    names = [Service.FromString(b64decode(each["records"])).name for each in services]
-    if header["kind"] != _KIND or end != {"services": len(services)} or names != [each["name"] for each in services]:
+    if header["kind"] != _KIND or end != {"services": len(services)}:
         raise ValueError(header)
+    _check_integers(header, "format", "data_format", "revision", "swept_at_ms")
+    # Before the services, which may look different in a newer format.
+    if header["format"] > _FORMAT or header["data_format"] > DATA_FORMAT:
+        raise ConfigurationError(f"{file}: a newer version of ossa-registry wrote this backup; use that version")
+    if len({_checked_name(each) for each in services}) != len(services):
+        raise ValueError("a service occurs twice")
     return Content(header, services)
+
+
+def _checked_name(service: dict[str, Any]) -> str:
+    """Return the name of a service. All of its parts can be stored: Redis would not undo the rest of the transaction.
+
+    Raises:
+        ValueError, LookupError, TypeError, DecodeError: It is damaged.
+    """
+    name = Service.FromString(b64decode(service["records"], validate=True)).name
+    if service["name"] != name:
+        raise ValueError(name)
+    if service["lease_ends_ms"] is not None:
+        _check_integers(service, "lease_ends_ms")
+    for part in service.keys() & set(_HASHES):
+        b64decode(service[part], validate=True)
+    int(b64decode(service.get("ttls", b64encode(b"0"))))
+    return name
+
+
+def _check_integers(document: dict[str, Any], *keys: str) -> None:
+    if not all(type(document[key]) is int and document[key] >= 0 for key in keys):
+        raise ValueError(document)

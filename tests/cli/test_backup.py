@@ -165,7 +165,22 @@ async def test_bad_backups_and_missing_registries_are_refused(redis_flags: tuple
         "incomplete": gzip.compress(b"".join(lines[:-1])),
         "fewer": gzip.compress(lines[0] + lines[-1]),
         "other": gzip.compress(b"{}\n{}\n"),
-        "damaged": gzip.compress(b"".join(lines).replace(b'"records": "', b'"records": "AAAA')),
+        "nested": gzip.compress(b"[" * 100_000),
+        **{
+            f"edited {i}": gzip.compress(b"".join(lines).replace(old, new))
+            for i, (old, new) in enumerate(
+                (
+                    (b'"records": "', b'"records": "AAAA'),
+                    (b'"format": 1', b'"format": "1"'),
+                    (b'"data_format"', b'"unknown"'),
+                    (b'"revision": ', b'"revision": -'),
+                    (b'"lease_ends_ms": ', b'"lease_ends_ms": -'),
+                    (b'"lease_ends_ms"', b'"unknown"'),
+                    (b'"ttls": "', b'"ttls": "-'),
+                    (lines[-1], lines[1] + b'{"services": 2}'),
+                )
+            )
+        },
     }
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
