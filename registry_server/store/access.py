@@ -30,6 +30,8 @@ _REMEDIES: Final = (
     (re.compile(r"CROSSSLOT"), "in a cluster, redis.key_prefix needs a hash tag, such as {{ossa}}:services"),
     (re.compile(r"AUTH|WRONGPASS|password|credentials"), "correct the user and the password in redis.url"),
 )
+_MAX_FORMAT_DIGITS: Final = 18
+"""Longer numbers were not written by any version, and ``int`` refuses the longest."""
 
 
 @contextmanager
@@ -51,13 +53,14 @@ def starting_with(keys: Keys) -> Iterator[None]:
 
 def is_newer_format(stored: bytes) -> bool:
     """Return whether data of a format can be misread or damaged by this version."""
-    return stored.isdigit() and int(stored) > DATA_FORMAT
+    return stored.isdigit() and (len(stored) > _MAX_FORMAT_DIGITS or int(stored) > DATA_FORMAT)
 
 
 def explain_format(stored: bytes, keys: Keys) -> str:
     """Return one sentence about data of a newer format."""
+    number = stored[:_MAX_FORMAT_DIGITS].decode()
     return (
-        f"redis.url: {keys.format} is {int(stored)}: a newer version of ossa-registry wrote this data, and version "
+        f"redis.url: {keys.format} is {number}: a newer version of ossa-registry wrote this data, and version "
         f"{__version__} reads format {DATA_FORMAT}; install the newer version, or restore a backup of this version"
     )
 

@@ -190,6 +190,15 @@ async def test_newer_format_is_refused_whatever_else_it_changed(
     )
 
 
+async def test_format_of_any_length_is_refused(redis_process: RedisProcess) -> None:
+    async with admin(redis_process) as client:
+        await client.set(KEYS.format, "9" * 5_000)  # more digits than int() accepts
+
+    message = await refusal(redis_process)
+
+    assert f"ossa:registry:format is {'9' * 18}: a newer version" in message
+
+
 async def test_format_is_written_once_and_kept(redis_process: RedisProcess) -> None:
     async with store_of_user(redis_process) as store, admin(redis_process) as client:
         await store.open()
