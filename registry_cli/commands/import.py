@@ -14,6 +14,7 @@ from registry_cli.bulk import register_all
 from registry_cli.calls import CommandContext, registry_command
 from registry_cli.exits import Exit, Failure
 from registry_cli.files import ServiceInput
+from registry_cli.text import escape
 from registry_client import RegistryError, RegistryUnavailable, ServiceExists
 
 _INNER: Final[Mapping[str, type[Message]]] = {"health": Health, "metadata": Metadata}
@@ -44,7 +45,7 @@ async def command(context: CommandContext, *, source: str, url: str, key_prefix:
     """  # noqa: D301 - click needs the backspace character, which keeps the line breaks
     del source
     documents = await _read_documents(context, url, key_prefix)
-    checked = [(document.key, *_check(document)) for document in documents]
+    checked = [(escape(document.key), *_check(document)) for document in documents]  # keys may contain line breaks
     valid = [ServiceInput(key, service, []) for key, service, problems, _ in checked if not problems]
     for key, service, problems, notes in checked:
         for problem in problems:
@@ -94,7 +95,7 @@ def _check(document: Any) -> tuple[Service, Sequence[str], str]:
     from registry_server.model.validation import service_violations  # noqa: PLC0415 - as above
 
     if not isinstance(document.content, dict):
-        return Service(), ["is not a JSON object"], ""
+        return Service(), ["is not a JSON object of at most 1 MiB"], ""
     content, unknown = _known_part(document.content)
     if document.permanent:
         content["ttlSeconds"] = 0

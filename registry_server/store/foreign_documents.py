@@ -7,10 +7,13 @@ from typing import Any, Final, NamedTuple
 import orjson
 from redis.asyncio import Redis
 
+from registry_server.runtime.pacing import BatchTurns
 from registry_server.store.connecting import Connections
 from registry_server.store.failures import translate_errors
 
-_PAGE: Final = 500
+_PAGE: Final = 100
+_MAX_DOCUMENT_BYTES: Final = 1 << 20
+"""Longer values are not read completely: any program may have written them, and a service has at most 128 KiB."""
 _GLOB_CHARACTERS: Final = frozenset("*?[]\\")
 
 
@@ -19,7 +22,7 @@ class ForeignDocument(NamedTuple):
 
     key: str
     content: Any
-    """Parsed JSON; ``None`` if it is not JSON."""
+    """Parsed JSON; ``None`` if it is not JSON, or too long."""
     permanent: bool
     """Whether the key does not expire."""
 
@@ -48,14 +51,19 @@ async def scan_documents(client: Redis, prefix: str) -> AsyncGenerator[list[Fore
         cursor, found = answer
         keys = sorted(set(found) - seen)  # a scan may return a key twice
         seen.update(keys)
-        with translate_errors("GET"):
+        with translate_errors("GETRANGE"):
             async with client.pipeline(transaction=False) as pipeline:
                 for key in keys:
-                    pipeline.get(key)
+                    pipeline.getrange(key, 0, _MAX_DOCUMENT_BYTES)
                     pipeline.pttl(key)
                 answers: Any = await pipeline.execute()
-        pairs = zip(keys, answers[::2], answers[1::2], strict=True)
-        yield [ForeignDocument(key.decode(errors="replace"), _parse(raw), ttl == -1) for key, raw, ttl in pairs if raw]
+        turns = BatchTurns(_PAGE)
+        page = []
+        for key, raw, ttl in zip(keys, answers[::2], answers[1::2], strict=True):
+            if raw:
+                await turns.add(len(raw))
+                page.append(ForeignDocument(key.decode(errors="backslashreplace"), _parse(raw), ttl == -1))
+        yield page
         if cursor == 0:
             return
 
@@ -75,7 +83,8 @@ async def read_documents(url: str, key_prefix: str, timeout_seconds: float) -> l
     prefix = key_prefix.removesuffix(":") + ":"
     client = Connections(url, timeout=timeout_seconds, key=prefix).client()
     try:
-        return sorted([each async for page in scan_documents(client, prefix) for each in page])
+        documents = [each async for page in scan_documents(client, prefix) for each in page]
+        return sorted(documents, key=lambda document: document.key)
     finally:
         await client.aclose()
 
@@ -94,6 +103,6 @@ async def holds_documents(client: Redis, prefix: str, max_pages: int) -> bool:
 
 def _parse(raw: bytes) -> Any:
     try:
-        return orjson.loads(raw)
+        return orjson.loads(raw) if len(raw) <= _MAX_DOCUMENT_BYTES else None
     except orjson.JSONDecodeError:
         return None

@@ -116,6 +116,23 @@ def test_invalid_documents_are_refused_with_key_and_path(old: OldRedis, program:
     assert program.run_ok("list", "-o", "name").out == "good\n"
 
 
+def test_hostile_keys_and_values_are_refused_one_line_each(old: OldRedis, program: Program) -> None:
+    deep = "[" * 100_000
+    for end in (b"\xff", b"\xfe", b"line\nbreak", b"\x1b[31mred"):
+        old.client.set(f"{PREFIX}:".encode() + end, json.dumps(document("-")))
+    old.store("deep", deep)
+    old.store("long", document("long", metadata={"description": "d" * (1 << 20)}))
+    old.store("list", [document("a")])
+    old.store("types", {"name": 1, "endpoint": {}, "version": [], "capabilities": "c", "health": 1, "metadata": []})
+    done = import_from(old, program)
+    assert (done.code, done.out) == (1, "")
+    *lines, counts = [line.removeprefix("ossa-registry: ") for line in done.err.splitlines()]
+    assert counts == "8 documents: 0 registered, 0 before, 8 refused"
+    assert all(line.startswith(f"{PREFIX}:") and line.isprintable() for line in lines), lines
+    for key in ("deep", "long", "list"):
+        assert f"{PREFIX}:{key}: is not a JSON object of at most 1 MiB" in lines
+
+
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
