@@ -153,7 +153,7 @@ class HealthEvaluator:
         health.response_time.FromMicroseconds(round(outcome.response_time * 1e6))
         # Self-preservation also renews leases: no service is evicted because of results that may be wrong.
         renew = renewable and (not failed or self.self_preservation.protects(plan.owner))
-        maintained = before == HealthStatus.HEALTH_STATUS_MAINTENANCE and record.message().HasField("maintenance")
+        maintained = record.in_maintenance and before == HealthStatus.HEALTH_STATUS_MAINTENANCE
         if status != before:
             health.status_changed_at.CopyFrom(now)
         elif connection and not maintained:

@@ -426,6 +426,16 @@ async def test_thresholds_apply_to_what_is_observed_in_maintenance(harness: Harn
     assert (ended.health.status, ended.health.error) == (UNHEALTHY, "HTTP 500")
 
 
+async def test_result_of_a_service_that_reports_maintenance_is_evaluated_unparsed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await harness.register(health=Health(status=MAINTENANCE))
+    plan = Plan.of(record.message(), HealthCheckSettings())
+    monkeypatch.delattr(Record, "message")  # which takes milliseconds for large services, and results come in batches
+    verdict = harness.evaluator.evaluate(record, plan, OK, time.monotonic())
+    assert not verdict.changes
+
+
 async def test_report_in_maintenance_lasts_until_the_thresholds_decide(harness: Harness) -> None:
     await harness.register(health=Health(status=HEALTHY))
     await harness.registry.set_maintenance("a", enabled=True)

@@ -27,6 +27,7 @@ def example() -> Service:
     service.group = "text"
     service.revision = 300
     service.instance_id, service.draining = "i1", True
+    service.maintenance.SetInParent()
     service.health.status = HealthStatus.HEALTH_STATUS_DEGRADED
     return service
 
@@ -53,7 +54,7 @@ def test_frequently_read_fields_are_attributes() -> None:
     held = record(example())
 
     assert (held.name, held.revision, held.status) == ("ai-text-processor", 300, HealthStatus.HEALTH_STATUS_DEGRADED)
-    assert (held.instance_id, held.draining) == ("i1", True)
+    assert (held.instance_id, held.draining, held.in_maintenance) == ("i1", True, True)
     assert held.version() == "2.1.0"
     assert repr(held) == "Record('ai-text-processor', revision=300)"
 
