@@ -97,3 +97,9 @@ async def test_health_of_a_registry_with_a_policy_needs_no_credential(tmp_path: 
         assert (await health(server, "some-service")).code == 6
     async with ServerProcess(*flags, "--security.public=none") as server:
         assert (await health(server)).code == 6
+
+
+@pytest.mark.parametrize("flag", ["--cert-file", "--key-file"])
+async def test_client_certificate_without_its_key_is_a_usage_error(tmp_path: Path, flag: str) -> None:
+    done = await stats("127.0.0.1:1", tmp_path, flag, __file__)
+    assert (done.code, "--cert-file and --key-file belong together" in done.err) == (2, True)
