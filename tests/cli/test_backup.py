@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from registry_client import RegistryClient, Service, make_service
 from tests.cli.program import Done, Program
 from tests.support.redis_process import RedisProcess
-from tests.support.security import Policy
+from tests.support.security import Policy, registry_acl
 from tests.support.server import ServerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -132,6 +133,22 @@ async def test_restore_refuses_a_running_registry_and_existing_services(
     assert (await call(tmp_path, "restore", "a.backup", *redis_flags, "--replace")).code == 0
     async with registry(policy, *redis_flags) as client:
         assert [service.name for service in await found(client)] == ["fleet-a"]
+
+
+async def test_permissions_of_a_registry_suffice_for_backups(redis_flags: tuple[str, ...], tmp_path: Path) -> None:
+    url = redis_flags[0].partition("=")[2]
+    async with Redis.from_url(url) as admin:
+        set_user: Any = admin.execute_command  # its type depends on the version
+        await set_user("ACL", "SETUSER", "registry", "reset", *registry_acl("secret"))
+        policy, limited = Policy(tmp_path / "policy"), "--redis.url=" + url.replace("//", "//registry:secret@")
+        async with registry(policy, limited) as client:
+            await client.register_service(make_service("fleet-a", "http://a.test", version="1"))
+            assert (await call(tmp_path, "backup", "a.backup", limited)).code == 0
+        done = await call(tmp_path, "restore", "a.backup", limited, "--replace")
+        assert (done.code, "secret" in done.err) == (4, False)
+        assert "no permissions to run the 'multi' command" in done.err
+        await set_user("ACL", "SETUSER", "registry", "+@transaction")
+        assert (await call(tmp_path, "restore", "a.backup", limited, "--replace")).code == 0
 
 
 async def test_embedded_registry_that_runs_is_named(tmp_path: Path) -> None:
