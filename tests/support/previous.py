@@ -11,9 +11,8 @@ import pytest
 
 from tests.support.server import ROOT
 
-PREVIOUS: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ossa-registry"][
-    "previous"
-]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PREVIOUS: str = PROJECT["tool"]["ossa-registry"]["previous"]
 
 
 def previous_source(directory: Path) -> Path:
@@ -21,7 +20,10 @@ def previous_source(directory: Path) -> Path:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("needs git and the history of the project; this is an archive of it")
-    archive = subprocess.run([git, "-C", ROOT, "archive", PREVIOUS], capture_output=True, check=False)
+    # The owner of the checkout may be another user, which git refuses by default.
+    archive = subprocess.run(
+        [git, "-c", "safe.directory=*", "-C", ROOT, "archive", PREVIOUS], capture_output=True, check=False
+    )
     if archive.returncode:
         pytest.skip(f"git fetch --unshallow --tags is needed for {PREVIOUS}: {archive.stderr.decode()}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
