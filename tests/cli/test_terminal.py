@@ -125,3 +125,12 @@ def test_unencrypted_token_is_warned_about(program: Program) -> None:
     assert notice not in program.run("list", "-t", "unknown.invalid:1", "--tls", OSSA_REGISTRY_TOKEN="x").err
     assert notice not in program.run("list", "-t", "unknown.invalid:1", "--quiet", OSSA_REGISTRY_TOKEN="x").err
     assert notice not in program.run("list", OSSA_REGISTRY_TOKEN="x").err
+
+
+def test_tables_fit_the_terminal(two: Program) -> None:
+    for args in (("list",), ("health", "hostile", "other"), ("capabilities",), ("watch", "--snapshot", "--count", "2")):
+        code, written = two.run_on_terminal(*args, "--no-color", "--quiet", COLUMNS="60")
+        assert code in {0, 7}
+        assert max(map(len, written.splitlines())) <= 60
+        assert "hostile" in written
+    assert max(map(len, two.run_on_terminal("list", "-o", "wide", COLUMNS="60")[1].splitlines())) > 60
