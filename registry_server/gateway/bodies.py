@@ -30,7 +30,8 @@ BODY_TIMEOUT_SECONDS: Final = 30.0
 """Default time limit for receiving a body."""
 
 _SEPARATORS: Final = (b",", b"[", b"{")
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+# Also matches a string without an end: if a match could fail, the search would begin again at each quote in it.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MAX_SEPARATORS: Final = 70_000
 """Two for each value of the largest service, and some for members that are ``null``: more would take 0.1 s to parse."""
 _LARGE_BYTES: Final = 32 << 10
