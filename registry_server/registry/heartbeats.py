@@ -13,7 +13,6 @@ from registry_server.instrumentation.audit import Audit, batch_log_lines
 from registry_server.model import requests
 from registry_server.registry.claims import claim_on
 from registry_server.replication import Writes
-from registry_server.runtime.pacing import BatchTurns
 from registry_server.security.identity import NO_CLAIM, Claim
 from registry_server.store import MAX_COMMITS_PER_GROUP, RedisStore
 
@@ -158,12 +157,9 @@ class Heartbeats:
             except RegistryError as error:
                 errors.append((name, error))
 
-        turns = BatchTurns(MAX_COMMITS_PER_GROUP)
         for start in range(0, len(leases), MAX_COMMITS_PER_GROUP):
             with batch_log_lines():
                 async with asyncio.TaskGroup() as group:
                     for lease in leases[start : start + MAX_COMMITS_PER_GROUP]:
                         group.create_task(set_one(lease))
-                        record = self._replica.records.get(lease.name)
-                        await turns.add(len(record.framed) if record else 0)
         return errors

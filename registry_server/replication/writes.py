@@ -36,6 +36,7 @@ from registry_server.errors import (
 from registry_server.model import normal
 from registry_server.model.record import Record
 from registry_server.replication.follower import Follower
+from registry_server.replication.large_writes import LargeWrites
 from registry_server.replication.reconcile import Reconciler, contradicts
 from registry_server.security.identity import NO_CLAIM, Claim, current_caller_key
 from registry_server.security.limits import Shares
@@ -45,8 +46,7 @@ REPLICA_WAIT_SECONDS: Final = 5.0
 """How long a call waits for this replica to reach a committed revision, and a write retries after conflicts."""
 
 MAX_IN_FLIGHT_WRITES: Final = 5_000
-"""Writes that wait, which callers share. Below the limit on calls, so that reads are still admitted while Redis
-hangs."""
+"""Writes that wait, which callers share. Below the limit on calls, so that reads are admitted while Redis hangs."""
 
 _NO_BUDGET: Final = nullcontext()
 """Reservation of a change that has no owner."""
@@ -83,6 +83,7 @@ class Writes:
         self._default_ttl = default_ttl
         self._reconciler = reconciler or Reconciler(store, replica, follower, default_ttl=default_ttl)
         self._places = Shares(max_in_flight)
+        self._large_writes = LargeWrites(replica)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -112,9 +113,7 @@ class Writes:
         caller = current_caller_key()
         self._take_places(caller, 1)
         # Referenced only by the writes that wait for it, so it is freed with the last of them.
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
+        lock = self._locks.setdefault(name, asyncio.Lock())
         try:
             async with lock:
                 return await self._attempt_until_committed(name, attempt)
@@ -127,6 +126,7 @@ class Writes:
         caught_up = False
         deadline = asyncio.get_running_loop().time() + REPLICA_WAIT_SECONDS
         while True:
+            await self._large_writes.wait_for_turn(name)
             epoch = self._replica.position.epoch
             try:
                 outcome = await attempt(self._replica.records.get(name))
@@ -209,10 +209,12 @@ class Writes:
                 before.endpoint != after.endpoint or before.health != after.health or normal.takes_over(after, before)
             )
             check = FORGET_CHECK if outdated else KEEP_CHECK
+        seen = self._replica.position
         with self._reserve_budget(after, reason, claim):
+            await self._large_writes.wait_for_turn(after.name)
             outcome = await self._store.writer.write_service(
                 after,
-                seen=self._replica.position,
+                seen=seen,
                 expected=before.revision if before else 0,
                 type=type_,
                 reason=reason,
