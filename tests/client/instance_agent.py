@@ -23,13 +23,7 @@ async def serve(port: int) -> None:
 
 
 async def main(
-    target: str,
-    *,
-    service: dict[str, Any],
-    port: int = 0,
-    reports: str = "",
-    report_seconds: float = 0.0,
-    **registration_options: Any,
+    target: str, *, service: dict[str, Any], port: int = 0, reports: str = "", **registration_options: Any
 ) -> None:
     if port:
         await serve(port)
@@ -41,9 +35,6 @@ async def main(
         if reports:
             await me.report(reports)
             print("reported", flush=True)
-        while report_seconds:
-            await asyncio.sleep(report_seconds)
-            await me.report(reports)
         await asyncio.Event().wait()
     print("left", me.removed, flush=True)
 

@@ -1,4 +1,4 @@
-"""Who speaks for a name: agents as processes that overlap, leave, crash and come back."""
+"""Processes of the SDK that share a name: they overlap, leave, crash and start again."""
 
 import asyncio
 import json
@@ -13,10 +13,8 @@ from typing import Any, Self
 
 import pytest
 
-from ossa.registry.v1 import registry_service_pb2 as pb
 from registry_client import (
     Event,
-    EventReason,
     EventType,
     HealthStatus,
     RegistryClient,
@@ -26,7 +24,6 @@ from registry_client import (
 )
 from registry_client.testing import RegistryProcess
 from tests.support.redis_process import PORTS
-from tests.support.server import connected
 from tests.support.waiting import until
 
 AGENT = Path(__file__).with_name("instance_agent.py")
@@ -35,8 +32,6 @@ TTL_SECONDS = 5
 NAME = "agent"
 HEALTHY = HealthStatus.HEALTH_STATUS_HEALTHY
 UNHEALTHY = HealthStatus.HEALTH_STATUS_UNHEALTHY
-DEGRADED = HealthStatus.HEALTH_STATUS_DEGRADED
-MAINTENANCE = HealthStatus.HEALTH_STATUS_MAINTENANCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -236,34 +231,3 @@ async def test_reported_health_ends_with_its_process(registry: RegistryProcess, 
         await old.kill()
     async with Agent(registry.target):
         await assert_available_for_a_lease(client, "1.0.0")
-
-
-async def test_reports_do_not_lift_a_maintenance_and_show_when_it_ends(
-    registry: RegistryProcess, client: RegistryClient, events: list[Event]
-) -> None:
-    async def observed_status(seconds: float) -> HealthStatus.ValueType:
-        """Check for some seconds that the maintenance stands; return what is observed meanwhile."""
-        end = time.monotonic() + seconds
-        async with connected(registry.target) as (_, stub):
-            while time.monotonic() < end:
-                service = await client.get_service(NAME)
-                assert (service.health.status, service.maintenance.reason) == (MAINTENANCE, "disk replacement")
-                await asyncio.sleep(0.05)
-            return (await stub.GetServiceHealth(pb.GetServiceHealthRequest(name=NAME))).observed.status
-
-    reporting: dict[str, Any] = {"reports": "degraded", "report_seconds": 0.1}
-    async with Agent(registry.target, **reporting) as first:
-        await first.printed("reported")
-        await client.set_maintenance(NAME, enabled=True, reason="disk replacement")
-        assert await observed_status(3) == DEGRADED
-        async with Agent(registry.target, "2.0.0", **reporting) as second:
-            await second.printed("reported")
-            assert await observed_status(3) == DEGRADED
-            ended = await client.set_maintenance(NAME, enabled=False)
-            assert (ended.version, ended.health.status, ended.HasField("maintenance")) == ("2.0.0", DEGRADED, False)
-
-            await client.set_maintenance(NAME, enabled=True, reason="disk replacement")
-            await second.kill()
-            await until(lambda: events[-1].type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED)
-    assert events[-1].reason == EventReason.EVENT_REASON_LEASE_EXPIRED
-    assert events[-1].service.health.status == MAINTENANCE

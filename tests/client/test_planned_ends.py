@@ -1,4 +1,4 @@
-"""Planned ends of streams, which are no trouble: rolling restarts of workers and expired tokens."""
+"""Planned ends of streams, which are not reported: rolling restarts of workers and expired tokens."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ def agent(name: str) -> Service:
 
 
 class Interruptions:
-    """What a registration and a cache report other than that all is well."""
+    """The failures that a registration and a cache report."""
 
     def __init__(self, registration: Registration, cache: ServiceCache) -> None:
         self.found: list[object] = []

@@ -32,28 +32,28 @@ from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import Service
 
-target, endpoint, name, instance, ttl = sys.argv[1:]
+target, endpoint, instance, ttl = sys.argv[1:]
 stub = RegistryServiceStub(grpc.insecure_channel(target))
-lease = pb.Lease(name=name, instance_id=instance)
+lease = pb.Lease(name="agent", instance_id=instance)
 
 
-def obey():
+def execute_commands():
     for line in sys.stdin:
         if line == "drain\\n":
             lease.draining = True
         else:
             try:
-                stub.UnregisterService(pb.UnregisterServiceRequest(name=name, instance_id=instance))
+                stub.UnregisterService(pb.UnregisterServiceRequest(name="agent", instance_id=instance))
                 print("left", flush=True)
             except grpc.RpcError as error:
                 print(error.code().name, flush=True)
 
 
-service = Service(name=name, endpoint=endpoint, version="1.0.0", group="fleet", instance_id=instance)
+service = Service(name="agent", endpoint=endpoint, version="1.0.0", instance_id=instance)
 service.ttl.CopyFrom(Duration(seconds=int(ttl)))
 stub.RegisterService(pb.RegisterServiceRequest(service=service))
 print("registered", flush=True)
-threading.Thread(target=obey, daemon=True).start()
+threading.Thread(target=execute_commands, daemon=True).start()
 while True:
     answer = stub.Heartbeat(pb.HeartbeatRequest(leases=[lease]))
     done = "draining" if lease.draining else "renewed"
@@ -77,7 +77,7 @@ class AgentProcess:
                     return
         raise AssertionError(f"the agent ended without printing {expected!r}")
 
-    async def obeys(self, command: str, expected: str) -> None:
+    async def execute(self, command: str, expected: str) -> None:
         """Send a command, and wait for its result."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n".encode())
@@ -92,12 +92,10 @@ class AgentProcess:
 
 
 @asynccontextmanager
-async def agent_process(
-    server: ServerProcess, endpoint: Agent, instance: str, name: str = "agent"
-) -> AsyncIterator[AgentProcess]:
+async def agent_process(server: ServerProcess, endpoint: Agent, instance: str) -> AsyncIterator[AgentProcess]:
     """Start an agent and wait until it has registered."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", AGENT, server.grpc_address, endpoint.endpoint(), name, instance, str(TTL_SECONDS)),
+        *(sys.executable, "-c", AGENT, server.grpc_address, endpoint.endpoint(), instance, str(TTL_SECONDS)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -144,9 +142,9 @@ def available(event: Event) -> bool:
     return service.health.status == HealthStatus.HEALTH_STATUS_HEALTHY and not service.draining
 
 
-async def events_of_a_lease(stub: "RegistryServiceAsyncStub", watch: Watch, leases: float = 1.5) -> list[Event]:
+async def events_of_a_lease(stub: "RegistryServiceAsyncStub", watch: Watch) -> list[Event]:
     """Return the events of more than one lease."""
-    await asyncio.sleep(leases * TTL_SECONDS)
+    await asyncio.sleep(1.5 * TTL_SECONDS)
     health = await stub.GetRegistryHealth(pb.GetRegistryHealthRequest())
     return await watch.until(health.revision) if watch.messages[-1].revision < health.revision else []
 
@@ -158,7 +156,7 @@ async def test_successor_is_available_at_once_and_stays_so(
     first, second = registries
     async with observing(second) as (stub, watch), agent_process(first, endpoint, "old") as old:
         await until_available(watch, "old")
-        await old.obeys("drain", "draining")
+        await old.execute("drain", "draining")
         [drained] = (await watch.message()).events
         assert (drained.service.draining, drained.service.health.status) == (True, HealthStatus.HEALTH_STATUS_HEALTHY)
 
@@ -170,47 +168,11 @@ async def test_successor_is_available_at_once_and_stays_so(
                 await old.kill()
             else:
                 await old.prints("superseded")
-                await old.obeys("leave", "ABORTED")
+                await old.execute("leave", "ABORTED")
             assert await events_of_a_lease(stub, watch) == []
             await new.prints("renewed")
             found = (await stub.GetService(pb.GetServiceRequest(name="agent"))).service
             assert found == taken.service
-            await new.obeys("leave", "left")
+            await new.execute("leave", "left")
         [left] = (await watch.message()).events
         assert left.type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
-
-
-async def test_two_living_processes_do_not_fight_over_a_name(registries: list[ServerProcess], endpoint: Agent) -> None:
-    first, second = registries
-    async with observing(second) as (stub, watch), agent_process(first, endpoint, "one") as one:
-        await until_available(watch, "one")
-        async with agent_process(second, endpoint, "two") as two:
-            await one.prints("superseded")
-            await until_available(watch, "two")
-            assert await events_of_a_lease(stub, watch) == []
-            for _ in range(3):
-                await one.prints("superseded")
-                await two.prints("renewed")
-
-
-async def test_entries_of_killed_processes_end_with_their_lease(
-    registries: list[ServerProcess], endpoint: Agent
-) -> None:
-    async with observing(registries[0]) as (stub, watch):
-        for i in range(3):
-            async with agent_process(registries[i % 2], endpoint, f"i{i}", f"agent-{i}") as crashing:
-                await until_available(watch, f"i{i}")
-                await crashing.kill()
-        async with agent_process(registries[0], endpoint, "i3", "agent-3"):
-            removed: list[str] = []
-            while len(removed) < 3:  # although the probes of their endpoint succeed
-                removed += [
-                    event.service.name
-                    for event in (await watch.message()).events
-                    if event.type == EventType.EVENT_TYPE_SERVICE_UNREGISTERED
-                ]
-            assert sorted(removed) == ["agent-0", "agent-1", "agent-2"]
-            found = await stub.DiscoverServices(pb.DiscoverServicesRequest())
-            assert [(each.name, each.health.status) for each in found.services] == [
-                ("agent-3", HealthStatus.HEALTH_STATUS_HEALTHY)
-            ]
