@@ -189,6 +189,12 @@ class Channels:
             self._current = (self._current + 1) % len(self._targets)
         return 0.0 if failures < len(self._targets) else self.backoff.delay(failures, at_least)
 
+    def reopen_delay(self, failed_target: str, failures: int, error: RegistryError) -> float:
+        """Return the delay before a stream is opened again; switch to the next target if the current one has failed."""
+        if isinstance(error, Unauthenticated):
+            return self.backoff.delay(failures)
+        return self.fail_over(failed_target, failures)
+
     def name_proxy(self, error: RegistryError, target: str) -> None:
         """Add the proxy, if there is one, to an error that may come from it instead of the registry."""
         connection = self._open.get(target)

@@ -21,7 +21,7 @@ from registry_client.errors import (
     RegistryUnavailable,
     Unauthenticated,
 )
-from registry_client.retry import REOPEN_SECONDS
+from registry_client.retry import StreamEnds
 from registry_client.tasks import Listeners, cancel_and_wait
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ class LeaseKeeper:
         self._min_heartbeat_timeout = min_heartbeat_timeout
         self._leases: dict[str, Lease] = {}
         self._failures = 0
-        self._answered = False
-        """Whether the registry has answered on the current stream."""
-        self._reopen_until = 0.0
-        """Until when failures of new streams are not reported; by the clock."""
+        self._ends = StreamEnds(self._clock)
         self._sends_names = False
         """Whether the current stream sends names instead of leases."""
         self._wake = asyncio.Event()
@@ -245,10 +242,7 @@ class LeaseKeeper:
             self._failures += 1
             if not self._is_planned_end(failure):
                 self._set_failed(failure)
-            if isinstance(failure, Unauthenticated):
-                delay = self._channels.backoff.delay(self._failures)  # not the fault of this target
-            else:
-                delay = self._channels.fail_over(target, self._failures)
+            delay = self._channels.reopen_delay(target, self._failures, failure)
             await self._sleep(min(delay, self._max_retry_delay()))
 
     def _is_planned_end(self, failure: RegistryError) -> bool:
@@ -257,12 +251,8 @@ class LeaseKeeper:
         A registry of the previous version rejects ``leases``; the next stream sends names.
         """
         rejected = isinstance(failure, InvalidRequest) and not self._sends_names
-        answered = self._answered and not isinstance(failure, DeadlineExceeded)
-        self._sends_names, self._answered = rejected, False
-        if answered:
-            self._reopen_until = self._clock() + REOPEN_SECONDS
-        reopening = isinstance(failure, RegistryUnavailable) and self._clock() < self._reopen_until
-        return rejected or answered or reopening
+        self._sends_names = rejected
+        return self._ends.is_planned(failure) or rejected
 
     def _set_failed(self, failure: RegistryError) -> None:
         refused = isinstance(failure, Unauthenticated | PermissionDenied)
@@ -316,7 +306,7 @@ class LeaseKeeper:
             request = pb.KeepAliveRequest(leases=[lease.heartbeat() for lease in leases])
         response = await next_message(call, pb.KeepAliveResponse, self._heartbeat_timeout(), request)
         self._failures = 0
-        self._answered = True
+        self._ends.answered = True
         unknown, superseded = set(response.unknown_names), set(response.superseded_names)
         for lease in leases:
             if lease.name in superseded:

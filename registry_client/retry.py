@@ -10,6 +10,7 @@ clients which reconnect after an outage do not arrive at the same moment.
 """
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -25,12 +26,8 @@ from registry_client.errors import (
 
 _MAX_EXPONENT = 30
 """Keeps ``2 ** failures`` small: a client retries thousands of times during an outage of a week."""
-
-
-REOPEN_SECONDS = 1.0
-"""Time in which a stream that was answered and has ended is opened again without reporting an interruption. Drains,
-rolling restarts, expired tokens and many proxies end streams. A new one may still reach the process that stops, which
-resets it. The time is below the heartbeat interval of the shortest lease."""
+_REOPEN_SECONDS = 1.0
+"""Time in which an ended stream must be opened again; it is below the heartbeat interval of the shortest lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,28 @@ class Backoff:
         """
         upper_bound = min(self.most, self.first * 2 ** min(failures - 1, _MAX_EXPONENT))
         return at_least + self.uniform(0, upper_bound)
+
+
+class StreamEnds:
+    """Distinguishes planned ends of successive streams from interruptions.
+
+    Drains, rolling restarts, expired tokens and many proxies end streams that were answered. A new one may still reach
+    the process that stops, which resets it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._reopen_until = 0.0
+        self.answered = False
+        """Whether a message has arrived on the current stream."""
+
+    def is_planned(self, error: RegistryError) -> bool:
+        """Return whether the end of the current stream is no interruption, as long as another one is answered soon."""
+        answered, self.answered = self.answered, False
+        if answered and not isinstance(error, DeadlineExceeded):
+            self._reopen_until = self._clock() + _REOPEN_SECONDS
+            return True
+        return isinstance(error, RegistryUnavailable) and self._clock() < self._reopen_until
 
 
 def is_retryable(error: RegistryError, *, repeatable: bool) -> bool:

@@ -13,15 +13,8 @@ from ossa.registry.v1.service_pb2 import Service, ServiceFilter
 from registry_client import difference
 from registry_client.calls import Session, next_message
 from registry_client.channel import Channels
-from registry_client.errors import (
-    CursorExpired,
-    DeadlineExceeded,
-    RegistryError,
-    RegistryUnavailable,
-    Unauthenticated,
-    WatcherTooSlow,
-)
-from registry_client.retry import REOPEN_SECONDS, is_resumable
+from registry_client.errors import CursorExpired, RegistryError, Unauthenticated, WatcherTooSlow
+from registry_client.retry import StreamEnds, is_resumable
 from registry_client.values import duration
 
 if TYPE_CHECKING:
@@ -75,9 +68,8 @@ class Watch:
         self._include_snapshot = include_snapshot
         self._bookmark_interval = bookmark_interval
         self._call: _WatchCall | None = None
-        self._answered = False  # whether a message has arrived on the current stream
+        self._ends = StreamEnds()
         self._connected = False
-        self._reopen_until = 0.0  # until when failures of new streams are not reported
         self._target = ""
         self._failures = 0
         self._resume_cursor = cursor  # where the stream resumes; `cursor` follows once the events are handled
@@ -167,14 +159,16 @@ class Watch:
                 self._cancel_stream()
                 if self._closed:
                     return []
-                planned = self._is_planned_end(error)
-                if not is_resumable(error) and not planned:
+                planned = not isinstance(error, WatcherTooSlow) and self._ends.is_planned(error)
+                # A function may return a new token if the previous one has expired.
+                renewable = planned and isinstance(error, Unauthenticated) and self._channels.has_token_source
+                if not is_resumable(error) and not renewable:
                     raise
                 await self.back_off(error, planned=planned)
             else:
                 self.last_heard = time.monotonic()
                 self.last_error = None
-                self._answered = self._connected = True
+                self._ends.answered = self._connected = True
                 self._failures = 0
                 return self._apply_message(message)
 
@@ -186,18 +180,7 @@ class Watch:
         if isinstance(error, WatcherTooSlow):
             return  # the missed events are available now
         self._failures += 1
-        if isinstance(error, Unauthenticated):
-            await asyncio.sleep(self._channels.backoff.delay(self._failures))  # not the fault of this target
-        else:
-            await asyncio.sleep(self._channels.fail_over(self._target, self._failures))
-
-    def _is_planned_end(self, error: RegistryError) -> bool:
-        """Return whether the end of a stream is no interruption, as long as another one is answered soon."""
-        if self._answered and not isinstance(error, DeadlineExceeded | WatcherTooSlow):
-            self._reopen_until = time.monotonic() + REOPEN_SECONDS
-            # The token may have expired; a function may return a new one.
-            return is_resumable(error) or (isinstance(error, Unauthenticated) and self._channels.has_token_source)
-        return isinstance(error, RegistryUnavailable) and time.monotonic() < self._reopen_until
+        await asyncio.sleep(self._channels.reopen_delay(self._target, self._failures, error))
 
     async def _read_message(self) -> WatchEventsResponse:
         timeout = _MAX_MISSED_BOOKMARKS * self._bookmark_interval
@@ -212,7 +195,7 @@ class Watch:
             raise
 
     def _open_stream(self) -> "_WatchCall":
-        self._answered = False
+        self._ends.answered = False
         request = WatchEventsRequest(
             filter=self._filter,
             cursor=self._resume_cursor,

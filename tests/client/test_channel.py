@@ -101,6 +101,14 @@ def test_several_failures_on_one_target_fail_over_once() -> None:
     assert channels.target == "a:50051"
 
 
+def test_rejected_token_is_not_the_failure_of_a_target() -> None:
+    channels = Channels(["a", "b"], None, None, Backoff(first=0.1, uniform=max))
+    assert channels.reopen_delay("a:50051", 1, Unauthenticated("expired")) == pytest.approx(0.1)
+    assert channels.target == "a:50051"
+    assert channels.reopen_delay("a:50051", 1, RegistryUnavailable("connection refused")) == 0
+    assert channels.target == "b:50051"
+
+
 def test_every_other_target_is_tried_once_without_a_delay() -> None:
     channels = Channels(["a", "b", "c"], None, None, Backoff(first=0.1, uniform=max))
     delays = [channels.fail_over(channels.target, failures, at_least=1.0) for failures in (1, 2, 3, 4)]

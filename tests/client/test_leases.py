@@ -89,7 +89,7 @@ class FakeChannels:
     def call_metadata(self) -> tuple[()]:
         return ()
 
-    def fail_over(self, _: str, failures: int) -> float:
+    def reopen_delay(self, _: str, failures: int, __: RegistryError) -> float:
         return self.backoff.delay(failures)
 
 
