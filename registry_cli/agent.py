@@ -23,7 +23,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 _CONNECT_SECONDS: Final = 1.0
 _CONNECT_INTERVAL_SECONDS: Final = 0.1
 _SLOW_START_SECONDS: Final = 10.0
-"""Time after which a notice says why the service is not registered yet."""
+"""Time after which a notice explains why the service is not registered yet."""
 
 
 async def run_agent(

@@ -27,8 +27,8 @@ async def command(
     ossa-registry maintenance on translator-1 translator-2 --reason 'new model'
     ossa-registry maintenance off --group translator
 
-    A service in maintenance remains registered and keeps its lease, but its status is maintenance whatever its probes,
-    reports and new registrations say. At the end it gets the status that they have observed. Only operators may do so.
+    A service in maintenance remains registered and keeps its lease. Probes, reports and new registrations do not end
+    its maintenance, and the status that they observe is its status afterwards. Only operators may call this.
     """  # noqa: D301 - click needs the backspace character, which keeps the line breaks
     if reason and state == "off":
         raise click.UsageError("--reason requires 'on'.")

@@ -17,7 +17,7 @@ from registry_client import RegistryError, RegistryUnavailable, Service, make_se
 
 _DURATION_SECONDS: Final = click.FloatRange(0, 86_400)
 _REVISION_SECONDS: Final = 2.0
-"""Timeout of the call that tells changed services from unchanged ones: with ``--retry`` it delays the registration."""
+"""Timeout of the call that finds unchanged services: with ``--retry`` it delays the registration."""
 
 
 @registry_command(*DATA_AND_NAME_FORMATS)

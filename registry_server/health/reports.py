@@ -26,7 +26,7 @@ class NewestHealth(NamedTuple):
     lease_ends: Timestamp | None
     """End of the lease; ``None`` for a permanent service and while the store is unavailable."""
     observed: Health | None
-    """What probes and reports say; ``None`` during maintenance while the store is unavailable."""
+    """The health by probes and reports; ``None`` during maintenance while the store is unavailable."""
 
 
 class HealthReports:

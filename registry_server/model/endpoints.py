@@ -46,7 +46,7 @@ def check_endpoint(endpoint: str, at: str, found: list[Violation]) -> None:
 
 
 def probe_kind(service: Service) -> ProbeKind:
-    """Return how a service is probed: as its health check says, otherwise as its endpoint allows."""
+    """Return how a service is probed: by its health check, otherwise by its endpoint."""
     kind: ProbeKind | None = service.health_check.WhichOneof("probe")
     return kind or _default_probe(service.endpoint)
 

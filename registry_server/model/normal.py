@@ -47,14 +47,14 @@ def apply_registration(sent: Service, current: Service | None, now: Timestamp) -
     same = current is not None and (sent.health.status, sent.endpoint) == (current.health.status, current.endpoint)
     keep_health = same or sent.health.status in _NO_STATUS
     if current is not None and takes_over(sent, current):
-        # The health of the previous instance says nothing about this one, unless both answer at the same place.
+        # The health of the previous instance does not apply to this one, unless both answer at the same place.
         same_place = (sent.endpoint, sent.health_check) == (current.endpoint, current.health_check)
         keep_health &= same_place and current.health.status == HEALTH_STATUS_HEALTHY
     return _mark_heartbeating_healthy(_normalise(service, current, now, keep_health=keep_health), current, now)
 
 
 def takes_over(sent: Service, current: Service) -> bool:
-    """Return whether a registration gives the name to another instance."""
+    """Return whether another instance takes the name over."""
     return sent.instance_id != current.instance_id
 
 

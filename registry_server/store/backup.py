@@ -2,7 +2,7 @@
 
 A backup is a compressed text file: a JSON object that describes it, one object for each service, and one that ends it.
 It is read by one script, so it is the state of one revision. It contains no events, and no epoch: a restored
-registry starts a new history, because revisions after the backup would otherwise stand for other changes.
+registry starts a new history, because the revisions after the backup would otherwise identify other changes.
 """
 
 import asyncio
