@@ -25,11 +25,13 @@ class StoreReader:
     Methods raise ``StoreUnavailable`` if Redis does not answer.
 
     Attributes:
-        stream_client: Client for scans and for blocking reads of the stream, which occupy their connection.
+        stream_client: Client of the follower, for its scans and its blocking reads of the stream. Another task must not
+            use it: a second connection looks like a lost one.
     """
 
     def __init__(self, commands: Commands, connections: Connections, keys: Keys, limits: StoreLimits) -> None:
         self._commands = commands
+        self._connections = connections
         self._keys = keys
         self._limits = limits
         self.stream_client = connections.client(
@@ -178,7 +180,11 @@ class StoreReader:
 
     async def holds_foreign_documents(self) -> bool:
         """Return whether the OSSA reference implementation left documents under the key prefix, as far as was read."""
-        return await holds_documents(self.stream_client, self._keys.document_prefix, _MAX_FOREIGN_PAGES)
+        client = self._connections.client()
+        try:
+            return await holds_documents(client, self._keys.document_prefix, _MAX_FOREIGN_PAGES)
+        finally:
+            await client.aclose()
 
     def _count_stream_connection(self) -> None:
         self._opened_connections += 1

@@ -9,6 +9,8 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
+from ossa.registry.v1 import registry_service_pb2 as pb
+from registry_client import make_service
 from tests.cli.program import Done, Program
 from tests.support.redis_process import RedisProcess
 from tests.support.server import running
@@ -150,8 +152,13 @@ def test_unusable_redis_is_named(url: str, code: int, message: str, program: Pro
 async def test_start_on_the_redis_of_the_reference_implementation_is_reported(redis: RedisProcess, own: bool) -> None:  # noqa: FBT001
     OldRedis(redis).store("a", document("a", **({"revision": 1} if own else {})), prefix="ossa:services")
     with capture_logs() as logs:
-        async with running(redis.url):
+        async with running(redis.url) as server:
             await until(lambda: any(each["event"] == ("store connected" if own else FOUND) for each in logs))
+            # The follower checks its connection when it has read the event of a write.
+            await server.stub.RegisterService(
+                pb.RegisterServiceRequest(service=make_service("b", "http://b.test", version="1"))
+            )
+    assert not [each for each in logs if each["event"] == "store disconnected"]
     (found,) = [each for each in logs if each["event"] == FOUND] or [{"command": ""}]
     command = "ossa-registry import ossa --redis URL --key-prefix ossa:services --dry-run"
     assert found["command"] == ("" if own else command)
