@@ -175,7 +175,7 @@ class RegistryClient(UnaryCalls):
             self._channels,
             self._session,
             values.make_filter(filter, fields),
-            types=frozenset(values.enum_value(EventType, each) for each in types),
+            types=frozenset(values.enum_value(EventType, each, "types") for each in types),
             include_snapshot=include_snapshot,
             cursor=cursor,
             bookmark_interval=bookmark_interval,
@@ -208,6 +208,6 @@ class RegistryClient(UnaryCalls):
         return ServiceCache(
             watch,
             policy=policy,
-            fallback=tuple(values.enum_value(HealthStatus, each) for each in fallback),
+            fallback=tuple(values.enum_value(HealthStatus, each, "fallback") for each in fallback),
             snapshot_timeout=self._timeout if wait else 0.0,
         )

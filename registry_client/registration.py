@@ -138,7 +138,7 @@ class Registration:
             self._leases.mark_superseded(self._lease)
             raise
         # Not the health in the response, which reads MAINTENANCE while an operator keeps the service in maintenance.
-        self._lease.service.health.CopyFrom(Health(status=enum_value(HealthStatus, status), error=error))
+        self._lease.service.health.CopyFrom(Health(status=enum_value(HealthStatus, status, "status"), error=error))
 
     async def start_draining(self) -> None:
         """Mark the service as draining before the block ends, so that no new calls reach it while the agent finishes.

@@ -190,7 +190,7 @@ class UnaryCalls:
         """
         request = pb.ReportServiceHealthRequest(
             name=name,
-            status=values.enum_value(HealthStatus, status),
+            status=values.enum_value(HealthStatus, status, "status"),
             error=error,
             draining=draining,
             instance_id=instance_id,
@@ -276,7 +276,7 @@ class UnaryCalls:
             filter=values.make_filter(filter, fields),
             page_size=page_size,
             page_token=page_token,
-            consistency=values.enum_value(pb.Consistency, consistency),
+            consistency=values.enum_value(pb.Consistency, consistency, "consistency"),
         )
         return self._observe(await self._read_at_revision(request, pb.DiscoverServicesResponse, min_revision, timeout))
 

@@ -89,7 +89,7 @@ def make_service(name: str, endpoint: str, *, version: str, **fields: Unpack[Ser
     if "ttl" in fields:
         service.ttl.CopyFrom(duration(fields.pop("ttl"), "ttl"))
     if "health" in fields:
-        service.health.status = enum_value(HealthStatus, fields.pop("health"))
+        service.health.status = enum_value(HealthStatus, fields.pop("health"), "health")
     if check := fields.pop("health_check", None):
         service.health_check.CopyFrom(_default_health_check(check) if isinstance(check, str) else check)
     if unknown := fields.keys() - _METADATA_FIELDS:
@@ -115,20 +115,20 @@ def make_filter(base: ServiceFilter | None, fields: FilterFields) -> ServiceFilt
     if "health" in fields:
         statuses = fields["health"]
         statuses = [statuses] if isinstance(statuses, str | int) else statuses
-        merged.health[:] = [enum_value(HealthStatus, each) for each in statuses]
+        merged.health[:] = [enum_value(HealthStatus, each, "health") for each in statuses]
     if "tag_match" in fields:
-        merged.tag_match = enum_value(TagMatch, fields["tag_match"])
+        merged.tag_match = enum_value(TagMatch, fields["tag_match"], "tag_match")
     remaining = {key: value for key, value in fields.items() if key not in {"health", "tag_match"}}
     _check_types(ServiceFilter.DESCRIPTOR, remaining)
     merged.MergeFrom(ServiceFilter(**remaining))  # type: ignore[arg-type] # TypedDicts lose the types of their values
     return merged
 
 
-def enum_value(enum: "_EnumTypeWrapper[_Value]", value: _Value | str) -> _Value:
+def enum_value(enum: "_EnumTypeWrapper[_Value]", value: _Value | str, field: str) -> _Value:
     """Return the value of an enum by its name, with or without the prefix: ``"healthy"``, ``"HEALTH_STATUS_HEALTHY"``.
 
     Raises:
-        ValueError: The enum has no such value.
+        ValueError: The enum has no such value; the message names the field.
     """
     if not isinstance(value, str):
         return value
@@ -136,7 +136,7 @@ def enum_value(enum: "_EnumTypeWrapper[_Value]", value: _Value | str) -> _Value:
         if value.upper() in (name, name.removeprefix(_prefix(enum))):
             return number
     names = ", ".join(enum_name(enum, number) for number in enum.values() if number)
-    raise ValueError(f"{value!r} is not a {enum.DESCRIPTOR.name}; use one of {names}")
+    raise ValueError(f"{field}: {value!r} is not a {enum.DESCRIPTOR.name}; use one of {names}")
 
 
 def enum_name(enum: "_EnumTypeWrapper[_Value]", value: int) -> str:
@@ -232,7 +232,7 @@ def _to_json(value: object) -> object:
 
 def _default_health_check(kind: str) -> HealthCheck:
     if kind not in PROBE_TYPES:
-        raise ValueError(f"{kind!r} is not a probe type; use one of {', '.join(PROBE_TYPES)}")
+        raise ValueError(f"health_check: {kind!r} is not a probe type; use one of {', '.join(PROBE_TYPES)}")
     check = HealthCheck()
     getattr(check, kind).SetInParent()
     return check

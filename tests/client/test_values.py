@@ -60,12 +60,12 @@ def test_health_check_accepts_a_probe_type(kind: str) -> None:
 
 
 def test_unknown_probe_types_fields_and_statuses_raise() -> None:
-    with pytest.raises(ValueError, match="psychic"):
+    with pytest.raises(ValueError, match="health_check: 'psychic'"):
         make_service("a", "http://a.test", version="1", health_check="psychic")
     with pytest.raises(TypeError, match="colour"):
         make_service("a", "http://a.test", version="1", colour="red")  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match=r"jolly.* use one of healthy, unhealthy"):
-        enum_value(HealthStatus, "jolly")
+    with pytest.raises(ValueError, match=r"status: 'jolly'.* use one of healthy, unhealthy"):
+        enum_value(HealthStatus, "jolly", "status")
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_keyword_arguments_override_a_copy_of_the_filter() -> None:
 
 
 def test_enums_accept_names_and_values() -> None:
-    assert enum_value(HealthStatus, "maintenance") == enum_value(HealthStatus, MAINTENANCE) == MAINTENANCE
-    assert enum_value(Consistency, "strong") == enum_value(Consistency, "CONSISTENCY_STRONG") == STRONG
+    assert enum_value(HealthStatus, "maintenance", "a") == enum_value(HealthStatus, MAINTENANCE, "a") == MAINTENANCE
+    assert enum_value(Consistency, "strong", "a") == enum_value(Consistency, "CONSISTENCY_STRONG", "a") == STRONG
     assert (enum_name(HealthStatus, MAINTENANCE), enum_name(HealthStatus, 99)) == ("maintenance", "99")
     assert f"{RegistrationState.AWAY} {Policy.ROUND_ROBIN}" == "away round_robin"
     snapshot = EventType.EVENT_TYPE_SERVICE_SNAPSHOT
-    assert enum_value(EventType, "service_snapshot") == enum_value(EventType, snapshot) == snapshot
+    assert enum_value(EventType, "service_snapshot", "a") == enum_value(EventType, snapshot, "a") == snapshot
