@@ -11,9 +11,9 @@ def command(context: click.Context, *, shell: str) -> None:
     """Print a shell completion script.
 
     \b
-    bash:  eval "$(ossa-registry completion bash)"            in ~/.bashrc
-    zsh:   eval "$(ossa-registry completion zsh)"             in ~/.zshrc, after compinit
-    fish:  ossa-registry completion fish | source             in config.fish
+    bash:  eval "$(ossa-registry completion bash)"    in ~/.bashrc
+    zsh:   eval "$(ossa-registry completion zsh)"     in ~/.zshrc, after compinit
+    fish:  ossa-registry completion fish | source     in config.fish
 
     Service and capability names are completed from the registry that the command line or the environment selects.
     """  # noqa: D301 - click needs the backspace character, which keeps the line breaks

@@ -34,10 +34,10 @@ _INNER: Final[Mapping[str, type[Message]]] = {"health": Health, "metadata": Meta
 @click.option("--key-prefix", metavar="PREFIX", default="ossa:services", show_default=True, help="Prefix of its keys.")
 @click.option("--dry-run", is_flag=True, help="Show what would be registered, without calling the registry.")
 async def command(context: CommandContext, *, source: str, url: str, key_prefix: str, dry_run: bool) -> Exit:
-    """Register the services that another registry left in its Redis.
+    """Register the services in the Redis of another registry.
 
     \b
-    ossa-registry import ossa --redis redis://localhost:6379 --key-prefix ossa:services --dry-run
+    ossa-registry import ossa --redis redis://localhost:6379 --dry-run
 
     The source `ossa` is the OSSA reference implementation in TypeScript. The command only reads its Redis. All
     documents are checked first, with a line for each; valid ones are then registered. Names that are registered already

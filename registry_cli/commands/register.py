@@ -53,7 +53,7 @@ async def command(
     """Register services from flags or files.
 
     \b
-    ossa-registry register NAME ENDPOINT --version 1.0.0 --capability translate@2.1.0
+    ossa-registry register NAME ENDPOINT --version 1.0.0 --capability speak@2.1.0
     ossa-registry register -f agents.yaml -f more/
 
     A file contains services in the format of `get -o yaml`: one or several documents, an object or an array. Each

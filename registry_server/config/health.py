@@ -33,7 +33,7 @@ Networks = Annotated[tuple[Network, ...], BeforeValidator(_parse_networks), Meta
 
 
 class HealthCheckSettings(SettingsGroup):
-    """Health checks: defaults for services that do not set their own values, and limits of probing."""
+    """Health checks: defaults for services without own values, limits of probing."""
 
     enabled: bool = True
     """Whether this process probes services. Health reports and heartbeats are accepted in any case."""

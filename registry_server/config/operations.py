@@ -15,7 +15,7 @@ def _check_destination(value: str) -> str:
 
 
 class WatchSettings(SettingsGroup):
-    """Watches: limits of the history and of each watcher's buffer. A watch whose buffer is full is ended."""
+    """Watches: limits of history and buffers. A watch whose buffer is full is ended."""
 
     history_seconds: Annotated[Number, Field(ge=0, le=3600)] = 60
     """Time for which each process keeps all changes in memory, so that watches can resume, even if they are more than

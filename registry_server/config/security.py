@@ -32,7 +32,7 @@ class SecuritySettings(SettingsGroup):
 
 
 class LimitSettings(SettingsGroup):
-    """Limits for each caller, identified by its identity or, without one, by its address."""
+    """Limits for each caller: its identity or, without one, its address."""
 
     requests_per_second: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000
     """Sustained rate of calls a second for each caller, in each process. Without a policy, the default applies to an

@@ -27,7 +27,9 @@ def test_help_and_command_table_have_the_same_summaries(program: Program) -> Non
     table = program.run_ok("--help").out
     for name, summary in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", table, re.MULTILINE)
-        assert name == "serve" or f"\n  {summary}\n" in program.run_ok(name, "--help").out
+        described = program.run(name, "--help", COLUMNS="80").out
+        assert name == "serve" or f"\n  {summary}\n" in described
+        assert [line for line in described.splitlines() if len(line) > 80] == []
 
 
 def test_register_accepts_a_service_from_flags(program: Program) -> None:
