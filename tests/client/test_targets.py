@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
 from registry_client import DeadlineExceeded, RegistryClient, RegistryUnavailable, SyncRegistryClient
 from registry_client.targets import is_loopback, parse_target, proxy_from_environment
+from registry_server.runtime.tasks import cancel
 from tests.client.listener import Listener
 from tests.support.waiting import until
 
@@ -136,14 +137,19 @@ class ConnectProxy:
     def __init__(self, tunnel_to: str = "") -> None:
         self._tunnel_to = tunnel_to
         self.requests: list[str] = []
+        self._connections: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         async with server:
             yield f"http://user:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await cancel(self._connections)  # Python 3.11 does not wait for them
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.current_task()
+        assert connection is not None
+        self._connections.append(connection)
         try:
             self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode().partition("\r\n")[0])
             if not self._tunnel_to:
@@ -152,8 +158,9 @@ class ConnectProxy:
                 return
             host, _, port = self._tunnel_to.partition(":")
             to_reader, to_writer = await asyncio.open_connection(host, int(port))
-            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            await asyncio.gather(self._copy(reader, to_writer), self._copy(to_reader, writer))
+            with closing(to_writer):
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                await asyncio.gather(self._copy(reader, to_writer), self._copy(to_reader, writer))
         finally:
             writer.close()
 
