@@ -15,6 +15,8 @@ _MAX_BYTES: Final = 32 << 20
 _MAX_BYTES_PER_TURN: Final = 64 << 10
 """Services that are encoded without yielding to the event loop: 5 ms for 90 usual ones. One of 128 KiB takes up to 40
 ms."""
+_LARGE_BYTES: Final = 8 << 10
+"""Size from which a single service is encoded in a slice: many requests may arrive in one turn."""
 _ENTRY_OVERHEAD_BYTES: Final = 600
 
 
@@ -46,16 +48,25 @@ class Documents:
                 self._documents[record.framed] = document
         return document.json
 
+    async def encode(self, record: Record) -> bytes:
+        """Return the JSON of a service; a large one is encoded in a slice."""
+        if len(record.framed) <= _LARGE_BYTES or record.framed in self._documents:
+            return self.encoded(record)
+        return (await self._encode_in_slices([record]))[0]
+
     async def encode_all(self, records: Sequence[Record]) -> list[bytes]:
         """Return the JSON of several services; large ones are encoded in slices."""
         if sum(len(record.framed) for record in records) <= _MAX_BYTES_PER_TURN:
             return list(map(self.encoded, records))
+        return await self._encode_in_slices(records)
+
+    async def _encode_in_slices(self, records: Sequence[Record]) -> list[bytes]:
         documents: list[bytes] = []
 
         def encode_each() -> Iterator[None]:
             for record in records:
+                yield  # before each document: other requests may have used up the slice of this turn
                 documents.append(self.encoded(record))
-                yield
 
         await self._slices.run(encode_each())
         return documents

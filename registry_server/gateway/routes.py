@@ -102,7 +102,7 @@ class Api:
         headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
         if preconditions.is_current(call.request, record.revision):
             return web.Response(status=304, headers=headers)
-        return self._envelope.success(self._documents.encoded(record), call.request_id, headers=headers)
+        return self._envelope.success(await self._documents.encode(record), call.request_id, headers=headers)
 
     async def update(self, call: HttpCall) -> web.Response:
         """Update the fields in the body, and renew the lease."""

@@ -1,5 +1,6 @@
 """No HTTP request stops the event loop, however often its body or its parameters repeat something."""
 
+import asyncio
 from typing import Final
 
 import aiohttp
@@ -63,3 +64,17 @@ async def test_services_with_costly_schemas_are_listed_in_slices(server: Server)
                     await response.content.readexactly(size)
             print(path, turns.longest)
             assert turns.longest < MAX_TURN_SECONDS
+
+
+async def test_costly_services_that_are_read_at_once_do_not_stop_the_event_loop(server: Server) -> None:
+    await register_costly_services(server)
+    async with aiohttp.ClientSession() as client:
+
+        async def read(name: str) -> int:
+            async with client.get(f"{server.http}/api/v1/registry/services/{name}") as response:
+                return len(await response.read())
+
+        with measured_turns() as turns:
+            sizes = await asyncio.gather(*(read(f"s{i}") for i in range(30)))
+    assert min(sizes) > 90_000
+    assert turns.longest < MAX_TURN_SECONDS
