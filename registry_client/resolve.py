@@ -73,23 +73,23 @@ class ResponseTimes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.changes = 0
-        self._means: dict[str, tuple[float, float]] = {}
+        self._averages: dict[str, tuple[float, float]] = {}
 
     def record(self, name: str, seconds: float) -> None:
         """Add a measurement."""
-        average, measured_at = self._means.get(name, (seconds, 0.0))
+        average, measured_at = self._averages.get(name, (seconds, 0.0))
         now = self.clock()
         fresh = now - measured_at < _MEASUREMENT_TTL_SECONDS
-        self._means[name] = (average + _EWMA_WEIGHT * (seconds - average) if fresh else seconds), now
+        self._averages[name] = (average + _EWMA_WEIGHT * (seconds - average) if fresh else seconds), now
         self.changes += 1
 
     def discard(self, name: str) -> None:
         """Remove the measurements of a service."""
-        self._means.pop(name, None)
+        self._averages.pop(name, None)
 
     def expected_seconds(self, service: Service) -> float:
         """Return the expected response time of a service; 0 if it was never measured."""
-        average, measured_at = self._means.get(service.name, (0.0, float("-inf")))
+        average, measured_at = self._averages.get(service.name, (0.0, float("-inf")))
         if self.clock() - measured_at < _MEASUREMENT_TTL_SECONDS:
             return average
         return service.health.response_time.ToNanoseconds() / 1e9

@@ -10,6 +10,8 @@ from ossa_common.violations import Violation, quoted
 from registry_server.model import rules
 
 ProbeKind = Literal["http", "grpc", "tcp", "heartbeat", "none"]
+UNPROBED: Final[frozenset[ProbeKind]] = frozenset({"heartbeat", "none"})
+"""Kinds without a probe: heartbeats or reports determine the health."""
 
 MAX_ENDPOINT_LENGTH: Final = 2_048
 DENIED_SCHEMES: Final = ("javascript", "data", "file", "vbscript")

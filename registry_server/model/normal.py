@@ -17,7 +17,7 @@ from ossa.registry.v1.service_pb2 import (
     Service,
 )
 from ossa_common.json_shape import OUTPUT_ONLY
-from registry_server.model.endpoints import probe_kind
+from registry_server.model.endpoints import UNPROBED, probe_kind
 
 OF_INSTANCE: Final = frozenset({"instance_id", "draining"})
 """Fields that updates do not change: the registered instance sets them by registrations, heartbeats and reports."""
@@ -179,11 +179,9 @@ def _has_new_source(service: Service, current: Service) -> bool:
     """Return whether the known health does not describe the service: it is elsewhere, or no longer probed."""
     if service.endpoint != current.endpoint:
         return True
-    return service.health_check != current.health_check and _is_probed(current) and not _is_probed(service)
-
-
-def _is_probed(service: Service) -> bool:
-    return probe_kind(service) not in {"heartbeat", "none"}
+    if service.health_check == current.health_check:
+        return False
+    return probe_kind(service) in UNPROBED and probe_kind(current) not in UNPROBED
 
 
 def initial_status(service: Service) -> HealthStatus.ValueType:

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 from google.protobuf.duration_pb2 import Duration
 
 from ossa.registry.v1.service_pb2 import HealthCheck, Service
-from registry_server.model.endpoints import ProbeKind, probe_kind
+from registry_server.model.endpoints import UNPROBED, ProbeKind, probe_kind
 
 if TYPE_CHECKING:  # see process.py
     from registry_server.config import HealthCheckSettings
@@ -53,12 +53,7 @@ class Plan(NamedTuple):
     @property
     def probed(self) -> bool:
         """Whether the service has a probe; otherwise heartbeats or reports determine its health."""
-        return self.kind not in {"heartbeat", "none"}
-
-    @property
-    def by_heartbeat(self) -> bool:
-        """Whether the service is healthy while it sends heartbeats."""
-        return self.kind == "heartbeat"
+        return self.kind not in UNPROBED
 
     def expects(self, status: int) -> bool:
         """Return whether an HTTP status code means success."""

@@ -174,7 +174,7 @@ async def test_observations_leave_with_their_service(client: RegistryClient) -> 
 
 
 def observed(cache: ServiceCache) -> tuple[set[str], set[str], set[str]]:
-    return set(cache._times._means), set(cache._requests._in_flight), set(cache._outliers._failures)
+    return set(cache._times._averages), set(cache._requests._in_flight), set(cache._outliers._failures)
 
 
 async def test_labels_and_policy_can_be_set_for_each_call(client: RegistryClient) -> None:

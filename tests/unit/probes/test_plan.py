@@ -49,7 +49,6 @@ def test_scheme_determines_kind_port_and_tls(
     result = plan(endpoint)
     assert (result.kind, result.host, result.port, result.tls) == (kind, host, port, tls)
     assert result.probed
-    assert not result.by_heartbeat
 
 
 @pytest.mark.parametrize(
@@ -93,15 +92,13 @@ def test_configured_kind_takes_precedence_over_the_scheme(check: dict[str, Any],
 
 def test_endpoint_that_cannot_be_probed_needs_heartbeats() -> None:
     assert plan("mcp://agent.test").kind == "heartbeat"
-    assert plan("mcp://agent.test", {"interval": "10s"}).by_heartbeat
+    assert plan("mcp://agent.test", {"interval": "10s"}).kind == "heartbeat"
     assert plan("mcp://agent.test", {"tcp": {}}).kind == "tcp"
 
 
-@pytest.mark.parametrize(("kind", "by_heartbeat"), [("heartbeat", True), ("none", False)])
-def test_heartbeats_and_reports_need_no_probe(kind: str, by_heartbeat: bool) -> None:  # noqa: FBT001 - a table
-    result = plan("http://agent.test", {kind: {}})
-    assert not result.probed
-    assert result.by_heartbeat is by_heartbeat
+@pytest.mark.parametrize("kind", ["heartbeat", "none"])
+def test_heartbeats_and_reports_need_no_probe(kind: str) -> None:
+    assert not plan("http://agent.test", {kind: {}}).probed
 
 
 def test_unset_fields_have_the_defaults_of_the_server() -> None:
