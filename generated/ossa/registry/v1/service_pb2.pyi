@@ -178,7 +178,7 @@ class Service(_message.Message):
     @_builtins.property
     def maintenance(self) -> Global___Maintenance:
         """Output only. Set while an operator keeps the service in maintenance; see `SetMaintenance`. `health.status` is then
-        MAINTENANCE, whatever probes and reports say.
+        MAINTENANCE, regardless of probes and reports.
         """
 
     def __init__(
