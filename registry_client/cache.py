@@ -39,7 +39,7 @@ class ServiceCache:
         snapshot_timeout: float,
     ) -> None:
         self._watch = watch
-        self._policy = policy
+        self._policy = Policy(policy)
         self._fallback = fallback
         self._snapshot_timeout = snapshot_timeout  # 0 = do not wait
         # Protects the following collections while they change and while pools are built. A cached picker is called

@@ -45,6 +45,10 @@ class Policy(StrEnum):
     WEIGHTED_RANDOM = "weighted_random"
     """At random, in proportion to the label ``weight``; the default weight is 1, and 0 excludes a service."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"policy: {value!r} is not a Policy; use one of {', '.join(map(str, cls))}")
+
 
 class Criteria(TypedDict, total=False):
     """Keyword arguments of ``ServiceCache.resolve``."""
@@ -155,7 +159,7 @@ class Pool:
 
     def picker(self, policy: Policy) -> Callable[[], Service]:
         """Return a function that selects a service by a policy."""
-        match policy:
+        match Policy(policy):
             case Policy.ROUND_ROBIN:
                 return self.pick_next
             case Policy.LEAST_RESPONSE_TIME:

@@ -124,6 +124,10 @@ async def test_excluded_services_are_not_resolved(client: RegistryClient) -> Non
             cache.resolve("x", exclude=["a", "b", "c", "other"])
         with pytest.raises(TypeError, match="exclude must be a collection of names"):
             cache.resolve("x", exclude="a")
+        with pytest.raises(ValueError, match="policy: 'fastest' is not a Policy; use one of round_robin"):
+            cache.resolve("x", policy="fastest")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="policy: 'fastest'"):
+            client.cache(policy="fastest")  # type: ignore[arg-type]
         await client.report_service_health("c", "degraded")
         await until(lambda: cache.services["c"].health.status == HealthStatus.HEALTH_STATUS_DEGRADED)
         assert cache.resolve("x", exclude=["a", "b"]).name == "c"
