@@ -126,7 +126,9 @@ async def _show_readiness(context: CommandContext, refusal: Unauthenticated) -> 
     status = "healthy" if serving else "unhealthy"
     if context.out.is_table:
         context.out.print_rows((("registry", context.client.target), ("status", status_cell(status))))
-        context.out.print_notice(f"more needs a credential: {error_text(refusal, context.client.target)}")
+        context.out.print_notice(
+            f"store, services and revision are not shown: {error_text(refusal, context.client.target)}"
+        )
     else:
         context.out.print_document({"status": status})
     return Exit.OK if serving else Exit.UNHEALTHY
