@@ -102,5 +102,5 @@ def _age(health: Health, now: datetime) -> str:
 
 def _check_text(service: Service) -> str:
     """Return the health check of a service in the words of its JSON."""
-    check = message_document(service).get("healthCheck", {})
+    check = message_document(service).get("healthCheck", {"type": "default of the endpoint's scheme"})
     return ", ".join(f"{key} {value}" if key != "type" else str(value) for key, value in check.items())

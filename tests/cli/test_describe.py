@@ -81,6 +81,12 @@ async def test_description_has_lease_owner_labels_and_events(run: Run) -> None:
     assert [event["event"] for event in document["events"]] == ["service:registered", "service:health:changed"]
 
 
+async def test_default_health_check_is_described(run: Run) -> None:
+    done = await run("operator", "register", "plain", "http://a.test", "--version", "1")
+    assert (done.code, done.err) == (0, "")
+    assert rows(await run("operator", "describe", "plain"))["health check"] == "default of the endpoint's scheme"
+
+
 async def test_owner_is_shown_to_itself_and_to_operators(run: Run) -> None:
     for identity, owner in (("viewer", None), ("other", None), ("agent", "agent"), ("operator", "agent")):
         assert rows(await run(identity, "describe", "fleet-1")).get("owner") == owner
