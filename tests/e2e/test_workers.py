@@ -56,11 +56,12 @@ async def test_connections_are_distributed_over_workers_with_equal_state(tmp_pat
         async with connected(server.grpc_address) as (_, stub):
             answer = await stub.RegisterService(pb.RegisterServiceRequest(service=small_service("a")))
         revision = answer.service.revision
-        for _ in range(40):
+        for _ in range(40):  # each worker has the service afterwards
             async with connected(server.grpc_address) as (_, stub):
                 found = await stub.GetService(pb.GetServiceRequest(name="a", min_revision=revision))
                 assert found.service.revision == revision
-            url = f"http://{server.http_address}/api/v1/registry/services/a"
+        url = f"http://{server.http_address}/api/v1/registry/services/a"
+        for _ in range(40):
             async with http.get(url, headers={"Connection": "close"}) as response:
                 assert response.status == 200
 
@@ -158,7 +159,7 @@ async def test_invalid_settings_are_reported_once_and_stop_all_workers(tmp_path:
     assert output == (
         "ossa-registry: grpc.address: a unix socket serves one worker; set workers to 1 or use a TCP address"
     )
-    output = await startup_error("--redis.url=redis://127.0.0.1:7000?colour=red")
+    output = await startup_error("--grpc.address=127.0.0.1:0", "--redis.url=redis://127.0.0.1:7000?colour=red")
     assert output.startswith("ossa-registry: redis.url: ")
     assert len(output.splitlines()) == 1
 
