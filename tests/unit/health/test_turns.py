@@ -14,6 +14,7 @@ from tests.support.stalls import MAX_TURN_SECONDS, measured_turns
 from tests.unit.health.test_evaluator import FAILED, open_harness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_maintenance", [False, True])
 async def test_costly_services_that_fail_at_once_do_not_stop_the_event_loop(
     redis: RedisProcess, *, in_maintenance: bool
