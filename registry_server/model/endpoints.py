@@ -63,9 +63,8 @@ def _default_probe(endpoint: str) -> ProbeKind:
 
 
 def _url_fault(endpoint: str) -> str | None:
-    if "://" not in endpoint and _WITHOUT_SCHEME.fullmatch(
-        endpoint
-    ):  # ``host:8080`` would be parsed as a URL with the scheme ``host``
+    # ``host:8080`` would be parsed as a URL with the scheme ``host``.
+    if "://" not in endpoint and _WITHOUT_SCHEME.fullmatch(endpoint):
         return f"has no scheme; write {quoted('http://' + endpoint.lstrip('/'))}"
     try:
         parts = urlsplit(endpoint)

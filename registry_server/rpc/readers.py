@@ -25,7 +25,7 @@ class SlowReaders:
     """Watches that wait for their client to read, with the start time of each wait.
 
     A client that answers pings but never reads would pin the buffer of its watch. Its call is not cancelled: gRPC would
-    hold the message all the same, and would never send a status.
+    keep the message anyway, and would never send a status.
     """
 
     def __init__(self, timeout: float, counters: TransportCounters) -> None:

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 SLICE_SECONDS: Final = 0.002
 """Time that one kind of computation may take in a turn: other calls need several turns each, and wait for all kinds."""
 _TURNS_BETWEEN_SLICES: Final = 32
-"""gRPC accepts a call about every third turn. Where nothing else happens, this many turns take 0.1 ms."""
+"""gRPC accepts a call about every third turn. On an idle event loop, this many turns take 0.1 ms."""
 _WAKE_UPS_PER_TURN: Final = 64
 """A woken stream or call takes about 0.1 ms to send its message."""
 
