@@ -1,10 +1,12 @@
-"""Runs etcd for comparison, and encodes the requests that the scenarios send to it.
+"""Builds and runs etcd for comparison, and encodes the requests that the scenarios send to it.
 
-Its data is in memory (``/dev/shm``), so that it does not wait for a disk at each write: Redis, which synchronises its
+Go builds the version that ``benchmarks/etcd/go.mod`` pins; the first build takes one to three minutes. The server's
+data is in memory (``/dev/shm``), so that it does not wait for a disk at each write: Redis, which synchronises its
 append-only file once a second, does not wait either.
 """
 
 import asyncio
+import re
 import shutil
 import socket
 import tempfile
@@ -26,6 +28,14 @@ _TXN: Final = "/etcdserverpb.KV/Txn"
 WATCH_EVENTS: Final = 11
 """Number of the field of a WatchResponse that contains events."""
 
+_SOURCE: Final = Path(__file__).parent / "etcd"
+_PACKAGE: Final = "go.etcd.io/etcd/server/v3"
+_PINNED: Final = re.search(rf"{_PACKAGE} v([\d.]+)", (_SOURCE / "go.mod").read_text(encoding="utf-8"))
+assert _PINNED is not None
+VERSION: Final = _PINNED[1]
+"""Version of the etcd server that the benchmarks build."""
+_BINARY: Final = Path(f"build/etcd-{VERSION}").absolute()
+
 _PREFIX, _PREFIX_END = b"/services/", b"/services0"
 _SHARED_MEMORY = Path("/dev/shm")
 _IN_MEMORY: Final = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
@@ -34,17 +44,31 @@ _PUTS_PER_TRANSACTION: Final = 100  # etcd allows 128
 
 
 def is_available() -> bool:
-    """Return whether etcd is installed (Debian: etcd-server)."""
-    return shutil.which("etcd") is not None
+    """Return whether Go is installed, which builds etcd."""
+    return shutil.which("go") is not None
+
+
+async def build() -> None:
+    """Build the pinned version of etcd, unless it is built already."""
+    if _BINARY.exists():
+        return
+    # The binary appears under its name only when it is complete.
+    partial = _BINARY.with_name(f"{_BINARY.name}.partial")
+    partial.parent.mkdir(exist_ok=True)
+    process = await asyncio.create_subprocess_exec("go", "build", "-o", str(partial), _PACKAGE, cwd=_SOURCE)
+    if await process.wait():
+        raise RuntimeError(f"go build of etcd {VERSION} failed")
+    partial.rename(_BINARY)
 
 
 @asynccontextmanager
 async def etcd() -> AsyncIterator[str]:
-    """Run an etcd server and yield its client address."""
+    """Build etcd if necessary, run it and yield its client address."""
+    await build()
     with tempfile.TemporaryDirectory(prefix="ossa-bench-", dir=_IN_MEMORY) as directory:
         client, peer = (f"127.0.0.1:{free_port()}" for _ in range(2))
         process = await asyncio.create_subprocess_exec(
-            "etcd",
+            _BINARY,
             f"--data-dir={directory}",
             f"--listen-client-urls=http://{client}",
             f"--advertise-client-urls=http://{client}",

@@ -13,10 +13,11 @@ from pathlib import Path
 from textwrap import fill
 from typing import Final, NamedTuple
 
+from benchmarks import etcd
+
 _PACKAGES: Final = ("grpcio", "protobuf", "redis", "hiredis", "uvloop", "aiohttp")
 _PROGRAMS: Final = {
     "redis-server": ("--version", r"v=([\d.]+)"),
-    "etcd": ("--version", r"etcd Version: ([\d.]+)"),
     "h2load": ("--version", r"nghttp2/([\d.]+)"),
     "go": ("version", r"go([\d.]+)"),
 }
@@ -33,12 +34,13 @@ the rounds. A row that appears several times has the results of one round each.
   the least that the registry can cost. A ratio of 0.9 means that the registry's own code costs a tenth. The bare
   program uses the library's defaults, whereas a busy registry schedules its threads for throughput
   ([ADR 0025](adr/0025-batch-scheduling-under-load.md)), so the registry can be faster.
-- *etcd* is the compared system: one node with its data in memory, called for the same task by the same compiled client.
+- *etcd* is the compared system: one node of the version that `benchmarks/etcd/go.mod` pins, which the benchmark builds,
+  with its data in memory, called for the same task by the same compiled client.
 - A **bound** is a target of the project: `make bench` fails if a value misses it. Values without a bound are
   informational.
 
 `python -m benchmarks NAME` measures one scenario, and `--page docs/benchmarks.md` replaces its section of this page. A
-scenario is skipped if a tool that it needs (Go, etcd, h2load, redis-server) is missing; the report names the tool."""
+scenario is skipped if a tool that it needs (Go, h2load, redis-server) is missing; the report names the tool."""
 _WIDTH: Final = 120
 _BAR: Final = 40  # characters
 
@@ -69,11 +71,13 @@ class Report:
     async def machine(self) -> None:
         """Record and print the machine and the versions of the software."""
         packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-        programs = ", ".join([f"{name} {found}" for name in _PROGRAMS if (found := await _version_of(name))])
+        programs = [f"{name} {found}" for name in _PROGRAMS if (found := await _version_of(name))]
+        if etcd.is_available():
+            programs.append(f"etcd {etcd.VERSION}")
         self._machine = [
             f"{os.cpu_count()} CPUs ({_processor()}), {_memory()} of memory, {platform.system()}",
             f"Python {platform.python_version()}, {packages}",
-            programs,
+            ", ".join(programs),
         ]
         print("\n".join(self._machine))
 
