@@ -14,16 +14,17 @@ from benchmarks import (
     failover,
     failures,
     fanout,
+    heartbeats,
     large,
     probes,
     queries,
+    registrations,
     resolve,
     rest,
     rolling,
     start,
     watch,
     workers,
-    writes,
 )
 from benchmarks.about import ABOUT
 from benchmarks.report import Report
@@ -34,7 +35,8 @@ SCENARIOS = {
     "large": large.run,
     "discover": discover.run,
     "queries": queries.run,
-    "writes": writes.run,
+    "registrations": registrations.run,
+    "heartbeats": heartbeats.run,
     "rest": rest.run,
     "watch": watch.run,
     "fanout": fanout.run,

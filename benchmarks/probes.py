@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import re
 import statistics
 import sys
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from benchmarks.processes import Served, process, served
+from benchmarks.processes import Served, cpu_seconds, process, served
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, GetServiceRequest
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -163,17 +162,11 @@ def _sample(one: Served) -> _Sample:
 
     return _Sample(
         at=time.perf_counter(),
-        cpu=sum(map(_processor_time, (one.pid, *_python_children(one.pid)))),
+        cpu=sum(map(cpu_seconds, (one.pid, *_python_children(one.pid)))),
         probes=value(r'probes_total\{outcome="(?:ok|degraded)"\}'),
         started=value("probe_lateness_seconds_count"),
         on_time=value(r'probe_lateness_seconds_bucket\{le="0.5"\}'),
     )
-
-
-def _processor_time(pid: int) -> float:
-    """Return the processor time of a process in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _python_children(pid: int) -> list[int]:

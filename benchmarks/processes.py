@@ -1,6 +1,7 @@
 """Runs the measured servers as separate processes."""
 
 import asyncio
+import os
 import re
 import signal
 import sys
@@ -26,8 +27,14 @@ async def registry(folder: Path, *flags: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
-    """Run a registry and yield its addresses and process id. Probing is disabled unless a flag enables it."""
+async def served(folder: Path, *flags: str, tree: Path | None = None) -> AsyncIterator[Served]:
+    """Run a registry and yield its addresses and process id. Probing is disabled unless a flag enables it.
+
+    Args:
+        folder: Contains the registry's data.
+        flags: Further settings.
+        tree: Source tree to run; by default the installed one.
+    """
     arguments = (
         "--grpc.address=127.0.0.1:0",
         "--http.address=127.0.0.1:0",
@@ -36,9 +43,15 @@ async def served(folder: Path, *flags: str) -> AsyncIterator[Served]:
         "--health-check.enabled=false",
         *flags,
     )
-    async with _child("ossa-registry serves", "-m", "registry_server", *arguments) as (printed, pid):
+    async with _child("ossa-registry serves", "-m", "registry_server", *arguments, tree=tree) as (printed, pid):
         found = dict(re.findall(r'"event": "(gRPC|HTTP) listening", "address": "([^"]+)"', printed))
         yield Served(found["gRPC"], found["HTTP"], pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process, without its children, has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager
@@ -51,13 +64,15 @@ async def process(pattern: str, ready: str, *arguments: str) -> AsyncIterator[st
 
 
 @asynccontextmanager
-async def _child(ready: str, *arguments: str) -> AsyncIterator[tuple[str, int]]:
+async def _child(ready: str, *arguments: str, tree: Path | None = None) -> AsyncIterator[tuple[str, int]]:
     """Run a Python process and yield its output up to a line that matches ``ready``, and its process id."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         limit=1 << 20,  # log lines can be long
+        cwd=tree,  # the first place where Python looks for modules, before the installed ones
+        env=None if tree is None else {**os.environ, "PYTHONPATH": str(tree / "generated")},
     )
     assert child.stdout is not None
     try:
