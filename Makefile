@@ -10,7 +10,7 @@ export OSSA_REGISTRY_DATA_DIR ?= .data
 PROTOS := $(wildcard protos/ossa/registry/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup constraints run quick test fuzz faults check lint format type proto proto-check docs build bench clean
+.PHONY: help setup constraints run quick test interop fuzz faults check lint format type proto proto-check docs build bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,8 +41,11 @@ quick: $(STAMP) ## Run the unit tests that need no real time; under 30 seconds
 	$(BIN)/python -m pytest --numprocesses=2 --quiet --hypothesis-profile=quick \
 	  -m "not slow and not faults and not own_redis" tests/unit $(ARGS)
 
-test: $(STAMP) ## Run all tests; about 8 minutes on 2 cores
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run all tests except interop; about 8 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not interop" $(ARGS)
+
+interop: $(STAMP) ## Build and run what other languages, wheels, the image and the previous version need; 2 to 5 minutes
+	$(BIN)/python -m pytest --numprocesses=3 -m interop $(ARGS)
 
 fuzz: $(STAMP) ## Send 50,000 malformed and 50,000 generated requests, and a flood of every field; takes some minutes
 	OSSA_FUZZ=50000 $(BIN)/python -m pytest --numprocesses=0 -s tests/fuzz $(ARGS)
@@ -51,7 +54,7 @@ faults: $(STAMP) ## Run the fault suite: each fault twice, under load, then host
 	$(BIN)/python -m tests.faults.suite $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.faults.hostile)
 
-check: lint type proto-check test ## Run everything that CI runs: lint, type, proto-check and test
+check: lint type proto-check test interop ## Run everything that CI runs: lint, type, proto-check, test and interop
 
 lint: $(STAMP) ## Lint and check the format of Python and protos
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ INVENTORY = textwrap.dedent("""
     }))
 """)
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

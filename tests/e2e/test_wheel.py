@@ -40,7 +40,7 @@ CLIENT = textwrap.dedent("""
     assert not {name for name in sys.modules if name.startswith("registry_")}
 """)
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ from registry_client.testing import RegistryProcess
 from tests.examples.programs import BUILD_TIMEOUT, ROOT, TIMEOUT, Example, Language, set_up
 
 LANGUAGES = (
-    Language("python"),
-    Language("node", ("node", "npm")),
-    Language("go", ("go",)),
-    Language("java", ("java", "javac", "mvn")),
+    pytest.param(Language("python"), id="python"),
+    *(
+        pytest.param(Language(name, tools), id=name, marks=pytest.mark.interop)
+        for name, tools in {"node": ("node", "npm"), "go": ("go",), "java": ("java", "javac", "mvn")}.items()
+    ),
 )
 CHANGES, BATCH = 1_500, 100
 """Changes of 16 KiB each, more than HTTP/2 windows and TCP buffers hold."""
@@ -31,7 +32,7 @@ PROBED = ("--health-check.enabled=true", "--health-check.interval-ms=1000")
 pytestmark = pytest.mark.timeout(BUILD_TIMEOUT + 5 * TIMEOUT)
 
 
-@pytest.fixture(params=LANGUAGES, ids=lambda language: language.name)
+@pytest.fixture(params=LANGUAGES)
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Example:
     """An example after set-up."""
     base = tmp_path_factory.getbasetemp()

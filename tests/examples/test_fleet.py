@@ -35,6 +35,7 @@ async def test_rolling_update_of_a_fleet_with_the_documented_command() -> None:
     await run_example(*arguments)
 
 
+@pytest.mark.interop
 async def test_rolling_update_while_the_registry_is_upgraded(tmp_path: Path) -> None:
     # The previous version does not know instances: it is upgraded before the first old process leaves.
     variables = import_from(previous_source(tmp_path))

@@ -14,7 +14,7 @@ from registry_client.testing import RegistryProcess
 from tests.examples.programs import BUILD_TIMEOUT, NETWORK_ERRORS, ROOT, TIMEOUT, run_command
 from tests.support.console import blocks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * BUILD_TIMEOUT)]
+pytestmark = [pytest.mark.slow, pytest.mark.interop, pytest.mark.timeout(2 * BUILD_TIMEOUT)]
 
 
 def commands_of(tool: str) -> list[str]:
