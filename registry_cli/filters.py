@@ -46,6 +46,7 @@ _OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "callback": parse_labels,
         "help": "Has this label; repeat to match all of several.",
     },
+    "available": {"is_flag": True, "help": "Is healthy and not draining."},
 }
 """Arguments of ``click.option`` for each field; a text field needs none."""
 

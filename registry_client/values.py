@@ -42,6 +42,7 @@ class FilterFields(TypedDict, total=False):
     environment: str
     group: str
     labels: Mapping[str, str]
+    available: bool
 
 
 class ServiceFields(TypedDict, total=False):

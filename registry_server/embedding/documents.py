@@ -46,6 +46,8 @@ def read_filter(document: Document) -> ServiceFilter:
     for key, value in document.items():
         if key == "labels" and isinstance(value, Mapping):
             parameters |= {f"{LABEL}{label}": str(text) for label, text in value.items()}
+        elif isinstance(value, bool):
+            parameters[key] = str(value).lower()
         elif value is not None and value != []:
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             parameters[_PARAMETERS.get(key, key)] = text

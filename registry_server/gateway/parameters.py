@@ -18,7 +18,7 @@ TAG_MATCHES: Final[Mapping[str, TagMatch.ValueType]] = {"any": TagMatch.TAG_MATC
 _TEXTS: Final = {camel_case(name): field for field, name in TEXT_FILTERS.items()}
 """Parameters that are text fields of ``ServiceFilter``."""
 
-FILTERS: Final = (*_TEXTS, "health", "tags", "tagMatch")
+FILTERS: Final = (*_TEXTS, "health", "tags", "tagMatch", "available")
 """Filter parameters, without those for labels."""
 _LISTS: Final = ("health", "tags")
 """Parameters with several values, which are separated by commas or in repeated parameters."""
@@ -92,6 +92,7 @@ class Query:
         match = self._choice("tagMatch", TAG_MATCHES)
         if match is not None:
             filter_.tag_match = match
+        filter_.available = self.flag("available")
         for name, value in self._values.items():
             if name.startswith(LABEL):
                 filter_.labels[name.removeprefix(LABEL)] = value
@@ -109,6 +110,8 @@ class Query:
             filters["tags"] = self._list("tags")
         if "healthStatus" in filters:
             filters["healthStatus"] = ",".join(self._list("health")).lower()
+        if "available" in filters:
+            filters["available"] = self.flag("available")
         labels = {name.removeprefix(LABEL): value for name, value in self._values.items() if name.startswith(LABEL)}
         return filters | ({"labels": labels} if labels else {})
 

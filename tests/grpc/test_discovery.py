@@ -90,7 +90,9 @@ HITS: dict[str, dict[str, Any]] = {
         "environment": "production",
         "group": "text-processing",
         "labels": {"region": "eu", "tier": "gold"},
+        "available": True,
     },
+    "available": {"available": True},
 }
 
 NEAR_MISSES: dict[str, dict[str, Any]] = {
@@ -163,7 +165,7 @@ async def test_service_is_not_found_by(server: Server, case: str) -> None:
     assert NAME not in names(answer)
 
 
-@pytest.mark.parametrize("field", [field for field in HITS["all fields"] if field != "tag_match"])
+@pytest.mark.parametrize("field", [field for field in HITS["all fields"] if field not in ("tag_match", "available")])
 async def test_all_fields_of_a_filter_must_match(server: Server, field: str) -> None:
     await register_example_and_others(server)
     misses = {
@@ -179,6 +181,16 @@ async def test_all_fields_of_a_filter_must_match(server: Server, field: str) -> 
     }
     assert await find_names(server, ServiceFilter(**HITS["all fields"])) == [NAME]
     assert await find_names(server, ServiceFilter(**{**HITS["all fields"], field: misses[field]})) == []
+
+
+async def test_available_services_are_healthy_and_not_draining(server: Server) -> None:
+    for name, status, draining in (("a", HEALTHY, False), ("b", HEALTHY, True), ("c", DEGRADED, False)):
+        await register(server, small_service(name, health=Health(status=status), draining=draining))
+    available = ServiceFilter(available=True)
+    assert await find_names(server, available) == ["a"]
+    await register(server, small_service("b", health=Health(status=HEALTHY)))
+    await register(server, small_service("a", health=Health(status=HEALTHY), draining=True))
+    assert await find_names(server, available) == ["b"], "the kept query follows the changes"
 
 
 async def test_version_ranges_match_only_semantic_versions(server: Server) -> None:

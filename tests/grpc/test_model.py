@@ -83,6 +83,7 @@ services = st.builds(
     endpoint=st.sampled_from(["http://one.test", "http://two.test"]),
     version=st.sampled_from(VERSIONS),
     group=st.sampled_from(GROUPS),
+    draining=st.booleans(),
     capabilities=capabilities,
     health=st.none() | st.builds(Health, status=statuses),
     metadata=st.none() | st.builds(Metadata, tags=some_tags, environment=st.sampled_from(ENVIRONMENTS), labels=LABELS),
@@ -102,6 +103,7 @@ def filters(draw: st.DrawFn) -> ServiceFilter:
         "environment": st.sampled_from(ENVIRONMENTS),
         "group": st.sampled_from([*GROUPS, "A"]),
         "labels": LABELS,
+        "available": st.just(value=True),
     }
     chosen = draw(st.sets(st.sampled_from(list(fields)), max_size=3))
     filter_ = ServiceFilter(**{field: draw(fields[field]) for field in sorted(chosen)})
@@ -126,6 +128,7 @@ def matches(service: Service, filter_: ServiceFilter) -> bool:
                 for capability in service.capabilities
             )
         )
+        and (not filter_.available or (service.health.status == HEALTHY and not service.draining))
         and (not filter_.health or service.health.status in filter_.health)
         and (not filter_.tags or combine(tag in tags for tag in filter_.tags))
         and (not filter_.version or service.version in VERSION_FILTERS[filter_.version])

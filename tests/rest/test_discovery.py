@@ -73,6 +73,7 @@ EXPECTED_NAMES = {
     "tags=ai&tags=nlp&tagMatch=all": ["alpha"],
     "tags=%20ai%20,%20nlp&tagMatch=all": ["alpha"],
     "tags=ai,,nlp,&tagMatch=all": ["alpha"],
+    "name=alpha&available=false": ["alpha"],
     "version=1.5.0": ["beta"],
     "version=^1": ["alpha", "beta"],
     "version=weird-build": ["delta"],
@@ -99,7 +100,7 @@ async def test_every_filter_finds_the_expected_services(rest: Rest) -> None:
 
 async def test_answer_has_the_documented_members(rest: Rest) -> None:
     await register_fleet(rest)
-    query = "health=healthy,degraded&tags=ai,nlp&tagMatch=any&label.region=eu&name=a&version=1.0.0"
+    query = "health=healthy,degraded&tags=ai,nlp&tagMatch=any&label.region=eu&name=a&version=1.0.0&available=true"
     data = (await rest.get(f"/services?{query}")).data
     assert data == {
         "services": [(await rest.get("/services/alpha")).data],
@@ -112,6 +113,7 @@ async def test_answer_has_the_documented_members(rest: Rest) -> None:
             "tags": ["ai", "nlp"],
             "tagMatch": "any",
             "labels": {"region": "eu"},
+            "available": True,
         },
         "nextPageToken": None,
     }

@@ -315,6 +315,312 @@ class DiscoverServicesResponse(_message.Message):
 Global___DiscoverServicesResponse: _TypeAlias = DiscoverServicesResponse  # noqa: Y015
 
 @_typing.final
+class ExplainDiscoveryRequest(_message.Message):
+    """Request of `ExplainDiscovery`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Optional. Name of a service that is expected in the result; it need not be registered. Empty = none."""
+    @_builtins.property
+    def filter(self) -> _service_pb2.ServiceFilter:
+        """Optional. The filter to explain. Unset = all services."""
+
+    def __init__(
+        self,
+        *,
+        filter: _service_pb2.ServiceFilter | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainDiscoveryRequest: _TypeAlias = ExplainDiscoveryRequest  # noqa: Y015
+
+@_typing.final
+class ExplainDiscoveryResponse(_message.Message):
+    """Response of `ExplainDiscovery`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_FIELD_NUMBER: _builtins.int
+    SIMILAR_NAMES_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    total_size: _builtins.int
+    """Number of services that match the whole filter."""
+    found: _builtins.bool
+    """Whether `name` is registered."""
+    matches: _builtins.bool
+    """Whether the service `name` matches the whole filter."""
+    summary: _builtins.str
+    """One sentence that says why the result is empty, or why `name` is or is not in it."""
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterCondition]:
+        """One entry for each condition of the filter, in the order of the fields of `ServiceFilter`."""
+
+    @_builtins.property
+    def last_event(self) -> _event_pb2.Event:
+        """Newest change of `name` that is kept: for a name that is not registered, when and why it was removed. Unset if the
+        registry keeps none.
+        """
+
+    @_builtins.property
+    def similar_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Registered names that resemble `name`, at most 3; only if `name` is not registered."""
+
+    def __init__(
+        self,
+        *,
+        total_size: _builtins.int = ...,
+        conditions: _abc.Iterable[Global___FilterCondition] | None = ...,
+        found: _builtins.bool = ...,
+        matches: _builtins.bool = ...,
+        last_event: _event_pb2.Event | None = ...,
+        similar_names: _abc.Iterable[_builtins.str] | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_event", b"last_event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "found", b"found", "last_event", b"last_event", "matches", b"matches", "similar_names", b"similar_names", "summary", b"summary", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainDiscoveryResponse: _TypeAlias = ExplainDiscoveryResponse  # noqa: Y015
+
+@_typing.final
+class FilterCondition(_message.Message):
+    """A condition of a filter, evaluated on its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    MATCHING_COUNT_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    ACTUAL_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the field in `ServiceFilter`, such as `capability` or `labels["region"]`."""
+    wanted: _builtins.str
+    """Value that the filter requires, as text."""
+    matching_count: _builtins.int
+    """Number of services that meet this condition, whatever the others are."""
+    actual: _builtins.str
+    """Value of the service `name`, as text. Empty if it has none or is not registered."""
+    holds: _builtins.bool
+    """Whether the service `name` meets this condition."""
+    @_builtins.property
+    def nearest(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values that services have and that resemble `wanted`, or all if there are few; at most 5. Only if
+        `matching_count` is 0. For `capability_version`, the versions of that capability.
+        """
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        wanted: _builtins.str = ...,
+        matching_count: _builtins.int = ...,
+        nearest: _abc.Iterable[_builtins.str] | None = ...,
+        actual: _builtins.str = ...,
+        holds: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual", b"actual", "field", b"field", "holds", b"holds", "matching_count", b"matching_count", "nearest", b"nearest", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterCondition: _TypeAlias = FilterCondition  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    """Request of `ListEvents`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Optional. Only events of the service with this name; it need not be registered. Empty = all services."""
+    page_size: _builtins.int
+    """Optional. Maximum number of events in the page, 1 to 1,000; larger values are reduced to 1,000. 0 = 100. A page may
+    hold fewer events, or none, and still have a successor. Errors: INVALID_ARGUMENT if negative.
+    """
+    page_token: _builtins.str
+    """Optional. `next_page_token` of the previous page, used with the same `name` and `since`. Empty = first page."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Optional. Only events that occurred at this time or later. Unset = all that are kept."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """Response of `ListEvents`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty = this is the last page."""
+    oldest_revision: _builtins.int
+    """Revision of the oldest event that is kept, of any service. 0 if none is."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
+        """Events in this page, newest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_event_pb2.Event] | None = ...,
+        next_page_token: _builtins.str = ...,
+        oldest_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token", "oldest_revision", b"oldest_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class SearchServicesRequest(_message.Message):
+    """Request of `SearchServices`, which this version of the registry does not offer yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """Required. Text to search for."""
+    limit: _builtins.int
+    """Optional. Maximum number of results, 1 to 100. 0 = 10."""
+    @_builtins.property
+    def filter(self) -> _service_pb2.ServiceFilter:
+        """Optional. Conditions that the services must meet. Unset = all services."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        filter: _service_pb2.ServiceFilter | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "limit", b"limit", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchServicesRequest: _TypeAlias = SearchServicesRequest  # noqa: Y015
+
+@_typing.final
+class SearchServicesResponse(_message.Message):
+    """Response of `SearchServices`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    total_size: _builtins.int
+    """Number of services that match the text and the filter."""
+    revision: _builtins.int
+    """Revision of the registry at which the response was computed."""
+    stale: _builtins.bool
+    """Whether the store is unavailable, so that the response may be out of date."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
+        """Results, the best first."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SearchResult] | None = ...,
+        total_size: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        stale: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "revision", b"revision", "stale", b"stale", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchServicesResponse: _TypeAlias = SearchServicesResponse  # noqa: Y015
+
+@_typing.final
+class SearchResult(_message.Message):
+    """A service that matches a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    MATCHED_CAPABILITIES_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """Relevance, 0 to 100."""
+    @_builtins.property
+    def service(self) -> _service_pb2.Service:
+        """The service."""
+
+    @_builtins.property
+    def load(self) -> _service_pb2.Load:
+        """Most recent load that the service has reported. Unset if there is none."""
+
+    @_builtins.property
+    def matched_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the capabilities that match the text."""
+
+    def __init__(
+        self,
+        *,
+        service: _service_pb2.Service | None = ...,
+        score: _builtins.float = ...,
+        load: _service_pb2.Load | None = ...,
+        matched_capabilities: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "service", b"service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "matched_capabilities", b"matched_capabilities", "score", b"score", "service", b"service"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResult: _TypeAlias = SearchResult  # noqa: Y015
+
+@_typing.final
 class UpdateServiceRequest(_message.Message):
     """Request of `UpdateService`."""
 
@@ -458,6 +764,7 @@ class GetServiceHealthResponse(_message.Message):
 
     HEALTH_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
@@ -473,6 +780,10 @@ class GetServiceHealthResponse(_message.Message):
         """
 
     @_builtins.property
+    def load(self) -> _service_pb2.Load:
+        """Most recent load that the service has reported. Unset: this version of the registry does not record loads."""
+
+    @_builtins.property
     def observed(self) -> _service_pb2.Health:
         """Most recent health according to probes and reports. Differs from `health` only during maintenance, and is then unset
         while the store is unavailable.
@@ -483,12 +794,13 @@ class GetServiceHealthResponse(_message.Message):
         *,
         health: _service_pb2.Health | None = ...,
         lease_expires_at: _timestamp_pb2.Timestamp | None = ...,
+        load: _service_pb2.Load | None = ...,
         observed: _service_pb2.Health | None = ...,
         owner: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "load", b"load", "observed", b"observed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "observed", b"observed", "owner", b"owner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "lease_expires_at", b"lease_expires_at", "load", b"load", "observed", b"observed", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,6 +934,7 @@ class Lease(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. Name of the service."""
@@ -629,16 +942,21 @@ class Lease(_message.Message):
     """Optional. Renew the lease only if this is the `instance_id` of the service. Empty = whichever instance is registered."""
     draining: _builtins.bool
     """Optional. Sets or clears `Service.draining`. A change is an event of type SERVICE_UPDATED. Unset = keep it."""
+    @_builtins.property
+    def load(self) -> _service_pb2.Load:
+        """Optional. How busy the service is. This version of the registry accepts and ignores it."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         instance_id: _builtins.str = ...,
+        load: _service_pb2.Load | None = ...,
         draining: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining", "instance_id", b"instance_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draining", b"_draining", "draining", b"draining", "instance_id", b"instance_id", "load", b"load", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draining: _TypeAlias = _typing.Literal["draining"]  # noqa: Y015
     _WhichOneofArgType__draining: _TypeAlias = _typing.Literal["_draining", b"_draining"]  # noqa: Y015

@@ -641,6 +641,7 @@ class ServiceFilter(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
     name_pattern: _builtins.str
     """RE2 regular expression that matches anywhere in the name, ignoring case; at most 512 characters.
     Errors: INVALID_ARGUMENT if RE2 rejects the pattern.
@@ -662,6 +663,8 @@ class ServiceFilter(_message.Message):
     """The environment equals this value."""
     group: _builtins.str
     """The group equals this value."""
+    available: _builtins.bool
+    """True: the status is HEALTHY and the service is not draining. False = no condition."""
     @_builtins.property
     def health(self) -> _containers.RepeatedScalarFieldContainer[Global___HealthStatus.ValueType]:
         """The status is one of these; at most 8. Errors: INVALID_ARGUMENT if UNSPECIFIED is among them."""
@@ -687,11 +690,44 @@ class ServiceFilter(_message.Message):
         environment: _builtins.str = ...,
         group: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        available: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capability", b"capability", "capability_version", b"capability_version", "environment", b"environment", "group", b"group", "health", b"health", "labels", b"labels", "name_pattern", b"name_pattern", "tag_match", b"tag_match", "tags", b"tags", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "capability", b"capability", "capability_version", b"capability_version", "environment", b"environment", "group", b"group", "health", b"health", "labels", b"labels", "name_pattern", b"name_pattern", "tag_match", b"tag_match", "tags", b"tags", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServiceFilter: _TypeAlias = ServiceFilter  # noqa: Y015
+
+@_typing.final
+class Load(_message.Message):
+    """How busy an agent is, as it reports with its heartbeats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    in_flight: _builtins.int
+    """Calls or tasks that the agent is working on."""
+    capacity: _builtins.int
+    """Calls or tasks that the agent works on at the same time. 0 = unknown."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Time of the report."""
+
+    def __init__(
+        self,
+        *,
+        in_flight: _builtins.int = ...,
+        capacity: _builtins.int = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "in_flight", b"in_flight", "reported_at", b"reported_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
