@@ -13,7 +13,7 @@ _RESUMABLE = "r"
 _IN_SNAPSHOT = "s"
 _MAX_TOKEN_LENGTH = 1024
 # int() alone would accept signs, spaces and underscores too.
-_CURSOR = re.compile(rf"([{_RESUMABLE}{_IN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-~]+)")
+_CURSOR = re.compile(rf"([{_RESUMABLE}{_IN_SNAPSHOT}])([0-9a-f]{{1,16}})\.([!-}}]+)(?:~([0-9a-f]+))?")
 
 
 class Cursor(NamedTuple):
@@ -23,12 +23,15 @@ class Cursor(NamedTuple):
     revision: int
     resumable: bool = True
     """False inside a snapshot: resuming there would skip the rest of the snapshot."""
+    scope: str = ""
+    """Identifies what the caller sees of the registry; empty if it sees everything."""
 
 
 def encode_cursor(cursor: Cursor) -> str:
     """Encode a cursor as the text that clients receive."""
     kind = _RESUMABLE if cursor.resumable else _IN_SNAPSHOT
-    return token_text(f"{kind}{cursor.revision:x}.{cursor.epoch}".encode())
+    scope = f"~{cursor.scope}" if cursor.scope else ""
+    return token_text(f"{kind}{cursor.revision:x}.{cursor.epoch}{scope}".encode())
 
 
 def decode_cursor(text: str) -> Cursor:
@@ -40,8 +43,8 @@ def decode_cursor(text: str) -> Cursor:
     match = _CURSOR.fullmatch(token_bytes(text).decode("ascii", "replace"))
     if match is None:
         raise ValueError("is not a cursor of this registry")
-    kind, revision, epoch = match.groups()
-    return Cursor(epoch, int(revision, 16), resumable=kind == _RESUMABLE)
+    kind, revision, epoch, scope = match.groups("")
+    return Cursor(epoch, int(revision, 16), kind == _RESUMABLE, scope)
 
 
 def token_text(plain: bytes) -> str:

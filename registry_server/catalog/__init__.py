@@ -6,7 +6,7 @@ from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.slices import Slices
-from registry_server.catalog.statistics import Capabilities, registry_stats
+from registry_server.catalog.statistics import Capabilities, Statistics, registry_stats
 
 __all__ = [
     "Capabilities",
@@ -17,6 +17,7 @@ __all__ = [
     "PageKey",
     "Replica",
     "Slices",
+    "Statistics",
     "WatchEvent",
     "registry_stats",
 ]

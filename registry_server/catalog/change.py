@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ossa.registry.v1.event_pb2 import Event, EventReason, EventType
+from ossa.registry.v1.service_pb2 import Service
 from registry_server.model.record import Record
 from registry_server.model.wire import bytes_field
 from registry_server.runtime.clock import timestamp
@@ -14,15 +15,17 @@ _EVENTS_FIELD = 1  # WatchEventsResponse.events
 class WatchEvent:
     """An event of a watch, serialised once for all watchers."""
 
-    __slots__ = ("at_ms", "error", "frame", "previous_health", "reason", "record", "revision", "type")
+    __slots__ = ("at_ms", "error", "frame", "name_only", "previous_health", "reason", "record", "revision", "type")
 
-    def __init__(self, head: Event, record: Record | None) -> None:
+    def __init__(self, head: Event, record: Record | None, *, name_only: bool = False) -> None:
         """Serialise an event.
 
         Args:
             head: The event without its service.
             record: The service after the change, or before its removal; ``None`` for a notice.
+            name_only: Whether the record has only a name and a revision.
         """
+        self.name_only = name_only
         self.type, self.reason, self.revision = head.type, head.reason, head.revision
         self.previous_health, self.error = head.previous_health, head.error
         self.at_ms = head.occurred_at.ToMilliseconds()
@@ -37,7 +40,7 @@ class WatchEvent:
 class Change:
     """A change to one service at one revision.
 
-    A notice concerns no service: it carries an ``error`` of the registry itself and goes to every watcher.
+    A notice changes no service: it carries an ``error`` of the registry itself.
     """
 
     revision: int
@@ -49,8 +52,12 @@ class Change:
     error: str = ""
     owner: str = ""
     """Owner of the service after the change; empty if it has none."""
+    about: str = ""
+    """Owner of the services that a notice is about; empty if it is not about those of one owner."""
     _event: WatchEvent | None = field(default=None, init=False)
     _unmatched: WatchEvent | None = field(default=None, init=False)
+    _departure: WatchEvent | None = field(default=None, init=False)
+    _arrival: WatchEvent | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.is_notice and not self.error:
@@ -80,8 +87,28 @@ class Change:
         self._event = self._event or self._make_event(self.type)
         return self._event
 
+    def departure(self) -> WatchEvent:
+        """Return the event for watchers that do not see the service any more: only its name and revision."""
+        if self._departure is None:
+            wire = Service(name=self.name, revision=self.revision).SerializeToString()
+            type_ = EventType.EVENT_TYPE_SERVICE_UNMATCHED
+            head = Event(type=type_, revision=self.revision, occurred_at=timestamp(self.at_ms * 1_000_000))
+            self._departure = WatchEvent(head, Record(wire), name_only=True)
+        return self._departure
+
+    def arrival(self) -> WatchEvent:
+        """Return the event for watchers that did not see the service before: without its health before."""
+        if self._arrival is None:
+            head = self._head(self.type)
+            head.ClearField("previous_health")
+            self._arrival = WatchEvent(head, self.after)
+        return self._arrival
+
     def _make_event(self, type_: EventType.ValueType) -> WatchEvent:
-        head = Event(
+        return WatchEvent(self._head(type_), self.after or self.before)
+
+    def _head(self, type_: EventType.ValueType) -> Event:
+        return Event(
             type=type_,
             previous_health=self.before.status if self.before else 0,  # type: ignore[arg-type]
             revision=self.revision,
@@ -89,7 +116,6 @@ class Change:
             reason=self.reason,
             error=self.error,
         )
-        return WatchEvent(head, self.after or self.before)
 
 
 def change_size(before: Record | None, after_bytes: int) -> int:

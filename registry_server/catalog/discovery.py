@@ -104,10 +104,15 @@ class Discovery:
             size: Maximum number of services.
             after: Name after which the page begins; empty for the first page.
         """
-        query = await self._kept_query(filter_) or await self._add_query(filter_)
-        self._queries.move_to_end(filter_.key)
+        query = await self.find_query(filter_)
         self.counters.misses += 1
         return self._build_page(query, size, after)
+
+    async def find_query(self, filter_: Filter) -> Query:
+        """Return the query of a filter, up to date; it is kept for further calls."""
+        query = await self._kept_query(filter_) or await self._add_query(filter_)
+        self._queries.move_to_end(filter_.key)
+        return query
 
     async def matching_names(self, filter_: Filter) -> list[str]:
         """Return the names that match at the replica's revision on return: a new sorted list."""

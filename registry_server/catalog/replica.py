@@ -89,7 +89,7 @@ class Replica:
         for record in records:
             self.records[record.name] = record
             self.index.add_record(record)
-            self.total_capabilities += _count_capabilities(record)
+            self.total_capabilities += count_capabilities(record)
 
     def start_at(self, past: Sequence[Change], position: Position, owners: Mapping[str, str] = NO_OWNERS) -> None:
         """Complete the initial state, without publishing changes.
@@ -200,7 +200,7 @@ class Replica:
             self.owners[change.name] = change.owner
         else:
             self.owners.pop(change.name, None)
-        self.total_capabilities += _count_capabilities(after) - _count_capabilities(before)
+        self.total_capabilities += count_capabilities(after) - count_capabilities(before)
 
     def _publish(self, changes: Sequence[Change]) -> None:
         """Publish changes, once ``position`` is theirs."""
@@ -226,5 +226,6 @@ class Replica:
             self._wakeups.wake(waiter)
 
 
-def _count_capabilities(record: Record | None) -> int:
+def count_capabilities(record: Record | None) -> int:
+    """Return the number of capabilities of a service."""
     return sum(term[0] == "k" for term in record.terms) if record else 0

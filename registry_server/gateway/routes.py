@@ -168,7 +168,7 @@ class Api:
     async def registry_health(self, call: HttpCall) -> web.Response:
         """Return the health of the registry."""
         reject_parameters(call.request.query)
-        health = self._registry.registry_health()
+        health = await self._registry.visible_health()
         document = {
             "status": STATUS_WORDS.get(health.status, "unknown"),
             "timestamp": time_text(health.checked_at),
@@ -179,7 +179,7 @@ class Api:
     async def stats(self, call: HttpCall) -> web.Response:
         """Return counts of the registered services."""
         reject_parameters(call.request.query)
-        return self._success(call, message_document(self._registry.get_stats()))
+        return self._success(call, message_document(await self._registry.visible_stats()))
 
     async def capabilities(self, call: HttpCall) -> web.Response:
         """Return a page of the distinct capabilities."""
@@ -190,7 +190,7 @@ class Api:
             page = await self._registry.list_capabilities(size, query.text("pageToken"))
         document = {
             "capabilities": [_capability_document(summary) for summary in page.capabilities],
-            "totalCapabilities": self._registry.get_stats().unique_capabilities,
+            "totalCapabilities": (await self._registry.visible_stats()).unique_capabilities,
             "nextPageToken": page.next_page_token or None,
         }
         return self._success(call, document)
@@ -207,7 +207,7 @@ class Api:
 
     async def ready(self, _: HttpCall) -> web.Response:
         """Report whether this process can serve, and its problems, if there are any."""
-        status = self._registry.registry_health().status
+        status = (await self._registry.visible_health()).status
         ready = status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
         problems = [{"key": key, "text": text} for key, text in self._problems.active.items()]
         document: dict[str, Any] = {"status": "unhealthy"}

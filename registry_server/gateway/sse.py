@@ -84,6 +84,8 @@ def _data(event: WatchEvent, documents: Documents) -> bytes:
         fields["error"] = {"code": "REGISTRY_ERROR", "message": event.error, "details": {}}
     if event.record is None:
         return encode_json(fields)
+    if event.name_only:
+        return encode_json({"service": {"name": event.record.name, "revision": event.record.revision}, **fields})
     return b"".join((b'{"service":', documents.encoded(event.record), b",", encode_json(fields)[1:]))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import structlog
@@ -183,11 +183,14 @@ class HealthEvaluator:
         self._update_self_preservation()
         self.review_needed.clear()
         notices, self._pending_notices = self._pending_notices, []
-        if notices:
-            try:
-                await self._writes.publish_notice(_notice(notices), EventReason.EVENT_REASON_HEALTH_CHECK)
-            except RegistryError as error:
-                log.warning("self-preservation notice not published", reason=str(error))
+        try:
+            # One for each owner, because not every watcher may receive those of other owners.
+            for notice in [each for each in notices if each.owner is None or each.only][-1:] or notices:
+                await self._writes.publish_notice(
+                    _notice(notice), EventReason.EVENT_REASON_HEALTH_CHECK, owner=notice.owner or ""
+                )
+        except RegistryError as error:
+            log.warning("self-preservation notice not published", reason=str(error))
 
     def _update_self_preservation(self) -> None:
         for transition in self.self_preservation.update(time.monotonic()):
@@ -277,16 +280,12 @@ class HealthEvaluator:
         self._results.add_result(verdict.record.name, health.SerializeToString(), renew=verdict.renew)
 
 
-def _notice(transitions: Sequence[Transition]) -> str:
-    """Return the text about the starts of self-preservation. All watchers receive it, so it names no owner."""
-    everyone = [each for each in transitions if each.owner is None or each.only][-1:]
-    counted = everyone or transitions
-    of, whose = "", ""
-    if not everyone:
-        of, whose = f" of {'one owner' if len(counted) == 1 else f'{len(counted)} owners'}", "their "
+def _notice(start: Transition) -> str:
+    """Return the text about a start of self-preservation. It names no owner, because all watchers may receive it."""
+    of, whose = ("", "") if start.owner is None or start.only else (" of one owner", "their ")
     return (
-        f"self-preservation: {sum(each.failing for each in counted)} of {sum(each.counted for each in counted)} "
-        f"services{of} fail their probes at once; {whose}statuses are frozen"
+        f"self-preservation: {start.failing} of {start.counted} services{of} fail their probes at once; "
+        f"{whose}statuses are frozen"
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import re2
 
@@ -52,11 +53,27 @@ class Filter:
     capability_version: VersionFilter | None
     available: bool
     """Whether services that are draining do not match; ``required`` has the status."""
+    visible: Callable[[Record], bool] | None = None
+    """Returns whether the caller sees a service; ``None`` = it sees all. What it does not see does not match."""
+    scope: str = ""
+    """Identifies ``visible``; empty if the caller sees all services."""
+    notices_of: str | None = None
+    """Owner whose notices about services the caller receives; ``None`` = those of all."""
 
     @property
     def terms_only(self) -> bool:
         """Whether ``required`` and ``any_of`` express the whole filter."""
-        return self.pattern is None and self.version is None and self.capability_version is None and not self.available
+        return (
+            self.pattern is None
+            and self.version is None
+            and self.capability_version is None
+            and not self.available
+            and self.visible is None
+        )
+
+    def hides(self, record: Record) -> bool:
+        """Return whether the caller does not see a service in this state."""
+        return self.visible is not None and not self.visible(record)
 
     def matches(self, record: Record) -> bool:
         """Return whether the record matches; takes about 1 µs, but 1,000 times as long with the costliest pattern."""
@@ -95,6 +112,8 @@ class Filter:
 
     def _matches_values(self, record: Record) -> bool:
         if self.available and record.draining:
+            return False
+        if self.visible is not None and not self.visible(record):
             return False
         if self.version is not None and not self.version.matches(record.version()):
             return False
@@ -243,3 +262,7 @@ def _canonical(message: ServiceFilter) -> bytes:
     if len(canonical.tags) <= 1 or canonical.tag_match != TagMatch.TAG_MATCH_ALL:
         canonical.tag_match = TagMatch.TAG_MATCH_UNSPECIFIED
     return canonical.SerializeToString(deterministic=True)
+
+
+EVERYTHING: Final = compile_filter(ServiceFilter(), "filter", [])
+"""Matches every service."""

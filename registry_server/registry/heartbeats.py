@@ -11,9 +11,9 @@ from registry_server.errors import InstanceSuperseded, RegistryError, ServiceNot
 from registry_server.health import HealthReports
 from registry_server.instrumentation.audit import Audit, batch_log_lines
 from registry_server.model import requests
-from registry_server.registry.claims import claim_on
+from registry_server.registry.claims import claim_on, is_hidden
 from registry_server.replication import Writes
-from registry_server.security.identity import NO_CLAIM, Claim
+from registry_server.security.identity import NO_CLAIM, Claim, current_identity
 from registry_server.store import MAX_COMMITS_PER_GROUP, RedisStore
 
 _NAMES_PER_TURN: Final = 500
@@ -27,7 +27,7 @@ class Renewal(NamedTuple):
     renewed: int
     """Number of renewed leases."""
     unknown: list[str]
-    """Names that are not registered, in the order of the request."""
+    """Names that are not registered, or that the caller does not see, in the order of the request."""
     superseded: list[str]
     """Names that belong to another instance than the one in their lease."""
 
@@ -89,11 +89,11 @@ class Heartbeats:
         held = await _read(leases, requests.name_violations(names, leases))
         self._writes.require_loaded()
         distinct = list(dict.fromkeys((*names, *(lease.name for lease in held))))
-        claim = NO_CLAIM
-        for start in range(0, len(distinct), _NAMES_PER_TURN):
-            if start:
-                await asyncio.sleep(0)
-            claim = claim_on(*distinct[start : start + _NAMES_PER_TURN])
+        requested, (claim, hidden) = distinct, await self._check_names(distinct)
+        if hidden:
+            names = [name for name in names if name not in hidden]
+            held = [lease for lease in held if lease.name not in hidden]
+            distinct = [name for name in distinct if name not in hidden]
         superseded: dict[str, None] = {}
         if not all(map(self._is_registered, held)):
             await self._writes.catch_up()
@@ -117,8 +117,28 @@ class Heartbeats:
                 case _:
                     raise error
             renewed -= 1
+        if hidden:
+            hidden.update(unknown)
+            unknown = [name for name in requested if name in hidden]
         self._store.counters.superseded_leases += len(superseded)
         return Renewal(renewed, unknown, list(superseded))
+
+    async def _check_names(self, names: Sequence[str]) -> tuple[Claim, set[str]]:
+        """Return the ownership under which the caller renews leases, and the names that do not exist for it.
+
+        Raises:
+            PermissionDenied: The caller may not renew one of the leases.
+        """
+        claim, hidden, restricted = NO_CLAIM, set[str](), current_identity.get().visibility is not None
+        for start in range(0, len(names), _NAMES_PER_TURN):
+            if start:
+                await asyncio.sleep(0)
+            part = names[start : start + _NAMES_PER_TURN]
+            if restricted:
+                hidden.update(name for name in part if is_hidden(name, self._replica.records))
+                part = [name for name in part if name not in hidden]
+            claim = claim_on(*part)
+        return claim, hidden
 
     def _is_registered(self, lease: _Held) -> bool:
         """Return whether a lease may be renewed, as far as this process knows."""

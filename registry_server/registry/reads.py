@@ -15,9 +15,9 @@ from ossa.registry.v1.registry_service_pb2 import (
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from ossa_common.cursors import decode_cursor
 from ossa_common.violations import Violation
-from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, registry_stats
+from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, Statistics, registry_stats
 from registry_server.model import requests, rules
-from registry_server.model.filters import compile_filter
+from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import encode_page_token
 from registry_server.model.validation import name_violations
@@ -54,6 +54,7 @@ class RegistryReads:
         self.slices = discovery.slices
         """Runs long computations of all callers."""
         self._capabilities = Capabilities(replica, self.slices)
+        self._statistics = Statistics(replica, discovery)
 
     async def get(self, name: str, *, min_revision: int = 0, wait_seconds: float = REPLICA_WAIT_SECONDS) -> Record:
         """Return a service.
@@ -69,7 +70,7 @@ class RegistryReads:
         """
         record = self._replica.records.get(name)
         if record is not None and self._follower.loaded and 0 <= min_revision <= self._replica.revision:
-            return record
+            return require_existing(name, record)
         violations = name_violations(name, "name")
         requests.check_not_negative(min_revision, "min_revision", violations)
         requests.raise_if_invalid(violations)
@@ -83,17 +84,25 @@ class RegistryReads:
         if not name or not self._follower.loaded:
             return None
         try:
-            return self._replica.records.get(name.decode())
+            record = self._replica.records.get(name.decode())
         except UnicodeDecodeError:
             return None
+        return record if record is not None and current_identity.get().sees(record) else None
 
     def cached_page(self, key: PageKey) -> Page | None:
         """Return the page kept under a key, unless a change has affected it since."""
-        return self._discovery.cached_page(key)
+        return self._discovery.cached_page(self._scoped(key))
 
     def keep_page(self, key: PageKey, page: Page) -> None:
-        """Let ``cached_page`` return a page until a change affects it."""
-        self._discovery.keep_page(key, page)
+        """Let ``cached_page`` return a page until a change affects it, to callers that see the same services."""
+        self._discovery.keep_page(self._scoped(key), page)
+
+    def _scoped(self, key: PageKey) -> PageKey:
+        """Return the key under which a page for callers that see the same services as this one is kept."""
+        if not (scope := current_identity.get().scope):
+            return key
+        # Of fixed length, so that no caller can form a key of another scope.
+        return scope + key if isinstance(key, str) else scope.encode() + key
 
     async def find_page(
         self,
@@ -113,7 +122,7 @@ class RegistryReads:
             RevisionNotReached: The requested revision was not applied in time.
         """
         violations: list[Violation] = []
-        filter_ = compile_filter(request.filter, "filter", violations)
+        filter_ = _compile(request.filter, violations)
         size = requests.page_size(request.page_size, violations)
         after = requests.page_start(self._replica.secret, filter_.key, request.page_token, violations)
         requests.check_not_negative(request.min_revision, "min_revision", violations)
@@ -127,13 +136,13 @@ class RegistryReads:
         await self._replica.wait_for_client(request.min_revision, wait_seconds)
         page = await self._discovery.find_page(filter_, size, after)
         if wire is not None and not request.min_revision and not strong:
-            self._discovery.keep_page(wire, page)
+            self.keep_page(wire, page)
         return page
 
     async def discover(self, filter_: ServiceFilter | None = None) -> list[Service]:
         """Return all matching services, ordered by name."""
         violations: list[Violation] = []
-        compiled = compile_filter(filter_ or ServiceFilter(), "filter", violations)
+        compiled = _compile(filter_ or ServiceFilter(), violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         names = await self._discovery.matching_names(compiled)
@@ -147,7 +156,7 @@ class RegistryReads:
             ShuttingDown: The server is draining.
         """
         violations: list[Violation] = []
-        filter_ = compile_filter(request.filter, "filter", violations)
+        filter_ = _compile(request.filter, violations)
         requests.check_types(request.types, violations)
         cursor = rules.parse_optional(decode_cursor, request.cursor, "cursor", violations)
         wanted = request.bookmark_interval if request.HasField("bookmark_interval") else None
@@ -166,28 +175,41 @@ class RegistryReads:
         """Return a page of the distinct capabilities, ordered by name."""
         violations: list[Violation] = []
         size = requests.page_size(page_size, violations)
-        after = requests.page_start(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, page_token, violations)
+        identity = current_identity.get()
+        scope = _CAPABILITIES_PAGE_SCOPE + identity.scope.encode()
+        after = requests.page_start(self._replica.secret, scope, page_token, violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
-        summaries, has_more = await self._capabilities.page(after, size)
-        token = (
-            encode_page_token(self._replica.secret, _CAPABILITIES_PAGE_SCOPE, summaries[-1].name) if has_more else ""
-        )
+        summaries, has_more = await self._capabilities.page(after, size, identity.restrict(EVERYTHING))
+        token = encode_page_token(self._replica.secret, scope, summaries[-1].name) if has_more else ""
         return ListCapabilitiesResponse(capabilities=summaries, next_page_token=token)
 
     def get_stats(self) -> RegistryStats:
-        """Return counts of the registered services."""
+        """Return counts of all registered services, for programs that embed the registry."""
         self._writes.require_loaded()
         return registry_stats(self._replica)
+
+    async def visible_stats(self) -> RegistryStats:
+        """Return counts of the services that the caller sees."""
+        self._writes.require_loaded()
+        return await self._statistics.count(current_identity.get().restrict(EVERYTHING))
 
     def visible_owner(self, name: str) -> str:
         """Return the owner of a service if the caller is the owner or an operator; otherwise an empty string."""
         owner, identity = self._replica.owners.get(name, ""), current_identity.get()
         return owner if identity.role >= Role.OPERATOR or identity.name == owner else ""
 
-    def registry_health(self) -> GetRegistryHealthResponse:
-        """Return the health of the registry; never raises."""
-        counts = registry_stats(self._replica)
+    async def visible_health(self) -> GetRegistryHealthResponse:
+        """Return the health of the registry, as far as the caller sees its services; never raises."""
+        return self.registry_health(await self._statistics.count(current_identity.get().restrict(EVERYTHING)))
+
+    def registry_health(self, counts: RegistryStats | None = None) -> GetRegistryHealthResponse:
+        """Return the health of the registry; never raises.
+
+        Args:
+            counts: Counts of the services that the caller sees; ``None`` = it sees all.
+        """
+        counts = counts or registry_stats(self._replica)
         if not self._follower.loaded:
             status = HealthStatus.HEALTH_STATUS_UNHEALTHY
         elif counts.unhealthy_services or not self._follower.connected:
@@ -206,3 +228,8 @@ class RegistryReads:
 
     def _now(self) -> Timestamp:
         return timestamp(self._clock())
+
+
+def _compile(filter_: ServiceFilter, violations: list[Violation]) -> Filter:
+    """Compile the filter of a request, joined with what the caller sees."""
+    return current_identity.get().restrict(compile_filter(filter_, "filter", violations))

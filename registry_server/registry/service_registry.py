@@ -23,6 +23,7 @@ from registry_server.errors import (
 from registry_server.health import HealthMonitor, HealthReports, Maintenance
 from registry_server.instrumentation.audit import Audit, AuditEntry, batch_log_lines
 from registry_server.model import normal, requests, rules
+from registry_server.model.filters import EVERYTHING
 from registry_server.model.record import Record
 from registry_server.model.validation import (
     name_violations,
@@ -31,13 +32,14 @@ from registry_server.model.validation import (
     status_violations,
     update_mask_violations,
 )
-from registry_server.registry.claims import claim_on, require_group
+from registry_server.registry.claims import claim_on, claim_on_existing, require_group
 from registry_server.registry.health import RegistryHealth
 from registry_server.registry.heartbeats import Heartbeats, Renewal
 from registry_server.replication import Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock
 from registry_server.runtime.pacing import BatchTurns
 from registry_server.security.egress import EgressPolicy
+from registry_server.security.identity import Claim, current_identity
 from registry_server.store import MAX_COMMITS_PER_GROUP, Conflict, EpochChanged, RedisStore
 from registry_server.watch import WatchHub
 
@@ -107,7 +109,7 @@ class ServiceRegistry(RegistryHealth):
 
         Raises:
             InvalidRequest: A field of the service is not valid.
-            ServiceExists: With ``create_only``, the name is taken.
+            ServiceExists: The name is taken, with ``create_only`` or by a service that the caller does not see.
             WriteConflict: Other processes kept changing it.
         """
         with self._audit.record_change("register", service.name) as entry:
@@ -117,7 +119,8 @@ class ServiceRegistry(RegistryHealth):
     async def _register(self, service: Service, entry: AuditEntry, *, create_only: bool = False) -> Service:
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
             entry.before = current.revision if current else None
-            if current is not None and create_only:
+            # A registration of a service that the caller does not see fails: it reveals that the name is taken.
+            if current is not None and (create_only or not current_identity.get().sees(current)):
                 raise ServiceExists(service.name)
             before = current.message() if current else None
             now = self._now()
@@ -219,7 +222,7 @@ class ServiceRegistry(RegistryHealth):
             violations += update_mask_violations(mask)
             requests.check_not_negative(expected_revision, "expected_revision", violations)
             requests.raise_if_invalid(violations)
-            claim = claim_on(service.name)
+            claim = self._claim_on_existing(service.name)
             updated = await self._writes.change_service(service.name, attempt)
             entry.after = updated.revision
         return updated
@@ -244,7 +247,7 @@ class ServiceRegistry(RegistryHealth):
             requests.check_not_negative(expected_revision, "expected_revision", violations)
             rules.check_instance_id(instance_id, "instance_id", violations)
             requests.raise_if_invalid(violations)
-            claim = claim_on(name)
+            claim = self._claim_on_existing(name)
             return await self._writes.change_service(name, attempt)
 
     # Leases and health.
@@ -303,7 +306,7 @@ class ServiceRegistry(RegistryHealth):
             if details is not None:
                 rules.check_details(details, "details", violations)
             requests.raise_if_invalid(violations)
-            claim = claim_on(name)
+            claim = self._claim_on_existing(name)
             health = Health(status=status, details=details, error=error) if has_health else None
             return await self._reports.report(name, health, entry, claim, draining=draining, instance_id=instance_id)
 
@@ -326,8 +329,10 @@ class ServiceRegistry(RegistryHealth):
         return health
 
     async def cleanup(self) -> list[str]:
-        """Remove services whose lease has expired and return their names."""
+        """Remove services whose lease has expired and return the names of those that the caller sees."""
         removed: list[str] = []
+        identity = current_identity.get()
+        visible = await self._discovery.matching_names(identity.restrict(EVERYTHING)) if identity.scope else None
         try:
             with self._audit.record_change("cleanup", ""):  # recorded only if it fails; removals are recorded below
                 self._writes.require_loaded()
@@ -342,7 +347,13 @@ class ServiceRegistry(RegistryHealth):
                     await self._writes.catch_up()
         finally:
             self._audit.record_removals("cleanup", removed)
-        return removed
+        return removed if visible is None else sorted(set(removed).intersection(visible))
+
+    def _claim_on_existing(self, name: str) -> Claim:
+        """Return the ownership under which the caller changes a registered service; see ``claim_on_existing``."""
+        if current_identity.get().scope:
+            self._writes.require_loaded()
+        return claim_on_existing(name, self._replica.records)
 
     def _violations(self, service: Service, at: str = "service") -> list[Violation]:
         found = service_violations(service, at)

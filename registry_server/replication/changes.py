@@ -40,6 +40,7 @@ def change_from_event(event: StoredEvent, before: Record | None) -> Change:
         after=after,
         error=event.error,
         owner=event.owner,
+        about="" if before or after else event.name,
     )
 
 

@@ -38,7 +38,7 @@ from registry_server.model.record import Record
 from registry_server.replication.follower import Follower
 from registry_server.replication.large_writes import LargeWrites
 from registry_server.replication.reconcile import Reconciler, contradicts
-from registry_server.security.identity import NO_CLAIM, Claim, current_caller_key
+from registry_server.security.identity import NO_CLAIM, Claim, current_caller_key, current_identity
 from registry_server.security.limits import Shares
 from registry_server.store import FORGET_CHECK, KEEP_CHECK, CheckChange, Conflict, EpochChanged, RedisStore
 
@@ -299,13 +299,13 @@ class Writes:
         await self._wait_committed(record.name, outcome, removed=True)
         return record.message()
 
-    async def publish_notice(self, error: str, reason: EventReason.ValueType) -> None:
-        """Publish an error of the registry itself to all watchers of all processes.
+    async def publish_notice(self, error: str, reason: EventReason.ValueType, *, owner: str = "") -> None:
+        """Publish an error of the registry itself to the watchers of all processes; see ``match_event``.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        await self._store.writer.publish_notice(error, seen=self._replica.position, reason=reason)
+        await self._store.writer.publish_notice(error, seen=self._replica.position, reason=reason, owner=owner)
 
     async def wait_applied(self, revision: int) -> None:
         """Wait until this replica has applied a committed revision.
@@ -386,11 +386,11 @@ def require_existing(name: str, record: Record | None, expected_revision: int = 
     """Return the record if it exists at the expected revision and belongs to the expected instance.
 
     Raises:
-        ServiceNotFound: The service is not registered.
+        ServiceNotFound: The service is not registered, or the caller does not see it.
         InstanceSuperseded: Its instance is not ``instance_id`` ('' = any).
         RevisionMismatch: Its revision is not ``expected_revision`` (0 = any).
     """
-    if record is None:
+    if record is None or not current_identity.get().sees(record):
         raise ServiceNotFound(name)
     if instance_id and record.instance_id != instance_id:
         raise InstanceSuperseded(name)

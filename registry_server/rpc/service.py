@@ -177,11 +177,11 @@ class RegistryRpc:
 
     @rpc(READ)
     async def get_stats(self, _: pb.GetStatsRequest, __: RpcCall) -> pb.GetStatsResponse:
-        return pb.GetStatsResponse(stats=self._registry.get_stats())
+        return pb.GetStatsResponse(stats=await self._registry.visible_stats())
 
     @rpc(READ)
     async def get_registry_health(self, _: pb.GetRegistryHealthRequest, __: RpcCall) -> pb.GetRegistryHealthResponse:
-        health = self._registry.registry_health()
+        health = await self._registry.visible_health()
         health.caller.CopyFrom(_caller(current_identity.get()))
         return health
 

@@ -58,7 +58,11 @@ class Authenticator:
             monotonic: Clock for the age of the issuers' keys, in seconds.
         """
         self._default_limits = default_limits
-        self._anonymous = Identity(ANONYMOUS, Role[policy.anonymous.upper()], limits=default_limits)
+        anonymous_sees = policy.sees.anonymous.visibility(()) if policy.sees.anonymous else None
+        role = Role[policy.anonymous.upper()]
+        self._anonymous = Identity(ANONYMOUS, role, limits=default_limits, visibility=anonymous_sees)
+        self.restricts: bool = policy.restricts()
+        """Whether any caller sees only some services."""
         self._keys: dict[bytes, tuple[bytes, ApiKey | None]] = {
             digest: (digest, key) for key in policy.api_keys for text in key.hashes if (digest := parse_hash(text))
         }

@@ -26,9 +26,10 @@ from registry_server.security.identity import (
 )
 from registry_server.security.jwt_tokens import CredentialRefused
 from registry_server.security.limits import Gauge, InFlight, Places, Streams
-from registry_server.security.permissions import HEALTH, Permission
+from registry_server.security.permissions import HEALTH, METRICS, Permission
 from registry_server.security.policy import read_policy
 from registry_server.security.sessions import Caller, Session, Sessions
+from registry_server.security.visibility import Visibility
 
 _GUEST_BYTES_DIVISOR: Final = 4
 """Callers without a credential may hold a quarter of ``limits.call_bytes``, in addition to it."""
@@ -90,6 +91,11 @@ class Guard:
             **limits.model_dump(exclude=None if self._file else _NEED_POLICY),
         )
 
+    @property
+    def _guest(self) -> Identity:
+        """Identity of a caller without a credential that was accepted."""
+        return _BLIND_GUEST if self._authenticator is not None and self._authenticator.restricts else GUEST
+
     async def admit(self, caller: Caller, permission: Permission) -> Identity:
         """Admit a call that ``admit_known`` did not admit, and return the caller's identity.
 
@@ -102,7 +108,7 @@ class Guard:
             IssuerUnavailable: The keys of the token's issuer are not available.
             Overloaded: Too many tokens wait for verification.
         """
-        identity = GUEST
+        identity = self._guest
         try:
             identity = await self._identity(caller.credentials(), caller.address())
             _require_role(identity, permission)
@@ -110,7 +116,7 @@ class Guard:
             if isinstance(error, CredentialRefused):
                 self._log_refusal(error.log_reason, caller.address())
                 error = Unauthenticated(str(error))
-            if identity is not GUEST:
+            if identity is not self._guest:
                 current_identity.set(identity)  # for the request log
             caller.caller_key = caller_key(identity, caller.address)
             self.charge(identity, caller.caller_key)
@@ -139,10 +145,10 @@ class Guard:
             identity = authenticator.cached_identity(caller.credentials())
         except Unauthenticated:
             identity = None
-        if identity is None or identity.role < permission.min_role:
+        if identity is None or identity.role < permission.min_role or (permission is METRICS and identity.visibility):
             if not public:
                 return None
-            identity = GUEST  # public parts do not verify credentials
+            identity = self._guest  # public parts do not verify credentials
         caller.caller_key = caller_key(identity, caller.address)
         if permission is not HEALTH or not public:  # probes of a platform must work under overload
             self.charge(identity, caller.caller_key)
@@ -173,8 +179,8 @@ class Guard:
         Raises:
             RateLimited: Its address exceeded its rate.
         """
-        caller.caller_key = caller_key(GUEST, caller.address)
-        self.charge(GUEST, caller.caller_key)
+        caller.caller_key = caller_key(self._guest, caller.address)
+        self.charge(self._guest, caller.caller_key)
 
     def places(self, key: tuple[str, str], permission: Permission | None = None) -> Places:
         """Return the places for a call; with a policy, those of callers without a credential have places of their own.
@@ -293,19 +299,23 @@ class Guard:
 
 GUEST: Final = Identity(ANONYMOUS, Role.NONE)
 """Caller without a credential that was accepted."""
+_BLIND_GUEST: Final = Identity(ANONYMOUS, Role.NONE, visibility=Visibility(None, ((),)))
+"""The same, if the policy restricts what callers see: the health of services that it does not see is not reported."""
 
 
 def _require_role(identity: Identity, permission: Permission) -> None:
-    """Check that a role includes a permission.
+    """Check that a caller has a permission.
 
     Raises:
         Unauthenticated: A credential is required.
-        PermissionDenied: The role does not include it.
+        PermissionDenied: Its role does not include it, or it sees only some services.
     """
     if identity.role < permission.min_role:
         if identity.method == "none":
             raise Unauthenticated
         raise PermissionDenied(f"requires the role {permission.min_role.word}; the caller has {identity.role.word}")
+    if permission is METRICS and identity.visibility is not None:
+        raise PermissionDenied("the metrics count all services; the caller sees only some")
 
 
 def _caller_places(limits: LimitSettings) -> Places:

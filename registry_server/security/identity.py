@@ -12,7 +12,10 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Final
 
+from registry_server.model.filters import Filter
+from registry_server.model.record import Record
 from registry_server.security.patterns import matches
+from registry_server.security.visibility import Visibility
 
 
 class Role(IntEnum):
@@ -65,6 +68,23 @@ class Identity:
     """Individual limits; ``None`` = the defaults of the settings."""
     expires: float | None = None
     """Expiry of the credential in seconds since the epoch; ``None`` = never."""
+    visibility: Visibility | None = None
+    """The services that it sees; ``None`` = all."""
+
+    def sees(self, record: Record) -> bool:
+        """Return whether a service exists for the caller, as far as reads are concerned."""
+        return self.visibility is None or self.visibility.includes(record)
+
+    def restrict(self, filter_: Filter) -> Filter:
+        """Return the filter of a read, joined with what the caller sees."""
+        if self.visibility is None:
+            return filter_
+        return self.visibility.join(filter_, None if self.role >= Role.OPERATOR else self.name)
+
+    @property
+    def scope(self) -> str:
+        """Identifies what the caller sees, in tokens and keys of answers; empty if it sees all services."""
+        return "" if self.visibility is None else self.visibility.scope
 
     def may_own(self, name: str) -> bool:
         """Return whether the role and the name patterns allow writing a service of this name."""

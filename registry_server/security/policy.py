@@ -4,16 +4,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 import structlog
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from registry_server.errors import ConfigurationError
+from registry_server.model.record import environment_term, group_term, label_term
 from registry_server.security.identity import ANONYMOUS, Identity, Limits, Role
 from registry_server.security.keys import parse_hash
 from registry_server.security.lines import BadYaml, Document, Place, read_yaml
+from registry_server.security.visibility import Visibility
 
 MAX_FILE_BYTES: Final = 4 << 20
 """A larger file is assumed to be a mistake."""
@@ -76,6 +78,7 @@ _Url = Annotated[str, AfterValidator(_check_url)]
 _Claim = Annotated[str, AfterValidator(_check_claim)]
 _RoleWord = Literal["viewer", "agent", "operator", "admin"]
 _Patterns = tuple[Annotated[str, AfterValidator(_check_pattern)], ...]
+_Values = Annotated[tuple[_Text, ...], Field(max_length=64)]
 
 
 log = structlog.get_logger(__name__)
@@ -99,11 +102,48 @@ class OwnLimits(_Model):
         return Limits(**{name: own.get(name, getattr(default_limits, name)) for name in Limits.__slots__})
 
 
+class Sees(_Model):
+    """Services that a caller sees: those that meet all conditions that are set."""
+
+    names: Annotated[_Patterns, Field(max_length=64)] | None = None
+    """Patterns of which the name must match one."""
+    groups: _Values | None = None
+    """The group must be one of these."""
+    environments: _Values | None = None
+    """The environment must be one of these."""
+    labels: Annotated[dict[_Text, Annotated[str, Field(max_length=512)]], Field(max_length=64)] = {}
+    """Labels that it must have."""
+
+    def visibility(self, own: tuple[str, ...]) -> Visibility | None:
+        """Return the services that a caller sees; ``None`` = all.
+
+        Args:
+            own: Name patterns of services that it sees in any case.
+        """
+        any_of: list[tuple[str, ...]] = [(label_term(key, value),) for key, value in sorted(self.labels.items())]
+        for term, values in ((group_term, self.groups), (environment_term, self.environments)):
+            if values is not None:
+                any_of.append(tuple(sorted(map(term, values))))
+        return None if self.names is None and not any_of else Visibility(self.names, tuple(any_of), own)
+
+
+class RoleSees(_Model):
+    """What callers of each role see, unless their entry sets it."""
+
+    anonymous: Sees | None = None
+    viewer: Sees | None = None
+    agent: Sees | None = None
+    operator: Sees | None = None
+    admin: Sees | None = None
+
+
 class Grant(_Model):
     """Role that an entry grants, and for agents the patterns of service names that they may own."""
 
     role: _RoleWord
     patterns: _Patterns = ()
+    sees: Sees | None = None
+    """The services that it sees; ``None`` = those that its role sees."""
     limits: OwnLimits | None = None
 
 
@@ -154,9 +194,15 @@ class Policy(_Model):
 
     anonymous: Literal["none", "viewer"] = "none"
     """Role of callers without a credential."""
+    sees: RoleSees = RoleSees()
     api_keys: tuple[ApiKey, ...] = ()
     jwt: tuple[JwtIssuer, ...] = ()
     certificates: tuple[CertificateRule, ...] = ()
+
+    def restricts(self) -> bool:
+        """Return whether any caller sees only some services."""
+        grants = (*self.api_keys, *self.certificates, *(rule for issuer in self.jwt for rule in issuer.rules))
+        return any(sees and sees.visibility(()) for sees in (self.sees.anonymous, *(grant.sees for grant in grants)))
 
 
 class Problem(NamedTuple):
@@ -185,7 +231,8 @@ def granted_identity(
         pattern.replace(SUBJECT, subject) for pattern in grant.patterns if SUBJECT not in pattern or is_plain
     )
     limits = grant.limits.with_defaults(default_limits) if grant.limits else default_limits
-    return Identity(name, Role[grant.role.upper()], method, patterns, limits, expires)
+    visibility = grant.sees.visibility(patterns) if grant.sees else None
+    return Identity(name, Role[grant.role.upper()], method, patterns, limits, expires, visibility)
 
 
 def read_policy(file: Path) -> Policy:
@@ -226,7 +273,24 @@ def read_policy(file: Path) -> Policy:
             pattern=pattern,
             hint="the subject team also admits names of the subject team-b; write {subject}/; see docs/security.md",
         )
-    return policy
+    return _with_sees_of_roles(policy)
+
+
+_G = TypeVar("_G", bound=Grant)
+
+
+def _with_sees_of_roles(policy: Policy) -> Policy:
+    """Return the policy with ``sees`` in each entry whose role has it."""
+
+    def complete(grants: tuple[_G, ...]) -> tuple[_G, ...]:
+        return tuple(
+            grant.model_copy(update={"sees": getattr(policy.sees, grant.role)}) if grant.sees is None else grant
+            for grant in grants
+        )
+
+    jwt = tuple(issuer.model_copy(update={"rules": complete(issuer.rules)}) for issuer in policy.jwt)
+    keys, certificates = complete(policy.api_keys), complete(policy.certificates)
+    return policy.model_copy(update={"api_keys": keys, "jwt": jwt, "certificates": certificates})
 
 
 def _overlapping_patterns(policy: Policy) -> Iterator[tuple[Place, str]]:
@@ -313,5 +377,7 @@ def _grant_problems(grant: Grant, place: Place, *, subject: bool = True) -> Iter
         yield Problem(place, "needs patterns: an agent may own only services whose names match one")
     if grant.role != "agent" and grant.patterns:
         yield Problem((*place, "patterns"), "are only valid for the role agent")
+    if grant.sees and any(SUBJECT in pattern for pattern in grant.sees.names or ()):
+        yield Problem((*place, "sees", "names"), f"cannot contain {SUBJECT}")
     if not subject and any(SUBJECT in pattern for pattern in grant.patterns):
         yield Problem((*place, "patterns"), f"cannot contain {SUBJECT}: an API key has no subject")

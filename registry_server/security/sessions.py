@@ -9,10 +9,10 @@ from typing import Final, Protocol, TypeAlias
 
 import structlog
 
-from registry_server.errors import RegistryError, Unauthenticated
+from registry_server.errors import CursorExpired, RegistryError, Unauthenticated
 from registry_server.security.authenticator import Credentials
 from registry_server.security.identity import Identity
-from registry_server.security.permissions import Permission
+from registry_server.security.permissions import READ, Permission
 
 MAX_VERIFY_SECONDS: Final = 0.8
 """Time limit for an issuer's keys during a recheck; streams that it leaves undecided are ended within a second."""
@@ -147,6 +147,8 @@ def _decide(session: Session, outcome: _Outcome, permit: Callable[[Identity, Per
         if isinstance(outcome, RegistryError):
             raise outcome
         permit(outcome, session.permission)
+        if session.permission is READ and outcome.visibility != session.identity.visibility:
+            raise CursorExpired("the policy has changed what this caller sees")
     except RegistryError as error:
         session.end(error)
     else:

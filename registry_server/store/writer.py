@@ -262,8 +262,17 @@ class StoreWriter:
             )
         )
 
-    async def publish_notice(self, error: str, *, seen: Position, reason: EventReason.ValueType) -> int | EpochChanged:
-        """Commit an event about an error of the registry itself and return its revision."""
+    async def publish_notice(
+        self, error: str, *, seen: Position, reason: EventReason.ValueType, owner: str = ""
+    ) -> int | EpochChanged:
+        """Commit an event about an error of the registry itself and return its revision.
+
+        Args:
+            error: Text of the error.
+            seen: Position of the replica.
+            reason: Reason of the event.
+            owner: Owner of the services that it is about; empty = it is not about those of one owner.
+        """
         answer = await self._commands.run_script(
             "notice",
             *seen,
@@ -271,6 +280,7 @@ class StoreWriter:
             reason,
             error,
             self._events_max_length,
+            owner,
         )
         return int(answer[1]) if answer[0] == b"ok" else EpochChanged()
 

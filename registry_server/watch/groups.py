@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ossa.registry.v1.event_pb2 import EventReason
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.replica import Replica
 from registry_server.errors import WatcherTooSlow
@@ -182,6 +183,16 @@ class WatchGroups:
 def match_event(filter_: Filter, change: Change) -> WatchEvent | None:
     """Return the event of a change for watchers with a filter; ``None`` if it does not concern them."""
     if change.is_notice:
-        return change.event(matches=False)
-    matched, matches = filter_.match_change(change.before, change.after)
+        # A notice about services goes to those that see all of them, to their owner and to operators.
+        hidden = (
+            filter_.notices_of not in (None, change.about) and change.reason == EventReason.EVENT_REASON_HEALTH_CHECK
+        )
+        return None if hidden else change.event(matches=False)
+    before, after = change.before, change.after
+    matched, matches = filter_.match_change(before, after)
+    if filter_.visible is not None and before is not None and after is not None:
+        if matched and not filter_.visible(after):
+            return change.departure()
+        if matches and not filter_.visible(before):
+            return change.arrival()
     return change.event(matches=matches) if matched or matches else None

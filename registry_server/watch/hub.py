@@ -111,11 +111,11 @@ class WatchHub:
         group = self._group_of.get(watcher)
         self._wakeups.wake(waiter, None if group is None else group.caller)
 
-    def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
+    def shared_batch(self, events: list[WatchEvent], position: Position, scope: str) -> EventBatch:
         """Return a batch, built once for all watchers that send the same events."""
         last = self._last_batch
-        if last is None or last.position != position or last.events != events:
-            last = self._last_batch = EventBatch(events, position, shared=True)
+        if last is None or last.position != position or last.scope != scope or last.events != events:
+            last = self._last_batch = EventBatch(events, position, scope=scope, shared=True)
         return last
 
     def prepare_resync(self, changes: Sequence[Change]) -> None:
@@ -142,7 +142,7 @@ class WatchHub:
             max_records = self.limits.snapshot_records
             if (referenced := self.snapshot_records) and referenced + len(names) > max_records:
                 raise Overloaded("snapshots", max_records, f"snapshots of {referenced} services are being sent")
-            snapshot = Snapshot([self.replica.records[name] for name in names], key[1])
+            snapshot = Snapshot([self.replica.records[name] for name in names], key[1], filter_.scope)
             self._snapshots[key] = snapshot
             self.snapshot_records += len(names)
             weakref.finalize(snapshot, self._release_records, len(names)).atexit = False
@@ -170,7 +170,7 @@ class WatchHub:
 
         def match_past() -> Iterator[None]:
             reached = cursor.revision
-            while self._require_resumable(cursor, reached):
+            while self._require_resumable(cursor, reached, filter_.scope):
                 reached += 1
                 if (change := self.replica.history.at(reached)) is None:
                     raise CursorExpired(f"changes after revision {cursor.revision} are no longer all kept")
@@ -181,13 +181,15 @@ class WatchHub:
         await self._discovery.slices.run(match_past())
         return events
 
-    def _require_resumable(self, cursor: Cursor, reached: int) -> bool:
+    def _require_resumable(self, cursor: Cursor, reached: int, scope: str) -> bool:
         """Return whether changes follow the revision up to which the changes after a cursor were matched."""
         position = self.replica.position
         if not cursor.resumable:
             raise CursorExpired("the cursor belongs to an unfinished snapshot")
         if cursor.epoch != position.epoch:
             raise CursorExpired("the cursor belongs to another epoch of the store")
+        if cursor.scope != scope:
+            raise CursorExpired("what this caller may see has changed since the cursor was issued")
         if cursor.revision > position.revision:
             raise CursorExpired(f"revision {cursor.revision} was not reached")
         return reached < position.revision

@@ -45,9 +45,10 @@ class WatchLimits(NamedTuple):
 class Snapshot:
     """The services that match a filter at one position, shared by all watchers that start with it."""
 
-    def __init__(self, records: Sequence[Record], position: Position) -> None:
+    def __init__(self, records: Sequence[Record], position: Position, scope: str) -> None:
         self.records = records
         self.position = position
+        self.scope = scope
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +63,8 @@ class EventBatch:
     """False while a snapshot is incomplete: the cursor cannot be resumed from."""
     snapshot_complete: bool = field(default=False, kw_only=True)
     """Whether this batch ends the snapshot."""
+    scope: str = field(default="", kw_only=True)
+    """Identifies what the client sees; the cursor is only valid for it."""
     shared: bool = field(default=False, kw_only=True)
     """Whether other watchers send it too; otherwise what it holds is held for one stream."""
     size: int = field(init=False)
@@ -95,7 +98,7 @@ class EventBatch:
     @property
     def cursor(self) -> Cursor:
         """Cursor that follows the batch."""
-        return Cursor(self.position.epoch, self.position.revision, resumable=self.resumable)
+        return Cursor(self.position.epoch, self.position.revision, self.resumable, self.scope)
 
 
 def split_events(events: Iterable[WatchEvent], max_bytes: int) -> Iterator[list[WatchEvent]]:
@@ -115,8 +118,8 @@ def snapshot_batches(snapshot: Snapshot, max_bytes: int) -> Iterator[EventBatch]
     """Yield the batches of a snapshot; the last one completes it."""
     for events in split_events(map(snapshot_event, snapshot.records), max_bytes):
         if events:
-            yield EventBatch(events, snapshot.position, resumable=False)
-    yield EventBatch((), snapshot.position, snapshot_complete=True)
+            yield EventBatch(events, snapshot.position, resumable=False, scope=snapshot.scope)
+    yield EventBatch((), snapshot.position, snapshot_complete=True, scope=snapshot.scope)
 
 
 def fits_one_message(changes: Sequence[Change], max_bytes: int = MAX_RESYNC_MESSAGE_BYTES) -> bool:

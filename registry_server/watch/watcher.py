@@ -7,6 +7,7 @@ from typing import Final, Literal, Protocol, Self, get_args
 
 from registry_server.catalog.change import WatchEvent
 from registry_server.errors import CursorExpired, RegistryError, ShuttingDown, WatcherTooSlow
+from registry_server.model.filters import Filter
 from registry_server.store import Position
 from registry_server.watch.messages import EventBatch, Snapshot, WatchLimits, snapshot_batches, split_events
 
@@ -36,7 +37,7 @@ class WatcherHost(Protocol):
     limits: WatchLimits
     counters: WatchCounters
 
-    def shared_batch(self, events: list[WatchEvent], position: Position) -> EventBatch:
+    def shared_batch(self, events: list[WatchEvent], position: Position, scope: str) -> EventBatch:
         """Return a batch, built once for all watchers that send the same events."""
 
     def remove_watcher(self, watcher: "Watcher") -> None:
@@ -48,6 +49,8 @@ class WatcherHost(Protocol):
 
 class Group(Protocol):
     """The group of a watcher, which offers it events."""
+
+    filter: Filter
 
     @property
     def position(self) -> Position:
@@ -62,6 +65,7 @@ class Watcher:
 
     def __init__(self, host: WatcherHost, group: Group, types: Collection[int], bookmark_interval: float) -> None:
         self._host, self._group = host, group
+        self._scope = group.filter.scope
         self._limits = host.limits
         self._types = frozenset(types)
         self._bookmark_interval = bookmark_interval
@@ -187,14 +191,14 @@ class Watcher:
         # A watcher with an empty buffer has received everything matched so far, including changes that do not match:
         # its cursor advances with them and does not age. A watch that has ended receives nothing more.
         caught_up = not self._buffer and self._end is None
-        return self._host.shared_batch(events, self._group.position if caught_up else position)
+        return self._host.shared_batch(events, self._group.position if caught_up else position, self._scope)
 
     def _event_batches(self, past: Sequence[WatchEvent], start: Position) -> Iterator[EventBatch]:
         wanted = (event for event in past if not self._types or event.type in self._types)
         reached: list[WatchEvent] = []
         for events in split_events(wanted, self._limits.message_bytes):
             if reached:
-                yield EventBatch(reached, Position(start.epoch, reached[-1].revision))
+                yield EventBatch(reached, Position(start.epoch, reached[-1].revision), scope=self._scope)
             reached = events
         # Sent even without events: the client learns immediately that the watch is open, and receives its first cursor.
-        yield EventBatch(reached, start)
+        yield EventBatch(reached, start, scope=self._scope)

@@ -343,7 +343,7 @@ async def test_unexpected_error_is_logged_but_not_disclosed(
     def bug() -> None:
         raise RuntimeError("a secret detail")
 
-    monkeypatch.setattr(server.parts.registry, "get_stats", bug)
+    monkeypatch.setattr(server.parts.registry, "visible_stats", bug)
     with capture_logs() as logs:
         answer = await rest.get("/stats", X_Request_Id="find-me")
     assert (answer.status, answer.code) == (500, "INTERNAL")
