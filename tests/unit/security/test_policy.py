@@ -38,7 +38,9 @@ def test_empty_file_grants_nothing(tmp_path: Path) -> None:
 def test_documented_example_is_valid(tmp_path: Path) -> None:
     examples = [block.partition("```")[0] for block in text_of("docs/security.md").split("```yaml\n")[1:]]
     assert examples
-    policy = read(tmp_path, examples[0])
+    policy, restricting = (read(tmp_path, example) for example in examples)
+    assert restricting.restricts()
+    assert not policy.restricts()
     assert {key.role for key in policy.api_keys} >= {"agent", "operator"}
     assert policy.jwt
     assert policy.certificates

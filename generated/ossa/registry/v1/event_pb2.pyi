@@ -40,7 +40,9 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_SERVICE_SNAPSHOT: _EventType.ValueType  # 6
     """Not a change: the state of a service at the start of the watch."""
     EVENT_TYPE_SERVICE_UNMATCHED: _EventType.ValueType  # 7
-    """The service changed and no longer matches the filter of the watch. Sent once for each such transition."""
+    """The service changed and no longer matches the filter of the watch. Sent once for each such transition. If the caller
+    does not see the service any more, `service` has only its name and revision.
+    """
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """Kind of an event."""
@@ -60,7 +62,9 @@ EVENT_TYPE_REGISTRY_ERROR: EventType.ValueType  # 5
 EVENT_TYPE_SERVICE_SNAPSHOT: EventType.ValueType  # 6
 """Not a change: the state of a service at the start of the watch."""
 EVENT_TYPE_SERVICE_UNMATCHED: EventType.ValueType  # 7
-"""The service changed and no longer matches the filter of the watch. Sent once for each such transition."""
+"""The service changed and no longer matches the filter of the watch. Sent once for each such transition. If the caller
+does not see the service any more, `service` has only its name and revision.
+"""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 class _EventReason:
