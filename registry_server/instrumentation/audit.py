@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Final, Literal, TypeAlias
 
@@ -26,6 +26,8 @@ Operation: TypeAlias = Literal[
 
 # An invalid name may have any length.
 _MAX_NAME_LENGTH: Final = 256
+
+_AT_ONCE: Final = nullcontext()
 
 BATCH_LOG_LINES: Final[ContextVar[bool]] = ContextVar("batch_log_lines", default=False)
 """Whether a log line may wait for the other lines of this turn of the event loop."""
@@ -71,12 +73,14 @@ class Audit:
         self._logger = logging.getLogger(LOGGER)
 
     @contextmanager
-    def record_change(self, operation: Operation, name: str) -> Iterator[AuditEntry]:
+    def record_change(self, operation: Operation, name: str, *, batch: bool = False) -> Iterator[AuditEntry]:
         """Write a line if the block commits a change or fails; write none if the revision stays the same.
 
         Args:
             operation: Kind of change.
             name: Name of the service, as the client sent it.
+            batch: Write the line of a committed change with the others of this turn of the event loop. The caller then
+                leaves the turn before it answers, so that each change is logged before it is answered.
         """
         entry = AuditEntry()
         try:
@@ -89,7 +93,8 @@ class Audit:
             self._write_line(operation, name, outcome, entry)
             raise
         if entry.before != entry.after:
-            self._write_line(operation, name, "ok", entry)
+            with batch_log_lines() if batch else _AT_ONCE:
+                self._write_line(operation, name, "ok", entry)
 
     def record_removals(self, operation: Operation, names: Sequence[str], *, by: str | None = None) -> None:
         """Write a line for each service that was removed because its lease had expired.

@@ -112,9 +112,11 @@ class ServiceRegistry(RegistryHealth):
             ServiceExists: The name is taken, with ``create_only`` or by a service that the caller does not see.
             WriteConflict: Other processes kept changing it.
         """
-        with self._audit.record_change("register", service.name) as entry:
+        with self._audit.record_change("register", service.name, batch=True) as entry:
             requests.raise_if_invalid(self._violations(service))
-            return await self._register(service, entry, create_only=create_only)
+            registered = await self._register(service, entry, create_only=create_only)
+        await asyncio.sleep(0)  # until the line is written
+        return registered
 
     async def _register(self, service: Service, entry: AuditEntry, *, create_only: bool = False) -> Service:
         async def attempt(current: Record | None) -> Service | Conflict | EpochChanged:
@@ -185,6 +187,8 @@ class ServiceRegistry(RegistryHealth):
                 for name, service in checked:
                     tasks.append(group.create_task(register_one(name, service)))
                     await turns.add(service.ByteSize() if isinstance(service, Service) else 0)
+                await asyncio.sleep(0)  # the tasks submit their changes
+                self._store.writer.send_commits()
         return [task.result() for task in tasks]
 
     async def update_service(

@@ -10,6 +10,8 @@ from registry_server.store.values import Unconfirmed
 
 # Limits one call of the script to a few milliseconds, during which Redis serves no other client.
 MAX_COMMITS_PER_GROUP: Final = 128
+# About the processor time that this process takes for a commit and its call.
+_GATHER_SECONDS_PER_COMMIT: Final = 0.0005
 
 
 class Commit(NamedTuple):
@@ -51,8 +53,9 @@ class Commit(NamedTuple):
 class CommitGroups(Batches[Commit]):
     """Sends commits in groups.
 
-    A round trip costs this process more than the commit itself. While the event loop is busy, further commits are
-    likely to follow, so a group waits for them; an idle process sends at once.
+    A round trip costs this process more than the commit itself. While commits arrive in groups, a group waits for
+    further ones, on a timer: waiting in passes of the event loop cost 150 µs a commit (measured with 64 callers). A
+    single caller, and the first commit after a pause, wait for none.
     """
 
     def __init__(
@@ -71,7 +74,12 @@ class CommitGroups(Batches[Commit]):
             events_max_length: Number of events that the stream keeps at least.
             limits: How long a busy process collects commits.
         """
-        super().__init__("store-commits", MAX_COMMITS_PER_GROUP, limits.commit_gather_seconds)
+        super().__init__(
+            "store-commits",
+            MAX_COMMITS_PER_GROUP,
+            gather_seconds=limits.commit_gather_seconds,
+            gather_seconds_per_item=_GATHER_SECONDS_PER_COMMIT,
+        )
         self._commands = commands
         self._document_prefix = document_prefix
         self._events_max_length = events_max_length

@@ -10,8 +10,8 @@ class StoreLimits:
 
     commands_batch: int = 256
     """Commands per round trip. Limits it to a few milliseconds, during which Redis serves no other client."""
-    commit_gather_seconds: float = 0.01
-    """How long a busy process collects commits before it sends them as one group."""
+    commit_gather_seconds: float = 0.008
+    """How long at most a busy process collects commits before it sends them as one group."""
     page: int = 1000
     """Records or events per read of a full scan."""
     tail_page: int = 250

@@ -124,6 +124,10 @@ class StoreWriter:
         )
         return await self._commit(commit, self._commits)
 
+    def send_commits(self) -> None:
+        """Send the commits that wait for further ones, because their caller submits no more."""
+        self._commits.send_now()
+
     async def touch_service(
         self,
         service: Service,
