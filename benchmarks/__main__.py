@@ -22,12 +22,14 @@ from benchmarks import (
     resolve,
     rest,
     rolling,
+    sizing,
     start,
     watch,
     workers,
 )
 from benchmarks.about import ABOUT
 from benchmarks.report import Report
+from benchmarks.summary import summary
 
 SCENARIOS = {
     "start": start.run,
@@ -44,10 +46,13 @@ SCENARIOS = {
     "probes": probes.run,
     "workers": workers.run,
     "resolve": resolve.run,
+    "sizing": sizing.run,
 }
 LONG = {"failover": failover.run, "rolling": rolling.run}
 """Scenarios that take minutes; they run only if they are named."""
 ALL = {**SCENARIOS, **LONG}
+OPENINGS = (summary, lambda _: sizing.guide())
+"""Parts of the page before its sections."""
 
 
 def main() -> int:
@@ -64,7 +69,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    report = Report(args.rounds)
+    report = Report(args.rounds, OPENINGS)
     asyncio.run(report.machine())
     for name in args.scenario or SCENARIOS:
         report.scenario(name, ABOUT[name])

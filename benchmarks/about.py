@@ -46,7 +46,9 @@ ABOUT: Final = {
         "An event to every watcher, compared with a bare grpc.aio loop that only writes prebuilt bytes; the registry "
         "first commits to Redis and reads the event from its stream. For a single event etcd is faster: each delivery "
         "costs one write, which Go distributes over all processors and grpc.aio makes on one. With many events the "
-        "registry joins pending events into one message and is faster than the bare loop."
+        "registry joins pending events into one message and is faster than the bare loop. At a steady rate, times "
+        "count from the scheduled start of the change, so that they include the commit and any queue; the bare "
+        "loop commits nothing, creates its events itself, and also joins those that a stream has not written yet."
     ),
     "failures": (
         "Time until a watcher is notified of a failure. A dead endpoint should be reported within the failure "
@@ -59,12 +61,17 @@ ABOUT: Final = {
         "how much they slow down other calls, and how many of them one processor can send."
     ),
     "workers": (
-        "Gain from a second worker process on the same port, compared with a second bare echo. The load generator "
-        "shares the processors, so neither rate doubles on two processors."
+        "Gain from a second worker process on the same port, compared with a second bare echo, and the rate of two "
+        "workers compared with etcd, which uses all processors in one process. The load generator shares the "
+        "processors, so neither rate doubles on two processors."
     ),
     "resolve": (
         "The SDK's cache, which a watch keeps up to date, selects an instance in process. The alternative is a query "
         "for each selection."
+    ),
+    "sizing": (
+        "Two loads compared with the sizing guide: many connections with few changes, and few connections with many. "
+        "One worker, one Redis. A measured value of up to 1.1 of the estimate is accepted; estimates are rounded up."
     ),
     "failover": (
         "The primary of a Redis under Sentinel is killed while agents write and read, also when its replicas lack the "

@@ -3,6 +3,7 @@
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -12,27 +13,37 @@ from benchmarks import etcd, replay
 from benchmarks.fleet import services
 from benchmarks.processes import process, registry
 from benchmarks.report import Report
-from ossa.registry.v1.registry_service_pb2 import BatchRegisterServicesRequest, WatchEventsRequest, WatchEventsResponse
+from ossa.registry.v1.event_pb2 import Event
+from ossa.registry.v1.registry_service_pb2 import (
+    BatchRegisterServicesRequest,
+    RegisterServiceRequest,
+    WatchEventsRequest,
+    WatchEventsResponse,
+)
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from ossa.registry.v1.service_pb2 import Service
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
 _BURSTS_PER_ROUND = 5  # a single burst takes only milliseconds
 _BATCH = 500
+_CHANGES_PER_SECOND, _STEADY_SECONDS, _STEADY_WATCHERS = 100, 60, 1_000
+_MARKER = "change-"
 
 
 async def run(report: Report, args: argparse.Namespace) -> None:
-    """Measure one event to many watchers, and many events to fewer watchers."""
+    """Measure one event to many watchers, many events to fewer watchers, and a steady rate of events."""
     if not replay.is_available():
         report.skipped("Fan-out", "Go, for the load generator")
         return
     await replay.build()
     await _scenario(report, args.rounds, watchers=1_000, events=1)
+    await _scenario(report, args.rounds, watchers=5_000, events=1, connections=5_000)
     await _scenario(report, args.rounds, watchers=100, events=1_000)
+    await measure_steady_rate(report, watchers=_STEADY_WATCHERS, seconds=_STEADY_SECONDS)
 
 
-async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) -> None:
-    report.title(f"{events:,} event{'s' * (events > 1)} to {watchers:,} watchers")
+async def _scenario(report: Report, rounds: int, *, watchers: int, events: int, connections: int = 4) -> None:
+    report.title(f"{events:,} event{'s' * (events > 1)} to {watchers:,} watchers on {connections:,} connections")
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
         address = await stack.enter_async_context(registry(folder))
@@ -42,7 +53,12 @@ async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) 
         port = await stack.enter_async_context(process(r"(\d+)", r"\d", *arguments))
         watch = replay.requests_file(folder / "watch", [WatchEventsRequest().SerializeToString()])
         empty = replay.requests_file(folder / "empty", [b""] * _BURSTS_PER_ROUND)
-        flags = (f"-watchers={watchers}", f"-events={events}", f"-rounds={_BURSTS_PER_ROUND}", "-connections=4")
+        flags = (
+            f"-watchers={watchers}",
+            f"-events={events}",
+            f"-rounds={_BURSTS_PER_ROUND}",
+            f"-connections={connections}",
+        )
         bare_ms, own_ms, etcd_ms = [], [], []
         for i in range(rounds):
             bare_ms.append(
@@ -65,6 +81,76 @@ async def _scenario(report: Report, rounds: int, *, watchers: int, events: int) 
         if etcd_ms:
             ratio = statistics.median(other / own for other, own in zip(etcd_ms, own_ms, strict=True))
             report.line("delivery time of etcd relative to the registry, median", f"{ratio:.2f}")
+
+
+async def measure_steady_rate(report: Report, *, watchers: int, seconds: int) -> None:
+    """Measure the delivery of a steady rate of events to watchers with a connection each."""
+    report.title(
+        f"{_CHANGES_PER_SECOND} changes per second to {watchers:,} watchers on as many connections, {seconds} s"
+    )
+    count = _CHANGES_PER_SECOND * seconds
+    flags = (f"-watchers={watchers}", f"-connections={watchers}", f"-rate={_CHANGES_PER_SECOND}")
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ossa-bench-")))
+        changed = list(_marked(count))
+        address = await stack.enter_async_context(registry(folder))
+        registered = (RegisterServiceRequest(service=one).SerializeToString() for one in changed)
+        own = await replay.steady(
+            address,
+            f"{_SERVICE}/WatchEvents",
+            replay.requests_file(folder / "watch", [WatchEventsRequest().SerializeToString()]),
+            f"{_SERVICE}/RegisterService",
+            replay.requests_file(folder / "changes", registered),
+            *flags,
+            marker=_MARKER,
+        )
+        (folder / "event").write_bytes(WatchEventsResponse(events=[Event(service=changed[0])]).SerializeToString())
+        arguments = ("-m", "benchmarks.bare_watch", str(folder / "event"), str(count))
+        port = await stack.enter_async_context(process(r"(\d+)", r"\d", *arguments))
+        bare = await replay.steady(
+            f"127.0.0.1:{port}",
+            "/bare/Subscribe",
+            folder / "watch",
+            "/bare/Publish",
+            replay.requests_file(folder / "rate", [b"%d" % _CHANGES_PER_SECOND]),
+            *flags,
+            f"-events={count}",
+            marker=_MARKER,
+        )
+        results = {"bare loop": bare, "registry": own}
+        if etcd.is_available():
+            puts = (etcd.put(one.name, one.SerializeToString()) for one in changed)
+            results["etcd"] = await replay.steady(
+                await stack.enter_async_context(etcd.etcd()),
+                etcd.WATCH,
+                replay.requests_file(folder / "etcd-watch", [etcd.watch()]),
+                etcd.PUT,
+                replay.requests_file(folder / "puts", puts),
+                *flags,
+                "-keep-open",
+                marker=_MARKER,
+            )
+    for name, found in results.items():
+        text = f"{found.delivery.p50:,.0f} {found.delivery.p99:,.0f} {found.delivery.max:,.0f} ms"
+        report.line(f"{name}: start of the change to its delivery: p50, p99, maximum", text)
+        report.line(f"{name}: events per message, mean", f"{count * watchers / found.messages:.1f}")
+        if found is not bare:
+            response = f"{found.call.p50:,.0f} {found.call.p99:,.0f} ms"
+            report.line(f"{name}: start of the change to its response: p50, p99", response)
+    report.line("p99 of the delivery: ratio to the bare loop", f"{own.delivery.p99 / bare.delivery.p99:.2f}")
+    if "etcd" in results:
+        ratio = results["etcd"].delivery.p99 / own.delivery.p99
+        report.line("p99 of the delivery: etcd relative to the registry", f"{ratio:.2f}")
+
+
+def _marked(count: int) -> Iterator[Service]:
+    """Yield changes of services, each with its number after the marker."""
+    fleet = list(services(_CHANGES_PER_SECOND))
+    for number in range(count):
+        changed = Service()
+        changed.CopyFrom(fleet[number % len(fleet)])
+        changed.metadata.description = f"{_MARKER}{number:06}"
+        yield changed
 
 
 async def _median(measured: "replay.Measured") -> float:

@@ -15,6 +15,25 @@ _BINARY = Path("build/replay").absolute()
 Measured: TypeAlias = Coroutine[Any, Any, list[float]]
 
 
+class Percentiles(NamedTuple):
+    """Percentiles of times in milliseconds."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+class Steady(NamedTuple):
+    """Result of a steady rate of events."""
+
+    delivery: Percentiles
+    """From the scheduled time of an event to its arrival on a stream."""
+    call: Percentiles
+    """From the scheduled time of a trigger to its response."""
+    messages: int
+    """Received messages, each of which may contain several events."""
+
+
 class Rates(NamedTuple):
     """Result of a load."""
 
@@ -66,6 +85,27 @@ async def fanout(address: str, method: str, request: Path, trigger: str, trigger
     )
     last: list[float] = found["last"]
     return last
+
+
+async def steady(
+    address: str, method: str, request: Path, trigger: str, triggers: Path, *flags: str, marker: str
+) -> Steady:
+    """Open streams and send each trigger once, without waiting for earlier ones, at a steady rate of events.
+
+    Args:
+        address: HOST:PORT of the server.
+        method: Method of the streams.
+        request: File with the request of each stream.
+        trigger: Method whose calls cause events.
+        triggers: File with the requests of these calls.
+        flags: Further flags; see ``replay steady -h``.
+        marker: Text in each event, before its number in six digits.
+    """
+    found = await _run(
+        *("steady", f"-addr={address}", f"-method={method}", f"-requests={request}", f"-marker={marker}"),
+        *(f"-trigger={trigger}", f"-triggers={triggers}", *flags),
+    )
+    return Steady(Percentiles(**found["delivery"]), Percentiles(**found["call"]), found["messages"])
 
 
 async def _rates(mode: str, address: str, method: str, requests: Path, *flags: str) -> Rates:

@@ -34,16 +34,13 @@ async def run(report: Report, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="ossa-bench-") as folder:
         async with (
             served(Path(folder), "--workers=2", "--log.requests=off") as registry,
-            _fleet(registry) as fleet,
+            running_fleet(registry.grpc, _SERVICES, _STREAMS, _WATCHERS) as fleet,
         ):
             report.title(f"{title}: memory over {args.minutes:g} minutes")
             await _memory(report, registry, args.minutes * 60)
             report.title(f"{title}: {_RESTARTS} rolling restarts")
             await _restarts(report, registry)
-            assert fleet.stdin is not None
-            fleet.stdin.write(b"\n")
-            assert fleet.stdout is not None
-            counters: dict[str, Any] = json.loads(await fleet.stdout.readline())
+            counters = await stop_fleet(fleet)
     report.line("leases renewed", f"{counters['renewed']:,}")
     report.line("changes received by watchers", f"{counters['events']:,}")
     report.line("UNAVAILABLE calls and streams, retried", f"{sum(counters['unavailable'].values()):,}")
@@ -60,7 +57,7 @@ async def _memory(report: Report, registry: Served, seconds: float) -> None:
         await asyncio.sleep(_SAMPLE_INTERVAL_SECONDS)
         if passed > min(_WARM_UP_SECONDS, seconds / 2):
             for pid, sizes in samples.items():
-                sizes.append(_rss(pid))
+                sizes.append(resident_mib(pid))
     for number, sizes in enumerate(samples.values(), 1):
         step = max(1, len(sizes) // 10)
         report.line(f"worker {number}: MiB over time", " ".join(f"{size:.1f}" for size in sizes[::step]))
@@ -86,10 +83,13 @@ async def _restarts(report: Report, registry: Served) -> None:
 
 
 @asynccontextmanager
-async def _fleet(registry: Served) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_fleet(
+    address: str, services: int, streams: int, watchers: int, changes_every: float = 2.0
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run ``benchmarks.rolling_fleet`` as a process, and yield it once its watches are open."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.rolling_fleet", registry.grpc),
-        *map(str, (_SERVICES, _STREAMS, _WATCHERS)),
+        *(sys.executable, "-m", "benchmarks.rolling_fleet", address),
+        *map(str, (services, streams, watchers, changes_every)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -108,6 +108,15 @@ async def _fleet(registry: Served) -> AsyncIterator[asyncio.subprocess.Process]:
                 await child.wait()
 
 
+async def stop_fleet(fleet: asyncio.subprocess.Process) -> dict[str, Any]:
+    """Stop a fleet once its watchers have every change, and return its counters."""
+    assert fleet.stdin is not None
+    assert fleet.stdout is not None
+    fleet.stdin.write(b"\n")
+    counters: dict[str, Any] = json.loads(await fleet.stdout.readline())
+    return counters
+
+
 def workers_of(supervisor: int) -> list[int]:
     """Return the process ids of the running workers."""
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
@@ -121,7 +130,8 @@ def _read(pid: int | str, file: str) -> bytes:
         return b""
 
 
-def _rss(pid: int) -> float:
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
     return int(_read(pid, "statm").split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 

@@ -1,7 +1,8 @@
 """Agents and watchers that keep running across server restarts, as a separate process.
 
-``python -m benchmarks.rolling_fleet ADDRESS SERVICES STREAMS WATCHERS`` registers services, renews their leases and
-watches them until it reads a line from standard input; then it prints its counters as one line of JSON.
+``python -m benchmarks.rolling_fleet ADDRESS SERVICES STREAMS WATCHERS CHANGES_EVERY`` registers services, renews their
+leases, changes one after the other and watches them until it reads a line from standard input; then it prints its
+counters as one line of JSON.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
 LEASE_SECONDS: Final = 30
-_HEARTBEAT_SECONDS: Final = LEASE_SECONDS / 3
+HEARTBEAT_SECONDS: Final = LEASE_SECONDS / 3
 _BATCH: Final = 250
 _WATCHERS_PER_CONNECTION: Final = 50
 
@@ -112,7 +113,7 @@ class Fleet:
         async def messages() -> AsyncIterator[pb.KeepAliveRequest]:
             while True:
                 yield pb.KeepAliveRequest(names=names)
-                await asyncio.sleep(_HEARTBEAT_SECONDS * random.uniform(0.8, 1.0))
+                await asyncio.sleep(HEARTBEAT_SECONDS * random.uniform(0.8, 1.0))
 
         while True:
             try:
@@ -170,14 +171,15 @@ def _connection(address: str) -> grpc.aio.Channel:
     """Return a channel with a separate connection and a short reconnect backoff."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.lb_policy_name", "round_robin"),  # an address such as ipv4:HOST:PORT,HOST:PORT names several servers
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
     ]
     return grpc.aio.insecure_channel(address, options=options)
 
 
-async def _main(address: str, count: int, streams: int, watchers: int) -> None:
-    fleet, stop, ready = Fleet(address, changes_every=2.0), asyncio.Event(), asyncio.Event()
+async def _main(address: str, count: int, streams: int, watchers: int, changes_every: float) -> None:
+    fleet, stop, ready = Fleet(address, changes_every=changes_every), asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(fleet.run(count, streams, watchers, stop, ready))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -190,4 +192,5 @@ async def _main(address: str, count: int, streams: int, watchers: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], *map(int, sys.argv[2:])))
+    _services, _streams, _watchers = map(int, sys.argv[2:5])
+    asyncio.run(_main(sys.argv[1], _services, _streams, _watchers, float(sys.argv[5])))

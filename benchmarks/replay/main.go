@@ -4,6 +4,7 @@
 //	replay unary  -addr A -method M -requests FILE [-in-flight 64] [-connections 2] [-seconds 3] [-once]
 //	replay stream -addr A -method M -requests FILE [-in-flight 8] [-seconds 3]
 //	replay fanout -addr A -method M -requests FILE -watchers N -trigger M -triggers FILE [-events N] [-rounds R]
+//	replay steady -addr A -method M -requests FILE -watchers N -trigger M -triggers FILE -rate N -marker TEXT
 package main
 
 import (
@@ -22,7 +23,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // raw is a codec that passes bytes through, so that encoding in this client does not distort the measurement.
@@ -47,9 +47,9 @@ func main() {
 }
 
 type options struct {
-	addr, method, requests, trigger, triggers                       string
-	inFlight, connections, seconds, watchers, events, rounds, field int
-	once, keepOpen                                                  bool
+	addr, method, requests, trigger, triggers, marker                     string
+	inFlight, connections, seconds, watchers, events, rounds, field, rate int
+	once, keepOpen                                                        bool
 }
 
 func run(mode string, args []string) error {
@@ -69,6 +69,8 @@ func run(mode string, args []string) error {
 	flags.IntVar(&o.events, "events", 1, "events that each stream receives per round")
 	flags.IntVar(&o.rounds, "rounds", 10, "number of rounds; the triggers are distributed evenly over them")
 	flags.IntVar(&o.field, "field", 1, "number of the field that contains the events of a received message")
+	flags.IntVar(&o.rate, "rate", 100, "events per second")
+	flags.StringVar(&o.marker, "marker", "", "text before the number of an event, six digits")
 	flags.BoolVar(&o.keepOpen, "keep-open", false, "do not half-close the receiving streams")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -80,7 +82,9 @@ func run(mode string, args []string) error {
 	var conns []*grpc.ClientConn
 	for range o.connections {
 		conn, err := grpc.NewClient(o.addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<28)))
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<28)),
+			// Otherwise thousands of connections would allocate buffers of 64 KiB each.
+			grpc.WithSharedWriteBuffer(true))
 		if err != nil {
 			return err
 		}
@@ -94,7 +98,9 @@ func run(mode string, args []string) error {
 	case "stream":
 		result, err = stream(conns[0], requests, o)
 	case "fanout":
-		result, err = fanout(conns, requests, o)
+		result, err = fanout(conns, requests[0], o)
+	case "steady":
+		result, err = steady(conns, requests[0], o)
 	default:
 		err = fmt.Errorf("unknown mode: %s", mode)
 	}
@@ -214,105 +220,6 @@ func stream(conn *grpc.ClientConn, requests [][]byte, o options) (rates, error) 
 	elapsed := time.Since(warm).Seconds()
 	slices.Sort(latencies)
 	return rates{Rate: float64(len(latencies)) / elapsed, P50: ms(latencies[len(latencies)/2]), P99: ms(latencies[len(latencies)*99/100])}, nil
-}
-
-type fanoutResult struct {
-	Last []float64 `json:"last"` // ms from the first trigger to the last event on the last stream, per round
-}
-
-// fanout opens streams and sends rounds of triggers. After each round it waits until every stream has every event.
-func fanout(conns []*grpc.ClientConn, requests [][]byte, o options) (fanoutResult, error) {
-	triggers, err := read(o.triggers)
-	if err != nil {
-		return fanoutResult{}, err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	errs := make(chan error, o.watchers)
-	received := make(chan struct{}, o.watchers)
-	var open sync.WaitGroup
-	for i := range o.watchers {
-		desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: o.keepOpen}
-		s, err := conns[i%len(conns)].NewStream(ctx, desc, o.method)
-		if err == nil {
-			err = s.SendMsg(&requests[0])
-		}
-		if err == nil && !o.keepOpen {
-			err = s.CloseSend()
-		}
-		if err != nil {
-			return fanoutResult{}, err
-		}
-		open.Add(1)
-		go func() {
-			count := 0
-			for first := true; ; first = false {
-				var message []byte
-				if err := s.RecvMsg(&message); err != nil {
-					errs <- err
-					return
-				}
-				if first { // confirms that the watch is established
-					open.Done()
-					continue
-				}
-				if count += events(message, protowire.Number(o.field)); count >= o.events {
-					count -= o.events
-					received <- struct{}{}
-				}
-			}
-		}()
-	}
-	open.Wait()
-	var result fanoutResult
-	each := len(triggers) / o.rounds
-	for round := range o.rounds {
-		start := time.Now()
-		sent := make(chan error, 1)
-		go func() {
-			var response []byte
-			for i := range each {
-				if err := conns[0].Invoke(ctx, o.trigger, &triggers[round*each+i], &response); err != nil {
-					sent <- err
-					return
-				}
-			}
-			sent <- nil
-		}()
-		for range o.watchers {
-			select {
-			case <-received:
-			case err := <-errs:
-				return fanoutResult{}, err
-			case <-time.After(2 * time.Minute):
-				return fanoutResult{}, fmt.Errorf("timed out before every stream received every event")
-			}
-		}
-		result.Last = append(result.Last, ms(time.Since(start)))
-		if err := <-sent; err != nil {
-			return fanoutResult{}, err
-		}
-	}
-	return result, nil
-}
-
-// events returns the number of occurrences of a field in an encoded message.
-func events(message []byte, field protowire.Number) (count int) {
-	for len(message) > 0 {
-		number, kind, n := protowire.ConsumeTag(message)
-		if n < 0 {
-			return count
-		}
-		message = message[n:]
-		if n = protowire.ConsumeFieldValue(number, kind, message); n < 0 {
-			return count
-		}
-		message = message[n:]
-		if number == field {
-			count++
-		}
-	}
-	return count
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
-from benchmarks.__main__ import ALL
+from benchmarks.__main__ import ALL, OPENINGS
 from benchmarks.about import ABOUT
 from benchmarks.report import Report
+from benchmarks.sizing import Estimate, Load, guide
+from benchmarks.summary import LINES, Value, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -66,3 +68,40 @@ def test_commands_in_documents_exist() -> None:
     ]
     assert set(named) == set(ALL)
     assert "$(BIN)/python -m benchmarks --page docs/benchmarks.md" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_page_begins_with_the_summary_and_the_sizing_guide() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, sections = text.partition("## Measurement method")
+    assert before.index("| Task | Here |") < before.index(guide()) < len(before)
+    assert Report(3, OPENINGS).page(text, list(ALL)) == text
+    assert sections
+
+
+def test_summary_finds_its_values_on_the_page() -> None:
+    sections = dict(
+        re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+    measured = [line.own for line in LINES if f"\n### {line.own.table}" in sections[line.own.scenario]]
+    assert len(measured) > 8
+    assert [value.label for value in measured if value.read(sections) is None] == []
+
+
+def test_summary_shows_medians_of_rounds_and_inverse_ratios() -> None:
+    sections = {
+        "a": "### One table\n\n| both | 1,200 7 |  |  |\n| both | 1,400 9 |  |  |\n| slower by | 4 | <= 5 | ok |\n"
+    }
+    assert Value("a", "One", "both", 0, "/s").text(sections) == "1,300 /s"
+    assert Value("a", "One", "both", 1, "ms").text(sections) == "8.00 ms"
+    assert Value("a", "One", "slower by", inverse=True).text(sections) == "0.25"
+    assert Value("a", "Other", "both").text(sections) == ""
+    assert summary({}).count("\n| ") == len(LINES) + 1
+
+
+def test_estimate_adds_workers_before_a_core_is_full() -> None:
+    small = Estimate.of(Load(services=100, connections=100, heartbeat_seconds=10, watches=10, changes=1))
+    large = Estimate.of(Load(services=20_000, connections=20_000, heartbeat_seconds=10, watches=2_000, changes=5))
+    assert small.workers == 1
+    assert large.workers > 1
+    assert large.cores / large.workers < 0.6
+    assert large.redis_mib > small.redis_mib

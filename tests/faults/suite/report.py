@@ -15,22 +15,33 @@ BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 
 
 def write_page(page: Path, results: Sequence[Result]) -> None:
-    """Replace the text between the markers of a page by the table of runs."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(results)}{END}{after}", encoding="utf-8")
+    """Replace the table of runs on a page."""
+    replace_section(page, (BEGIN, END), table(results))
+
+
+def replace_section(page: Path, markers: tuple[str, str], text: str) -> None:
+    """Replace the text between two markers of a page."""
+    begin, end = markers
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n{text.rstrip()}\n{end}{after}", encoding="utf-8")
+
+
+def environment() -> str:
+    """Return the machine and the versions that affect a run."""
+    redis = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True)
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    versions = f"Python {platform.python_version()}, grpcio {version('grpcio')}, Redis {redis.stdout.split()[2][2:]}"
+    return f"{machine}, {versions}"
 
 
 def table(results: Sequence[Result]) -> str:
     """Return a Markdown table of the runs, with a row for each fault and one for the mixes."""
-    redis = subprocess.run([find_redis_server(), "--version"], capture_output=True, text=True, check=True)
     days = sorted({result.day for result in results if result.day})
     commits = list(dict.fromkeys(result.commit for result in results if result.commit))
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-    versions = f"Python {platform.python_version()}, grpcio {version('grpcio')}, Redis {redis.stdout.split()[2][2:]}"
     when = f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, at {', '.join(commits)}"
     lines = [
-        f"{len(results)} runs, {when}; {machine}, {versions}.",
+        f"{len(results)} runs, {when}; {environment()}.",
         "",
         "| Fault | Runs | Passed | Calls | Acknowledged writes | Calls without a response | Changes | New epochs |",
         "|---|---|---|---|---|---|---|---|",
