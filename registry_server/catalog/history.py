@@ -10,17 +10,19 @@ from registry_server.catalog.change import Change
 class History:
     """Changes of consecutive revisions, bounded in number and bytes; the oldest are dropped first."""
 
-    def __init__(self, max_changes: int, max_bytes: int, min_ms: int = 0) -> None:
+    def __init__(self, max_changes: int, max_bytes: int, min_ms: int = 0, max_old_bytes: int | None = None) -> None:
         """Create an empty history.
 
         Args:
             max_changes: Maximum number of changes.
             max_bytes: Maximum size.
-            min_ms: Changes that are at most so much older than the newest are not dropped because of their number.
+            min_ms: Changes that are less than so much older than the newest are dropped only because of ``max_bytes``.
+            max_old_bytes: Size above which changes older than that are dropped; ``None`` = ``max_bytes``.
         """
         self._changes: deque[Change] = deque()
         self._max_changes = max_changes
         self._max_bytes = max_bytes
+        self._max_old_bytes = max_bytes if max_old_bytes is None else max_old_bytes
         self._min_ms = min_ms
         self._bytes = 0
         self._newest = 0
@@ -43,7 +45,8 @@ class History:
         self._changes.append(change)
         self._bytes += change.size
         while self._bytes > self._max_bytes or (
-            len(self._changes) > self._max_changes and change.at_ms - self._changes[0].at_ms >= self._min_ms
+            (len(self._changes) > self._max_changes or self._bytes > self._max_old_bytes)
+            and change.at_ms - self._changes[0].at_ms >= self._min_ms
         ):
             self._bytes -= self._changes.popleft().size
 

@@ -93,11 +93,15 @@ class Query:
         self.version += matched or matches
 
     def end(self) -> None:
-        """Make all pages outdated, and release the names: outdated pages refer to the query until they are evicted."""
+        """Make all pages outdated, and release the names and the filter, whose compiled pattern takes up to 1 MiB.
+
+        Outdated pages refer to the query until they are evicted.
+        """
         if not self.ended:
             self.ended = True
             self.version += 1
             self.names = []
+            del self.filter
             self._anchors.unsubscribe(self._subscription)
 
 

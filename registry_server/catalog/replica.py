@@ -20,6 +20,8 @@ from registry_server.store import Position
 
 MAX_HISTORY_BYTES: Final = 96 << 20
 """One owner may fill 72 MiB in a minute: a burst of 32 MiB, the removal of what it registered, and 128 KiB a second."""
+MAX_OLD_HISTORY_BYTES: Final = MAX_HISTORY_BYTES // 2
+"""What one owner fills must not add up over many minutes."""
 MAX_WAITING_CLIENTS: Final = 5_000
 """Clients that wait for a revision. Below the limit on calls, so that other calls are still admitted."""
 NO_OWNERS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -62,7 +64,7 @@ class Replica:
         writes it back to the store; the store's scripts authorise writes."""
         self.index = Index()
         self.anchors = Anchors(self.index)
-        self.history = History(history_length, MAX_HISTORY_BYTES, history_seconds * 1000)
+        self.history = History(history_length, MAX_HISTORY_BYTES, history_seconds * 1000, MAX_OLD_HISTORY_BYTES)
         self.budgets = budgets or ChangeBudgets()
         """Limits of the changes of one owner."""
         self.position = Position("", 0)

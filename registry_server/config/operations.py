@@ -19,7 +19,7 @@ class WatchSettings(SettingsGroup):
 
     history_seconds: Annotated[Number, Field(ge=0, le=3600)] = 60
     """Time for which each process keeps all changes in memory, so that watches can resume, even if they are more than
-    redis.events_max_length; at most 96 MiB."""
+    redis.events_max_length; at most 96 MiB, of which older changes take at most 48 MiB."""
 
     buffer_events: Annotated[Number, Field(ge=1, le=10_000_000)] = 10_000
     """Maximum number of events that are buffered for one watcher."""

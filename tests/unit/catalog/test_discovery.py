@@ -315,6 +315,16 @@ async def test_memory_of_outdated_pages_is_near_their_accounted_size() -> None:
     assert used < 1.5 * catalog.discovery._pages.currsize
 
 
+async def test_outdated_pages_do_not_keep_the_compiled_filter() -> None:
+    catalog = Catalog(queries=2)
+    pages = []
+    for i in range(10):
+        pages.append(await catalog.discovery.find_page(compiled(request_for(name_pattern=f"a{i}")), 50, ""))
+        catalog.discovery.keep_page(str(i), pages[-1])
+
+    assert [hasattr(page.query, "filter") for page in pages] == [False] * 8 + [True] * 2
+
+
 async def test_page_of_a_query_that_changed_before_it_was_kept_is_not_returned() -> None:
     catalog = Catalog()
     page = await catalog.discovery.find_page(compiled(request_for()), 100, "")

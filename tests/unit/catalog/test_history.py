@@ -103,6 +103,20 @@ def test_newest_change_is_kept_until_a_restart() -> None:
     assert history.since(21) is None
 
 
+def test_old_changes_are_dropped_beyond_their_share_of_the_bytes() -> None:
+    size = change(1).size
+    history = History(1000, 4 * size, min_ms=1_000, max_old_bytes=2 * size)
+    history.restart(0)
+    kept = []
+    for revision, at_ms in enumerate([0, 100, 999, 1_000, 5_000], 1):
+        each = change(revision)
+        each.at_ms = at_ms
+        history.append(each)
+        kept.append([other.at_ms for other in history._changes])
+
+    assert kept == [[0], [0, 100], [0, 100, 999], [100, 999, 1_000], [1_000, 5_000]]
+
+
 def test_number_of_changes_is_not_limited_within_the_time_that_is_kept() -> None:
     history = History(2, UNLIMITED_BYTES, min_ms=1_000)
     history.restart(0)
