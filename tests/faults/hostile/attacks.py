@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import os
+import random
 import signal
 import sys
 from collections import Counter
@@ -26,8 +27,11 @@ from tests.fuzz.requests import END_HEADERS, HEADERS, PREFACE, SETTINGS, call_fi
 from tests.support.samples import small_service
 
 PAUSE_SECONDS = 1.0
-"""Pause between two rounds of a family: the registry must withstand what a round costs, not the speed of the
+"""Mean pause between two rounds of a family: the registry must withstand what a round costs, not the speed of the
 attacker."""
+_JITTER = 0.5
+"""Each pause is up to this part of it shorter or longer, so that the families do not remain in phase: their calls would
+arrive in one burst, which the harmless callers, whose pauses differ, do not make. The work of the attack is the same."""
 _CALLS_PER_ROUND = 600
 """Calls of a harmless caller at once: a round of all attacks starts about 1,200 calls and streams for both callers."""
 _DATA, _END_STREAM = 0, 1
@@ -304,7 +308,7 @@ async def attack(target: Target, families: list[str]) -> None:
                     first_rounds -= 1
                     if not first_rounds:
                         print("attacking", flush=True)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))
 
         signal.signal(signal.SIGTERM, lambda *_: attacker.leave())
         tasks = [asyncio.create_task(repeat(getattr(attacker, name))) for name in families]
