@@ -31,7 +31,7 @@ PAUSE_SECONDS = 1.0
 attacker."""
 _JITTER = 0.5
 """Each pause is up to this part of it shorter or longer, so that the families do not remain in phase: their calls would
-arrive in one burst, which the harmless callers, whose pauses differ, do not make. The work of the attack is the same."""
+arrive in one burst, which the harmless callers, whose pauses differ, do not make. The attack's work is the same."""
 _CALLS_PER_ROUND = 600
 """Calls of a harmless caller at once: a round of all attacks starts about 1,200 calls and streams for both callers."""
 _DATA, _END_STREAM = 0, 1
