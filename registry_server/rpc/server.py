@@ -16,6 +16,7 @@ from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_NAMES, REFLEC
 from registry_server.rpc.calls import RpcTransport
 from registry_server.rpc.listener import Listener
 from registry_server.rpc.methods import method_handlers
+from registry_server.rpc.notifications import bulk_notifications
 from registry_server.rpc.readers import SlowReaders
 from registry_server.rpc.requests import AwaitedRequests
 from registry_server.rpc.service import SERVICE, RegistryRpc
@@ -95,11 +96,12 @@ class RpcServer:
             ]
 
         def make_server() -> grpc.aio.Server:
-            return grpc.aio.server(
-                handlers=tuple(handlers),
-                options=_options(settings, shared_port=shared_port),
-                maximum_concurrent_rpcs=_max_concurrent_rpcs(limits),
-            )
+            with bulk_notifications():
+                return grpc.aio.server(
+                    handlers=tuple(handlers),
+                    options=_options(settings, shared_port=shared_port),
+                    maximum_concurrent_rpcs=_max_concurrent_rpcs(limits),
+                )
 
         self._listener = Listener(make_server, self._bind)
 

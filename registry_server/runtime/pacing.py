@@ -10,7 +10,7 @@ SLICE_SECONDS: Final = 0.002
 """Time that one kind of computation may take in a turn: other calls need several turns each, and wait for all kinds."""
 _TURNS_BETWEEN_SLICES: Final = 32
 """gRPC accepts a call about every third turn. On an idle event loop, this many turns take 0.1 ms."""
-_WAKE_UPS_PER_TURN: Final = 64
+_WAKE_UPS_PER_TURN: Final = 32
 """A woken stream or call takes about 0.1 ms to send its message."""
 
 _MAX_BYTES_PER_TURN: Final = 64 << 10
@@ -103,8 +103,15 @@ class Wakeups:
     Otherwise 5,000 watchers of one change would all send their message in one turn, which would take half a second.
     """
 
-    def __init__(self, per_turn: int = _WAKE_UPS_PER_TURN) -> None:
+    def __init__(self, per_turn: int = _WAKE_UPS_PER_TURN, *, rest_turns: int = 0) -> None:
+        """Create an empty queue.
+
+        Args:
+            per_turn: Futures that are resolved in one turn.
+            rest_turns: Turns without wake-ups after a full one, for other tasks; gRPC accepts a call about every third.
+        """
         self._per_turn = self._left = per_turn
+        self._rest_turns = self._rest_left = rest_turns
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
         self._scheduled = False
 
@@ -120,7 +127,10 @@ class Wakeups:
 
     def _start_turn(self) -> None:
         was_idle = self._left == self._per_turn
-        self._left = self._per_turn
+        if not self._left and self._rest_left:
+            self._rest_left -= 1
+        else:
+            self._left, self._rest_left = self._per_turn, self._rest_turns
         while self._queue and self._left:
             self._resolve(self._queue.pop())
         if was_idle and not self._queue:

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 from ossa_common.cursors import Cursor
@@ -22,6 +22,9 @@ from registry_server.watch.watcher import WatchCounters, Watcher
 if TYPE_CHECKING:
     import asyncio
 
+_REST_TURNS: Final = 3
+"""With 100 changes a second, a thousand streams always have events to send; calls are accepted in these turns."""
+
 
 class WatchHub:
     """All open watches of this process."""
@@ -34,7 +37,7 @@ class WatchHub:
         self._group_of: dict[Watcher, WatchGroup] = {}
         # The group that the next watcher of a caller with a filter joins.
         self._joinable: dict[tuple[Hashable, bytes], WatchGroup] = {}
-        self._wakeups = Wakeups()
+        self._wakeups = Wakeups(rest_turns=_REST_TURNS)
         self._snapshots: WeakValueDictionary[tuple[bytes, Position], Snapshot] = WeakValueDictionary()
         self.snapshot_records = 0
         """Number of services referenced by all open snapshots."""

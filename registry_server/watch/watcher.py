@@ -103,7 +103,12 @@ class Watcher:
         if (batch := next(self._opening, None)) is not None:
             return batch
         self._bookmark_due = False
-        if not self._is_ready():
+        if self._buffer:
+            # A thousand streams that always have events would otherwise fill every turn, and calls would never start.
+            turn = asyncio.get_running_loop().create_future()
+            self._host.wake(self, turn)
+            await turn
+        elif not self._is_ready():
             self._start_quiet_period()
             while not self._is_ready():
                 self._waiter = waiter = asyncio.get_running_loop().create_future()

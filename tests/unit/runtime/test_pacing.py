@@ -49,6 +49,17 @@ async def test_each_turn_wakes_a_limited_number_of_tasks() -> None:
     assert max(after - before for before, after in zip([0, *counts], counts, strict=False)) == 3
 
 
+async def test_other_tasks_have_turns_between_full_ones() -> None:
+    wakeups = Wakeups(per_turn=2, rest_turns=3)
+    loop = asyncio.get_running_loop()
+    futures = [loop.create_future() for _ in range(5)]
+
+    for future in futures:
+        wakeups.wake(future)
+
+    assert await woken_by_turn(futures) == [2, 2, 2, 2, 4, 4, 4, 4, 5]
+
+
 async def test_key_with_many_waiters_delays_another_by_one_turn() -> None:
     wakeups = Wakeups(per_turn=2)
     loop = asyncio.get_running_loop()
