@@ -7,7 +7,7 @@ implemented here because ``semantic_version.NpmSpec`` 2.10 is wrong for pre-rele
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeAlias
@@ -104,6 +104,13 @@ def parse_version_filter(text: str) -> VersionFilter:
         return VersionFilter(text, None, tuple(map(_alternative, text.split("||"))))
     except _NotARange:
         return VersionFilter(text, exact=text)
+
+
+def newest_first(versions: Iterable[str]) -> list[str]:
+    """Return versions in descending order, followed by text that is no version."""
+    return sorted(
+        versions, key=lambda version: ((key := _key(version)) is not None, key or _ZERO, version), reverse=True
+    )
 
 
 def _all_hold(alternative: _Alternative, key: _Key) -> bool:

@@ -44,12 +44,12 @@ def event_document(event: Event, cursor: str) -> dict[str, Any]:
     return fields | ({"cursor": cursor} if cursor else {})
 
 
-def event_cells(event: Event) -> list[str | Cell]:
+def event_cells(event: Event, *, with_date: bool = False) -> list[str | Cell]:
     """Return the cells of an event for ``COLUMNS``; the time is in the local time zone."""
     moment = event.occurred_at.ToDatetime(UTC).astimezone()
     has_service = event.HasField("service")
     return [
-        f"{moment:%H:%M:%S}",
+        f"{moment:%Y-%m-%d %H:%M:%S}" if with_date else f"{moment:%H:%M:%S}",
         Cell(_TYPE_TEXTS.get(event.type, "unknown"), _COLORS.get(event.type)),
         event.service.name,
         health_cell(event.service.health) if has_service else "",

@@ -23,6 +23,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "import": "Register the services in the Redis of another registry.",
     "list": "List services that match a filter.",
     "get": "Show services by name.",
+    "events": "Show past events of a service, or of all.",
+    "explain": "Explain why a filter or a name finds nothing.",
     "describe": "Show a service with its lease, check, owner and events.",
     "health": "Show the health of services or of the registry.",
     "check": "Probe services now.",

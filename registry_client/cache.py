@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Self, Unpack
 
 from ossa.registry.v1.event_pb2 import Event
@@ -26,8 +26,7 @@ class ServiceCache:
     """A copy of the registered services, updated by a watch. Create it with ``RegistryClient.cache``.
 
     While the registry is unavailable, the cache serves the last known state and raises no error; ``age`` is the age of
-    that state. Messages are shared: do not modify them. ``resolve``, ``observe``, ``find`` and ``get`` may be
-    called from any thread.
+    that state. Messages are shared: do not edit them. Any thread may call ``resolve``, ``observe``, ``find``, ``get``.
     """
 
     def __init__(
@@ -37,7 +36,9 @@ class ServiceCache:
         policy: Policy,
         fallback: tuple[HealthStatus.ValueType, ...],
         snapshot_timeout: float,
+        explain: Callable[..., Awaitable[str]],
     ) -> None:
+        self._explain = explain
         self._watch = watch
         self._policy = Policy(policy)
         self._fallback = fallback
@@ -141,7 +142,7 @@ class ServiceCache:
             **criteria: The other arguments of ``resolve``, such as ``version``.
 
         Raises:
-            NoEndpointInTime: No usable service came in time; the message is that of ``resolve``.
+            NoEndpointInTime: No usable service came in time; the message has the explanation of the registry.
             ValueError: ``version`` is not a supported range.
         """
         missing = NoEndpoint("")
@@ -155,7 +156,8 @@ class ServiceCache:
                         missing = error
                     await change.wait()
         except TimeoutError:
-            raise NoEndpointInTime(f"{missing}, within {timeout:g} s") from None
+            why = await self._explain(capability, criteria, available=not self._fallback) if self.connected else ""
+            raise NoEndpointInTime(f"{missing}, within {timeout:g} s{why and ': '}{why}") from None
 
     def __len__(self) -> int:
         return len(self._services)

@@ -210,4 +210,5 @@ class RegistryClient(UnaryCalls):
             policy=policy,
             fallback=tuple(values.enum_value(HealthStatus, each, "fallback") for each in fallback),
             snapshot_timeout=self._timeout if wait else 0.0,
+            explain=self._explain_criteria,
         )

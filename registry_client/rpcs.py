@@ -15,6 +15,7 @@ from ossa_common.json_values import struct_of
 from registry_client import values
 from registry_client.calls import Caller, Session
 from registry_client.errors import DeadlineExceeded, RegistryError, RegistryUnavailable, error_from_status
+from registry_client.explanations import ExplanationCalls
 
 _REVISION_WAIT_SECONDS: Final = 1.0
 """How long a read waits for the session's revision before it checks whether the store was replaced."""
@@ -24,11 +25,11 @@ _Response = TypeVar("_Response", bound=Message)
 _Seen = TypeVar("_Seen", Service, pb.DiscoverServicesResponse)
 
 
-class UnaryCalls:
+class UnaryCalls(ExplanationCalls):
     """One method for each unary RPC; every ``timeout`` is in seconds, for a call with all its attempts."""
 
     def __init__(self, caller: Caller, session: Session) -> None:
-        self._call = caller.call
+        super().__init__(caller)
         self._timeout = caller.timeout
         self._session = session
 

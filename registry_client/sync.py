@@ -100,6 +100,8 @@ class SyncRegistryClient:
     get_service = _blocking(RegistryClient.get_service)
     discover_services = _blocking(RegistryClient.discover_services)
     find_services = _blocking(RegistryClient.find_services)
+    list_events = _blocking(RegistryClient.list_events)
+    explain_discovery = _blocking(RegistryClient.explain_discovery)
     update_service = _blocking(RegistryClient.update_service)
     unregister_service = _blocking(RegistryClient.unregister_service)
     heartbeat = _blocking(RegistryClient.heartbeat)

@@ -56,19 +56,34 @@ class InvalidRequest(RegistryError):
         super().__init__("; ".join(f"{field}: {description}" for field, description in self.violations))
 
 
+class Removal(NamedTuple):
+    """When and why a service was removed."""
+
+    revision: int
+    at: str
+    """ISO 8601."""
+    reason: str
+    """Word of an ``EventReason``."""
+
+
 class ServiceNotFound(RegistryError):
     """No service has this name."""
 
     reason = "SERVICE_NOT_FOUND"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, removal: Removal | None = None) -> None:
         self.name = name
+        self.removal = removal
         super().__init__(f"service {name!r} is not registered")
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The requested name."""
-        return {"name": self.name}
+        """The requested name and, if it is known, when and why the service was removed."""
+        details = {"name": self.name}
+        if self.removal is not None:
+            revision, at, reason = self.removal
+            details |= {"removedRevision": str(revision), "removedAt": at, "removedReason": reason}
+        return details
 
 
 class ServiceExists(RegistryError):

@@ -13,9 +13,9 @@ from registry_cli.commands.health import checked_text, remaining_time
 from registry_cli.completion import SERVICE_NAME
 from registry_cli.events import event_cells, event_document
 from registry_cli.output import Cell, format_age
-from registry_cli.recent import recent_events
+from registry_cli.recent import newest_events
 from registry_cli.services import capability_list, health_cell, response_time, status_text
-from registry_client import Event, Health, Service
+from registry_client import Event, Health, RegistryError, Service
 
 _EVENT_HEADERS = ("TIME", "EVENT", "HEALTH", "REASON", "DETAILS")
 
@@ -30,7 +30,7 @@ async def command(context: CommandContext, *, name: str, count: int) -> None:
     """
     service = await context.client.get_service(name)
     details = await context.client.get_service_health_details(name)
-    events = await recent_events(context, service, count) if count else []
+    events = await _events(context, name, count) if count else []
     if not context.out.is_table:
         context.out.print_document(_document(service, details, events))
         return
@@ -39,6 +39,13 @@ async def command(context: CommandContext, *, name: str, count: int) -> None:
     if events:
         context.out.print_line("")
         context.out.print_table(_EVENT_HEADERS, [[*cells[:2], *cells[3:]] for cells in map(event_cells, events)])
+
+
+async def _events(context: CommandContext, name: str, count: int) -> list[Event]:
+    try:
+        return (await newest_events(context.client, name, count))[0]
+    except RegistryError:  # an earlier version of the registry; the events are an extra
+        return []
 
 
 def _document(service: Service, details: GetServiceHealthResponse, events: Sequence[Event]) -> dict[str, Any]:

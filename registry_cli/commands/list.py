@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from registry_cli.calls import ALL_FORMATS, CommandContext, registry_command
+from registry_cli.explanations import empty_result_text
 from registry_cli.filters import filter_options, pop_filter
 from registry_cli.services import show_services
 from registry_client import Consistency, Service
@@ -35,4 +36,4 @@ async def command(context: CommandContext, *, limit: int | None, strong: bool, *
     if stale:
         context.out.print_notice("the registry cannot reach its store: the list may be stale")
     if not found and context.out.is_table:
-        context.out.print_notice("no service matches")
+        context.out.print_notice(await empty_result_text(context, service_filter))

@@ -3,6 +3,7 @@
 from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery, PageKey
+from registry_server.catalog.explain import Explanations
 from registry_server.catalog.query import Page
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.slices import Slices
@@ -13,6 +14,7 @@ __all__ = [
     "Change",
     "ChangeBudgets",
     "Discovery",
+    "Explanations",
     "Page",
     "PageKey",
     "Replica",

@@ -51,6 +51,10 @@ class Index:
         """Return the number of distinct terms of a kind, which is a term's first letter."""
         return len(self._postings.get(kind, ()))
 
+    def terms(self, kind: str) -> list[str]:
+        """Return the distinct terms of a kind, unordered."""
+        return list(self._postings.get(kind, ()))
+
     def capability_versions(self, capability: str) -> Iterable[str]:
         """Return the distinct versions of a capability that services offer, unordered."""
         return self._capability_versions.get(capability, ())

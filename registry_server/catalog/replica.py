@@ -11,6 +11,7 @@ from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change
 from registry_server.catalog.history import History
 from registry_server.catalog.index import Index
+from registry_server.catalog.tombstones import Tombstones
 from registry_server.errors import Overloaded, RevisionNotReached
 from registry_server.model.record import Record
 from registry_server.runtime.pacing import Wakeups
@@ -65,6 +66,7 @@ class Replica:
         self.index = Index()
         self.anchors = Anchors(self.index)
         self.history = History(history_length, MAX_HISTORY_BYTES, history_seconds * 1000, MAX_OLD_HISTORY_BYTES)
+        self.tombstones = Tombstones()
         self.budgets = budgets or ChangeBudgets()
         """Limits of the changes of one owner."""
         self.position = Position("", 0)
@@ -105,6 +107,7 @@ class Replica:
         self.history.restart(past[0].revision - 1 if past else position.revision)
         for change in past:
             self.history.append(change)
+            self.tombstones.apply_change(change)
         self.position = position
         self._wake_all()
         self._notify_position()
@@ -196,6 +199,7 @@ class Replica:
             self.index.add_record(after)
         if after is None:
             self.records.pop(change.name, None)
+            self.tombstones.apply_change(change)
         else:
             self.records[after.name] = after
         if change.owner:

@@ -1,7 +1,10 @@
 """Query strings: parsed strictly; all violations are reported at once."""
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1.service_pb2 import ServiceFilter, TagMatch
 from ossa_common.json_shape import STATUS_BY_WORD, TEXT_FILTERS, camel_case
@@ -65,6 +68,22 @@ class Query:
     def flag(self, name: str) -> bool:
         """Return whether a parameter is ``true``."""
         return self._choice(name, {"true": True, "false": False}) or False
+
+    def time(self, name: str) -> Timestamp | None:
+        """Return a time in ISO 8601 with a time zone; ``None`` if it is absent."""
+        text = self.text(name)
+        if not text:
+            return None
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            self._add_violation(name, f"{quoted(text)} is not a time such as 2026-11-24T12:00:00Z")
+            return None
+        timestamp = Timestamp()
+        timestamp.FromDatetime(moment)
+        return timestamp
 
     def page_size(self) -> int:
         """Return the page size; 0 if it is absent."""

@@ -1,12 +1,12 @@
 """The HTTP API: the table of routes, and their handlers: decode, call, encode."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
 from aiohttp import web
 
-from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease, ListEventsRequest
 from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
@@ -20,9 +20,11 @@ from registry_server.gateway.events import EventStream
 from registry_server.gateway.listing import Listing
 from registry_server.gateway.middleware import HttpCall, Route
 from registry_server.gateway.names import rest_names
-from registry_server.gateway.parameters import PAGE, Query, reject_parameters
+from registry_server.gateway.parameters import FILTERS, PAGE, Query, reject_parameters
+from registry_server.gateway.sse import event_document
 from registry_server.instrumentation.problems import Problems
 from registry_server.model.document import health_document, service_document
+from registry_server.model.validation import name_violations
 from registry_server.registry import ServiceRegistry
 from registry_server.security.permissions import DOCS, HEALTH, METRICS, OPERATE, READ, WRITE_OWN
 
@@ -93,6 +95,39 @@ class Api:
         data = self.listing.cached_answer(query_string)
         if data is None:
             data = await self.listing.list_services(query_string, call.request.query)
+        return self._envelope.success(data, call.request_id)
+
+    async def explain(self, call: HttpCall) -> web.Response:
+        """Explain why the query matches no services, or not the one named in ``for``."""
+        query = Query(call.request.query, (*FILTERS, "for"), labels=True)
+        filter_, name = query.filter(), query.text("for")
+        query.violations += name_violations(name, "for") if name else []
+        query.check()
+        explanation = await self._registry.explain(filter_, name)
+        return self._success(call, message_document(explanation))
+
+    async def history(self, call: HttpCall) -> web.Response:
+        """Return a page of past events."""
+        query = Query(call.request.query, ("name", "since", *PAGE))
+        request = ListEventsRequest(
+            name=query.text("name"),
+            since=query.time("since"),
+            page_size=query.page_size(),
+            page_token=query.text("pageToken"),
+        )
+        query.check()
+        with rest_names():
+            page = await self._registry.list_events(request)
+        events: list[bytes] = []
+
+        def encode_events() -> Iterator[None]:
+            for event in page.events:
+                events.append(event_document(event, self._documents))
+                yield
+
+        await self._registry.slices.run(encode_events())
+        tail = encode_json({"nextPageToken": page.next_page_token or None, "oldestRevision": page.oldest_revision})
+        data = b"".join((b'{"events":[', b",".join(events), b"],", tail[1:]))
         return self._envelope.success(data, call.request_id)
 
     async def get(self, call: HttpCall) -> web.Response:
@@ -246,6 +281,8 @@ ROUTES: Final = (
     Route("POST", f"{BASE}/services/{{name}}/heartbeat", Api.heartbeat, WRITE_OWN),
     Route("PUT", f"{BASE}/services/{{name}}/maintenance", Api.set_maintenance, OPERATE),
     Route("GET", f"{BASE}/health", Api.registry_health, READ),
+    Route("GET", f"{BASE}/explain", Api.explain, READ),
+    Route("GET", f"{BASE}/history", Api.history, READ),
     Route("GET", f"{BASE}/stats", Api.stats, READ),
     Route("GET", f"{BASE}/capabilities", Api.capabilities, READ),
     Route("POST", f"{BASE}/cleanup", Api.cleanup, OPERATE),

@@ -74,6 +74,11 @@ def _cursors(batch: EventBatch) -> Iterator[str | None]:
         yield encode_cursor(batch.cursor)
 
 
+def event_document(event: WatchEvent, documents: Documents) -> bytes:
+    """Return an event as one JSON object, with its name in ``event``."""
+    return b'{"event":"%b",' % EVENT_NAMES[event.type].encode() + _data(event, documents)[1:]
+
+
 def _data(event: WatchEvent, documents: Documents) -> bytes:
     fields: dict[str, Any] = {"revision": event.revision, "occurredAt": time_text(timestamp(event.at_ms * 1_000_000))}
     if event.reason in REASONS:

@@ -9,11 +9,11 @@ from registry_server.health import HealthMonitor, HealthReports, Maintenance, Ne
 from registry_server.instrumentation.audit import Audit
 from registry_server.model import requests
 from registry_server.model.validation import maintenance_violations
-from registry_server.registry.reads import RegistryReads
+from registry_server.registry.explanations import RegistryExplanations
 from registry_server.security.identity import UNCHECKED, current_identity
 
 
-class RegistryHealth(RegistryReads):
+class RegistryHealth(RegistryExplanations):
     """Newest health, maintenance, and health monitoring of this process."""
 
     def __init__(

@@ -4,6 +4,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.registry_service_pb2 import (
     Consistency,
     DiscoverServicesRequest,
@@ -14,8 +15,11 @@ from ossa.registry.v1.registry_service_pb2 import (
 )
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
 from ossa_common.cursors import decode_cursor
+from ossa_common.json_shape import enum_word
+from ossa_common.json_writer import time_text
 from ossa_common.violations import Violation
 from registry_server.catalog import Capabilities, Discovery, Page, PageKey, Replica, Statistics, registry_stats
+from registry_server.errors import Removal, ServiceNotFound
 from registry_server.model import requests, rules
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.record import Record
@@ -68,15 +72,29 @@ class RegistryReads:
             ServiceNotFound: No such service.
             RevisionNotReached: ``min_revision`` was not applied in time.
         """
-        record = self._replica.records.get(name)
-        if record is not None and self._follower.loaded and 0 <= min_revision <= self._replica.revision:
-            return require_existing(name, record)
+        try:
+            record = self._replica.records.get(name)
+            if record is not None and self._follower.loaded and 0 <= min_revision <= self._replica.revision:
+                return require_existing(name, record)
+            return await self._get_at_revision(name, min_revision, wait_seconds)
+        except ServiceNotFound:
+            raise ServiceNotFound(name, self._find_removal(name)) from None
+
+    async def _get_at_revision(self, name: str, min_revision: int, wait_seconds: float) -> Record:
         violations = name_violations(name, "name")
         requests.check_not_negative(min_revision, "min_revision", violations)
         requests.raise_if_invalid(violations)
         self._writes.require_loaded()
         await self._replica.wait_for_client(min_revision, wait_seconds)
         return require_existing(name, self._replica.records.get(name))
+
+    def _find_removal(self, name: str) -> Removal | None:
+        """Return when and why a service left that the caller saw."""
+        change = self._replica.tombstones.get(name)
+        if change is None or change.before is None or not current_identity.get().sees(change.before):
+            return None
+        word = enum_word(EventReason.DESCRIPTOR, change.reason)
+        return Removal(change.revision, time_text(timestamp(change.at_ms * 1_000_000)), word)
 
     def cached_service(self, request: bytes) -> Record | None:
         """Return the service of a serialised ``GetServiceRequest`` with only a known name; ``None`` for any other."""

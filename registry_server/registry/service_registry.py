@@ -87,6 +87,7 @@ class ServiceRegistry(RegistryHealth):
             clock: Wall clock.
         """
         super().__init__(
+            reader=store.reader,
             replica=replica,
             discovery=discovery,
             hub=hub,

@@ -97,6 +97,14 @@ class RegistryRpc:
         page = await self._registry.find_page(request, wire=call.request, wait_seconds=call.wait_seconds())
         return page.wire()
 
+    @rpc(READ)
+    async def explain_discovery(self, request: pb.ExplainDiscoveryRequest, _: RpcCall) -> pb.ExplainDiscoveryResponse:
+        return await self._registry.explain(request.filter, request.name)
+
+    @rpc(READ)
+    async def list_events(self, request: pb.ListEventsRequest, _: RpcCall) -> bytes:
+        return (await self._registry.list_events(request)).wire()
+
     @rpc(WRITE_OWN)
     async def update_service(self, request: pb.UpdateServiceRequest, _: RpcCall) -> pb.UpdateServiceResponse:
         service = await self._registry.update_service(

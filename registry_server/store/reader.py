@@ -127,6 +127,22 @@ class StoreReader:
             return parse_event(*page[0]) if page else None
         return None
 
+    async def read_events_before(self, revision: int, count: int) -> list[StoredEvent]:
+        """Return up to ``count`` of the newest events before a revision, newest first, without damaged ones."""
+        page = await self._commands.run_command(
+            "XREVRANGE", self._keys.events, f"{revision - 1}-0", "-", "COUNT", count
+        )
+        events = []
+        for entry_id, fields in page:
+            with suppress(DamagedEvent):
+                events.append(parse_event(entry_id, fields))
+        return events
+
+    async def read_oldest_revision(self) -> int:
+        """Return the revision of the oldest event in the stream; 0 if it is empty."""
+        page = await self._commands.run_command("XRANGE", self._keys.events, "-", "+", "COUNT", 1)
+        return int(page[0][0].partition(b"-")[0]) if page else 0
+
     async def wait_for_events(self, after: int, *, wait: bool = True) -> list[StoredEvent]:
         """Return events after a revision; wait ``tail_block_seconds`` for the first one, if requested.
 

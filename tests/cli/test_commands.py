@@ -119,7 +119,7 @@ def test_empty_list_is_not_a_failure(program: Program) -> None:
     done = program.run("list")
     assert done.code == 0
     assert lines(done.out) == [["NAME", "VERSION", "HEALTH", "ENDPOINT", "CAPABILITIES", "AGE"]]
-    assert done.err == "ossa-registry: no service matches\n"
+    assert done.err == "ossa-registry: No service is registered.\n"
     assert program.run_ok("list", "-o", "json").json == []
     assert program.run_ok("list", "--quiet").err == ""
 
@@ -222,6 +222,27 @@ def test_capabilities_prints_providers(program: Program) -> None:
         "serviceNames": ["a", "b"],
         "serviceCount": 2,
     }
+
+
+def test_empty_results_say_why(program: Program) -> None:
+    register(program, "translator", "--capability", "translate@1.5.0")
+    assert program.run("list", "--capability", "transalte").err == (
+        "ossa-registry: No service has capability 'transalte' (did you mean translate?).\n"
+    )
+    assert "did you mean translator?" in program.run("get", "translater").err
+    done = program.run_ok("explain", "translator", "--capability", "translate", "--capability-version", "^2")
+    assert done.out.startswith("translator does not match: capability_version '^2' is wanted, it has 1.5.0.\n\n")
+    assert lines(done.out)[2:] == [
+        ["CONDITION", "WANTED", "SERVICES", "NEAREST", "ACTUAL"],
+        ["capability", "translate", "1", "-", "translate"],
+        ["capability_version", "^2", "0", "1.5.0", "1.5.0"],
+    ]
+    program.run_ok("unregister", "translator")
+    assert "it was unregistered at 20" in program.run_ok("explain", "translator").out
+    shown = lines(program.run_ok("events", "translator", "--since", "1h", "--limit", "5").out)
+    assert [line[2:4] for line in shown[1:]] == [["registered", "translator"], ["unregistered", "translator"]]
+    assert program.run("events", "--since", "soon").code == 2
+    assert program.run_ok("explain", "-o", "json").json["summary"] == "No service is registered."
 
 
 def test_stats_prints_counts(program: Program) -> None:

@@ -102,7 +102,10 @@ async def test_waiting_ends_with_a_usable_service_or_in_time(client: RegistryCli
             await cache.changed(timeout=0.01)
         waiting = asyncio.create_task(cache.wait_for("x", version="^2", timeout=60))
         await client.register_service(agent("old", "x@1.0.0"))
-        with pytest.raises(NoEndpointInTime, match=r"capability=x, version=\^2, within 0.05 s") as caught:
+        explained = (
+            r"capability=x, version=\^2, within 0.05 s: No service offers 'x' in version '\^2' \(offered: 1.0.0\)"
+        )
+        with pytest.raises(NoEndpointInTime, match=explained) as caught:
             await cache.wait_for("x", version="^2", timeout=0.05)
         assert isinstance(caught.value, NoEndpoint)
         assert isinstance(caught.value, TimeoutError)

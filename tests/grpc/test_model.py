@@ -213,6 +213,12 @@ async def check_discovery(server: Server, model: Services, filter_: ServiceFilte
             break
         assert len(page.services) == page_size
     assert shown == expected
+    for name in [*list(model)[:2], "unknown"]:
+        request = pb.ExplainDiscoveryRequest(filter=filter_, name=name)
+        explanation = await server.stub.ExplainDiscovery(request)
+        assert explanation.matches == (model.get(name) in expected)
+        assert explanation.matches == (explanation.found and all(each.holds for each in explanation.conditions))
+        assert explanation.total_size == len(expected)
 
 
 async def check_counts(server: Server, model: Services) -> None:

@@ -98,6 +98,41 @@ async def test_every_filter_finds_the_expected_services(rest: Rest) -> None:
     assert set(FILTERS) <= tested
 
 
+async def test_explanation_names_the_reason(rest: Rest) -> None:
+    await register_fleet(rest)
+    data = (await rest.get("/explain?capability=translat&label.region=eu&for=beta")).data
+    assert data == {
+        "totalSize": 0,
+        "conditions": [
+            {
+                "field": "capability",
+                "wanted": "translat",
+                "matchingCount": 0,
+                "nearest": ["translate"],
+                "actual": "translate",
+                "holds": False,
+            },
+            {
+                "field": 'labels["region"]',
+                "wanted": "eu",
+                "matchingCount": 2,
+                "nearest": [],
+                "actual": "us",
+                "holds": False,
+            },
+        ],
+        "found": True,
+        "matches": False,
+        "lastEvent": data["lastEvent"],
+        "similarNames": [],
+        "summary": "beta does not match: capability 'translat' is wanted, it has translate; "
+        "labels[\"region\"] 'eu' is wanted, it has us.",
+    }
+    assert data["lastEvent"]["service"]["name"] == "beta"
+    bad = await rest.get("/explain?for=%20&page=1&health=bad")
+    assert (bad.status, set(bad.fields)) == (400, {"for", "page", "health"})
+
+
 async def test_answer_has_the_documented_members(rest: Rest) -> None:
     await register_fleet(rest)
     query = "health=healthy,degraded&tags=ai,nlp&tagMatch=any&label.region=eu&name=a&version=1.0.0&available=true"

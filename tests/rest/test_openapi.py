@@ -50,6 +50,8 @@ QUERIES = {
     ("POST", f"{BASE}/services"): {"createOnly"},
     ("GET", f"{BASE}/services"): {*FILTERS, *PAGE, LABEL},
     ("DELETE", f"{BASE}/services/{{name}}"): {"instanceId"},
+    ("GET", f"{BASE}/explain"): {*FILTERS, "for", LABEL},
+    ("GET", f"{BASE}/history"): {"name", "since", *PAGE},
     ("GET", f"{BASE}/capabilities"): {*PAGE},
     ("GET", f"{BASE}/events"): {*FILTERS, *EVENTS, LABEL},
 }
@@ -58,6 +60,8 @@ VALID_VALUES = {
     "snapshot": "true",
     "health": "healthy",
     "tagMatch": "all",
+    "available": "true",
+    "since": "2026-11-24T12:00:00Z",
     "pageSize": "5",
     "capabilityVersion": "1&capability=x",
 }

@@ -73,6 +73,16 @@ class RegistryServiceStub:
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.SerializeToString,
                 response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.FromString,
                 _registered_method=True)
+        self.ExplainDiscovery = channel.unary_unary(
+                '/ossa.registry.v1.RegistryService/ExplainDiscovery',
+                request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryRequest.SerializeToString,
+                response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryResponse.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/ossa.registry.v1.RegistryService/ListEvents',
+                request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
         self.UpdateService = channel.unary_unary(
                 '/ossa.registry.v1.RegistryService/UpdateService',
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.UpdateServiceRequest.SerializeToString,
@@ -182,7 +192,8 @@ class RegistryServiceServicer:
 
     def GetService(self, request, context):
         """Returns one service from memory.
-        Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
+        Errors: NOT_FOUND (reason SERVICE_NOT_FOUND), with `removedAt`, `removedReason` and `removedRevision` in the metadata
+        of `ErrorInfo` if its removal is still known; DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +203,24 @@ class RegistryServiceServicer:
         """Returns the services that match a filter, ordered by name.
         Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
         reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainDiscovery(self, request, context):
+        """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
+        whether a certain service meets them. Answered from memory.
+        Errors: INVALID_ARGUMENT for an invalid filter or name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """Returns past events, newest first, from those that are kept: `redis.events_max_length` of them.
+        Errors: INVALID_ARGUMENT for an invalid name, page size or page token; UNAVAILABLE if the events are not in the
+        memory of this server and the store is unavailable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -332,6 +361,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DiscoverServices,
                     request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.FromString,
                     response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.SerializeToString,
+            ),
+            'ExplainDiscovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainDiscovery,
+                    request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryRequest.FromString,
+                    response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsResponse.SerializeToString,
             ),
             'UpdateService': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateService,
@@ -526,6 +565,60 @@ class RegistryService:
             '/ossa.registry.v1.RegistryService/DiscoverServices',
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.SerializeToString,
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainDiscovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ossa.registry.v1.RegistryService/ExplainDiscovery',
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryRequest.SerializeToString,
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ossa.registry.v1.RegistryService/ListEvents',
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsRequest.SerializeToString,
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,12 +64,23 @@ class RegistryServiceStub:
     """
     GetService: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetServiceRequest, _registry_service_pb2.GetServiceResponse]
     """Returns one service from memory.
-    Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
+    Errors: NOT_FOUND (reason SERVICE_NOT_FOUND), with `removedAt`, `removedReason` and `removedRevision` in the metadata
+    of `ErrorInfo` if its removal is still known; DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
     """
     DiscoverServices: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DiscoverServicesRequest, _registry_service_pb2.DiscoverServicesResponse]
     """Returns the services that match a filter, ordered by name.
     Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
     reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+    """
+    ExplainDiscovery: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ExplainDiscoveryRequest, _registry_service_pb2.ExplainDiscoveryResponse]
+    """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
+    whether a certain service meets them. Answered from memory.
+    Errors: INVALID_ARGUMENT for an invalid filter or name.
+    """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListEventsRequest, _registry_service_pb2.ListEventsResponse]
+    """Returns past events, newest first, from those that are kept: `redis.events_max_length` of them.
+    Errors: INVALID_ARGUMENT for an invalid name, page size or page token; UNAVAILABLE if the events are not in the
+    memory of this server and the store is unavailable.
     """
     UpdateService: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateServiceRequest, _registry_service_pb2.UpdateServiceResponse]
     """Changes the fields in `update_mask`. Renews the lease only if it changes `ttl`.
@@ -167,12 +178,23 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     GetService: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetServiceRequest, _registry_service_pb2.GetServiceResponse]  # type: ignore[assignment]
     """Returns one service from memory.
-    Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
+    Errors: NOT_FOUND (reason SERVICE_NOT_FOUND), with `removedAt`, `removedReason` and `removedRevision` in the metadata
+    of `ErrorInfo` if its removal is still known; DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
     """
     DiscoverServices: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DiscoverServicesRequest, _registry_service_pb2.DiscoverServicesResponse]  # type: ignore[assignment]
     """Returns the services that match a filter, ordered by name.
     Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
     reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+    """
+    ExplainDiscovery: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ExplainDiscoveryRequest, _registry_service_pb2.ExplainDiscoveryResponse]  # type: ignore[assignment]
+    """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
+    whether a certain service meets them. Answered from memory.
+    Errors: INVALID_ARGUMENT for an invalid filter or name.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListEventsRequest, _registry_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Returns past events, newest first, from those that are kept: `redis.events_max_length` of them.
+    Errors: INVALID_ARGUMENT for an invalid name, page size or page token; UNAVAILABLE if the events are not in the
+    memory of this server and the store is unavailable.
     """
     UpdateService: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateServiceRequest, _registry_service_pb2.UpdateServiceResponse]  # type: ignore[assignment]
     """Changes the fields in `update_mask`. Renews the lease only if it changes `ttl`.
@@ -285,7 +307,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.GetServiceResponse, _abc.Awaitable[_registry_service_pb2.GetServiceResponse]]:
         """Returns one service from memory.
-        Errors: NOT_FOUND (reason SERVICE_NOT_FOUND); DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
+        Errors: NOT_FOUND (reason SERVICE_NOT_FOUND), with `removedAt`, `removedReason` and `removedRevision` in the metadata
+        of `ErrorInfo` if its removal is still known; DEADLINE_EXCEEDED if the server did not reach `min_revision` in time.
         """
 
     @_abc_1.abstractmethod
@@ -297,6 +320,28 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the services that match a filter, ordered by name.
         Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
         reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainDiscovery(
+        self,
+        request: _registry_service_pb2.ExplainDiscoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ExplainDiscoveryResponse, _abc.Awaitable[_registry_service_pb2.ExplainDiscoveryResponse]]:
+        """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
+        whether a certain service meets them. Answered from memory.
+        Errors: INVALID_ARGUMENT for an invalid filter or name.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _registry_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListEventsResponse, _abc.Awaitable[_registry_service_pb2.ListEventsResponse]]:
+        """Returns past events, newest first, from those that are kept: `redis.events_max_length` of them.
+        Errors: INVALID_ARGUMENT for an invalid name, page size or page token; UNAVAILABLE if the events are not in the
+        memory of this server and the store is unavailable.
         """
 
     @_abc_1.abstractmethod
