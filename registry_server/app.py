@@ -234,6 +234,7 @@ def _redis_store(settings: Settings, url: str, problems: Problems, tracer: Trace
         key_prefix=settings.redis.key_prefix,
         timeout=settings.redis.timeout_ms / 1000,
         events_max_length=settings.redis.events_max_length,
+        events_max_age=settings.redis.events_max_age,
         sweep_interval=settings.lease.sweep_interval_ms / 1000,
         tls=RedisTls(settings.redis.tls_ca_file, settings.redis.tls_cert_file, settings.redis.tls_key_file),
         tracer=tracer,
@@ -272,6 +273,7 @@ def _build(
         history_seconds=settings.watch.history_seconds,
         budgets=ChangeBudgets(settings.limits.change_bytes_per_second),
     )
+    replica.on_applied.append(lambda change: store.retention.add_event(change.revision, change.at_ms, change.size))
     discovery = Discovery(replica)
     hub = WatchHub(replica, discovery, WatchLimits(settings.watch.buffer_events, settings.watch.buffer_bytes))
     loaded = asyncio.Event()

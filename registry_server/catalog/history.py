@@ -20,7 +20,8 @@ class History:
             max_old_bytes: Size above which changes older than that are dropped; ``None`` = ``max_bytes``.
         """
         self._changes: deque[Change] = deque()
-        self._max_changes = max_changes
+        self.max_changes = max_changes
+        """Number of changes that are kept, apart from newer ones that are kept for their age."""
         self._max_bytes = max_bytes
         self._max_old_bytes = max_bytes if max_old_bytes is None else max_old_bytes
         self._min_ms = min_ms
@@ -45,7 +46,7 @@ class History:
         self._changes.append(change)
         self._bytes += change.size
         while self._bytes > self._max_bytes or (
-            (len(self._changes) > self._max_changes or self._bytes > self._max_old_bytes)
+            (len(self._changes) > self.max_changes or self._bytes > self._max_old_bytes)
             and change.at_ms - self._changes[0].at_ms >= self._min_ms
         ):
             self._bytes -= self._changes.popleft().size

@@ -50,6 +50,9 @@ class RedisSettings(SettingsGroup):
     If false, the state of Redis is accepted, and watchers receive an unregistered event for each lost service."""
     events_max_length: Annotated[Number, Field(ge=100, le=10_000_000)] = 10_000
     """Number of events to keep in the Redis stream and in each process, so that watches can resume."""
+    events_max_age: Annotated[Number, Field(ge=0, le=31 * 86_400)] = 86_400
+    """Age in seconds up to which the Redis stream keeps events beyond redis.events_max_length for the history, as far
+    as they fit in 64 MiB. 0 keeps only that number."""
 
     @field_validator("tls_key_file")
     @classmethod

@@ -93,7 +93,7 @@ class EventLog:
         try:
             while page.next_revision > 1 and page.has_room(query) and examined < _MAX_EXAMINED:
                 examined += await self._read_older(query, page)
-            page.oldest_revision = await self._reader.read_oldest_revision()
+            page.oldest_revision, _ = await self._reader.read_oldest_event()
         except StoreUnavailable:
             if not changes:
                 raise

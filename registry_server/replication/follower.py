@@ -16,7 +16,7 @@ from registry_server.errors import ConfigurationError, StoreFault, StoreUnavaila
 from registry_server.instrumentation.counters import Histogram
 from registry_server.instrumentation.problems import Problems
 from registry_server.replication.changes import change_from_event, resync_changes
-from registry_server.replication.loading import State, read_state
+from registry_server.replication.loading import State, read_state, start_retention
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import Clock
 from registry_server.runtime.pacing import Turn
@@ -354,7 +354,9 @@ class Follower:
     async def _read_state(self) -> State:
         # A repair restores a damaged record from the replica; without repairs, the store is accepted as it is.
         held = self._replica.records if self.repairer is not None else {}
-        state = await read_state(self._store.reader, self._read_head, held)
+        length = self._replica.history.max_changes
+        state = await read_state(self._store.reader, self._read_head, held, length)
+        await start_retention(self._store, state.past)
         self._newest = state.newest
         self._set_damaged(state.damaged)
         return state

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 from registry_server.store.batches import Batches
 from registry_server.store.commands import Commands
 from registry_server.store.limits import StoreLimits
+from registry_server.store.retention import EventRetention
 from registry_server.store.values import Unconfirmed
 
 # Limits one call of the script to a few milliseconds, during which Redis serves no other client.
@@ -62,7 +63,7 @@ class CommitGroups(Batches[Commit]):
         self,
         commands: Commands,
         document_prefix: str,
-        events_max_length: int,
+        retention: EventRetention,
         *,
         limits: StoreLimits,
     ) -> None:
@@ -71,7 +72,7 @@ class CommitGroups(Batches[Commit]):
         Args:
             commands: Pipeline to send the groups to.
             document_prefix: Key of a service's document, without the service's name.
-            events_max_length: Number of events that the stream keeps at least.
+            retention: Number of events that the stream keeps.
             limits: How long a busy process collects commits.
         """
         super().__init__(
@@ -82,7 +83,7 @@ class CommitGroups(Batches[Commit]):
         )
         self._commands = commands
         self._document_prefix = document_prefix
-        self._events_max_length = events_max_length
+        self._retention = retention
 
     async def submit_commit(self, commit: Commit) -> Any:
         """Send a commit with the next group and return the script's answer for it.
@@ -98,7 +99,7 @@ class CommitGroups(Batches[Commit]):
     async def _send(self, batch: list[Commit]) -> Sequence[Any]:
         answer = await self._commands.run_script(
             "commit",
-            self._events_max_length,
+            self._retention.max_length,
             *(value for commit in batch for value in commit),
             keys=[self._document_prefix + commit.name for commit in batch],
         )

@@ -100,10 +100,12 @@ class StoreReader:
             if cursor == 0:
                 return
 
-    async def scan_events(self, until: int, *, newest_first: bool = False) -> AsyncIterator[list[StoredEvent]]:
+    async def scan_events(
+        self, until: int, *, since: int = 0, newest_first: bool = False
+    ) -> AsyncIterator[list[StoredEvent]]:
         """Yield pages of the events in the stream up to a revision, oldest first by default, without damaged ones."""
         read: Any = self.stream_client.xrange
-        start, end = "-", f"{until}-0"
+        start, end = f"{max(since, 0)}-0", f"{until}-0"
         if newest_first:
             read, start, end = self.stream_client.xrevrange, end, start
         while True:
@@ -138,10 +140,13 @@ class StoreReader:
                 events.append(parse_event(entry_id, fields))
         return events
 
-    async def read_oldest_revision(self) -> int:
-        """Return the revision of the oldest event in the stream; 0 if it is empty."""
+    async def read_oldest_event(self) -> tuple[int, int]:
+        """Return revision and time in ms of the oldest event in the stream; zeros if it is empty or damaged."""
         page = await self._commands.run_command("XRANGE", self._keys.events, "-", "+", "COUNT", 1)
-        return int(page[0][0].partition(b"-")[0]) if page else 0
+        for entry_id, fields in page:
+            at_ms = fields.get(b"t", b"")
+            return int(entry_id.partition(b"-")[0]), int(at_ms) if at_ms.isdigit() else 0
+        return 0, 0
 
     async def wait_for_events(self, after: int, *, wait: bool = True) -> list[StoredEvent]:
         """Return events after a revision; wait ``tail_block_seconds`` for the first one, if requested.

@@ -19,6 +19,7 @@ from registry_server.store.lua import Scripts
 from registry_server.store.reader import StoreReader
 from registry_server.store.refusals import Refusals
 from registry_server.store.repairs import Repairs
+from registry_server.store.retention import EventRetention
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 from registry_server.store.vitals import Vitals
 from registry_server.store.writer import StoreWriter
@@ -44,6 +45,7 @@ class RedisStore:
         key_prefix: str = "ossa:services",
         timeout: float = 2.0,
         events_max_length: int = 10_000,
+        events_max_age: float = 0,
         sweep_interval: float = 1.0,
         tls: RedisTls = NO_TLS_FILES,
         tracer: Tracer | None = None,
@@ -60,6 +62,7 @@ class RedisStore:
             key_prefix: See ``Keys.under``.
             timeout: Seconds to wait for an answer of Redis.
             events_max_length: Number of events that the stream keeps at least.
+            events_max_age: Age in seconds up to which it keeps events beyond that number, within 64 MiB.
             sweep_interval: Seconds between two sweeps.
             tls: Files for ``rediss://``.
             tracer: Records spans of scripts that traced calls wait for.
@@ -76,6 +79,7 @@ class RedisStore:
         self._wait_replicas = wait_replicas
         self._connections = Connections(url, timeout=timeout, key=self.keys.revision, tls=tls)
         self._client = self._connections.client()
+        self.retention = EventRetention(events_max_length, events_max_age)
         self.counters = StoreCounters()
         scripts = Scripts()
         problems = problems or Problems()
@@ -93,7 +97,7 @@ class RedisStore:
                 tracer=tracer,
                 limits=limits,
             )
-            return commands, CommitGroups(commands, self.keys.document_prefix, events_max_length, limits=limits)
+            return commands, CommitGroups(commands, self.keys.document_prefix, self.retention, limits=limits)
 
         commands, unconfirmed_commits = confirmed, commits = pipeline()
         if wait_replicas:
@@ -109,12 +113,12 @@ class RedisStore:
             unconfirmed_commits,
             self.keys,
             self.counters,
-            events_max_length=events_max_length,
+            retention=self.retention,
             sweep_interval=sweep_interval,
             wait_replicas=wait_replicas,
             limits=limits,
         )
-        self.repairs = Repairs(commands, confirmed, self.keys, events_max_length=events_max_length, limits=limits)
+        self.repairs = Repairs(commands, confirmed, self.keys, retention=self.retention, limits=limits)
 
     @property
     def waiting_commands(self) -> int:

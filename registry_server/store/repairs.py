@@ -8,6 +8,7 @@ from registry_server.store.commands import Commands
 from registry_server.store.failures import translate_errors
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
+from registry_server.store.retention import EventRetention
 from registry_server.store.values import Position, StoredEvent, Unconfirmed
 
 
@@ -51,14 +52,14 @@ class Repairs:
         confirmed: Commands,
         keys: Keys,
         *,
-        events_max_length: int,
+        retention: EventRetention,
         limits: StoreLimits,
     ) -> None:
         self._id = secrets.token_hex(8)
         self._commands = commands
         self._confirmed = confirmed
         self._keys = keys
-        self._events_max_length = events_max_length
+        self._retention = retention
         self._gather_ms = round(limits.repair_gather_seconds * 1000)
         self._turn_ms = round(limits.repair_turn_seconds * 1000)
         self.batch_size = limits.repair_batch
@@ -91,7 +92,7 @@ class Repairs:
             for e in events
             for value in (e.revision, e.epoch, e.type, e.reason, e.at_ms, e.name, e.after, e.before, e.error, e.owner)
         ]
-        await self._write("repair_events", self._turn_ms, self._events_max_length, int(restart), *flat)
+        await self._write("repair_events", self._turn_ms, self._retention.max_length, int(restart), *flat)
 
     async def finish_repair(self, position: Position, *, restart: bool, known: Position, common: int) -> None:
         """End the repair, and wait for the same number of replicas as a commit does.

@@ -14,6 +14,7 @@ from registry_server.store.counters import CommitOutcome, Expiry, StoreCounters
 from registry_server.store.groups import Commit, CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
+from registry_server.store.retention import EventRetention
 from registry_server.store.values import (
     KEEP_CHECK,
     CheckChange,
@@ -41,7 +42,7 @@ class StoreWriter:
         keys: Keys,
         counters: StoreCounters,
         *,
-        events_max_length: int,
+        retention: EventRetention,
         sweep_interval: float,
         wait_replicas: int,
         limits: StoreLimits,
@@ -54,7 +55,7 @@ class StoreWriter:
             unconfirmed_commits: Groups of commits that do not wait for replicas.
             keys: The registry's keys.
             counters: Counters of commits and leases.
-            events_max_length: Number of events that the stream keeps at least.
+            retention: Number of events that the stream keeps.
             sweep_interval: Seconds between two sweeps.
             wait_replicas: Number of replicas that must acknowledge a change.
             limits: Batch sizes.
@@ -64,7 +65,7 @@ class StoreWriter:
         self._unconfirmed_commits = unconfirmed_commits
         self._keys = keys
         self._counters = counters
-        self._events_max_length = events_max_length
+        self._retention = retention
         self._sweep_ms = round(sweep_interval * 1000)
         self._wait_replicas = wait_replicas
         self._limits = limits
@@ -220,7 +221,7 @@ class StoreWriter:
             self._limits.sweep_batch,
             EventType.EVENT_TYPE_SERVICE_UNREGISTERED,
             reason,
-            self._events_max_length,
+            self._retention.max_length,
             *(applied or ("", 0)),
         )
         if answer is None:
@@ -283,7 +284,7 @@ class StoreWriter:
             EventType.EVENT_TYPE_REGISTRY_ERROR,
             reason,
             error,
-            self._events_max_length,
+            self._retention.max_length,
             owner,
         )
         return int(answer[1]) if answer[0] == b"ok" else EpochChanged()

@@ -50,7 +50,10 @@ async def test_events_are_listed_newest_first(server: Server) -> None:
 
 
 async def test_pages_continue_from_memory_into_the_store(redis: RedisProcess) -> None:
-    settings: dict[str, Any] = {"redis": {"events_max_length": 100}, "watch": {"history_seconds": 0}}
+    settings: dict[str, Any] = {
+        "redis": {"events_max_length": 100, "events_max_age": 0},
+        "watch": {"history_seconds": 0},
+    }
     async with running(redis.url, **settings) as server:
         for i in range(150):
             await register(server, small_service("ab"[i % 2], version=f"1.0.{i}"))
@@ -72,6 +75,15 @@ async def test_pages_continue_from_memory_into_the_store(redis: RedisProcess) ->
         assert refused.fields == ["page_token"]
     async with running(redis.url, **settings) as restarted:
         assert await list_events(restarted, page_size=1000) == whole
+
+
+async def test_events_within_the_maximum_age_are_kept_beyond_the_number(redis: RedisProcess) -> None:
+    for _ in range(2):
+        async with running(redis.url, redis={"events_max_length": 100}, watch={"history_seconds": 0}) as server:
+            for i in range(150):
+                await register(server, small_service("a", version=f"1.0.{i}"))
+            kept = await list_events(server, page_size=1000)
+            assert (kept.oldest_revision, len(kept.events)) == (1, kept.events[0].revision)
 
 
 @pytest.mark.own_redis

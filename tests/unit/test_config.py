@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "redis.wait_timeout_ms": (1000, "1500", 1500),
     "redis.repair": (True, "false", False),
     "redis.events_max_length": (10000, "100", 100),
+    "redis.events_max_age": (86_400, "0", 0),
     "tls.cert_file": (None, "none", None),
     "tls.key_file": (None, "none", None),
     "tls.client_ca_file": (None, "none", None),
