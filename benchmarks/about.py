@@ -37,7 +37,10 @@ ABOUT: Final = {
         "each service: register fleets in batches. The earlier version is commit 8fcd314 with the same dependencies."
     ),
     "heartbeats": "One message renews many leases here; etcd needs one message for each lease.",
-    "rest": "The same query over REST, compared with a bare aiohttp handler that returns the same bytes.",
+    "rest": (
+        "Reads over REST, compared with a bare aiohttp handler that returns the same bytes; heartbeats and "
+        "registrations, compared with commit 8fcd314 with the same dependencies; and the size of all services as gzip."
+    ),
     "watch": (
         "A change is committed through one process and received from another; both use one Redis. The path is commit, "
         "stream, follower, watcher."

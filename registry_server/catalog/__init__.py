@@ -4,7 +4,7 @@ from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.explain import Explanations
-from registry_server.catalog.query import Page
+from registry_server.catalog.query import Compressed, Page
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.slices import Slices
 from registry_server.catalog.statistics import Capabilities, Statistics, registry_stats
@@ -13,6 +13,7 @@ __all__ = [
     "Capabilities",
     "Change",
     "ChangeBudgets",
+    "Compressed",
     "Discovery",
     "Explanations",
     "Page",

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from registry_server.catalog.anchors import Anchors
 from registry_server.catalog.change import Change
@@ -105,6 +105,16 @@ class Query:
             self._anchors.unsubscribe(self._subscription)
 
 
+class Compressed(NamedTuple):
+    """The beginning of a gzip member, which something may follow (``gateway/compression.py``)."""
+
+    data: bytes
+    checksum: int
+    """CRC-32 of what was compressed."""
+    size: int
+    """Size of what was compressed, in bytes."""
+
+
 @dataclass(slots=True, eq=False)
 class Page:
     """Some of the services that match a query, ordered by name.
@@ -124,6 +134,8 @@ class Page:
     """``revision`` and ``stale`` as fields of ``DiscoverServicesResponse``."""
     json: bytes = field(default=b"", init=False)
     """The answer of the REST API; empty until that has encoded it."""
+    gzip: Compressed | None = field(default=None, init=False)
+    """``json`` as the REST API has compressed it, once a client has asked for that."""
     size: int = field(default=0, init=False)
     """Memory that the page may use while it is cached, in bytes."""
     total_size: int = field(init=False)
@@ -148,7 +160,7 @@ class Page:
         """
         answer = self.json or self._encoded_body()
         self.records = ()
-        return len(answer)
+        return len(answer) + (len(self.gzip.data) if self.gzip else 0)
 
     def _encoded_body(self) -> bytes:
         if not self._body:

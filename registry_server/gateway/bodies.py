@@ -17,6 +17,7 @@ from ossa_common.json_shape import OUTPUT_ONLY, json_key
 from ossa_common.json_values import ValueReader
 from ossa_common.violations import MAX_VIOLATIONS, Violation, quoted
 from registry_server.errors import InvalidRequest
+from registry_server.gateway.answers import JSON
 from registry_server.gateway.compression import InvalidEncoding, inflater_of
 from registry_server.gateway.middleware import HttpCall
 from registry_server.gateway.names import renamed
@@ -64,13 +65,18 @@ async def read_json(call: HttpCall, max_bytes: int, timeout_seconds: float = BOD
     """
     request = call.request
     # Parsing long parameters takes quadratic time.
-    if len(request.headers.get("Content-Type", "")) > MAX_CONTENT_TYPE_LENGTH or not _is_json(request):
+    declared = request.headers.get("Content-Type", "")
+    if declared != JSON and (len(declared) > MAX_CONTENT_TYPE_LENGTH or not _is_json(request)):
         raise web.HTTPUnsupportedMediaType(text="the body must be JSON: Content-Type: application/json, in UTF-8")
     if (request.content_length or 0) > max_bytes:
         raise too_large(max_bytes)
+    content = request.content
     try:
-        async with asyncio.timeout(timeout_seconds):
-            raw = await _read(call, max_bytes)
+        if content.is_eof() and content.total_bytes <= min(SMALL_REQUEST_BYTES, max_bytes) and not _is_encoded(request):
+            raw = content.read_nowait()  # as almost always, it arrived with the head
+        else:
+            async with asyncio.timeout(timeout_seconds):
+                raw = await _read(call, max_bytes)
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"the body was not received within {timeout_seconds:g} s") from None
     except (web.RequestPayloadError, HttpProcessingError) as error:
@@ -79,15 +85,22 @@ async def read_json(call: HttpCall, max_bytes: int, timeout_seconds: float = BOD
     return parse_json(raw)
 
 
-def _is_json(request: web.Request) -> bool:
+def _is_json(request: web.BaseRequest) -> bool:
     return request.content_type == "application/json" and (request.charset or "utf-8").lower() in {"utf-8", "utf8"}
+
+
+def _is_encoded(request: web.BaseRequest) -> bool:
+    return "Content-Encoding" in request.headers
 
 
 async def _read(call: HttpCall, max_bytes: int) -> bytes:
     """Return the inflated body. What has arrived counts towards the bytes of the call."""
     pieces: list[bytes] = []
     size = 0
-    inflater = inflater_of(call.request) if call.protocol else None  # the server of another program inflates bodies
+    # The server of another program does both.
+    inflater = inflater_of(call.request) if call.protocol else None
+    if call.protocol and call.request.headers.get("Expect", "").lower() == "100-continue":
+        await call.request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def add(piece: bytes) -> None:
         nonlocal size

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from typing import Final
 
 from aiohttp import web
 
+from registry_server.catalog import Compressed
+from registry_server.gateway.answers import Answer
 from registry_server.runtime.token_buckets import TokenBuckets
 
 MIN_COMPRESSED_BYTES: Final = 1_024
@@ -18,8 +21,8 @@ COMPRESSED_BYTES_PER_SECOND: Final = 32 << 20
 SLICE_BYTES: Final = 64 << 10
 """Bytes to compress, or to inflate to, in one turn of the event loop: about 1 ms."""
 
-_LEVEL: Final = 1  # a third of the time of the default level, for a quarter more bytes
-_GZIP: Final = 31  # wbits
+_RAW: Final = -15  # wbits
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 _GZIP_OR_ZLIB: Final = 47
 _NOT_GZIP: Final = re.compile(r"\bgzip\s*;\s*q=0(\.0*)?\s*(,|$)")
 _INFLATED_ENCODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
@@ -29,7 +32,7 @@ class InvalidEncoding(Exception):
     """A body is not encoded as its ``Content-Encoding`` declares; the text completes "the body ..."."""
 
 
-def accepts_gzip(request: web.Request) -> bool:
+def accepts_gzip(request: web.BaseRequest) -> bool:
     """Return whether the client accepts gzip; aiohttp's own check ignores ``gzip;q=0``."""
     accepted = request.headers.get("Accept-Encoding", "").lower()
     return "gzip" in accepted and not _NOT_GZIP.search(accepted)
@@ -45,26 +48,37 @@ class Compression:
         self._bytes_per_second = bytes_per_second
         self._buckets = TokenBuckets(monotonic)
 
-    async def compress(self, response: web.Response) -> None:
+    def take(self, size: int) -> bool:
+        """Take bytes from the budget; return whether it had them."""
+        return not self._buckets.take(None, self._bytes_per_second, self._bytes_per_second, size)
+
+    async def compress(self, answer: Answer) -> None:
         """Compress the body of an answer, unless it is small or the budget is spent."""
-        body = response.body
-        if not isinstance(body, bytes) or len(body) < MIN_COMPRESSED_BYTES or "Content-Encoding" in response.headers:
+        body = answer.body
+        if len(body) < MIN_COMPRESSED_BYTES or "Content-Encoding" in answer.headers or not self.take(len(body)):
             return
-        if self._buckets.take(None, self._bytes_per_second, self._bytes_per_second, len(body)):
-            return
-        response.body = await gzipped(body, _LEVEL)
-        response.headers["Content-Encoding"] = "gzip"
+        answer.body = end_gzip(await begin_gzip(body), b"")
+        answer.headers["Content-Encoding"] = "gzip"
 
 
-async def gzipped(body: bytes, level: int) -> bytes:
-    """Return a body as gzip, compressed in slices."""
-    compressor, view = zlib.compressobj(level, wbits=_GZIP), memoryview(body)
-    parts = []
-    for start in range(0, len(body), SLICE_BYTES):
+async def begin_gzip(content: bytes) -> Compressed:
+    """Compress the beginning of an answer, in slices."""
+    compressor, view = zlib.compressobj(wbits=_RAW), memoryview(content)
+    parts = [_GZIP_HEADER]
+    for start in range(0, len(content), SLICE_BYTES):
         if start:
             await asyncio.sleep(0)
         parts.append(compressor.compress(view[start : start + SLICE_BYTES]))
-    return b"".join((*parts, compressor.flush()))
+    parts.append(compressor.flush(zlib.Z_FULL_FLUSH))  # ends at a byte: another block may follow
+    return Compressed(b"".join(parts), zlib.crc32(content), len(content))
+
+
+def end_gzip(beginning: Compressed, rest: bytes) -> bytes:
+    """Return the complete gzip member of an answer whose rest, at most 64 KiB, is appended without compression."""
+    # A stored block, the last (RFC 1951, 3.2.4), and the end of the member (RFC 1952, 2.3.1).
+    block = struct.pack("<BHH", 1, len(rest), len(rest) ^ 0xFFFF)
+    checksum, size = zlib.crc32(rest, beginning.checksum), beginning.size + len(rest)
+    return b"".join((beginning.data, block, rest, struct.pack("<II", checksum, size & 0xFFFFFFFF)))
 
 
 class Inflater:
@@ -100,7 +114,7 @@ class Inflater:
         return rest
 
 
-def inflater_of(request: web.Request) -> Inflater | None:
+def inflater_of(request: web.BaseRequest) -> Inflater | None:
     """Return the inflater for the body of a request; ``None`` = it is not compressed.
 
     Raises:

@@ -7,8 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
-from aiohttp import web
-
+from registry_server.gateway.answers import Answer
 from registry_server.gateway.compression import accepts_gzip
 from registry_server.gateway.middleware import HttpCall
 
@@ -36,16 +35,16 @@ class Assets:
         return await asyncio.shield(self._compressed[file])
 
 
-def asset(file: str, media_type: str) -> Callable[[Any, HttpCall], Awaitable[web.Response]]:
+def asset(file: str, media_type: str) -> Callable[[Any, HttpCall], Awaitable[Answer]]:
     """Return the handler that serves a file of this package."""
 
-    async def serve(api: Any, call: HttpCall) -> web.Response:
+    async def serve(api: Any, call: HttpCall) -> Answer:
         call.shares_answer = True
         assets: Assets = api.assets
         compressed = accepts_gzip(call.request)
         body = await assets.gzipped(file) if compressed else _content(file)
         headers = _HEADERS | {"Content-Encoding": "gzip"} if compressed else _HEADERS
-        return web.Response(body=body, content_type=media_type, charset="utf-8", headers=headers)
+        return Answer(body, headers=headers, content_type=f"{media_type}; charset=utf-8")
 
     return serve
 

@@ -13,6 +13,9 @@ from aiohttp import web
 from ossa_common.violations import Violation
 from registry_server import __version__, errors
 from registry_server.admission import disclosed, outcome_of
+from registry_server.catalog import Compressed
+from registry_server.gateway.answers import Answer
+from registry_server.gateway.compression import end_gzip
 from registry_server.runtime.clock import Clock
 
 HTTP_CODES: Final[Mapping[int, str]] = {
@@ -28,7 +31,6 @@ HTTP_CODES: Final[Mapping[int, str]] = {
 _MAX_SUMMARISED_VIOLATIONS = 3
 """Violations repeated in the error message; ``details`` lists all of them."""
 
-_JSON = "application/json"
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
 # Errors may quote invalid Unicode sent by a client, which only ASCII escapes can represent.
 _encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
@@ -46,6 +48,11 @@ class Failure(NamedTuple):
     def document(self) -> dict[str, Any]:
         """Return the member ``error`` of the envelope."""
         return {"code": self.code, "message": self.message, "details": self.details}
+
+
+def success_beginning(data: bytes) -> bytes:
+    """Return the part of an answer that depends on its result alone, which may be kept compressed."""
+    return b'{"success":true,"data":%b' % data
 
 
 def encode_json(document: Any) -> bytes:
@@ -73,7 +80,7 @@ class Envelope:
 
     def success(
         self, data: bytes, request_id: str, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> web.Response:
+    ) -> Answer:
         """Return the answer to a successful request.
 
         Args:
@@ -82,14 +89,18 @@ class Envelope:
             status: HTTP status.
             headers: Additional headers.
         """
-        body = b"".join((b'{"success":true,"data":', data, self._meta(request_id)))
-        return web.Response(body=body, status=status, headers=headers, content_type=_JSON)
+        return Answer(success_beginning(data) + self._meta(request_id), status, headers)
 
-    def failure(self, failure: Failure, request_id: str) -> web.Response:
+    def compressed_success(self, beginning: Compressed, request_id: str) -> Answer:
+        """Return the answer to a successful request, given the compressed ``success_beginning`` of its result."""
+        body = end_gzip(beginning, self._meta(request_id))
+        return Answer(body, headers={"Content-Encoding": "gzip"})
+
+    def failure(self, failure: Failure, request_id: str) -> Answer:
         """Return the answer to a failed request."""
         error = _encode_ascii(failure.document()).encode()
         body = b"".join((b'{"success":false,"error":', error, self._meta(request_id)))
-        return web.Response(body=body, status=failure.status, headers=failure.headers, content_type=_JSON)
+        return Answer(body, failure.status, failure.headers)
 
     def _meta(self, request_id: str) -> bytes:
         meta = f',"meta":{{"timestamp":"{self.now}","version":"{__version__}","requestId":"{request_id}"}}}}'

@@ -79,7 +79,7 @@ class EventStream:
                     await self._send_events(batches, call, response, snapshot=snapshot)
         return response
 
-    def _watch_request(self, request: web.Request) -> WatchEventsRequest:
+    def _watch_request(self, request: web.BaseRequest) -> WatchEventsRequest:
         query = Query(request.query, (*FILTERS, *EVENTS), labels=True)
         watch = WatchEventsRequest(filter=query.filter(), include_snapshot=query.flag("snapshot"))
         # A reconnecting browser repeats the URL and sends its newest cursor in the header.

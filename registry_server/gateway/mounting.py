@@ -1,9 +1,12 @@
 """``rest_application``: the REST API as a part of another program's aiohttp application."""
 
+from typing import Final
+
 from aiohttp import web
 
 from registry_server.admission import Admission
 from registry_server.config import Settings
+from registry_server.gateway.answers import Answer
 from registry_server.gateway.bodies import BODY_TIMEOUT_SECONDS
 from registry_server.gateway.browsers import BrowserRules
 from registry_server.gateway.envelope import Envelope
@@ -14,6 +17,8 @@ from registry_server.instrumentation.tracing import Tracer
 from registry_server.registry import ServiceRegistry
 from registry_server.runtime.clock import system_clock
 from registry_server.security.guard import Guard
+
+_ANY_PATH: Final = "/{path:.*}"
 
 
 def rest_application(
@@ -38,7 +43,15 @@ def rest_application(
     middleware = Middleware(envelope, Admission(guard, settings.log, tracer), settings.http, browsers)
     app = web.Application()
     routes = [route._replace(path=route.path.removeprefix(BASE)) for route in ROUTES if route.path.startswith(BASE)]
-    middleware.add_routes(app.router, routes, api, base="/")
+    middleware.add_routes(routes, api, base="/")
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        prefix = resource.canonical.removesuffix("/{path}") if resource else ""
+        answer = await middleware.handle(request, prefix)
+        return answer.response() if isinstance(answer, Answer) else answer
+
+    app.router.add_route("*", _ANY_PATH, handle)
 
     async def end_streams(_: web.Application) -> None:
         api.end_streams()

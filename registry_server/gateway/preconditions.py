@@ -19,7 +19,7 @@ def etag(revision: int) -> str:
     return f'"{revision}"'
 
 
-async def expected_revision(request: web.Request, registry: ServiceRegistry, name: str) -> int:
+async def expected_revision(request: web.BaseRequest, registry: ServiceRegistry, name: str) -> int:
     """Return the revision that ``If-Match`` requires; 0 = any.
 
     Args:
@@ -45,7 +45,7 @@ async def expected_revision(request: web.Request, registry: ServiceRegistry, nam
     raise RevisionMismatch(name, max(revisions, default=0), current)
 
 
-def is_current(request: web.Request, revision: int) -> bool:
+def is_current(request: web.BaseRequest, revision: int) -> bool:
     """Return whether ``If-None-Match`` names this revision: the client already has it.
 
     Raises:
@@ -57,7 +57,7 @@ def is_current(request: web.Request, revision: int) -> bool:
     return header.strip() == "*" or any(opaque == str(revision) for _, opaque in _tags(header, "If-None-Match"))
 
 
-def _header(request: web.Request, name: str) -> str | None:
+def _header(request: web.BaseRequest, name: str) -> str | None:
     # A repeated header is one list (RFC 9110, 5.3).
     return ", ".join(request.headers.getall(name)) if name in request.headers else None
 

@@ -5,7 +5,7 @@ without limit for a client to read its answer. It collects 1.6 MB of headers for
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from http import HTTPStatus
@@ -39,12 +39,23 @@ class ConnectionLimits(NamedTuple):
     """Charges a request that is not HTTP to its address; returns whether to answer it."""
 
 
-class Runner(web.AppRunner):
-    """Runs an application; ``make_protocol`` makes the protocols of its connections."""
+class Runner(web.BaseRunner):
+    """Runs a server; ``make_protocol`` makes the protocols of its connections."""
 
-    def __init__(self, app: web.Application, limits: ConnectionLimits, **kwargs: Any) -> None:
-        super().__init__(app, **kwargs)
-        self._limits = limits
+    def __init__(
+        self, handle: Callable[[web.BaseRequest], Awaitable[Any]], limits: ConnectionLimits, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._handle, self._limits = handle, limits
+
+    async def shutdown(self) -> None:
+        """Do nothing: streams end with their watches."""
+
+    async def _make_server(self) -> web.Server:
+        return web.Server(self._handle, **self._kwargs)
+
+    async def _cleanup_server(self) -> None:
+        pass
 
     def make_protocol(self, place: Place) -> "ServerProtocol":
         """Return the protocol of a connection."""
@@ -286,7 +297,7 @@ class ServerProtocol(RequestHandler):
 
 
 @contextmanager
-def ending_with_client(request: web.Request) -> Iterator[None]:
+def ending_with_client(request: web.BaseRequest) -> Iterator[None]:
     """End the block as soon as the client leaves; aiohttp would report that to the next write.
 
     Raises:
@@ -314,7 +325,7 @@ def ending_with_client(request: web.Request) -> Iterator[None]:
             watching.cancel()
 
 
-async def _cancel_when_closed(request: web.Request, task: "asyncio.Task[Any]") -> None:
+async def _cancel_when_closed(request: web.BaseRequest, task: "asyncio.Task[Any]") -> None:
     while request.transport is not None:  # noqa: ASYNC110 - aiohttp reports nothing
         await asyncio.sleep(_CHECK_CONNECTION_SECONDS)
     task.cancel()

@@ -1,18 +1,22 @@
 """The HTTP API: the table of routes, and their handlers: decode, call, encode."""
 
+import json
 from collections.abc import Awaitable, Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
 from aiohttp import web
 
-from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease, ListEventsRequest
+from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease, ListEventsRequest, RegistryStats
 from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
 from registry_server.config import HttpSettings
 from registry_server.errors import InstanceSuperseded, ServiceNotFound
 from registry_server.gateway import bodies, preconditions
+from registry_server.gateway.answers import Answer
+from registry_server.gateway.compression import MIN_COMPRESSED_BYTES, accepts_gzip
 from registry_server.gateway.docs import Assets, asset
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.envelope import Envelope, encode_json
@@ -23,7 +27,7 @@ from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import FILTERS, PAGE, Query, reject_parameters
 from registry_server.gateway.sse import event_document
 from registry_server.instrumentation.problems import Problems
-from registry_server.model.document import health_document, service_document
+from registry_server.model.document import encode_document, health_document
 from registry_server.model.validation import name_violations
 from registry_server.registry import ServiceRegistry
 from registry_server.security.permissions import DOCS, HEALTH, METRICS, OPERATE, READ, WRITE_OWN
@@ -32,6 +36,8 @@ BASE: Final = "/api/v1/registry"
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of the text format of Prometheus."""
+_CACHED_STATS: Final = 64
+_JSON_UTF8: Final = "application/json; charset=utf-8"
 
 
 class Api:
@@ -73,9 +79,9 @@ class Api:
         """End the open event streams; their clients reconnect."""
         self._events.end_streams()
 
-    async def register(self, call: HttpCall) -> web.Response:
+    async def register(self, call: HttpCall) -> Answer:
         """Register a service, or replace its content."""
-        query = Query(call.request.query, ("createOnly",))
+        query = Query(call.query, ("createOnly",))
         create_only = query.flag("createOnly")
         query.check()
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
@@ -87,28 +93,31 @@ class Api:
             "ETag": preconditions.etag(registered.revision),
             "Location": f"{call.request.path.rstrip('/')}/{quote(registered.name, safe='@')}",
         }
-        return self._success(call, service_document(registered), status=201, headers=headers)
+        return self._envelope.success(encode_document(registered), call.request_id, 201, headers)
 
-    async def discover(self, call: HttpCall) -> web.Response:
+    async def discover(self, call: HttpCall) -> Answer:
         """Return the services that match the query."""
-        query_string = call.request.rel_url.raw_query_string
-        data = self.listing.cached_answer(query_string)
-        if data is None:
-            data = await self.listing.list_services(query_string, call.request.query)
-        return self._envelope.success(data, call.request_id)
+        page = self.listing.cached_page(call.query_string)
+        if page is None:
+            page = await self.listing.find_page(call.query_string, call.query)
+        if len(page.json) >= MIN_COMPRESSED_BYTES and accepts_gzip(call.request):
+            beginning = await self.listing.compress(page, call.query_string, call.middleware.compression)
+            if beginning is not None:
+                return self._envelope.compressed_success(beginning, call.request_id)
+        return self._envelope.success(page.json, call.request_id)
 
-    async def explain(self, call: HttpCall) -> web.Response:
+    async def explain(self, call: HttpCall) -> Answer:
         """Explain why the query matches no services, or not the one named in ``for``."""
-        query = Query(call.request.query, (*FILTERS, "for"), labels=True)
+        query = Query(call.query, (*FILTERS, "for"), labels=True)
         filter_, name = query.filter(), query.text("for")
         query.violations += name_violations(name, "for") if name else []
         query.check()
         explanation = await self._registry.explain(filter_, name)
         return self._success(call, message_document(explanation))
 
-    async def history(self, call: HttpCall) -> web.Response:
+    async def history(self, call: HttpCall) -> Answer:
         """Return a page of past events."""
-        query = Query(call.request.query, ("name", "since", *PAGE))
+        query = Query(call.query, ("name", "since", *PAGE))
         request = ListEventsRequest(
             name=query.text("name"),
             since=query.time("since"),
@@ -130,19 +139,19 @@ class Api:
         data = b"".join((b'{"events":[', b",".join(events), b"],", tail[1:]))
         return self._envelope.success(data, call.request_id)
 
-    async def get(self, call: HttpCall) -> web.Response:
+    async def get(self, call: HttpCall) -> Answer:
         """Return a service."""
-        reject_parameters(call.request.query)
-        record = await self._registry.get(call.request.match_info["name"])
+        reject_parameters(call.query)
+        record = await self._registry.get(call.name)
         headers = {"ETag": preconditions.etag(record.revision), "Cache-Control": "no-cache"}
         if preconditions.is_current(call.request, record.revision):
-            return web.Response(status=304, headers=headers)
+            return Answer(status=304, headers=headers)
         return self._envelope.success(await self._documents.encode(record), call.request_id, headers=headers)
 
-    async def update(self, call: HttpCall) -> web.Response:
+    async def update(self, call: HttpCall) -> Answer:
         """Update the fields in the body, and renew the lease."""
-        reject_parameters(call.request.query)
-        name = call.request.match_info["name"]
+        reject_parameters(call.query)
+        name = call.name
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
         service, mask = bodies.parse_update(document, name)
         await bodies.end_turn_if_large(service)
@@ -150,22 +159,22 @@ class Api:
         with rest_names():
             updated = await self._registry.update_service(service, mask, expected_revision=expected, renew=True)
         headers = {"ETag": preconditions.etag(updated.revision)}
-        return self._success(call, service_document(updated), headers=headers)
+        return self._envelope.success(encode_document(updated), call.request_id, headers=headers)
 
-    async def unregister(self, call: HttpCall) -> web.Response:
+    async def unregister(self, call: HttpCall) -> Answer:
         """Remove a service."""
-        query = Query(call.request.query, ("instanceId",))
+        query = Query(call.query, ("instanceId",))
         query.check()
-        name = call.request.match_info["name"]
+        name = call.name
         expected = await preconditions.expected_revision(call.request, self._registry, name)
         with rest_names():
             await self._registry.unregister(name, expected_revision=expected, instance_id=query.text("instanceId"))
         return self._success(call, {"message": f"Service {name} unregistered"})
 
-    async def service_health(self, call: HttpCall) -> web.Response:
+    async def service_health(self, call: HttpCall) -> Answer:
         """Return the newest health of a service and the end of its lease."""
-        reject_parameters(call.request.query)
-        name = call.request.match_info["name"]
+        reject_parameters(call.query)
+        name = call.name
         health, lease_ends, observed = await self._registry.newest_health(name)
         registered_at = (await self._registry.get(name)).message().registered_at
         document = health_document(health, registered_at)
@@ -175,19 +184,19 @@ class Api:
             document["observed"] = health_document(observed, registered_at)
         return self._success(call, document)
 
-    async def set_maintenance(self, call: HttpCall) -> web.Response:
+    async def set_maintenance(self, call: HttpCall) -> Answer:
         """Start or end the maintenance of a service."""
-        reject_parameters(call.request.query)
+        reject_parameters(call.query)
         document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
-        request = bodies.parse_maintenance(document, call.request.match_info["name"])
+        request = bodies.parse_maintenance(document, call.name)
         service = await self._registry.set_maintenance(request.name, enabled=request.enabled, reason=request.reason)
         headers = {"ETag": preconditions.etag(service.revision)}
-        return self._success(call, service_document(service), headers=headers)
+        return self._envelope.success(encode_document(service), call.request_id, headers=headers)
 
-    async def heartbeat(self, call: HttpCall) -> web.Response:
+    async def heartbeat(self, call: HttpCall) -> Answer:
         """Renew the lease of a service."""
-        reject_parameters(call.request.query)
-        name = call.request.match_info["name"]
+        reject_parameters(call.query)
+        name = call.name
         lease = Lease(name=name)
         if call.request.body_exists:
             document = await bodies.read_json(call, self._max_body_bytes, self._body_timeout)
@@ -200,25 +209,24 @@ class Api:
             raise InstanceSuperseded(name)
         return self._success(call, {"message": f"Lease of service {name} renewed"})
 
-    async def registry_health(self, call: HttpCall) -> web.Response:
+    async def registry_health(self, call: HttpCall) -> Answer:
         """Return the health of the registry."""
-        reject_parameters(call.request.query)
+        reject_parameters(call.query)
         health = await self._registry.visible_health()
-        document = {
-            "status": STATUS_WORDS.get(health.status, "unknown"),
-            "timestamp": time_text(health.checked_at),
-            "statistics": message_document(health.stats),
-        }
-        return self._success(call, document)
+        status, now = STATUS_WORDS.get(health.status, "unknown"), time_text(health.checked_at)
+        head = f'{{"status":"{status}","timestamp":"{now}","statistics":'
+        data = b"".join((head.encode(), _encode_stats(health.stats.SerializeToString(deterministic=True)), b"}"))
+        return self._envelope.success(data, call.request_id)
 
-    async def stats(self, call: HttpCall) -> web.Response:
+    async def stats(self, call: HttpCall) -> Answer:
         """Return counts of the registered services."""
-        reject_parameters(call.request.query)
-        return self._success(call, message_document(await self._registry.visible_stats()))
+        reject_parameters(call.query)
+        stats = (await self._registry.visible_stats()).SerializeToString(deterministic=True)
+        return self._envelope.success(_encode_stats(stats), call.request_id)
 
-    async def capabilities(self, call: HttpCall) -> web.Response:
+    async def capabilities(self, call: HttpCall) -> Answer:
         """Return a page of the distinct capabilities."""
-        query = Query(call.request.query, PAGE)
+        query = Query(call.query, PAGE)
         size = query.page_size()
         query.check()
         with rest_names():
@@ -230,9 +238,9 @@ class Api:
         }
         return self._success(call, document)
 
-    async def cleanup(self, call: HttpCall) -> web.Response:
+    async def cleanup(self, call: HttpCall) -> Answer:
         """Remove services whose lease has expired."""
-        reject_parameters(call.request.query)
+        reject_parameters(call.query)
         names = await self._registry.cleanup()
         return self._success(call, {"message": "Cleanup completed", "servicesRemoved": len(names)})
 
@@ -240,7 +248,7 @@ class Api:
         """Stream changes as Server-Sent Events."""
         return await self._events.stream(call)
 
-    async def ready(self, _: HttpCall) -> web.Response:
+    async def ready(self, _: HttpCall) -> Answer:
         """Report whether this process can serve, and its problems, if there are any."""
         status = (await self._registry.visible_health()).status
         ready = status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
@@ -250,20 +258,26 @@ class Api:
             document["status"] = "degraded" if problems else STATUS_WORDS.get(status, "unknown")
         if problems:
             document["problems"] = problems
-        return web.json_response(document, status=200 if ready else 503)
+        return Answer(json.dumps(document).encode(), 200 if ready else 503, content_type=_JSON_UTF8)
 
-    async def live(self, _: HttpCall) -> web.Response:
+    async def live(self, _: HttpCall) -> Answer:
         """Report that this process responds."""
-        return web.json_response({"status": "alive"})
+        return Answer(b'{"status": "alive"}', content_type=_JSON_UTF8)
 
-    async def metrics(self, _: HttpCall) -> web.Response:
+    async def metrics(self, _: HttpCall) -> Answer:
         """Return the metrics."""
-        return web.Response(body=await self._metrics(), headers={"Content-Type": METRICS_TYPE})
+        return Answer(await self._metrics(), content_type=METRICS_TYPE)
 
     def _success(
         self, call: HttpCall, document: Any, *, status: int = 200, headers: dict[str, str] | None = None
-    ) -> web.Response:
+    ) -> Answer:
         return self._envelope.success(encode_json(document), call.request_id, status, headers)
+
+
+@lru_cache(maxsize=_CACHED_STATS)
+def _encode_stats(wire: bytes) -> bytes:
+    """Return the JSON of serialised statistics; cached, since thousands of answers may share them."""
+    return encode_json(message_document(RegistryStats.FromString(wire)))
 
 
 def _capability_document(summary: CapabilitySummary) -> dict[str, Any]:

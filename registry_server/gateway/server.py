@@ -4,7 +4,6 @@ import logging
 from collections.abc import Awaitable, Callable
 
 import structlog
-from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from registry_server.admission import Admission
@@ -78,16 +77,15 @@ class HttpServer:
         self.counters = admission.counters
         """Counters for the metrics."""
         self.counters.caches["listing"] = self._api.listing.counters
-        app = web.Application()
         middleware = Middleware(
             envelope, admission, settings, BrowserRules(settings, needs_credential=needs_credential)
         )
-        middleware.add_routes(app.router, ROUTES, self._api, base=BASE)
+        middleware.add_routes(ROUTES, self._api, base=BASE)
         self._certificates = certificates
         self._connections = Connections(settings, admission.guard.in_flight.bytes.limit)
         self._listener: Listener | None = None
         self._runner = Runner(
-            app,
+            middleware.handle,
             ConnectionLimits(
                 header_timeout=settings.header_timeout_ms / 1000,
                 write_timeout=settings.write_timeout_ms / 1000,

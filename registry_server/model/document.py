@@ -41,6 +41,11 @@ def encode_document_prefix(service: Service) -> bytes:
     return orjson.dumps(_document(service, _schema_fragment))[:-1] + b',"revision":'
 
 
+def encode_document(service: Service) -> bytes:
+    """Return the UTF-8 JSON of a service."""
+    return encode_document_prefix(service) + b"%d}" % service.revision
+
+
 def health_document(health: Health, registered_at: Timestamp | None = None) -> dict[str, Any]:
     """Return the JSON form of a valid health as plain values for ``json.dumps``; unset optional fields are omitted.
 

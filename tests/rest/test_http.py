@@ -258,6 +258,33 @@ async def test_large_answer_is_compressed_if_gzip_is_accepted(
     assert document["data"]["count"] == 10
 
 
+async def test_compressed_list_is_kept_until_a_change(server: Server, rest: Rest) -> None:
+    headers = {"Accept-Encoding": "gzip"}
+    found = []
+    async with aiohttp.ClientSession(server.http, auto_decompress=False) as session:
+        for i in range(10):
+            await rest.post("/services", service(f"agent-{i}"))
+        for i in (10, 10, 11):
+            await rest.post("/services", service(f"agent-{i}"))
+            async with session.get(f"{BASE}/services", headers=headers) as response:
+                found.append(json.loads(gzip.decompress(await response.read())))
+    assert [each["data"]["count"] for each in found] == [11, 11, 12]
+    assert len({each["meta"]["requestId"] for each in found}) == 3
+    assert found[0]["data"] == found[1]["data"]
+
+
+async def test_client_may_wait_before_it_sends_its_body(server: Server) -> None:
+    url = URL(server.http)
+    body = json.dumps(service("agent")).encode()
+    head = f"POST {BASE}/services HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await reader.readline()).startswith(b"HTTP/1.1 201 ")
+    writer.close()
+
+
 async def test_small_answer_is_not_compressed(rest: Rest) -> None:
     assert "Content-Encoding" not in (await rest.get("/stats", Accept_Encoding="gzip")).headers
 

@@ -302,3 +302,24 @@ def test_long_lists_and_maps_are_not_read(member: str) -> None:
     assert violations_of({"metadata": {member: content}}) == [
         (f"metadata.{member}", "has 1001 items; at most 1000 are read")
     ]
+
+
+@pytest.mark.parametrize("repetition", [1, 2])
+def test_repeated_schemas_are_read_exactly(repetition: int) -> None:
+    del repetition
+    values: tuple[Any, ...] = (1, True, 0, False, None, "1", 1.5, [], {}, [1, {"a": True}])
+    for value in values:
+        schema = {"default": value}
+        capability = {"name": "a", "version": "1", "inputs": schema, "outputs": schema}
+        found, violations = read_service({"name": "a", "capabilities": [capability]})
+        assert not violations
+        stored = service_document(found)["capabilities"][0]
+        assert repr((stored["inputs"], stored["outputs"])) == repr((schema, schema))
+
+
+def test_values_of_repeated_schemas_are_counted() -> None:
+    schema = {"enum": list(range(1_000))}
+    capability = {"name": "a", "version": "1", "inputs": schema}
+    for count, valid in ((30, True), (33, False)):
+        _, violations = read_service({"name": "a", "capabilities": [capability] * count})
+        assert (not violations) == valid

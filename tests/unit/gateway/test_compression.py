@@ -5,9 +5,16 @@ import tracemalloc
 import zlib
 
 import pytest
-from aiohttp import web
 
-from registry_server.gateway.compression import SLICE_BYTES, Compression, Inflater, InvalidEncoding
+from registry_server.gateway.answers import Answer
+from registry_server.gateway.compression import (
+    SLICE_BYTES,
+    Compression,
+    Inflater,
+    InvalidEncoding,
+    begin_gzip,
+    end_gzip,
+)
 
 
 def inflate(data: bytes, chunk: int = 1 << 20) -> bytes:
@@ -51,11 +58,10 @@ async def test_answers_are_sent_as_they_are_once_the_budget_is_spent() -> None:
     compression = Compression(10_000, monotonic=lambda: now)
 
     async def is_compressed(size: int) -> bool:
-        answer = web.Response(body=b"a" * size)
+        answer = Answer(b"a" * size)
         await compression.compress(answer)
         if answer.headers.get("Content-Encoding") != "gzip":
             return False
-        assert isinstance(answer.body, bytes)
         assert gzip.decompress(answer.body) == b"a" * size
         return True
 
@@ -66,3 +72,13 @@ async def test_answers_are_sent_as_they_are_once_the_budget_is_spent() -> None:
     now = 100.0
     assert [await is_compressed(1_900) for _ in range(7)] == [True] * 5 + [False] * 2
     assert not await is_compressed(1_000), "small"
+
+
+@pytest.mark.parametrize("rest", [b"", b"}", bytes(65_535)])
+@pytest.mark.parametrize("size", [0, 1, SLICE_BYTES, 3 * SLICE_BYTES + 1])
+async def test_compressed_beginning_can_be_completed_repeatedly(size: int, rest: bytes) -> None:
+    content = (b"service" * size)[:size]
+    beginning = await begin_gzip(content)
+    for end in (rest, b"other", rest):
+        assert gzip.decompress(end_gzip(beginning, end)) == content + end
+        assert inflate(end_gzip(beginning, end), 1_000) == content + end, "one member"

@@ -1,5 +1,6 @@
 """``Listing``: answers to ``GET /services``, cached with the page that they were encoded from."""
 
+import gzip
 import json
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.catalog import Change, Discovery, Replica
 from registry_server.gateway import documents
+from registry_server.gateway.compression import Compression, end_gzip
 from registry_server.gateway.documents import Documents
 from registry_server.gateway.listing import Listing
 from registry_server.model.document import encode_document_prefix
@@ -66,16 +68,16 @@ class Fleet:
 async def test_answer_is_cached_until_a_change_affects_it() -> None:
     fleet = Fleet()
     fleet.put_service("a")
-    assert fleet.listing.cached_answer(QUERY) is None
-    answer = await fleet.listing.list_services(QUERY, PARAMETERS)
-    assert [service["name"] for service in json.loads(answer)["services"]] == ["a"]
-    assert fleet.listing.cached_answer(QUERY) is answer
+    assert fleet.listing.cached_page(QUERY) is None
+    answer = await fleet.listing.find_page(QUERY, PARAMETERS)
+    assert [service["name"] for service in json.loads(answer.json)["services"]] == ["a"]
+    assert fleet.listing.cached_page(QUERY) is answer
 
     fleet.put_service("b")
 
-    assert fleet.listing.cached_answer(QUERY) is None
+    assert fleet.listing.cached_page(QUERY) is None
     assert (fleet.listing.counters.hits, fleet.listing.counters.misses) == (1, 2)
-    assert json.loads(await fleet.listing.list_services(QUERY, PARAMETERS))["count"] == 2
+    assert json.loads((await fleet.listing.find_page(QUERY, PARAMETERS)).json)["count"] == 2
 
 
 async def test_only_changed_services_are_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,11 +91,28 @@ async def test_only_changed_services_are_encoded_again(monkeypatch: pytest.Monke
     fleet = Fleet()
     for name in "abc":
         fleet.put_service(name)
-    await fleet.listing.list_services(QUERY, PARAMETERS)
+    await fleet.listing.find_page(QUERY, PARAMETERS)
     assert encoded == ["a", "b", "c"]
 
     fleet.put_service("b", version="2.0.0")
-    answer = json.loads(await fleet.listing.list_services(QUERY, PARAMETERS))
+    answer = json.loads((await fleet.listing.find_page(QUERY, PARAMETERS)).json)
 
     assert encoded == ["a", "b", "c", "b"]
     assert [service["version"] for service in answer["services"]] == ["1.0.0", "2.0.0", "1.0.0"]
+
+
+async def test_page_is_compressed_once_and_its_bytes_are_counted() -> None:
+    fleet, compression = Fleet(), Compression(1_000_000, monotonic=lambda: 0.0)
+    fleet.put_service("a")
+    page = await fleet.listing.find_page(QUERY, PARAMETERS)
+    size = page.size
+
+    kept = await fleet.listing.compress(page, QUERY, compression)
+
+    assert kept is not None
+    assert gzip.decompress(end_gzip(kept, b"}")) == b'{"success":true,"data":%b}' % page.json
+    assert page.size == size + len(kept.data)
+    assert compression.take(1_000_000 - len(page.json))
+    assert not compression.take(1), "charged once"
+    assert fleet.listing.cached_page(QUERY) is page
+    assert await fleet.listing.compress(page, QUERY, Compression(0)) is kept, "no further charge"
