@@ -74,8 +74,8 @@ def method_handlers(
     *,
     counted: bool = True,
     full_name: str = "",
-) -> grpc.GenericRpcHandler:
-    """Return gRPC's handlers for all RPCs of a service.
+) -> dict[str, Any]:
+    """Return gRPC's handlers for all RPCs of a service by name.
 
     Args:
         service: The descriptor.
@@ -109,7 +109,7 @@ def method_handlers(
         if is_stream and counted:
             transport.admission.counters.streams.add(name)
         handlers[name] = _method_handler(method, is_stream=is_stream)
-    return grpc.method_handlers_generic_handler(full_name, handlers)
+    return handlers
 
 
 def _method_handler(method: RpcMethod, *, is_stream: bool) -> Any:
