@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.forked import run_script
+
 PROGRAM = str(Path(sys.executable).with_name("ossa-registry"))
 TIMEOUT = 60.0
 _POLL_SECONDS = 0.02
@@ -81,19 +83,24 @@ class Program:
 
     def run(self, *args: str, stdin: str | None = None, **variables: str) -> Done:
         """Run a command to its end, without a terminal."""
-        done = subprocess.run(
-            [PROGRAM, *args],
-            env=self.environment(variables),
-            cwd=self.directory,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=TIMEOUT,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
+        env = self.environment(variables)
+        if stdin is None and not variables:
+            done = Done(*run_script(PROGRAM, *args, env=env, cwd=self.directory, seconds=TIMEOUT))
+        else:
+            process = subprocess.run(
+                [PROGRAM, *args],
+                env=env,
+                cwd=self.directory,
+                input=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=TIMEOUT,
+                check=False,
+            )
+            done = Done(process.returncode, process.stdout, process.stderr)
+        assert "Traceback" not in done.err, done.err
+        return done
 
     def run_ok(self, *args: str, stdin: str | None = None) -> Done:
         """Run a command that must succeed without messages on standard error."""

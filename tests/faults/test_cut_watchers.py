@@ -14,7 +14,7 @@ from tests.support.samples import small_service
 from tests.support.server import Server, connected, running
 from tests.support.watching import Subscriber, following
 
-CHANGES = 10_000
+CHANGES = 4_000
 CUTS = 100
 WRITERS = 16
 NAMES_PER_WRITER = 12

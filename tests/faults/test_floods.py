@@ -65,7 +65,7 @@ async def watched(server: ServerProcess) -> AsyncIterator[Growth]:
 async def serving(redis: RedisProcess, *flags: str) -> "AsyncIterator[tuple[ServerProcess, RegistryServiceAsyncStub]]":
     async with (
         ServerProcess(
-            f"--redis.url={redis.url}", "--log.requests=off", "--log.audit=off", *UNLIMITED_RATE, *flags
+            f"--redis.url={redis.url}", "--log.requests=off", "--log.audit=off", *UNLIMITED_RATE, *flags, forked=False
         ) as server,
         connected(server.grpc_address) as (_, stub),
     ):

@@ -16,12 +16,14 @@ from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from registry_server.app import serving
 from registry_server.config import GrpcSettings, HttpSettings, RedisSettings, RedisUrl, Settings
 from registry_server.parts import Parts
+from tests.support.forked import ForkedProcess
 
 if TYPE_CHECKING:
     from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub  # only in the type stubs
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_SECONDS = 30.0
+DEFAULT_MODULE = ("registry_server",)
 
 
 class Server(NamedTuple):
@@ -77,21 +79,24 @@ class ServerProcess:
     """``python -m registry_server`` as a process, for signals, kills and several servers at a time.
 
     Probing is disabled unless a flag enables it. ``module`` replaces the module and its first arguments, ``source`` the
-    directory from which all modules are imported.
+    directory from which all modules are imported. With one of these or with variables, which modules read at import, it
+    does not start as a fork of a process that has imported them, nor with ``forked=False``, for measurements.
     """
 
     def __init__(
         self,
         *flags: str,
         env: Mapping[str, str] | None = None,
-        module: Sequence[str] = ("registry_server",),
+        module: Sequence[str] = DEFAULT_MODULE,
         source: Path = ROOT,
+        forked: bool = True,
     ) -> None:
         self._flags, self._module, self._source = flags, module, source
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("OSSA_REGISTRY_")} | dict(env or {})
         if source != ROOT:
             self._env |= import_from(source)
-        self._process: asyncio.subprocess.Process | None = None
+        self._forked = forked and not env and module == DEFAULT_MODULE and source == ROOT
+        self._process: asyncio.subprocess.Process | ForkedProcess | None = None
         self._reader: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self.log: list[dict[str, Any]] = []
@@ -115,18 +120,14 @@ class ServerProcess:
     async def start(self) -> None:
         """Start the server and wait until it serves."""
         self.log.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *self._module,
-            "--grpc.address=127.0.0.1:0",
-            "--http.address=127.0.0.1:0",
-            "--health-check.enabled=false",
-            *self._flags,
-            env=self._env,
-            cwd=self._source,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        defaults = ("--grpc.address=127.0.0.1:0", "--http.address=127.0.0.1:0", "--health-check.enabled=false")
+        command = (*self._module, *defaults, *self._flags)
+        if self._forked:
+            self._process = await ForkedProcess.start(*command, env=self._env, cwd=self._source)
+        else:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *command), env=self._env, cwd=self._source, stderr=asyncio.subprocess.PIPE
+            )
         self._reader = asyncio.create_task(self._read())
         self.grpc_address = (await self.logged("gRPC listening"))["address"]
         self.http_address = (await self.logged("HTTP listening"))["address"]

@@ -238,7 +238,7 @@ async def _staged(directory: Path) -> AsyncIterator[_Stage]:
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisProcess(directory / "redis"))
         flags = (f"--redis.url={redis.url}", f"--security.policy-file={policy.file}", "--health-check.enabled=true")
-        server = await stack.enter_async_context(ServerProcess(*flags, "--log.audit=off"))
+        server = await stack.enter_async_context(ServerProcess(*flags, "--log.audit=off", forked=False))
         _, stub = await stack.enter_async_context(connected(server.grpc_address))
         hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))  # accepts, and never answers
         honest = Honest(stub, policy, await stack.enter_async_context(_answering()), report)
