@@ -10,6 +10,7 @@ import structlog
 
 from benchmarks import (
     catalog,
+    connections,
     discover,
     failover,
     failures,
@@ -40,6 +41,7 @@ SCENARIOS = {
     "registrations": registrations.run,
     "heartbeats": heartbeats.run,
     "rest": rest.run,
+    "connections": connections.run,
     "watch": watch.run,
     "fanout": fanout.run,
     "failures": failures.run,

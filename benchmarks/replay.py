@@ -6,10 +6,11 @@ import shutil
 import struct
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 _SOURCE = Path(__file__).parent / "replay"
-_BINARY = Path("build/replay").absolute()
+BINARY: Final = Path("build/replay").absolute()
+"""The load generator, once it is built."""
 
 
 Measured: TypeAlias = Coroutine[Any, Any, list[float]]
@@ -52,7 +53,7 @@ def is_available() -> bool:
 
 async def build() -> None:
     """Build the load generator. Go's build cache makes repeated builds cheap."""
-    process = await asyncio.create_subprocess_exec("go", "build", "-o", str(_BINARY), ".", cwd=_SOURCE)
+    process = await asyncio.create_subprocess_exec("go", "build", "-o", str(BINARY), ".", cwd=_SOURCE)
     if await process.wait():
         raise RuntimeError("go build of benchmarks/replay failed")
 
@@ -117,7 +118,7 @@ async def _rates(mode: str, address: str, method: str, requests: Path, *flags: s
 
 async def _run(*arguments: str) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        _BINARY, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        BINARY, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     output, errors = await process.communicate()
     if process.returncode:

@@ -3,6 +3,7 @@
 //
 //	replay unary  -addr A -method M -requests FILE [-in-flight 64] [-connections 2] [-seconds 3] [-once]
 //	replay stream -addr A -method M -requests FILE [-in-flight 8] [-seconds 3]
+//	replay agents -addr A -registers FILE -beats FILE -watch FILE -watchers N [-in-flight 64] [-interval 10s]
 //	replay fanout -addr A -method M -requests FILE -watchers N -trigger M -triggers FILE [-events N] [-rounds R]
 //	replay steady -addr A -method M -requests FILE -watchers N -trigger M -triggers FILE -rate N -marker TEXT
 package main
@@ -54,6 +55,9 @@ type options struct {
 
 func run(mode string, args []string) error {
 	encoding.RegisterCodecV2(raw{})
+	if mode == "agents" {
+		return agents(args)
+	}
 	var o options
 	flags := flag.NewFlagSet(mode, flag.ExitOnError)
 	flags.StringVar(&o.addr, "addr", "", "HOST:PORT")
