@@ -28,7 +28,7 @@ async def caller(target: str) -> None:
             reader, _ = await asyncio.open_connection(host, int(port))
             print("found and called:", (await reader.read()).decode())
         finally:
-            other.kill()  # it cannot unregister: its lease expires after 5 seconds
+            other.kill()  # it cannot unregister: its lease expires, here after 5 seconds instead of the usual 30
         while cache.find("greet"):
             await cache.changed()
         print("killed and no longer found")

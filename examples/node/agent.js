@@ -8,7 +8,7 @@ import { backoff, call, connect, isFatal, metadata } from "./registry.js";
 
 const NAME = process.env.AGENT_NAME || "greeter-node";
 /** Lease length in seconds. */
-const TTL_SECONDS = 15;
+const TTL_SECONDS = 30;
 
 const stopping = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => stopping.abort());

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from registry_client import Registration, RegistrationState, RegistryClient, make_service
 
 NAME = os.environ.get("AGENT_NAME") or "greeter-python"
-TTL_SECONDS = 15
+TTL_SECONDS = 30
 
 
 class Greeter(BaseHTTPRequestHandler):

@@ -23,7 +23,7 @@ import (
 )
 
 // ttl is the length of the lease.
-const ttl = 15 * time.Second
+const ttl = 30 * time.Second
 
 func main() {
 	log.SetFlags(0)

@@ -27,7 +27,7 @@ import ossa.registry.v1.UnregisterServiceRequest;
  */
 public final class Agent {
   /** Lease length in seconds. */
-  private static final long TTL_SECONDS = 15;
+  private static final long TTL_SECONDS = 30;
 
   private final Registry registry;
   private final Service service;
