@@ -42,7 +42,7 @@ class LimitSettings(SettingsGroup):
     watches_per_caller: Annotated[Number, Field(ge=1, le=1_000_000)] = 5_000
     """Maximum number of concurrent watches and event streams for each caller, in each process. Without a policy, the
     default does not apply to addresses: each gets its share when limits.watches is 80 % used."""
-    watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 20_000
+    watches: Annotated[Number, Field(ge=1, le=1_000_000)] = 30_000
     """Maximum number of concurrent watches and event streams of all callers, in each process. The same limit applies
     separately to KeepAlive streams."""
     calls: Annotated[Number, Field(ge=1, le=1_000_000)] = 10_000

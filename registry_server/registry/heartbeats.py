@@ -84,7 +84,7 @@ class Heartbeats:
         self._reports = reports
         self._audit = audit
 
-    async def renew(self, names: Sequence[str], leases: Sequence[Lease]) -> Renewal:
+    async def renew(self, names: Sequence[str], leases: Sequence[Lease], *, may_wait: bool) -> Renewal:
         """Renew leases; see ``ServiceRegistry.heartbeat``."""
         held = await _read(leases, requests.name_violations(names, leases))
         self._writes.require_loaded()
@@ -99,7 +99,7 @@ class Heartbeats:
             await self._writes.catch_up()
             held, superseded = self._split(held)
             distinct = list(dict.fromkeys((*names, *(lease.name for lease in held))))
-        unknown = await self._store.writer.renew_leases(distinct, claim)
+        unknown = await self._store.writer.renew_leases(distinct, claim, may_wait=may_wait)
         if any(name in self._replica.records for name in unknown):
             # They expired a moment ago, or the store lost them and will be repaired: catch up before answering.
             await self._writes.catch_up()

@@ -257,17 +257,18 @@ class ServiceRegistry(RegistryHealth):
 
     # Leases and health.
 
-    async def heartbeat(self, names: Sequence[str], leases: Sequence[Lease] = ()) -> Renewal:
+    async def heartbeat(self, names: Sequence[str], leases: Sequence[Lease] = (), *, may_wait: bool = False) -> Renewal:
         """Renew leases.
 
         Args:
             names: Services whose leases are renewed, whichever instance is registered.
             leases: Leases that are renewed for the instance that they name.
+            may_wait: Whether to wait some milliseconds for heartbeats of others, which then share a round trip.
 
         Raises:
             PermissionDenied: The caller may not renew one of the leases; none is renewed.
         """
-        return await self._heartbeats.renew(names, leases)
+        return await self._heartbeats.renew(names, leases, may_wait=may_wait)
 
     async def restore_documents(self, names: Sequence[str]) -> None:
         """Rewrite the JSON documents that Redis expired before the lease of their service was renewed or adjusted."""

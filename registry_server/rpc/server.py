@@ -14,6 +14,7 @@ from registry_server.errors import ConfigurationError
 from registry_server.registry import ServiceRegistry
 from registry_server.rpc.builtin import HEALTH_SERVICE, REFLECTION_NAMES, REFLECTION_SERVICE, HealthRpc, ReflectionRpc
 from registry_server.rpc.calls import RpcTransport
+from registry_server.rpc.idle import IdleStreams
 from registry_server.rpc.listener import Listener
 from registry_server.rpc.methods import method_handlers
 from registry_server.rpc.notifications import bulk_notifications
@@ -78,14 +79,14 @@ class RpcServer:
         self._stopping: asyncio.Task[None] | None = None
         self._readers = SlowReaders(settings.write_timeout_ms / 1000, admission.counters)
         self._requests = AwaitedRequests(admission.guard, settings.max_message_bytes)
-        self._draining = asyncio.Event()
+        self._idle = IdleStreams(admission.guard.stream_idle_seconds)
         verifies_clients = certificates is not None and certificates.current().client_ca is not None
         transport = RpcTransport(
             admission,
             self._requests,
+            self._idle,
             self._readers,
             verifies_clients,
-            self._draining,
         )
         health_handlers = method_handlers(HEALTH_SERVICE, HealthRpc(self._health), transport, counted=False)
         registry_handlers = method_handlers(SERVICE, RegistryRpc(registry), transport)
@@ -122,6 +123,7 @@ class RpcServer:
         self._limiting = [
             asyncio.create_task(self._readers.run(), name="slow-readers"),
             asyncio.create_task(self._requests.run(), name="incomplete-requests"),
+            asyncio.create_task(self._idle.run(), name="idle-streams"),
         ]
         try:
             bound = await self._listener.start(address)
@@ -155,7 +157,7 @@ class RpcServer:
 
     async def drain(self) -> None:
         """End streams, let calls in flight finish within the grace period, and cancel the remaining ones."""
-        self._draining.set()
+        self._idle.begin_shutdown()
         self._requests.begin_shutdown()
         if not await self._admission.wait_idle(self._grace):
             log.warning("calls cancelled at shutdown", grace_seconds=self._grace)
@@ -192,6 +194,9 @@ def _options(settings: GrpcSettings, *, shared_port: bool) -> list[tuple[str, in
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_TIMEOUT_MS),
         ("grpc.max_allowed_incoming_connections", _max_connections()),
+        # Otherwise gRPC answers each message with a ping, to measure the bandwidth: as many packets as the messages of
+        # agents that send one every few seconds. gRPC opens the window of a message that it is reading anyway.
+        ("grpc.http2.bdp_probe", 0),
         # Two servers sharing a port by accident would each receive half of the calls.
         ("grpc.so_reuseport", int(shared_port)),
         # Server pings detect peers that vanished without closing their connection.

@@ -22,6 +22,8 @@ from registry_server.security.permissions import OPERATE, READ, WRITE_OWN
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["RegistryService"]
 _MAX_NAMES_BYTES: Final = 2 << 20
 """Limit of a request of 10,000 leases, each with a name of 128 and an instance id of 64 characters."""
+_QUIET_SECONDS: Final = 0.5
+"""Without a message for this long, a client does not wait for an answer in order to send the next message."""
 _SERVICES: Final = pb.BatchRegisterServicesRequest.DESCRIPTOR.fields_by_name["services"].number
 _RESULTS: Final = pb.BatchRegisterServicesResponse.DESCRIPTOR.fields_by_name["results"].number
 
@@ -164,7 +166,9 @@ class RegistryRpc:
     @rpc(WRITE_OWN, streams="keep-alive-streams", max_bytes=_MAX_NAMES_BYTES)
     async def keep_alive(self, requests: AsyncIterator[pb.KeepAliveRequest], call: RpcStream) -> None:
         async for request in requests:
-            renewed, unknown, superseded = await self._registry.heartbeat(request.names, request.leases)
+            renewed, unknown, superseded = await self._registry.heartbeat(
+                request.names, request.leases, may_wait=call.waited_seconds > _QUIET_SECONDS
+            )
             await call.write(
                 pb.KeepAliveResponse(renewed_count=renewed, unknown_names=unknown, superseded_names=superseded)
             )

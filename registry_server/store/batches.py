@@ -78,15 +78,18 @@ class Batches(ABC, Generic[T]):
         finally:
             self._sender = None
 
-    async def _gather(self) -> None:
-        """Wait for further items in proportion to the previous batch.
+    def _wait_seconds(self) -> float:
+        """Return how long to wait for further items: in proportion to the previous batch.
 
         A batch takes this process as long as several items. Waiting so long makes batches grow while items arrive
         faster than that, and ends with the load.
         """
-        loop = asyncio.get_running_loop()
-        recent = loop.time() - self._previous_end < _RECENT_SECONDS
-        seconds = min(self._gather_seconds, self._gather_seconds_per_item * (self._previous_size - 1)) if recent else 0
+        recent = asyncio.get_running_loop().time() - self._previous_end < _RECENT_SECONDS
+        return min(self._gather_seconds, self._gather_seconds_per_item * (self._previous_size - 1)) if recent else 0
+
+    async def _gather(self) -> None:
+        """Wait for further items."""
+        loop, seconds = asyncio.get_running_loop(), self._wait_seconds()
         if seconds <= 0 or len(self._waiting) >= self._batch_size:
             return
         self._gathered = loop.create_future()

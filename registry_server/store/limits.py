@@ -20,6 +20,8 @@ class StoreLimits:
     """Duration of a blocking read of the stream; after each, an idle follower verifies that history continues."""
     renew_batch: int = 1000
     """Leases renewed by one call of ``renew.lua``."""
+    renew_gather_seconds: float = 0.005
+    """How long the heartbeats of agents that send one every few seconds wait for others."""
     checks_batch: int = 500
     """Probe results written by one call of ``checks.lua``."""
     sweep_batch: int = 500

@@ -18,6 +18,7 @@ from registry_server.store.limits import DEFAULT_LIMITS, StoreLimits
 from registry_server.store.lua import Scripts
 from registry_server.store.reader import StoreReader
 from registry_server.store.refusals import Refusals
+from registry_server.store.renewals import Renewals
 from registry_server.store.repairs import Repairs
 from registry_server.store.retention import EventRetention
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
@@ -104,13 +105,16 @@ class RedisStore:
             # A separate pipeline, so that heartbeats and reads do not wait for replicas.
             confirmed, commits = pipeline(Confirmation(wait_replicas, round(wait_timeout * 1000)))
         self._commands = commands
+        renewals = Renewals(commands, self.keys.document_prefix, limits)
         # Groups precede the pipelines that they send to, because ``close`` follows this order.
-        self._senders: list[CommitGroups | Commands] = [*{commits, unconfirmed_commits}, *{commands, confirmed}]
+        groups: set[CommitGroups] = {commits, unconfirmed_commits}
+        self._senders: list[CommitGroups | Renewals | Commands] = [renewals, *groups, *{commands, confirmed}]
         self.reader = StoreReader(commands, self._connections, self.keys, limits)
         self.writer = StoreWriter(
             commands,
             commits,
             unconfirmed_commits,
+            renewals,
             self.keys,
             self.counters,
             retention=self.retention,

@@ -14,6 +14,7 @@ from registry_server.store.counters import CommitOutcome, Expiry, StoreCounters
 from registry_server.store.groups import Commit, CommitGroups
 from registry_server.store.keys import Keys
 from registry_server.store.limits import StoreLimits
+from registry_server.store.renewals import Beat, Renewals
 from registry_server.store.retention import EventRetention
 from registry_server.store.values import (
     KEEP_CHECK,
@@ -39,6 +40,7 @@ class StoreWriter:
         commands: Commands,
         commits: CommitGroups,
         unconfirmed_commits: CommitGroups,
+        renewals: Renewals,
         keys: Keys,
         counters: StoreCounters,
         *,
@@ -53,6 +55,7 @@ class StoreWriter:
             commands: Pipeline for everything except commits.
             commits: Groups of commits that wait for replicas, if that is configured.
             unconfirmed_commits: Groups of commits that do not wait for replicas.
+            renewals: Groups of heartbeats.
             keys: The registry's keys.
             counters: Counters of commits and leases.
             retention: Number of events that the stream keeps.
@@ -63,6 +66,7 @@ class StoreWriter:
         self._commands = commands
         self._commits = commits
         self._unconfirmed_commits = unconfirmed_commits
+        self._renewals = renewals
         self._keys = keys
         self._counters = counters
         self._retention = retention
@@ -178,8 +182,16 @@ class StoreWriter:
         )
         return await self._commit(commit, self._commits)
 
-    async def renew_leases(self, names: Sequence[str], claim: Claim = NO_CLAIM) -> list[str]:
-        """Renew leases for their full length and return the unknown names in the order of ``names``.
+    async def renew_leases(self, names: Sequence[str], claim: Claim = NO_CLAIM, *, may_wait: bool = False) -> list[str]:
+        """Renew leases for their full length.
+
+        Args:
+            names: Names of the services.
+            claim: Identity on whose behalf the leases are renewed.
+            may_wait: Whether to wait for further heartbeats, which then share the round trip.
+
+        Returns:
+            The unknown names in the order of ``names``.
 
         Raises:
             PermissionDenied: Another identity owns one of the services; no lease is renewed.
@@ -187,11 +199,11 @@ class StoreWriter:
         owner = claim.owner if claim.exclusive else ""
         size = self._limits.renew_batch
         batches = [names[i : i + size] for i in range(0, len(names), size)]
-        if owner and len(batches) > 1:  # each call of the script checks only its own batch
+        if owner and len(batches) > 1:  # the script checks each batch separately
             await self._require_no_other_owner(batches, owner)
-        scripts = [self._commands.run_script("renew", self._keys.document_prefix, owner, *batch) for batch in batches]
-        # A task for a single script, as in most heartbeats, would take 10 µs.
-        answers = [await scripts[0]] if len(scripts) == 1 else await asyncio.gather(*scripts)
+        beats = [self._renewals.submit_beat(Beat(owner, batch), may_wait=may_wait) for batch in batches]
+        # A task for a single batch, as in most heartbeats, would take 10 µs.
+        answers = [await beats[0]] if len(beats) == 1 else await asyncio.gather(*beats)
         for answer in answers:
             if answer and answer[0] == b"owner":
                 raise PermissionDenied(owned_by_another(answer[1].decode()))

@@ -56,7 +56,7 @@ TABLE: dict[str, tuple[object, str, object]] = {
     "limits.requests_per_second": (10000, "5", 5),
     "limits.request_burst": (20000, "6", 6),
     "limits.watches_per_caller": (5000, "7", 7),
-    "limits.watches": (20000, "8", 8),
+    "limits.watches": (30000, "8", 8),
     "limits.calls": (10000, "9", 9),
     "limits.call_bytes": (134217728, "1048576", 1048576),
     "limits.services_per_owner": (10000, "9", 9),

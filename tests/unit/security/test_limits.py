@@ -4,6 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from registry_server.config import LimitSettings
 from registry_server.errors import LimitExceeded, Overloaded
 from registry_server.security.limits import SMALL_REQUEST_BYTES, CallSlot, Gauge, InFlight, Shares
 
@@ -29,6 +30,15 @@ def test_a_caller_may_use_most_of_a_total_alone() -> None:
     assert shares.scarce
     assert not shares.take("one", 1)
     assert shares.take("another", 1)
+
+
+def test_one_address_may_have_20_000_streams_by_default() -> None:
+    limits = LimitSettings()
+    gauge = Gauge("keep-alive-streams", limits.watches)
+    with ExitStack() as held:
+        for _ in range(20_000):
+            held.enter_context(gauge.count("address"))
+        assert gauge.total == 20_000
 
 
 def test_reserved_part_is_for_callers_that_hold_less_than_an_equal_share() -> None:
