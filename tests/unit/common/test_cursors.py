@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from ossa_common.cursors import Cursor, decode_cursor, encode_cursor
 
 EPOCHS = st.text("0123456789abcdef", min_size=1, max_size=32)
-CURSORS = st.builds(Cursor, EPOCHS, st.integers(0, 2**63 - 1), st.booleans())
+SCOPES = st.text("0123456789abcdef", max_size=32)
+CURSORS = st.builds(Cursor, EPOCHS, st.integers(0, 2**63 - 1), st.booleans(), SCOPES)
 
 
 def encoded(plain: bytes) -> str:
