@@ -93,11 +93,14 @@ class EventLog:
         try:
             while page.next_revision > 1 and page.has_room(query) and examined < _MAX_EXAMINED:
                 examined += await self._read_older(query, page)
-            page.oldest_revision, _ = await self._reader.read_oldest_event()
+            stored_from, _ = await self._reader.read_oldest_event()
         except StoreUnavailable:
             if not changes:
                 raise
-            page.oldest_revision = oldest.revision if oldest else 0
+            stored_from = 0
+        # The stream may hold less than this process: another program has trimmed it, or it was restored.
+        kept_from = oldest.revision if oldest else stored_from
+        page.oldest_revision = min(stored_from or kept_from, kept_from)
         if page.next_revision <= page.oldest_revision:
             page.next_revision = 0
         return page

@@ -13,6 +13,7 @@ from tests.faults.suite.history import (
     REGISTERED,
     RESYNC,
     SNAPSHOT,
+    Account,
     Call,
     FinalState,
     Follower,
@@ -21,6 +22,7 @@ from tests.faults.suite.history import (
     Message,
     ObservedEvent,
     Promises,
+    Removal,
 )
 
 UPDATED = "EVENT_TYPE_SERVICE_UPDATED"
@@ -45,6 +47,10 @@ def event(
 def message(*events: ObservedEvent, watcher: str = "one", revision: int = 0, epoch: str = "e", **more: bool) -> Message:
     newest = revision or (events[-1].revision if events else 0)
     return Message(watcher, 0, newest + 0.1, epoch, newest, list(events), **more)
+
+
+def removal(revision: int = 4, reason: str = "client_request", explained: int = 4) -> Removal:
+    return Removal(revision, reason, explained, "b is not registered: it was unregistered at 4 o'clock.")
 
 
 CHANGES = (
@@ -88,6 +94,7 @@ def valid_history() -> History:
         ],
         followers=[Follower("three", 2, 5)],
         final_states=[FinalState(owner, "e", 5, dict(last_state)) for owner in ("Redis", "process 0", "process 1")],
+        accounts=[Account("process 0", "e", 5, 1, list(reversed(CHANGES)), {"b": removal()})],
     )
 
 
@@ -268,11 +275,53 @@ def logged_error(history: History) -> None:
     history.problems.append("process 0 logged a bug")
 
 
+def missing_past_event(history: History) -> None:
+    del history.accounts[0].events[2]
+
+
+def repeated_past_event(history: History) -> None:
+    history.accounts[0].events.insert(2, history.accounts[0].events[2])
+
+
+def missing_newest_past_event(history: History) -> None:
+    del history.accounts[0].events[0]
+
+
+def dropped_past(history: History) -> None:
+    history.accounts[0].oldest = 2
+    del history.accounts[0].events[-1]
+
+
+def different_past_event(history: History) -> None:
+    history.accounts[0].events[0] = event(GONE, "a", "5", 5)
+
+
+def unknown_removal_of_the_past(history: History) -> None:
+    history.accounts[0].removals["b"] = Removal(0, "", 0, "b is not registered.")
+
+
+def older_removal(history: History) -> None:
+    history.accounts[0].removals["b"] = removal(revision=3)
+
+
+def wrong_reason(history: History) -> None:
+    history.accounts[0].removals["b"] = removal(reason="lease_expired")
+
+
+def removal_that_never_happened(history: History) -> None:
+    history.accounts[0].removals["c"] = removal()
+
+
+def unexplained_removal(history: History) -> None:
+    history.accounts[0].removals["b"] = removal(explained=0)
+
+
 def _expire(history: History, at: float) -> None:
     end = message(event(GONE, "a", "5", 6, service_revision=5, reason=EXPIRED))
     end.at = end.events[0].at = at
     history.messages += [end, replace(end, watcher="two")]
     history.followers[0].last = 6
+    history.accounts.clear()
     for final in history.final_states:
         final.revision, final.states = 6, {}
 
@@ -315,6 +364,16 @@ WRONG: list[tuple[Callable[[History], None], str, str]] = [
     (failed_read, "answers", "a read failed"),
     (internal_error, "answers", "INTERNAL"),
     (logged_error, "problem", "logged a bug"),
+    (missing_past_event, "past", "lists [5, 4, 2, 1]"),
+    (repeated_past_event, "past", "lists [5, 4, 3, 3, 2, 1]"),
+    (missing_newest_past_event, "past", "lists [4, 3, 2, 1]"),
+    (dropped_past, "past", "reports 2 as the oldest event"),
+    (different_past_event, "past", "but watchers received a updated 5"),
+    (unknown_removal_of_the_past, "past", "its last event is b unregistered 3"),
+    (older_removal, "past", "at revision 4"),
+    (wrong_reason, "past", "but it left at 4: client_request"),
+    (removal_that_never_happened, "past", "its last event is None"),
+    (unexplained_removal, "past", "but it left at 4"),
 ]
 
 
@@ -359,6 +418,7 @@ def announced_loss(history: History) -> None:
     for final in history.final_states:
         final.epoch, final.revision, final.states = "f", 0, {}
     history.followers.clear()
+    history.accounts = [Account("process 0", "f", 0, 0, [], {"b": removal()})]
 
 
 def failed_read_of_a_killed_process(history: History) -> None:

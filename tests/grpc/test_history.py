@@ -86,6 +86,19 @@ async def test_events_within_the_maximum_age_are_kept_beyond_the_number(redis: R
             assert (kept.oldest_revision, len(kept.events)) == (1, kept.events[0].revision)
 
 
+async def test_pages_do_not_end_where_the_store_was_trimmed(server: Server, redis: RedisProcess) -> None:
+    for name in "abcd":
+        await register(server, small_service(name))
+    async with redis_client(redis) as client:
+        for kept in (1, 0):
+            await client.xtrim("ossa:registry:events", maxlen=kept, approximate=False)
+            newest = await list_events(server, page_size=2)
+            rest = await list_events(server, page_size=2, page_token=newest.next_page_token)
+            assert [event.revision for event in [*newest.events, *rest.events]] == [4, 3, 2, 1]
+            assert newest.oldest_revision == rest.oldest_revision == 1
+            assert rest.next_page_token == ""
+
+
 @pytest.mark.own_redis
 async def test_events_in_memory_are_listed_without_the_store(redis: RedisProcess, server: Server) -> None:
     await register(server, small_service("a"))

@@ -8,7 +8,7 @@ that do not need the order do not use it, so that a watcher with missing events 
 
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.faults.suite.history import EXPIRED, GONE, WRITES, Call, History, ObservedEvent
+from tests.faults.suite.history import EXPIRED, GONE, WRITES, Call, History, ObservedEvent, Removal
 from tests.faults.suite.timeline import Span, Timeline, Violation, digest_of
 
 __all__ = ["RULES", "Violation", "check"]
@@ -239,6 +239,41 @@ def _leases(history: History, timeline: Timeline) -> Found:
                 break
 
 
+def _past(history: History, timeline: Timeline) -> Found:
+    """Past events are those that watchers received, newest first, and explanations return the last removal."""
+    may_skip = history.promises.may_skip
+    for account in history.accounts:
+        changes = {revision: event for (epoch, revision), event in timeline.changes.items() if epoch == account.epoch}
+        listed = [event.revision for event in account.events]
+        newest = max([account.revision, *listed])
+        if account.oldest and listed != list(range(newest, account.oldest - 1, -1)):
+            yield f"{account.owner} keeps revisions {account.oldest} to {newest}, but lists {listed}"
+        if (account.oldest != 1 and not may_skip) or (not account.oldest and listed):
+            yield f"{account.owner} at revision {newest} reports {account.oldest} as the oldest event, lists {listed}"
+        for event in account.events:
+            known = changes.get(event.revision)
+            if known != event and not (known is None and may_skip):
+                yield f"{account.owner} lists {event} at revision {event.revision}, but watchers received {known}"
+        for name, removal in account.removals.items():
+            last = next((e for e in reversed(timeline.events_of(name)) if changes.get(e.revision) is e), None)
+            yield from _check_removal(
+                f"{account.owner} returns {removal} about {name}", removal, last, may_skip=may_skip
+            )
+
+
+def _check_removal(text: str, removal: Removal, last: ObservedEvent | None, *, may_skip: bool) -> Found:
+    expected = last.revision if last is not None and last.type == GONE else 0
+    unknown = may_skip and (removal.reason == "resync" or not removal.revision or last is None)
+    if removal.revision != expected and not unknown:
+        yield f"{text}, but its last event is {last} at revision {expected}"
+    elif removal.revision == expected and last is not None and expected:
+        reason = last.reason.removeprefix("EVENT_REASON_").lower()
+        if removal.reason != reason or removal.explained != expected:
+            yield f"{text}, but it left at {expected}: {reason}"
+    if bool(removal.reason) != (" is not registered: it" in removal.summary):
+        yield text
+
+
 RULES: dict[str, Callable[[History, Timeline], Found]] = {
     "problem": _problems,
     "answers": _answers,
@@ -251,6 +286,7 @@ RULES: dict[str, Callable[[History, Timeline], Found]] = {
     "reads": _reads,
     "preconditions": _preconditions,
     "leases": _leases,
+    "past": _past,
 }
 """Rules by name. The docstring of a rule is the promise that it checks."""
 

@@ -14,8 +14,9 @@ from google.rpc.status_pb2 import Status
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
-from tests.faults.suite.history import Call, FinalState, Kind
+from tests.faults.suite.history import Account, Call, FinalState, Kind, Removal
 from tests.faults.suite.stage import PROCESSES
+from tests.faults.suite.watcher import observed
 from tests.support.samples import small_service
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ TTL_SECONDS = 5.0
 """Length of leases in seconds; the minimum that the registry accepts."""
 _HEARTBEAT_SECONDS = 0.4
 _DEADLINE_SECONDS = 8.0
+_EVENTS_PAGE_SIZE = 70
 _REFUSED = {"ALREADY_EXISTS", "NOT_FOUND", "ABORTED"}
 """Codes of calls without an effect."""
 
@@ -163,6 +165,41 @@ class Client:
         # Responses do not contain the epoch; if it differs, the messages of watchers show that.
         return FinalState(f"process {process}", redis.epoch, call.revision, call.states)
 
+    async def account(self, process: int, state: FinalState) -> Account:
+        """Return what the process of a final state returns about the past; retry until it responds."""
+        self.process = process
+        names = {call.name for call in self.load.history.calls if call.name} - state.states.keys()
+        while True:
+            try:
+                request = pb.ListEventsRequest(page_size=_EVENTS_PAGE_SIZE)
+                pages = [await self._stub.ListEvents(request, timeout=_DEADLINE_SECONDS)]
+                while token := pages[-1].next_page_token:
+                    request.page_token = token
+                    pages.append(await self._stub.ListEvents(request, timeout=_DEADLINE_SECONDS))
+                removals = {name: await self._removal(name) for name in sorted(names)}
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+                continue
+            events = [observed(event) for page in pages for event in page.events]
+            oldest = pages[-1].oldest_revision
+            return Account(state.owner, state.epoch, state.revision, oldest, events, removals)
+
+    @property
+    def _stub(self) -> "RegistryServiceAsyncStub":
+        return self.stubs[self.process]
+
+    async def _removal(self, name: str) -> Removal:
+        answer = await self._stub.ExplainDiscovery(pb.ExplainDiscoveryRequest(name=name), timeout=_DEADLINE_SECONDS)
+        found: dict[str, str] = {}
+        try:
+            await self._stub.GetService(pb.GetServiceRequest(name=name), timeout=_DEADLINE_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            found = dict(_error_info(error).metadata)
+        revision, reason = int(found.get("removedRevision", 0)), found.get("removedReason", "")
+        return Removal(revision, reason, answer.last_event.revision, answer.summary)
+
     def _record_write(self, call: Call, answer: Any) -> None:
         if answer is not None:
             call.revision, call.seen = answer.service.revision, answer.service.version
@@ -278,9 +315,13 @@ class Heartbeater(Worker):
 
 def code_of(error: grpc.aio.AioRpcError) -> str:
     """Return code and reason of an error."""
+    return f"{error.code().name} {_error_info(error).reason}".rstrip()
+
+
+def _error_info(error: grpc.aio.AioRpcError) -> ErrorInfo:
     trailers = dict(error.trailing_metadata() or ())
     info = ErrorInfo()
     details = Status.FromString(bytes(trailers.get("grpc-status-details-bin", b""))).details
     if details:
         details[0].Unpack(info)
-    return f"{error.code().name} {info.reason}".rstrip()
+    return info

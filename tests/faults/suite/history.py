@@ -117,6 +117,35 @@ class FinalState:
     states: States
 
 
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What a process returns about a service that is not registered. ``revision`` is 0 if it knows no removal."""
+
+    revision: int
+    """Revision of the removal, of ``GetService``."""
+    reason: str
+    """Reason of the removal, of ``GetService``."""
+    explained: int
+    """Revision of the removal, of ``ExplainDiscovery``."""
+    summary: str
+
+
+@dataclass(slots=True)
+class Account:
+    """What a process returns about the past at the end of the run."""
+
+    owner: str
+    epoch: str
+    revision: int
+    """Revision of the process before it was asked."""
+    oldest: int
+    """``oldest_revision`` of ``ListEvents``."""
+    events: list[ObservedEvent]
+    """All pages of ``ListEvents``."""
+    removals: dict[str, Removal]
+    """Names of calls that are not registered."""
+
+
 @dataclass(slots=True)
 class Promises:
     """Promises that hold under the faults of a run."""
@@ -142,6 +171,7 @@ class History:
     """Messages, in the order of each watcher."""
     followers: list[Follower] = field(default_factory=list)
     final_states: list[FinalState] = field(default_factory=list)
+    accounts: list[Account] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Problems found during the run: a process that did not recover, an error in a log."""
 
@@ -153,6 +183,7 @@ class History:
             *(("message", message) for message in self.messages),
             *(("follower", follower) for follower in self.followers),
             *(("final_state", state) for state in self.final_states),
+            *(("account", account) for account in self.accounts),
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(orjson.dumps([kind, line]) + b"\n" for kind, line in lines))
@@ -175,6 +206,10 @@ class History:
                     history.messages.append(Message(**{**fields, "events": events}))
                 case "follower":
                     history.followers.append(Follower(**fields))
+                case "account":
+                    events = [ObservedEvent(**event) for event in fields["events"]]
+                    removals = {name: Removal(**removal) for name, removal in fields["removals"].items()}
+                    history.accounts.append(Account(**{**fields, "events": events, "removals": removals}))
                 case _:
                     history.final_states.append(FinalState(**{**fields, "states": _states(fields["states"])}))
         return history

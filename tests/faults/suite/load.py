@@ -112,6 +112,9 @@ class Load:
                     redis = await self.stage.state_of_redis()
                     processes = [await last.final_state(process, redis) for process in range(PROCESSES)]
                     self.history.final_states = [redis, *processes]
+                    self.history.accounts = [
+                        await last.account(process, state) for process, state in enumerate(processes)
+                    ]
                     await self._wait_for_watchers(redis)
         except TimeoutError:
             watchers = {watcher.name: watcher.position for watcher in self._watchers}

@@ -151,6 +151,10 @@ class Timeline:
         for (_, revision), event in sorted(self.changes.items(), key=lambda item: item[0][1]):
             self._by_name.setdefault(event.name, []).append((revision, event))
 
+    def events_of(self, name: str) -> list[ObservedEvent]:
+        """Return the changes of a name, in the order of their revisions."""
+        return [event for _, event in self._by_name.get(name, [])]
+
     def spans(self, name: str) -> list[Span]:
         """Return the states of a name over the whole run. Requires ``complete``."""
         changes = self._by_name.get(name, [])
