@@ -23,6 +23,7 @@ from benchmarks import (
     resolve,
     rest,
     rolling,
+    search,
     sizing,
     start,
     watch,
@@ -38,6 +39,7 @@ SCENARIOS = {
     "large": large.run,
     "discover": discover.run,
     "queries": queries.run,
+    "search": search.run,
     "registrations": registrations.run,
     "heartbeats": heartbeats.run,
     "rest": rest.run,
@@ -61,7 +63,9 @@ def main() -> int:
     """Run the scenarios named on the command line. Return 1 if a bound was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("scenario", nargs="*", choices=[*ALL, []], help="default: all except failover and rolling")
-    parser.add_argument("--services", type=int, default=100_000, help="number of services in the catalog scenario")
+    parser.add_argument(
+        "--services", type=int, default=100_000, help="number of services in the catalog and search scenarios"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="number of alternating rounds of a comparison")
     parser.add_argument(
         "--minutes", type=float, default=10, help="duration of the memory measurement in the rolling scenario"

@@ -28,6 +28,11 @@ ABOUT: Final = {
         "process, whereas a Python process uses one; more workers reduce the difference. Without batch scheduling of "
         "its threads, GetService would run at 0.87 of the rate of the echo."
     ),
+    "search": (
+        "Search by text in one process, without the network: the relevance of its results on the prepared queries in "
+        "`benchmarks/relevance`, of which the held-out half was not used to develop the ranking, and its cost over a "
+        "fleet made of the agents of that set. The first search of a process fills the index."
+    ),
     "registrations": (
         "A registration is validated, indexed, and committed together with lease, document and event by one script in "
         "Redis; the response is sent once this process has applied the change. etcd's `Put` stores opaque bytes and is "

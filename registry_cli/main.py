@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "list": "List services that match a filter.",
     "get": "Show services by name.",
     "events": "Show past events of a service, or of all.",
+    "search": "Find services by words in their descriptions.",
     "explain": "Explain why a filter or a name finds nothing.",
     "describe": "Show a service with its lease, check, owner and events.",
     "health": "Show the health of services or of the registry.",

@@ -1,4 +1,4 @@
-"""``ExplanationCalls``: the RPCs that explain: why a filter finds nothing, and what happened to a service."""
+"""``ExplanationCalls``: the RPCs that search, explain why a filter finds nothing, and list what happened."""
 
 from datetime import datetime
 from typing import Final, Unpack
@@ -19,6 +19,30 @@ class ExplanationCalls:
 
     def __init__(self, caller: Caller) -> None:
         self._call = caller.call
+
+    async def search_services(
+        self,
+        query: str,
+        filter: ServiceFilter | None = None,  # noqa: A002 - the field's name in the contract
+        *,
+        limit: int = 0,
+        timeout: float | None = None,
+        **fields: Unpack[values.FilterFields],
+    ) -> pb.SearchServicesResponse:
+        """Return the services that match a text, the best first: available ones before all others.
+
+        Args:
+            query: Words to find in names, descriptions, tags and capabilities.
+            filter: Conditions that the services must meet; unset = all services.
+            limit: Maximum number of results, up to 100; 0 = 10.
+            timeout: Seconds for the call.
+            **fields: Fields of the filter, such as ``environment="production"``.
+
+        Raises:
+            InvalidRequest: The query, the filter or the limit violates the contract.
+        """
+        request = pb.SearchServicesRequest(query=query, filter=values.make_filter(filter, fields), limit=limit)
+        return await self._call(request, pb.SearchServicesResponse, timeout)
 
     async def explain_discovery(
         self,

@@ -101,6 +101,7 @@ class SyncRegistryClient:
     discover_services = _blocking(RegistryClient.discover_services)
     find_services = _blocking(RegistryClient.find_services)
     list_events = _blocking(RegistryClient.list_events)
+    search_services = _blocking(RegistryClient.search_services)
     explain_discovery = _blocking(RegistryClient.explain_discovery)
     update_service = _blocking(RegistryClient.update_service)
     unregister_service = _blocking(RegistryClient.unregister_service)

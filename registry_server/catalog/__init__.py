@@ -6,6 +6,7 @@ from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.explain import Explanations
 from registry_server.catalog.query import Compressed, Page
 from registry_server.catalog.replica import Replica
+from registry_server.catalog.search import Hit, Hits, Search
 from registry_server.catalog.slices import Slices
 from registry_server.catalog.statistics import Capabilities, Statistics, registry_stats
 
@@ -16,9 +17,12 @@ __all__ = [
     "Compressed",
     "Discovery",
     "Explanations",
+    "Hit",
+    "Hits",
     "Page",
     "PageKey",
     "Replica",
+    "Search",
     "Slices",
     "Statistics",
     "WatchEvent",

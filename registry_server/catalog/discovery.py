@@ -70,6 +70,11 @@ class Discovery:
         """Lookups of cached pages that succeeded, and pages built."""
         replica.on_position_changed.append(self._refresh)
 
+    @property
+    def stale(self) -> bool:
+        """Whether answers may be behind the store."""
+        return self._stale
+
     def set_stale(self, *, stale: bool) -> None:
         """Set whether answers may be behind the store."""
         self._stale = stale

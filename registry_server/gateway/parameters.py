@@ -87,12 +87,16 @@ class Query:
 
     def page_size(self) -> int:
         """Return the page size; 0 if it is absent."""
-        text = self.text("pageSize")
+        return self.number("pageSize", MAX_PAGE_SIZE)
+
+    def number(self, name: str, most: int) -> int:
+        """Return a whole number from 1 to ``most``; 0 if it is absent."""
+        text = self.text(name)
         if not text:
             return 0
         number = int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 0
-        if not 1 <= number <= MAX_PAGE_SIZE:
-            self._add_violation("pageSize", f"{quoted(text)} is not a whole number from 1 to {MAX_PAGE_SIZE}")
+        if not 1 <= number <= most:
+            self._add_violation(name, f"{quoted(text)} is not a whole number from 1 to {most}")
         return number
 
     def filter(self) -> ServiceFilter:

@@ -12,6 +12,7 @@ from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, Lease, List
 from ossa.registry.v1.service_pb2 import HealthStatus
 from ossa_common.json_shape import STATUS_WORDS
 from ossa_common.json_writer import message_document, time_text
+from registry_server.catalog import Hit
 from registry_server.config import HttpSettings
 from registry_server.errors import InstanceSuperseded, ServiceNotFound
 from registry_server.gateway import bodies, preconditions
@@ -28,6 +29,7 @@ from registry_server.gateway.parameters import FILTERS, PAGE, Query, reject_para
 from registry_server.gateway.sse import event_document
 from registry_server.instrumentation.problems import Problems
 from registry_server.model.document import encode_document, health_document
+from registry_server.model.requests import MAX_SEARCH_LIMIT, check_search
 from registry_server.model.validation import name_violations
 from registry_server.registry import ServiceRegistry
 from registry_server.security.permissions import DOCS, HEALTH, METRICS, OPERATE, READ, WRITE_OWN
@@ -105,6 +107,21 @@ class Api:
             if beginning is not None:
                 return self._envelope.compressed_success(beginning, call.request_id)
         return self._envelope.success(page.json, call.request_id)
+
+    async def search(self, call: HttpCall) -> Answer:
+        """Return the services that match a text, the best first."""
+        query = Query(call.query, (*FILTERS, "q", "limit"), labels=True)
+        filter_, text, limit = query.filter(), query.text("q"), query.number("limit", MAX_SEARCH_LIMIT)
+        check_search(text, 0, "q", query.violations)
+        query.check()
+        found = await self._registry.search(text, filter_, limit)
+        documents = await self._documents.encode_all([hit.record for hit in found.hits])
+        results = [
+            b"".join((b'{"service":', document, b",", encode_json(_relevance(hit))[1:]))
+            for hit, document in zip(found.hits, documents, strict=True)
+        ]
+        tail = encode_json({"total": found.total, "revision": found.revision, "stale": found.stale})
+        return self._envelope.success(b"".join((b'{"results":[', b",".join(results), b"],", tail[1:])), call.request_id)
 
     async def explain(self, call: HttpCall) -> Answer:
         """Explain why the query matches no services, or not the one named in ``for``."""
@@ -280,6 +297,10 @@ def _encode_stats(wire: bytes) -> bytes:
     return encode_json(message_document(RegistryStats.FromString(wire)))
 
 
+def _relevance(hit: Hit) -> dict[str, Any]:
+    return {"score": hit.score, "matchedCapabilities": hit.capabilities}
+
+
 def _capability_document(summary: CapabilitySummary) -> dict[str, Any]:
     document = message_document(summary)
     return {"services" if key == "serviceNames" else key: value for key, value in document.items()}
@@ -295,6 +316,7 @@ ROUTES: Final = (
     Route("POST", f"{BASE}/services/{{name}}/heartbeat", Api.heartbeat, WRITE_OWN),
     Route("PUT", f"{BASE}/services/{{name}}/maintenance", Api.set_maintenance, OPERATE),
     Route("GET", f"{BASE}/health", Api.registry_health, READ),
+    Route("GET", f"{BASE}/search", Api.search, READ),
     Route("GET", f"{BASE}/explain", Api.explain, READ),
     Route("GET", f"{BASE}/history", Api.history, READ),
     Route("GET", f"{BASE}/stats", Api.stats, READ),

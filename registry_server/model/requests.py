@@ -16,6 +16,9 @@ from registry_server.model.tokens import decode_page_token
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1_000
+DEFAULT_SEARCH_LIMIT: Final = 10
+MAX_SEARCH_LIMIT: Final = 100
+MAX_SEARCH_LENGTH: Final = 256
 MAX_NAMES = 10_000
 MAX_BATCH_SIZE = 500
 MAX_TYPES: Final = 64
@@ -41,6 +44,15 @@ def check_not_negative(value: int, at: str, violations: list[Violation]) -> None
     """Reject negative revisions and sizes."""
     if value < 0:
         violations.append(Violation(at, f"is {value}; must not be negative"))
+
+
+def check_search(text: str, limit: int, at: str, violations: list[Violation]) -> None:
+    """Check the text and the limit of a search; ``at`` is the field of the text."""
+    rules.check_length(text, at, MAX_SEARCH_LENGTH, violations)
+    if not any(map(str.isalnum, text)):
+        violations.append(Violation(at, "must have at least one letter or digit"))
+    if not 0 <= limit <= MAX_SEARCH_LIMIT:
+        violations.append(Violation("limit", f"is {limit}; must be from 1 to {MAX_SEARCH_LIMIT}, or 0 for the default"))
 
 
 def name_violations(names: Sequence[str], leases: Sized = ()) -> list[Violation]:

@@ -1,10 +1,10 @@
 """``RegistryExplanations``: the use cases that explain: why a filter finds nothing, and what happened to a service."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ossa.registry.v1.registry_service_pb2 import ExplainDiscoveryResponse, ListEventsRequest
 from ossa.registry.v1.service_pb2 import ServiceFilter
-from registry_server.catalog import Explanations
+from registry_server.catalog import Explanations, Hits, Search
 from registry_server.model import requests
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.tokens import encode_page_token
@@ -14,15 +14,37 @@ from registry_server.registry.reads import RegistryReads
 from registry_server.security.identity import current_identity
 from registry_server.store import StoreReader
 
+if TYPE_CHECKING:
+    from ossa_common.violations import Violation
+
 
 class RegistryExplanations(RegistryReads):
-    """Explains why a filter matches nothing, or not a certain service, and lists past events."""
+    """Searches by text, explains why a filter matches nothing, or not a certain service, and lists past events."""
 
     def __init__(self, *, reader: StoreReader, **parts: Any) -> None:
         """Combine the parts; ``parts`` are those of ``RegistryReads``."""
         super().__init__(**parts)
         self._event_log = EventLog(self._replica, reader, self.slices)
         self._explanations = Explanations(self._replica, self._discovery)
+        self._search = Search(self._replica, self._discovery)
+
+    async def search(self, text: str, filter_: ServiceFilter, limit: int = 0) -> Hits:
+        """Return the services that match a text and a filter, the best first.
+
+        Args:
+            text: Words to find.
+            filter_: Conditions that the services must meet.
+            limit: Maximum number of services; 0 = the default.
+
+        Raises:
+            InvalidRequest: The text, the filter or the limit is not valid.
+        """
+        violations: list[Violation] = []
+        requests.check_search(text, limit, "query", violations)
+        compiled = current_identity.get().restrict(compile_filter(filter_, "filter", violations))
+        requests.raise_if_invalid(violations)
+        self._writes.require_loaded()
+        return await self._search.find(text, compiled, limit or requests.DEFAULT_SEARCH_LIMIT)
 
     async def explain(self, filter_: ServiceFilter, name: str = "") -> ExplainDiscoveryResponse:
         """Explain the result of a filter and, unless ``name`` is empty, whether that service is in it.

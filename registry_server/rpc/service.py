@@ -8,6 +8,7 @@ from typing import Final
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from ossa.registry.v1.service_pb2 import Service
+from registry_server.catalog import Hit
 from registry_server.errors import InvalidRequest, RegistryError
 from registry_server.model.requests import MAX_BATCH_SIZE
 from registry_server.model.wire import bytes_field, split_repeated
@@ -26,6 +27,7 @@ _QUIET_SECONDS: Final = 0.5
 """Without a message for this long, a client does not wait for an answer in order to send the next message."""
 _SERVICES: Final = pb.BatchRegisterServicesRequest.DESCRIPTOR.fields_by_name["services"].number
 _RESULTS: Final = pb.BatchRegisterServicesResponse.DESCRIPTOR.fields_by_name["results"].number
+_SEARCH_RESULTS: Final = pb.SearchServicesResponse.DESCRIPTOR.fields_by_name["results"].number
 
 
 class _Services(Sequence[Service | RegistryError]):
@@ -98,6 +100,12 @@ class RegistryRpc:
     async def discover_services(self, request: pb.DiscoverServicesRequest, call: RpcCall) -> bytes:
         page = await self._registry.find_page(request, wire=call.request, wait_seconds=call.wait_seconds())
         return page.wire()
+
+    @rpc(READ)
+    async def search_services(self, request: pb.SearchServicesRequest, _: RpcCall) -> bytes:
+        found = await self._registry.search(request.query, request.filter, request.limit)
+        rest = pb.SearchServicesResponse(total_size=found.total, revision=found.revision, stale=found.stale)
+        return b"".join((*map(_search_result, found.hits), rest.SerializeToString()))
 
     @rpc(READ)
     async def explain_discovery(self, request: pb.ExplainDiscoveryRequest, _: RpcCall) -> pb.ExplainDiscoveryResponse:
@@ -201,6 +209,12 @@ class RegistryRpc:
     async def cleanup(self, _: pb.CleanupRequest, __: RpcCall) -> pb.CleanupResponse:
         names = await self._registry.cleanup()
         return pb.CleanupResponse(services_removed=len(names), names=names)
+
+
+def _search_result(hit: Hit) -> bytes:
+    """Encode a hit as field ``results`` of ``SearchServicesResponse``; ``SearchResult.service`` is field 1."""
+    rest = pb.SearchResult(score=hit.score, matched_capabilities=hit.capabilities)
+    return bytes_field(_SEARCH_RESULTS, hit.record.framed + rest.SerializeToString())
 
 
 def _caller(identity: Identity) -> pb.Caller:

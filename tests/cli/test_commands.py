@@ -245,6 +245,18 @@ def test_empty_results_say_why(program: Program) -> None:
     assert program.run_ok("explain", "-o", "json").json["summary"] == "No service is registered."
 
 
+def test_search_finds_services_by_words(program: Program) -> None:
+    register(program, "polyglot", "--capability", "translate@1.5.0", "--description", "Translates contracts")
+    done = program.run_ok("search", "contract", "translation")
+    assert lines(done.out)[0] == ["NAME", "SCORE", "HEALTH", "MATCHES", "DESCRIPTION"]
+    row = lines(done.out)[1]
+    assert [row[0], *row[2:]] == ["polyglot", "healthy", "translate", "Translates", "contracts"]
+    assert program.run_ok("search", "transalte", "-o", "name").out == "polyglot\n"
+    (result,) = program.run_ok("search", "translate", "-o", "json").json
+    assert (result["service"]["name"], result["matchedCapabilities"]) == ("polyglot", ["translate"])
+    assert "no service has these words" in program.run("search", "zebra").err
+
+
 def test_stats_prints_counts(program: Program) -> None:
     register(program, "a", "--capability", "x@1")
     shown = program.run_ok("stats", "-o", "json").json

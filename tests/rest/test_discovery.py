@@ -98,6 +98,18 @@ async def test_every_filter_finds_the_expected_services(rest: Rest) -> None:
     assert set(FILTERS) <= tested
 
 
+async def test_search_returns_the_best_first(rest: Rest) -> None:
+    await register_fleet(rest)
+    data = (await rest.get("/search?q=translation&limit=1")).data
+    (result,) = data["results"]
+    assert result["service"] == (await rest.get(f"/services/{result['service']['name']}")).data
+    assert (result["matchedCapabilities"], data["total"], data["stale"]) == (["translate"], 2, False)
+    found = (await rest.get("/search?q=translation&label.region=us")).data["results"]
+    assert [each["service"]["name"] for each in found] == ["beta"]
+    bad = await rest.get("/search?q=%20&limit=101&page=1&name=(")
+    assert (bad.status, set(bad.fields)) == (400, {"q", "limit", "page", "name"})
+
+
 async def test_explanation_names_the_reason(rest: Rest) -> None:
     await register_fleet(rest)
     data = (await rest.get("/explain?capability=translat&label.region=eu&for=beta")).data

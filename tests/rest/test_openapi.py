@@ -50,6 +50,7 @@ QUERIES = {
     ("POST", f"{BASE}/services"): {"createOnly"},
     ("GET", f"{BASE}/services"): {*FILTERS, *PAGE, LABEL},
     ("DELETE", f"{BASE}/services/{{name}}"): {"instanceId"},
+    ("GET", f"{BASE}/search"): {*FILTERS, "q", "limit", LABEL},
     ("GET", f"{BASE}/explain"): {*FILTERS, "for", LABEL},
     ("GET", f"{BASE}/history"): {"name", "since", *PAGE},
     ("GET", f"{BASE}/capabilities"): {*PAGE},
@@ -63,6 +64,7 @@ VALID_VALUES = {
     "available": "true",
     "since": "2026-11-24T12:00:00Z",
     "pageSize": "5",
+    "limit": "5",
     "capabilityVersion": "1&capability=x",
 }
 
@@ -80,8 +82,11 @@ async def test_every_documented_parameter_is_accepted(method: str, path: str, re
     for name in QUERIES[method, path]:
         if name in {"pageToken", "lastEventId"}:  # must come from the registry; covered by separate tests
             continue
+        required = "&q=x" if path.endswith("/search") and name != "q" else ""
         answer = await rest.call(
-            "HEAD" if path.endswith("events") else method, f"?{name}={VALID_VALUES.get(name, 'x')}", base=path
+            "HEAD" if path.endswith("events") else method,
+            f"?{name}={VALID_VALUES.get(name, 'x')}{required}",
+            base=path,
         )
         assert answer.status == 200, name
 

@@ -128,7 +128,12 @@ def update_request(name: str) -> pb.UpdateServiceRequest:
 
 def simple_request(kind: type[Message]) -> Callable[[str], Message]:
     """Return a function that builds a request for a name; the name is in the field that requests have for it."""
-    fields: dict[str, Callable[[str], Any]] = {"name": str, "names": lambda name: [name], "service": service}
+    fields: dict[str, Callable[[str], Any]] = {
+        "name": str,
+        "names": lambda name: [name],
+        "service": service,
+        "query": str,
+    }
     known = [field for field in fields if field in kind.DESCRIPTOR.fields_by_name]
     return lambda name: kind(**{field: fields[field](name) for field in known})
 
@@ -169,6 +174,9 @@ BODIES: dict[str, Callable[[str], Any]] = {
     f"PUT {BASE}/services/{{name}}": lambda _: {"version": "2.0.0"},
     f"PUT {BASE}/services/{{name}}/maintenance": lambda _: {"enabled": True, "reason": "disk replacement"},
 }
+
+
+QUERIES = {f"GET {BASE}/search": "?q=x"}
 
 
 def credentials(policy: Policy) -> dict[str, list[str]]:
@@ -265,7 +273,7 @@ async def test_every_route_answers_as_documented(
                         body = BODIES[call](name) if call in BODIES else None
                         with subtests.test(call, column=column, credential=credential[:12], name=name):
                             async with session.request(
-                                method, path.replace("{name}", name), json=body, headers=headers
+                                method, path.replace("{name}", name) + QUERIES.get(call, ""), json=body, headers=headers
                             ) as answer:
                                 assert str(answer.status) == documented(call, column, public=public)
                                 if answer.status == 401:

@@ -114,6 +114,9 @@ def stable(value: Any) -> Any:
     return [stable(item) for item in value] if isinstance(value, list) else value
 
 
+SEARCHES: Final = ("guard", "grd", "gua", "vault shop", HIDDEN, VISIBLE, "secret agent")
+
+
 def requests_of(rpc: str) -> list[Any]:
     """Return requests of an RPC that name visible, hidden and free services, or filter for what is hidden."""
     kind = GetMessageClass(SERVICE.methods_by_name[rpc].input_type)
@@ -128,6 +131,7 @@ def requests_of(rpc: str) -> list[Any]:
     if "filter" in fields:
         hidden: list[dict[str, Any]] = [{"environment": "staging"}, {"tags": ["secret"]}, {"capability": "guard"}]
         requests += [kind(filter=each) for each in hidden]
+    requests += [kind(query=text) for text in SEARCHES if "query" in fields]
     if "service" in fields and "update_mask" in fields:
         for name in (HIDDEN, FREE):
             requests.append(kind(service=small_service(name), update_mask={"paths": ["version"]}))
@@ -161,7 +165,7 @@ async def test_no_answer_of_any_rpc_depends_on_what_is_hidden(
 async def test_no_answer_of_any_route_depends_on_what_is_hidden(
     sites: list[Server], policy: Policy, subtests: pytest.Subtests
 ) -> None:
-    queries = ("", "environment=staging", "capability=guard", f"name={HIDDEN}", "pageSize=1")
+    queries = ("", "environment=staging", "capability=guard", f"name={HIDDEN}", "pageSize=1", "q=guard", "q=vault+shop")
     paths = {
         path
         for route in ROUTES

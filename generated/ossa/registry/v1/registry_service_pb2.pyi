@@ -514,7 +514,7 @@ Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
 
 @_typing.final
 class SearchServicesRequest(_message.Message):
-    """Request of `SearchServices`, which this version of the registry does not offer yet."""
+    """Request of `SearchServices`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -522,9 +522,11 @@ class SearchServicesRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """Required. Text to search for."""
+    """Required. Text to search for: 1 to 256 characters with at least one letter or digit. Words after the 16th have no
+    effect.
+    """
     limit: _builtins.int
-    """Optional. Maximum number of results, 1 to 100. 0 = 10."""
+    """Optional. Maximum number of results, 1 to 100. 0 = 10. There are fewer if these would exceed 3 MiB."""
     @_builtins.property
     def filter(self) -> _service_pb2.ServiceFilter:
         """Optional. Conditions that the services must meet. Unset = all services."""
@@ -559,7 +561,9 @@ class SearchServicesResponse(_message.Message):
     revision: _builtins.int
     """Revision of the registry at which the response was computed."""
     stale: _builtins.bool
-    """Whether the store is unavailable, so that the response may be out of date."""
+    """Whether the response may be out of date: the store is unavailable, or this server started recently and its index of
+    words does not have all services yet.
+    """
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
         """Results, the best first."""
@@ -591,7 +595,7 @@ class SearchResult(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     MATCHED_CAPABILITIES_FIELD_NUMBER: _builtins.int
     score: _builtins.float
-    """Relevance, 0 to 100."""
+    """Relevance, a whole number from 1 to 100. Comparable within one response."""
     @_builtins.property
     def service(self) -> _service_pb2.Service:
         """The service."""

@@ -73,6 +73,11 @@ class RegistryServiceStub:
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.SerializeToString,
                 response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.FromString,
                 _registered_method=True)
+        self.SearchServices = channel.unary_unary(
+                '/ossa.registry.v1.RegistryService/SearchServices',
+                request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesRequest.SerializeToString,
+                response_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesResponse.FromString,
+                _registered_method=True)
         self.ExplainDiscovery = channel.unary_unary(
                 '/ossa.registry.v1.RegistryService/ExplainDiscovery',
                 request_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.ExplainDiscoveryRequest.SerializeToString,
@@ -203,6 +208,17 @@ class RegistryServiceServicer:
         """Returns the services that match a filter, ordered by name.
         Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
         reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchServices(self, request, context):
+        """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
+        available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+        with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
+        changes that this server has applied.
+        Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -361,6 +377,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DiscoverServices,
                     request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.FromString,
                     response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.SerializeToString,
+            ),
+            'SearchServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchServices,
+                    request_deserializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesRequest.FromString,
+                    response_serializer=ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesResponse.SerializeToString,
             ),
             'ExplainDiscovery': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainDiscovery,
@@ -565,6 +586,33 @@ class RegistryService:
             '/ossa.registry.v1.RegistryService/DiscoverServices',
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesRequest.SerializeToString,
             ossa_dot_registry_dot_v1_dot_registry__service__pb2.DiscoverServicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchServices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ossa.registry.v1.RegistryService/SearchServices',
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesRequest.SerializeToString,
+            ossa_dot_registry_dot_v1_dot_registry__service__pb2.SearchServicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,13 @@ class RegistryServiceStub:
     Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
     reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
     """
+    SearchServices: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SearchServicesRequest, _registry_service_pb2.SearchServicesResponse]
+    """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
+    available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+    with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
+    changes that this server has applied.
+    Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
+    """
     ExplainDiscovery: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ExplainDiscoveryRequest, _registry_service_pb2.ExplainDiscoveryResponse]
     """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
     whether a certain service meets them. Answered from memory.
@@ -185,6 +192,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Returns the services that match a filter, ordered by name.
     Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
     reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+    """
+    SearchServices: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SearchServicesRequest, _registry_service_pb2.SearchServicesResponse]  # type: ignore[assignment]
+    """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
+    available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+    with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
+    changes that this server has applied.
+    Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
     """
     ExplainDiscovery: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ExplainDiscoveryRequest, _registry_service_pb2.ExplainDiscoveryResponse]  # type: ignore[assignment]
     """Explains the result of a filter: how many services meet each of its conditions, which values exist instead, and
@@ -320,6 +334,19 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the services that match a filter, ordered by name.
         Errors: INVALID_ARGUMENT for an invalid filter, page size or page token; DEADLINE_EXCEEDED if the server did not
         reach `min_revision` in time; UNAVAILABLE for STRONG while the store is unavailable.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchServices(
+        self,
+        request: _registry_service_pb2.SearchServicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.SearchServicesResponse, _abc.Awaitable[_registry_service_pb2.SearchServicesResponse]]:
+        """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
+        available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+        with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
+        changes that this server has applied.
+        Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
         """
 
     @_abc_1.abstractmethod
