@@ -5,6 +5,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -146,6 +147,13 @@ class Client:
             if not request.page_token:
                 return call
 
+    async def search(self) -> None:
+        """Let the index of the process exist while services change."""
+        with suppress(grpc.aio.AioRpcError):
+            await self.stubs[self.process].SearchServices(
+                pb.SearchServicesRequest(query="any"), timeout=_DEADLINE_SECONDS
+            )
+
     async def beat(self, names: Sequence[str]) -> list[str]:
         """Renew leases and return the unknown names."""
         calls = [self.call("heartbeat", name) for name in names]
@@ -177,6 +185,8 @@ class Client:
                     request.page_token = token
                     pages.append(await self._stub.ListEvents(request, timeout=_DEADLINE_SECONDS))
                 removals = {name: await self._removal(name) for name in sorted(names)}
+                for name in sorted(names | state.states.keys()):
+                    await self._check_search(name, state)
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(0.05)
                 continue
@@ -187,6 +197,16 @@ class Client:
     @property
     def _stub(self) -> "RegistryServiceAsyncStub":
         return self.stubs[self.process]
+
+    async def _check_search(self, name: str, state: FinalState) -> None:
+        """Record a problem unless a search for a name finds the services that are registered."""
+        answer = await self._stub.SearchServices(
+            pb.SearchServicesRequest(query=name, limit=100), timeout=_DEADLINE_SECONDS
+        )
+        found = {result.service.name: result.service.revision for result in answer.results}
+        known = {each: revision for each, (_, revision) in state.states.items() if each in found}
+        if answer.revision == state.revision and (found != known or (name in found) != (name in state.states)):
+            self.load.history.problems.append(f"{state.owner} finds {found} for {name}, registered are {state.states}")
 
     async def _removal(self, name: str) -> Removal:
         answer = await self._stub.ExplainDiscovery(pb.ExplainDiscoveryRequest(name=name), timeout=_DEADLINE_SECONDS)
@@ -295,6 +315,7 @@ class Reader(Worker):
                 await self.read_all(strong=True)
             case _:
                 await self.read_all()
+                await self.search()
 
 
 class Heartbeater(Worker):
