@@ -1,12 +1,12 @@
 """Explanations of empty results."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from registry_cli.calls import CommandContext
 from registry_client import RegistryError, ServiceFilter
 
 _MAX_NAMES = 5
-"""Unknown names for which similar ones are looked up."""
+"""Unknown names that are explained."""
 
 
 async def empty_result_text(context: CommandContext, service_filter: ServiceFilter) -> str:
@@ -17,12 +17,12 @@ async def empty_result_text(context: CommandContext, service_filter: ServiceFilt
         return "no service matches"
 
 
-async def print_similar_names(context: CommandContext, names: Iterable[str]) -> None:
-    """Print registered names that resemble names that are not registered."""
-    for name in list(names)[:_MAX_NAMES]:
+async def print_reasons(context: CommandContext, names: Sequence[str]) -> None:
+    """Print why names are not registered, as far as it is known, and registered names that resemble them."""
+    for name in names[:_MAX_NAMES]:
         try:
-            similar = (await context.client.explain_discovery(name=name)).similar_names
+            summary = (await context.client.explain_discovery(name=name)).summary
         except RegistryError:
             return
-        if similar:
-            context.out.print_notice(f"did you mean {' or '.join(similar)}?")
+        if reason := summary.removeprefix(f"{name} is not registered").lstrip(".:; "):
+            context.out.print_notice(reason if len(names) == 1 else f"{name}: {reason}")

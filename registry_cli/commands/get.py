@@ -2,7 +2,7 @@
 
 from registry_cli.calls import ALL_FORMATS, CommandContext, registry_command
 from registry_cli.exits import Exit
-from registry_cli.explanations import print_similar_names
+from registry_cli.explanations import print_reasons
 from registry_cli.per_name import NAMES, call_for_each_name
 from registry_cli.services import show_services
 
@@ -19,5 +19,5 @@ async def command(context: CommandContext, *, names: tuple[str, ...]) -> Exit:
         show_services(context.out, [service for _, service in outcome.results], single=len(names) == 1)
     found = [name for name, _ in outcome.results]
     if outcome.code is Exit.NOT_FOUND:
-        await print_similar_names(context, [name for name in dict.fromkeys(names) if name not in found])
+        await print_reasons(context, [name for name in dict.fromkeys(names) if name not in found])
     return outcome.code

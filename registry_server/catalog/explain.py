@@ -15,6 +15,7 @@ from registry_server.catalog.summary import Finding, Relaxation, summarise
 from registry_server.model.conditions import Condition, joined, split_filter, status_word
 from registry_server.model.filters import Filter
 from registry_server.model.record import Record
+from registry_server.security.identity import current_identity
 
 _MAX_NEAREST: Final = 5
 _MAX_SIMILAR_NAMES: Final = 3
@@ -23,6 +24,8 @@ _MAX_RELAXED: Final = 8
 _MAX_RELAXED_NAMES: Final = 3
 _STEP_NAMES: Final = 500
 """About 0.5 ms."""
+_STEP_REMOVALS: Final = 8
+"""Up to 8 ms, with the costliest pattern."""
 _OPERATORS: Final = re.compile(r"[\\^$*+?()\[\]{}|]|^\.+|\.+(?=[*+?]|$)")
 """Characters of a pattern that a name does not contain."""
 
@@ -54,8 +57,10 @@ class Explanations:
         if name and self._find_record(name, everything) is None:
             await run(self._find_similar(name, everything, similar))
         relaxation = None
-        if not name and not await self._count(whole):
+        departed: list[Event] = []
+        if not name and findings and not await self._count(whole):
             relaxation = await self._relax(findings, compile_)
+            await run(self._find_departed(whole, everything, departed))
         total = await self._count(whole)
         # No await from here on: the total and the verdict are those of one revision.
         record = self._find_record(name, everything) if name else None
@@ -68,7 +73,13 @@ class Explanations:
             similar_names=() if record else similar,
         )
         response.summary = summarise(
-            response, name, findings, relaxation, registered, restricted=everything.visible is not None
+            response,
+            name,
+            findings,
+            relaxation,
+            registered,
+            departed=next(iter(departed), None),
+            restricted=current_identity.get().name if everything.visible is not None else "",
         )
         return response
 
@@ -94,6 +105,17 @@ class Explanations:
             return None
         event = change.arrival() if appeared else change.event(matches=True)
         return WatchEventsResponse.FromString(event.frame).events[0]
+
+    def _find_departed(self, whole: Filter, everything: Filter, departed: list[Event]) -> Iterator[None]:
+        """Find the newest removal of a service that matched and is not registered again."""
+        for i, removal in enumerate(self._replica.tombstones.newest_first()):
+            if i % _STEP_REMOVALS == 0:
+                yield
+            before = removal.before
+            gone = self._find_record(removal.name, everything) is None
+            if gone and before is not None and whole.matches(before):
+                departed += WatchEventsResponse.FromString(removal.event(matches=False).frame).events
+                return
 
     # Nearest values.
 

@@ -51,7 +51,8 @@ def summarise(
     relaxation: Relaxation | None,
     registered: int,
     *,
-    restricted: bool,
+    departed: Event | None,
+    restricted: str,
 ) -> str:
     """Return the sentence for a response.
 
@@ -61,13 +62,19 @@ def summarise(
         findings: The conditions of the filter.
         relaxation: The condition that is the cause, if a single one is.
         registered: Number of services that the caller sees.
-        restricted: Whether it sees a part of the services.
+        departed: The removal of the last service that matched, if it is known.
+        restricted: The name of the caller, if it sees only a part of the services; else empty.
     """
     text = (
         _about_service(response, name, findings) if name else _about_filter(response, findings, relaxation, registered)
     )
-    found = response.found if name else response.total_size
-    return text if found or not restricted else f"{text} The policy lets this caller see a part of the services."
+    if response.found if name else response.total_size:
+        return text
+    if departed is not None:
+        text += f" The last match was {departed.service.name}: {removal_text(departed)}."
+    if restricted:
+        text += f" The policy hides some services from {quoted(restricted)}; another credential may see more."
+    return text
 
 
 def _about_filter(
@@ -85,7 +92,9 @@ def _about_filter(
         text = "No service " + ", and none ".join(_unmet_phrase(each) for each in unmet[:_MAX_PHRASES])
         if relaxation is None or unmet[0].nearest:
             return text + "."
-        names = [name for name, _ in relaxation.actual]
+        names = _names_with_values(relaxation)
+        if relaxation.condition.field != "available":
+            names = [name for name, _ in relaxation.actual]
         return f"{text}; without that condition, {_matching_phrase(names, relaxation.matching)}."
     text = f"No service meets all {len(findings)} conditions at once"
     return f"{text}; {_relaxed_phrase(relaxation)}." if relaxation else f"{text}, though each is met by some."
@@ -138,14 +147,25 @@ def _unmet_phrase(finding: Finding) -> str:
 
 def _relaxed_phrase(relaxation: Relaxation) -> str:
     condition = relaxation.condition
-    names = [f"{name} ({actual or 'none'})" for name, actual in relaxation.actual]
     without = _condition_text(condition.field, condition.wanted)
-    return f"without {without}, {_matching_phrase(names, relaxation.matching)}"
+    names = _names_with_values(relaxation)
+    if condition.field != "available":
+        return f"without {without}, {_matching_phrase(names, relaxation.matching)}"
+    one = relaxation.matching == 1
+    subject = "1 service meets the others but is" if one else f"{relaxation.matching} services meet the others but are"
+    return f"{subject} not {without}: {_listed(names, relaxation.matching)}"
+
+
+def _names_with_values(relaxation: Relaxation) -> list[str]:
+    return [f"{name} ({actual or 'none'})" for name, actual in relaxation.actual]
 
 
 def _matching_phrase(names: Sequence[str], count: int) -> str:
-    more = [f"{count - len(names)} more"] if count > len(names) else []
-    return f"{_matches(count)}: {', '.join([*names, *more])}"
+    return f"{_matches(count)}: {_listed(names, count)}"
+
+
+def _listed(names: Sequence[str], count: int) -> str:
+    return ", ".join([*names, *([f"{count - len(names)} more"] if count > len(names) else [])])
 
 
 def _condition_text(field_path: str, wanted: str) -> str:

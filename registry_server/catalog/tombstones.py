@@ -23,6 +23,10 @@ class Tombstones:
         """Return the newest known removal of a service."""
         return self._removals.get(name)
 
+    def newest_first(self) -> list[Change]:
+        """Return the known removals."""
+        return list(reversed(self._removals.values()))
+
     def apply_change(self, change: Change) -> None:
         """Record a change that is a removal."""
         if change.after is not None or change.before is None:

@@ -65,8 +65,8 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "draining": (
         {"capability": "summarize", "available": True},
         (
-            "No service meets all 2 conditions at once; without available (healthy and not draining), "
-            "1 service matches: summarizer (healthy, draining)."
+            "No service meets all 2 conditions at once; 1 service meets the others but is not available "
+            "(healthy and not draining): summarizer (healthy, draining)."
         ),
     ),
     "a status": ({"health": [UNHEALTHY]}, "No service is unhealthy (there are: healthy)."),
