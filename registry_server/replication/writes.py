@@ -225,7 +225,7 @@ class Writes:
             )
             if not isinstance(outcome, int):
                 return outcome
-            await self._wait_committed(after.name, outcome)
+            await self._wait_committed(after.name, outcome, after.SerializeToString())
         after.revision = outcome
         return after
 
@@ -296,7 +296,7 @@ class Writes:
         )
         if not isinstance(outcome, int):
             return outcome
-        await self._wait_committed(record.name, outcome, removed=True)
+        await self._wait_committed(record.name, outcome, None)
         return record.message()
 
     async def publish_notice(self, error: str, reason: EventReason.ValueType, *, owner: str = "") -> None:
@@ -318,20 +318,21 @@ class Writes:
         except RevisionNotReached:
             raise StoreUnavailable(f"the store is at revision {revision}, but this process cannot follow it") from None
 
-    async def _wait_committed(self, name: str, revision: int, *, removed: bool = False) -> None:
-        """Wait until this replica has applied a change that this process has committed.
+    async def _wait_committed(self, name: str, revision: int, wire: bytes | None) -> None:
+        """Wait until this replica has applied this process's change: ``wire`` without its revision, or a removal.
 
         Raises:
-            StoreUnavailable: It was not applied in time, or the store lost it and reused its revision for another
-                change.
+            StoreUnavailable: It was not applied in time, or the store lost it and reused its revision.
         """
         await self.wait_applied(revision)
         change, record = self._replica.history.at(revision), self._replica.records.get(name)
         if change is not None:
-            is_ours = change.name == name and (change.after is None) == removed
+            record, is_ours = change.after, change.name == name
         else:  # the state was reloaded in the meantime
-            is_ours = record is None if removed else record is not None and record.revision == revision
-        if not is_ours:
+            is_ours = record is None or record.revision == revision
+        # The revision is the last field of a record.
+        same = record is None if wire is None else record is not None and record.wire.startswith(wire)
+        if not (is_ours and same):
             raise StoreUnavailable("the store was replaced: whether it has the change is not known")
 
     async def catch_up(self) -> None:

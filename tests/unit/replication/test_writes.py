@@ -8,15 +8,16 @@ import pytest
 from redis.asyncio import Redis
 
 from ossa.registry.v1.service_pb2 import Service
-from registry_server.errors import Overloaded
+from registry_server.errors import Overloaded, StoreUnavailable
 from registry_server.model.record import Record
 from registry_server.replication import Writes
 from registry_server.replication import writes as writes_module
 from registry_server.runtime.clock import timestamp
 from registry_server.security.identity import Claim
 from registry_server.store import StoreLimits
-from tests.support.followers import FollowerProcess, Writer, eventually
+from tests.support.followers import REGISTERED, Backup, FollowerProcess, Writer, eventually
 from tests.support.redis_process import RedisProcess
+from tests.support.samples import small_service
 
 ALICE = Claim("alice", exclusive=True)
 
@@ -61,6 +62,25 @@ async def test_writes_above_the_limit_are_refused(process: FollowerProcess) -> N
     writes.require_capacity(8)
     assert await writes.change_service("b", attempt) == "written"
     assert writes.in_flight == 0
+
+
+@pytest.mark.own_redis
+async def test_revision_reused_for_the_same_service_is_no_confirmation(
+    process: FollowerProcess, client: Redis, backup: Backup
+) -> None:
+    await process.pause()
+    backup.copy_files()
+    write = asyncio.create_task(
+        writes_of(process).write_service(None, small_service("a", version="1.0.0"), REGISTERED, renew=True)
+    )
+    while await client.get(process.store.keys.revision) != b"1":
+        await asyncio.sleep(0.005)
+    async with backup.restored() as other:
+        await other.write_services("a", version="2.0.0")
+        assert other.revisions == {"a": 1}
+    process.start()
+    with pytest.raises(StoreUnavailable):
+        await write
 
 
 async def test_caller_with_many_writes_leaves_places_to_others(
