@@ -3,6 +3,9 @@
 grpc.aio (1.85) decodes the path of each call as UTF-8 in its accept loop without handling errors. A single request with
 an invalid byte, from anyone who reaches the port, ends the loop: calls in flight finish, but the server no longer
 accepts any. The listener detects this and starts another server on the same address.
+
+Do not register methods (``add_registered_method_handlers``): the end of the loop would cancel the tasks that wait for
+their calls and free the memory that gRPC's core writes the next call to, which ends the process with SIGSEGV.
 """
 
 import asyncio

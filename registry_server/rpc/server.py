@@ -34,9 +34,6 @@ whose request is not complete take no places of others: about 3,500 arrive in a 
 _HANDSHAKE_TIMEOUT_MS: Final = 20_000
 """Time for a new connection to complete TLS and send its HTTP/2 settings."""
 _UNLIMITED_CONNECTIONS: Final = 2**31 - 1
-_QUEUED_SEPARATELY: Final = ("GetService", "DiscoverServices", "Heartbeat")
-"""RPCs that gRPC accepts from queues of their own: it accepts one call of a queue every few turns of the event loop, so
-they would wait behind a burst of other calls and streams. Each queue costs every accepted call 0.5 µs."""
 _MAX_PENDING_CALLS: Final = 3_000
 """Calls that gRPC queues before their handler starts, about one second of work; beyond it, callers time out first."""
 
@@ -101,14 +98,11 @@ class RpcServer:
         def make_server() -> grpc.aio.Server:
             services = handlers.items()
             with bulk_notifications():
-                server = grpc.aio.server(
+                return grpc.aio.server(
                     handlers=tuple(grpc.method_handlers_generic_handler(*service) for service in services),
                     options=_options(settings, shared_port=shared_port),
                     maximum_concurrent_rpcs=_max_concurrent_rpcs(limits),
                 )
-            queued = {name: registry_handlers[name] for name in _QUEUED_SEPARATELY}
-            server.add_registered_method_handlers(SERVICE.full_name, queued)
-            return server
 
         self._listener = Listener(make_server, self._bind)
 
