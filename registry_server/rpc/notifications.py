@@ -14,10 +14,13 @@ import termios
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 MAX_NOTIFICATIONS_PER_TURN: Final = 128
 """An operation takes up to 0.1 ms to handle, and a turn should take no more than 10 ms."""
+_QUIET_TURNS: Final = 16
+"""Turns without a look at the unread notifications after there were none; a look takes 3 µs, of several a call."""
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def bulk_notifications() -> Iterator[None]:
     add_reader = loop.add_reader
 
     def add_bulk_reader(reader: socket.socket, callback: Callable[..., object], *args: object) -> None:
-        add_reader(reader, read_in_bulk, reader, lambda: callback(*args))
+        add_reader(reader, BulkReader(reader, partial(callback, *args) if args else callback).handle)
 
     loop.add_reader = add_bulk_reader
     try:
@@ -36,10 +39,23 @@ def bulk_notifications() -> Iterator[None]:
         loop.add_reader = add_reader
 
 
-def read_in_bulk(reader: socket.socket, handle: Callable[[], object]) -> None:
-    """Read all but one of the bytes that have arrived, up to a limit; ``handle`` reads the last one."""
-    arrived = array("i", [0])
-    fcntl.ioctl(reader, termios.FIONREAD, arrived)
-    if (count := min(arrived[0], MAX_NOTIFICATIONS_PER_TURN) - 1) > 0:
-        reader.recv(count)
-    handle()
+class BulkReader:
+    """Reads all but one of the bytes that have arrived, up to a limit; the handler reads the last one."""
+
+    def __init__(self, reader: socket.socket, handle: Callable[[], object]) -> None:
+        """Read from ``reader`` before each call of ``handle``, at once or within some turns."""
+        self._reader, self._handle = reader, handle
+        self._unread = array("i", [0])
+        self._turns_to_look = 0
+
+    def handle(self) -> None:
+        """Handle a turn in which bytes have arrived."""
+        if self._turns_to_look:
+            self._turns_to_look -= 1
+        else:
+            fcntl.ioctl(self._reader, termios.FIONREAD, self._unread)
+            if (count := min(self._unread[0], MAX_NOTIFICATIONS_PER_TURN) - 1) > 0:
+                self._reader.recv(count)
+            else:
+                self._turns_to_look = _QUIET_TURNS
+        self._handle()

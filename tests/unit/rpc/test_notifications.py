@@ -1,10 +1,11 @@
 import asyncio
+import select
 import socket
 from typing import Any
 
 import grpc
 
-from registry_server.rpc.notifications import MAX_NOTIFICATIONS_PER_TURN, bulk_notifications, read_in_bulk
+from registry_server.rpc.notifications import MAX_NOTIFICATIONS_PER_TURN, BulkReader, bulk_notifications
 
 
 def test_turn_reads_a_limited_number_and_leaves_one_to_the_handler() -> None:
@@ -16,12 +17,31 @@ def test_turn_reads_a_limited_number_and_leaves_one_to_the_handler() -> None:
         reader.recv(1)
 
     with reader, writer:
+        bulk = BulkReader(reader, handle)
         writer.send(bytes(MAX_NOTIFICATIONS_PER_TURN + 2))
-        read_in_bulk(reader, handle)
-        read_in_bulk(reader, handle)
+        bulk.handle()
+        bulk.handle()
         writer.send(b"next")
-        read_in_bulk(reader, handle)
+        bulk.handle()
     assert unread == [3, 1, 1]
+
+
+def test_backlog_is_noticed_within_some_turns_after_a_quiet_one() -> None:
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        bulk = BulkReader(reader, lambda: reader.recv(1))
+        writer.send(b"1")
+        bulk.handle()
+        writer.send(bytes(100))
+        turns = 0
+        while _unread(reader):
+            bulk.handle()
+            turns += 1
+    assert turns < 30
+
+
+def _unread(reader: socket.socket) -> bool:
+    return bool(select.select([reader], [], [], 0)[0])
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -34,10 +54,10 @@ class Echo(grpc.GenericRpcHandler):
 
 async def test_grpc_handles_many_calls_with_bulk_notifications() -> None:
     loop: Any = asyncio.get_running_loop()
-    add_reader, callbacks = loop.add_reader, list[Any]()
+    add_reader, callbacks = loop.add_reader, list[str]()
 
     def record(reader: socket.socket, *args: Any) -> None:
-        callbacks.append(args[0])
+        callbacks.append(args[0].__qualname__)
         add_reader(reader, *args)
 
     loop.add_reader = record
@@ -49,4 +69,4 @@ async def test_grpc_handles_many_calls_with_bulk_notifications() -> None:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/a/B")
         assert await asyncio.gather(*(call(b"x") for _ in range(500))) == [b"x"] * 500
     await server.stop(None)
-    assert callbacks == [read_in_bulk]
+    assert callbacks == [BulkReader.handle.__qualname__]
