@@ -25,13 +25,15 @@ from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.model.tokens import encode_page_token
 from registry_server.model.validation import name_violations
-from registry_server.model.wire import only_field
+from registry_server.model.wire import bytes_field, only_field
 from registry_server.replication import REPLICA_WAIT_SECONDS, Follower, Writes, require_existing
 from registry_server.runtime.clock import Clock, timestamp
 from registry_server.security.identity import Role, current_identity
 from registry_server.watch import Watcher, WatchHub
 
 _CAPABILITIES_PAGE_SCOPE: Final = b"capabilities"
+_SERVICE: Final = 1
+"""Number of the field ``service`` in responses."""
 _GET_SERVICE_NAME_TAG: Final = 0x0A
 """Tag of ``GetServiceRequest.name``: field 1, length-delimited."""
 
@@ -106,6 +108,13 @@ class RegistryReads:
         except UnicodeDecodeError:
             return None
         return record if record is not None and current_identity.get().sees(record) else None
+
+    def frame_service(self, service: Service) -> bytes:
+        """Return a registered service as field 1 of a response: the bytes of its record, unless it changed since."""
+        record = self._replica.records.get(service.name)
+        if record is not None and record.revision == service.revision:
+            return record.framed
+        return bytes_field(_SERVICE, service.SerializeToString())
 
     def cached_page(self, key: PageKey) -> Page | None:
         """Return the page kept under a key, unless a change has affected it since."""

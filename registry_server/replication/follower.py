@@ -20,13 +20,10 @@ from registry_server.replication.loading import State, read_state, start_retenti
 from registry_server.replication.repair import Repairer
 from registry_server.runtime.clock import Clock
 from registry_server.runtime.pacing import Turn
-from registry_server.runtime.tasks import wait_until_idle
 from registry_server.store import DamagedEvent, Position, RedisStore, StoredEvent
 
 _LOAD_SLICE_RECORDS: Final = 1_000
 """Records indexed before other tasks run, about 10 ms: liveness probes must be answered while a million are loaded."""
-_MAX_BATCHING_SECONDS: Final = 0.01
-"""How long a busy process lets events accumulate before the next read: a read costs more than an event."""
 _MAX_LOGGED_REASONS: Final = 20
 """Reasons of one disconnection that are logged: attempts may fail alternately for several reasons."""
 _MAX_SHOWN_NAME: Final = 100
@@ -237,7 +234,6 @@ class Follower:
 
     async def _read_events(self, *, wait: bool) -> None:
         try:
-            await wait_until_idle(_MAX_BATCHING_SECONDS)
             events = await self._store.reader.wait_for_events(self._replica.revision, wait=wait)
             turn = Turn()
             for event in events:

@@ -62,9 +62,9 @@ class RegistryRpc:
         self._registry = registry
 
     @rpc(WRITE_OWN)
-    async def register_service(self, request: pb.RegisterServiceRequest, _: RpcCall) -> pb.RegisterServiceResponse:
+    async def register_service(self, request: pb.RegisterServiceRequest, _: RpcCall) -> bytes:
         service = await self._registry.register(request.service, create_only=request.create_only)
-        return pb.RegisterServiceResponse(service=service)
+        return self._registry.frame_service(service)
 
     @rpc(WRITE_OWN, max_bytes=None)
     async def batch_register_services(self, wire: bytes, _: RpcCall) -> bytes:
@@ -73,10 +73,10 @@ class RegistryRpc:
         def encode_all(results: Sequence[Service | RegistryError]) -> Iterator[None]:
             for result in results:
                 if isinstance(result, RegistryError):
-                    encoded = pb.BatchRegisterResult(status=status_of(result))
+                    encoded = pb.BatchRegisterResult(status=status_of(result)).SerializeToString()
                 else:
-                    encoded = pb.BatchRegisterResult(service=result)
-                frames.append(bytes_field(_RESULTS, encoded.SerializeToString()))
+                    encoded = self._registry.frame_service(result)
+                frames.append(bytes_field(_RESULTS, encoded))
                 yield
 
         await self._registry.slices.run(encode_all(await self._registry.register_batch(_Services(wire))))

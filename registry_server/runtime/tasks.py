@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 _CANCEL_RETRY_SECONDS: Final = 0.1
-# A pass of the event loop in which nothing runs takes 10 to 30 µs (measured).
-_IDLE_PASS_SECONDS: Final = 0.00005
-_IDLE_PASSES: Final = 2
 
 _T = TypeVar("_T")
 
@@ -84,17 +81,6 @@ def raise_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-async def wait_until_idle(max_seconds: float) -> None:
-    """Wait until the event loop has no other work, for at most ``max_seconds``."""
-    began = before = time.perf_counter()
-    idle = 0
-    while idle < _IDLE_PASSES and before - began < max_seconds:
-        await asyncio.sleep(0)
-        now = time.perf_counter()
-        idle = idle + 1 if now - before < _IDLE_PASS_SECONDS else 0
-        before = now
 
 
 @contextmanager

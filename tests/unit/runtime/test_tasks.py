@@ -1,5 +1,4 @@
 import asyncio
-import time
 import traceback
 from contextlib import suppress
 
@@ -11,7 +10,6 @@ from registry_server.runtime.tasks import (
     keep_running,
     raise_if_cancelled,
     run_loop,
-    wait_until_idle,
 )
 
 TIMEOUT = 10.0
@@ -64,28 +62,6 @@ async def test_task_that_loses_a_cancellation_is_cancelled_again() -> None:
     async with asyncio.timeout(TIMEOUT):
         await cancel([task])
     assert lost == 2
-
-
-async def test_idle_loop_ends_the_wait_at_once() -> None:
-    async with asyncio.timeout(TIMEOUT):
-        await wait_until_idle(max_seconds=3600)
-
-
-async def test_wait_lets_other_tasks_run_but_is_limited() -> None:
-    done = 0
-
-    async def works() -> None:
-        nonlocal done
-        while True:
-            time.sleep(0.001)  # noqa: ASYNC251 - simulated work
-            done += 1
-            await asyncio.sleep(0)
-
-    working = asyncio.create_task(works())
-    async with asyncio.timeout(TIMEOUT):
-        await wait_until_idle(max_seconds=0.05)
-    assert done > 1
-    await cancel([working])
 
 
 async def fail(*errors: Exception) -> None:
