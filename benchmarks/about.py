@@ -37,8 +37,8 @@ ABOUT: Final = {
         "A registration is validated, indexed, and committed together with lease, document and event by one script in "
         "Redis; the response is sent once this process has applied the change. etcd's `Put` stores opaque bytes and is "
         "compiled, which is why its rate can be higher. In calls that carry one service each, gRPC takes about 210 us "
-        "of the event loop's thread and the registry's own code about 400 us. The bound, half of the echo's rate, "
-        "allows the latter 210 us. In batches, where the same code runs many times in a row, it takes about 230 us for "
+        "of the event loop's thread and the registry's own code about 300 us. The bound, half of the echo's rate, "
+        "allows the latter 210 us. In batches, where the same code runs many times in a row, it takes about 190 us for "
         "each service: register fleets in batches. The earlier version is commit 8fcd314 with the same dependencies."
     ),
     "heartbeats": "One message renews many leases here; etcd needs one message for each lease.",
