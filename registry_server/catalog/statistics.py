@@ -19,6 +19,7 @@ from registry_server.model.record import Record, capability_term, health_term
 
 if TYPE_CHECKING:
     from registry_server.catalog.query import Query
+    from registry_server.store import Position
 
 MAX_SERVICE_NAMES = 1_000
 """Service names that a capability summary lists; ``service_count`` is always exact."""
@@ -72,11 +73,12 @@ class Statistics:
         self._replica = replica
         self._discovery = discovery
         self._kept: LRUCache[bytes, tuple[Query, int, RegistryStats]] = LRUCache(_MAX_CACHED_COUNTS)
+        self._all: tuple[Position, RegistryStats] | None = None
 
     async def count(self, filter_: Filter) -> RegistryStats:
         """Return counts of the services that match a filter, which matches all services that the caller sees."""
         if filter_.visible is None:
-            return registry_stats(self._replica)
+            return self._count_all()
         query = await self._discovery.find_query(filter_)
         kept = self._kept.get(filter_.key)
         if kept is not None and kept[0] is query and kept[1] == query.version:
@@ -87,6 +89,13 @@ class Statistics:
         await self._discovery.slices.run(_count_records(records, stats))
         self._kept[filter_.key] = query, version, stats
         return stats
+
+    def _count_all(self) -> RegistryStats:
+        position, total = self._replica.position, len(self._replica.records)
+        # While the initial state is loaded, the number of services changes without the position.
+        if self._all is None or self._all[0] is not position or self._all[1].total_services != total:
+            self._all = position, registry_stats(self._replica)
+        return self._all[1]
 
 
 def _count_records(records: Sequence[Record], stats: RegistryStats) -> Iterator[None]:

@@ -6,17 +6,20 @@ without limit for a client to read its answer. It collects 1.6 MB of headers for
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from aiohttp import StreamReader, web
+from aiohttp.http import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import _PAYLOAD_ACCESS_ERROR, ERROR, RequestHandler, _ErrInfo
 
 from registry_server.gateway.connections import Place
 from registry_server.instrumentation.request_context import REQUEST_CONTEXT, RequestContext
+from registry_server.instrumentation.tracing import TRACE_ID
+from registry_server.security.identity import CALLER_KEY, NO_KEY, UNCHECKED, current_identity
 
 SMALL_HEADERS_BYTES: Final = 4 << 10
 """Size up to which the headers of a connection are not counted. Data is parsed in pieces of this size."""
@@ -230,10 +233,68 @@ class ServerProtocol(RequestHandler):
             self._start_write_timer()
 
     async def start(self) -> None:
-        """Handle requests, and then close the connection as ``force_close`` does."""
+        """Handle requests, and then close the connection as ``force_close`` does.
+
+        aiohttp handles each request in a task of its own, which takes 10 µs and another turn of the event loop.
+        """
         self._started = True
-        await super().start()
-        self.force_close()
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                if not await self._handle_next():
+                    break
+        except ConnectionError:
+            pass  # the client left
+        except Exception:  # noqa: BLE001 - the connection ends, the server continues
+            self.log_exception("HTTP connection failed")
+        finally:
+            self.force_close()
+
+    async def _handle_next(self) -> bool:
+        """Handle a request that was received; return whether the connection stays open."""
+        message, body = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        assert self._manager is not None and self._request_factory is not None  # noqa: S101, PT018 - while connected
+        handler: Any = self._request_handler
+        if isinstance(message, _ErrInfo):
+            handler, message = self._make_error_handler(message), ERROR
+        self._manager.requests_count += 1
+        task: Any = self._task_handler or asyncio.current_task()
+        request = self._request_factory(message, body, self, StreamWriter(self, self._loop), task)
+        try:
+            response, client_left = await self._handle_request(request, None, handler)
+        finally:
+            request._task = None  # type: ignore[assignment]  # noqa: SLF001 - a cycle
+            leave_request()
+        if client_left:
+            return False
+        self._keepalive = bool(response.keep_alive)
+        if not body.is_eof():
+            await self._read_rest(body)
+        body.set_exception(_PAYLOAD_ACCESS_ERROR)
+        if not self._keepalive or self._close or self._force_close:
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        return True
+
+    async def _read_rest(self, body: StreamReader) -> None:
+        """Read what the handler left of a body, so that its sender receives the answer; then close the connection."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._lingering_time):
+                while not (body.is_eof() or self._force_close):
+                    await body.readany()
+        if not body.is_eof():
+            self.close()
 
     def handle_error(
         self,
@@ -294,6 +355,14 @@ class ServerProtocol(RequestHandler):
             self._write_timer = None
         self._unread_bytes = 0
         self._hold_bytes()
+
+
+def leave_request() -> None:
+    """Reset the context variables of a request, which the next one on its connection would otherwise start with."""
+    REQUEST_CONTEXT.set(None)
+    current_identity.set(UNCHECKED)
+    CALLER_KEY.set(NO_KEY)
+    TRACE_ID.set("")
 
 
 @contextmanager

@@ -229,10 +229,9 @@ class Api:
     async def registry_health(self, call: HttpCall) -> Answer:
         """Return the health of the registry."""
         reject_parameters(call.query)
-        health = await self._registry.visible_health()
-        status, now = STATUS_WORDS.get(health.status, "unknown"), time_text(health.checked_at)
-        head = f'{{"status":"{status}","timestamp":"{now}","statistics":'
-        data = b"".join((head.encode(), _encode_stats(health.stats.SerializeToString(deterministic=True)), b"}"))
+        status, counts = await self._registry.visible_status()
+        head = f'{{"status":"{STATUS_WORDS[status]}","timestamp":"{self._envelope.now}","statistics":'
+        data = b"".join((head.encode(), _encode_stats(counts.SerializeToString(deterministic=True)), b"}"))
         return self._envelope.success(data, call.request_id)
 
     async def stats(self, call: HttpCall) -> Answer:
@@ -267,7 +266,7 @@ class Api:
 
     async def ready(self, _: HttpCall) -> Answer:
         """Report whether this process can serve, and its problems, if there are any."""
-        status = (await self._registry.visible_health()).status
+        status, _counts = await self._registry.visible_status()
         ready = status != HealthStatus.HEALTH_STATUS_UNHEALTHY and not self.draining
         problems = [{"key": key, "text": text} for key, text in self._problems.active.items()]
         document: dict[str, Any] = {"status": "unhealthy"}

@@ -230,6 +230,18 @@ class RegistryReads:
         """Return the health of the registry, as far as the caller sees its services; never raises."""
         return self.registry_health(await self._statistics.count(current_identity.get().restrict(EVERYTHING)))
 
+    async def visible_status(self) -> tuple[HealthStatus.ValueType, RegistryStats]:
+        """Return the status and counts of ``visible_health``; never raises."""
+        counts = await self._statistics.count(current_identity.get().restrict(EVERYTHING))
+        return self._status(counts), counts
+
+    def _status(self, counts: RegistryStats) -> HealthStatus.ValueType:
+        if not self._follower.loaded:
+            return HealthStatus.HEALTH_STATUS_UNHEALTHY
+        if counts.unhealthy_services or not self._follower.connected:
+            return HealthStatus.HEALTH_STATUS_DEGRADED
+        return HealthStatus.HEALTH_STATUS_HEALTHY
+
     def registry_health(self, counts: RegistryStats | None = None) -> GetRegistryHealthResponse:
         """Return the health of the registry; never raises.
 
@@ -237,14 +249,8 @@ class RegistryReads:
             counts: Counts of the services that the caller sees; ``None`` = it sees all.
         """
         counts = counts or registry_stats(self._replica)
-        if not self._follower.loaded:
-            status = HealthStatus.HEALTH_STATUS_UNHEALTHY
-        elif counts.unhealthy_services or not self._follower.connected:
-            status = HealthStatus.HEALTH_STATUS_DEGRADED
-        else:
-            status = HealthStatus.HEALTH_STATUS_HEALTHY
         health = GetRegistryHealthResponse(
-            status=status,
+            status=self._status(counts),
             checked_at=self._now(),
             stats=counts,
             store_connected=self._follower.connected,

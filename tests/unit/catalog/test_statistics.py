@@ -9,9 +9,11 @@ from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.registry_service_pb2 import CapabilitySummary, RegistryStats
 from ossa.registry.v1.service_pb2 import HealthStatus
 from registry_server.catalog.change import Change
+from registry_server.catalog.discovery import Discovery
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.slices import Slices
-from registry_server.catalog.statistics import Capabilities, registry_stats
+from registry_server.catalog.statistics import Capabilities, Statistics, registry_stats
+from registry_server.model.filters import EVERYTHING
 from registry_server.model.record import Record
 from registry_server.store import Position
 from tests.support.samples import small_service
@@ -99,6 +101,19 @@ def test_stats_equal_counts_over_all_services(services: dict[str, Any], removed:
         unique_tags=len({tag for fields in remaining for tag in fields["metadata"]["tags"]}),
         average_capabilities_per_service=len(offered) / len(remaining) if remaining else 0.0,
     )
+
+
+async def test_counts_are_kept_until_a_service_changes() -> None:
+    catalog = Catalog()
+    statistics = Statistics(catalog.replica, Discovery(catalog.replica))
+    catalog.put_service("a", version="1")
+    kept = await statistics.count(EVERYTHING)
+    assert await statistics.count(EVERYTHING) is kept
+
+    catalog.put_service("a", health={"status": HealthStatus.HEALTH_STATUS_UNHEALTHY})
+    assert (await statistics.count(EVERYTHING)).unhealthy_services == 1
+    catalog.replica.load_records([Record(small_service("b").SerializeToString())])
+    assert await statistics.count(EVERYTHING) == registry_stats(catalog.replica)
 
 
 async def test_summary_lists_versions_and_services_in_order() -> None:
