@@ -19,8 +19,10 @@ from ossa.registry.v1.registry_service_pb2 import (
     BatchRegisterServicesRequest,
     HeartbeatRequest,
     KeepAliveRequest,
+    Lease,
 )
 from ossa.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from ossa.registry.v1.service_pb2 import Load
 
 _SERVICE = "/ossa.registry.v1.RegistryService"
 _FLEET = 10_000
@@ -51,7 +53,9 @@ async def run(report: Report, args: argparse.Namespace) -> None:
             await stack.enter_async_context(registry(folder)),
             await stack.enter_async_context(etcd.etcd()) if etcd.is_available() else "",
         )
-        await _heartbeats(report, servers, await _register_fleet(servers.registry), args.rounds)
+        names = await _register_fleet(servers.registry)
+        await _heartbeats(report, servers, names, args.rounds)
+        await _loads(report, servers, names, args.rounds)
 
 
 async def _register_fleet(address: str) -> list[str]:
@@ -98,6 +102,33 @@ async def _heartbeats(report: Report, servers: _Servers, names: list[str], round
     if found["etcd"]:
         ratios = (own / other for own, other in zip(found["streamed"], found["etcd"], strict=True))
         report.line("streamed: ratio to etcd's LeaseKeepAlive, median", f"{statistics.median(ratios):.1f}")
+
+
+async def _loads(report: Report, servers: _Servers, names: list[str], rounds: int) -> None:
+    report.title(f"The same heartbeats of {_FLEET:,} services with and without a load")
+    kinds = {"without": [Lease(name=name) for name in names]}
+    kinds["with"] = [Lease(name=name, load=Load(in_flight=i % 9, capacity=8)) for i, name in enumerate(names)]
+    files: dict[str, tuple[Path, Path]] = {}
+    for kind, leases in kinds.items():
+        groups = [leases[at : at + _NAMES_PER_MESSAGE] for at in range(0, len(leases), _NAMES_PER_MESSAGE)]
+        files[kind] = (
+            _file(servers, f"beats-{kind}", (HeartbeatRequest(leases=[lease]) for lease in leases)),
+            _file(servers, f"streamed-{kind}", (KeepAliveRequest(leases=group) for group in groups)),
+        )
+    found: dict[str, list[float]] = {"one by one": [], "streamed": []}
+    for _ in range(rounds):
+        rates: dict[str, list[float]] = {"one by one": [], "streamed": []}
+        for one_by_one, streamed in files.values():
+            unary = await replay.unary(servers.registry, f"{_SERVICE}/Heartbeat", one_by_one, *_LOAD)
+            rates["one by one"].append(unary.rate)
+            batch_load = (f"-seconds={_SECONDS}", "-in-flight=4")
+            stream = await replay.stream(servers.registry, f"{_SERVICE}/KeepAlive", streamed, *batch_load)
+            rates["streamed"].append(stream.rate * _NAMES_PER_MESSAGE)
+        for way, (without, with_load) in rates.items():
+            found[way].append(with_load / without)
+            report.line(f"{way}, without and with a load (leases/s)", f"{without:,.0f} {with_load:,.0f}")
+    for way, ratios in found.items():
+        report.at_least(f"{way}: rate with a load, median of the ratios", statistics.median(ratios), 0.9)
 
 
 def _file(servers: _Servers, name: str, requests: Iterable[Message]) -> Path:

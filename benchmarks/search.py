@@ -16,9 +16,10 @@ from google.protobuf.json_format import ParseDict
 from benchmarks.report import Report
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import HealthStatus, Service, ServiceFilter
-from registry_server.catalog import Change, Discovery, Replica, Search
+from registry_server.catalog import Change, Discovery, Loads, Replica, Search
 from registry_server.model.filters import EVERYTHING, compile_filter
 from registry_server.model.record import Record
+from registry_server.runtime.clock import system_clock
 from registry_server.runtime.tasks import cancel
 from registry_server.store import Position
 
@@ -108,7 +109,7 @@ def _search(count: int) -> tuple[Replica, Search]:
     replica.start_at((), Position("epoch", count))
     discovery = Discovery(replica)
     discovery.set_stale(stale=False)
-    return replica, Search(replica, discovery)
+    return replica, Search(replica, discovery, Loads(replica, default_ttl=300, clock=system_clock))
 
 
 def _record(i: int, name: str, description: str = "") -> Record:

@@ -113,6 +113,8 @@ class RegistryClient(UnaryCalls):
         replicas: bool = False,
         wait: bool = True,
         drain: float = 0.0,
+        finish: float = 20.0,
+        capacity: int = 0,
         sigterm: bool = True,
     ) -> Registration:
         """Keep a service registered for the duration of an ``async with`` block.
@@ -121,7 +123,7 @@ class RegistryClient(UnaryCalls):
         registrations of this client. If the registry loses the service, the client registers it again; if the registry
         is unavailable, the client retries until it responds. Neither raises an error in the block: see
         ``Registration.state`` and ``on_change``. At the end of the block the service is marked as draining and, after
-        ``drain`` seconds, unregistered.
+        ``drain`` seconds and the work in flight, unregistered.
 
         Each registration is an instance of its own, unless ``service.instance_id`` is set. If another process registers
         the name, the registration is superseded: that is final, and the client leaves the name to the other process.
@@ -132,6 +134,10 @@ class RegistryClient(UnaryCalls):
             wait: Whether entering the block waits for the first registration and raises its error. If false, the
                 service is registered in the background, for agents that start before their registry.
             drain: Seconds between draining and unregistration, for callers that still hold the endpoint.
+            finish: Seconds that the end of the block waits at most, after ``drain``, for the work in flight that
+                ``Registration.work`` counts.
+            capacity: Calls or tasks that the agent works on at the same time; 0 = unknown. With it, heartbeats carry
+                the load from the start, otherwise from the first ``Registration.work``.
             sigterm: Whether SIGTERM ends the block as if its body had ended, unless the program handles SIGTERM itself.
 
         Returns:
@@ -141,7 +147,17 @@ class RegistryClient(UnaryCalls):
         copy.CopyFrom(service)
         if not copy.HasField("ttl"):
             copy.ttl.CopyFrom(values.duration(DEFAULT_TTL))
-        return Registration(self, self._leases, copy, replicas=replicas, wait=wait, drain=drain, sigterm=sigterm)
+        return Registration(
+            self,
+            self._leases,
+            copy,
+            replicas=replicas,
+            wait=wait,
+            drain=drain,
+            finish=finish,
+            capacity=capacity,
+            sigterm=sigterm,
+        )
 
     def watch(
         self,

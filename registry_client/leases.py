@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from ossa.registry.v1 import registry_service_pb2 as pb
-from ossa.registry.v1.service_pb2 import Service
+from ossa.registry.v1.service_pb2 import Load, Service
 from registry_client.calls import next_message
 from registry_client.channel import Channels
 from registry_client.errors import (
@@ -85,6 +85,8 @@ class Lease:
         """Whether the registry holds the service, according to its last response."""
         self.draining = False
         """Whether the agent leaves. A service that the registry has lost is then not registered again."""
+        self.load: Load | None = None
+        """How busy the agent is; None = it does not count its work."""
         self.due = 0.0
         """Time of the next heartbeat or registration, by the clock of the ``LeaseKeeper``."""
         self.refusals = 0
@@ -108,7 +110,8 @@ class Lease:
 
     def heartbeat(self) -> pb.Lease:
         """Return the lease to send in a heartbeat."""
-        return pb.Lease(name=self.name, instance_id=self.service.instance_id, draining=True if self.draining else None)
+        draining = True if self.draining else None
+        return pb.Lease(name=self.name, instance_id=self.service.instance_id, load=self.load, draining=draining)
 
     def set_state(self, state: RegistrationState, error: RegistryError | None = None) -> None:
         """Change the state, and notify the listeners if it differs from the current one."""

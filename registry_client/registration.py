@@ -4,11 +4,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
+from ossa.registry.v1.service_pb2 import Health, HealthStatus, Load, Service
 from registry_client.errors import InstanceSuperseded, InvalidRequest, RegistryError, ServiceNotFound
 from registry_client.leases import Lease, LeaseKeeper, RegistrationState
 from registry_client.rpcs import UnaryCalls
@@ -36,6 +37,8 @@ class Registration:
         replicas: bool,
         wait: bool,
         drain: float,
+        finish: float,
+        capacity: int,
         sigterm: bool,
     ) -> None:
         if replicas:
@@ -47,6 +50,11 @@ class Registration:
         self._lease = Lease(service)
         self._wait = wait
         self._drain = drain
+        self._finish = finish
+        self._idle = asyncio.Event()
+        self._idle.set()
+        if capacity:
+            self._lease.load = Load(capacity=capacity)
         self._sigterm = sigterm
         self._terminated = False
         self._removed = False
@@ -140,6 +148,27 @@ class Registration:
         # Not the health in the response, which reads MAINTENANCE while an operator keeps the service in maintenance.
         self._lease.service.health.CopyFrom(Health(status=enum_value(HealthStatus, status, "status"), error=error))
 
+    @property
+    def in_flight(self) -> int:
+        """Number of ``work`` blocks that run now."""
+        return self._lease.load.in_flight if self._lease.load else 0
+
+    @asynccontextmanager
+    async def work(self) -> AsyncIterator[None]:
+        """Count a call or task of the agent while the block runs: ``async with registration.work():``.
+
+        Heartbeats report the number to the registry, and the end of the registration waits for the blocks.
+        """
+        load = self._lease.load = self._lease.load or Load()
+        load.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            load.in_flight -= 1
+            if not load.in_flight:
+                self._idle.set()
+
     async def start_draining(self) -> None:
         """Mark the service as draining before the block ends, so that no new calls reach it while the agent finishes.
 
@@ -221,14 +250,23 @@ class Registration:
         leaving.result()
         return cancelled
 
+    async def _finish_work(self) -> None:
+        """Wait for the work in flight, while heartbeats renew the lease."""
+        try:
+            async with asyncio.timeout(self._finish):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%s leaves with %d calls in flight after %g s", self.name, self.in_flight, self._finish)
+
     async def _leave(self) -> None:
         drained_at = time.monotonic() + self._drain
         may_have_callers = self._lease.known or self._lease.superseded
         try:
-            async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS + self._drain):
+            async with asyncio.timeout(_LEAVE_TIMEOUT_SECONDS + self._drain + self._finish):
                 await self.start_draining()
                 if may_have_callers:
                     await asyncio.sleep(drained_at - time.monotonic())
+                await self._finish_work()
                 await self._leases.remove_lease(self._lease)
                 if self._lease.known:
                     await self._client.unregister_service(self.name, instance_id=self._instance_id)

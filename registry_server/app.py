@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from registry_server.admission import Admission, Transport
-from registry_server.catalog import ChangeBudgets, Discovery, Replica
+from registry_server.catalog import ChangeBudgets, Discovery, Loads, Replica
 from registry_server.config import EMBEDDED, Settings
 from registry_server.errors import ConfigurationError, ShuttingDown, StoreUnavailable
 from registry_server.gateway import HttpServer
@@ -177,6 +177,7 @@ async def open_parts(
                 "lease_sweeper": partial(_after, parts.loaded, sweeper.run),
                 "reconciler": parts.reconciler.run,
                 "samples": parts.samples.run,
+                "loads": partial(_after, parts.loaded, partial(parts.loads.run, store)),
                 "foreign_documents": partial(
                     _after, parts.loaded, partial(_report_foreign_documents, store, parts.replica, settings)
                 ),
@@ -276,6 +277,7 @@ def _build(
     replica.on_applied.append(lambda change: store.retention.add_event(change.revision, change.at_ms, change.size))
     discovery = Discovery(replica)
     hub = WatchHub(replica, discovery, WatchLimits(settings.watch.buffer_events, settings.watch.buffer_bytes))
+    loads = Loads(replica, default_ttl=settings.service_ttl_seconds, clock=system_clock)
     loaded = asyncio.Event()
 
     def on_connection(*, connected: bool) -> None:
@@ -330,6 +332,7 @@ def _build(
     registry = make_registry(
         store=store,
         replica=replica,
+        loads=loads,
         discovery=discovery,
         hub=hub,
         follower=follower,
@@ -358,6 +361,7 @@ def _build(
         store,
         discovery,
         replica,
+        loads,
         writes,
         samples,
         tracer,

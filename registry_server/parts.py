@@ -3,7 +3,7 @@
 import asyncio
 from typing import NamedTuple
 
-from registry_server.catalog import Discovery, Replica
+from registry_server.catalog import Discovery, Loads, Replica
 from registry_server.health import HealthMonitor
 from registry_server.instrumentation.problems import Problems
 from registry_server.instrumentation.samples import Samples
@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     store: RedisStore
     discovery: Discovery
     replica: Replica
+    loads: Loads
     writes: Writes
     samples: Samples
     tracer: Tracer | None

@@ -54,6 +54,8 @@ def _document(service: Service, details: GetServiceHealthResponse, events: Seque
         document["observed"] = message_document(details.observed)
     if details.HasField("lease_expires_at"):
         document["leaseExpiresAt"] = time_text(details.lease_expires_at)
+    if details.HasField("load"):
+        document["load"] = message_document(details.load)
     if details.owner:
         document["owner"] = details.owner
     return document | {"events": [event_document(event, "") for event in events]}
@@ -87,6 +89,7 @@ def _rows(service: Service, details: GetServiceHealthResponse, now: datetime) ->
         ("health check", _check_text(service)),
         ("lease", f"{remaining_time(lease, now)} left" if lease else ("permanent" if ttl == 0 else "")),
         ("  length", f"{ttl:g} s" if ttl else ""),
+        ("load", _load_text(details)),
         ("owner", details.owner),
         ("instance", service.instance_id),
         ("capabilities", capability_list(service, 0)),
@@ -105,6 +108,13 @@ def _rows(service: Service, details: GetServiceHealthResponse, now: datetime) ->
 
 def _age(health: Health, now: datetime) -> str:
     return format_age(health.status_changed_at.ToDatetime(UTC), now) if health.HasField("status_changed_at") else ""
+
+
+def _load_text(details: GetServiceHealthResponse) -> str:
+    if not details.HasField("load"):
+        return ""
+    load = details.load
+    return f"{load.in_flight} in flight" + (f", capacity {load.capacity}" if load.capacity else "")
 
 
 def _check_text(service: Service) -> str:

@@ -4,6 +4,7 @@ from registry_server.catalog.budgets import ChangeBudgets
 from registry_server.catalog.change import Change, WatchEvent
 from registry_server.catalog.discovery import Discovery, PageKey
 from registry_server.catalog.explain import Explanations
+from registry_server.catalog.loads import Loads
 from registry_server.catalog.query import Compressed, Page
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.search import Hit, Hits, Search
@@ -19,6 +20,7 @@ __all__ = [
     "Explanations",
     "Hit",
     "Hits",
+    "Loads",
     "Page",
     "PageKey",
     "Replica",

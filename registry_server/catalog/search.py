@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ossa.registry.v1.event_pb2 import EventType
+from ossa.registry.v1.service_pb2 import Load
 from registry_server.catalog.change import Change
 from registry_server.catalog.discovery import MAX_PAGE_BYTES, Discovery
+from registry_server.catalog.loads import Loads
 from registry_server.catalog.query import Query
 from registry_server.catalog.replica import Replica
 from registry_server.catalog.search_index import (
@@ -56,6 +58,8 @@ class Hit(NamedTuple):
     """Relevance, 0 to 100."""
     capabilities: list[str]
     """Names of the capabilities that match."""
+    load: Load | None
+    """Newest load that the service has reported."""
 
 
 @dataclass(slots=True)
@@ -76,9 +80,12 @@ class Search:
     a process that no client searches pays only for a list of changed names.
     """
 
-    def __init__(self, replica: Replica, discovery: Discovery, *, fill_seconds: float = FILL_SECONDS) -> None:
+    def __init__(
+        self, replica: Replica, discovery: Discovery, loads: Loads, *, fill_seconds: float = FILL_SECONDS
+    ) -> None:
         self._replica = replica
         self._discovery = discovery
+        self._loads = loads
         self._fill_seconds = fill_seconds
         self._index = SearchIndex()
         self._started = False
@@ -91,7 +98,7 @@ class Search:
         return len(self._changed)
 
     async def find(self, text: str, filter_: Filter, limit: int) -> Hits:
-        """Return the best matches of a text: available ones first, then by relevance, then by name.
+        """Return the best matches of a text: available ones first, then by relevance, load and name.
 
         Args:
             text: Words to find.
@@ -129,21 +136,28 @@ class Search:
         incomplete = bool(self._changed)
         mask = None if query is None else (yield from self._mask(query))
         ranked, words = yield from self._rank(text, mask, limit, found)
-        best: list[tuple[int, str]] = []
+        best: list[tuple[int, float, str]] = []
         for start in range(0, len(ranked), _STEP_NAMES):
-            best = heapq.nsmallest(limit, best + ranked[start : start + _STEP_NAMES])
+            best = heapq.nsmallest(limit, best + list(map(self._with_load, ranked[start : start + _STEP_NAMES])))
             yield
         size = 0
-        for order, name in best:
+        for order, _, name in best:
             record = self._replica.records.get(name)
             # It may have changed since the first step.
             if record is not None and (query is None or query.filter.matches(record)):
                 size += len(record.framed)
                 if size > MAX_PAGE_BYTES and found.hits:
                     break
-                found.hits.append(Hit(record, -order % _AVAILABLE, _matched_capabilities(record, words)))
+                capabilities = _matched_capabilities(record, words)
+                found.hits.append(Hit(record, -order % _AVAILABLE, capabilities, self._loads.find(record)))
                 yield
         found.revision, found.stale = self._replica.revision, incomplete or self._discovery.stale
+
+    def _with_load(self, ranked: tuple[int, str]) -> tuple[int, float, str]:
+        """Return order, load and name of a service."""
+        order, name = ranked
+        record = self._replica.records.get(name)
+        return order, self._loads.share(record) if record else 0.0, name
 
     def _apply_changes(self) -> Iterator[None]:
         deadline = time.monotonic() + self._fill_seconds

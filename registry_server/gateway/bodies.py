@@ -47,7 +47,7 @@ _MASK_PATHS: Final[Mapping[str, str]] = {
 """JSON members that an update can change, with their paths in a field mask."""
 
 
-_LEASE_MEMBERS: Final = ("instanceId", "draining")
+_LEASE_MEMBERS: Final = ("instanceId", "load", "draining")
 
 
 async def read_json(call: HttpCall, max_bytes: int, timeout_seconds: float = BODY_TIMEOUT_SECONDS) -> Any:
@@ -219,12 +219,26 @@ def parse_heartbeat(document: object, lease: Lease) -> None:
             continue
         if key == "instanceId":
             lease.instance_id = reader.text(value, key)
+        elif key == "load":
+            _read_load(reader, value, lease)
         elif key == "draining":
             lease.draining = reader.boolean(value, key)
         else:
             reader.add_violation(key, f"is not a field; the fields are {', '.join(_LEASE_MEMBERS)}")
     rules.check_instance_id(lease.instance_id, "instanceId", reader.violations)
     raise_if_invalid(reader.violations)
+
+
+def _read_load(reader: ValueReader, value: object, lease: Lease) -> None:
+    lease.load.SetInParent()
+    for key, number in reader.members(value, "load").items():
+        at = f"load.{key}"
+        if key not in ("inFlight", "capacity"):
+            reader.add_violation(at, "is not a field; the fields are inFlight, capacity")
+        elif (count := reader.int32(number, at)) < 0:
+            reader.add_violation(at, f"is {count}; must not be negative")
+        else:
+            setattr(lease.load, "in_flight" if key == "inFlight" else key, count)
 
 
 def parse_maintenance(document: object, name: str) -> SetMaintenanceRequest:

@@ -28,7 +28,7 @@ from registry_server.gateway.names import rest_names
 from registry_server.gateway.parameters import FILTERS, PAGE, Query, reject_parameters
 from registry_server.gateway.sse import event_document
 from registry_server.instrumentation.problems import Problems
-from registry_server.model.document import encode_document, health_document
+from registry_server.model.document import encode_document, health_document, load_document
 from registry_server.model.requests import MAX_SEARCH_LIMIT, check_search
 from registry_server.model.validation import name_violations
 from registry_server.registry import ServiceRegistry
@@ -197,6 +197,8 @@ class Api:
         document = health_document(health, registered_at)
         if lease_ends is not None:
             document["leaseExpiresAt"] = time_text(lease_ends)
+        if (load := await self._registry.load(name)) is not None:
+            document["load"] = load_document(load)
         if observed is not None and observed != health:
             document["observed"] = health_document(observed, registered_at)
         return self._success(call, document)
@@ -297,7 +299,8 @@ def _encode_stats(wire: bytes) -> bytes:
 
 
 def _relevance(hit: Hit) -> dict[str, Any]:
-    return {"score": hit.score, "matchedCapabilities": hit.capabilities}
+    document: dict[str, Any] = {"score": hit.score, "matchedCapabilities": hit.capabilities}
+    return document if hit.load is None else {**document, "load": load_document(hit.load)}
 
 
 def _capability_document(summary: CapabilitySummary) -> dict[str, Any]:

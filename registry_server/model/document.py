@@ -13,7 +13,7 @@ import orjson
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, Metadata, Service
+from ossa.registry.v1.service_pb2 import Capability, Health, HealthCheck, Load, Metadata, Service
 from ossa_common.json_shape import NANOS_PER_SECOND, STATUS_WORDS
 from ossa_common.json_writer import duration_number, message_document, plain_struct, time_text
 
@@ -67,6 +67,11 @@ def health_document(health: Health, registered_at: Timestamp | None = None) -> d
     if health.HasField("status_changed_at"):
         document["statusChangedAt"] = time_text(health.status_changed_at)
     return document
+
+
+def load_document(load: Load) -> dict[str, Any]:
+    """Return the JSON form of a load."""
+    return {"inFlight": load.in_flight, "capacity": load.capacity, "reportedAt": time_text(load.reported_at)}
 
 
 def _document(service: Service, convert_schema: _SchemaConverter) -> dict[str, Any]:

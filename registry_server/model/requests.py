@@ -41,7 +41,7 @@ def raise_if_invalid(violations: Sequence[Violation]) -> None:
 
 
 def check_not_negative(value: int, at: str, violations: list[Violation]) -> None:
-    """Reject negative revisions and sizes."""
+    """Reject negative revisions, sizes and loads."""
     if value < 0:
         violations.append(Violation(at, f"is {value}; must not be negative"))
 
@@ -80,12 +80,17 @@ def name_violations(names: Sequence[str], leases: Sized = ()) -> list[Violation]
 
 
 def lease_violations(leases: Sequence[Lease], first: int) -> list[Violation]:
-    """Check names and instance ids of a part of the leases, of which the first one has this index."""
+    """Check names, instance ids and loads of a part of the leases, of which the first one has this index."""
     found: list[Violation] = []
     violations: list[Violation] = []
     for i, lease in enumerate(leases, first):
         rules.NAME.check(lease.name, "name", found)
         rules.check_instance_id(lease.instance_id, "instance_id", found)
+        if lease.HasField("load"):
+            load = lease.load
+            if load.in_flight < 0 or load.capacity < 0:
+                check_not_negative(load.in_flight, "load.in_flight", found)
+                check_not_negative(load.capacity, "load.capacity", found)
         if found:  # building the paths of all leases would take longer than the checks
             violations += [Violation(f"leases[{i}].{field}", description) for field, description in found]
             found.clear()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ossa.registry.v1.registry_service_pb2 import ExplainDiscoveryResponse, ListEventsRequest
 from ossa.registry.v1.service_pb2 import ServiceFilter
-from registry_server.catalog import Explanations, Hits, Search
+from registry_server.catalog import Explanations, Hits, Loads, Search
 from registry_server.model import requests
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.tokens import encode_page_token
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class RegistryExplanations(RegistryReads):
     """Searches by text, explains why a filter matches nothing, or not a certain service, and lists past events."""
 
-    def __init__(self, *, reader: StoreReader, **parts: Any) -> None:
+    def __init__(self, *, reader: StoreReader, loads: Loads, **parts: Any) -> None:
         """Combine the parts; ``parts`` are those of ``RegistryReads``."""
         super().__init__(**parts)
         self._event_log = EventLog(self._replica, reader, self.slices)
         self._explanations = Explanations(self._replica, self._discovery)
-        self._search = Search(self._replica, self._discovery)
+        self._loads = loads
+        self._search = Search(self._replica, self._discovery, loads)
 
     async def search(self, text: str, filter_: ServiceFilter, limit: int = 0) -> Hits:
         """Return the services that match a text and a filter, the best first.

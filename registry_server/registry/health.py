@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from ossa.registry.v1.service_pb2 import Health, Service
+from ossa.registry.v1.service_pb2 import Health, Load, Service
 from registry_server.health import HealthMonitor, HealthReports, Maintenance, NewestHealth
 from registry_server.instrumentation.audit import Audit
 from registry_server.model import requests
@@ -17,7 +17,13 @@ class RegistryHealth(RegistryExplanations):
     """Newest health, maintenance, and health monitoring of this process."""
 
     def __init__(
-        self, *, monitor: HealthMonitor, reports: HealthReports, maintenance: Maintenance, audit: Audit, **parts: Any
+        self,
+        *,
+        monitor: HealthMonitor,
+        reports: HealthReports,
+        maintenance: Maintenance,
+        audit: Audit,
+        **parts: Any,
     ) -> None:
         """Combine the parts; ``parts`` are those of ``RegistryReads``."""
         super().__init__(**parts)
@@ -44,6 +50,14 @@ class RegistryHealth(RegistryExplanations):
             ServiceNotFound: The service is not registered.
         """
         return await self._reports.newest_health(await self.get(name))
+
+    async def load(self, name: str) -> Load | None:
+        """Return the newest load that a service has reported; ``None`` if there is none, or it is too old.
+
+        Raises:
+            ServiceNotFound: The service is not registered.
+        """
+        return self._loads.find(await self.get(name))
 
     async def set_maintenance(self, name: str, *, enabled: bool, reason: str = "") -> Service:
         """Start the maintenance of a service, change its reason, or end it; see ``SetMaintenanceRequest``.

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa_common.violations import MAX_VIOLATIONS, Violation
-from registry_server.catalog import Replica
+from registry_server.catalog import Loads, Replica
 from registry_server.errors import InstanceSuperseded, RegistryError, ServiceNotFound
 from registry_server.health import HealthReports
 from registry_server.instrumentation.audit import Audit, batch_log_lines
@@ -38,10 +38,18 @@ class _Held(NamedTuple):
     name: str
     instance_id: str
     draining: bool | None
+    load: tuple[int, int] | None
+    """Calls in flight, and capacity."""
 
 
 def _held(lease: Lease) -> _Held:
-    return _Held(lease.name, lease.instance_id, lease.draining if lease.HasField("draining") else None)
+    load = lease.load if lease.HasField("load") else None
+    return _Held(
+        lease.name,
+        lease.instance_id,
+        lease.draining if lease.HasField("draining") else None,
+        load and (load.in_flight, load.capacity),
+    )
 
 
 async def _read(leases: Sequence[Lease], violations: list[Violation]) -> list[_Held]:
@@ -76,10 +84,11 @@ class Heartbeats:
     """
 
     def __init__(
-        self, *, store: RedisStore, replica: Replica, writes: Writes, reports: HealthReports, audit: Audit
+        self, *, store: RedisStore, replica: Replica, loads: Loads, writes: Writes, reports: HealthReports, audit: Audit
     ) -> None:
         self._store = store
         self._replica = replica
+        self._loads = loads
         self._writes = writes
         self._reports = reports
         self._audit = audit
@@ -105,6 +114,13 @@ class Heartbeats:
             await self._writes.catch_up()
             unknown = await self._store.writer.renew_leases(unknown, claim)
         renewed = len(distinct) - len(unknown)
+        for start in range(0, len(held), _NAMES_PER_TURN):
+            if start:
+                await asyncio.sleep(0)
+            part = held[start : start + _NAMES_PER_TURN]
+            self._loads.add_reports(
+                [(lease.name, lease.instance_id, *lease.load) for lease in part if lease.load is not None]
+            )
         # The last lease of a name decides: each commit costs as much as an update of the service.
         wanted = {lease.name: lease for lease in held if lease.draining is not None}
         changed = [lease for lease in wanted.values() if self._changes(lease)]

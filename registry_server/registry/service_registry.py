@@ -13,7 +13,7 @@ from ossa.registry.v1.event_pb2 import EventReason
 from ossa.registry.v1.registry_service_pb2 import Lease
 from ossa.registry.v1.service_pb2 import Health, HealthStatus, Service
 from ossa_common.violations import Violation
-from registry_server.catalog import Discovery, Replica
+from registry_server.catalog import Discovery, Loads, Replica
 from registry_server.errors import (
     InvalidRequest,
     RegistryError,
@@ -59,6 +59,7 @@ class ServiceRegistry(RegistryHealth):
         *,
         store: RedisStore,
         replica: Replica,
+        loads: Loads,
         discovery: Discovery,
         hub: WatchHub,
         follower: Follower,
@@ -75,6 +76,7 @@ class ServiceRegistry(RegistryHealth):
         Args:
             store: Redis, for leases and sweeps.
             replica: The copy in memory.
+            loads: Loads of services.
             discovery: Queries over the replica.
             hub: Watches over the replica.
             follower: Applies the store's changes to the replica.
@@ -89,6 +91,7 @@ class ServiceRegistry(RegistryHealth):
         super().__init__(
             reader=store.reader,
             replica=replica,
+            loads=loads,
             discovery=discovery,
             hub=hub,
             follower=follower,
@@ -101,7 +104,9 @@ class ServiceRegistry(RegistryHealth):
         )
         self._store = store
         self._egress = egress
-        self._heartbeats = Heartbeats(store=store, replica=replica, writes=writes, reports=reports, audit=audit)
+        self._heartbeats = Heartbeats(
+            store=store, replica=replica, loads=loads, writes=writes, reports=reports, audit=audit
+        )
 
     # Registration.
 

@@ -137,6 +137,7 @@ class RegistryRpc:
         return pb.GetServiceHealthResponse(
             health=health,
             lease_expires_at=lease_ends,
+            load=await self._registry.load(request.name),
             observed=observed,
             owner=self._registry.visible_owner(request.name),
         )
@@ -213,7 +214,7 @@ class RegistryRpc:
 
 def _search_result(hit: Hit) -> bytes:
     """Encode a hit as field ``results`` of ``SearchServicesResponse``; ``SearchResult.service`` is field 1."""
-    rest = pb.SearchResult(score=hit.score, matched_capabilities=hit.capabilities)
+    rest = pb.SearchResult(score=hit.score, load=hit.load, matched_capabilities=hit.capabilities)
     return bytes_field(_SEARCH_RESULTS, hit.record.framed + rest.SerializeToString())
 
 

@@ -39,6 +39,8 @@ class Keys(NamedTuple):
     """hash: identity to the number of services it owns."""
     members: str
     """zset: id of each live process, scored by its latest announcement, ms by Redis ``TIME``."""
+    loads: str
+    """stream: loads of services, which processes exchange; each entry has up to 1,000 of one process."""
     repair: str
     """hash: the repair in progress (process, deadline, state that was found); deleted when the repair ends."""
     merged: str

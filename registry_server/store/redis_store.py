@@ -160,7 +160,8 @@ class RedisStore:
                     await self._client.wait(0, 1)
             await self._commands.load_scripts()
             keys = self.keys
-            more = keys.members, keys.repair, keys.merged, keys.secret, keys.format, keys.document_prefix
+            own = keys.members, keys.repair, keys.merged, keys.secret, keys.format
+            more = *own, keys.document_prefix, keys.loads
             stored_format, failures = await self._commands.run_script("access", keys=more)
             if is_newer_format(stored_format):  # which may also have other types of keys
                 raise ConfigurationError(explain_format(stored_format, keys))

@@ -309,6 +309,26 @@ class StoreWriter:
         """Remove a process from the members."""
         await self._update_members(member, period, "leave")
 
+    async def exchange_loads(
+        self, after: str, process: str, loads: bytes, kept_ms: int, max_entries: int
+    ) -> tuple[int, list[tuple[bytes, list[bytes]]]]:
+        """Share loads of services with the other processes.
+
+        Args:
+            after: Id of the newest entry that the caller has read.
+            process: Id of this process.
+            loads: Loads to add; empty = none.
+            kept_ms: Milliseconds for which entries are kept.
+            max_entries: Maximum number of entries to return.
+
+        Returns:
+            Milliseconds by the clock of Redis, and the entries: id, then process and loads, or
+            nothing if this process has added it.
+        """
+        keys, args = (self._keys.loads,), (after, process, kept_ms, max_entries, loads)
+        now_ms, entries = await self._commands.run_script("loads", *args, keys=keys)
+        return now_ms, entries
+
     async def _update_members(self, member: str, period: float, operation: str) -> Any:
         keys = (self._keys.members,)
         return await self._commands.run_script("members", member, round(period * 1000), operation, keys=keys)

@@ -401,3 +401,68 @@ async def test_missing_token_is_a_refusal_and_retried(registry: RegistryProcess)
         tokens.append("one")
         await until(lambda: registration.state is REGISTERED)
         assert states == [RegistrationState.REFUSED, REGISTERED]
+
+
+# Load.
+
+
+async def load_of(client: RegistryClient, name: str = "agent") -> tuple[int, int] | None:
+    answer = await client.get_service_health_details(name)
+    return (answer.load.in_flight, answer.load.capacity) if answer.HasField("load") else None
+
+
+async def until_load(client: RegistryClient, registration: Registration, expected: tuple[int, int]) -> None:
+    trigger_heartbeat(registration)
+    async with asyncio.timeout(30):
+        while await load_of(client) != expected:
+            await asyncio.sleep(0.01)
+
+
+async def test_heartbeats_report_the_work_in_flight(client: RegistryClient) -> None:
+    async with client.registration(agent(), capacity=4) as me:
+        await until_load(client, me, (0, 4))
+        async with me.work(), me.work():
+            assert me.in_flight == 2
+            await until_load(client, me, (2, 4))
+        with pytest.raises(ZeroDivisionError):
+            async with me.work():
+                raise ZeroDivisionError
+        await until_load(client, me, (0, 4))
+
+
+async def test_leaving_agent_finishes_its_work_while_it_drains(client: RegistryClient) -> None:
+    registration = client.registration(agent())
+    events: list[str] = []
+    finish = asyncio.Event()
+
+    async def serve() -> None:
+        async with registration.work():
+            await finish.wait()
+        events.append("finished")
+
+    async def leave() -> None:
+        async with registration:
+            pass
+        events.append("left")
+
+    working = asyncio.create_task(serve())
+    leaving = asyncio.create_task(leave())
+    await until(lambda: registration.state is REGISTERED)
+    await until_load(client, registration, (1, 0))
+    assert (await client.get_service("agent")).draining
+    assert events == []
+    finish.set()
+    await asyncio.gather(working, leaving)
+    assert events == ["finished", "left"]
+    assert registration.removed
+
+
+async def test_work_that_does_not_end_delays_leaving_up_to_a_deadline(client: RegistryClient) -> None:
+    registration = client.registration(agent(), finish=0.05)
+    async with registration.work():
+        async with registration:
+            pass
+        assert registration.in_flight == 1
+        assert registration.removed
+        with pytest.raises(ServiceNotFound):
+            await client.get_service("agent")

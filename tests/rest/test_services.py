@@ -459,9 +459,25 @@ async def test_update_ignores_the_instance_of_a_service_that_was_read(rest: Rest
         assert (updated["instanceId"], updated["version"], "draining" in updated) == ("one", "9.0.0", False)
 
 
+async def test_load_of_a_heartbeat_is_part_of_the_health(rest: Rest) -> None:
+    await rest.post("/services", service(instanceId="one"))
+    assert "load" not in (await rest.get("/services/agent/health")).data
+    for body, expected in (
+        ({"instanceId": "one", "load": {"inFlight": 3, "capacity": 8}}, (3, 8)),
+        ({"load": None}, (3, 8)),
+        ({"load": {}}, (0, 0)),
+    ):
+        assert (await rest.post("/services/agent/heartbeat", body)).status == 200
+        load = (await rest.get("/services/agent/health")).data["load"]
+        assert (load["inFlight"], load["capacity"]) == expected
+        assert load["reportedAt"].endswith("Z")
+
+
 @pytest.mark.parametrize(
     ("body", "fields"),
     [
+        ({"load": {"inFlight": -1, "capacity": 1.5, "busy": 1}}, ["load.inFlight", "load.capacity", "load.busy"]),
+        ({"load": 3}, ["load"]),
         ({"instanceId": "two words"}, ["instanceId"]),
         ({"instanceId": 7, "draining": "yes", "drain": True}, ["instanceId", "draining", "drain"]),
         ([], ["body"]),

@@ -1,11 +1,11 @@
 -- Verifies that the caller may run the commands of the registry on its keys, and that the keys have the right types.
 -- KEYS[12] members  KEYS[13] repair  KEYS[14] merged  KEYS[15] secret
--- KEYS[16] format  KEYS[17] document of a service without a name
+-- KEYS[16] format  KEYS[17] document of a service without a name  KEYS[18] loads
 -- Returns  format of the data, empty for none; for each call that fails: command, key, error
 -- Nothing changes. Redis checks permissions before arguments, so a write has arguments that Redis then rejects, or the
 -- empty name, which no service has. The caller ignores errors about arguments.
-local MEMBERS, REPAIR, MERGED, SECRET, FORMAT, DOCUMENT =
-  KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17]
+local MEMBERS, REPAIR, MERGED, SECRET, FORMAT, DOCUMENT, LOADS =
+  KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16], KEYS[17], KEYS[18]
 local failures = {}
 
 local function try(command, ...)
@@ -59,9 +59,11 @@ try('ZRANGE', MEMBERS, '0', '0')
 try('ZREMRANGEBYSCORE', MEMBERS, 'rejected', 'rejected')
 
 try('XREAD', 'STREAMS', EVENTS, '$')
-try('XRANGE', EVENTS, '+', '+')
+for _, key in ipairs({EVENTS, LOADS}) do
+  try('XRANGE', key, '+', '+')
+  try('XADD', key, 'rejected', '', '')
+end
 try('XREVRANGE', EVENTS, '-', '-')
-try('XADD', EVENTS, 'rejected', '', '')
 
 try('SRANDMEMBER', BARE)
 local removed = try('SREM', BARE, '')

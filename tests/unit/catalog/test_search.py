@@ -6,9 +6,10 @@ import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Capability, HealthStatus, Metadata, Service, ServiceFilter
-from registry_server.catalog import Change, Discovery, Replica, Search
+from registry_server.catalog import Change, Discovery, Loads, Replica, Search
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.record import Record
+from registry_server.runtime.clock import system_clock
 from registry_server.store import Position
 from tests.support.samples import small_service
 
@@ -25,7 +26,8 @@ class Site:
         self.replica.start_at((), Position("epoch", 0))
         self.discovery = Discovery(self.replica)
         self.discovery.set_stale(stale=False)
-        self.search = Search(self.replica, self.discovery, fill_seconds=fill_seconds)
+        self.loads = Loads(self.replica, default_ttl=300, clock=system_clock)
+        self.search = Search(self.replica, self.discovery, self.loads, fill_seconds=fill_seconds)
 
     def put(
         self,
@@ -165,7 +167,7 @@ async def test_index_equals_a_new_one_after_any_changes(seed: int) -> None:
             site.put(name, " ".join(chance.choices(words, k=4)), status=chance.choice((HEALTHY, UNHEALTHY)))
         if chance.random() < 0.3:
             await site.find(chance.choice(words))
-    fresh = Search(site.replica, site.discovery)
+    fresh = Search(site.replica, site.discovery, site.loads)
     everything = compile_filter(ServiceFilter(name_pattern="."), "filter", [])
     for text in words:
         expected = await fresh.find(text, EVERYTHING, 100)
@@ -189,3 +191,14 @@ async def test_answers_do_not_depend_on_what_a_filter_hides(seed: int) -> None:
             (found.total, [(hit.record.name, hit.score, hit.capabilities) for hit in found.hits]) for found in answers
         ]
         assert shown[0] == shown[1]
+
+
+async def test_equally_relevant_services_are_ordered_by_load_then_name() -> None:
+    site = Site()
+    for name in ("a", "b", "c", "d", "e"):
+        site.put(name, "translates texts", status=UNHEALTHY if name == "a" else HEALTHY)
+    site.loads.add_reports([("b", "", 4, 4), ("d", "", 1, 8), ("e", "", 3, 0)])
+    hits = (await site.search.find("translates texts", EVERYTHING, 10)).hits
+    assert [hit.record.name for hit in hits] == ["c", "d", "e", "b", "a"]
+    assert [hit.load and hit.load.in_flight for hit in hits] == [None, 1, 3, 4, None]
+    assert [hit.record.name for hit in (await site.search.find("translates texts", EVERYTHING, 2)).hits] == ["c", "d"]

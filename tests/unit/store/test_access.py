@@ -29,6 +29,7 @@ TYPES = {
     **dict.fromkeys(("records", "ttls", "checks", "owners", "owned", "repair", "merged"), "hash"),
     **dict.fromkeys(("leases", "members"), "zset"),
     "events": "stream",
+    "loads": "stream",
     "bare": "set",
 }
 

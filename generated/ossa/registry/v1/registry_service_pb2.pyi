@@ -785,7 +785,9 @@ class GetServiceHealthResponse(_message.Message):
 
     @_builtins.property
     def load(self) -> _service_pb2.Load:
-        """Most recent load that the service has reported. Unset: this version of the registry does not record loads."""
+        """Most recent load that the instance of the service has reported. Unset: it reported none within the length of its
+        lease, at most 60 s.
+        """
 
     @_builtins.property
     def observed(self) -> _service_pb2.Health:
@@ -948,7 +950,9 @@ class Lease(_message.Message):
     """Optional. Sets or clears `Service.draining`. A change is an event of type SERVICE_UPDATED. Unset = keep it."""
     @_builtins.property
     def load(self) -> _service_pb2.Load:
-        """Optional. How busy the service is. This version of the registry accepts and ignores it."""
+        """Optional. How busy the service is. Every process of the registry knows it within a second, without a revision or an
+        event.
+        """
 
     def __init__(
         self,

@@ -215,7 +215,7 @@ class RegistryServiceServicer:
 
     def SearchServices(self, request, context):
         """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
-        available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+        available before all others, then by relevance, load and name. Inflections of words, beginnings of words and words
         with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
         changes that this server has applied.
         Errors: INVALID_ARGUMENT for an invalid query, filter or limit.

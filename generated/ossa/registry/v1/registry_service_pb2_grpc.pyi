@@ -74,7 +74,7 @@ class RegistryServiceStub:
     """
     SearchServices: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SearchServicesRequest, _registry_service_pb2.SearchServicesResponse]
     """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
-    available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+    available before all others, then by relevance, load and name. Inflections of words, beginnings of words and words
     with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
     changes that this server has applied.
     Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
@@ -195,7 +195,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     SearchServices: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SearchServicesRequest, _registry_service_pb2.SearchServicesResponse]  # type: ignore[assignment]
     """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
-    available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+    available before all others, then by relevance, load and name. Inflections of words, beginnings of words and words
     with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
     changes that this server has applied.
     Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
@@ -343,7 +343,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.SearchServicesResponse, _abc.Awaitable[_registry_service_pb2.SearchServicesResponse]]:
         """Returns the services whose names, descriptions, tags and capabilities match a text, the best first: those that are
-        available before all others, then by relevance, then by name. Inflections of words, beginnings of words and words
+        available before all others, then by relevance, load and name. Inflections of words, beginnings of words and words
         with one wrong letter match, too. A service need not have all words of the text. Answered from memory, with all
         changes that this server has applied.
         Errors: INVALID_ARGUMENT for an invalid query, filter or limit.
