@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from benchmarks import replay
 from benchmarks.fleet import services
-from benchmarks.processes import Served, served
+from benchmarks.processes import Served, cpu_seconds, served
 from benchmarks.report import Report
 from ossa.registry.v1.registry_service_pb2 import KeepAliveRequest, RegisterServiceRequest, WatchEventsRequest
 
@@ -60,10 +60,10 @@ async def run(report: Report, _: argparse.Namespace) -> None:
 async def _measure(
     report: Report, registry: Served, fleet: asyncio.subprocess.Process, agents: int, before: float
 ) -> None:
-    started, cpu = time.monotonic(), _cpu_seconds(registry.pid)
+    started, cpu = time.monotonic(), cpu_seconds(registry.pid)
     _command(fleet, f"measure {_MEASURED_SECONDS}")
     found = await _answer(fleet)
-    cpu = _cpu_seconds(registry.pid) - cpu
+    cpu = cpu_seconds(registry.pid) - cpu
     load = 100 * cpu / (time.monotonic() - started)
     memory = (_memory(registry.pid) - before) / agents
     report.at_most("memory an agent: connection, stream and service", memory, 40, "KiB")
@@ -123,9 +123,3 @@ def _memory(pid: int) -> float:
     """Return the resident memory of a process in KiB."""
     pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
