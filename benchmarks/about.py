@@ -52,9 +52,9 @@ ABOUT: Final = {
         "processor time are those of the registry's process, all threads and idle connections included. After SIGTERM "
         "the registry and its embedded Redis start again. The bounds of set-up, memory and processor time are not held "
         "yet: with 4,000 agents, 530 a second were set up, at 1.9 ms of processor time each; an agent took 42 KiB, of "
-        "which an idle HTTP/2 connection is 15; a heartbeat cost 0.45 ms at 400 a second, and more at lower rates, where "
-        "fewer share a renewal. About a quarter of the time is spent in gRPC's own threads. Smaller read buffers "
-        "and a single malloc arena made no difference."
+        "which an idle HTTP/2 connection is 15; a heartbeat cost 0.45 ms at 400 a second, and more at lower rates, "
+        "probably because fewer share a renewal. About a quarter of the time is spent in gRPC's own threads. "
+        "Smaller read buffers and a single malloc arena made no difference."
     ),
     "watch": (
         "A change is committed through one process and received from another; both use one Redis. The path is commit, "
