@@ -6,6 +6,7 @@ connect (docs/adr/0020).
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from weakref import WeakSet
@@ -25,6 +26,8 @@ from registry_server.store.locating import ClusterSlot, Locator, Sentinels
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 
 _PRIMARY_CHECK_SECONDS: Final = 1.0
+_SLOW_HANDSHAKE_SECONDS: Final = 0.1
+"""Duration from which the server may have been paused, and replaced, during the handshake."""
 _SENTINEL_PORT, _NODE_PORT = 26379, 6379
 _SENTINEL_OPTION_PREFIX = "sentinel_"
 
@@ -175,22 +178,32 @@ class _PrimaryConnection(AbstractConnection):
         else:
             address = await self._owner.locate_primary(locator)
             self.host, self.port = address
+            started = time.monotonic()
             await super().connect()  # type: ignore[no-untyped-call]
             if locator.checks_role:
                 await self._check_role()
-            # A paused server may complete the handshake only after it resumes, long after it was replaced.
+            # A paused server completes the handshake when it resumes: it may have been replaced, and not know it yet.
+            if time.monotonic() - started > _SLOW_HANDSHAKE_SECONDS:
+                await self._locate_again(locator)
             if not self._owner.register_connection(self, address):
                 await self.disconnect(nowait=True)
                 raise RedisConnectionError(f"{_text(address)} was replaced by another primary during the handshake")
         if self._on_open is not None:
             self._on_open()
 
+    async def _locate_again(self, locator: Locator) -> None:
+        try:
+            await self._owner.locate_primary(locator)
+        except BaseException:
+            await self.disconnect(nowait=True)  # otherwise the pool would consider it usable
+            raise
+
     async def _check_role(self) -> None:
         try:
             await self.send_command("ROLE", check_health=False)
             role = (await self.read_response())[0]
         except BaseException:
-            await self.disconnect(nowait=True)  # otherwise the pool would consider it usable
+            await self.disconnect(nowait=True)  # as above
             raise
         if role not in (b"master", "master"):
             await self.disconnect(nowait=True)

@@ -1,12 +1,15 @@
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import SSLConnection
+from redis.asyncio import Redis, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from registry_server.config.addresses import HostPort
 from registry_server.errors import ConfigurationError
 from registry_server.store.connecting import Connections
-from registry_server.store.locating import ClusterSlot, Sentinels
+from registry_server.store.locating import ClusterSlot, Locator, Sentinels, _Answer
 from tests.support.redis_process import RedisProcess
 
 KEY = "{ossa}:registry:revision"
@@ -92,3 +95,37 @@ async def test_on_open_is_called_for_each_new_connection(redis: RedisProcess) ->
 
     assert len(opened) == 2
     await client.aclose()
+
+
+class Switchable(Locator):
+    """Locates whichever server the test has made the primary."""
+
+    checks_role = True
+
+    def __init__(self, primary: HostPort) -> None:
+        super().__init__([primary], lambda address: Redis(host=address.host, port=address.port), "no primary")
+        self.primary = primary
+
+    async def _query(self, _queried: HostPort, _client: Redis) -> _Answer:
+        return _Answer(1, self.primary)
+
+
+@pytest.mark.own_redis
+async def test_server_replaced_while_it_was_paused_is_not_used(tmp_path: Path) -> None:
+    async with RedisProcess(tmp_path / "old") as old, RedisProcess(tmp_path / "new") as new:
+        connections = Connections("redis+sentinel://127.0.0.1/mymaster", timeout=5.0, key=KEY)
+        connections.locator = locator = Switchable(HostPort("127.0.0.1", old.port))
+        client = connections.client()
+        old.pause()
+        write = asyncio.ensure_future(client.set("key", "lost"))
+        await asyncio.sleep(0.3)  # the handshake has begun
+        locator.primary = HostPort("127.0.0.1", new.port)
+        old.resume()
+        with pytest.raises(RedisConnectionError, match="was replaced by another primary during the handshake"):
+            await write
+        await client.set("key", "kept")
+        await client.aclose()
+        async with Redis(port=old.port) as direct:
+            assert await direct.get("key") is None
+        async with Redis(port=new.port) as direct:
+            assert await direct.get("key") == b"kept"
