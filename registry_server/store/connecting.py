@@ -26,8 +26,8 @@ from registry_server.store.locating import ClusterSlot, Locator, Sentinels
 from registry_server.store.tls import NO_TLS_FILES, RedisTls
 
 _PRIMARY_CHECK_SECONDS: Final = 1.0
-_SLOW_HANDSHAKE_SECONDS: Final = 0.1
-"""Duration from which the server may have been paused, and replaced, during the handshake."""
+STALL_SECONDS: Final = 0.1
+"""Delay of an answer from which its server may have been paused, and replaced, in the meantime."""
 _SENTINEL_PORT, _NODE_PORT = 26379, 6379
 _SENTINEL_OPTION_PREFIX = "sentinel_"
 
@@ -58,6 +58,8 @@ class Connections:
         self._timeout = timeout
         self._connections: WeakSet[AbstractConnection] = WeakSet()
         self._primary: HostPort | None = None
+        self.replacements = 0
+        """How often another server has become the primary."""
         self.locator: Locator | None = None
         """Locates the primary; ``None`` if the URL contains its address."""
         try:
@@ -122,10 +124,16 @@ class Connections:
         if address != self._primary:
             if self._primary is not None:
                 log.warning("redis primary changed", address=_text(address), previous=_text(self._primary))
+                self.replacements += 1
             self._primary = address
             for connection in self._connections:
                 connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
         return address
+
+    async def check_primary(self) -> None:
+        """Locate the primary after an answer that was long delayed, and so perhaps from a server that was replaced."""
+        if self.locator is not None:
+            await self.locate_primary(self.locator)
 
     def register_connection(self, connection: AbstractConnection, address: HostPort) -> bool:
         """Register a new connection and return whether its server is still the primary."""
@@ -183,7 +191,7 @@ class _PrimaryConnection(AbstractConnection):
             if locator.checks_role:
                 await self._check_role()
             # A paused server completes the handshake when it resumes: it may have been replaced, and not know it yet.
-            if time.monotonic() - started > _SLOW_HANDSHAKE_SECONDS:
+            if time.monotonic() - started > STALL_SECONDS:
                 await self._locate_again(locator)
             if not self._owner.register_connection(self, address):
                 await self.disconnect(nowait=True)

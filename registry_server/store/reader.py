@@ -2,13 +2,14 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Final
 
 from registry_server.errors import StoreUnavailable
 from registry_server.store.commands import Commands
-from registry_server.store.connecting import Connections
+from registry_server.store.connecting import STALL_SECONDS, Connections
 from registry_server.store.failures import translate_errors
 from registry_server.store.foreign_documents import holds_documents
 from registry_server.store.keys import Keys
@@ -156,12 +157,17 @@ class StoreReader:
             StoreUnavailable: Also if redis-py opened another connection: the server behind it may have another history.
                 Call ``RedisStore.reconnect`` and verify the history.
         """
+        sent, replacements = time.monotonic(), self._connections.replacements
         with translate_errors("XREAD", self._keys.events):
             answer: Any = await self.stream_client.xread(
                 {self._keys.events: f"{after}-0"},
                 count=self._limits.tail_page,
                 block=round(self._limits.tail_block_seconds * 1000) if wait else None,
             )
+            if time.monotonic() - sent > self._limits.tail_block_seconds + STALL_SECONDS:
+                await self._connections.check_primary()
+        if self._connections.replacements != replacements:
+            raise StoreUnavailable("another primary was chosen before the previous one answered")
         if self._opened_connections != self._verified_connections:
             raise StoreUnavailable("the connection to the store was lost")
         events: list[StoredEvent] = []

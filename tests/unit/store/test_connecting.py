@@ -7,9 +7,11 @@ from redis.asyncio import Redis, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from registry_server.config.addresses import HostPort
-from registry_server.errors import ConfigurationError
-from registry_server.store.connecting import Connections
+from registry_server.errors import ConfigurationError, StoreUnavailable
+from registry_server.store import RedisStore
+from registry_server.store.connecting import STALL_SECONDS, Connections
 from registry_server.store.locating import ClusterSlot, Locator, Sentinels, _Answer
+from tests.support.followers import QUICK
 from tests.support.redis_process import RedisProcess
 
 KEY = "{ossa}:registry:revision"
@@ -125,7 +127,25 @@ async def test_server_replaced_while_it_was_paused_is_not_used(tmp_path: Path) -
             await write
         await client.set("key", "kept")
         await client.aclose()
+        await connections.close()
         async with Redis(port=old.port) as direct:
             assert await direct.get("key") is None
         async with Redis(port=new.port) as direct:
             assert await direct.get("key") == b"kept"
+
+
+@pytest.mark.own_redis
+async def test_stream_of_a_server_replaced_during_a_pause_is_left(tmp_path: Path) -> None:
+    async with RedisProcess(tmp_path / "old") as old, RedisProcess(tmp_path / "new") as new:
+        store = RedisStore("redis+sentinel://127.0.0.1/mymaster", timeout=5.0, limits=QUICK)
+        store._connections.locator = locator = Switchable(HostPort("127.0.0.1", old.port))
+        await store.open()
+        waiting = asyncio.create_task(store.reader.wait_for_events(0))
+        await asyncio.sleep(0)  # it has sent its command
+        old.pause()
+        await asyncio.sleep(QUICK.tail_block_seconds + 3 * STALL_SECONDS)
+        locator.primary = HostPort("127.0.0.1", new.port)
+        old.resume()
+        with pytest.raises(StoreUnavailable, match="another primary was chosen"):
+            await waiting
+        await store.close()
