@@ -1,12 +1,11 @@
 """Strict conversion of parsed JSON or YAML to the values of message fields."""
 
-import marshal
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import NoneType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
@@ -31,9 +30,6 @@ _NOT_FINITE = "must be a finite number in the range of a 64-bit float"
 _MAX_EXACT_INTEGER = 2**53
 _NULL_ITEM = "must not be null"
 _MAX_SHOWN_NUMBER = 1e15
-_EXACT: Final = 2  # version of marshal in which equal values of equal types have equal bytes
-_MAX_CACHED_STRUCTS: Final = 1_024
-_MAX_CACHED_BYTES: Final = 4_096
 _INT32 = range(-(2**31), 2**31)
 # Tuples, because `int | float` builds a union object on each evaluation.
 _NUMBERS = (int, float)
@@ -45,19 +41,6 @@ _KINDS: Final[Mapping[type, str]] = {
     list: "an array",
     dict: "an object",
 }
-
-
-class _Struct(NamedTuple):
-    """A struct that was read before."""
-
-    wire: bytes
-    values: int
-    """Number of values in it."""
-
-
-_structs: Final[dict[bytes, _Struct]] = {}
-"""Structs by the objects that they were read from: replicas share schemas, and reading one takes four times as long as
-finding it here. At most about 8 MiB."""
 
 
 class ValueReader:
@@ -82,24 +65,10 @@ class ValueReader:
         if not self.is_full:
             self.violations.append(Violation(at or self._document_name, description))
 
-    def read_struct(self, value: Any, at: str, struct: Struct) -> None:
+    def read_struct(self, value: object, at: str, struct: Struct) -> None:
         """Copy an object with any content into ``struct``."""
         struct.SetInParent()
-        try:
-            key = marshal.dumps(value, _EXACT)  # tells 1, 1.0 and true apart
-        except ValueError:  # nested too deeply, or not plain data
-            key = b""
-        known = _structs.get(key)
-        if known is not None and self._values + known.values <= MAX_VALUES:
-            self._values += known.values
-            struct.MergeFromString(known.wire)
-            return
-        before, violations = self._values, len(self.violations)
         self._fill_struct(value, at, struct, 1)
-        if key and len(key) <= _MAX_CACHED_BYTES and not self.is_full and len(self.violations) == violations:
-            if len(_structs) >= _MAX_CACHED_STRUCTS:
-                _structs.clear()
-            _structs[key] = _Struct(struct.SerializeToString(), self._values - before)
 
     def read_schema(self, value: object, at: str, struct: Struct) -> None:
         """Copy a JSON Schema into ``struct``; the schemas ``true`` and ``false`` have equivalent objects."""

@@ -12,7 +12,6 @@ from typing import Any
 from ossa.registry.v1.service_pb2 import Service
 from registry_server.__main__ import serve
 from registry_server.replication import Writes
-from registry_server.store import StoreWriter
 from registry_server.store.lua import Scripts
 from registry_server.watch import Watcher
 
@@ -51,14 +50,15 @@ def repeated_event() -> None:
 
 def lost_write() -> None:
     """A write is acknowledged but never sent to Redis."""
-    write = StoreWriter.write_service
+    write = Writes.write_service
 
-    async def write_some(self: StoreWriter, service: Service, **fields: Any) -> Any:
-        if fields["expected"] and _is_faulty_call():
-            return fields["expected"]  # a revision that every process has reached
-        return await write(self, service, **fields)
+    async def write_some(self: Writes, before: Service | None, after: Service, *args: Any, **fields: Any) -> Any:
+        if before is not None and _is_faulty_call():
+            after.revision = before.revision
+            return after
+        return await write(self, before, after, *args, **fields)
 
-    StoreWriter.write_service = write_some  # type: ignore[method-assign]
+    Writes.write_service = write_some  # type: ignore[method-assign]
 
 
 def repeated_revision() -> None:
