@@ -47,6 +47,8 @@ class Answer:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client left")
         transport.write(head if request.method == "HEAD" else head + self.body)
+        # The next request waits: otherwise a client that sends many and reads no answer would fill the memory.
+        await request.writer.drain()
 
     async def write_eof(self) -> None:
         """Do nothing: the answer was sent."""

@@ -19,6 +19,7 @@ from yarl import URL
 
 from ossa_common.cursors import Cursor, encode_cursor
 from registry_server.app import Serving, serving
+from registry_server.gateway.middleware import CHUNK_BYTES
 from tests.rest.client import BASE, Rest, client, service
 from tests.rest.raw import exchange
 from tests.support.redis_process import RedisProcess
@@ -250,6 +251,31 @@ async def test_answers_that_are_never_read_end_the_connection(redis: RedisProces
                     await asyncio.sleep(0.01)
         finally:
             writer.transport.abort()
+
+
+async def test_requests_of_a_client_that_reads_no_answer_wait(server: Server, rest: Rest) -> None:
+    for i in range(20):
+        document = service(f"agent-{i}")
+        document["metadata"] = {"description": "d" * 2_000}
+        assert (await rest.post("/services", document)).status == 201
+    size = len((await rest.get("/services")).raw)
+    assert 40_000 < size < CHUNK_BYTES
+    sent = 2_000
+    async with connection(server.http) as (reader, writer):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(f"GET {BASE}/services HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * sent)
+        answered, before = 0, -1
+        while answered != before:
+            await asyncio.sleep(0.3)
+            before, answered = answered, await answers(rest, f"{BASE}/services", "GET")
+    assert answered < sent / 4, f"the connection holds {answered * size >> 20} MiB"
+
+
+async def answers(rest: Rest, path: str, method: str) -> int:
+    """Return how many requests were answered."""
+    text = (await rest.get_outside_api("/metrics")).raw.decode()
+    start = f'ossa_registry_http_requests_total{{method="{method}",route="{path}",status="200"}} '
+    return next(int(float(line.removeprefix(start))) for line in text.splitlines() if line.startswith(start))
 
 
 # CPU time.

@@ -11,6 +11,7 @@ from registry_server.gateway.answers import Answer
 
 class _Transport:
     sent = b""
+    drained = 0
 
     def is_closing(self) -> bool:
         return False
@@ -18,11 +19,21 @@ class _Transport:
     def write(self, data: bytes) -> None:
         self.sent += data
 
+    async def drain(self) -> None:
+        self.drained = len(self.sent)
+
 
 async def _sent(answer: Answer, **request: Any) -> tuple[list[str], bytes]:
     transport = _Transport()
-    defaults = {"method": "GET", "version": HttpVersion11, "keep_alive": True, "transport": transport}
+    defaults = {
+        "method": "GET",
+        "version": HttpVersion11,
+        "keep_alive": True,
+        "transport": transport,
+        "writer": transport,
+    }
     await answer.prepare(SimpleNamespace(**{**defaults, **request}))  # type: ignore[arg-type]
+    assert transport.drained == len(transport.sent), "the next request waits until the client reads"
     head, _, body = transport.sent.partition(b"\r\n\r\n")
     return [line for line in head.decode().split("\r\n") if not line.startswith("Date: ")], body
 
