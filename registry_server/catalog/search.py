@@ -46,6 +46,8 @@ _MAX_RELEVANCE: Final = 100
 _AVAILABLE: Final = 2 * _MAX_RELEVANCE
 """Added to the relevance of available services in the order."""
 _STEP_NAMES: Final = 2_000
+_STEP_STEMS: Final = 200
+"""About 1 ms."""
 
 Mask = NDArray[np.bool_]
 
@@ -112,7 +114,7 @@ class Search:
         while True:
             query = None if filter_.key == EVERYTHING.key else await self._discovery.find_query(filter_)
             found = Hits()
-            await self._discovery.slices.run(self._search(text, query, limit, found))
+            await self._discovery.slices.run(self._search(text, filter_, query, limit, found))
             if query is None or not query.ended:
                 return found
 
@@ -130,11 +132,12 @@ class Search:
                 return
         self._changed[name] = None
 
-    def _search(self, text: str, query: Query | None, limit: int, found: Hits) -> Iterator[None]:
+    def _search(self, text: str, filter_: Filter, query: Query | None, limit: int, found: Hits) -> Iterator[None]:
+        # Another call may end the query in between, which releases its filter.
         yield  # calls that arrive in one turn take one step each, and the next ones take up to 1 ms
         yield from self._apply_changes()
         incomplete = bool(self._changed)
-        mask = None if query is None else (yield from self._mask(query))
+        mask = None if query is None else (yield from self._mask(query, filter_.key))
         ranked, words = yield from self._rank(text, mask, limit, found)
         best: list[tuple[int, float, str]] = []
         for start in range(0, len(ranked), _STEP_NAMES):
@@ -144,7 +147,7 @@ class Search:
         for order, _, name in best:
             record = self._replica.records.get(name)
             # It may have changed since the first step.
-            if record is not None and (query is None or query.filter.matches(record)):
+            if record is not None and (query is None or filter_.matches(record)):
                 size += len(record.framed)
                 if size > MAX_PAGE_BYTES and found.hits:
                     break
@@ -170,9 +173,9 @@ class Search:
                 self._index.put_record(record)
             yield
 
-    def _mask(self, query: Query) -> Generator[None, None, Mask]:
+    def _mask(self, query: Query, key: bytes) -> Generator[None, None, Mask]:
         """Return for each slot whether its service is one of a query; kept until the query or the slots change."""
-        key, index = query.filter.key, self._index
+        index = self._index
         kept = self._masks.get(key)
         if kept is not None and kept[0] is query and kept[1:3] == (query.version, index.generation):
             self._masks.move_to_end(key)
@@ -203,10 +206,12 @@ class Search:
         raw = list(dict.fromkeys(raw_words(text)))[:MAX_QUERY_WORDS]
         for word in raw:
             weighted = np.zeros_like(scores)
-            for posting, weight in self._alternatives(word, mask, is_last=word == raw[-1]):
+            alternatives = yield from self._alternatives(word, mask, is_last=word == raw[-1])
+            for posting, weight in alternatives:
                 slots, weights = _visible(posting, mask, len(scores))
                 weighted[slots] = np.maximum(weighted[slots], weights * np.float32(weight))
                 words.add(posting.word)
+                yield
             count = int(np.count_nonzero(weighted))
             rarity = log1p((max(0, size - count) + 0.5) / (count + 0.5))
             best_possible += rarity * MAX_WEIGHT
@@ -226,7 +231,9 @@ class Search:
             ranked, order = ranked[order >= last], order[order >= last]
         return list(zip((-order).tolist(), map(index.names.__getitem__, ranked.tolist()), strict=True)), words
 
-    def _alternatives(self, word: str, mask: Mask | None, *, is_last: bool) -> list[tuple[Posting, float]]:
+    def _alternatives(
+        self, word: str, mask: Mask | None, *, is_last: bool
+    ) -> Generator[None, None, list[tuple[Posting, float]]]:
         """Return the words of the index that a word of a query stands for, with their weights."""
         postings, stemmed = self._index.postings, stem(word)
 
@@ -235,14 +242,30 @@ class Search:
 
         found = [(postings[stemmed], 1.0)] if is_visible(postings.get(stemmed)) else []
         if len(stemmed) >= _MIN_PREFIX_LETTERS and (is_last or not found):
-            longer = filter(is_visible, islice(self._index.words_with_prefix(stemmed), _MAX_WALKED_WORDS))
-            found += [(posting, _PREFIX_WEIGHT) for posting in islice(longer, _MAX_PREFIX_WORDS)]
+            # A list: other searches may change the index in between.
+            longer = list(islice(self._index.words_with_prefix(stemmed), _MAX_WALKED_WORDS))
+            limit = len(found) + _MAX_PREFIX_WORDS
+            for posting in longer:
+                if is_visible(posting):
+                    found.append((posting, _PREFIX_WEIGHT))
+                    if len(found) == limit:
+                        break
+                yield
         if not found and len(word) >= MIN_FUZZY_LETTERS:
-            similar = {*misspellings(stemmed), *map(stem, misspellings(word))}
-            found = [
-                (postings[each], _FUZZY_WEIGHT) for each in similar & postings.keys() if is_visible(postings[each])
-            ]
+            for posting in (yield from self._similar(word, stemmed)):
+                if is_visible(posting):
+                    found.append((posting, _FUZZY_WEIGHT))
+                yield
         return found
+
+    def _similar(self, word: str, stemmed: str) -> Generator[None, None, list[Posting]]:
+        """Return the words of the index that differ from a word by one letter."""
+        texts, postings = set(misspellings(stemmed)), self._index.postings
+        for i, text in enumerate(misspellings(word)):
+            if i % _STEP_STEMS == 0:
+                yield
+            texts.add(stem(text))
+        return [postings[each] for each in texts & postings.keys()]
 
 
 def _visible(posting: Posting, mask: Mask | None, count: int) -> tuple[Integers, Integers]:

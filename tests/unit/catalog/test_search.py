@@ -6,7 +6,7 @@ import pytest
 
 from ossa.registry.v1.event_pb2 import EventReason, EventType
 from ossa.registry.v1.service_pb2 import Capability, HealthStatus, Metadata, Service, ServiceFilter
-from registry_server.catalog import Change, Discovery, Loads, Replica, Search
+from registry_server.catalog import Change, Discovery, Hits, Loads, Replica, Search
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.record import Record
 from registry_server.runtime.clock import system_clock
@@ -202,3 +202,28 @@ async def test_equally_relevant_services_are_ordered_by_load_then_name() -> None
     assert [hit.record.name for hit in hits] == ["c", "d", "e", "b", "a"]
     assert [hit.load and hit.load.in_flight for hit in hits] == [None, 1, 3, 4, None]
     assert [hit.record.name for hit in (await site.search.find("translates texts", EVERYTHING, 2)).hits] == ["c", "d"]
+
+
+@pytest.mark.parametrize("text", ["zeb", "zzzzzzzzzz"], ids=["prefix", "misspelling"])
+async def test_words_of_hidden_services_leave_turns_to_other_tasks(text: str) -> None:
+    site = Site()
+    for i in range(100):
+        site.put(f"agent-{i}", f"zeb{i}", environment="test")
+    other = compile_filter(ServiceFilter(environment="production"), "filter", [])
+    assert await site.find(text, other) == []
+    query = await site.discovery.find_query(other)
+    steps = sum(1 for _ in site.search._search(text, other, query, 10, Hits()))
+    assert steps > {"zeb": 100, "zzzzzzzzzz": 5}[text]
+
+
+async def test_query_that_another_call_ends_does_not_fail_the_search() -> None:
+    site = Site()
+    site.put("agent", "Counts zebras", environment="production")
+    production = compile_filter(ServiceFilter(environment="production"), "filter", [])
+    assert await site.find("zebras", production) == ["agent"]
+    query = await site.discovery.find_query(production)
+    steps = iter(site.search._search("zebras", production, query, 10, Hits()))
+    next(steps)
+    query.end()
+    assert list(steps)
+    assert await site.find("zebras", production) == ["agent"]
