@@ -161,10 +161,10 @@ class Explanations:
 
     def _is_visible(self, names: Sequence[str], everything: Filter) -> Generator[None, None, bool]:
         for i, name in enumerate(names):
+            if i % _STEP_NAMES == 0:  # also at once: each of many values may have some services
+                yield
             if self._find_record(name, everything) is not None:
                 return True
-            if i % _STEP_NAMES == _STEP_NAMES - 1:
-                yield
         return False
 
     def _visible_names(self, names: list[str], everything: Filter) -> Generator[None, None, list[str]]:

@@ -185,6 +185,7 @@ class Capabilities:
                         with suppress(ValueError):  # larger than the cache
                             self._summaries[filter_.scope, name] = _Summary(state, summary)
                 if not summary.service_count:
+                    yield
                     continue
                 remaining_bytes -= summary.ByteSize()
                 if len(page) == size or (page and remaining_bytes < 0):

@@ -42,3 +42,8 @@ def test_full_comparisons_are_bounded() -> None:
     assert found == ["agent-000001", *found[1:]]
     assert len(found) == 3
     assert steps <= 20_000 / 500 + 200
+
+
+def test_steps_are_short_for_long_texts() -> None:
+    wanted = "".join(chr(ord("a") + i * i % 26) + str(i) for i in range(200))
+    assert result(resembling(wanted, ["b" * 512] * 1_000, 3)) == ([], 15)

@@ -15,6 +15,7 @@ from registry_server.catalog.slices import Slices
 from registry_server.catalog.statistics import Capabilities, Statistics, registry_stats
 from registry_server.model.filters import EVERYTHING
 from registry_server.model.record import Record
+from registry_server.security.visibility import Visibility
 from registry_server.store import Position
 from tests.support.samples import small_service
 
@@ -243,3 +244,17 @@ async def test_summaries_of_many_services_leave_turns_to_other_tasks() -> None:
         turns += 1
 
     assert turns > 10 * 5
+
+
+async def test_known_summaries_of_hidden_services_leave_turns_to_other_tasks() -> None:
+    catalog = Catalog(slice_seconds=0)
+    catalog.put_service("hidden", **offering(*(f"c{i}" for i in range(50))))
+    visible = Visibility(("other",), ()).join(EVERYTHING, None)
+    assert await catalog.capabilities.page("", 10, visible) == ([], False)
+    page = asyncio.create_task(catalog.capabilities.page("", 10, visible))
+    turns = 0
+    while not page.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns > 50
