@@ -74,16 +74,16 @@ class Query:
         text = self.text(name)
         if not text:
             return None
+        timestamp = Timestamp()
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
-            self._add_violation(name, f"{quoted(text)} is not a time such as 2026-11-24T12:00:00Z")
-            return None
-        timestamp = Timestamp()
-        timestamp.FromDatetime(moment)
-        return timestamp
+            if moment.tzinfo is not None:
+                timestamp.FromDatetime(moment)
+                return timestamp
+        except (ValueError, OverflowError):  # with its zone, it may be before the year 1 or after the year 9999
+            pass
+        self._add_violation(name, f"{quoted(text)} is not a time such as 2026-11-24T12:00:00Z")
+        return None
 
     def page_size(self) -> int:
         """Return the page size; 0 if it is absent."""

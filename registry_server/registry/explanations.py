@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ossa.registry.v1.registry_service_pb2 import ExplainDiscoveryResponse, ListEventsRequest
 from ossa.registry.v1.service_pb2 import ServiceFilter
 from registry_server.catalog import Explanations, Hits, Loads, Search
-from registry_server.model import requests
+from registry_server.model import requests, rules
 from registry_server.model.filters import EVERYTHING, Filter, compile_filter
 from registry_server.model.tokens import encode_page_token
 from registry_server.model.validation import name_violations
@@ -68,6 +68,7 @@ class RegistryExplanations(RegistryReads):
         """
         violations = name_violations(request.name, "name") if request.name else []
         size = requests.page_size(request.page_size, violations)
+        rules.check_timestamp(request.since, "since", violations)
         identity = current_identity.get()
         query = ListEventsRequest(name=request.name, since=request.since)
         scope = b"events:" + identity.scope.encode() + query.SerializeToString(deterministic=True)

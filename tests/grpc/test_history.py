@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from ossa.registry.v1 import registry_service_pb2 as pb
 from tests.grpc.calls import (
@@ -47,6 +48,13 @@ async def test_events_are_listed_newest_first(server: Server) -> None:
     assert [event.revision for event in (await list_events(server, since=since)).events][:2] == [4, 3]
     later = datetime.now(UTC) + timedelta(hours=1)
     assert shown(await list_events(server, since=later)) == []
+
+
+@pytest.mark.parametrize("since", [{"seconds": 1 << 60}, {"seconds": -(1 << 60)}, {"nanos": -1}])
+async def test_time_that_is_not_valid_is_a_violation(since: dict[str, int], server: Server) -> None:
+    error = await failure(list_events(server, since=Timestamp(**since)))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.fields == ["since"]
 
 
 async def test_pages_continue_from_memory_into_the_store(redis: RedisProcess) -> None:
