@@ -130,7 +130,14 @@ class Api:
         query.violations += name_violations(name, "for") if name else []
         query.check()
         explanation = await self._registry.explain(filter_, name)
-        return self._success(call, message_document(explanation))
+        data: list[bytes] = []
+
+        def encode() -> Iterator[None]:
+            yield  # as in Documents: the service of an event may take all of a slice
+            data.append(encode_json(message_document(explanation)))
+
+        await self._registry.slices.run(encode())
+        return self._envelope.success(data[0], call.request_id)
 
     async def history(self, call: HttpCall) -> Answer:
         """Return a page of past events."""

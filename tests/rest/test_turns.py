@@ -78,3 +78,18 @@ async def test_costly_services_that_are_read_at_once_do_not_stop_the_event_loop(
             sizes = await asyncio.gather(*(read(f"s{i}") for i in range(30)))
     assert min(sizes) > 90_000
     assert turns.longest < MAX_TURN_SECONDS
+
+
+async def test_explanations_with_costly_services_do_not_stop_the_event_loop(server: Server) -> None:
+    await register_costly_services(server)
+    async with aiohttp.ClientSession() as client:
+
+        async def explain(name: str) -> int:
+            async with client.get(f"{server.http}/api/v1/registry/explain?for={name}") as response:
+                return len(await response.read())
+
+        with measured_turns() as turns:
+            sizes = await asyncio.gather(*(explain(f"s{i}") for i in range(30)))
+    print(turns.longest)
+    assert min(sizes) > 90_000
+    assert turns.longest < MAX_TURN_SECONDS
